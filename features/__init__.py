@@ -1,0 +1,1 @@
+"""Rolling features: declared in a feature set, computed exactly by one engine."""

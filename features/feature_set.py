@@ -1,0 +1,318 @@
+"""The feature set: a declarative list of entities, windows and aggregates, read from YAML and checked by pydantic.
+
+A feature set says what a model sees. It is data: the same text trains the model, travels in the bundle and drives the live
+engine, and its fingerprint (sha256 over the canonical form) tells them apart.
+
+    name: cards
+    currency: EUR
+    entities: {customer: [customer_id], pair: [customer_id, merchant_id]}
+    features:
+      - {name: amount, payment: amount}
+      - {name: customer_mean_7d, entity: customer, aggregate: mean, of: amount, window: 7d, include_current: true}
+      - {name: amount_to_mean, ratio: [amount, customer_mean_7d]}
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from schemas.currencies import CURRENCY_EXPONENT
+from schemas.durations import parse_duration_ms
+
+KEY_FIELDS = (
+    "payment_id", "customer_id", "account_id", "card_token", "merchant_id", "terminal_id", "device_id", "ip", "mcc", "channel",
+    "country", "merchant_country", "currency",
+)  # fmt: skip
+POSITION_FIELDS = ("latitude", "longitude", "merchant_latitude", "merchant_longitude")
+CALENDAR_FIELDS = ("amount", "hour_of_day", "day_of_week")
+
+# With a `window`, or without one (then over the whole life of the key).
+WINDOWED = ("count", "sum", "mean", "std", "min", "max", "median", "distinct", "fraud_count", "fraud_rate")
+LATEST = ("since_last", "since_first", "last", "speed_kmh", "since_fraud")
+NEEDS_OF = ("sum", "mean", "std", "min", "max", "median", "distinct", "last")
+
+ENTITIES_MAX = 16
+FEATURES_MAX = 512
+
+
+
+class FeatureSetError(ValueError):
+    """The feature set says something that the engine cannot or must not do; the message names the place and the way out."""
+
+
+def _duration(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise ValueError("a duration is text such as 10m, 24h or 30d")  # noqa: TRY004 - pydantic wants ValueError
+    if isinstance(value, int):
+        raise ValueError(f"{value} has no unit; write {value}s, {value}m, {value}h or {value}d")
+    return parse_duration_ms(value)
+
+
+def _positive(value: int) -> int:
+    if value < 1:
+        raise ValueError("a duration must be at least 1ms")
+    return value
+
+
+DurationMs = Annotated[int, BeforeValidator(_duration)]
+PositiveDurationMs = Annotated[int, BeforeValidator(_duration), AfterValidator(_positive)]
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Rates(_Strict):
+    """Exchange rates: units of the set's currency for one unit of another, versioned because a changed rate changes features."""
+
+    version: str = Field(min_length=1, max_length=64)
+    per_unit: dict[str, Annotated[float, Field(gt=0, lt=1e9)]]
+
+
+class Range(_Strict):
+    """A half-open or closed range on a number; all bounds given must hold."""
+
+    at_least: float | None = None
+    above: float | None = None
+    at_most: float | None = None
+    below: float | None = None
+
+
+Scalar = str | float | bool
+Condition = Scalar | list[Scalar] | Range
+
+
+class Feature(_Strict):
+    """One column of the model's input. Exactly one of `payment`, `aggregate`, `ratio`, `difference`, `zscore` is given."""
+
+    name: Name
+    # A value of the payment itself: amount, hour_of_day, day_of_week, a position field, a declared category, attributes.NAME.
+    payment: str | None = None
+    categories: list[str] | None = Field(None, min_length=1, max_length=10_000)
+    # A rolling aggregate over the payments of one entity.
+    entity: str | None = None
+    aggregate: str | None = None
+    of: str | None = None
+    window: PositiveDurationMs | None = None
+    delay: DurationMs = 0
+    include_current: bool = False
+    where: dict[str, Condition] = Field(default_factory=dict)
+    # Arithmetic on earlier columns.
+    ratio: tuple[str, str] | None = None
+    difference: tuple[str, str] | None = None
+    zscore: tuple[str, str, str] | None = None
+
+    @property
+    def kind(self) -> Literal["payment", "aggregate", "ratio", "difference", "zscore"]:
+        for kind in ("payment", "aggregate", "ratio", "difference", "zscore"):
+            if getattr(self, kind) is not None:
+                return kind  # type: ignore[return-value]
+        raise AssertionError("checked at construction")
+
+    @property
+    def operands(self) -> tuple[str, ...]:
+        """The earlier columns a derived feature reads; empty for the others."""
+        return self.ratio or self.difference or self.zscore or ()
+
+    @model_validator(mode="after")
+    def _check(self) -> Feature:
+        given = [k for k in ("payment", "aggregate", "ratio", "difference", "zscore") if getattr(self, k) is not None]
+        if len(given) != 1:
+            raise ValueError(f"feature {self.name}: give exactly one of payment, aggregate, ratio, difference, zscore; found {given or 'none'}")
+        if self.kind != "aggregate":
+            extra = [k for k in ("entity", "of", "window", "delay", "include_current", "where") if k in self.model_fields_set]
+            if extra:
+                raise ValueError(f"feature {self.name}: {', '.join(extra)} belong to an aggregate, not to a {self.kind} feature")
+        if self.categories is not None and self.kind != "payment":
+            raise ValueError(f"feature {self.name}: categories belong to a payment feature")
+        if self.kind == "payment":
+            self._check_payment()
+        if self.kind == "aggregate":
+            self._check_aggregate()
+        return self
+
+    def _check_payment(self) -> None:
+        field = self.payment or ""
+        if field in KEY_FIELDS:
+            if self.categories is None:
+                raise ValueError(f"feature {self.name}: {field} is text; declare its categories: [..] in the order of their numbers")
+        elif field in CALENDAR_FIELDS + POSITION_FIELDS:
+            if self.categories is not None:
+                raise ValueError(f"feature {self.name}: {field} is a number and takes no categories")
+        elif not field.startswith("attributes."):
+            known = ", ".join(CALENDAR_FIELDS + POSITION_FIELDS + KEY_FIELDS)
+            raise ValueError(f"feature {self.name}: unknown payment field {field!r}; known are {known} and attributes.NAME")
+        if self.categories is not None and len(set(self.categories)) != len(self.categories):
+            raise ValueError(f"feature {self.name}: a category is listed twice")
+
+    def _check_aggregate(self) -> None:
+        if self.aggregate not in WINDOWED + LATEST:
+            raise ValueError(f"feature {self.name}: unknown aggregate {self.aggregate!r}; known are {', '.join(WINDOWED + LATEST)}")
+        if self.entity is None:
+            raise ValueError(f"feature {self.name}: an aggregate needs its entity")
+        if self.aggregate in WINDOWED and self.window is None:
+            raise ValueError(f"feature {self.name}: {self.aggregate} needs a window such as 24h")
+        if (self.aggregate in NEEDS_OF) != (self.of is not None):
+            verb = "needs" if self.aggregate in NEEDS_OF else "takes no"
+            raise ValueError(f"feature {self.name}: {self.aggregate} {verb} `of`")
+        if self.aggregate == "distinct":
+            if self.of not in KEY_FIELDS:
+                raise ValueError(f"feature {self.name}: distinct counts one of {', '.join(KEY_FIELDS)}")
+        elif self.of not in (None, "amount"):
+            raise ValueError(f"feature {self.name}: {self.aggregate} is computed of amount, not of {self.of!r}")
+        if self.aggregate in LATEST and (self.delay or self.include_current):
+            raise ValueError(f"feature {self.name}: {self.aggregate} takes neither delay nor include_current")
+        if self.aggregate == "since_first" and self.window is not None:
+            raise ValueError(f"feature {self.name}: since_first looks at the whole life of a key and takes no window")
+        if self.aggregate in LATEST and self.where:
+            raise ValueError(f"feature {self.name}: {self.aggregate} takes no where")
+        if self.aggregate in ("min", "max", "median") and self.delay:
+            raise ValueError(f"feature {self.name}: {self.aggregate} takes no delay")
+        if self.aggregate in ("fraud_count", "fraud_rate") and self.include_current:
+            raise ValueError(f"feature {self.name}: the current payment has no label yet, so include_current means nothing here")
+        for field in self.where:
+            if field not in (*KEY_FIELDS, *POSITION_FIELDS, *CALENDAR_FIELDS) and not field.startswith("attributes."):
+                raise ValueError(f"feature {self.name}: where names the unknown field {field!r}; it takes fields of the payment")
+
+
+class FeatureSet(_Strict):
+    """The declaration as a whole. `FeatureSet.from_yaml` reads it; `names` is the column order; `fingerprint` its identity."""
+
+    name: Name
+    currency: str
+    allowed_lateness: DurationMs = 600_000
+    # 5 minutes hold any honest clock.
+    max_future_skew: DurationMs = 300_000
+    dedupe_horizon: PositiveDurationMs = 86_400_000
+    # At least one batch, so that no payment of a batch can push out another of the same batch.
+    dedupe_capacity: int = Field(20_000_000, ge=65_536, le=2_000_000_000)
+    # How long a label may come after its payment and still be found, beyond the windows that need it anyway.
+    label_horizon: PositiveDurationMs = 90 * 86_400_000
+    keys_max: int = Field(50_000_000, ge=1, le=1_000_000_000)
+    required: list[str] = Field(default_factory=list)
+    rates: Rates | None = None
+    entities: dict[Name, Annotated[list[str], Field(min_length=1, max_length=4)]] = Field(default_factory=dict, max_length=ENTITIES_MAX)
+    features: Annotated[list[Feature], Field(min_length=1, max_length=FEATURES_MAX)]
+
+    @model_validator(mode="after")
+    def _check(self) -> FeatureSet:
+        if self.currency not in CURRENCY_EXPONENT:
+            raise ValueError(f"currency: {self.currency!r} is not an ISO 4217 code")
+        for entity, fields in self.entities.items():
+            unknown = [f for f in fields if f not in KEY_FIELDS]
+            if unknown:
+                raise ValueError(f"entities.{entity}: unknown field {unknown[0]!r}; known are {', '.join(KEY_FIELDS)}")
+            if len(set(fields)) != len(fields):
+                raise ValueError(f"entities.{entity}: a field is listed twice")
+        unknown = [f for f in self.required if f not in (*KEY_FIELDS, *POSITION_FIELDS)]
+        if unknown:
+            raise ValueError(f"required: unknown field {unknown[0]!r}")
+        if self.rates is not None:
+            unknown = [c for c in self.rates.per_unit if c not in CURRENCY_EXPONENT]
+            if unknown:
+                raise ValueError(f"rates: {unknown[0]!r} is not an ISO 4217 code")
+        seen: set[str] = set()
+        for feature in self.features:
+            if feature.name in seen:
+                raise ValueError(f"feature {feature.name}: the name is used twice")
+            if feature.entity is not None and feature.entity not in self.entities:
+                raise ValueError(f"feature {feature.name}: unknown entity {feature.entity!r}; declared are {', '.join(self.entities) or 'none'}")
+            for operand in feature.operands:
+                if operand not in seen:
+                    raise ValueError(f"feature {feature.name}: {operand!r} must be a feature that stands before it")
+            seen.add(feature.name)
+        return self
+
+    @property
+    def names(self) -> list[str]:
+        """Column names in column order."""
+        return [feature.name for feature in self.features]
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex sha256 over the canonical JSON of everything that can change a value; comments and layout do not count."""
+        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+    @property
+    def fields(self) -> set[str]:
+        """The payment fields that features are made of (without attributes)."""
+        used = {field for fields in self.entities.values() for field in fields}
+        for feature in self.features:
+            used.update(f for f in (feature.payment, feature.of, *feature.where) if f in (*KEY_FIELDS, *POSITION_FIELDS))
+        return used
+
+    @classmethod
+    def from_yaml(cls, source: str | Path) -> FeatureSet:
+        """Read a feature set from YAML text, or from a file when a Path is given. Raises FeatureSetError."""
+        where = str(source) if isinstance(source, Path) else "feature set"
+        text = source.read_text(encoding="utf-8") if isinstance(source, Path) else source
+        return read_yaml_model(cls, text, where=where, error=FeatureSetError)
+
+
+M = TypeVar("M", bound=BaseModel)
+
+
+class _LineLoader(yaml.SafeLoader):
+    """SafeLoader that refuses a key given twice: YAML lets the last one win, silently."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            if key_node.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"the key {key_node.value!r} is given twice", problem_mark=key_node.start_mark)
+            seen.add(key_node.value)
+        return super().construct_mapping(node, deep=deep)
+
+
+def read_yaml_model(model: type[M], text: str, *, where: str, error: type[Exception]) -> M:
+    """Parse YAML `text` into `model`; any mistake becomes `error` naming `where`, the line and what to write instead."""
+    try:
+        data = yaml.load(text, Loader=_LineLoader)  # noqa: S506 - a SafeLoader
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.MarkedYAMLError as exc:
+        line = exc.problem_mark.line + 1 if exc.problem_mark else "?"
+        raise error(f"{where}:{line}: not readable as YAML: {exc.problem}") from exc
+    except yaml.YAMLError as exc:
+        raise error(f"{where}: not readable as YAML: {exc}") from exc
+    if not isinstance(data, dict):
+        raise error(f"{where}: expected a mapping of settings, found {type(data).__name__}")
+    try:
+        return model.model_validate(data)
+    except ValidationError as exc:
+        first = exc.errors()[0]
+        message = re.sub(r"^Value error, ", "", first["msg"])
+        path = [p for p in first["loc"] if isinstance(p, int) or not re.match(r"^(list\[|Range|str$|float$|bool$|function-)", str(p))]
+        named = re.match(r"feature (\w+):", message)
+        line = _line_of(node, path, named.group(1) if named else None)
+        place = ".".join(str(p) for p in path)
+        raise error(f"{where}:{line}: {place + ': ' if place else ''}{message}") from exc
+
+
+def _line_of(node: yaml.Node | None, path: list[Any], feature: str | None) -> int:
+    """The line of the YAML node at `path`, or of the feature named; the nearest node found otherwise."""
+    if feature is not None and not path and isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            if key.value == "features" and isinstance(value, yaml.SequenceNode):
+                for item in value.value:
+                    if isinstance(item, yaml.MappingNode) and any(k.value == "name" and v.value == feature for k, v in item.value):
+                        return int(item.start_mark.line) + 1
+    for part in path:
+        if isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            node = node.value[part]
+        elif isinstance(node, yaml.MappingNode):
+            found = [value for key, value in node.value if key.value == str(part)]
+            if not found:
+                break
+            node = found[0]
+        else:
+            break
+    return int(node.start_mark.line) + 1 if node is not None else 1

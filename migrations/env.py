@@ -1,0 +1,16 @@
+"""Alembic's environment: runs on the connection that `scorer.sink.schema.migrate` hands over; no alembic.ini, no URL here."""
+
+from __future__ import annotations
+
+from alembic import context
+
+from scorer.sink.schema import metadata
+
+connection = context.config.attributes.get("connection")
+if connection is None:
+    raise RuntimeError("migrations run through scorer.sink.schema.migrate(url), which `fraud-scorer setup` calls")
+
+# One transaction for all steps: a migration that fails leaves the database as it was.
+context.configure(connection=connection, target_metadata=metadata, transaction_per_migration=False)
+with context.begin_transaction():
+    context.run_migrations()

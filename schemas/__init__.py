@@ -1,0 +1,1 @@
+"""Contracts of everything that crosses a topic, a file or a table."""

@@ -1,0 +1,189 @@
+"""Dead letters: the closed list of reasons, and the record that keeps a refused one, with where it came from, for
+people to look at.
+
+A dead letter is the refused value itself (card numbers masked, cut at 256 KiB) under the refused record's key (masked
+too, cut at 4 KiB); everything about it is in headers, named as Kafka Connect names them where Connect has a name, so
+that tools for those read these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from enum import StrEnum
+from typing import TYPE_CHECKING, Final
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from schemas.cards import mask_card_numbers
+
+if TYPE_CHECKING:
+    from schemas.errors import ContractError
+
+VALUE_BYTES_MAX: Final = (
+    262_144  # 256 KiB: a quarter of what a broker takes by default, and enough to see what was wrong
+)
+KEY_BYTES_MAX: Final = 4_096
+
+Headers = list[tuple[str, bytes]]
+
+
+class DeadLetterReason(StrEnum):
+    """Why a record was refused. Closed: a new reason is a new version of the contract. `sentence` says it to people."""
+
+    sentence: str
+
+    def __new__(cls, value: str, sentence: str) -> DeadLetterReason:
+        member = str.__new__(cls, value)
+        member._value_ = value
+        member.sentence = sentence
+        return member
+
+    NULL_VALUE = "null_value", "The record has a key but no value (a tombstone)."
+    EMPTY_VALUE = "empty_value", "The value is zero bytes long."
+    TOO_LARGE = "too_large", "The value is longer than the decoder's limit."
+    WRONG_MAGIC = "wrong_magic", "The value starts with a byte that begins neither JSON nor a known wire format."
+    UNKNOWN_SCHEMA_ID = (
+        "unknown_schema_id",
+        "The value is in Confluent's wire format, and its schema id is not known here.",
+    )
+    NOT_UTF8 = "not_utf8", "The value is not UTF-8 text."
+    TOO_DEEP = "too_deep", "Objects or lists are nested deeper than the decoder follows."
+    NOT_JSON = "not_json", "The value is text but not JSON."
+    NOT_AN_OBJECT = "not_an_object", "The value is JSON but not an object."
+    DUPLICATE_KEY = "duplicate_key", "A name stands twice in one object, so that it is unclear which value is meant."
+    NOT_FINITE = "not_finite", "A number is NaN, infinite, or too large for a double."
+    CARD_NUMBER = "card_number", "A value is a plain card number; cards must arrive as tokens."
+    UNKNOWN_FIELD = (
+        "unknown_field",
+        "The record has a field that the contract does not; further data belongs in `attributes`.",
+    )
+    MISSING_FIELD = "missing_field", "A required field is absent or null."
+    WRONG_TYPE = "wrong_type", "A field has a value of another JSON type than the contract says."
+    INVALID_VALUE = (
+        "invalid_value",
+        "A field's value has the right type but not the form, length or range of the contract.",
+    )
+    AMOUNT_NEGATIVE = "amount_negative", "The amount is below zero."
+    AMOUNT_OVERFLOW = "amount_overflow", "The amount has more than twelve digits."
+    AMOUNT_MINOR_UNITS = "amount_minor_units", "The amount has a fraction or exponent; minor units are whole numbers."
+    UNKNOWN_CURRENCY = "unknown_currency", "The currency is not an ISO 4217 code that has minor units."
+    EVENT_TIME_INVALID = "event_time_invalid", "The time is not RFC 3339 with an offset."
+    EVENT_TIME_OUT_OF_RANGE = (
+        "event_time_out_of_range",
+        "The time is before 2000 or after October 2096, often seconds or microseconds.",
+    )
+    EVENT_TIME_IN_FUTURE = (
+        "event_time_in_future",
+        "The time is further ahead of the broker's timestamp than clocks may differ.",
+    )
+    NO_EXCHANGE_RATE = (
+        "no_exchange_rate",
+        "The feature set has no rate for this currency, so the amount fits into no window.",
+    )
+    INVALID_CONTROL = "invalid_control", "The control record's `type` is missing or is not one that is known."
+
+
+class DeadLetter(BaseModel):
+    """What a dead letter's headers say. The value beside them is the refused value, masked and perhaps cut."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    topic: str = Field(description="Topic the refused record was read from.", examples=["payments"])
+    partition: int = Field(ge=0, description="Its partition there.", examples=[3])
+    offset: int = Field(ge=0, description="Its offset there.", examples=[918_273])
+    reason: DeadLetterReason = Field(description="Why it was refused.", examples=["not_json"])
+    field: str | None = Field(
+        description="The contract's field that was wrong; null when it was the record as a whole.",
+        examples=["currency"],
+    )
+    message: str = Field(description="For people: the field and the shape of its value, never the value.")
+    timestamp_ms: int | None = Field(
+        description="The broker's timestamp of the refused record, epoch ms.", examples=[1_767_225_600_000]
+    )
+    value_bytes: int = Field(ge=-1, description="Size of the refused value; -1 when it was null.", examples=[271])
+    masked: bool = Field(
+        description="Whether digits of the key or value were replaced because they formed a card number."
+    )
+    truncated: bool = Field(description="Whether the key or the value was cut to its limit.")
+
+    def to_headers(self) -> Headers:
+        """As Kafka headers; absent fields have no header."""
+        texts = {
+            "__connect.errors.topic": self.topic,
+            "__connect.errors.partition": str(self.partition),
+            "__connect.errors.offset": str(self.offset),
+            "__connect.errors.stage": "KEY_CONVERTER" if self.field == "key" else "VALUE_CONVERTER",
+            "__connect.errors.exception.class.name": "schemas.errors.ContractError",
+            "__connect.errors.exception.message": self.message,
+            "fraud_scorer.reason": self.reason.value,
+            "fraud_scorer.field": self.field,
+            "fraud_scorer.timestamp_ms": None if self.timestamp_ms is None else str(self.timestamp_ms),
+            "fraud_scorer.value_bytes": str(self.value_bytes),
+            "fraud_scorer.masked": "true" if self.masked else "false",
+            "fraud_scorer.truncated": "true" if self.truncated else "false",
+        }
+        return [(name, text.encode()) for name, text in texts.items() if text is not None]
+
+    @classmethod
+    def from_headers(cls, headers: Iterable[tuple[str, bytes | None]] | None) -> DeadLetter:
+        """Back from a record's headers; other headers are passed over.
+
+        Raises ValueError for a record that is no dead letter.
+        """
+        texts = {
+            name: value.decode()
+            for name, value in headers or ()
+            if value is not None and name.startswith(("__connect.errors.", "fraud_scorer."))
+        }
+        try:
+            timestamp = texts.get("fraud_scorer.timestamp_ms")
+            return cls(
+                topic=texts["__connect.errors.topic"],
+                partition=int(texts["__connect.errors.partition"]),
+                offset=int(texts["__connect.errors.offset"]),
+                reason=DeadLetterReason(texts["fraud_scorer.reason"]),  # type: ignore[call-arg]  # by value:
+                Enum.__call__, not __new__ field=texts.get("fraud_scorer.field"),
+                message=texts["__connect.errors.exception.message"],
+                timestamp_ms=None if timestamp is None else int(timestamp),
+                value_bytes=int(texts["fraud_scorer.value_bytes"]),
+                masked=texts["fraud_scorer.masked"] == "true",
+                truncated=texts["fraud_scorer.truncated"] == "true",
+            )
+        except KeyError as exc:
+            raise ValueError(f"not a dead letter of fraud-scorer: it lacks the header {exc.args[0]}") from None
+
+
+def dead_letter_record(
+    topic: str,
+    partition: int,
+    offset: int,
+    key: bytes | None,
+    value: bytes | None,
+    error: ContractError,
+    *,
+    timestamp_ms: int | None = None,
+) -> tuple[bytes | None, bytes | None, Headers]:
+    """Key, value and headers of the dead letter for the record (topic, partition, offset), refused with `error`.
+
+    A null value stays null: the dead-letter topic is kept by time, not compacted, so a null deletes nothing there.
+    """
+    # Mask first, cut after: a number that lies across the cut must not survive in part.
+    key_masked = None if key is None else mask_card_numbers(key)
+    value_masked = None if value is None else mask_card_numbers(value)
+    described = DeadLetter(
+        topic=topic,
+        partition=partition,
+        offset=offset,
+        reason=error.reason,
+        field=error.field,
+        message=error.message,
+        timestamp_ms=timestamp_ms,
+        value_bytes=-1 if value is None else len(value),
+        masked=key_masked != key or value_masked != value,
+        truncated=len(key or b"") > KEY_BYTES_MAX or len(value or b"") > VALUE_BYTES_MAX,
+    )
+    return (
+        None if key_masked is None else key_masked[:KEY_BYTES_MAX],
+        None if value_masked is None else value_masked[:VALUE_BYTES_MAX],
+        described.to_headers(),
+    )

@@ -1,0 +1,241 @@
+"""The fast door: a batch of record values to columns, equal in every outcome to `Payment.from_json` on each.
+
+    values ──▶ screen (numba, one pass over all bytes) ──certain──▶ msgspec ──accepts──▶ row
+                       └─uncertain────────────────────────────────────┴─refuses──▶ Payment.from_json ──▶ row or reject
+
+A row is accepted here only when kernel and msgspec are both certain of it (the argument is in schemas.screen);
+everything else goes to the reference, which alone may reject. Around 2 µs for a payment of 280 bytes, against some 50
+µs of the reference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from operator import attrgetter
+from typing import Annotated, Any, Final, NamedTuple
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from schemas.cards import key_candidates
+from schemas.documents import VALUE_BYTES_MAX
+from schemas.errors import ContractError
+from schemas.payment import Payment, refuse_card_key
+from schemas.screen import CERTAIN_WITH_NULL_ATTRIBUTE, TABLES, UNCERTAIN, screen
+from schemas.times import in_future_error
+
+_Latitude = Annotated[float, msgspec.Meta(ge=-90, le=90)]
+_Longitude = Annotated[float, msgspec.Meta(ge=-180, le=180)]
+
+
+class PaymentRow(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
+    """One accepted payment, fields as in the contract.
+
+    Without cycle collection: it holds texts, numbers and one flat dict.
+    """
+
+    payment_id: str
+    event_time: str | int
+    amount_minor: int
+    currency: str
+    customer_id: str | None = None
+    account_id: str | None = None
+    card_token: str | None = None
+    merchant_id: str | None = None
+    terminal_id: str | None = None
+    device_id: str | None = None
+    ip: str | None = None
+    mcc: str | None = None
+    channel: str | None = None
+    country: str | None = None
+    merchant_country: str | None = None
+    latitude: _Latitude | None = None
+    longitude: _Longitude | None = None
+    merchant_latitude: _Latitude | None = None
+    merchant_longitude: _Longitude | None = None
+    attributes: dict[str, str | int | float | bool | None] | None = None
+
+
+_FIELDS: Final = PaymentRow.__struct_fields__
+_NUMBERS: Final = frozenset({"latitude", "longitude", "merchant_latitude", "merchant_longitude"})
+_TEXTS: Final = frozenset(_FIELDS) - _NUMBERS - {"event_time", "amount_minor", "attributes"}
+_as_fields = attrgetter(*_FIELDS)
+_decode = msgspec.json.Decoder(PaymentRow).decode
+
+
+class Reject(NamedTuple):
+    """A value that the contract refuses: its position in the input given, and why."""
+
+    index: int
+    error: ContractError
+
+
+@dataclass(eq=False)
+class PaymentBatch:
+    """The accepted payments of a batch, columnar, and the refused ones. n is the number of accepted ones.
+
+    Nothing in it may be changed; `take` and `refuse_future` give new batches.
+    """
+
+    index: npt.NDArray[np.int32]  # [n] position of each accepted row in the input given
+    rows: list[PaymentRow]
+    event_time_ms: npt.NDArray[np.int64]  # [n] epoch ms, UTC
+    amount_minor: npt.NDArray[np.int64]  # [n]
+    rejects: list[Reject]  # by ascending index
+    _columns: dict[str, npt.NDArray[Any]] = field(default_factory=dict, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def column(self, name: str) -> npt.NDArray[Any]:
+        """A field of the contract, [n], cached: object (str or None) for texts, float64 (NaN when absent) for
+        positions.
+
+        Raises KeyError for what is neither; times, amounts and attributes have their own members.
+        """
+        found = self._columns.get(name)
+        if found is None:
+            values = map(attrgetter(name), self.rows) if name in _NUMBERS or name in _TEXTS else None
+            if values is None:
+                raise KeyError(
+                    f"{name} is no text or position field of a payment; there are {', '.join(sorted(_TEXTS | _NUMBERS))}"
+                )
+            if name in _NUMBERS:
+                found = np.array(list(values), dtype=np.float64)  # None becomes NaN
+            else:
+                found = _objects(list(values))
+            self._columns[name] = found
+        return found
+
+    def attribute(self, name: str) -> npt.NDArray[np.object_]:
+        """The attribute `name` of each payment, object [n]: str, int, float, bool, or None where it has none.
+
+        Cached.
+        """
+        key = f"attributes.{name}"
+        found = self._columns.get(key)
+        if found is None:
+            found = _objects([None if row.attributes is None else row.attributes.get(name) for row in self.rows])
+            self._columns[key] = found
+        return found
+
+    def take(self, order: npt.NDArray[np.integer[Any]]) -> PaymentBatch:
+        """The accepted rows at the positions `order`, in that order: a permutation or a subset. The rejects stay."""
+        return PaymentBatch(
+            index=self.index[order],
+            rows=[self.rows[i] for i in order.tolist()],
+            event_time_ms=self.event_time_ms[order],
+            amount_minor=self.amount_minor[order],
+            rejects=self.rejects,
+            _columns={name: column[order] for name, column in self._columns.items()},
+        )
+
+    def refuse_future(self, record_timestamp_ms: npt.NDArray[np.int64], max_future_skew_ms: int) -> PaymentBatch:
+        """Rejects the payments whose event time is more than `max_future_skew_ms` ahead of their record's broker
+        timestamp.
+
+        `record_timestamp_ms` has one entry for each input given to `decode_payments`, accepted or not.
+        """
+        ahead = self.event_time_ms - record_timestamp_ms[self.index] > max_future_skew_ms
+        if not ahead.any():
+            return self
+        kept = self.take(np.flatnonzero(~ahead))
+        error = partial(in_future_error, max_future_skew_ms)
+        refused = [Reject(index, error()) for index in self.index[ahead].tolist()]
+        kept.rejects = sorted(self.rejects + refused, key=attrgetter("index"))
+        return kept
+
+
+def decode_payments(
+    values: Sequence[bytes | None],
+    keys: Sequence[bytes | None] | None = None,
+    *,
+    value_bytes_max: int = VALUE_BYTES_MAX,
+) -> PaymentBatch:
+    """Decode the values (and check the keys) of up to 2^31 - 1 records.
+
+    Raises ValueError when there are not as many keys as values.
+    """
+    count = len(values)
+    if keys is not None and len(keys) != count:
+        raise ValueError(f"{count} values but {len(keys)} keys")
+    data, offsets = _joined(values)
+    verdict = np.empty(count, dtype=np.uint8)
+    event_time_ms = np.empty(count, dtype=np.int64)
+    amount_minor = np.empty(count, dtype=np.int64)
+    screen(data, offsets, value_bytes_max, TABLES, verdict, event_time_ms, amount_minor)
+    if keys is not None:
+        verdict[_suspicious(keys)] = UNCERTAIN
+
+    index: list[int] = []
+    rows: list[PaymentRow] = []
+    rejects: list[Reject] = []
+    for i, (value, certainty) in enumerate(zip(values, verdict.tolist(), strict=True)):
+        if certainty and value is not None:
+            try:
+                row = _decode(value)
+            except (msgspec.MsgspecError, UnicodeDecodeError):
+                pass  # not certain after all: the reference below decides
+            else:
+                if certainty == CERTAIN_WITH_NULL_ATTRIBUTE:
+                    row = _without_null_attributes(row)
+                index.append(i)
+                rows.append(row)
+                continue
+        try:
+            payment = Payment.from_json(value, None if keys is None else keys[i], value_bytes_max=value_bytes_max)
+        except ContractError as error:
+            rejects.append(Reject(i, error))
+            continue
+        index.append(i)
+        rows.append(PaymentRow(*_as_fields(payment)))
+        event_time_ms[i] = payment.event_time_ms
+        amount_minor[i] = payment.amount_minor
+    positions = np.array(index, dtype=np.int32)
+    if rejects:
+        event_time_ms, amount_minor = event_time_ms[positions], amount_minor[positions]
+    return PaymentBatch(
+        index=positions, rows=rows, event_time_ms=event_time_ms, amount_minor=amount_minor, rejects=rejects
+    )
+
+
+def refuse_card_keys(keys: Sequence[bytes | None]) -> list[Reject]:
+    """The records among `keys` whose key is a card number, for topics whose values are decoded elsewhere (control)."""
+    rejects = []
+    for i in np.flatnonzero(_suspicious(keys)).tolist():
+        try:
+            refuse_card_key(keys[i] or b"")
+        except ContractError as error:
+            rejects.append(Reject(i, error))
+    return rejects
+
+
+def _suspicious(keys: Sequence[bytes | None]) -> npt.NDArray[np.bool_]:
+    data, offsets = _joined(keys)
+    found = np.empty(len(keys), dtype=np.bool_)
+    key_candidates(data, offsets, found)
+    return found
+
+
+def _joined(values: Sequence[bytes | None]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    """All bytes one after the other (a null as none), and where each value begins, int64 [n + 1]."""
+    array = pa.array(values, type=pa.large_binary())
+    _, offsets, data = array.buffers()
+    if not values:
+        return np.zeros(1, dtype=np.uint8), np.zeros(1, dtype=np.int64)
+    joined = np.frombuffer(data, dtype=np.uint8) if data is not None and data.size else np.zeros(1, dtype=np.uint8)
+    return joined, np.frombuffer(offsets, dtype=np.int64, count=len(values) + 1)
+
+
+def _without_null_attributes(row: PaymentRow) -> PaymentRow:
+    return msgspec.structs.replace(row, attributes={k: v for k, v in (row.attributes or {}).items() if v is not None})
+
+
+def _objects(values: list[Any]) -> npt.NDArray[np.object_]:
+    column = np.empty(len(values), dtype=np.object_)
+    column[:] = values
+    return column

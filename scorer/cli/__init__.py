@@ -1,0 +1,45 @@
+"""`fraud-scorer`: one command for everything. Results on stdout, logs on stderr; exit 0 done, 1 failed, 2 wrong usage, 3 a promise is broken."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from scorer.cli import data, decide, demo, modelling
+from scorer.errors import FraudScorerError
+from scorer.services.cli import app as services
+
+app = typer.Typer(
+    name="fraud-scorer",
+    help="Streaming payment-fraud scoring on Kafka: exact features, a compiled model, transactional decisions, an audit trail.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(demo.demo)
+app.command()(decide.run)
+app.command()(decide.sink)
+app.command()(data.setup)
+app.command()(data.simulate)
+app.command()(data.send)
+app.command()(modelling.features)
+app.command()(modelling.train)
+app.command()(modelling.replay)
+app.add_typer(modelling.bundle, name="bundle")
+app.add_typer(services, name="services")
+app.command()(data.settings)
+app.command()(data.schemas)
+
+
+def main() -> None:
+    """Entry point of the console script and of `python -m scorer`."""
+    try:
+        app()
+    except FraudScorerError as error:
+        print(f"fraud-scorer: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("fraud-scorer: interrupted", file=sys.stderr)
+        sys.exit(130)

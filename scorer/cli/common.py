@@ -1,0 +1,104 @@
+"""What commands share: results for people or programs, progress, a stop flag set by signals."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from scorer import logs
+from scorer.errors import UsageError
+from scorer.mapping import Mapping
+from scorer.settings import Settings, load
+from schemas.times import event_time_ms
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")]
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+
+def settings(**overrides: Any) -> Settings:
+    """Settings of this process, with logging set up by them."""
+    loaded = load(**overrides)
+    logs.configure(loaded.log_level)
+    return loaded
+
+
+def show(result: dict[str, Any], *, as_json: bool, title: str) -> None:
+    """A result: one JSON line for programs, a table for people."""
+    if as_json:
+        print(json.dumps(result), flush=True)  # noqa: T201 - the interface
+        return
+    table = Table(title=title, show_header=False, title_justify="left")
+    for name, value in result.items():
+        table.add_row(name.replace("_", " "), f"{value:,}" if isinstance(value, int) else f"{value:.6g}" if isinstance(value, float) else str(value))
+    out.print(table)
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[threading.Event]:
+    """An event that SIGTERM and SIGINT set; the second one ends the process at once."""
+    stop = threading.Event()
+
+    def handle(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - the signature of a handler
+        if stop.is_set():
+            raise SystemExit(128 + number)
+        stop.set()
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def counting(what: str, *, quiet: bool) -> Iterator[Any]:
+    """A progress line on stderr that shows a growing count; gives the function to call with it."""
+    if quiet or not err.is_terminal:
+        yield lambda _count: None
+        return
+    with Progress(SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:,.0f}"), TimeElapsedColumn(), console=err) as progress:
+        task = progress.add_task(what, total=None)
+        yield lambda count: progress.update(task, completed=count)
+
+
+def read_mapping(path: Path | None) -> Mapping | None:
+    """A mapping file, or None for JSON lines in the contract's own form."""
+    return None if path is None else Mapping.from_yaml(path)
+
+
+def read_text(path: Path, what: str) -> str:
+    """The text of a file that the user named. Raises UsageError."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as exc:
+        raise UsageError(f"{what} {path} cannot be read: {exc}") from exc
+
+
+def parse_time_ms(text: str | None, option: str) -> int | None:
+    """2018-04-01 or an RFC 3339 time, as epoch ms. Raises UsageError naming the option."""
+    if text is None:
+        return None
+    try:
+        day = datetime.strptime(text, "%Y-%m-%d").replace(tzinfo=UTC)
+        return int(day.timestamp() * 1000)
+    except ValueError:
+        pass
+    try:
+        return event_time_ms(text)
+    except Exception as exc:  # noqa: BLE001 - whatever is wrong with it, this is what to write
+        raise UsageError(f"{option}: write a day such as 2018-04-01 or a time such as 2018-04-01T12:00:00Z") from exc

@@ -1,0 +1,65 @@
+"""`run` and `sink`: the long-running processes. SIGTERM drains."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import structlog
+import typer
+
+from scorer.bundle import Bundle
+from scorer.cli.common import settings as load_settings
+from scorer.cli.common import stop_on_signals
+from scorer.health import HealthServer
+from scorer.kafka import Topics, client_config
+
+BundleOption = Annotated[Path, typer.Option("--bundle", help="Folder of the bundle to start with; later ones come through the control topic.")]
+
+
+def run(bundle: BundleOption) -> None:
+    """Decide payments: the worker.
+
+    Example: fraud-scorer run --bundle bundles/cards
+    """
+    from scorer.worker import Worker  # noqa: PLC0415 - compiles kernels; other commands need not wait for it
+
+    settings = load_settings()
+    log = structlog.get_logger()
+    worker = Worker(settings, Bundle.load(bundle))
+    with stop_on_signals() as stop, HealthServer(settings.http.host, settings.http.worker_port, live=worker.live, ready=worker.ready) as health:
+        log.info("worker.start", metrics=f"{health.address}/metrics", bundle=str(bundle))
+        worker.run(stop)
+
+
+def sink() -> None:
+    """Write the audit topic to Postgres, each batch exactly once.
+
+    Example: fraud-scorer sink
+    """
+    from prometheus_client import REGISTRY  # noqa: PLC0415
+
+    from scorer.sink import AuditSink  # noqa: PLC0415
+    from scorer.sink.metrics import SinkMetrics  # noqa: PLC0415
+
+    settings = load_settings()
+    log = structlog.get_logger()
+    config = client_config(settings.kafka)
+    writer = AuditSink(
+        bootstrap_servers=config.pop("bootstrap.servers"),
+        client_config=config,
+        topic=Topics.of(settings.kafka).audit,
+        postgres_url=settings.postgres_url,
+        metrics=SinkMetrics(REGISTRY),
+    )
+    with (
+        stop_on_signals() as stop,
+        HealthServer(
+            settings.http.host,
+            settings.http.sink_port,
+            live=lambda: (True, "alive"),
+            ready=lambda: (True, "writing") if writer.ready() else (False, "waiting for Kafka or Postgres"),
+        ) as health,
+    ):
+        log.info("sink.start", metrics=f"{health.address}/metrics")
+        writer.run(stop)

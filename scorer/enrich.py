@@ -1,0 +1,137 @@
+"""The first half of the pure heart: bytes to payments in journal order with their features, the windows moved on.
+
+The training export stops here; the pipeline goes on to score and decide. Both run this very code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from features.engine import Engine
+from features.feature_set import FeatureSet
+from features.hashing import hash_strings
+from schemas.dead_letter import DeadLetterReason
+from schemas.decode import PaymentBatch, decode_payments
+from schemas.errors import ContractError
+from schemas.journal import ControlRange, InputRange
+from scorer.dedupe import Dedupe
+from scorer.ordering import journal_order
+
+_NO_STREAM_TIME = -(1 << 62)
+
+
+@dataclass(frozen=True)
+class Records:
+    """n records as they were read, of any partitions of the payments topic, each partition in offset order.
+
+    partition int32 [n] · offset int64 [n] · timestamp_ms int64 [n] (the broker's) · keys and values: bytes or None
+    """
+
+    partition: npt.NDArray[np.int32]
+    offset: npt.NDArray[np.int64]
+    timestamp_ms: npt.NDArray[np.int64]
+    keys: Sequence[bytes | None]
+    values: Sequence[bytes | None]
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+
+@dataclass(frozen=True)
+class ControlRecord:
+    """One record of the control topic."""
+
+    offset: int
+    key: bytes | None
+    value: bytes | None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one micro-batch consumes: records, control records that apply before them, and the positions they move."""
+
+    records: Records
+    inputs: Sequence[InputRange]
+    control: Sequence[ControlRecord]
+    control_range: ControlRange
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A record that could not become a payment or a control record: which, and why."""
+
+    index: int
+    error: ContractError
+
+
+@dataclass(frozen=True)
+class Enriched:
+    """n payments in journal order, m of them fresh (not repeated).
+
+    rows int64 [n]: place of each in the batch's records · entry int64 [n], duplicate and conflict bool [n]: from the dedupe table ·
+    fresh int64 [m]: positions of the fresh ones · first: the fresh payments · features float32 [m, F] and late bool [m] belong to those
+    """
+
+    payments: PaymentBatch
+    rows: npt.NDArray[np.int64]
+    entry: npt.NDArray[np.int64]
+    duplicate: npt.NDArray[np.bool_]
+    conflict: npt.NDArray[np.bool_]
+    fresh: npt.NDArray[np.int64]
+    first: PaymentBatch
+    features: npt.NDArray[np.float32]
+    late: npt.NDArray[np.bool_]
+    rejected: list[Rejected]
+
+
+class Enricher:
+    """The windows and the dedupe table of one shard."""
+
+    def __init__(self, feature_set: FeatureSet) -> None:
+        self.feature_set = feature_set
+        self.engine = Engine(feature_set)
+        self.dedupe = Dedupe(horizon_ms=feature_set.dedupe_horizon, capacity=feature_set.dedupe_capacity)
+
+    def enrich(self, records: Records) -> Enriched:
+        """Decode, order, find repeated payments, compute features. Every record ends in `payments` or in `rejected`."""
+        decoded = decode_payments(records.values, records.keys)
+        rejected = [Rejected(r.index, r.error) for r in decoded.rejects]
+        payments = self._admissible(decoded, records, rejected)
+        order = journal_order(records.partition[payments.index], records.offset[payments.index], payments.event_time_ms)
+        payments = payments.take(order)
+        rows = payments.index.astype(np.int64)
+
+        ids, _ = hash_strings(payments.column("payment_id"))
+        payload, _ = hash_strings([records.values[i] for i in rows.tolist()])
+        stream_ms = self.engine.stream_time_ms
+        entry, duplicate, conflict = self.dedupe.scan(ids, payload[:, 0], payments.event_time_ms, _NO_STREAM_TIME if stream_ms is None else stream_ms)
+        fresh = np.flatnonzero(~duplicate)
+        first = payments if len(fresh) == len(rows) else payments.take(fresh)
+        amount, _ = self.engine.convert(first)
+        features, late = self.engine.apply(first, amount, ids[fresh])
+        rejected.sort(key=lambda r: (int(records.partition[r.index]), int(records.offset[r.index])))
+        return Enriched(payments, rows, entry, duplicate, conflict, fresh, first, features, late, rejected)
+
+    def _admissible(self, payments: PaymentBatch, records: Records, rejected: list[Rejected]) -> PaymentBatch:
+        """Take out what the contract allows but the feature set or the clock rules do not; the reasons go to `rejected`."""
+        feature_set = self.feature_set
+        admissible = np.ones(len(payments.rows), dtype=np.bool_)
+
+        def refuse(which: npt.NDArray[np.bool_], reason: DeadLetterReason, name: str, message: str) -> None:
+            for i in np.flatnonzero(which & admissible):
+                rejected.append(Rejected(int(payments.index[i]), ContractError(reason, name, message)))
+            admissible[which] = False
+
+        skewed = payments.event_time_ms > records.timestamp_ms[payments.index] + feature_set.max_future_skew
+        refuse(skewed, DeadLetterReason.EVENT_TIME_IN_FUTURE, "event_time", "later than the broker's timestamp by more than max_future_skew")
+        for name in feature_set.required:
+            values = payments.column(name)
+            missing = np.isnan(values) if values.dtype != object else np.fromiter((v is None for v in values), np.bool_, len(values))
+            refuse(missing, DeadLetterReason.MISSING_FIELD, name, "required by the feature set")
+        _, convertible = self.engine.convert(payments)
+        refuse(~convertible, DeadLetterReason.NO_EXCHANGE_RATE, "currency", "the feature set's rates do not convert this currency")
+        return payments if admissible.all() else payments.take(np.flatnonzero(admissible))

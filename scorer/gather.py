@@ -1,0 +1,124 @@
+"""Which records make the next micro-batch, and how long to wait for company.
+
+Waiting: none when payments are rare; up to half a commit when they come faster than commits do, because a broker that commits three
+payments at a time saturates. Choosing: everything buffered, as long as that is one batch and every partition is caught up.
+Otherwise the partitions advance together in event time: a batch takes from each only what is not newer than the frontier, the
+smallest newest buffered time among partitions that are not caught up; so nothing is late merely because it was read late.
+"""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import numpy.typing as npt
+
+from schemas.decode import decode_payments
+from scorer.inputs import Inputs, Raw
+from scorer.ordering import journal_order, running_maximum
+from scorer.enrich import Batch
+
+# A control record with no payment to carry it is committed alone after this long, so that its lag stays small.
+CONTROL_ALONE_S = 1.0
+CONTROL_PER_BATCH_MAX = 4096
+IDLE_WAIT_S = 0.1
+# Weight of the newest observation in the running averages: about the last ten batches.
+_WEIGHT = 0.2
+_NO_TIME = np.int64(-(1 << 62))
+
+
+class Gatherer:
+    """Closes batches from a shard's inputs."""
+
+    def __init__(self, inputs: Inputs, *, batch_max: int, gather_ms_max: float, skew_ms: int) -> None:
+        self._inputs = inputs
+        self._batch_max = batch_max
+        self._gather_s_max = gather_ms_max / 1000.0
+        self._skew_ms = skew_ms
+        self._commit_s = 0.005
+        self._rate = 0.0
+        self._last_batch_at = time.monotonic()
+        self._control_since: float | None = None
+
+    def committed(self, seconds: float) -> None:
+        """A commit took so long."""
+        self._commit_s += _WEIGHT * (seconds - self._commit_s)
+
+    @property
+    def linger_s(self) -> float:
+        """How long a batch waits for company now."""
+        if self._rate * self._commit_s < 1.0:
+            return 0.0
+        return min(self._gather_s_max, self._commit_s / 2.0)
+
+    def next(self) -> Batch | None:
+        """The next batch, or None when nothing came within a moment."""
+        inputs = self._inputs
+        if inputs.buffered == 0:
+            inputs.fill(IDLE_WAIT_S)
+        if inputs.buffered:
+            deadline = time.monotonic() + self.linger_s
+            while inputs.buffered < self._batch_max:
+                remaining = deadline - time.monotonic()
+                if inputs.fill(max(0.0, remaining)) == 0 and remaining <= 0:
+                    break
+        counts = self._choose()
+        payments = sum(counts.values())
+        control = len(inputs.control.buffer)
+        now = time.monotonic()
+        if payments == 0:
+            if not control:
+                self._control_since = None
+                return None
+            self._control_since = self._control_since or now
+            if now - self._control_since < CONTROL_ALONE_S and control < CONTROL_PER_BATCH_MAX:
+                return None
+        self._control_since = None
+        elapsed = max(1e-6, now - self._last_batch_at)
+        self._rate += _WEIGHT * (payments / elapsed - self._rate)
+        self._last_batch_at = now
+        return inputs.batch(counts, min(control, CONTROL_PER_BATCH_MAX))
+
+    def _choose(self) -> dict[int, int]:
+        """How many records to take from each partition."""
+        lanes = self._inputs.lanes
+        counts = {p: len(lane.buffer) for p, lane in lanes.items()}
+        if len(lanes) == 1:
+            return {p: min(count, self._batch_max) for p, count in counts.items()}
+        behind = [p for p, lane in lanes.items() if not self._inputs.caught_up(lane)]
+        if not behind and sum(counts.values()) <= self._batch_max:
+            return counts
+        if any(counts[p] == 0 for p in behind):
+            return dict.fromkeys(lanes, 0)  # what this partition holds next is not known yet: wait for it
+        return self._in_time_order(behind)
+
+    def _in_time_order(self, behind: list[int]) -> dict[int, int]:
+        lanes = self._inputs.lanes
+        partition: list[int] = []
+        rows: list[Raw] = []
+        for p, lane in lanes.items():
+            # More than a whole batch of one partition cannot be taken anyway.
+            part = [lane.buffer[i] for i in range(min(len(lane.buffer), self._batch_max))]
+            partition += [p] * len(part)
+            rows += part
+        where = np.array(partition, dtype=np.int32)
+        times = running_maximum(where, self._event_times(rows))
+        counts = dict.fromkeys(lanes, 0)
+        taken = np.ones(len(rows), dtype=np.bool_)
+        if behind:
+            frontier = min(int(times[where == p][-1]) for p in behind)
+            taken = times <= frontier
+        chosen = np.flatnonzero(taken)
+        offset = np.fromiter((raw.offset for raw in rows), np.int64, len(rows))
+        first = chosen[journal_order(where[chosen], offset[chosen], times[chosen])][: self._batch_max]
+        for p, count in zip(*np.unique(where[first], return_counts=True), strict=True):
+            counts[int(p)] = int(count)
+        return counts
+
+    def _event_times(self, rows: list[Raw]) -> npt.NDArray[np.int64]:
+        """Event times of the records; one that is no payment, or has a poisoned clock, takes part without a time of its own."""
+        times = np.full(len(rows), _NO_TIME, dtype=np.int64)
+        decoded = decode_payments([raw.value for raw in rows], [raw.key for raw in rows])
+        stamps = np.fromiter((raw.timestamp_ms for raw in rows), np.int64, len(rows))[decoded.index]
+        times[decoded.index] = np.where(decoded.event_time_ms <= stamps + self._skew_ms, decoded.event_time_ms, _NO_TIME)
+        return times

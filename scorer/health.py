@@ -1,0 +1,71 @@
+"""The process's own port: /metrics for Prometheus, /livez (the process works), /readyz (it can do its job now)."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from http import HTTPStatus
+from socketserver import ThreadingMixIn
+from types import TracebackType
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+from prometheus_client import REGISTRY, CollectorRegistry, make_wsgi_app
+
+from scorer.errors import UsageError
+
+Check = Callable[[], tuple[bool, str]]
+
+
+class _Quiet(WSGIRequestHandler):
+    timeout = 5  # a client that says nothing must not hold a thread
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's name
+        return
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+
+
+class HealthServer:
+    """Serves until closed. `live` and `ready` answer (yes or no, one line why)."""
+
+    def __init__(self, host: str, port: int, *, live: Check, ready: Check, registry: CollectorRegistry = REGISTRY) -> None:
+        metrics = make_wsgi_app(registry)
+
+        def app(environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
+            path = environ.get("PATH_INFO", "")
+            if path == "/metrics":
+                return metrics(environ, start)
+            check = {"/livez": live, "/readyz": ready}.get(path)
+            if check is None:
+                start("404 Not Found", [("Content-Type", "text/plain")])
+                return [b"/metrics /livez /readyz\n"]
+            good, why = check()
+            status = HTTPStatus.OK if good else HTTPStatus.SERVICE_UNAVAILABLE
+            start(f"{status.value} {status.phrase}", [("Content-Type", "text/plain")])
+            return [f"{why}\n".encode()]
+
+        try:
+            self._server = make_server(host, port, app, server_class=_Server, handler_class=_Quiet)
+        except OSError as exc:
+            raise UsageError(f"port {port} on {host} cannot be used ({exc.strerror}); set FRAUD_SCORER_HTTP__… to another, or to 0 for any") from exc
+        self._thread = threading.Thread(target=self._server.serve_forever, name="health", daemon=True)
+        self._thread.start()
+
+    @property
+    def address(self) -> str:
+        """http://host:port"""
+        return f"http://{self._server.server_name if self._server.server_name != '0.0.0.0' else '127.0.0.1'}:{self._server.server_port}"  # noqa: S104
+
+    def close(self) -> None:
+        """Stop serving and free the port."""
+        self._server.shutdown()
+        self._server.server_close()
+
+    def __enter__(self) -> HealthServer:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()

@@ -1,0 +1,212 @@
+"""What a shard reads: its payments partitions and the control topic, buffered by partition within a bound.
+
+One consumer with manual assignment serves the live worker and recovery alike. Buffers are plain tuples; a partition that runs
+ahead of the others is paused, so that memory stays bounded whatever the lag.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+
+from schemas.journal import ControlRange, InputRange
+from scorer.errors import FraudScorerError
+from scorer.kafka import KafkaFailure, describe
+from scorer.enrich import Batch, ControlRecord, Records
+
+CONSUME_MAX = 4096
+CONTROL_BUFFER_MAX = 20_000
+# Large records are rare; without this bound a topic full of them would fill the memory, 32,768 records at a time.
+LANE_BYTES_MAX = 64 * 1024 * 1024
+
+
+class MissingRange(FraudScorerError):
+    """Records that the shard must read are gone from the log."""
+
+
+class Raw(NamedTuple):
+    """A record as it was read."""
+
+    offset: int
+    timestamp_ms: int
+    key: bytes | None
+    value: bytes | None
+
+
+class Lane:
+    """One partition: its buffer, the next position to hand out, and how far the log is known to reach."""
+
+    __slots__ = ("at_end", "buffer", "bytes", "partition", "paused", "position")
+
+    def __init__(self, partition: TopicPartition) -> None:
+        self.partition = partition
+        self.position = partition.offset
+        self.buffer: deque[Raw] = deque()
+        self.bytes = 0
+        self.at_end = False
+        self.paused = False
+
+    def take(self, count: int) -> list[Raw]:
+        """Hand out the first `count` records."""
+        taken = [self.buffer.popleft() for _ in range(count)]
+        self.bytes -= sum(len(raw.value or b"") for raw in taken)
+        return taken
+
+
+class Inputs:
+    """Reads payments partitions and the control topic from given positions on."""
+
+    def __init__(self, consumer: Consumer, *, payments: str, control: str, positions: dict[int, int], control_position: int, buffered_max: int) -> None:
+        """`positions` maps each payments partition of the shard to the offset to read next."""
+        self._consumer = consumer
+        self._payments_topic = payments
+        self._lane_max = max(1024, buffered_max // max(1, len(positions)))
+        self.lanes = {p: Lane(TopicPartition(payments, p, offset)) for p, offset in sorted(positions.items())}
+        self.control = Lane(TopicPartition(control, 0, control_position))
+        self._all = [*self.lanes.values(), self.control]
+        consumer.assign([TopicPartition(lane.partition.topic, lane.partition.partition, lane.position) for lane in self._all])
+
+    @property
+    def buffered(self) -> int:
+        """Payments read and not yet handed out."""
+        return sum(len(lane.buffer) for lane in self.lanes.values())
+
+    def fill(self, wait_s: float) -> int:
+        """Read what is there, waiting at most `wait_s` for the first record. Returns how many payments came."""
+        # consume(n, t) waits for n records or the whole of t; poll returns with the first one.
+        first = self._consumer.poll(wait_s)
+        if first is None:
+            return 0
+        count = self._take([first])
+        room = sum(self._lane_max - len(lane.buffer) for lane in self.lanes.values() if not lane.paused)
+        count += self._take(self._consumer.consume(max(1, min(CONSUME_MAX, room)), 0))
+        self._balance()
+        return count
+
+    def _take(self, messages: Iterable[Message]) -> int:
+        count = 0
+        for message in messages:
+            error = message.error()
+            is_payment = message.topic() == self._payments_topic
+            if error is not None:
+                self._on_error(error, message, is_payment)
+                continue
+            raw = Raw(message.offset(), message.timestamp()[1], message.key(), message.value())
+            if is_payment:
+                lane = self.lanes[message.partition()]
+                count += 1
+            else:
+                lane = self.control
+            lane.buffer.append(raw)
+            lane.bytes += len(raw.value or b"")
+            lane.at_end = False
+        return count
+
+    def _on_error(self, error: KafkaError, message: Message, is_payment: bool) -> None:
+        code = error.code()
+        if code == KafkaError._PARTITION_EOF:
+            lane = self.lanes[message.partition()] if is_payment else self.control
+            lane.at_end = True
+        elif code in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
+            # librdkafka gives no topic for this error when it concerns several partitions.
+            raise MissingRange(
+                f"a position of {message.topic() or self._payments_topic} is outside the log ({error.str()}): records that were not decided "
+                "yet are gone. Restore the topic, or accept the loss by starting a new application (FRAUD_SCORER_WORKER__APPLICATION)"
+            )
+        elif error.fatal() or not (error.retriable() or code in _TRANSIENT):
+            raise KafkaFailure(f"reading failed: {error.name()}: {error.str()}")
+
+    def _balance(self) -> None:
+        """Pause a full lane, resume a half-empty one."""
+        for lane in self._all:
+            limit = CONTROL_BUFFER_MAX if lane is self.control else self._lane_max
+            if not lane.paused and (len(lane.buffer) >= limit or lane.bytes >= LANE_BYTES_MAX):
+                self._consumer.pause([lane.partition])
+                lane.paused = True
+            elif lane.paused and len(lane.buffer) <= limit // 2 and lane.bytes <= LANE_BYTES_MAX // 2:
+                self.resume(lane)
+
+    def resume(self, lane: Lane) -> None:
+        """Read on in a paused lane, whatever its bound says: a batch that was decided once must fit again."""
+        if lane.paused:
+            self._consumer.resume([lane.partition])
+            lane.paused = False
+
+    def caught_up(self, lane: Lane) -> bool:
+        """Whether everything the broker has told us of is in the buffer (or handed out)."""
+        if lane.at_end:
+            return True
+        known = lane.buffer[-1].offset + 1 if lane.buffer else lane.position
+        try:
+            _, high = self._consumer.get_watermark_offsets(lane.partition, cached=True)
+        except KafkaException as exc:
+            raise KafkaFailure(f"watermarks cannot be read: {describe(exc)}") from exc
+        # Below zero: no fetch has been answered yet, so nothing is known.
+        return 0 <= high <= known
+
+    def batch(self, counts: dict[int, int], control_count: int) -> Batch:
+        """Hand out the first `counts[p]` records of each partition and the first `control_count` control records."""
+        rows: list[Raw] = []
+        partitions: list[int] = []
+        ranges = []
+        for p, count in counts.items():
+            if count == 0:
+                continue
+            lane = self.lanes[p]
+            taken = lane.take(count)
+            ranges.append(InputRange(partition=p, start=lane.position, end=taken[-1].offset + 1))
+            lane.position = taken[-1].offset + 1
+            rows += taken
+            partitions += [p] * count
+        start = self.control.position
+        control = self.control.take(control_count)
+        if control:
+            self.control.position = control[-1].offset + 1
+        self._balance()
+        return Batch(
+            records=records_of(partitions, rows),
+            inputs=tuple(ranges),
+            control=[ControlRecord(raw.offset, raw.key, raw.value) for raw in control],
+            control_range=ControlRange(start=start, end=self.control.position),
+        )
+
+    def lag(self) -> int:
+        """Payments known to the broker and not yet handed out (offsets, so transaction markers count too)."""
+        total = 0
+        for lane in self.lanes.values():
+            _, high = self._consumer.get_watermark_offsets(lane.partition, cached=True)
+            total += max(0, high - lane.position) if high >= 0 else 0
+        return total
+
+    def close(self) -> None:
+        """Leave the consumer."""
+        self._consumer.close()
+
+
+_TRANSIENT = {
+    KafkaError._TRANSPORT,
+    KafkaError._ALL_BROKERS_DOWN,
+    KafkaError._RESOLVE,
+    KafkaError._TIMED_OUT,
+    KafkaError._MSG_TIMED_OUT,
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.REQUEST_TIMED_OUT,
+    KafkaError.UNKNOWN_TOPIC_OR_PART,
+}
+
+
+def records_of(partitions: Sequence[int], rows: Sequence[Raw]) -> Records:
+    """Columns of raw records."""
+    n = len(rows)
+    return Records(
+        partition=np.array(partitions, dtype=np.int32).reshape(n),
+        offset=np.fromiter((raw.offset for raw in rows), np.int64, n),
+        timestamp_ms=np.fromiter((raw.timestamp_ms for raw in rows), np.int64, n),
+        keys=[raw.key for raw in rows],
+        values=[raw.value for raw in rows],
+    )

@@ -1,0 +1,203 @@
+"""Kafka client settings, topic names and errors, in one place: every trap of the client that is met by a setting is met here.
+
+    KafkaFailure            the broker or the client failed
+    ├── Fenced              another owner has taken the shard: this process must stop deciding for it
+    └── Rebuild             the transaction's fate is unknown or it was aborted: drop producer and state, rebuild from the journal
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient, OffsetSpec
+from confluent_kafka import IsolationLevel
+
+from scorer.errors import FraudScorerError
+from scorer.settings import KafkaSettings, Settings
+
+log = structlog.get_logger()
+
+METADATA_TIMEOUT_S = 15.0
+
+
+class KafkaFailure(FraudScorerError):
+    """The broker or the client failed in a way that retrying here does not mend."""
+
+
+class Fenced(KafkaFailure):
+    """A newer owner of the shard exists. The only safe act is to stop."""
+
+
+class Rebuild(KafkaFailure):
+    """Nothing is known of the last transaction. librdkafka lacks KIP-890, so neither producer nor state may be used again."""
+
+
+@dataclass(frozen=True)
+class Topics:
+    """Names of the topics, with the prefix."""
+
+    payments: str
+    decisions: str
+    audit: str
+    journal: str
+    control: str
+    dead_letters: str
+
+    @classmethod
+    def of(cls, settings: KafkaSettings) -> Topics:
+        prefix = settings.topic_prefix
+        return cls(*(prefix + name for name in ("payments", "decisions", "audit", "journal", "control", "dead-letters")))
+
+
+def client_config(settings: KafkaSettings) -> dict[str, Any]:
+    """What every client shares."""
+    config: dict[str, Any] = {
+        "bootstrap.servers": settings.bootstrap_servers,
+        **settings.security,
+        "error_cb": _on_error,
+        "log_level": 3,  # errors; the rest says nothing that a metric does not
+        "socket.keepalive.enable": True,
+        "reconnect.backoff.ms": 50,
+        "reconnect.backoff.max.ms": 2_000,
+    }
+    if settings.sasl_password is not None:
+        config["sasl.password"] = settings.sasl_password.get_secret_value()
+    if settings.ssl_key_password is not None:
+        config["ssl.key.password"] = settings.ssl_key_password.get_secret_value()
+    return config
+
+
+def _on_error(error: KafkaError) -> None:
+    # Transport errors heal by themselves; they must be seen, not acted upon. Fatal ones also come out of the next call.
+    log.warning("kafka.client_error", code=error.name(), fatal=error.fatal())
+
+
+def reader(settings: KafkaSettings, *, group: str, fetch_wait_ms: int = 5, memory_kib: int = 32_768, committed: bool = True, **overrides: Any) -> Consumer:
+    """A consumer for manual assignment: it joins no group and commits nothing. `group` is a name for the broker's logs and quotas."""
+    return Consumer(
+        {
+            **client_config(settings),
+            "group.id": group,
+            "enable.auto.commit": False,
+            "enable.auto.offset.store": False,
+            "isolation.level": "read_committed" if committed else "read_uncommitted",
+            # A position outside the log is an error with a name, never a silent jump over payments.
+            "auto.offset.reset": "error",
+            "enable.partition.eof": True,
+            "fetch.wait.max.ms": fetch_wait_ms,
+            # 64 MiB a partition by default: too much to promise bounded memory.
+            "queued.max.messages.kbytes": memory_kib,
+            "fetch.message.max.bytes": 1_048_576,
+            "check.crcs": True,
+            **overrides,
+        }
+    )
+
+
+def member(settings: Settings, group: str) -> Consumer:
+    """The group member whose assignment of journal partitions is ownership of shards."""
+    config = {
+        **client_config(settings.kafka),
+        "group.id": group,
+        "enable.auto.commit": False,
+        "enable.auto.offset.store": False,
+        "auto.offset.reset": "earliest",
+        "partition.assignment.strategy": "cooperative-sticky",
+        "session.timeout.ms": settings.worker.session_timeout_ms,
+        # A cooperative hand-over takes two rounds of heartbeats: 6 s with the default of 3 s, about 1 s with this.
+        "heartbeat.interval.ms": 500,
+        "max.poll.interval.ms": max(300_000, settings.worker.session_timeout_ms),
+        "queued.max.messages.kbytes": 1024,
+    }
+    if settings.worker.instance_id:
+        config["group.instance.id"] = settings.worker.instance_id
+    return Consumer(config)
+
+
+def transactional_producer(settings: Settings, shard: int) -> Producer:
+    """The one producer of a shard. Its id is stable, so that a new owner fences the former one and settles what it left open."""
+    return Producer(
+        {
+            **client_config(settings.kafka),
+            "transactional.id": f"{settings.kafka.topic_prefix}{settings.worker.application}-shard-{shard}",
+            "transaction.timeout.ms": settings.worker.transaction_timeout_ms,
+            "enable.idempotence": True,
+            "acks": "all",
+            "linger.ms": 2,
+            "compression.type": "lz4",
+            "queue.buffering.max.messages": 200_000,
+            "queue.buffering.max.kbytes": 262_144,
+            "batch.size": 524_288,
+            # After EndTxn the next AddPartitionsToTxn often meets CONCURRENT_TRANSACTIONS, and librdkafka then waits for its
+            # back-off: 100 ms by default, on every commit.
+            "retry.backoff.ms": 1,
+            "retry.backoff.max.ms": 10,
+        }
+    )
+
+
+def plain_producer(settings: KafkaSettings, **overrides: Any) -> Producer:
+    """An idempotent producer without transactions, for what the product sends into its own input topics."""
+    return Producer({**client_config(settings), "enable.idempotence": True, "acks": "all", "linger.ms": 2, "compression.type": "lz4", "queue.buffering.max.kbytes": 131_072, **overrides})
+
+
+def admin(settings: KafkaSettings) -> AdminClient:
+    """A client for topics and offsets."""
+    return AdminClient(client_config(settings))
+
+
+def partition_count(client: AdminClient, topic: str) -> int:
+    """Partitions of `topic`. Raises KafkaFailure when it does not exist or the broker does not answer."""
+    try:
+        found = client.list_topics(topic, timeout=METADATA_TIMEOUT_S).topics[topic]
+    except KafkaException as exc:
+        raise KafkaFailure(f"Kafka does not answer: {describe(exc)}") from exc
+    if found.error is not None or not found.partitions:
+        raise KafkaFailure(f"topic {topic} does not exist; run `fraud-scorer setup` first")
+    return len(found.partitions)
+
+
+def offsets(client: AdminClient, partitions: list[TopicPartition], spec: OffsetSpec) -> list[int]:
+    """Offsets of `partitions` by `spec`, aborted and open transactions included: the true ends of the logs."""
+    # A consumer's watermark under read_committed is the last stable offset: before the end while a transaction is open.
+    futures = client.list_offsets(dict.fromkeys(partitions, spec), isolation_level=IsolationLevel.READ_UNCOMMITTED, request_timeout=METADATA_TIMEOUT_S)
+    try:
+        found = {(tp.topic, tp.partition): future.result().offset for tp, future in futures.items()}
+    except KafkaException as exc:
+        raise KafkaFailure(f"offsets cannot be read: {describe(exc)}") from exc
+    return [found[tp.topic, tp.partition] for tp in partitions]
+
+
+def ends(client: AdminClient, partitions: list[TopicPartition]) -> list[int]:
+    """Offset after the last record of each partition."""
+    return offsets(client, partitions, OffsetSpec.latest())
+
+
+def starts(client: AdminClient, partitions: list[TopicPartition]) -> list[int]:
+    """Offset of the first record still there."""
+    return offsets(client, partitions, OffsetSpec.earliest())
+
+
+def describe(exc: KafkaException) -> str:
+    """The client's error in one line, without payload."""
+    error = exc.args[0] if exc.args else None
+    return f"{error.name()}: {error.str()}" if isinstance(error, KafkaError) else str(exc)
+
+
+_FENCED = {
+    KafkaError._FENCED,
+    KafkaError.PRODUCER_FENCED,
+    KafkaError.INVALID_PRODUCER_EPOCH,
+    KafkaError.FENCED_INSTANCE_ID,
+}
+
+
+def failure(exc: KafkaException) -> KafkaFailure:
+    """What a failed transactional call means for the shard: everything but fencing is mended by a rebuild."""
+    error = exc.args[0] if exc.args else None
+    if isinstance(error, KafkaError) and error.code() in _FENCED:
+        return Fenced(f"another worker owns this shard now ({error.name()})")
+    return Rebuild(f"the transaction failed ({describe(exc)})")

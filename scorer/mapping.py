@@ -1,0 +1,156 @@
+"""A mapping: which column of a file is which field of the payment contract. Read from YAML, checked by pydantic.
+
+payment_id: TRANSACTION_ID
+event_time: TX_DATETIME           # timestamps (naive ones are UTC), text, or epoch seconds, ms, us, ns
+amount: TX_AMOUNT                 # major units, exact; or amount_minor
+currency: {constant: EUR}
+customer_id: CUSTOMER_ID
+label: TX_FRAUD                   # 0 or 1; nothing where unknown
+label_delay: 7d                   # a label becomes known that long after its payment
+attributes: {basket: ITEMS}
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from features.feature_set import read_yaml_model
+from schemas.durations import parse_duration_ms
+from scorer.errors import UsageError
+
+# Fields of the contract with text in them, in the contract's order; numbers and `attributes` follow them.
+TEXT_FIELDS = (
+    "currency", "customer_id", "account_id", "card_token", "merchant_id", "terminal_id", "device_id", "ip", "mcc", "channel", "country",
+    "merchant_country",
+)  # fmt: skip
+NUMBER_FIELDS = ("latitude", "longitude", "merchant_latitude", "merchant_longitude")
+LABEL_DELAY_MS = 7 * 86_400_000
+
+_ATTRIBUTE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]{0,63}")
+
+
+class MappingError(UsageError):
+    """The mapping, or the file that it is used on, lacks something; the message names it and the way out."""
+
+
+class Constant(BaseModel):
+    """The same value in every row."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    constant: str | bool | int | float
+
+
+def _source(value: object) -> object:
+    if isinstance(value, dict) and set(value) == {"constant"}:
+        return Constant.model_validate(value)
+    if not isinstance(value, str | Constant) or value == "":
+        raise ValueError("name a column, or write {constant: VALUE} for the same value in every row")
+    return value
+
+
+def _column(value: object) -> object:
+    if not isinstance(value, str) or value == "":
+        raise ValueError("name a column; a constant makes no sense here")
+    return value
+
+
+def _duration_ms(value: object) -> object:
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise ValueError("a duration is text such as 7d, 24h or 0s")
+    if isinstance(value, int):
+        raise ValueError(f"{value} has no unit; write {value}s, {value}m, {value}h or {value}d")
+    return parse_duration_ms(value)
+
+
+def _attribute_names(value: dict[str, str | Constant]) -> dict[str, str | Constant]:
+    for name in value:
+        if not _ATTRIBUTE_NAME.fullmatch(name):
+            raise ValueError(
+                f"attribute name {name[:64]!r}: letters, digits, _ and . with a letter first, at most 64 characters"
+            )
+    return value
+
+
+ColumnOrConstant = Annotated[str | Constant, BeforeValidator(_source)]
+Column = Annotated[str, BeforeValidator(_column)]
+
+
+class Mapping(BaseModel):
+    """Where each field of a payment comes from: the name of a column, or a Constant. Exactly one of amount and amount_minor."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    payment_id: Column
+    event_time: Column
+    amount: ColumnOrConstant | None = None
+    amount_minor: ColumnOrConstant | None = None
+    currency: ColumnOrConstant
+    customer_id: ColumnOrConstant | None = None
+    account_id: ColumnOrConstant | None = None
+    card_token: ColumnOrConstant | None = None
+    merchant_id: ColumnOrConstant | None = None
+    terminal_id: ColumnOrConstant | None = None
+    device_id: ColumnOrConstant | None = None
+    ip: ColumnOrConstant | None = None
+    mcc: ColumnOrConstant | None = None
+    channel: ColumnOrConstant | None = None
+    country: ColumnOrConstant | None = None
+    merchant_country: ColumnOrConstant | None = None
+    latitude: ColumnOrConstant | None = None
+    longitude: ColumnOrConstant | None = None
+    merchant_latitude: ColumnOrConstant | None = None
+    merchant_longitude: ColumnOrConstant | None = None
+    attributes: Annotated[dict[str, ColumnOrConstant], AfterValidator(_attribute_names)] = Field(
+        default_factory=dict, max_length=64
+    )
+    label: Column | None = None
+    # YAML gives text such as 7d; code that builds a Mapping writes `label_delay="7d"` too. Held in milliseconds.
+    label_delay: Annotated[int, BeforeValidator(_duration_ms)] = LABEL_DELAY_MS
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known(cls, data: object) -> object:
+        if isinstance(data, dict):
+            unknown = sorted(str(name) for name in data if name not in cls.model_fields)
+            if unknown:
+                raise ValueError(f"unknown field {unknown[0][:64]!r}; known are {', '.join(cls.model_fields)}")
+            missing = [name for name in ("payment_id", "event_time", "currency") if name not in data]
+            if missing:
+                raise ValueError(f"{missing[0]} is missing: say which column holds it")
+        return data
+
+    @model_validator(mode="after")
+    def _one_amount(self) -> Mapping:
+        if self.amount is not None and self.amount_minor is not None:
+            raise ValueError(
+                "amount and amount_minor are both given; keep amount (major units, 12.34) or amount_minor (minor units, 1234)"
+            )
+        if self.amount is None and self.amount_minor is None:
+            raise ValueError("neither amount (major units, 12.34) nor amount_minor (minor units, 1234) is given")
+        if "label_delay" in self.model_fields_set and self.label is None:
+            raise ValueError("label_delay is given without label: name the label's column too")
+        return self
+
+    @property
+    def columns(self) -> list[str]:
+        """Every column that the mapping reads, each once, in the contract's order."""
+        sources: list[object] = [
+            getattr(self, name) for name in type(self).model_fields if name not in ("attributes", "label_delay")
+        ]
+        sources += self.attributes.values()
+        return list(dict.fromkeys(source for source in sources if isinstance(source, str)))
+
+    @classmethod
+    def from_yaml(cls, source: str | Path) -> Mapping:
+        """Read a mapping from YAML text, or from a file when a Path is given. Raises MappingError."""
+        where = str(source) if isinstance(source, Path) else "mapping"
+        try:
+            text = source.read_text(encoding="utf-8") if isinstance(source, Path) else source
+        except (OSError, UnicodeDecodeError) as exc:
+            raise MappingError(f"{where}: cannot be read: {exc.__class__.__name__}") from exc
+        return read_yaml_model(cls, text, where=where, error=MappingError)

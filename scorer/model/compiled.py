@@ -1,0 +1,121 @@
+"""`CompiledModel`: a packed table with the calls that a worker makes on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from scorer.model import explain, kernels, link
+from scorer.model.document import MODEL_BYTES_MAX
+from scorer.model.errors import ModelFormatError, ModelInputError, ModelUnsupportedError
+from scorer.model.lower import Table, lower
+
+# Below this many rows interleaving trees is quicker than interleaving rows.
+_BATCH_FROM = 8
+
+
+class CompiledModel:
+    """A model ready to score. Immutable, so any number of threads may share it; the kernels hold no GIL.
+
+    Rows are float32 [n, feature_count]; NaN is missing. Every method raises ModelInputError for another shape or dtype:
+    a float64 array would have to be rounded, and the caller should know.
+    """
+
+    def __init__(self, table: Table) -> None:
+        self.table = table
+        self._packed = kernels.pack(table)
+        self._unexplained = explain.first_bad_cover(table)
+        self._bias = float(table.base_margin) + float(np.sum(explain.tree_means(table)))
+
+    @classmethod
+    def from_file(cls, path: str | Path, *, base_margin: float | None = None) -> CompiledModel:
+        """Load an xgboost model (.json or .ubj).
+
+        `base_margin` is the float32 that a bundle recorded; without it the model's own base_score decides.
+        Raises ModelFormatError or ModelUnsupportedError; OSError if the file cannot be read.
+        """
+        path = Path(path)
+        if path.suffix not in (".json", ".ubj"):
+            raise ModelFormatError(
+                f"{path.name} is neither .json nor .ubj; write it with booster.save_model('model.ubj')"
+            )
+        size = path.stat().st_size
+        if size > MODEL_BYTES_MAX:
+            raise ModelFormatError(f"{path.name} has {size} bytes, more than the {MODEL_BYTES_MAX} allowed")
+        return cls.from_bytes(path.read_bytes(), base_margin=base_margin)
+
+    @classmethod
+    def from_bytes(cls, data: bytes, *, base_margin: float | None = None) -> CompiledModel:
+        """As `from_file`, for bytes at hand (whose hash was checked, say); JSON and UBJ are told apart by content."""
+        return cls(lower(data, stored_base_margin=None if base_margin is None else np.float32(base_margin)))
+
+    @property
+    def feature_count(self) -> int:
+        """Columns that a row must have."""
+        return self.table.feature_count
+
+    @property
+    def tree_count(self) -> int:
+        """Trees in the ensemble."""
+        return self.table.tree_count
+
+    @property
+    def base_margin(self) -> np.float32:
+        """The margin before the first tree."""
+        return self.table.base_margin
+
+    def margins(self, X: np.ndarray) -> np.ndarray:
+        """float32 [n]: each row's margin (log-odds), bit for bit xgboost's inplace_predict(predict_type="margin")."""
+        out = np.empty(len(X), dtype=np.float32)
+        self.margins_into(X, out)
+        return out
+
+    def margins_into(self, X: np.ndarray, out: np.ndarray) -> None:
+        """As `margins`, into a contiguous float32 [n]; allocates nothing when X is C-contiguous."""
+        rows = self._rows(X)
+        if out.dtype != np.float32 or out.shape != (len(rows),):
+            raise ModelInputError(f"out is {out.dtype} {out.shape}, wanted float32 ({len(rows)},)")
+        if not (out.flags.c_contiguous and out.flags.writeable):
+            raise ModelInputError("out must be contiguous and writable")
+        kernel = kernels.margins_batch if len(rows) >= _BATCH_FROM else kernels.margins_single
+        kernel(rows, *self._packed, self.table.base_margin, out)
+
+    def scores(self, X: np.ndarray) -> np.ndarray:
+        """float64 [n]: the probability of fraud of each row, the same bits on every machine."""
+        return link.sigmoid(self.margins(X))
+
+    def contributions(self, X: np.ndarray) -> np.ndarray:
+        """float64 [n, f + 1]: each feature's share of the margin, the last column the bias; a row sums to its margin.
+
+        The sum holds to 1e-5: margins are added in float32, shares in float64.
+        Raises ModelUnsupportedError where the file carries no usable cover (sum_hessian).
+        """
+        rows = self._rows(X)
+        table = self.table
+        if self._unexplained is not None:
+            raise ModelUnsupportedError(
+                f"tree {self._unexplained} has a split without cover (sum_hessian); its margins cannot be explained"
+            )
+        out = np.zeros((len(rows), table.feature_count + 1), dtype=np.float64)
+        out[:, -1] = self._bias
+        explain.contributions_into(
+            rows,
+            table.root,
+            table.depth,
+            table.feature,
+            table.threshold,
+            table.left,
+            table.default_left,
+            table.value,
+            table.cover,
+            out,
+        )
+        return out
+
+    def _rows(self, X: np.ndarray) -> np.ndarray:
+        if X.ndim != 2 or X.shape[1] != self.table.feature_count:
+            raise ModelInputError(f"rows have shape {X.shape}, the model wants (n, {self.table.feature_count})")
+        if X.dtype != np.float32:
+            raise ModelInputError(f"rows are {X.dtype}, the model wants float32")
+        return X if X.flags.c_contiguous else np.ascontiguousarray(X)

@@ -1,0 +1,215 @@
+"""The pure heart: a micro-batch of bytes in, outcomes out, the shard's state moved on.
+
+    decode → order → duplicates → features → model → policy → outcomes
+
+The live worker, crash recovery, replay and the training export all call `Pipeline.run`, so train/serve skew has nowhere to live. It
+knows no Kafka, no clock, no log. What a clock decided comes in as data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from schemas.audit import AuditColumns, AuditContext, digest
+from schemas.control import ListAdd, ListRemove, parse_control
+from schemas.decode import PaymentBatch
+from schemas.errors import ContractError
+from schemas.journal import FIRST_PREVIOUS, JournalRecord
+from schemas.label import Label
+from scorer.bundle import Bundle
+from scorer.dedupe import Outcome
+from scorer.enrich import Batch, ControlRecord, Enricher, Records, Rejected
+from scorer.errors import PromiseBroken, UsageError
+from scorer.model.link import sigmoid
+from scorer.policy import FLAG, LATE_REASON, PolicyRunner
+
+NORMAL, DEGRADED, DUPLICATE, LATE = range(4)
+LIST_VALUES_MAX = 1_000_000
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """All that came of a micro-batch. Rows are in journal order; `rows[i]` is the place of row i in `records`."""
+
+    records: Records
+    control: Sequence[ControlRecord]
+    rows: npt.NDArray[np.int64]
+    payments: PaymentBatch
+    columns: AuditColumns
+    bundles: list[str]
+    rejected: list[Rejected]
+    rejected_control: list[Rejected]
+    journal: JournalRecord
+    duplicates: int
+    conflicts: int
+    late: int
+    context: AuditContext
+
+
+@dataclass
+class _Lists:
+    """The live lists of a shard, changed by control records; bounded, additions beyond the bound are refused and counted."""
+
+    values: dict[str, set[str]] = field(default_factory=dict)
+    refused: int = 0
+
+    def add(self, name: str, value: str) -> None:
+        values = self.values.setdefault(name, set())
+        if len(values) >= LIST_VALUES_MAX and value not in values:
+            self.refused += 1
+        else:
+            values.add(value)
+
+    def remove(self, name: str, value: str) -> None:
+        self.values.get(name, set()).discard(value)
+
+
+class Pipeline:
+    """One shard's state and the function that moves it. `run` is deterministic in (state, batch, bundle)."""
+
+    def __init__(self, bundle: Bundle, *, shard: int = 0) -> None:
+        self.shard = shard
+        self._enricher = Enricher(bundle.feature_set)
+        self.engine, self.dedupe = self._enricher.engine, self._enricher.dedupe
+        self.lists = _Lists()
+        self.sequence = 0
+        self.head = FIRST_PREVIOUS
+        self._use(bundle)
+
+    def activate(self, bundle: Bundle) -> None:
+        """Score with `bundle` from the next batch on. Raises UsageError when its feature set is another one: the windows would not fit."""
+        if bundle.feature_set.fingerprint != self.bundle.feature_set.fingerprint:
+            raise UsageError(
+                f"bundle {bundle.id} has feature set {bundle.feature_set.fingerprint[:12]}, this shard computes "
+                f"{self.bundle.feature_set.fingerprint[:12]}; a new feature set needs a new shard or a rebuild"
+            )
+        self._use(bundle)
+
+    def _use(self, bundle: Bundle) -> None:
+        self.bundle = bundle
+        self._policy = PolicyRunner(bundle.policy, bundle.feature_set.names, float(bundle.threshold_margin))
+        self._context = AuditContext(
+            bundle=bundle.id,
+            threshold=bundle.manifest.threshold_score,
+            feature_fingerprint=bundle.feature_set.fingerprint,
+            feature_names=tuple(bundle.feature_set.names),
+        )
+        for item in bundle.policy.lists:
+            for value in item.values:
+                self.lists.add(item.name, value)
+
+    def run(self, batch: Batch) -> Outcomes:
+        """Decide a micro-batch. Every record of it ends as exactly one row of `columns` or one entry of `rejected`."""
+        rejected_control = self._apply_control(batch.control)
+        records = batch.records
+        enriched = self._enricher.enrich(records)
+        payments, rows, fresh = enriched.payments, enriched.rows, enriched.fresh
+        n = len(rows)
+        features = enriched.features
+        margins, outcomes = self._decide(enriched.first, features, enriched.late)
+        self.dedupe.record(enriched.entry[fresh], margins, outcomes)
+        if len(fresh) < n:
+            # A repeated payment has the decision of the first one; its features were not computed again.
+            features = np.full((n, features.shape[1]), np.nan, dtype=np.float32)
+            features[fresh] = enriched.features
+            margins, outcomes = self.dedupe.recall(enriched.entry)
+        modes = np.fromiter((o.mode for o in outcomes), np.uint8, n)
+        modes[enriched.duplicate] = DUPLICATE
+        columns = AuditColumns(
+            payment_id=payments.column("payment_id"),
+            partition=records.partition[rows],
+            offset=records.offset[rows],
+            event_time_ms=payments.event_time_ms,
+            amount_minor=payments.amount_minor,
+            currency=payments.column("currency"),
+            customer_id=payments.column("customer_id"),
+            merchant_id=payments.column("merchant_id"),
+            decision=np.fromiter((o.decision for o in outcomes), np.uint8, n),
+            mode=modes,
+            margin=margins,
+            score=sigmoid(margins),
+            reasons=[o.reasons for o in outcomes],
+            fired=[o.fired for o in outcomes],
+            features=features,
+        )
+        journal = self._journal(batch, columns, len(enriched.rejected) + len(rejected_control))
+        return Outcomes(
+            records=records,
+            control=batch.control,
+            rows=rows,
+            payments=payments,
+            columns=columns,
+            bundles=[o.bundle for o in outcomes],
+            rejected=enriched.rejected,
+            rejected_control=rejected_control,
+            journal=journal,
+            duplicates=int(enriched.duplicate.sum()),
+            conflicts=int(enriched.conflict.sum()),
+            late=int(enriched.late.sum()),
+            context=self._context,
+        )
+
+    def _apply_control(self, control: Sequence[ControlRecord]) -> list[Rejected]:
+        """Labels and lists change state; an activation is the shell's business, which names the bundle of each batch in the journal."""
+        rejected = []
+        for i, raw in enumerate(control):
+            try:
+                record = parse_control(raw.value)
+            except ContractError as error:
+                rejected.append(Rejected(i, error))
+                continue
+            if isinstance(record, Label):
+                self.engine.add_label(record.payment_id, fraud=record.fraud, known_at_ms=record.known_at_ms)
+            elif isinstance(record, ListAdd):
+                self.lists.add(record.list, record.value)
+            elif isinstance(record, ListRemove):
+                self.lists.remove(record.list, record.value)
+        return rejected
+
+    def _decide(
+        self, payments: PaymentBatch, features: npt.NDArray[np.float32], late: npt.NDArray[np.bool_]
+    ) -> tuple[npt.NDArray[np.float32], list[Outcome]]:
+        model = self.bundle.model
+        margins = model.margins(features)
+        if not np.isfinite(margins).all():
+            raise PromiseBroken(f"bundle {self.bundle.id} gave a margin that is not a number; it is unfit to serve")
+        verdicts = self._policy.decide(payments, features, margins, self.lists.values)
+        reasons = verdicts.reasons
+        explained = np.flatnonzero(verdicts.by_score)
+        if len(explained):
+            contributions = model.contributions(features[explained])
+            for i, row in zip(explained.tolist(), contributions, strict=True):
+                reasons[i] = self._policy.explain(row, reasons[i])
+        for i in np.flatnonzero(late).tolist():
+            reasons[i] = (*reasons[i], LATE_REASON)
+        bundle = self.bundle.id
+        outcomes = [
+            Outcome(decision, LATE if was_late else NORMAL, why, fired, bundle)
+            for decision, was_late, why, fired in zip(verdicts.decision.tolist(), late.tolist(), reasons, verdicts.fired, strict=True)
+        ]
+        return margins, outcomes
+
+    def _journal(self, batch: Batch, columns: AuditColumns, dead_letters: int) -> JournalRecord:
+        stream_ms = self.engine.stream_time_ms
+        record = JournalRecord(
+            shard=self.shard,
+            sequence=self.sequence,
+            inputs=tuple(batch.inputs),
+            control=batch.control_range,
+            stream_time_ms=-1 if stream_ms is None else stream_ms,
+            bundle=self.bundle.id,
+            decisions=len(columns.payment_id),
+            dead_letters=dead_letters,
+            digest=digest(columns, self._context),
+            previous=self.head,
+        )
+        self.sequence += 1
+        self.head = record.head
+        return record
+
+
+__all__ = ["FLAG", "Batch", "ControlRecord", "Outcomes", "Pipeline", "Records", "Rejected"]

@@ -1,0 +1,123 @@
+"""One micro-batch, one Kafka transaction: decisions, audit, journal, dead letters and offsets, all or nothing.
+
+The order inside a transaction does not matter to read_committed readers. What matters: nothing of batch n+1 is produced before batch n
+is committed, and after any failure neither the producer nor the state it came from is used again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from confluent_kafka import KafkaException, Producer, TopicPartition
+
+from schemas.audit import AuditHeader, encode
+from schemas.dead_letter import dead_letter_record
+from schemas.decision import encode_decisions
+from scorer.kafka import KafkaFailure, Rebuild, Topics, describe, failure
+from scorer.pipeline import Outcomes
+
+COMMIT_TIMEOUT_S = 30.0
+MODES = ("normal", "degraded", "duplicate", "late")
+
+
+@dataclass(frozen=True)
+class Committed:
+    """A batch that is decided for good."""
+
+    outcomes: Outcomes
+    commit_s: float
+    audit_bytes: int
+
+
+class Publisher:
+    """Commits one batch at a time on a thread of its own, while the worker prepares the next one."""
+
+    def __init__(self, producer: Producer, topics: Topics, *, shard: int, group_metadata: Callable[[], Any]) -> None:
+        self._producer = producer
+        self._topics = topics
+        self._shard = shard
+        self._group_metadata = group_metadata
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"commit-{shard}")
+
+    def submit(self, outcomes: Outcomes) -> Future[Committed]:
+        """Start to commit; the future gives Committed, or raises Fenced or Rebuild."""
+        return self._thread.submit(self._commit, outcomes)
+
+    def close(self) -> None:
+        """Wait for a commit that runs, and stop."""
+        self._thread.shutdown(wait=True)
+
+    def _commit(self, outcomes: Outcomes) -> Committed:
+        started = time.perf_counter()
+        audit = encode(
+            outcomes.columns,
+            AuditHeader(
+                **dict(outcomes.context),
+                shard=self._shard,
+                sequence=outcomes.journal.sequence,
+                journal=outcomes.journal.to_bytes().decode(),
+            ),
+        )
+        try:
+            self._producer.begin_transaction()
+            self._produce_decisions(outcomes)
+            self._produce_dead_letters(outcomes)
+            for chunk in audit:
+                self._produce(self._topics.audit, chunk, partition=self._shard)
+            self._produce(self._topics.journal, outcomes.journal.to_bytes(), partition=self._shard)
+            positions = [TopicPartition(self._topics.payments, r.partition, r.end) for r in outcomes.journal.inputs]
+            if positions:  # fresh group metadata every time: the member's generation changes with each rebalance
+                self._producer.send_offsets_to_transaction(positions, self._group_metadata(), COMMIT_TIMEOUT_S)
+            self._producer.commit_transaction(COMMIT_TIMEOUT_S)
+        except KafkaException as exc:
+            raise failure(exc) from exc
+        except BufferError as exc:
+            raise Rebuild("the producer's queue did not drain") from exc
+        return Committed(outcomes, time.perf_counter() - started, sum(map(len, audit)))
+
+    def _produce_decisions(self, outcomes: Outcomes) -> None:
+        """One message per payment, with the payment's own key, to the partition of the same number."""
+        columns = outcomes.columns
+        values = encode_decisions(
+            columns.payment_id, columns.decision, columns.score, columns.margin, columns.reasons, columns.mode, outcomes.bundles
+        )
+        keys = outcomes.records.keys
+        messages = [
+            {"value": value, "key": keys[row], "partition": partition}
+            for value, row, partition in zip(values, outcomes.rows.tolist(), columns.partition.tolist(), strict=True)
+        ]
+        if messages and self._producer.produce_batch(self._topics.decisions, messages) != len(messages):
+            raise BufferError
+
+    def _produce_dead_letters(self, outcomes: Outcomes) -> None:
+        records = outcomes.records
+        for item in outcomes.rejected:
+            key, value, headers = dead_letter_record(
+                topic=self._topics.payments,
+                partition=int(records.partition[item.index]),
+                offset=int(records.offset[item.index]),
+                key=records.keys[item.index],
+                value=records.values[item.index],
+                error=item.error,
+            )
+            self._produce(self._topics.dead_letters, value, key=key, headers=headers)
+        for item in outcomes.rejected_control:
+            record = outcomes.control[item.index]
+            key, value, headers = dead_letter_record(
+                topic=self._topics.control, partition=0, offset=record.offset, key=record.key, value=record.value, error=item.error
+            )
+            self._produce(self._topics.dead_letters, value, key=key, headers=headers)
+
+    def _produce(self, topic: str, value: bytes | None, **options: Any) -> None:
+        try:
+            self._producer.produce(topic, value, **options)
+        except BufferError:
+            # The queue holds several whole batches: it drains in a moment, or the transaction times out.
+            self._producer.poll(1.0)
+            self._producer.produce(topic, value, **options)
+        except KafkaException as exc:  # such as a record above message.max.bytes, which is the client's word against it
+            raise KafkaFailure(f"a record for {topic} was refused ({describe(exc)})") from exc

@@ -1,0 +1,210 @@
+"""One shard, owned: recover its state from the journal, then decide its payments batch after batch.
+
+    1. init_transactions: fences the former owner and settles what it left open
+    2. read the journal to its end; re-run every batch, checking each digest
+    3. decide: while batch n commits, batch n+1 is gathered and computed; state runs ahead by that one batch
+    4. any failed transaction: stop using producer and state at once (the caller rebuilds from 1, or exits when fenced)
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+import numpy as np
+import structlog
+from confluent_kafka import KafkaException, TopicPartition
+
+from schemas.journal import JournalRecord
+from scorer import history, kafka, metrics
+from scorer.bundle import Bundle, BundleError
+from scorer.errors import UsageError
+from scorer.gather import Gatherer
+from scorer.inputs import Inputs
+from scorer.enrich import Batch
+from scorer.pipeline import FLAG, Pipeline
+from scorer.recovery import Bundles, rerun
+from scorer.publish import MODES, Committed, Publisher
+from scorer.settings import Settings
+
+log = structlog.get_logger()
+
+INIT_TIMEOUT_S = 60.0
+GAUGES_EVERY_S = 1.0
+PROGRESS_EVERY_S = 2.0
+
+
+class Shard:
+    """Runs one shard on the calling thread until told to stop."""
+
+    def __init__(self, settings: Settings, bundle: Bundle, number: int, *, group_metadata: Callable[[], Any]) -> None:
+        self._settings = settings
+        self._number = number
+        self._label = str(number)
+        self._topics = kafka.Topics.of(settings.kafka)
+        self._group_metadata = group_metadata
+        self._bundles = Bundles(bundle)
+        self._log = log.bind(shard=number)
+        self._gauges_at = 0.0
+        self.recovered = threading.Event()
+
+    def run(self, stop: threading.Event) -> None:
+        """Own the shard until `stop` is set; then the batch in flight is committed and everything closed.
+
+        Raises kafka.Fenced, kafka.Rebuild or another FraudScorerError; then nothing after the last commit took effect.
+        """
+        self.recovered.clear()
+        client = kafka.admin(self._settings.kafka)
+        partitions = [p for p in range(kafka.partition_count(client, self._topics.payments)) if p % self._settings.worker.shards == self._number]
+        producer = kafka.transactional_producer(self._settings, self._number)
+        try:
+            producer.init_transactions(INIT_TIMEOUT_S)
+        except KafkaException as exc:
+            raise kafka.failure(exc) from exc
+        pipeline, inputs = self._recover(client, partitions, stop)
+        publisher = Publisher(producer, self._topics, shard=self._number, group_metadata=self._group_metadata)
+        try:
+            if not stop.is_set():
+                self.recovered.set()
+                self._decide(pipeline, inputs, publisher, stop)
+        finally:
+            self.recovered.clear()
+            publisher.close()
+            inputs.close()
+
+    def _recover(self, client: Any, partitions: list[int], stop: threading.Event) -> tuple[Pipeline, Inputs]:
+        started = time.monotonic()
+        records = history.read_journal(self._settings.kafka, client, self._number, no_progress_s=self._settings.worker.no_progress_s)
+        pipeline = Pipeline(self._bundles.initial, shard=self._number)
+        here = [TopicPartition(self._topics.payments, p) for p in partitions]
+        if not records:
+            positions, control = dict(zip(partitions, kafka.starts(client, here), strict=True)), kafka.starts(client, [TopicPartition(self._topics.control, 0)])[0]
+            return pipeline, self._inputs(positions, control)
+        self._check_partitions(records, partitions)
+        history.check_retained(records, client, self._topics)
+        if records[0].bundle != self._bundles.initial.id:
+            self._log.info("shard.other_bundle", journal=records[0].bundle, given=self._bundles.initial.id)
+        positions = history.positions_after([], partitions, kafka.starts(client, here)) | history.first_positions(records)
+        inputs = self._inputs(positions, records[0].control.start)
+        metrics.RECOVERY_BATCHES.labels(self._label, "all").set(len(records))
+        shown = time.monotonic()
+        for n, (record, batch) in enumerate(history.batches(records, inputs, no_progress_s=self._settings.worker.no_progress_s), start=1):
+            rerun(pipeline, record, batch, self._bundles)
+            metrics.RECOVERY_BATCHES.labels(self._label, "done").set(n)
+            if time.monotonic() - shown > PROGRESS_EVERY_S:
+                shown = time.monotonic()
+                self._log.info("shard.recovering", batches=n, of=len(records), remaining_s=round((shown - started) / n * (len(records) - n), 1))
+            if stop.is_set():
+                break
+        seconds = time.monotonic() - started
+        metrics.RECOVERY_SECONDS.labels(self._label).set(seconds)
+        self._log.info("shard.recovered", batches=len(records), seconds=round(seconds, 3))
+        return pipeline, inputs
+
+    def _check_partitions(self, records: list[JournalRecord], partitions: list[int]) -> None:
+        strangers = {r.partition for record in records for r in record.inputs} - set(partitions)
+        if strangers:
+            raise UsageError(
+                f"the journal of shard {self._number} holds partitions {sorted(strangers)} that are not this shard's now: the number of shards or partitions "
+                "was changed. Set it back, or start a new application (FRAUD_SCORER_WORKER__APPLICATION)"
+            )
+
+    def _inputs(self, positions: dict[int, int], control: int) -> Inputs:
+        worker = self._settings.worker
+        return Inputs(
+            kafka.reader(self._settings.kafka, group=f"{self._settings.kafka.topic_prefix}{worker.application}-reader-{self._number}"),
+            payments=self._topics.payments,
+            control=self._topics.control,
+            positions=positions,
+            control_position=control,
+            buffered_max=worker.buffered_payments_max,
+        )
+
+    def _decide(self, pipeline: Pipeline, inputs: Inputs, publisher: Publisher, stop: threading.Event) -> None:
+        worker = self._settings.worker
+        gatherer = Gatherer(inputs, batch_max=worker.batch_payments_max, gather_ms_max=worker.gather_ms_max, skew_ms=pipeline.bundle.feature_set.max_future_skew)
+        self._log.info("shard.deciding", bundle=pipeline.bundle.id, sequence=pipeline.sequence)
+        metrics.BUNDLE.labels(self._label, pipeline.bundle.id).set(1)
+        flying: Future[Committed] | None = None
+        while not stop.is_set():
+            batch = gatherer.next()
+            if flying is not None and flying.done():
+                flying = self._landed(flying, gatherer)
+            self._gauges(pipeline, inputs, gatherer)
+            if batch is None:
+                continue
+            self._activate(pipeline, batch)
+            started = time.perf_counter()
+            outcomes = pipeline.run(batch)
+            metrics.COMPUTE.labels(self._label).observe(time.perf_counter() - started)
+            if flying is not None:
+                flying = self._landed(flying, gatherer)
+            flying = publisher.submit(outcomes)
+        if flying is not None:
+            self._landed(flying, gatherer)
+
+    def _landed(self, flying: Future[Committed], gatherer: Gatherer) -> None:
+        """Wait for a commit; its failure is raised here, before anything else is done with the state."""
+        committed = flying.result()
+        gatherer.committed(committed.commit_s)
+        outcomes, label = committed.outcomes, self._label
+        metrics.COMMIT.labels(label).observe(committed.commit_s)
+        metrics.BATCHES.labels(label).inc()
+        metrics.SEQUENCE.labels(label).set(outcomes.journal.sequence)
+        metrics.BATCH_PAYMENTS.labels(label).observe(len(outcomes.rows))
+        if len(outcomes.records):
+            metrics.LATENCY.labels(label).observe(max(0.0, time.time() - int(outcomes.records.timestamp_ms.min()) / 1000.0))
+        kinds = np.bincount(outcomes.columns.mode * 2 + outcomes.columns.decision, minlength=2 * len(MODES))
+        for kind in np.flatnonzero(kinds).tolist():
+            metrics.DECISIONS.labels(label, "flag" if kind % 2 == FLAG else "approve", MODES[kind // 2]).inc(int(kinds[kind]))
+        for item in (*outcomes.rejected, *outcomes.rejected_control):
+            metrics.DEAD_LETTERS.labels(label, item.error.reason.value).inc()
+        for i in np.flatnonzero(outcomes.columns.decision == FLAG).tolist():
+            for reason in outcomes.columns.reasons[i]:
+                metrics.REASONS.labels(label, reason).inc()
+        if outcomes.conflicts:
+            metrics.CONFLICTS.labels(label).inc(outcomes.conflicts)
+            self._log.warning("payments.conflicting_duplicates", count=outcomes.conflicts, sequence=outcomes.journal.sequence)
+
+    def _activate(self, pipeline: Pipeline, batch: Batch) -> None:
+        """Swap to the bundle that the batch's control records name; an unfit one is refused and the old one serves on."""
+        if not batch.control:
+            return
+        try:
+            bundle = self._bundles.activation(batch.control)
+            if bundle is None or bundle.id == pipeline.bundle.id:
+                return
+            before = pipeline.bundle.id
+            pipeline.activate(bundle)
+        except (BundleError, UsageError) as exc:
+            metrics.BUNDLES_REFUSED.labels(self._label).inc()
+            self._log.error("bundle.refused", reason=str(exc), serving=pipeline.bundle.id)
+            return
+        metrics.BUNDLE.labels(self._label, before).set(0)
+        metrics.BUNDLE.labels(self._label, bundle.id).set(1)
+        self._log.info("bundle.activated", bundle=bundle.id, before=before, sequence=pipeline.sequence)
+
+    def _gauges(self, pipeline: Pipeline, inputs: Inputs, gatherer: Gatherer) -> None:
+        now = time.monotonic()
+        if now - self._gauges_at < GAUGES_EVERY_S:
+            return
+        self._gauges_at = now
+        label, counts = self._label, pipeline.engine.counts()
+        metrics.LAG.labels(label).set(inputs.lag())
+        metrics.BUFFERED.labels(label).set(inputs.buffered)
+        metrics.LINGER.labels(label).set(gatherer.linger_s)
+        metrics.STREAM_TIME.labels(label).set((pipeline.engine.stream_time_ms or 0) / 1000.0)
+        metrics.KEYS.labels(label).set(counts.keys)
+        metrics.KEYS_REFUSED.labels(label).set(counts.keys_refused)
+        metrics.LOG_ROWS.labels(label).set(counts.log_rows)
+        metrics.STATE_BYTES.labels(label).set(counts.arena_bytes)
+        metrics.LABELS_APPLIED.labels(label).set(counts.labels_applied)
+        metrics.LABELS_WAITING.labels(label).set(counts.labels_pending + counts.orphan_labels)
+        metrics.LABELS_REFUSED.labels(label).set(counts.labels_refused + counts.orphan_labels_dropped)
+        metrics.DEDUPE_ENTRIES.labels(label).set(len(pipeline.dedupe))
+        metrics.DEDUPE_EVICTED.labels(label).set(pipeline.dedupe.evicted_early)
+        metrics.LIST_REFUSED.labels(label).set(pipeline.lists.refused)
+

@@ -1,0 +1,138 @@
+"""Audit rows as a Postgres binary COPY stream, built column by column from the Arrow buffers they arrived in.
+
+    stream = HEADER + rows_bytes(...) + rows_bytes(...) + TRAILER        COPY decisions (COLUMNS) FROM STDIN (FORMAT BINARY)
+
+Every fixed-width field of a row, the feature array and the bundle's id included, is one numpy record; the texts and text arrays
+are laid behind it by the loops in `kernels`. Pure: no connection here.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from schemas.audit import DECISIONS, MODES, AuditHeader
+from scorer.sink.kernels import put_blocks, put_text_arrays, put_texts
+
+# Signature, flags, length of the header extension: https://www.postgresql.org/docs/current/sql-copy.html
+HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
+TRAILER = b"\xff\xff"
+
+_OID_FLOAT4, _OID_TEXT = 700, 25
+_POSTGRES_EPOCH_MS = 946_684_800_000  # 2000-01-01: timestamptz counts microseconds from there
+
+_FIXED = {
+    "event_time": ">i8",
+    "sequence": ">i8",
+    "origin_offset": ">i8",
+    "amount_minor": ">i8",
+    "score": ">f8",
+    "threshold": ">f8",
+    "shard": ">i4",
+    "row_number": ">i4",
+    "origin_partition": ">i4",
+    "margin": ">f4",
+}
+_TEXTS = ("payment_id", "currency", "customer_id", "merchant_id")
+# The order of the fields in a row, hence of the columns in the COPY statement.
+COLUMNS = (*_FIXED, "bundle", "features", *_TEXTS, "decision", "mode", "reasons", "fired")
+_NO_NULLS = np.empty(0, np.bool_)
+_DECISIONS, _MODES = pa.array(DECISIONS), pa.array(MODES)
+
+
+def rows_bytes(header: AuditHeader, batch: pa.RecordBatch) -> npt.NDArray[np.uint8]:
+    """The rows of one chunk (validated by `schemas.audit.decode_chunk`) as COPY bytes without stream header and trailer."""
+    n = batch.num_rows
+    if n == 0:
+        return np.empty(0, np.uint8)
+    blocks = _blocks(header, batch)
+    texts = [_text_buffers(batch.column(name)) for name in _TEXTS]
+    texts.append(_text_buffers(_DECISIONS.take(batch.column("decision"))))
+    texts.append(_text_buffers(_MODES.take(batch.column("mode"))))
+    lists = [_list_buffers(batch.column(name)) for name in ("reasons", "fired")]
+
+    sizes = np.full(n, blocks.shape[1] + 4 * len(texts), np.int64)
+    for offsets, _, _ in texts:
+        sizes += np.diff(offsets)  # nulls own no bytes
+    for list_offsets, offsets, _ in lists:
+        counts = np.diff(list_offsets)
+        # Length, three words of array header; a dimension of two words unless empty; a length and the bytes of each element.
+        sizes += 16 + 8 * (counts > 0) + 4 * counts + (offsets[list_offsets[1:]] - offsets[list_offsets[:-1]])
+
+    ends = np.cumsum(sizes)
+    out = np.empty(ends[-1], np.uint8)
+    cursors = ends - sizes
+    put_blocks(out, cursors, blocks)
+    for offsets, text, null in texts:
+        put_texts(out, cursors, offsets, text, null)
+    for list_offsets, offsets, text in lists:
+        put_text_arrays(out, cursors, list_offsets, offsets, text, _OID_TEXT)
+    return out
+
+
+def _blocks(header: AuditHeader, batch: pa.RecordBatch) -> npt.NDArray[np.uint8]:
+    """Everything of fixed width, uint8[n, width]."""
+    bundle = header.bundle.encode()
+    kind, template = _block_dtype(len(header.feature_names), len(bundle))
+    block = np.empty(batch.num_rows, kind)
+    block[:] = template
+
+    def column(name: str) -> npt.NDArray[Any]:
+        return batch.column(name).to_numpy(zero_copy_only=True)  # type: ignore[no-any-return]
+
+    block["event_time"] = (column("event_time_ms") - _POSTGRES_EPOCH_MS) * 1000
+    block["sequence"] = header.sequence
+    block["origin_offset"] = column("offset")
+    block["amount_minor"] = column("amount_minor")
+    block["score"] = column("score")
+    block["threshold"] = header.threshold
+    block["shard"] = header.shard
+    block["row_number"] = np.arange(header.first_row, header.first_row + batch.num_rows)
+    block["origin_partition"] = column("partition")
+    block["margin"] = column("margin")
+    block["bundle"] = np.frombuffer(bundle, np.uint8)
+    # As integers: byte-swapping a float32 through the float unit could quieten a NaN; bits are what is kept.
+    features = batch.column("features").flatten().to_numpy(zero_copy_only=True).view(np.uint32)
+    block["features"]["value"] = features.reshape(batch.num_rows, len(header.feature_names))
+    return block.view(np.uint8).reshape(batch.num_rows, kind.itemsize)
+
+
+@lru_cache(maxsize=16)
+def _block_dtype(feature_count: int, bundle_length: int) -> tuple[np.dtype[Any], npt.NDArray[Any]]:
+    """The record of the fixed-width fields, packed, and one with every length and array header filled in."""
+    fields: list[tuple[Any, ...]] = [("field_count", ">i2")]
+    for name, kind in _FIXED.items():
+        fields += [(f"{name}_length", ">i4"), (name, kind)]
+    fields += [("bundle_length", ">i4"), ("bundle", np.uint8, (bundle_length,))]
+    fields += [("features_length", ">i4"), ("features_header", ">i4", (5,))]
+    fields += [("features", [("length", ">i4"), ("value", ">u4")], (feature_count,))]
+    record = np.dtype(fields)
+    template = np.zeros((), record)
+    template["field_count"] = len(COLUMNS)
+    for name, kind in _FIXED.items():
+        template[f"{name}_length"] = np.dtype(kind).itemsize
+    template["bundle_length"] = bundle_length
+    template["features_length"] = 20 + 8 * feature_count
+    template["features_header"] = (1, 0, _OID_FLOAT4, feature_count, 1)  # dimensions, no nulls, type, size, lower bound
+    template["features"]["length"] = 4
+    return record, template
+
+
+def _text_buffers(column: pa.StringArray) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
+    _, offsets_buffer, text = column.buffers()
+    offsets = np.frombuffer(offsets_buffer, np.int32, count=len(column) + 1, offset=4 * column.offset)
+    null = column.is_null().to_numpy(zero_copy_only=False) if column.null_count else _NO_NULLS
+    return offsets, np.frombuffer(text or b"", np.uint8), null
+
+
+def _list_buffers(column: pa.ListArray) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], npt.NDArray[np.uint8]]:
+    list_offsets = np.frombuffer(column.buffers()[1], np.int32, count=len(column) + 1, offset=4 * column.offset)
+    elements = column.values
+    if len(elements) == 0:
+        return list_offsets, np.zeros(1, np.int32), np.empty(0, np.uint8)
+    offsets, text, _ = _text_buffers(elements)
+    return list_offsets, offsets, text

@@ -1,0 +1,35 @@
+"""What the audit sink shows to Prometheus. One object a process, on the registry that the process exposes."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+
+class SinkMetrics:
+    """The sink's metrics, registered in `registry`. Raises ValueError when it holds a set already."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.rows = Counter("fraud_scorer_sink_rows", "Decision rows committed to Postgres.", registry=registry)
+        self.batches = Counter("fraud_scorer_sink_batches", "Micro-batches committed to Postgres.", registry=registry)
+        self.lag_records = Gauge(
+            "fraud_scorer_sink_lag_records",
+            "Records of the audit topic that are not in Postgres yet; transaction markers count.",
+            ["partition"],
+            registry=registry,
+        )
+        self.commit_seconds = Histogram(
+            "fraud_scorer_sink_commit_seconds",
+            "Time of one Postgres transaction: COPY, batches, positions, commit.",
+            buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
+            registry=registry,
+        )
+        self.postgres_up = Gauge("fraud_scorer_sink_postgres_up", "1 while Postgres takes rows.", registry=registry)
+        self.kafka_up = Gauge("fraud_scorer_sink_kafka_up", "1 while Kafka answers.", registry=registry)
+        self.errors = Counter(
+            "fraud_scorer_sink_errors",
+            "Errors: postgres and kafka are retried, waiting is a partition held by another sink, fatal stops the sink.",
+            ["kind"],
+            registry=registry,
+        )
+        for kind in ("postgres", "kafka", "waiting", "fatal"):
+            self.errors.labels(kind)

@@ -1,0 +1,77 @@
+"""A micro-batch read back from Postgres, so that its digest can be recomputed from the rows alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import sqlalchemy as sa
+
+from schemas.audit import DECISIONS, MODES, AuditColumns, AuditContext
+from scorer.sink import schema
+from scorer.sink.errors import AuditBroken
+
+# Whole milliseconds: extract() of a timestamptz is numeric, hence exact.
+_EVENT_TIME_MS = sa.cast(sa.extract("epoch", schema.decisions.c.event_time) * 1000, sa.BigInteger).label(
+    "event_time_ms"
+)
+
+
+def read_batch(connection: sa.Connection, shard: int, sequence: int) -> tuple[AuditContext, AuditColumns]:
+    """The rows of one batch as the audit columns they came from: `digest(columns, context)` must be `batches.digest`.
+
+    Raises AuditBroken when the batch is not there, or its rows cannot be what the sink wrote.
+    """
+    place = f"batch {shard}/{sequence}"
+    batches, sets, rows = schema.batches, schema.feature_sets, schema.decisions
+    header = connection.execute(
+        sa.select(batches, sets.c.feature_names)
+        .join(sets, sets.c.fingerprint == batches.c.feature_fingerprint)
+        .where(batches.c.shard == shard, batches.c.sequence == sequence)
+    ).one_or_none()
+    if header is None:
+        raise AuditBroken(f"{place} is not in the database")
+    context = AuditContext(
+        bundle=header.bundle,
+        threshold=header.threshold,
+        feature_fingerprint=header.feature_fingerprint,
+        feature_names=tuple(header.feature_names),
+    )
+    found = connection.execute(
+        sa.select(rows, _EVENT_TIME_MS)
+        .where(rows.c.shard == shard, rows.c.sequence == sequence)
+        .order_by(rows.c.row_number)
+    ).all()
+    if [row.row_number for row in found] != list(range(len(found))):
+        raise AuditBroken(f"{place}: the row numbers of its {len(found)} rows are not 0..{len(found) - 1}")
+    for row in found:
+        if (row.bundle, row.threshold) != (context.bundle, context.threshold):
+            raise AuditBroken(f"{place}: row {row.row_number} names another bundle or threshold than its batch")
+        if len(row.features) != len(context.feature_names):
+            raise AuditBroken(f"{place}: row {row.row_number} holds {len(row.features)} features")
+    return context, _columns(found, len(context.feature_names), place)
+
+
+def _columns(found: Sequence[sa.Row[tuple[object, ...]]], feature_count: int, place: str) -> AuditColumns:
+    try:
+        decision = np.array([DECISIONS.index(row.decision) for row in found], np.uint8)
+        mode = np.array([MODES.index(row.mode) for row in found], np.uint8)
+    except ValueError:
+        raise AuditBroken(f"{place}: a row holds a decision or mode that the sink never writes") from None
+    return AuditColumns(
+        payment_id=[row.payment_id for row in found],
+        partition=np.array([row.origin_partition for row in found], np.int32),
+        offset=np.array([row.origin_offset for row in found], np.int64),
+        event_time_ms=np.array([row.event_time_ms for row in found], np.int64),
+        amount_minor=np.array([row.amount_minor for row in found], np.int64),
+        currency=[row.currency for row in found],
+        customer_id=[row.customer_id for row in found],
+        merchant_id=[row.merchant_id for row in found],
+        decision=decision,
+        mode=mode,
+        margin=np.array([row.margin for row in found], np.float32),
+        score=np.array([row.score for row in found], np.float64),
+        reasons=[row.reasons for row in found],
+        fired=[row.fired for row in found],
+        features=np.array([row.features for row in found], np.float32).reshape(len(found), feature_count),
+    )

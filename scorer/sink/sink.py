@@ -1,0 +1,253 @@
+"""The audit sink: audit topic → Postgres, each micro-batch exactly once by position.
+
+One round of `run`:
+
+    1. connect, lock the partitions, read their positions, read the topic from there
+    2. gather what has come, put chunks together to whole batches, check them
+    3. write rows, batch rows and positions in one transaction
+    4. on trouble with Postgres or Kafka: drop everything in memory, pause, begin again at 1
+
+Step 4 also covers a commit whose outcome is unknown: the positions in Postgres say what was committed.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import structlog
+from prometheus_client import CollectorRegistry
+
+from scorer.sink.assemble import Assembler, Batch, Position
+from scorer.sink.errors import KafkaUnavailable, SinkError, StoreUnavailable
+from scorer.sink.metrics import SinkMetrics
+from scorer.sink.reader import AuditReader, End, Record
+from scorer.sink.store import Store
+
+_READ_TIMEOUT_S = 0.2  # how long stop may wait for an idle topic
+_LOCK_RETRY_S = 1.0
+_PAUSE_MIN_S, _PAUSE_MAX_S = (
+    0.1,
+    10.0,
+)  # doubling: a restart of Postgres costs a second or two, an outage ten at its end
+_PARTITIONS_CHECK_S = 60.0
+_MARKERS_SAVE_S = (
+    5.0  # idle this long: positions move over the trailing transaction markers, so that retention may take them
+)
+
+
+class _PartitionsChanged(Exception):
+    """The topic has other partitions than at the start of the session."""
+
+
+@dataclass
+class _Session:
+    """What is known about the partitions while one connection lasts."""
+
+    assemblers: dict[int, Assembler]
+    committed: dict[int, Position]
+    ready: list[Batch] = field(default_factory=list)
+    ready_bytes: int = 0
+    written_at_s: float = 0.0
+
+
+class AuditSink:
+    """Writes the audit topic to Postgres until told to stop. One thread runs it; `ready`, `lag` and `drained` serve others."""
+
+    def __init__(
+        self,
+        *,
+        bootstrap_servers: str,
+        client_config: Mapping[str, object],
+        topic: str,
+        postgres_url: str,
+        partitions: Sequence[int] | None = None,
+        transaction_bytes_max: int = 8 * 1024 * 1024,
+        batch_bytes_max: int = 256 * 1024 * 1024,
+        metrics: SinkMetrics | None = None,
+    ) -> None:
+        """Connects to nothing yet.
+
+        `client_config`: librdkafka settings for security and the like; those that exactness needs are set by the sink.
+        `partitions`: those of the topic to write; None for all, new ones included.
+        `transaction_bytes_max`: audit bytes after which a transaction is closed; a single larger batch still goes whole.
+        `batch_bytes_max`: a larger micro-batch stops the sink (memory is bounded by it).
+        """
+        self._bootstrap_servers = bootstrap_servers
+        self._client_config = dict(client_config)
+        self._topic = topic
+        self._url = postgres_url
+        self._only = None if partitions is None else sorted(partitions)
+        self._transaction_bytes_max = transaction_bytes_max
+        self._batch_bytes_max = batch_bytes_max
+        self._metrics = metrics or SinkMetrics(CollectorRegistry())
+        self._log = structlog.get_logger().bind(part="sink", topic=topic)
+        self._reader: AuditReader | None = None
+        self._ready = False
+        self._ends: dict[int, int] = {}  # partition → offset up to which everything is in Postgres
+        self._pause_s = _PAUSE_MIN_S
+
+    def ready(self) -> bool:
+        """Whether rows can flow: Postgres and Kafka answer and the partitions are this sink's."""
+        return self._ready
+
+    def lag(self) -> dict[int, int]:
+        """Records not yet in Postgres, by partition, as of the last fetch; empty before the first session."""
+        reader = self._reader
+        if reader is None:
+            return {}
+        return {p: max(0, reader.known_end(p) - end) for p, end in list(self._ends.items())}
+
+    def drained(self) -> bool:
+        """Whether everything committed to the topic up to this call is in Postgres. Asks the broker; False when it cannot."""
+        reader, ends = self._reader, dict(self._ends)
+        if reader is None or not ends or not self._ready:
+            return False
+        try:
+            return all(reader.watermarks(partition)[1] <= end for partition, end in ends.items())
+        except (KafkaUnavailable, SinkError, RuntimeError):  # RuntimeError: closed meanwhile
+            return False
+
+    def run(self, stop: threading.Event) -> None:
+        """Works until `stop` is set, then returns with everything gathered written. Raises SinkError when it cannot go on."""
+        reader = AuditReader(self._bootstrap_servers, self._client_config, self._topic)
+        self._reader = reader
+        try:
+            while not stop.is_set():
+                try:
+                    self._run_session(reader, stop)
+                except _PartitionsChanged:
+                    self._log.info("audit_partitions_changed")
+                except StoreUnavailable as exc:
+                    self._unavailable("postgres", exc, stop)
+                except KafkaUnavailable as exc:
+                    self._unavailable("kafka", exc, stop)
+                finally:
+                    self._ready = False
+        except SinkError as exc:
+            self._metrics.errors.labels("fatal").inc()
+            self._log.error("sink_stopped", error=type(exc).__name__, reason=str(exc))
+            raise
+        finally:
+            self._reader = None
+            self._metrics.postgres_up.set(0)
+            reader.close()
+
+    def _unavailable(self, kind: str, exc: Exception, stop: threading.Event) -> None:
+        self._ready = False
+        self._metrics.errors.labels(kind).inc()
+        (self._metrics.postgres_up if kind == "postgres" else self._metrics.kafka_up).set(0)
+        self._log.warning("sink_waits", on=kind, reason=str(exc), pause_s=self._pause_s)
+        stop.wait(self._pause_s)
+        self._pause_s = min(2 * self._pause_s, _PAUSE_MAX_S)
+
+    def _run_session(self, reader: AuditReader, stop: threading.Event) -> None:
+        """Steps 1 to 3 until `stop`."""
+        partitions = self._partitions(reader)
+        with Store(self._url, self._topic) as store:
+            if not self._lock(store, partitions, stop):
+                return
+            committed = store.positions(partitions)
+            self._metrics.postgres_up.set(1)
+            reader.assign({p: position.next_offset for p, position in committed.items()})
+            self._metrics.kafka_up.set(1)
+            session = _Session(
+                {p: Assembler(self._topic, p, at, self._batch_bytes_max) for p, at in committed.items()}, committed
+            )
+            self._ends = {p: position.next_offset for p, position in committed.items()}
+            self._ready = True
+            self._log.info("sink_reads", positions={p: position.next_offset for p, position in committed.items()})
+            self._work(reader, store, session, stop)
+
+    def _work(self, reader: AuditReader, store: Store, session: _Session, stop: threading.Event) -> None:
+        session.written_at_s = checked_at_s = time.monotonic()
+        while not stop.is_set():
+            events = reader.read(_READ_TIMEOUT_S)
+            try:
+                ends = self._take(store, session, events)
+            except SinkError:
+                # What was whole before the bad record is good: the position then stands right at it.
+                self._write(store, session)
+                raise
+            self._write(store, session)
+            for partition, offset in ends.items():
+                self._ends[partition] = max(self._ends[partition], offset)
+            self._show_lag()
+            now_s = time.monotonic()
+            if not events and now_s - session.written_at_s > _MARKERS_SAVE_S:
+                self._save_markers(store, session)
+                session.written_at_s = now_s
+            if now_s - checked_at_s > _PARTITIONS_CHECK_S:
+                checked_at_s = now_s
+                if self._partitions(reader) != sorted(session.assemblers):
+                    raise _PartitionsChanged
+        self._save_markers(store, session)
+
+    def _take(self, store: Store, session: _Session, events: Sequence[Record | End]) -> dict[int, int]:
+        """Puts records together; writes when a transaction is full. Returns ends reached with nothing left half."""
+        ends: dict[int, int] = {}
+        for event in events:
+            assembler = session.assemblers[event.partition]
+            if isinstance(event, End):
+                if not assembler.pending_bytes:
+                    ends[event.partition] = event.offset
+                continue
+            batch = assembler.add(event.offset, event.value)
+            if batch is None:
+                continue
+            session.ready.append(batch)
+            session.ready_bytes += batch.size_bytes
+            if session.ready_bytes >= self._transaction_bytes_max:
+                self._write(store, session)
+        return ends
+
+    def _write(self, store: Store, session: _Session) -> None:
+        if not session.ready:
+            return
+        with self._metrics.commit_seconds.time():
+            store.write(session.ready)
+        for batch in session.ready:
+            session.committed[batch.partition] = batch.after
+            self._ends[batch.partition] = batch.after.next_offset
+        self._metrics.batches.inc(len(session.ready))
+        self._metrics.rows.inc(sum(batch.rows for batch in session.ready))
+        session.ready, session.ready_bytes = [], 0
+        session.written_at_s = time.monotonic()
+        self._pause_s = _PAUSE_MIN_S
+
+    def _save_markers(self, store: Store, session: _Session) -> None:
+        """Lets positions stand behind the transaction markers after the last batch: retention may then remove all before them."""
+        moves = {}
+        for partition, end in self._ends.items():
+            before = session.committed[partition]
+            if end > before.next_offset and not session.assemblers[partition].pending_bytes:
+                moves[partition] = (before, session.assemblers[partition].advance(end))
+        if moves:
+            store.advance(moves)
+            session.committed |= {partition: after for partition, (_, after) in moves.items()}
+
+    def _lock(self, store: Store, partitions: Sequence[int], stop: threading.Event) -> bool:
+        """Waits until all partitions are this sink's. False when stopped before."""
+        told = False
+        while held := store.lock(partitions):
+            if not told:
+                self._log.warning("sink_waits", on="another sink", partitions=held)
+                told = True
+            self._metrics.errors.labels("waiting").inc()
+            if stop.wait(_LOCK_RETRY_S):
+                return False
+        return True
+
+    def _partitions(self, reader: AuditReader) -> list[int]:
+        found = reader.partitions()
+        if self._only is None:
+            return found
+        if missing := set(self._only) - set(found):
+            raise SinkError(f"topic {self._topic} has no partition {sorted(missing)}; it has {found}")
+        return self._only
+
+    def _show_lag(self) -> None:
+        for partition, records in self.lag().items():
+            self._metrics.lag_records.labels(str(partition)).set(records)

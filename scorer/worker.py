@@ -1,0 +1,167 @@
+"""The worker: membership in the group decides which shards it owns; each owned shard runs on a thread of its own.
+
+Being assigned journal partition k is owning shard k. The member never reads the journal through the group: assignment alone counts,
+and fencing of the shard's producer protects against a member that does not know yet that it has lost it.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import structlog
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+
+from scorer import kafka, metrics
+from scorer.bundle import Bundle
+from scorer.errors import FraudScorerError
+from scorer.settings import Settings
+from scorer.shard import Shard
+from scorer.warmup import warm_up
+
+log = structlog.get_logger()
+
+# A rebuild that follows another within this time waits longer and longer: 0.2 s, 0.4 s … 10 s. A broker that is away for a minute costs few tries.
+REBUILD_BACKOFF_S = 0.2
+REBUILD_BACKOFF_S_MAX = 10.0
+REBUILD_CALM_S = 60.0
+# Deciding may end in the middle of a commit, which takes at most its timeout.
+HAND_OVER_S = 35.0
+
+
+class _Owned:
+    """A shard's thread, which rebuilds the shard after a failed transaction and ends with the reason when it cannot go on."""
+
+    def __init__(self, shard: Shard, number: int) -> None:
+        self.shard = shard
+        self.number = number
+        self.stop = threading.Event()
+        self.failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name=f"shard-{number}", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        backoff_s = REBUILD_BACKOFF_S
+        while not self.stop.is_set():
+            began = time.monotonic()
+            try:
+                self.shard.run(self.stop)
+            except kafka.Rebuild as exc:
+                metrics.REBUILDS.labels(str(self.number), "transaction").inc()
+                backoff_s = REBUILD_BACKOFF_S if time.monotonic() - began > REBUILD_CALM_S else min(2 * backoff_s, REBUILD_BACKOFF_S_MAX)
+                log.warning("shard.rebuild", shard=self.number, reason=str(exc), wait_s=backoff_s)
+                self.stop.wait(backoff_s)
+            except BaseException as exc:  # noqa: BLE001 - handed to the main thread, which ends the process with it
+                self.failure = exc
+                return
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def drain(self, seconds: float) -> bool:
+        """Ask the shard to finish its batch in flight and wait for it. True when it has ended in time."""
+        self.stop.set()
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
+
+
+class Worker:
+    """One process of the decision path."""
+
+    def __init__(self, settings: Settings, bundle: Bundle) -> None:
+        self._settings = settings
+        self._bundle = bundle
+        self._owned: dict[int, _Owned] = {}
+        self._joined = False
+        self._warm = False
+        self._failure: BaseException | None = None
+        self._member: Consumer | None = None
+
+    def live(self) -> tuple[bool, str]:
+        """The process works as long as no shard has failed."""
+        broken = [o.number for o in list(self._owned.values()) if o.failure is not None]
+        return not broken, f"shards failed: {broken}" if broken else "alive"
+
+    def ready(self) -> tuple[bool, str]:
+        """Warm, in the group, and every owned shard deciding (a standby owns none and is ready)."""
+        if not self._warm:
+            return False, "compiling"
+        if not self._joined:
+            return False, "joining the group"
+        waiting = [o.number for o in list(self._owned.values()) if not o.shard.recovered.is_set()]
+        return not waiting, f"recovering shards {waiting}" if waiting else f"deciding shards {sorted(self._owned)}"
+
+    def run(self, stop: threading.Event) -> None:
+        """Take part until `stop` is set, then drain and leave. Raises what ended a shard: the process must exit non-zero then."""
+        warm_up(self._bundle)
+        self._warm = True
+        settings, topics = self._settings, kafka.Topics.of(self._settings.kafka)
+        client = kafka.admin(settings.kafka)
+        journal = kafka.partition_count(client, topics.journal)
+        if journal != settings.worker.shards:
+            raise kafka.KafkaFailure(f"{topics.journal} has {journal} partitions, the setting FRAUD_SCORER_WORKER__SHARDS says {settings.worker.shards}: they must be equal")
+        self._member = kafka.member(settings, f"{settings.kafka.topic_prefix}{settings.worker.application}")
+        self._member.subscribe([topics.journal], on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost)
+        try:
+            while not stop.is_set():
+                message = self._member.poll(0.1)
+                if message is not None and message.error() is not None:
+                    self._on_error(message.error())
+                if self._failure is not None:
+                    raise self._failure
+                for owned in self._owned.values():
+                    if owned.failure is not None:
+                        raise owned.failure
+        finally:
+            # Committing needs the membership, so shards end before the member leaves.
+            self._drain(list(self._owned))
+            self._member.close()
+            log.info("worker.left")
+
+    def _on_error(self, error: KafkaError) -> None:
+        # Fencing of a static member comes as _FATAL while fatal() is False (confluent-kafka-python#869).
+        if error.code() in (KafkaError._FATAL, KafkaError.FENCED_INSTANCE_ID) or error.fatal():
+            instance = self._settings.worker.instance_id
+            raise kafka.Fenced(f"the group has put this member out ({error.str()})" + (f"; another worker uses the instance id {instance!r}" if instance else ""))
+        log.warning("worker.group_error", code=error.name())
+
+    def _assigned(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        # Cooperative protocol: what is given here comes on top of what is owned.
+        try:
+            consumer.incremental_assign(partitions)
+            if partitions:
+                consumer.pause(partitions)
+        except KafkaException as exc:
+            self._failure = kafka.KafkaFailure(f"assignment failed: {kafka.describe(exc)}")
+            return
+        self._joined = True
+        for partition in partitions:
+            number = partition.partition
+            log.info("shard.assigned", shard=number)
+            shard = Shard(self._settings, self._bundle, number, group_metadata=consumer.consumer_group_metadata)
+            self._owned[number] = _Owned(shard, number)
+        metrics.OWNED.set(len(self._owned))
+
+    def _revoked(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        # Still a member of the old generation here: the batch in flight can be committed.
+        self._drain([p.partition for p in partitions])
+        consumer.incremental_unassign(partitions)
+
+    def _lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        # Somebody else owns them already; the batch in flight will be fenced. State is dropped with the shard.
+        log.warning("shard.lost", shards=[p.partition for p in partitions])
+        self._drain([p.partition for p in partitions])
+        consumer.incremental_unassign(partitions)
+
+    def _drain(self, numbers: list[int]) -> None:
+        for number in numbers:
+            owned = self._owned.pop(number, None)
+            if owned is None:
+                continue
+            if not owned.drain(HAND_OVER_S):
+                self._failure = FraudScorerError(f"shard {number} did not end within {HAND_OVER_S:.0f} s")
+            elif owned.failure is not None and not isinstance(owned.failure, kafka.Fenced):
+                self._failure = self._failure or owned.failure
+            log.info("shard.released", shard=number)
+        metrics.OWNED.set(len(self._owned))

@@ -1,0 +1,21 @@
+"""An audit sink as a process of its own, for tests that kill it: sink_process.py SERVERS TOPIC URL TRANSACTION_BYTES."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+
+from scorer.sink import AuditSink
+
+if __name__ == "__main__":
+    servers, topic, url, transaction_bytes = sys.argv[1:]
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    AuditSink(
+        bootstrap_servers=servers,
+        client_config={},
+        topic=topic,
+        postgres_url=url,
+        transaction_bytes_max=int(transaction_bytes),
+    ).run(stop)

@@ -1,0 +1,292 @@
+"""Training: the split in time, the threshold, the gate, determinism, and what is refused."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scorer import train as training
+from scorer.bundle import Bundle
+from scorer.model import CompiledModel
+from scorer.train import (
+    GateError,
+    TrainError,
+    TrainingReport,
+    area_under_roc,
+    average_precision,
+    threshold_for_share,
+    train,
+)
+
+xgb = pytest.importorskip("xgboost")
+
+FEATURE_SET = """
+name: cards
+currency: EUR
+entities: {customer: [customer_id]}
+features:
+  - {name: amount, payment: amount}
+  - {name: hour, payment: hour_of_day}
+  - {name: customer_count_1h, entity: customer, aggregate: count, window: 1h}
+  - {name: customer_count_7d, entity: customer, aggregate: count, window: 7d}
+"""
+POLICY = "name: cards\nflag: {score: 0.3}\n"
+SHARE_POLICY = "name: cards\nflag: {share: 0.02}\n"
+HOUR_MS = 3_600_000
+DAY_MS = 24 * HOUR_MS
+
+
+@dataclass(frozen=True)
+class Data:
+    X: np.ndarray
+    label: np.ndarray
+    event_time_ms: np.ndarray
+    label_known_at_ms: np.ndarray
+
+
+def _data(rows: int = 4_000, seed: int = 0) -> Data:
+    """A month of payments; fraud depends on amount and count, labels are known a day later."""
+    rng = np.random.default_rng(seed)
+    X = rng.exponential(size=(rows, 4)).astype(np.float32)
+    X[rng.random(X.shape) < 0.1] = np.nan
+    risk = np.nan_to_num(X[:, 0]) + np.nan_to_num(X[:, 2]) + rng.normal(scale=0.5, size=rows)
+    label = (risk > 4).astype(np.int8)
+    label[rng.random(rows) < 0.05] = -1
+    times = np.sort(rng.integers(0, 30 * DAY_MS, rows)).astype(np.int64)
+    return Data(X, label, times, times + DAY_MS)
+
+
+def _train(data: Data, output: Path, **changed: Any) -> TrainingReport:
+    arguments: dict[str, Any] = {
+        "feature_set_yaml": FEATURE_SET,
+        "policy_yaml": POLICY,
+        "seed": 7,
+        "label_gap_ms": DAY_MS,
+        "created_at": "2025-01-01T00:00:00Z",
+        "name": "cards",
+        "threads": 1,
+    }
+    arguments |= changed
+    return train(data.X, data.label, data.event_time_ms, data.label_known_at_ms, output=output, **arguments)
+
+
+@pytest.fixture(scope="module")
+def data() -> Data:
+    return _data()
+
+
+@pytest.fixture(scope="module")
+def trained(
+    data: Data, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[TrainingReport, list[tuple[int, int, float]]]:
+    steps: list[tuple[int, int, float]] = []
+    output = tmp_path_factory.mktemp("train") / "bundle"
+    return _train(data, output, progress=lambda *step: steps.append(step)), steps
+
+
+def test_the_bundle_is_what_the_report_says(
+    trained: tuple[TrainingReport, list[tuple[int, int, float]]], data: Data
+) -> None:
+    """Training ends in a bundle that loads, is better than chance, and carries window, metrics and versions."""
+    report, steps = trained
+    bundle = Bundle.load(report.output)
+    assert bundle.id == report.bundle_id
+    assert bundle.manifest.metrics == report.metrics
+    assert bundle.manifest.training == report.training
+    assert "numpy" in bundle.manifest.versions
+    assert report.metrics["auc"] > 0.9
+    assert report.metrics["average_precision"] > 0.5
+    assert report.threshold_score == 0.3
+    assert report.rows_without_label == int((data.label == -1).sum())
+    assert sum(share for _, share in report.gain_by_feature) == pytest.approx(1.0)
+    assert {name for name, _ in report.gain_by_feature[:2]} == {"amount", "customer_count_1h"}
+    assert [step[0] for step in steps] == list(range(1, len(steps) + 1))
+    assert report.trees <= len(steps)
+
+
+def test_metrics_are_those_of_the_written_model(
+    trained: tuple[TrainingReport, list[tuple[int, int, float]]], data: Data
+) -> None:
+    """Recall, precision and flagged share are recounted from the bundle's own margins over the validation rows."""
+    report, _ = trained
+    bundle = Bundle.load(report.output)
+    rows = (data.label >= 0) & (data.event_time_ms >= report.training.validation_from_ms)
+    truth = data.label[rows] == 1
+    flagged = bundle.model.margins(data.X[rows]) >= bundle.threshold_margin
+    assert report.metrics["rows"] == len(truth)
+    assert report.metrics["frauds"] == truth.sum()
+    assert report.metrics["flagged"] == flagged.sum()
+    assert report.metrics["recall"] == (truth & flagged).sum() / truth.sum()
+    assert report.metrics["precision"] == (truth & flagged).sum() / flagged.sum()
+
+
+def test_the_split_leaks_no_future(trained: tuple[TrainingReport, list[tuple[int, int, float]]]) -> None:
+    """The training part ends a label gap before validation starts."""
+    window = trained[0].training
+    assert window.train_until_ms - 1 < window.validation_from_ms - window.label_gap_ms
+    assert window.validation_rows == pytest.approx(0.2 * (4_000 - trained[0].rows_without_label), abs=2)
+    total = window.train_rows + window.validation_rows + trained[0].rows_in_gap + trained[0].rows_without_label
+    assert total == 4_000
+
+
+def test_labels_known_too_late_are_left_out(data: Data, tmp_path: Path) -> None:
+    """A training label that was not yet known when validation starts does not train the model."""
+    late = data.label_known_at_ms.copy()
+    late[:500] = 60 * DAY_MS
+    report = _train(replace(data, label_known_at_ms=late), tmp_path / "late")
+    base = int((data.label[:500] >= 0).sum())
+    other = _train(data, tmp_path / "all")
+    assert report.training.train_rows == other.training.train_rows - base
+    assert report.rows_in_gap == other.rows_in_gap + base
+
+
+def test_training_repeats_itself(
+    trained: tuple[TrainingReport, list[tuple[int, int, float]]], data: Data, tmp_path: Path
+) -> None:
+    """The same data, seed and time give the same bundle to the last byte; another seed gives another."""
+    again = _train(data, tmp_path / "again")
+    assert again.bundle_id == trained[0].bundle_id
+    for file in again.output.iterdir():
+        assert file.read_bytes() == (trained[0].output / file.name).read_bytes()
+    assert _train(data, tmp_path / "other", seed=8).bundle_id != again.bundle_id
+
+
+def test_a_share_becomes_a_threshold(data: Data, tmp_path: Path) -> None:
+    """A policy's share is met on validation as closely as ties allow, and never exceeded."""
+    report = _train(data, tmp_path / "share", policy_yaml=SHARE_POLICY)
+    share, rows = report.metrics["flagged_share"], report.metrics["rows"]
+    assert 0.02 - 2 / rows <= share <= 0.02
+
+
+def test_features_without_a_value_are_reported(data: Data, tmp_path: Path) -> None:
+    """A feature that is NaN in all training rows is named in the report, and training goes on."""
+    X = data.X.copy()
+    X[:, 3] = np.nan
+    assert _train(replace(data, X=X), tmp_path / "b").empty_features == ["customer_count_7d"]
+
+
+def _without(data: Data, label: int) -> Data:
+    changed = data.label.copy()
+    changed[changed == label] = 1 - label
+    return replace(data, label=changed)
+
+
+def _infinite(data: Data) -> Data:
+    X = data.X.copy()
+    X[10, 2] = np.inf
+    return replace(data, X=X)
+
+
+REFUSED = {
+    "no fraud": (lambda d: _without(d, 1), {}, "0 frauds"),
+    "only fraud": (lambda d: _without(d, 0), {}, "no genuine payment"),
+    "no label": (lambda d: replace(d, label=np.full_like(d.label, -1)), {}, "no row has a known label"),
+    "no rows": (lambda _: _data(0), {}, "no row has a known label"),
+    "too few rows": (lambda _: _data(80), {}, "rows, at least"),
+    "gap swallows training": (lambda d: d, {"label_gap_ms": 40 * DAY_MS}, "training part has 0 rows.*label gap"),
+    "columns": (lambda d: replace(d, X=d.X[:, :3].copy()), {}, "X has 3 columns, the feature set names 4"),
+    "X dtype": (lambda d: replace(d, X=d.X.astype(np.float64)), {}, "X is float64"),
+    "label dtype": (lambda d: replace(d, label=d.label.astype(np.int64)), {}, "label is int64"),
+    "label length": (lambda d: replace(d, label=d.label[:-1]), {}, r"label is int8 \(3999,\)"),
+    "label value": (lambda d: replace(d, label=d.label + np.int8(2)), {}, "label holds values other than"),
+    "time dtype": (lambda d: replace(d, event_time_ms=d.event_time_ms.astype(float)), {}, "event_time_ms is float64"),
+    "infinite": (_infinite, {}, "'customer_count_1h' is infinite"),
+    "validation share": (lambda d: d, {"validation_share": 1.0}, "out of range"),
+    "threads": (lambda d: d, {"threads": 0}, "out of range"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_data_that_cannot_train_is_refused(data: Data, tmp_path: Path, case: str) -> None:
+    """Data that no model can come from is refused with its reason, and nothing is written."""
+    change, arguments, message = REFUSED[case]
+    with pytest.raises(TrainError, match=message):
+        _train(change(data), tmp_path / "bundle", **arguments)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_existing_output_is_refused_before_the_work(data: Data, tmp_path: Path) -> None:
+    """An output that exists is refused at once, not after minutes of training."""
+    rounds: list[int] = []
+    with pytest.raises(TrainError, match="never overwritten"):
+        _train(data, tmp_path, progress=lambda *step: rounds.append(step[0]))
+    assert not rounds
+
+
+def test_the_gate_compares_bits(data: Data) -> None:
+    """One leaf off by its last bit is enough for the gate to refuse, naming row and both margins."""
+    rows = data.X[:500]
+    booster = xgb.train(
+        {"objective": "binary:logistic", "nthread": 1}, xgb.DMatrix(rows, (data.label[:500] == 1), nthread=1), 3
+    )
+    model = CompiledModel.from_bytes(bytes(booster.save_raw("ubj")))
+    assert (training._gate(model, booster, rows) == model.margins(rows)).all()
+    value = model.table.value.copy()
+    leaf = int(np.flatnonzero(model.table.feature < 0)[0])
+    value[leaf] += np.float32(1e-3)
+    other = CompiledModel(replace(model.table, value=value))
+    with pytest.raises(GateError, match=r"differs from xgboost on .* rows, first on validation row"):
+        training._gate(other, booster, rows)
+
+
+def test_training_without_xgboost_names_the_extra() -> None:
+    """Where xgboost is not installed the error says what to install."""
+    code = (
+        "import sys; sys.modules['xgboost'] = None\nimport scorer.train as t\n"
+        "try: t._xgboost()\nexcept t.TrainError as e: print(e)"
+    )
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run([sys.executable, "-c", code], check=True, cwd=root, capture_output=True, text=True)
+    assert "fraud-scorer[train]" in done.stdout
+
+
+SCORED = st.lists(st.tuples(st.booleans(), st.sampled_from([0.0, 0.1, 0.5, 0.7, 1.0])), min_size=1, max_size=30)
+
+
+@given(SCORED)
+def test_average_precision_equals_its_definition(scored: list[tuple[bool, float]]) -> None:
+    """Average precision equals the sum over thresholds of precision times the step in recall."""
+    truth, scores = np.array([t for t, _ in scored]), np.array([s for _, s in scored])
+    if not truth.any():
+        assert np.isnan(average_precision(truth, scores))
+        return
+    total, before = 0.0, 0.0
+    for threshold in sorted(set(scores.tolist()), reverse=True):
+        flagged = scores >= threshold
+        recall = (truth & flagged).sum() / truth.sum()
+        total += (recall - before) * (truth & flagged).sum() / flagged.sum()
+        before = recall
+    assert average_precision(truth, scores) == pytest.approx(total)
+
+
+@given(SCORED)
+def test_auc_equals_counting_pairs(scored: list[tuple[bool, float]]) -> None:
+    """AUC equals the share of fraud and genuine pairs in the right order, ties counting half."""
+    truth, scores = np.array([t for t, _ in scored]), np.array([s for _, s in scored])
+    pairs = [(a > b) + (a == b) / 2 for a, b in itertools.product(scores[truth], scores[~truth])]
+    ours = area_under_roc(truth, scores)
+    assert np.isnan(ours) if not pairs else ours == pytest.approx(float(np.mean(pairs)))
+
+
+@given(st.lists(st.sampled_from([0.1, 0.2, 0.3, 0.9]), min_size=1, max_size=40), st.floats(0.01, 0.99))
+def test_threshold_is_the_lowest_that_keeps_the_share(values: list[float], share: float) -> None:
+    """The threshold flags at most the share, and the next lower score would flag more."""
+    scores = np.array(values)
+    try:
+        threshold = threshold_for_share(scores, share)
+    except TrainError:
+        assert (scores == scores.max()).mean() > share
+        return
+    assert (scores >= threshold).mean() <= share
+    lower = scores[scores < threshold]
+    if len(lower):
+        assert (scores >= lower.max()).mean() > share
