@@ -91,7 +91,8 @@ def luhn_valid(data: Bytes, start: int, end: int) -> bool:
 @nb.njit(cache=True, nogil=True)
 def key_candidates(data: Bytes, offsets: npt.NDArray[np.int64], out: npt.NDArray[np.bool_]) -> None:
     """Mark the keys that `key_is_card_number` has to look at: 13-19 digits and nothing else but space, dash and
-    quotes around.""" for i in range(len(out)):
+    quotes around."""
+    for i in range(len(out)):
         digits = 0
         possible = offsets[i + 1] - offsets[i] >= DIGITS_MIN
         if possible:

@@ -141,8 +141,8 @@ class DeadLetter(BaseModel):
                 topic=texts["__connect.errors.topic"],
                 partition=int(texts["__connect.errors.partition"]),
                 offset=int(texts["__connect.errors.offset"]),
-                reason=DeadLetterReason(texts["fraud_scorer.reason"]),  # type: ignore[call-arg]  # by value:
-                Enum.__call__, not __new__ field=texts.get("fraud_scorer.field"),
+                reason=DeadLetterReason(texts["fraud_scorer.reason"]),  # type: ignore[call-arg]  # by value: Enum.__call__
+                field=texts.get("fraud_scorer.field"),
                 message=texts["__connect.errors.exception.message"],
                 timestamp_ms=None if timestamp is None else int(timestamp),
                 value_bytes=int(texts["fraud_scorer.value_bytes"]),

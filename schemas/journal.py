@@ -88,7 +88,8 @@ class JournalRecord(Contract):
     @property
     def head(self) -> str:
         """Hex SHA-256 over the canonical JSON (sorted names, no spaces) of all fields: what the next record names as
-        `previous`.""" return hashlib.sha256(self._canonical).hexdigest()
+        `previous`."""
+        return hashlib.sha256(self._canonical).hexdigest()
 
     def to_bytes(self) -> bytes:
         """The canonical JSON, UTF-8."""

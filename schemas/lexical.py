@@ -74,7 +74,8 @@ def _two(data: Bytes, p: int) -> int:
 @nb.njit(inline="always")
 def _days_from_civil(year: int, month: int, day: int) -> int:
     """Days since 1970-01-01 in the Gregorian calendar; years from 1 on (counting years from March puts the leap day
-    last).""" y = year - (month <= 2)
+    last)."""
+    y = year - (month <= 2)
     era = y // 400
     year_of_era = y - era * 400
     day_of_year = (153 * (month + (-3 if month > 2 else 9)) + 2) // 5 + day - 1
@@ -172,7 +173,8 @@ def is_ipv4(data: Bytes, start: int, end: int) -> bool:
 @nb.njit(cache=True, nogil=True)
 def is_ipv6(data: Bytes, start: int, end: int) -> bool:
     """RFC 4291 text: up to eight groups of 1-4 hexadecimal digits, one "::" at most, perhaps IPv4 at the end; no
-    scope.""" groups = 0
+    scope."""
+    groups = 0
     compressed = False
     p = start
     if end - start >= 2 and data[p] == 58 and data[p + 1] == 58:

@@ -21,12 +21,11 @@ EVENT_TIME_MS_MIN: Final = 946_684_800_000  # 2000-01-01T00:00:00Z
 EVENT_TIME_MS_END: Final = 4_000_000_000_000  # exclusive
 
 _FORM = re.compile(
-    r"([0-9]{4})-([0-9]{2})-([0-9]{2})[T
-    ]([0-9]{2}):([0-9]{2}):([0-9]{2})(?:\.([0-9]{1,9}))?(?:Z|([+-])([0-9]{2}):([0-9]{2}))"
+    r"([0-9]{4})-([0-9]{2})-([0-9]{2})[T ]([0-9]{2}):([0-9]{2}):([0-9]{2})(?:\.([0-9]{1,9}))?(?:Z|([+-])([0-9]{2}):([0-9]{2}))"
 )
 _NO_OFFSET = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}([T ][0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]+)?)?)?")
-_EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 - offsets are added as integers, so that the ends of the calendar do not
-overflow _WAY_OUT = "write RFC 3339 with an offset, such as 2026-01-01T00:00:00Z, or epoch milliseconds"
+_EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 - offsets are added as integers, so no calendar end overflows
+_WAY_OUT = "write RFC 3339 with an offset, such as 2026-01-01T00:00:00Z, or epoch milliseconds"
 
 
 def event_time_ms(value: object, field: str = "event_time") -> int:

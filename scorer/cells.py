@@ -1,7 +1,9 @@
-"""Cells of a file as values of the payment contract: text, minor units, milliseconds, labels. Exact, or an error that names the row.
+"""Cells of a file as values of the payment contract: text, minor units, milliseconds, labels. Exact, or an error that
+names the row.
 
-A column is a pyarrow Array (Parquet, CSV) or a list of Python values (JSON lines). A cell with nothing in it becomes None and the
-field is left out; whether the contract can do without it is the decoder's to say. Errors show a value's shape, never the value.
+A column is a pyarrow Array (Parquet, CSV) or a list of Python values (JSON lines). A cell with nothing in it becomes
+None and the field is left out; whether the contract can do without it is the decoder's to say. Errors show a value's
+shape, never the value.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ NUMBER_CHARACTERS_MAX = 40
 MINOR_TOLERANCE = 1e-6
 FLOAT64_WHOLE_MAX = 2.0**53
 EXACT_DIGITS = 400
-# Two neighbouring float32 are less than 0.01 apart only below 2^16 x 1.28; 2^23 minor units of two digits are 83,886.08.
+# Two neighbouring float32 are less than 0.01 apart only below 2^16 x 1.28; 2^23 minor units of two digits are
+# 83,886.08.
 FLOAT32_MINOR_MAX = 2.0**23
 
 _NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,3})?", re.ASCII)
@@ -113,10 +116,12 @@ def whole_numbers(column: Column) -> list[int | None]:
 
 
 def minor_units(column: Column, exponent: list[int | None]) -> list[int | None]:
-    """Amounts in major units as minor units of each row's currency, whose digits after the point are `exponent` (None: not known).
+    """Amounts in major units as minor units of each row's currency, whose digits after the point are `exponent`
+    (None: not known).
 
-    Decimals, text and whole numbers are converted exactly. A float must be the nearest one to a whole number of minor units, or within
-    1e-6 of it. A row of an unknown currency gives 0, for the decoder refuses it anyway. Raises CellError.
+    Decimals, text and whole numbers are converted exactly. A float must be the nearest one to a whole number of minor
+    units, or within 1e-6 of it. A row of an unknown currency gives 0, for the decoder refuses it anyway. Raises
+    CellError.
     """
     if (
         isinstance(column, pa.Array)
@@ -203,7 +208,8 @@ def _float_minor(index: int, value: float | np.floating, exponent: int, unit: st
             index,
             "a single-precision float cannot hold the minor units of so large an amount; store the column as double or decimal",
         )
-    # Division of two exact floats is correctly rounded: equality says that `value` is the nearest float to `whole` minor units.
+    # Division of two exact floats is correctly rounded: equality says that `value` is the nearest float to `whole`
+    # minor units.
     nearest = whole / 10.0**exponent
     if abs(scaled - whole) <= MINOR_TOLERANCE or (np.float32(nearest) == value if single else nearest == exact):
         return whole
@@ -219,8 +225,10 @@ def _too_fine(exponent: int, unit: str) -> str:
 
 
 def times_ms(column: Column) -> list[int | None]:
-    """Event times in epoch ms: timestamps and dates (naive ones are UTC), ISO 8601 text (without an offset: UTC), or epoch numbers,
-    whose size tells seconds from ms, us and ns. Fractions of a millisecond are cut off. Raises CellError."""
+    """Event times in epoch ms: timestamps and dates (naive ones are UTC), ISO 8601 text (without an offset: UTC), or
+    epoch numbers, whose size tells seconds from ms, us and ns. Fractions of a millisecond are cut off. Raises
+    CellError.
+    """
     if isinstance(column, pa.Array) and pa.types.is_timestamp(column.type):
         per_ms = {"s": 1, "ms": 1, "us": 1_000, "ns": 1_000_000}[column.type.unit]
         ticks = pc.cast(column, pa.int64())

@@ -1,12 +1,12 @@
 """Payments from files: Parquet, CSV and JSON lines, in blocks, as the very bytes that Kafka would carry.
 
-    FraudScorerError
-    ├── FileError               the file cannot be read, or a cell cannot become its field; names file, row, field and column
-    └── UsageError
+    FraudScorerError ├── FileError               the file cannot be read, or a cell cannot become its field; names
+    file, row, field and column └── UsageError
         └── MappingError        the mapping does not fit the file
 
-Each row becomes a JSON payment, so that a file goes through the same decoder as the topic, with the same refusals. Memory is bounded
-by the block and by the file's own unit (a Parquet page, 16 MiB of CSV, one line), never by the file. Rows keep the file's order.
+Each row becomes a JSON payment, so that a file goes through the same decoder as the topic, with the same refusals.
+Memory is bounded by the block and by the file's own unit (a Parquet page, 16 MiB of CSV, one line), never by the
+file. Rows keep the file's order.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ def read_payments(
 ) -> Iterator[FileBlock]:
     """The payments of `path`, by its suffix: .parquet .pq .csv(.gz) .jsonl .ndjson .json(l.gz).
 
-    Without a mapping the file must be JSON lines in the contract's own form; such lines are passed on as they are, good or bad.
-    Raises MappingError and FileError; a missing file or column is told here, before the first block.
+    Without a mapping the file must be JSON lines in the contract's own form; such lines are passed on as they are,
+    good or bad. Raises MappingError and FileError; a missing file or column is told here, before the first block.
     """
     if rows_per_block < 1:
         raise ValueError(f"rows_per_block={rows_per_block}: at least 1")
@@ -93,7 +93,9 @@ def read_payments(
 
 
 def label_records(block: FileBlock) -> list[bytes]:
-    """Control-topic records of the block's known labels, in the block's order: {"type":"label","payment_id":…,"fraud":…,…}."""
+    """Control-topic records of the block's known labels, in the block's order:
+    {"type":"label","payment_id":…,"fraud":…,…}.
+    """
     encode = msgspec.json.encode
     return [
         encode(

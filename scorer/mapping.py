@@ -24,8 +24,8 @@ from scorer.errors import UsageError
 
 # Fields of the contract with text in them, in the contract's order; numbers and `attributes` follow them.
 TEXT_FIELDS = (
-    "currency", "customer_id", "account_id", "card_token", "merchant_id", "terminal_id", "device_id", "ip", "mcc", "channel", "country",
-    "merchant_country",
+    "currency", "customer_id", "account_id", "card_token", "merchant_id", "terminal_id", "device_id", "ip", "mcc",
+    "channel", "country", "merchant_country",
 )  # fmt: skip
 NUMBER_FIELDS = ("latitude", "longitude", "merchant_latitude", "merchant_longitude")
 LABEL_DELAY_MS = 7 * 86_400_000
@@ -81,7 +81,9 @@ Column = Annotated[str, BeforeValidator(_column)]
 
 
 class Mapping(BaseModel):
-    """Where each field of a payment comes from: the name of a column, or a Constant. Exactly one of amount and amount_minor."""
+    """Where each field of a payment comes from: the name of a column, or a Constant. Exactly one of amount and
+    amount_minor.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -128,7 +130,7 @@ class Mapping(BaseModel):
     def _one_amount(self) -> Mapping:
         if self.amount is not None and self.amount_minor is not None:
             raise ValueError(
-                "amount and amount_minor are both given; keep amount (major units, 12.34) or amount_minor (minor units, 1234)"
+                "amount and amount_minor are both given; keep amount (major units, 12.34) or amount_minor (1234)"
             )
         if self.amount is None and self.amount_minor is None:
             raise ValueError("neither amount (major units, 12.34) nor amount_minor (minor units, 1234) is given")

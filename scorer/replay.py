@@ -6,7 +6,7 @@ replayed along its journal, batch by batch as it was decided; where the bundle i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from features.feature_set import FeatureSet
+from schemas.control import parse_control
 from schemas.decision import DECISIONS, MODES
 from schemas.journal import ControlRange, InputRange
 from schemas.label import Label
@@ -24,7 +25,7 @@ from scorer import history, kafka
 from scorer.bundle import Bundle
 from scorer.enrich import Batch, ControlRecord, Enricher, Records
 from scorer.errors import FraudScorerError, UsageError
-from scorer.files import FileBlock, label_records, read_payments
+from scorer.files import label_records, read_payments
 from scorer.inputs import Inputs
 from scorer.mapping import Mapping
 from scorer.pipeline import Outcomes, Pipeline
@@ -33,6 +34,7 @@ from scorer.settings import Settings
 
 BATCH_ROWS = 16_384
 Progress = Callable[[int], None]
+Block = tuple[Sequence[bytes | None], Sequence[bytes | None], Sequence[bytes], npt.NDArray[np.int8], npt.NDArray[np.int64]]
 
 
 @dataclass
@@ -68,43 +70,56 @@ class TrainingTable:
     report: Report
 
 
-def file_batches(path: Path, mapping: Mapping | None, *, rows: int = BATCH_ROWS) -> Iterator[tuple[Batch, FileBlock]]:
+@dataclass(frozen=True)
+class LabelledBatch:
+    """Payments of a source without a broker, with what is known of each record's label (as in TrainingTable, [n] by record)."""
+
+    batch: Batch
+    label: npt.NDArray[np.int8]
+    label_known_at_ms: npt.NDArray[np.int64]
+
+
+def file_batches(path: Path, mapping: Mapping | None, *, rows: int = BATCH_ROWS) -> Iterator[LabelledBatch]:
     """A file's payments as batches, labels as the control records that come with them (each known at its own time)."""
+    blocks = read_payments(path, mapping, rows_per_block=rows)
+    return chained((block.keys, block.values, label_records(block), block.label, block.label_known_at_ms) for block in blocks)
+
+
+def chained(blocks: Iterable[Block]) -> Iterator[LabelledBatch]:
+    """Blocks of (keys, values, label records, label, label_known_at_ms) as one partition whose offsets count the records."""
     offset = control = 0
-    for block in read_payments(path, mapping, rows_per_block=rows):
-        n = len(block.values)
-        labels = label_records(block)
+    for keys, values, labels, label, known_at_ms in blocks:
+        n = len(values)
         records = Records(
             partition=np.zeros(n, np.int32),
             offset=np.arange(offset, offset + n, dtype=np.int64),
-            # A file has no broker: no clock to hold event times against.
+            # Without a broker there is no clock to hold event times against.
             timestamp_ms=np.full(n, 1 << 62, np.int64),
-            keys=block.keys,
-            values=block.values,
+            keys=keys,
+            values=values,
         )
-        yield (
-            Batch(
-                records,
-                (InputRange(partition=0, start=offset, end=offset + n),),
-                [ControlRecord(control + i, None, value) for i, value in enumerate(labels)],
-                ControlRange(start=control, end=control + len(labels)),
-            ),
-            block,
+        batch = Batch(
+            records,
+            (InputRange(partition=0, start=offset, end=offset + n),),
+            [ControlRecord(control + i, None, value) for i, value in enumerate(labels)],
+            ControlRange(start=control, end=control + len(labels)),
         )
+        yield LabelledBatch(batch, label, known_at_ms)
         offset += n
         control += len(labels)
 
 
-def training_table(feature_set: FeatureSet, path: Path, mapping: Mapping | None, *, progress: Progress = lambda _: None) -> TrainingTable:
-    """Run a file through the live engine and keep every feature value with its label. Repeated payments are left out."""
+def training_table(feature_set: FeatureSet, batches: Iterable[LabelledBatch], *, progress: Progress = lambda _: None) -> TrainingTable:
+    """Run history through the live engine and keep every feature value with its label. Repeated payments are left out."""
     enricher, report = Enricher(feature_set), Report()
     parts: list[tuple[list[str], npt.NDArray[np.int64], npt.NDArray[np.float32], npt.NDArray[np.int8], npt.NDArray[np.int64]]] = []
-    for batch, block in file_batches(path, mapping):
-        for raw in batch.control:
-            label = Label.model_validate_json(raw.value or b"")
-            enricher.engine.add_label(label.payment_id, fraud=label.fraud, known_at_ms=label.known_at_ms)
-        enriched = enricher.enrich(batch.records)
-        report.payments += len(batch.records)
+    for labelled in batches:
+        for raw in labelled.batch.control:
+            verdict = parse_control(raw.value)
+            if isinstance(verdict, Label):
+                enricher.engine.add_label(verdict.payment_id, fraud=verdict.fraud, known_at_ms=verdict.known_at_ms)
+        enriched = enricher.enrich(labelled.batch.records)
+        report.payments += len(labelled.batch.records)
         report.duplicates += int(enriched.duplicate.sum())
         report.late += int(enriched.late.sum())
         for item in enriched.rejected:
@@ -114,12 +129,12 @@ def training_table(feature_set: FeatureSet, path: Path, mapping: Mapping | None,
             enriched.first.column("payment_id").tolist(),
             enriched.first.event_time_ms,
             enriched.features,
-            block.label[rows],
-            block.label_known_at_ms[rows],
+            labelled.label[rows],
+            labelled.label_known_at_ms[rows],
         ))  # fmt: skip
         progress(report.payments)
     if not parts:
-        raise UsageError(f"{path} holds no payments")
+        raise UsageError("there are no payments to learn from")
     return TrainingTable(
         payment_id=[payment_id for part in parts for payment_id in part[0]],
         event_time_ms=np.concatenate([part[1] for part in parts]),
@@ -191,8 +206,8 @@ def replay_file(bundle: Bundle, path: Path, mapping: Mapping | None, output: Pat
     pipeline, report = Pipeline(bundle), Report()
     with ExitStack() as stack:
         writer = stack.enter_context(_Writer(output, bundle.feature_set.names)) if output else None
-        for batch, _ in file_batches(path, mapping):
-            outcomes = pipeline.run(batch)
+        for labelled in file_batches(path, mapping):
+            outcomes = pipeline.run(labelled.batch)
             _account(report, outcomes)
             if writer:
                 writer.write(outcomes)

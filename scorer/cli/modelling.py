@@ -16,7 +16,7 @@ from scorer.bundle import Bundle
 from scorer.cli.common import Json, counting, out, parse_time_ms, read_mapping, read_text, show
 from scorer.cli.common import settings as load_settings
 from scorer.errors import UsageError
-from scorer.replay import Report, replay_file, replay_topic, training_table, write_training_table
+from scorer.replay import Report, file_batches, replay_file, replay_topic, training_table, write_training_table
 
 InputOption = Annotated[Path, typer.Option("--input", exists=True, dir_okay=False, help="Parquet, CSV or JSON lines.")]
 MappingOption = Annotated[Path | None, typer.Option("--mapping", help="Which column is which field (YAML).")]
@@ -32,7 +32,7 @@ def features(feature_set: SetOption, file: InputOption, output: Annotated[Path, 
     """
     declared = FeatureSet.from_yaml(feature_set)
     with counting("payments", quiet=as_json) as progress:
-        table = training_table(declared, file, read_mapping(mapping), progress=progress)
+        table = training_table(declared, file_batches(file, read_mapping(mapping)), progress=progress)
     write_training_table(table, declared.names, output)
     show(_with_report({"rows": len(table.payment_id), "features": len(declared.names), "labelled": int((table.label >= 0).sum())}, table.report), as_json=as_json, title=str(output))
 
@@ -63,7 +63,7 @@ def train(
     except ValueError as exc:
         raise UsageError(f"--label-gap: {exc}") from exc
     with counting("payments", quiet=as_json) as progress:
-        table = training_table(declared, file, read_mapping(mapping), progress=progress)
+        table = training_table(declared, file_batches(file, read_mapping(mapping)), progress=progress)
     begin_ms, until_ms = parse_time_ms(begin, "--from"), parse_time_ms(until, "--until")
     keep = np.ones(len(table.label), dtype=np.bool_)
     if begin_ms is not None:

@@ -16,8 +16,8 @@ from scorer.simulate.rows import Rows
 
 # Names of the payment contract, in its order.
 TEXT_FIELDS = (
-    "payment_id", "currency", "customer_id", "account_id", "card_token", "merchant_id", "terminal_id", "device_id", "ip", "mcc", "channel",
-    "country", "merchant_country",
+    "payment_id", "currency", "customer_id", "account_id", "card_token", "merchant_id", "terminal_id", "device_id",
+    "ip", "mcc", "channel", "country", "merchant_country",
 )  # fmt: skip
 NUMBER_FIELDS = ("latitude", "longitude", "merchant_latitude", "merchant_longitude")
 AMOUNT_MINOR_MAX = 99_999_999
@@ -29,9 +29,11 @@ _IP_BASE = (100 << 24) | (64 << 16)
 
 @dataclass(slots=True)
 class SimulatedBatch:
-    """Payments in event-time order, as columns of length n. Codes count the population's customers, merchants and so on from 0.
+    """Payments in event-time order, as columns of length n. Codes count the population's customers, merchants and so
+    on from 0.
 
-    `fraud`, `kind` and `label_known_at_ms` are the truth about the payments, never part of them. A label may be wrong (a false report).
+    `fraud`, `kind` and `label_known_at_ms` are the truth about the payments, never part of them. A label may be wrong
+    (a false report).
     """
 
     population: Population
@@ -81,44 +83,60 @@ class SimulatedBatch:
 
     def to_json(self) -> list[bytes]:
         """Payments per the contract: compact JSON, one value a row, 280-320 bytes and 12 to 14 fields."""
-        places = self.population.places
-        merchants = self.population.merchants
-        currencies, countries = places.country_currency, places.country_code
         out: list[bytes] = []
-        add = out.append
-        for payment, time, amount, currency, customer, card, merchant, terminal, device, ip, channel, country, category, there, lat, lon, secure in zip(
-            self.payment.tolist(), self._event_time(), self.amount_minor.tolist(), self.currency.tolist(), self.customer.tolist(), self.card.tolist(),
-            self.merchant.tolist(), self.terminal.tolist(), self.device.tolist(), self.ip.tolist(), self.channel.tolist(), self.country.tolist(),
-            merchants.category[self.merchant].tolist(), self.merchant_country.tolist(), merchants.latitude[self.merchant].tolist(),
-            merchants.longitude[self.merchant].tolist(), self.three_ds.tolist(), strict=True,
-        ):  # fmt: skip
-            head = (
-                f'{{"payment_id":"p_{payment:012x}","event_time":"{time}Z","amount_minor":{amount},"currency":"{currencies[currency]}",'
-                f'"customer_id":"c_{customer}","card_token":"tok_{card:012x}","merchant_id":"m_{merchant}"'
-            )
-            tail = f',"mcc":"{_MCC[category]}","channel":"{_CHANNEL[channel]}","country":"{countries[country]}","merchant_country":"{countries[there]}"'
+        merchants = self.population.merchants
+        latitudes, longitudes = merchants.latitude[self.merchant].tolist(), merchants.longitude[self.merchant].tolist()
+        rows = zip(
+            self._who(), self._what(), self.channel.tolist(), self.terminal.tolist(), latitudes, longitudes, strict=True
+        )
+        devices = zip(self.device.tolist(), self.ip.tolist(), self.three_ds.tolist(), strict=True)
+        for (who, what, channel, terminal, latitude, longitude), (device, ip, three_ds) in zip(
+            rows, devices, strict=True
+        ):
             if channel == Channel.ECOM:
-                a = _IP_BASE + ip
-                web = f',"device_id":"d_{device:012x}","ip":"{a >> 24}.{a >> 16 & 255}.{a >> 8 & 255}.{a & 255}"'
-                strong = ',"attributes":{"three_ds":true}' if secure else ""
-                add(f"{head}{web}{tail}{strong}}}".encode())
+                web = f',"device_id":"d_{device:012x}","ip":"{_address(ip)}"'
+                strong = ',"attributes":{"three_ds":true}' if three_ds == 1 else ""
+                payment = f"{who}{web}{what}{strong}}}"
             elif channel == Channel.MOTO:
                 at = f',"terminal_id":"t_{terminal}"' if terminal >= 0 else ""
-                add(f'{head}{at}{tail},"merchant_latitude":{lat},"merchant_longitude":{lon}}}'.encode())
+                payment = f'{who}{at}{what},"merchant_latitude":{latitude},"merchant_longitude":{longitude}}}'
             else:
-                add(f'{head},"terminal_id":"t_{terminal}"{tail},"latitude":{lat},"longitude":{lon}}}'.encode())
+                payment = f'{who},"terminal_id":"t_{terminal}"{what},"latitude":{latitude},"longitude":{longitude}}}'
+            out.append(payment.encode())
         return out
 
     def labels_json(self) -> list[bytes]:
-        """Control-topic records of the payments that somebody reports, in the order of the payments (not of `known_at`)."""
+        """Control-topic records of the payments that somebody reports, in the payments' order, not by `known_at`."""
         rows = np.flatnonzero(self.label_known_at_ms >= 0)
+        columns = (self.payment, self.label, self.label_known_at_ms, self.event_time_ms)
         return [
-            f'{{"type":"label","payment_id":"p_{payment:012x}","fraud":{"true" if label else "false"},"known_at":{known},"event_time":{time}}}'.encode()
-            for payment, label, known, time in zip(
-                self.payment[rows].tolist(), self.label[rows].tolist(), self.label_known_at_ms[rows].tolist(), self.event_time_ms[rows].tolist(),
-                strict=True,
+            f'{{"type":"label","payment_id":"p_{payment:012x}","fraud":{"true" if label else "false"},'
+            f'"known_at":{known_at},"event_time":{time}}}'.encode()
+            for payment, label, known_at, time in zip(*(column[rows].tolist() for column in columns), strict=True)
+        ]
+
+    def _who(self) -> list[str]:
+        """The fields before terminal_id, with the opening brace."""
+        currencies = self.population.places.country_currency
+        columns = (self.payment, self.amount_minor, self.currency, self.customer, self.card, self.merchant)
+        return [
+            f'{{"payment_id":"p_{payment:012x}","event_time":"{time}Z","amount_minor":{amount},'
+            f'"currency":"{currencies[currency]}","customer_id":"c_{customer}","card_token":"tok_{card:012x}",'
+            f'"merchant_id":"m_{merchant}"'
+            for time, payment, amount, currency, customer, card, merchant in zip(
+                self._event_time(), *(column.tolist() for column in columns), strict=True
             )
-        ]  # fmt: skip
+        ]
+
+    def _what(self) -> list[str]:
+        """The fields from mcc to merchant_country, with the comma before them."""
+        countries = self.population.places.country_code
+        columns = (self.population.merchants.category[self.merchant], self.channel, self.country, self.merchant_country)
+        return [
+            f',"mcc":"{_MCC[category]}","channel":"{_CHANNEL[channel]}","country":"{countries[country]}",'
+            f'"merchant_country":"{countries[there]}"'
+            for category, channel, country, there in zip(*(column.tolist() for column in columns), strict=True)
+        ]
 
     def _event_time(self) -> list[str]:
         return np.datetime_as_string(self.event_time_ms.astype("M8[ms]")).tolist()  # type: ignore[no-any-return]
@@ -148,9 +166,7 @@ class SimulatedBatch:
         return [None if v < 0 else f"d_{v:012x}" for v in self.device.tolist()]
 
     def _ip(self) -> list[str | None]:
-        return [
-            None if v < 0 else ".".join(str((_IP_BASE + v) >> shift & 255) for shift in (24, 16, 8, 0)) for v in self.ip.tolist()
-        ]  # fmt: skip
+        return [None if v < 0 else _address(v) for v in self.ip.tolist()]
 
     def _mcc(self) -> list[str]:
         return [_MCC[v] for v in self.population.merchants.category[self.merchant].tolist()]
@@ -172,10 +188,23 @@ class SimulatedBatch:
         return np.where(shown, values[self.merchant], np.nan)
 
 
+def _address(offset: int) -> str:
+    a = _IP_BASE + offset
+    return f"{a >> 24}.{a >> 16 & 255}.{a >> 8 & 255}.{a & 255}"
+
+
 def finish(
-    population: Population, rows: Rows, number: IntArray, label: npt.NDArray[np.int8], known_at_ms: IntArray, key: int
+    population: Population,
+    rows: Rows,
+    *,
+    number: IntArray,
+    label: npt.NDArray[np.int8],
+    known_at_ms: IntArray,
+    key: int,
 ) -> SimulatedBatch:
-    """The batch of `rows`, already in event-time order; `number` counts payments over all of time, `key` is the world's own."""
+    """The batch of `rows`, already in event-time order; `number` counts payments over all of time, `key` is the
+    world's own.
+    """
     country = population.customers.country[rows.customer]
     merchant_country = population.merchants.country[rows.merchant]
     remote = (rows.channel == Channel.ECOM) | (rows.channel == Channel.MOTO)
@@ -203,7 +232,9 @@ def finish(
 
 
 def _amount_minor(population: Population, rows: Rows, currency: npt.NDArray[np.int16]) -> IntArray:
-    """Minor units of the payment's currency: notes at cash machines, many prices one cent below a round one, at least 1."""
+    """Minor units of the payment's currency: notes at cash machines, many prices one cent below a round one, at least
+    1.
+    """
     places = population.places
     unit = places.minor_per_unit[currency]
     minor = np.rint(rows.amount_eur * places.minor_per_eur[currency]).astype(np.int64)

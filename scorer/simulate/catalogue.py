@@ -25,7 +25,9 @@ class Site(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Category:
-    """One kind of merchant. `price_eur` is the median payment, `spread` the sigma of its logarithm; hours are local, [open, close)."""
+    """One kind of merchant. `price_eur` is the median payment, `spread` the sigma of its logarithm; hours are local,
+    [open, close).
+    """
 
     name: str
     mcc: str

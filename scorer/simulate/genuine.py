@@ -1,4 +1,6 @@
-"""Genuine payments of one block of time: who pays, when, where, with what, how much. One vectorised pass, no memory of former blocks."""
+"""Genuine payments of one block of time: who pays, when, where, with what, how much. One vectorised pass, no memory
+of former blocks.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ MAIN_CARD_SHARE = 0.85
 GUEST_DEVICE_SHARE = 0.010  # a borrowed or shared device
 MOBILE_IP_SHARE = 0.35
 THREE_DS_SHARE = 0.55
-# Web purchases that come in a row (a game's small items, a basket paid in parts): genuine bursts, which make fraud harder to tell.
+# Web purchases that come in a row (a game's small items, a basket paid in parts): genuine bursts, which make fraud
+# harder to tell.
 SESSION_SHARE = 0.05
 SESSION_MORE_MAX = 5
 
@@ -152,7 +155,9 @@ def _web_shops(
 def _own_devices(
     population: Population, rng: np.random.Generator, customer: npt.NDArray[np.int32], day: int
 ) -> IntArray:
-    """A counter for the device: each of a customer's devices is replaced every year or so; now and then a guest's is used."""
+    """A counter for the device: each of a customer's devices is replaced every year or so; now and then a guest's is
+    used.
+    """
     people = population.customers
     slot = (rng.random(len(customer)) ** 1.7 * people.devices[customer]).astype(np.int64)
     lifetime_days = 240 + 90 * slot
@@ -171,7 +176,9 @@ def _addresses(rng: np.random.Generator, customer: npt.NDArray[np.int32], day: i
 
 
 def _with_sessions(rng: np.random.Generator, rows: Rows, online: IntArray, until_ms: int) -> Rows:
-    """Some web purchases are followed by smaller ones at the same shop within minutes; those past the block's end never happen."""
+    """Some web purchases are followed by smaller ones at the same shop within minutes; those past the block's end
+    never happen.
+    """
     begins = online[rng.random(len(online)) < SESSION_SHARE]
     begin, nth = positions_within(rng.integers(1, SESSION_MORE_MAX + 1, len(begins)))
     more = rows.take(begins[begin])

@@ -1,6 +1,7 @@
 """Where the simulated world lies: countries, their currencies, and cities with approximate positions.
 
-Weights are shares of customers. Countries with weight 0 are places to travel to (and to steal from) that nobody calls home.
+Weights are shares of customers. Countries with weight 0 are places to travel to (and to steal from) that nobody calls
+home.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from schemas.currencies import CURRENCY_EXPONENT
 
 @dataclass(frozen=True, slots=True)
 class Country:
-    """One country: ISO 3166 code, ISO 4217 currency, hours ahead of UTC (winter time all year), share of customers, cities."""
+    """One country: ISO 3166 code, ISO 4217 currency, hours ahead of UTC (winter time all year), share of customers,
+    cities.
+    """
 
     code: str
     currency: str
@@ -45,10 +48,11 @@ COUNTRIES = (
     Country("JP", "JPY", 9, 0, ((35.68, 139.69, 1),)),
 )
 
-# EUR for one unit of the currency: round figures, fixed for good, so that the same seed gives the same amounts for ever. The
-# demo's feature set declares the same rates (a test keeps the two equal).
+# EUR for one unit of the currency: round figures, fixed for good, so that the same seed gives the same amounts for
+# ever. The demo's feature set declares the same rates (a test keeps the two equal).
 EUR_PER_UNIT = {
-    "EUR": 1.0, "GBP": 1.16, "CHF": 1.05, "SEK": 0.088, "PLN": 0.235, "USD": 0.92, "TRY": 0.024, "THB": 0.026, "JPY": 0.0061,
+    "EUR": 1.0, "GBP": 1.16, "CHF": 1.05, "SEK": 0.088, "PLN": 0.235, "USD": 0.92,
+    "TRY": 0.024, "THB": 0.026, "JPY": 0.0061,
 }  # fmt: skip
 
 

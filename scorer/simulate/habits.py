@@ -80,7 +80,9 @@ class Journeys:
 
 
 def journeys(population: Population, seed: int, week: int) -> Journeys:
-    """The journeys that lie in `week` (counted so that week 0 begins Monday 1969-12-29); a journey never crosses weeks."""
+    """The journeys that lie in `week` (counted so that week 0 begins Monday 1969-12-29); a journey never crosses
+    weeks.
+    """
     rng = generator(seed, Part.JOURNEYS, week)
     people, places = population.customers, population.places
     count = len(people.city)

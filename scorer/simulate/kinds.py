@@ -24,7 +24,9 @@ class FraudKind(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """When a payment of one kind is reported: log-normal delay, `median_h` hours, sigma `spread`, cut at REPORT_DAYS_MAX."""
+    """When a payment of one kind is reported: log-normal delay, `median_h` hours, sigma `spread`, cut at
+    REPORT_DAYS_MAX.
+    """
 
     median_h: float
     spread: float

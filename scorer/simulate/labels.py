@@ -1,4 +1,6 @@
-"""Reports: who says when that a payment was fraud or genuine, and a queue that hands reports out when they become known."""
+"""Reports: who says when that a payment was fraud or genuine, and a queue that hands reports out when they become
+known.
+"""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ class Population:
         """`count` customers, each chosen in proportion to how often it pays."""
         upto = self.customers.rate_upto
         chosen = np.searchsorted(upto, rng.random(count) * upto[-1], side="right")
-        return np.minimum(chosen, len(upto) - 1).astype(np.int32)
+        return np.asarray(np.minimum(chosen, len(upto) - 1), dtype=np.int32)
 
 
 def populate(seed: int, customers: int, merchants: int | None) -> Population:
@@ -114,7 +114,7 @@ def populate(seed: int, customers: int, merchants: int | None) -> Population:
     shops_by_city = _SubPool(shop, city, popularity, cities)
     online_by_country = _SubPool(online, country, popularity, countries)
 
-    people = _customers(rng, places, customers, shops_by_city, online_by_country, latitude, longitude)
+    people = _customers(rng, places, customers, shops_by_city, online_by_country, shops_at=(latitude, longitude))
     weight = FAVOURITE_SHARE * np.diff(np.sqrt(np.linspace(0, 1, SHOPS_FAVOURITE + 1)))
     visits = (people.rate_per_day * (1 - people.ecom_share - people.atm_share))[:, None] * weight
     owner = people.shops.ravel()
@@ -134,7 +134,7 @@ def populate(seed: int, customers: int, merchants: int | None) -> Population:
             longitude=np.round(longitude, 3),
             terminal_first=(np.cumsum(terminals) - terminals).astype(np.int32),
             terminals=terminals,
-            regulars_per_day=np.bincount(owner, visits.ravel(), count),
+            regulars_per_day=np.bincount(owner, visits.ravel(), count).astype(np.float64),
             regular_first=np.concatenate([[0], np.cumsum(np.bincount(owner, minlength=count))]),
             regular=(order // SHOPS_FAVOURITE).astype(np.int32),
         ),
@@ -177,7 +177,8 @@ def _merchant_kinds(
         rng.choice([Site.SHOP, Site.ONLINE, Site.ATM], rest, p=[0.78, 0.18, 0.04]),
     ]).astype(np.int8)  # fmt: skip
     city = np.concatenate([
-        np.repeat(every_city, 4), every_city, np.repeat(first_city, 2), rng.choice(cities, rest, p=weight / weight.sum()),
+        np.repeat(every_city, 4), every_city, np.repeat(first_city, 2),
+        rng.choice(cities, rest, p=weight / weight.sum()),
     ]).astype(np.int16)  # fmt: skip
     category = np.zeros(merchants, dtype=np.int16)
     for wanted in Site:
@@ -195,9 +196,11 @@ def _customers(
     count: int,
     shops: Pool,
     online: Pool,
-    latitude: FloatArray,
-    longitude: FloatArray,
+    *,
+    shops_at: tuple[FloatArray, FloatArray],
 ) -> Customers:
+    """Customers with homes; `shops_at` are latitude and longitude of all merchants [m]."""
+    latitude, longitude = shops_at
     city = rng.choice(len(places.city_country), count, p=places.city_weight).astype(np.int16)
     country = places.city_country[city]
     home_latitude = places.city_latitude[city] + rng.normal(0, 0.05, count)

@@ -1,7 +1,8 @@
 """Seeded randomness that needs no memory: every part of every simulated hour has a generator of its own.
 
-A block of payments, a day's fraud campaigns or a week's journeys are a pure function of (seed, part, number of the hour, day or week).
-So nothing has to be carried along: the stream may start at any time and runs for ever in constant memory.
+A block of payments, a day's fraud campaigns or a week's journeys are a pure function of (seed, part, number of the
+hour, day or week). So nothing has to be carried along: the stream may start at any time and runs for ever in constant
+memory.
 """
 
 from __future__ import annotations
@@ -37,8 +38,9 @@ def generator(seed: int, part: int, number: int = 0) -> np.random.Generator:
 
 
 def scramble48(counter: IntArray, key: int) -> npt.NDArray[np.uint64]:
-    """A bijection on [0, 2^48): distinct counters give distinct tokens that look random. Each step (odd multiplication, addition
-    and xor-shift modulo 2^48) can be undone, so no two counters ever meet."""
+    """A bijection on [0, 2^48): distinct counters give distinct tokens that look random. Each step (odd
+    multiplication, addition and xor-shift modulo 2^48) can be undone, so no two counters ever meet.
+    """
     x = (counter.astype(np.uint64) + np.uint64(key & 0xFFFF_FFFF_FFFF)) & _MASK_48
     for odd in (_ODD_1, _ODD_2):
         x = (x * odd) & _MASK_48
@@ -66,7 +68,8 @@ def running_sum_within(values: FloatArray, sizes: IntArray) -> FloatArray:
 class Pool:
     """Weighted choice of a member inside a group, for many rows at once. Groups are numbered from 0.
 
-    Memory: 12 bytes a member. `has(group)` tells whether a group has members; `pick` must not be asked for an empty one.
+    Memory: 12 bytes a member. `has(group)` tells whether a group has members; `pick` must not be asked for an empty
+    one.
     """
 
     def __init__(self, group: IntArray, weight: FloatArray, groups: int) -> None:

@@ -4,9 +4,10 @@
     for batch in world.stream(start_ms):        # columns in event-time order
         batch.to_json(), batch.keys(), batch.labels_json()
 
-Time is cut into blocks of equal length (a day or less). A block is a pure function of (seed, parameters, number of the block), so the
-stream holds no history: memory stays the same for ever, and two streams that overlap in time agree, wherever each began. The bytes
-are the same for the same numpy version (numpy may change its distributions between versions).
+Time is cut into blocks of equal length (a day or less). A block is a pure function of (seed, parameters, number of
+the block), so the stream holds no history: memory stays the same for ever, and two streams that overlap in time
+agree, wherever each began. The bytes are the same for the same numpy version (numpy may change its distributions
+between versions).
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from scorer.simulate.population import Population, populate
 from scorer.simulate.randomness import Part, generator
 from scorer.simulate.rows import DAY_MS, HOUR_MS, Rows
 
-# Payments a block should hold: enough that numpy's calls cost nothing, few enough for the caches and the memory (25 columns x 8 bytes).
+# Payments a block should hold: enough that numpy's calls cost nothing, few enough for the caches and the memory (25
+# columns x 8 bytes).
 BLOCK_PAYMENTS = 40_000
 BLOCK_HOURS = (24, 12, 8, 6, 4, 3, 2, 1)
 
@@ -63,8 +65,8 @@ START_MS_MAX = 3_900_000_000_000
 class World:
     """A world with its own people, merchants and thieves.
 
-    seed >= 0; customers 100 to 16,777,216; merchants by default a fifth of that; fraud_share 0 to 0.1 (share of all payments).
-    Raises ValueError outside these. About 250 bytes of memory a customer.
+    seed >= 0; customers 100 to 16,777,216; merchants by default a fifth of that; fraud_share 0 to 0.1 (share of all
+    payments). Raises ValueError outside these. About 250 bytes of memory a customer.
     """
 
     def __init__(
@@ -78,8 +80,9 @@ class World:
         self.population = populate(seed, customers, merchants)
         rate = float(self.population.customers.rate_per_day.sum())
         frauds_per_day = rate * fraud_share
-        # Day factors average 1.00 over a month (4 pay days of 30 at 1.45, the rest 0.94; weekends 1.16 and 0.94). Sessions add
-        # 5 % x 3 payments (less those cut off) of the web's share; the overcharged payments are genuine ones and add nothing.
+        # Day factors average 1.00 over a month (4 pay days of 30 at 1.45, the rest 0.94; weekends 1.16 and 0.94).
+        # Sessions add 5 % x 3 payments (less those cut off) of the web's share; the overcharged payments are genuine
+        # ones and add nothing.
         self.payments_per_day = rate * 1.07 + frauds_per_day * (1 - MIX[FraudKind.MERCHANT_COLLUSION])
         self.block_ms = _block_ms(self.payments_per_day)
         self._key = int(generator(seed, Part.POPULATION, 1).integers(0, 1 << 48))
@@ -94,7 +97,8 @@ class World:
         self._journeys: OrderedDict[int, Journeys] = OrderedDict()
 
     def stream(self, start_ms: int) -> Iterator[SimulatedBatch]:
-        """Batches from `start_ms` (epoch ms) on, without end, in event-time order within and between batches; none is empty.
+        """Batches from `start_ms` (epoch ms) on, without end, in event-time order within and between batches; none is
+        empty.
 
         Raises ValueError when `start_ms` lies outside the times that payments can have.
         """
@@ -142,7 +146,7 @@ class World:
         label, known_at_ms = reports(generator(self.seed, Part.LABELS, block), rows.kind, rows.time_ms)
         # 21 bits of hours reach the year 2209, 27 bits hold 134 million payments an hour.
         number = ((from_ms // HOUR_MS) << 27) + np.arange(len(rows), dtype=np.int64)
-        return finish(self.population, rows, number, label, known_at_ms, self._key)
+        return finish(self.population, rows, number=number, label=label, known_at_ms=known_at_ms, key=self._key)
 
     def _running(self, kind: FraudKind, day: int, days: int) -> Iterator[Rows | Overcharges | None]:
         """Campaigns that began in the last `days` days, today included, oldest first."""
@@ -156,7 +160,9 @@ class World:
             yield self._campaigns[key]
 
     def _begin(self, kind: FraudKind, day: int) -> Rows | Overcharges | None:
-        """The campaigns that begin on `day`. Evenly spread over time: a small world too sees each kind again and again."""
+        """The campaigns that begin on `day`. Evenly spread over time: a small world too sees each kind again and
+        again.
+        """
         per_day, phase = self._per_day[kind], self._phase[kind]
         count = int(np.floor(per_day * (day + 1) + phase) - np.floor(per_day * day + phase))
         if count == 0:

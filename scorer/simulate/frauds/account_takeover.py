@@ -1,4 +1,5 @@
-"""Somebody logs in as the customer: a new device and address, larger amounts, mostly while the customer sleeps, for a day or two.
+"""Somebody logs in as the customer: a new device and address, larger amounts, mostly while the customer sleeps, for a
+day or two.
 
 What gives it away: a device the customer never used, the hour, the amount. A new telephone looks similar.
 """
@@ -32,7 +33,8 @@ def payments(population: Population, rng: np.random.Generator, day_ms: int, coun
 
     sizes = rng.integers(PAYMENTS_MIN, PAYMENTS_MAX + 1, count)
     campaign, nth = positions_within(sizes)
-    # Minutes apart, but one payment in ten waits for the following night. 7 x 30 h = 8.75 d is cut to stay inside DAYS_MAX.
+    # Minutes apart, but one payment in ten waits for the following night. 7 x 30 h = 8.75 d is cut to stay inside
+    # DAYS_MAX.
     later = (rng.random(len(campaign)) < 0.10) & (nth > 0)
     gap_h = np.where(later, rng.uniform(20, 28, len(campaign)), np.minimum(rng.exponential(0.4, len(campaign)), 3.0))
     since_h = np.minimum(running_sum_within(gap_h, sizes), (DAYS_MAX - 1) * 24 - 0.1)
@@ -43,6 +45,13 @@ def payments(population: Population, rng: np.random.Generator, day_ms: int, coun
     merchant = np.where(rng.random(len(who)) < STORED_CARD_SHARE, stored, anywhere).astype(np.int32)
     amount = usual_amounts(population, rng, who, merchant) * rng.uniform(1.0, 3.0, len(who))
     return web_rows(
-        rng, FraudKind.ACCOUNT_TAKEOVER, time_ms=time_ms, customer=who, card=card[campaign], merchant=merchant, amount_eur=amount,
-        device=device[campaign], ip=address[campaign],
-    )  # fmt: skip
+        rng,
+        FraudKind.ACCOUNT_TAKEOVER,
+        time_ms=time_ms,
+        customer=who,
+        card=card[campaign],
+        merchant=merchant,
+        amount_eur=amount,
+        device=device[campaign],
+        ip=address[campaign],
+    )

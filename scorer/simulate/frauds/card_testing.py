@@ -1,7 +1,8 @@
-"""Stolen card numbers are tried out at small web shops: a burst of tiny payments within minutes, then a large one elsewhere.
+"""Stolen card numbers are tried out at small web shops: a burst of tiny payments within minutes, then a large one
+elsewhere.
 
-What gives it away: the pace of the card and of the device, tiny amounts, one device with many cards. A game's small items, bought in a
-row by its owner, look similar.
+What gives it away: the pace of the card and of the device, tiny amounts, one device with many cards. A game's small
+items, bought in a row by its owner, look similar.
 """
 
 from __future__ import annotations
@@ -49,6 +50,13 @@ def payments(population: Population, rng: np.random.Generator, day_ms: int, coun
     merchant = np.where(large, spend_at, tester[campaign])
     amount = np.where(large, rng.lognormal(np.log(220), 0.6, len(tried)), rng.uniform(0.3, 4.0, len(tried)))
     return web_rows(
-        rng, FraudKind.CARD_TESTING, time_ms=time_ms, customer=victim[tried], card=card[tried], merchant=merchant, amount_eur=amount,
-        device=device[campaign], ip=address[campaign],
-    )  # fmt: skip
+        rng,
+        FraudKind.CARD_TESTING,
+        time_ms=time_ms,
+        customer=victim[tried],
+        card=card[tried],
+        merchant=merchant,
+        amount_eur=amount,
+        device=device[campaign],
+        ip=address[campaign],
+    )

@@ -1,7 +1,8 @@
-"""A terminal is tampered with: for days it copies the cards used there, charges them again, and their copies are spent elsewhere.
+"""A terminal is tampered with: for days it copies the cards used there, charges them again, and their copies are
+spent elsewhere.
 
-What gives it away: several cards of one terminal in trouble. Early victims look ordinary; once the first reports come in, the
-terminal's share of known fraud rises. The merchant's true sales go on beside it.
+What gives it away: several cards of one terminal in trouble. Early victims look ordinary; once the first reports come
+in, the terminal's share of known fraud rises. The merchant's true sales go on beside it.
 """
 
 from __future__ import annotations
@@ -55,6 +56,13 @@ def payments(population: Population, rng: np.random.Generator, day_ms: int, coun
     amount = usual_amounts(population, rng, victim, merchant) * rng.uniform(1.0, 3.0, len(merchant))
     terminal = shops.terminal_first[merchant] + np.where(elsewhere, 0, nth_terminal[campaign])
     return shop_rows(
-        population, rng, FraudKind.COMPROMISED_TERMINAL, time_ms=time_ms, customer=victim, card=card, merchant=merchant,
-        terminal=terminal, amount_eur=amount,
-    )  # fmt: skip
+        population,
+        rng,
+        FraudKind.COMPROMISED_TERMINAL,
+        time_ms=time_ms,
+        customer=victim,
+        card=card,
+        merchant=merchant,
+        terminal=terminal,
+        amount_eur=amount,
+    )

@@ -1,7 +1,7 @@
 """A shop overcharges its regular customers a little, for weeks. Not extra payments: true ones, made larger.
 
-What gives it away: the amount against what this customer usually pays at this merchant, the merchant's mean against its own past, and
-late reports. Slow on purpose, and the hardest kind.
+What gives it away: the amount against what this customer usually pays at this merchant, the merchant's mean against
+its own past, and late reports. Slow on purpose, and the hardest kind.
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ class Colluders:
 
 
 def colluders(population: Population, frauds_per_day: float) -> Colluders:
-    """Shops with enough regulars to be worth it, but no chain's flagship; a small world's shops cheat less, so that there are several."""
+    """Shops with enough regulars to be worth it, but no chain's flagship; a small world's shops cheat less, so that
+    there are several.
+    """
     volume = population.merchants.regulars_per_day
     wanted_per_day = float(np.clip(frauds_per_day / 2, CHEATED_PER_DAY_MIN, CHEATED_PER_DAY_MAX))
     shops = np.flatnonzero(population.merchants.site == Site.SHOP)
@@ -73,7 +75,9 @@ def overcharges(among: Colluders, rng: np.random.Generator, day_ms: int, count: 
 
 
 def apply(population: Population, rows: Rows, running: Overcharges, rng: np.random.Generator) -> None:
-    """Overcharge genuine payments of regulars in `rows`, in place. Where two campaigns meet at one shop, the first listed counts."""
+    """Overcharge genuine payments of regulars in `rows`, in place. Where two campaigns meet at one shop, the first
+    listed counts.
+    """
     draw, wobble = rng.random(len(rows)), rng.uniform(0.85, 1.15, len(rows))
     if not len(running.merchant):
         return

@@ -17,10 +17,18 @@ THIEF_3DS_SHARE = 0.25
 
 
 def shop_rows(
-    population: Population, rng: np.random.Generator, kind: FraudKind, *, time_ms: IntArray, customer: npt.NDArray[np.int32],
-    card: npt.NDArray[np.int8], merchant: npt.NDArray[np.int32], amount_eur: FloatArray, terminal: npt.NDArray[np.int32] | None = None,
+    population: Population,
+    rng: np.random.Generator,
+    kind: FraudKind,
+    *,
+    time_ms: IntArray,
+    customer: npt.NDArray[np.int32],
+    card: npt.NDArray[np.int8],
+    merchant: npt.NDArray[np.int32],
+    amount_eur: FloatArray,
+    terminal: npt.NDArray[np.int32] | None = None,
     channel: npt.NDArray[np.int8] | None = None,
-) -> Rows:  # fmt: skip
+) -> Rows:
     """Payments with a card in somebody's hand, at any of the merchant's terminals unless one is given."""
     count = len(time_ms)
     return Rows(
@@ -39,9 +47,17 @@ def shop_rows(
 
 
 def web_rows(
-    rng: np.random.Generator, kind: FraudKind, *, time_ms: IntArray, customer: npt.NDArray[np.int32], card: npt.NDArray[np.int8],
-    merchant: npt.NDArray[np.int32], amount_eur: FloatArray, device: IntArray, ip: npt.NDArray[np.int32],
-) -> Rows:  # fmt: skip
+    rng: np.random.Generator,
+    kind: FraudKind,
+    *,
+    time_ms: IntArray,
+    customer: npt.NDArray[np.int32],
+    card: npt.NDArray[np.int8],
+    merchant: npt.NDArray[np.int32],
+    amount_eur: FloatArray,
+    device: IntArray,
+    ip: npt.NDArray[np.int32],
+) -> Rows:
     """Payments on the web."""
     count = len(time_ms)
     return Rows(

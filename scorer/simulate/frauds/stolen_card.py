@@ -44,6 +44,13 @@ def payments(population: Population, rng: np.random.Generator, day_ms: int, coun
     )
     amount = usual_amounts(population, rng, victim[campaign], merchant) * rng.uniform(1.2, 4.0, len(campaign))
     return shop_rows(
-        population, rng, FraudKind.STOLEN_CARD, time_ms=time_ms, customer=victim[campaign], card=stolen[campaign], merchant=merchant,
-        amount_eur=amount, channel=np.where(cash, Channel.ATM, Channel.POS),
-    )  # fmt: skip
+        population,
+        rng,
+        FraudKind.STOLEN_CARD,
+        time_ms=time_ms,
+        customer=victim[campaign],
+        card=stolen[campaign],
+        merchant=merchant,
+        amount_eur=amount,
+        channel=np.where(cash, Channel.ATM, Channel.POS),
+    )
