@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 Bytes = npt.NDArray[np.uint8]
+Integer = int | np.int64  # numba's integers are all int64; numpy's stubs tell the two apart
 
 DIGITS_MIN = 13
 DIGITS_MAX = 19
@@ -74,7 +75,7 @@ def mask_card_numbers(raw: bytes) -> bytes:
 @nb.njit(cache=True, nogil=True)
 def luhn_valid(data: Bytes, start: int, end: int) -> bool:
     """The Luhn check over the digits in data[start:end]; other bytes are passed over."""
-    total = 0
+    total: Integer = 0
     odd = False
     for p in range(end - 1, start - 1, -1):
         digit = np.int64(data[p]) - 48
@@ -90,8 +91,7 @@ def luhn_valid(data: Bytes, start: int, end: int) -> bool:
 
 @nb.njit(cache=True, nogil=True)
 def key_candidates(data: Bytes, offsets: npt.NDArray[np.int64], out: npt.NDArray[np.bool_]) -> None:
-    """Mark the keys that `key_is_card_number` has to look at: 13-19 digits and nothing else but space, dash and
-    quotes around."""
+    """Mark the keys that `key_is_card_number` has to look at: 13-19 digits and else only spaces, dashes, quotes."""
     for i in range(len(out)):
         digits = 0
         possible = offsets[i + 1] - offsets[i] >= DIGITS_MIN
@@ -118,7 +118,8 @@ def _mask(data: Bytes, names: Bytes, name_lengths: npt.NDArray[np.int64]) -> boo
     masked = False
     p = 0
     while p <= n:
-        value, size = -1, 1
+        value: Integer = -1
+        size = 1
         separator = False
         if p < n:
             b = data[p]
@@ -189,7 +190,7 @@ def _mask_run(
 
 @nb.njit(cache=True, nogil=True)
 def _luhn(digit: npt.NDArray[np.int64], start: int, end: int) -> bool:
-    total = 0
+    total: Integer = 0
     for k in range(start, end):
         value = digit[k]
         if (end - 1 - k) & 1:

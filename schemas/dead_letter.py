@@ -78,7 +78,7 @@ class DeadLetterReason(StrEnum):
     )
     NO_EXCHANGE_RATE = (
         "no_exchange_rate",
-        "The feature set has no rate for this currency, so the amount fits into no window.",
+        "The feature set has no rate for the currency, so the amount cannot be compared.",
     )
     INVALID_CONTROL = "invalid_control", "The control record's `type` is missing or is not one that is known."
 

@@ -93,9 +93,8 @@ def encode_decisions(
     if count == 0:
         return []
     if int(decisions.max()) >= len(DECISIONS) or int(modes.max()) >= len(MODES):
-        raise ValueError(
-            f"decisions are below {len(DECISIONS)} and modes below {len(MODES)}; found {decisions.max()} and {modes.max()}"
-        )
+        found = f"found {decisions.max()} and {modes.max()}"
+        raise ValueError(f"decisions are below {len(DECISIONS)} and modes below {len(MODES)}; {found}")
     if not (((scores >= 0) & (scores <= 1)).all() and np.isfinite(margins).all()):
         raise ValueError("a score lies outside 0..1 or a margin is not finite; JSON has no form for NaN")
     wires = map(

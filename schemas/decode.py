@@ -70,7 +70,7 @@ _decode = msgspec.json.Decoder(PaymentRow).decode
 class Reject(NamedTuple):
     """A value that the contract refuses: its position in the input given, and why."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody calls
     error: ContractError
 
 
@@ -92,22 +92,19 @@ class PaymentBatch:
         return len(self.rows)
 
     def column(self, name: str) -> npt.NDArray[Any]:
-        """A field of the contract, [n], cached: object (str or None) for texts, float64 (NaN when absent) for
-        positions.
+        """A field of the contract, [n], cached.
 
-        Raises KeyError for what is neither; times, amounts and attributes have their own members.
+        Object (str or None) for texts, float64 (NaN when absent) for positions. Raises KeyError for what is neither;
+        times, amounts and attributes have their own members.
         """
         found = self._columns.get(name)
         if found is None:
-            values = map(attrgetter(name), self.rows) if name in _NUMBERS or name in _TEXTS else None
-            if values is None:
-                raise KeyError(
-                    f"{name} is no text or position field of a payment; there are {', '.join(sorted(_TEXTS | _NUMBERS))}"
-                )
-            if name in _NUMBERS:
-                found = np.array(list(values), dtype=np.float64)  # None becomes NaN
-            else:
-                found = _objects(list(values))
+            if name not in _NUMBERS and name not in _TEXTS:
+                known = ", ".join(sorted(_TEXTS | _NUMBERS))
+                raise KeyError(f"{name} is no text or position field of a payment; there are {known}")
+            values = list(map(attrgetter(name), self.rows))
+            # In an array of doubles None becomes NaN.
+            found = np.array(values, dtype=np.float64) if name in _NUMBERS else _objects(values)
             self._columns[name] = found
         return found
 

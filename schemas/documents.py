@@ -24,7 +24,7 @@ _WIRE_FORMAT_BYTES_MIN = 5
 # Integers longer than this are replaced by a number that is out of every range: int() is quadratic, and refuses 4,300
 # digits.
 _INTEGER_CHARACTERS_MAX = 40
-_HUGE = 10**_INTEGER_CHARACTERS_MAX
+_HUGE: Final[int] = 10**_INTEGER_CHARACTERS_MAX
 
 # A string, closed or not, or a bracket. Possessive, so that hostile text takes linear time.
 _STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]++|\\.?)*+"?|[\[\]{}]', re.DOTALL)

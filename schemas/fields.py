@@ -117,8 +117,8 @@ def _check_attribute(item: object) -> AttributeValue:
         return item
     if isinstance(item, str):
         if len(item) > ATTRIBUTE_CHARACTERS_MAX or _CONTROL_CHARACTER.search(item) or not _encodable(item):
-            message = f"an attribute is {shape(item)}; at most {ATTRIBUTE_CHARACTERS_MAX} are taken, no control characters, no lone surrogates"
-            raise refusal(DeadLetterReason.INVALID_VALUE, message)
+            allowed = f"at most {ATTRIBUTE_CHARACTERS_MAX} are taken, no control characters, no lone surrogates"
+            raise refusal(DeadLetterReason.INVALID_VALUE, f"an attribute is {shape(item)}; {allowed}")
         return item
     if isinstance(item, int):
         if not -ATTRIBUTE_INTEGER_END <= item < ATTRIBUTE_INTEGER_END:

@@ -87,8 +87,7 @@ class JournalRecord(Contract):
 
     @property
     def head(self) -> str:
-        """Hex SHA-256 over the canonical JSON (sorted names, no spaces) of all fields: what the next record names as
-        `previous`."""
+        """Hex SHA-256 over the canonical JSON of all fields: what the next record names as `previous`."""
         return hashlib.sha256(self._canonical).hexdigest()
 
     def to_bytes(self) -> bytes:

@@ -14,12 +14,14 @@ import numpy.typing as npt
 from schemas.times import EVENT_TIME_MS_END, EVENT_TIME_MS_MIN
 
 Bytes = npt.NDArray[np.uint8]
+Integer = int | np.int64  # numba's integers are all int64; numpy's stubs tell the two apart
 
+STRING_BYTES_MAX = (1 << 21) - 1  # of `scan_string`: its sums have 21 bits
 _TIME_MIN = np.int64(EVENT_TIME_MS_MIN)
 _TIME_END = np.int64(EVENT_TIME_MS_END)
 
 
-@nb.njit(inline="always")
+@nb.njit(cache=True, nogil=True)
 def skip_space(data: Bytes, p: int, end: int) -> int:
     """The first position from p that holds none of JSON's four whitespace characters."""
     while p < end and (data[p] == 32 or data[p] == 10 or data[p] == 13 or data[p] == 9):
@@ -44,12 +46,12 @@ def string_weights() -> npt.NDArray[np.int64]:
     return weight
 
 
-@nb.njit(inline="always")
-def scan_string(data: Bytes, start: int, end: int, weight: npt.NDArray[np.int64]) -> tuple[int, int, int, bool]:
-    """A JSON string's inside from `start`: (position of the closing quote or -1, characters, digits, only digits,
-    spaces, dashes).
+@nb.njit(cache=True, nogil=True)
+def scan_string(data: Bytes, start: int, end: int, weight: npt.NDArray[np.int64]) -> tuple[int, Integer, Integer, bool]:
+    """A JSON string's inside from `start`, as four values.
 
-    -1 also for a backslash and for control characters. One table load and one addition a byte.
+    Position of the closing quote or -1; characters; digits; whether there are only digits, spaces and dashes. -1 also
+    for a backslash and for control characters. One table load and one addition a byte.
     """
     total = np.int64(0)
     p = start
@@ -61,20 +63,19 @@ def scan_string(data: Bytes, start: int, end: int, weight: npt.NDArray[np.int64]
         p += 1
     if p >= end or data[p] != 34:
         p = -1
-    return p, total & 0x1FFFFF, (total >> 21) & 0x1FFFFF, (total >> 42) == 0
+    return p, total & 0x1FFFFF, (total >> 21) & 0x1FFFFF, bool((total >> 42) == 0)
 
 
-@nb.njit(inline="always")
-def _two(data: Bytes, p: int) -> int:
-    """Two digits as a number; something below 0 or above 99 never: -1 when they are not digits."""
+@nb.njit(cache=True, nogil=True)
+def _two(data: Bytes, p: int) -> Integer:
+    """Two digits as a number, -1 when they are not digits."""
     high, low = np.int64(data[p]) - 48, np.int64(data[p + 1]) - 48
     return high * 10 + low if 0 <= high <= 9 and 0 <= low <= 9 else -1
 
 
-@nb.njit(inline="always")
-def _days_from_civil(year: int, month: int, day: int) -> int:
-    """Days since 1970-01-01 in the Gregorian calendar; years from 1 on (counting years from March puts the leap day
-    last)."""
+@nb.njit(cache=True, nogil=True)
+def _days_from_civil(year: Integer, month: Integer, day: Integer) -> Integer:
+    """Days since 1970-01-01 in the Gregorian calendar, years from 1 on. Years from March put the leap day last."""
     y = year - (month <= 2)
     era = y // 400
     year_of_era = y - era * 400
@@ -83,7 +84,7 @@ def _days_from_civil(year: int, month: int, day: int) -> int:
 
 
 @nb.njit(cache=True, nogil=True)
-def rfc3339_ms(data: Bytes, start: int, end: int) -> int:
+def rfc3339_ms(data: Bytes, start: int, end: int) -> Integer:
     """Epoch milliseconds of an RFC 3339 time that is data[start:end] and lies in the contract's range; else -1."""
     if end - start < 20:
         return -1
@@ -101,7 +102,7 @@ def rfc3339_ms(data: Bytes, start: int, end: int) -> int:
         or not 0 <= second <= 59
         or data[start + 4] != 45
         or data[start + 7] != 45
-        or (between != 84 and between != 32)
+        or between not in (84, 32)
         or data[start + 13] != 58
         or data[start + 16] != 58
     ):
@@ -115,7 +116,7 @@ def rfc3339_ms(data: Bytes, start: int, end: int) -> int:
     if day > days_in_month or year < 1:
         return -1
     p = start + 19
-    milliseconds = 0
+    milliseconds: Integer = 0
     if data[p] == 46:
         first = p + 1
         p = first
@@ -126,14 +127,14 @@ def rfc3339_ms(data: Bytes, start: int, end: int) -> int:
             p += 1
         if not 1 <= p - first <= 9:
             return -1
-    offset_minutes = 0
+    offset_minutes: Integer = 0
     if p >= end:
         return -1
     zone = data[p]
     if zone == 90:
         if p + 1 != end:
             return -1
-    elif zone == 43 or zone == 45:
+    elif zone in (43, 45):
         if p + 6 != end or data[p + 3] != 58:
             return -1
         offset_hours, minutes = _two(data, p + 1), _two(data, p + 4)
@@ -156,7 +157,7 @@ def is_ipv4(data: Bytes, start: int, end: int) -> bool:
     p = start
     while True:
         first = p
-        value = 0
+        value: Integer = 0
         while p < end and p - first < 3 and 48 <= data[p] <= 57:
             value = value * 10 + np.int64(data[p]) - 48
             p += 1
@@ -172,8 +173,7 @@ def is_ipv4(data: Bytes, start: int, end: int) -> bool:
 
 @nb.njit(cache=True, nogil=True)
 def is_ipv6(data: Bytes, start: int, end: int) -> bool:
-    """RFC 4291 text: up to eight groups of 1-4 hexadecimal digits, one "::" at most, perhaps IPv4 at the end; no
-    scope."""
+    """RFC 4291 text: groups of 1-4 hexadecimal digits, one "::" at most, perhaps IPv4 at the end; no scope."""
     groups = 0
     compressed = False
     p = start

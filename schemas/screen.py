@@ -27,10 +27,8 @@ import numpy.typing as npt
 from schemas.cards import luhn_valid
 from schemas.currencies import known_indices
 from schemas.fields import ATTRIBUTE_CHARACTERS_MAX, ATTRIBUTES_MAX, IDENTIFIER_CHARACTERS_MAX
-from schemas.lexical import is_ip, rfc3339_ms, scan_string, skip_space, string_weights
+from schemas.lexical import STRING_BYTES_MAX, Bytes, Integer, is_ip, rfc3339_ms, scan_string, skip_space, string_weights
 from schemas.payment import REQUIRED_FIELDS, Payment
-
-Bytes = npt.NDArray[np.uint8]
 
 UNCERTAIN: Final = 0
 CERTAIN: Final = 1
@@ -88,8 +86,8 @@ class Tables(NamedTuple):
     weight: npt.NDArray[np.int64]  # [256] for scan_string
 
 
-@nb.njit(inline="always")
-def _slot(data: Bytes, start: int, length: int, multiplier: int) -> int:
+@nb.njit(cache=True, nogil=True)
+def _slot(data: Bytes, start: int, length: int, multiplier: int) -> Integer:
     """A hash of a name's length and of three of its bytes; equality is checked afterwards."""
     mixed = (
         length
@@ -106,7 +104,7 @@ def _build_tables() -> Tables:
         len(names), _NAME_WIDTH
     )
     for multiplier in range(1, 1 << 20, 2):  # the first that separates all names; found within milliseconds
-        slots = [_slot.py_func(row, 0, len(name), multiplier) for row, name in zip(padded, names, strict=True)]
+        slots = [int(_slot.py_func(row, 0, len(name), multiplier)) for row, name in zip(padded, names, strict=True)]
         if len(set(slots)) == len(slots):
             break
     else:
@@ -147,7 +145,7 @@ def screen(
     for i in range(len(verdict)):
         start, end = offsets[i], offsets[i + 1]
         verdict[i] = UNCERTAIN
-        if end - start <= value_bytes_max:
+        if end - start <= min(value_bytes_max, STRING_BYTES_MAX):
             verdict[i] = _payment(
                 data,
                 start,
@@ -260,7 +258,7 @@ def _payment(
                 event_time_ms[row] = value
             elif kind == _NUMBER:
                 value = 0
-                if b == 34 or b == 123 or b == 91:
+                if b in (34, 123, 91):
                     return UNCERTAIN
                 p = _skip_token(data, p, end)
             elif kind == _ATTRIBUTES:
@@ -297,7 +295,7 @@ def _payment(
     return verdict
 
 
-@nb.njit(inline="always")
+@nb.njit(cache=True, nogil=True)
 def _skip_token(data: Bytes, p: int, end: int) -> int:
     """Past a number, true, false or null: up to a comma, a closing brace or space.
 
@@ -308,8 +306,8 @@ def _skip_token(data: Bytes, p: int, end: int) -> int:
     return p
 
 
-@nb.njit(inline="always")
-def _digits(data: Bytes, p: int, end: int, count_max: int) -> tuple[int, int]:
+@nb.njit(cache=True, nogil=True)
+def _digits(data: Bytes, p: int, end: int, count_max: int) -> tuple[Integer, int]:
     """(The whole number of 1 to count_max digits that the token at p is, or -1; the position after it)."""
     first = p
     value = np.int64(0)
@@ -322,24 +320,24 @@ def _digits(data: Bytes, p: int, end: int, count_max: int) -> tuple[int, int]:
 
 @nb.njit(cache=True, nogil=True)
 def _text_is_good(
-    data: Bytes, start: int, end: int, kind: int, characters: int, currency: npt.NDArray[np.bool_]
+    data: Bytes, start: int, end: int, kind: int, characters: Integer, currency: npt.NDArray[np.bool_]
 ) -> bool:
     length = end - start
-    if kind == _CURRENCY or kind == _COUNTRY:
+    if kind in (_CURRENCY, _COUNTRY):
         if length != (3 if kind == _CURRENCY else 2):
             return False
-        index = 0
+        index: Integer = 0
         for p in range(start, end):
             if not 65 <= data[p] <= 90:
                 return False
             index = index * 26 + np.int64(data[p]) - 65
-        return kind == _COUNTRY or currency[index]
+        return kind == _COUNTRY or bool(currency[index])
     if kind == _IP:
         return is_ip(data, start, end)
     if kind == _MCC:
         if length != 4:
             return False
-        for p in range(start, end):
+        for p in range(start, end):  # noqa: SIM110 - numba has no generators
             if not 48 <= data[p] <= 57:
                 return False
         return True
@@ -351,7 +349,7 @@ def _text_is_good(
             if not (97 <= b <= 122 or 48 <= b <= 57 or b == 95):
                 return False
         return True
-    return 1 <= characters <= IDENTIFIER_CHARACTERS_MAX
+    return bool(1 <= characters <= IDENTIFIER_CHARACTERS_MAX)
 
 
 @nb.njit(cache=True, nogil=True)
@@ -415,7 +413,7 @@ def _attributes(
                 p += 1
                 while p < end and 48 <= data[p] <= 57:
                     p += 1
-        elif b == 110 or b == 116 or b == 102:
+        elif b in (110, 116, 102):
             null_seen = null_seen or b == 110
             p = _skip_token(data, p, end)
         else:

@@ -12,13 +12,14 @@ import math
 import re
 from datetime import UTC, date, datetime
 from decimal import Context, Decimal, Inexact, InvalidOperation
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-Column = pa.Array | list[object]
+Column: TypeAlias = pa.Array | list[object]
 
 # Text of a number: room for any float's shortest form and any amount; more is not a number that somebody meant.
 NUMBER_CHARACTERS_MAX = 40
@@ -46,7 +47,7 @@ class CellError(ValueError):
         self.index = index
 
 
-def python_values(column: Column) -> list[object]:
+def python_values(column: Column) -> list[Any]:
     """The column as Python objects; dictionaries of Parquet are unpacked."""
     return column if isinstance(column, list) else column.to_pylist()
 
@@ -61,16 +62,16 @@ def texts(column: Column, *, digits: int = 0) -> list[str | None]:
     return [_text(i, value, digits) for i, value in enumerate(python_values(column))]
 
 
-def _text(index: int, value: object, digits: int) -> str | None:
+def _text(index: int, value: Any, digits: int) -> str | None:
     if value is None or isinstance(value, str):
         return value
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:0{digits}d}"
     if isinstance(value, float | Decimal):
         # A column of whole numbers with gaps is often stored as floats.
-        if value != value:  # noqa: PLR0124 - NaN stands for nothing there
+        if _is_nan(value):
             return None
-        if abs(value) < FLOAT64_WHOLE_MAX and value == int(value):
+        if -FLOAT64_WHOLE_MAX < value < FLOAT64_WHOLE_MAX and value == int(value):
             return f"{int(value):0{digits}d}"
     raise CellError(index, f"{_shape(value)} is not text; store the column as text or whole numbers")
 
@@ -80,7 +81,7 @@ def numbers(column: Column) -> list[float | None]:
     return [_number(i, value) for i, value in enumerate(python_values(column))]
 
 
-def _number(index: int, value: object) -> float | None:
+def _number(index: int, value: Any) -> float | None:
     if value is None or value == "":
         return None
     if isinstance(value, str) and len(value) <= NUMBER_CHARACTERS_MAX and _NUMBER.fullmatch(value):
@@ -98,7 +99,7 @@ def attributes(column: Column) -> list[str | float | int | bool | None]:
     return [_attribute(i, value) for i, value in enumerate(python_values(column))]
 
 
-def _attribute(index: int, value: object) -> str | float | int | bool | None:
+def _attribute(index: int, value: Any) -> str | float | int | bool | None:
     if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, float | Decimal):
@@ -141,9 +142,10 @@ def _floats_minor(column: pa.Array, exponent: int) -> list[int | None]:
     """All floats of one exponent at once; whatever looks wrong goes through `_minor`, which alone raises."""
     single = column.type != pa.float64()
     values = pc.cast(column, pa.float64()).to_numpy(zero_copy_only=False)
-    scaled = values * 10.0**exponent
-    nearest = np.rint(scaled)
-    with np.errstate(invalid="ignore"):
+    # The largest floats overflow to infinity, and infinity minus itself is NaN: neither is sure, so `_minor` refuses it.
+    with np.errstate(invalid="ignore", over="ignore"):
+        scaled = values * 10.0**exponent
+        nearest = np.rint(scaled)
         sure = (np.abs(scaled - nearest) <= MINOR_TOLERANCE) & (
             np.abs(nearest) < (FLOAT32_MINOR_MAX if single else FLOAT64_WHOLE_MAX)
         )
@@ -153,7 +155,7 @@ def _floats_minor(column: pa.Array, exponent: int) -> list[int | None]:
     return minor
 
 
-def _minor(index: int, value: object, exponent: int | None, unit: str) -> int | None:
+def _minor(index: int, value: Any, exponent: int | None, unit: str) -> int | None:
     if value is None or value == "":
         return None
     if exponent is None:
@@ -162,13 +164,13 @@ def _minor(index: int, value: object, exponent: int | None, unit: str) -> int | 
         if len(value) > NUMBER_CHARACTERS_MAX or not _NUMBER.fullmatch(value):
             raise CellError(
                 index,
-                f"{_shape(value)} is not an amount; write it like 1234.56, without thousands separators or signs of currency",
+                f"{_shape(value)} is not an amount; write it like 1234.56, with no separators or currency signs",
             )
         value = Decimal(value)
     if isinstance(value, bool):
         raise CellError(index, "true/false is not an amount")
     if isinstance(value, int):
-        return value * 10**exponent
+        return int(value * 10**exponent)
     if isinstance(value, Decimal):
         return _decimal_minor(index, value, exponent, unit)
     if isinstance(value, float | np.floating):
@@ -206,7 +208,7 @@ def _float_minor(index: int, value: float | np.floating, exponent: int, unit: st
     if single and abs(whole) >= FLOAT32_MINOR_MAX:
         raise CellError(
             index,
-            "a single-precision float cannot hold the minor units of so large an amount; store the column as double or decimal",
+            "a single-precision float cannot hold the minor units of so large an amount; store the column as double",
         )
     # Division of two exact floats is correctly rounded: equality says that `value` is the nearest float to `whole`
     # minor units.
@@ -238,7 +240,7 @@ def times_ms(column: Column) -> list[int | None]:
     return [_time_ms(i, value) for i, value in enumerate(python_values(column))]
 
 
-def _time_ms(index: int, value: object) -> int | None:
+def _time_ms(index: int, value: Any) -> int | None:
     if value is None or value == "":
         return None
     if isinstance(value, str):
@@ -260,11 +262,11 @@ def _time_ms(index: int, value: object) -> int | None:
         return (value - date(1970, 1, 1)).days * 86_400_000
     if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
         raise CellError(index, f"{_shape(value)} is not a time; write it like 2026-01-31T12:34:56Z")
-    if value != value:  # noqa: PLR0124 - NaN stands for nothing there
+    if _is_nan(value):
         return None
-    if abs(value) >= 1e19:
+    if not -1e19 < value < 1e19:
         raise CellError(index, "the number is too large for a time; write epoch seconds or milliseconds")
-    times, divisor = next((t, d) for below, t, d in _EPOCH_UNITS if abs(value) < below)
+    times, divisor = next((t, d) for below, t, d in _EPOCH_UNITS if -below < value < below)
     return math.floor(value * times / divisor) if not isinstance(value, int) else value * times // divisor
 
 
@@ -272,7 +274,7 @@ def labels(column: Column) -> npt.NDArray[np.int8]:
     """int8 [n]: 1 fraud, 0 genuine, -1 not known. Takes 0/1, true/false, and either as text."""
     out = np.full(len(column), -1, dtype=np.int8)
     for i, value in enumerate(python_values(column)):
-        if value is None or value != value:  # noqa: PLR0124 - NaN stands for nothing there
+        if value is None or _is_nan(value):
             continue
         label = _LABELS.get(str(value).strip().lower())
         if label is None:
@@ -283,11 +285,16 @@ def labels(column: Column) -> npt.NDArray[np.int8]:
     return out
 
 
+def _is_nan(value: Any) -> bool:
+    """NaN, the only value unlike itself, stands for nothing in files."""
+    return bool(value != value)  # noqa: PLR0124
+
+
 def _utc(value: datetime) -> datetime:
     return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
-def _shape(value: object) -> str:
+def _shape(value: Any) -> str:
     if isinstance(value, str):
         return f"text of {len(value)} characters"
     return f"a value of type {type(value).__name__}"

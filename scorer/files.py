@@ -1,19 +1,22 @@
 """Payments from files: Parquet, CSV and JSON lines, in blocks, as the very bytes that Kafka would carry.
 
-    FraudScorerError ├── FileError               the file cannot be read, or a cell cannot become its field; names
-    file, row, field and column └── UsageError
+    FraudScorerError
+    ├── FileError               the file cannot be read, or a cell cannot become its field;
+    │                           names file, row, field and column
+    └── UsageError
         └── MappingError        the mapping does not fit the file
 
 Each row becomes a JSON payment, so that a file goes through the same decoder as the topic, with the same refusals.
-Memory is bounded by the block and by the file's own unit (a Parquet page, 16 MiB of CSV, one line), never by the
-file. Rows keep the file's order.
+Memory is bounded by the block and by the file's own unit (a Parquet page, 16 MiB of CSV, one line), never by the file.
+Rows keep the file's order.
 """
 
 from __future__ import annotations
 
 import gzip
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Mapping as Mapping_
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -81,7 +84,7 @@ def read_payments(
     kind = _SUFFIXES.get(suffixes[-2] if packed and len(suffixes) > 1 else suffixes[-1] if suffixes else "")
     if kind is None or (packed and kind == "parquet"):
         raise FileError(
-            f"{path}: the suffix tells no file type; known are {', '.join(_SUFFIXES)}, and .gz after a CSV or JSON lines suffix"
+            f"{path}: the suffix tells no file type; known are {', '.join(_SUFFIXES)}, and .gz after those of text"
         )
     if not path.is_file():
         raise FileError(f"{path}: no such file")
@@ -93,9 +96,7 @@ def read_payments(
 
 
 def label_records(block: FileBlock) -> list[bytes]:
-    """Control-topic records of the block's known labels, in the block's order:
-    {"type":"label","payment_id":…,"fraud":…,…}.
-    """
+    """Control-topic records of the rows with label >= 0, in the block\'s order; one record for each such row."""
     encode = msgspec.json.encode
     return [
         encode(
@@ -110,10 +111,11 @@ def label_records(block: FileBlock) -> list[bytes]:
         for i, known_at, time in zip(
             range(len(block)), block.label_known_at_ms.tolist(), block.event_time_ms.tolist(), strict=True
         )
-        if known_at >= 0 and block.payment_ids[i] is not None
+        if known_at >= 0
     ]
 
 
+FieldColumns = Mapping_[str, Sequence[object]]
 # Blocks of columns: (number of the first row or line of each row, columns by name).
 _Get = Callable[[str, "str | Constant"], Column]
 _Columns = tuple[npt.NDArray[np.int64], dict[str, Column]]
@@ -200,7 +202,7 @@ def _lines(path: Path, packed: bool, rows_per_block: int) -> Iterator[list[tuple
                 number += 1
                 if len(line) > LINE_BYTES_MAX:
                     raise FileError(
-                        f"{path}: line {number} is longer than {LINE_BYTES_MAX} bytes; JSON lines has one payment a line"
+                        f"{path}: line {number} is longer than {LINE_BYTES_MAX} bytes; write one payment a line"
                     )
                 line = line.strip(b" \t\r\n")
                 if line:
@@ -282,8 +284,12 @@ def _block(mapping: Mapping, rows: npt.NDArray[np.int64], column: _Get) -> FileB
     if mapping.attributes:
         extra = {name: attributes(column(f"attributes.{name}", source)) for name, source in mapping.attributes.items()}
         fields["attributes"] = [_present(extra, i) for i in range(count)]
-    label = labels(column("label", mapping.label)) if mapping.label is not None else np.full(count, -1, dtype=np.int8)
     event_time = np.array([-1 if t is None else t for t in times], dtype=np.int64)
+    label = np.full(count, -1, dtype=np.int8)
+    if mapping.label is not None:
+        # A payment without an id or a time is refused by the decoder, so there is nothing that its label could be of.
+        nameless = np.array([name is None for name in payment_ids]) | (event_time < 0)
+        label = np.where(nameless, np.int8(-1), labels(column("label", mapping.label)))
     customers = fields.get("customer_id") or [None] * count
     return FileBlock(
         values=_encode(fields),
@@ -291,12 +297,12 @@ def _block(mapping: Mapping, rows: npt.NDArray[np.int64], column: _Get) -> FileB
         payment_ids=payment_ids,
         event_time_ms=event_time,
         label=label,
-        label_known_at_ms=np.where((label >= 0) & (event_time >= 0), event_time + mapping.label_delay, -1),
+        label_known_at_ms=np.where(label >= 0, event_time + mapping.label_delay, -1),
         row=rows,
     )
 
 
-def _present(columns: dict[str, list[object]], row: int) -> dict[str, object] | None:
+def _present(columns: FieldColumns, row: int) -> dict[str, object] | None:
     present = {name: values[row] for name, values in columns.items() if values[row] is not None}
     return present or None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,10 +44,12 @@ class Sent:
 class Sender:
     """Sends at a rate, at a multiple of real time, or as fast as the broker takes it. Labels go when stream time reaches them."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, on_payments: Callable[[list[bytes]], None] = lambda _values: None) -> None:
+        """`on_payments` is called with the values that are about to be handed to the client."""
         self._topics = kafka.Topics.of(settings.kafka)
         self._producer: Producer = kafka.plain_producer(settings.kafka)
         kafka.partition_count(kafka.admin(settings.kafka), self._topics.payments)  # says so when setup was forgotten
+        self._on_payments = on_payments
         self.sent = Sent()
         self._error: str | None = None
 
@@ -101,6 +103,7 @@ class Sender:
         return min(n, i + 1000)
 
     def _payments(self, block: Outgoing, start: int, end: int) -> None:
+        self._on_payments(block.values[start:end])
         for i in range(start, end):
             self._produce(self._topics.payments, block.values[i], block.keys[i])
         self.sent.payments += end - start

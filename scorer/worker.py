@@ -25,6 +25,8 @@ log = structlog.get_logger()
 REBUILD_BACKOFF_S = 0.2
 REBUILD_BACKOFF_S_MAX = 10.0
 REBUILD_CALM_S = 60.0
+# How soon a changed generation is known to commits, and a stop is heard.
+POLL_S = 0.05
 # Deciding may end in the middle of a commit, which takes at most its timeout.
 HAND_OVER_S = 35.0
 
@@ -77,6 +79,7 @@ class Worker:
         self._warm = False
         self._failure: BaseException | None = None
         self._member: Consumer | None = None
+        self._metadata: object = None
 
     def live(self) -> tuple[bool, str]:
         """The process works as long as no shard has failed."""
@@ -105,7 +108,10 @@ class Worker:
         self._member.subscribe([topics.journal], on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost)
         try:
             while not stop.is_set():
-                message = self._member.poll(0.1)
+                message = self._member.poll(POLL_S)
+                # Asked for here and kept: the call waits for a poll that runs, and a commit must not (nor can it, while a revocation
+                # callback inside poll waits for that very commit). A generation that changed meanwhile fails the commit: Rebuild.
+                self._metadata = self._member.consumer_group_metadata()
                 if message is not None and message.error() is not None:
                     self._on_error(message.error())
                 if self._failure is not None:
@@ -139,7 +145,7 @@ class Worker:
         for partition in partitions:
             number = partition.partition
             log.info("shard.assigned", shard=number)
-            shard = Shard(self._settings, self._bundle, number, group_metadata=consumer.consumer_group_metadata)
+            shard = Shard(self._settings, self._bundle, number, group_metadata=lambda: self._metadata)
             self._owned[number] = _Owned(shard, number)
         metrics.OWNED.set(len(self._owned))
 

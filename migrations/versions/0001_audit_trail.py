@@ -76,7 +76,7 @@ CREATE TABLE batches (
     audit_topic text NOT NULL,
     audit_partition integer NOT NULL,
     audit_offset bigint NOT NULL,
-    stream_time timestamptz NOT NULL,
+    stream_time timestamptz,
     event_time_min timestamptz,
     event_time_max timestamptz,
     decisions integer NOT NULL,
@@ -98,7 +98,7 @@ COMMENT ON COLUMN batches.sequence IS 'Number of the micro-batch in the journal 
 COMMENT ON COLUMN batches.audit_topic IS 'Audit topic it was read from.';
 COMMENT ON COLUMN batches.audit_partition IS 'Partition of the audit topic it was read from.';
 COMMENT ON COLUMN batches.audit_offset IS 'Offset of its last chunk there.';
-COMMENT ON COLUMN batches.stream_time IS 'Largest event time accepted so far by the shard, after this batch.';
+COMMENT ON COLUMN batches.stream_time IS 'Largest event time accepted so far by the shard, after this batch; null before the first payment.';
 COMMENT ON COLUMN batches.event_time_min IS 'Smallest event time among its decisions; null when it has none.';
 COMMENT ON COLUMN batches.event_time_max IS 'Largest event time among its decisions; null when it has none. With the smallest it says which partitions hold them.';
 COMMENT ON COLUMN batches.decisions IS 'Number of its rows in table decisions.';

@@ -10,12 +10,9 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
-from schemas.audit import AuditError, AuditHeader, decode_chunk, digest_chunks
-from schemas.errors import ContractError
-from schemas.journal import JournalRecord
+from schemas.audit import EVENT_TIME_MS_MAX, AuditError, AuditHeader, decode_chunk, digest_chunks
+from schemas.journal import FIRST_PREVIOUS, JournalError, JournalRecord
 from scorer.sink.errors import AuditBroken, PoisonChunk, SinkError
-
-FIRST_HEAD = "0" * 64  # what the first journal record of a shard names as previous
 
 
 @dataclass(frozen=True)
@@ -28,7 +25,7 @@ class Position:
     next_offset: int = 0
     shard: int | None = None
     sequence: int | None = None
-    head: str | None = FIRST_HEAD
+    head: str | None = FIRST_PREVIOUS
 
 
 @dataclass(frozen=True)
@@ -111,8 +108,10 @@ class Assembler:
         header = self._chunks[-1][0]
         try:
             journal = JournalRecord.from_bytes(header.journal.encode())
-        except (ContractError, ValueError) as exc:
-            raise self._poison(offset, f"its journal record cannot be read ({type(exc).__name__})") from exc
+        except JournalError as exc:
+            raise self._poison(offset, f"its journal record cannot be read: {exc}") from exc
+        if journal.stream_time_ms > EVENT_TIME_MS_MAX:
+            raise self._poison(offset, "the stream time in its journal record is past the year 9999")
         place = (
             f"batch {header.shard}/{header.sequence} (audit record {self.topic}/{self.partition} at offset {offset})"
         )

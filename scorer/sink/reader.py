@@ -1,19 +1,27 @@
 """The sink's side of Kafka: reads the audit topic from positions that Postgres gives, committed transactions only.
 
 No consumer group is joined and no offset is committed: the position is Postgres' alone.
+
+Offsets of the topic are asked through an admin client: `Consumer.get_watermark_offsets` keeps the GIL while it waits and outstays
+its timeout when the broker is away (confluent-kafka-python#412, #413); seen here, it hung the process.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import Consumer, IsolationLevel, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
 
 from scorer.sink.errors import KafkaUnavailable, MissingRange, SinkError
 
-_TIMEOUT_S = 10.0
+_EARLIEST, _LATEST = OffsetSpec.earliest(), OffsetSpec.latest()  # type: ignore[no-untyped-call]
+_TIMEOUT_S = 5.0
 _MESSAGES_MAX = 1024  # a read; the queue below bounds it in bytes first
 _TRANSIENT_CODES = frozenset(
     {
@@ -50,9 +58,12 @@ class End:
 class AuditReader:
     """A consumer of one topic with manual assignment. Methods raise KafkaUnavailable when trying again later may help."""
 
-    def __init__(self, bootstrap_servers: str, client_config: Mapping[str, object], topic: str) -> None:
+    def __init__(
+        self, bootstrap_servers: str, client_config: Mapping[str, str | int | float | bool], topic: str
+    ) -> None:
         self._topic = topic
-        self._assigned: list[int] = []
+        self._probe: dict[TopicPartition, Future[Any]] = {}
+        self._admin = AdminClient({**client_config, "bootstrap.servers": bootstrap_servers})
         self._brokers_down = False
         self._consumer = Consumer(
             {
@@ -87,31 +98,62 @@ class AuditReader:
 
     def assign(self, offsets: Mapping[int, int]) -> None:
         """Reads on from these offsets. Raises MissingRange when retention was faster, SinkError when one lies past the end."""
+        lows, highs = self._offsets(offsets, _EARLIEST), self._offsets(offsets, _LATEST)
         for partition, offset in offsets.items():
-            low, high = self.watermarks(partition)
-            if offset < low:
-                raise self._missing(partition, offset, low)
-            if offset > high:
+            if offset < lows[partition]:
+                raise self._missing(partition, offset, lows[partition])
+            if offset > highs[partition]:
                 raise SinkError(
-                    f"{self._topic}/{partition} ends at {high}, before the position {offset} in Postgres: the topic was made anew "
-                    f"or truncated. Give the sink a database of its own for the new topic, or scorer.sink.set_position"
+                    f"{self._topic}/{partition} ends at {highs[partition]}, before the position {offset} in Postgres: the topic "
+                    f"was made anew or truncated. Give a new topic a database of its own, or use scorer.sink.set_position"
                 )
         with _kafka_errors():
             self._consumer.assign([TopicPartition(self._topic, p, offset) for p, offset in offsets.items()])
-        self._assigned = sorted(offsets)
 
-    def watermarks(self, partition: int) -> tuple[int, int]:
-        """First offset and committed end (last stable offset) of a partition, asked of the broker."""
+    def ends(self, partitions: Iterable[int]) -> dict[int, int]:
+        """The end of each partition, records of open transactions included, asked of the broker. Serves any thread.
+
+        Not the last stable offset: a commit returns before its markers are written, and until then the stable end stands before the
+        records that were just committed.
+        """
+        return self._offsets(partitions, _LATEST, IsolationLevel.READ_UNCOMMITTED)
+
+    def probe_ends(self, partitions: Iterable[int]) -> dict[int, int]:
+        """Committed ends as the last probe found them, and starts the next one; never waits. Empty while one is under way."""
+        if self._probe:
+            if not all(future.done() for future in self._probe.values()):
+                return {}
+            found = {
+                place.partition: future.result().offset
+                for place, future in self._probe.items()
+                if future.exception() is None
+            }
+            self._probe = {}
+            return found
+        self._probe = self._ask(partitions, _LATEST, IsolationLevel.READ_COMMITTED)
+        return {}
+
+    def _offsets(
+        self,
+        partitions: Iterable[int],
+        which: OffsetSpec,
+        isolation: IsolationLevel = IsolationLevel.READ_COMMITTED,
+    ) -> dict[int, int]:
         with _kafka_errors():
-            found = self._consumer.get_watermark_offsets(TopicPartition(self._topic, partition), timeout=_TIMEOUT_S)
-        if found is None:
-            raise KafkaUnavailable(f"{self._topic}/{partition}: no answer about its watermarks")
-        return found[0], found[1]
+            asked = self._ask(partitions, which, isolation)
+            try:
+                return {place.partition: future.result(2 * _TIMEOUT_S).offset for place, future in asked.items()}
+            except FutureTimeoutError as exc:
+                raise KafkaUnavailable(f"{self._topic}: no answer about its offsets") from exc
 
-    def known_end(self, partition: int) -> int:
-        """The end of a partition as of the last fetch; negative when nothing was fetched yet."""
-        found = self._consumer.get_watermark_offsets(TopicPartition(self._topic, partition), cached=True)
-        return found[1] if found else -1
+    def _ask(
+        self, partitions: Iterable[int], which: OffsetSpec, isolation: IsolationLevel
+    ) -> dict[TopicPartition, Future[Any]]:
+        places = {TopicPartition(self._topic, partition): which for partition in partitions}
+        asked: dict[TopicPartition, Future[Any]] = self._admin.list_offsets(
+            places, isolation_level=isolation, request_timeout=_TIMEOUT_S
+        )
+        return asked
 
     def read(self, timeout_s: float) -> list[Record | End]:
         """What has come, in order; waits up to `timeout_s` for the first. Raises MissingRange, SinkError, KafkaUnavailable."""
@@ -145,7 +187,7 @@ class AuditReader:
         if code == KafkaError._PARTITION_EOF and partition is not None and offset is not None:
             return End(partition, offset)
         if code == KafkaError._AUTO_OFFSET_RESET and partition is not None:
-            low, _ = self.watermarks(partition)
+            low = self._offsets([partition], _EARLIEST)[partition]
             raise self._missing(partition, offset if offset is not None and offset >= 0 else None, low)
         if error.fatal():
             raise SinkError(f"the Kafka client cannot go on: {error.name()}")

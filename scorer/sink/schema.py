@@ -67,7 +67,7 @@ batches = sa.Table(
     sa.Column("audit_topic", sa.Text, nullable=False),
     sa.Column("audit_partition", sa.Integer, nullable=False),
     sa.Column("audit_offset", sa.BigInteger, nullable=False),
-    sa.Column("stream_time", _time, nullable=False),
+    sa.Column("stream_time", _time),
     sa.Column("event_time_min", _time),
     sa.Column("event_time_max", _time),
     sa.Column("decisions", sa.Integer, nullable=False),
@@ -129,7 +129,8 @@ def current_revision(connection: sa.Connection) -> str | None:
     """The migration the database is at; None for one that was never migrated."""
     if connection.scalar(sa.text("SELECT to_regclass('alembic_version')")) is None:
         return None
-    return connection.scalar(sa.text("SELECT version_num FROM alembic_version"))
+    revision: str | None = connection.scalar(sa.text("SELECT version_num FROM alembic_version"))
+    return revision
 
 
 @contextmanager

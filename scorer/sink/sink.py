@@ -33,6 +33,7 @@ _PAUSE_MIN_S, _PAUSE_MAX_S = (
     10.0,
 )  # doubling: a restart of Postgres costs a second or two, an outage ten at its end
 _PARTITIONS_CHECK_S = 60.0
+_LAG_S = 1.0  # asked and told in turn: the lag metric is about two seconds old
 _MARKERS_SAVE_S = (
     5.0  # idle this long: positions move over the trailing transaction markers, so that retention may take them
 )
@@ -60,7 +61,7 @@ class AuditSink:
         self,
         *,
         bootstrap_servers: str,
-        client_config: Mapping[str, object],
+        client_config: Mapping[str, str | int | float | bool],
         topic: str,
         postgres_url: str,
         partitions: Sequence[int] | None = None,
@@ -87,6 +88,7 @@ class AuditSink:
         self._reader: AuditReader | None = None
         self._ready = False
         self._ends: dict[int, int] = {}  # partition → offset up to which everything is in Postgres
+        self._known_ends: dict[int, int] = {}  # partition → end of the topic when last heard of
         self._pause_s = _PAUSE_MIN_S
 
     def ready(self) -> bool:
@@ -94,19 +96,20 @@ class AuditSink:
         return self._ready
 
     def lag(self) -> dict[int, int]:
-        """Records not yet in Postgres, by partition, as of the last fetch; empty before the first session."""
-        reader = self._reader
-        if reader is None:
-            return {}
-        return {p: max(0, reader.known_end(p) - end) for p, end in list(self._ends.items())}
+        """Records not yet in Postgres, by partition, as last heard; empty before the first session."""
+        known = dict(self._known_ends)
+        return {p: max(0, known.get(p, end) - end) for p, end in list(self._ends.items())}
 
     def drained(self) -> bool:
-        """Whether everything committed to the topic up to this call is in Postgres. Asks the broker; False when it cannot."""
+        """Whether everything in the topic is in Postgres and no transaction is open on it.
+
+        Asks the broker, for up to 10 s; False when it does not answer.
+        """
         reader, ends = self._reader, dict(self._ends)
         if reader is None or not ends or not self._ready:
             return False
         try:
-            return all(reader.watermarks(partition)[1] <= end for partition, end in ends.items())
+            return all(offset <= ends[partition] for partition, offset in reader.ends(ends).items())
         except (KafkaUnavailable, SinkError, RuntimeError):  # RuntimeError: closed meanwhile
             return False
 
@@ -162,7 +165,7 @@ class AuditSink:
             self._work(reader, store, session, stop)
 
     def _work(self, reader: AuditReader, store: Store, session: _Session, stop: threading.Event) -> None:
-        session.written_at_s = checked_at_s = time.monotonic()
+        session.written_at_s = checked_at_s = lag_at_s = time.monotonic()
         while not stop.is_set():
             events = reader.read(_READ_TIMEOUT_S)
             try:
@@ -174,8 +177,11 @@ class AuditSink:
             self._write(store, session)
             for partition, offset in ends.items():
                 self._ends[partition] = max(self._ends[partition], offset)
-            self._show_lag()
             now_s = time.monotonic()
+            if now_s - lag_at_s > _LAG_S:
+                lag_at_s = now_s
+                self._known_ends |= reader.probe_ends(session.assemblers)
+                self._show_lag()
             if not events and now_s - session.written_at_s > _MARKERS_SAVE_S:
                 self._save_markers(store, session)
                 session.written_at_s = now_s

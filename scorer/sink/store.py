@@ -192,7 +192,7 @@ def _batch_row(topic: str, batch: Batch) -> dict[str, object]:
         "audit_topic": topic,
         "audit_partition": batch.partition,
         "audit_offset": batch.offset,
-        "stream_time": _time(batch.journal.stream_time_ms),
+        "stream_time": None if batch.journal.stream_time_ms < 0 else _time(batch.journal.stream_time_ms),
         "event_time_min": _time(min(bound["min"] for bound in bounds)) if bounds else None,
         "event_time_max": _time(max(bound["max"] for bound in bounds)) if bounds else None,
         "decisions": batch.journal.decisions,

@@ -1,0 +1,338 @@
+"""Payments from Parquet, CSV and JSON lines: the same payments, in order, in bounded blocks, or a clear refusal."""
+
+from __future__ import annotations
+
+import datetime as dt
+import gzip
+import json
+from decimal import Decimal
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
+import pytest
+
+from schemas.control import parse_control
+from schemas.decode import decode_payments
+from schemas.label import Label
+from scorer.files import FileBlock, FileError, label_records, read_payments
+from scorer.mapping import Mapping, MappingError
+from scorer.simulate import World
+
+# The benchmark's data has no licence, so it lies beside the repository.
+HANDBOOK = Path(__file__).resolve().parents[3] / "shared" / "data" / "handbook.parquet"
+DAY_MS = 86_400_000
+
+MAPPING = Mapping.from_yaml("""
+payment_id: id
+event_time: at
+amount: paid
+currency: money
+customer_id: who
+mcc: shop_code
+latitude: lat
+attributes: {basket: items, gift: gift}
+label: fraud
+label_delay: 2d
+""")
+
+COLUMNS = ("id", "at", "paid", "money", "who", "shop_code", "lat", "items", "gift", "fraud")
+ROWS: list[dict[str, object]] = [
+    dict(zip(COLUMNS, cells, strict=True))
+    for cells in (
+        (1, "2026-01-01T10:00:00Z", "57.16", "EUR", "c1", 742, 48.25, 3, True, 0),
+        (2, "2026-01-01 11:30:00.250", "1200", "JPY", None, 5411, None, None, None, 1),
+        (3, "2026-01-01T13:00:00+01:00", "0.007", "KWD", "c3", None, -3.5, 1, False, None),
+    )
+]
+
+EXPECTED: list[dict[str, object]] = [
+    {
+        "payment_id": "1", "event_time": 1767261600000, "amount_minor": 5716, "currency": "EUR", "customer_id": "c1",
+        "mcc": "0742", "latitude": 48.25, "attributes": {"basket": 3, "gift": True},
+    },
+    {"payment_id": "2", "event_time": 1767267000250, "amount_minor": 1200, "currency": "JPY", "mcc": "5411"},
+    {
+        "payment_id": "3", "event_time": 1767268800000, "amount_minor": 7, "currency": "KWD", "customer_id": "c3",
+        "latitude": -3.5, "attributes": {"basket": 1, "gift": False},
+    },
+]  # fmt: skip
+
+
+def as_parquet(path: Path) -> Path:
+    pq.write_table(pa.Table.from_pylist(ROWS), path / "rows.parquet")
+    return path / "rows.parquet"
+
+
+def as_jsonl(path: Path) -> Path:
+    (path / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in ROWS) + "\n\n", encoding="utf-8")
+    return path / "rows.jsonl"
+
+
+def only(path: Path, mapping: Mapping | None = MAPPING) -> FileBlock:
+    """The one block of a small file."""
+    (block,) = read_payments(path, mapping)
+    return block
+
+
+@pytest.mark.parametrize("write", [as_parquet, as_jsonl])
+def test_rows_become_payments(tmp_path: Path, write: object) -> None:
+    """Each row becomes one payment in the contract's form; empty cells are left out, numbers become text."""
+    block = only(write(tmp_path))  # type: ignore[operator]
+    assert [json.loads(value) for value in block.values] == EXPECTED
+    assert block.keys == [b"c1", None, b"c3"]
+    assert block.row.tolist() == [1, 2, 3]
+    assert block.event_time_ms.tolist() == [row["event_time"] for row in EXPECTED]
+    assert block.label.tolist() == [0, 1, -1]
+    assert block.label_known_at_ms.tolist() == [1767261600000 + 2 * DAY_MS, 1767267000250 + 2 * DAY_MS, -1]
+    assert decode_payments(block.values, block.keys).rejects == []
+
+
+def test_csv(tmp_path: Path) -> None:
+    """CSV gives the same, apart from types that its text cannot tell; also packed with gzip."""
+    pa_csv.write_csv(pa.Table.from_pylist(ROWS), tmp_path / "rows.csv")
+    packed = tmp_path / "rows.csv.gz"
+    packed.write_bytes(gzip.compress((tmp_path / "rows.csv").read_bytes()))
+    mapping = MAPPING.model_copy(update={"attributes": {}})
+    expected = [{k: v for k, v in row.items() if k != "attributes"} for row in EXPECTED]
+    expected[0]["mcc"] = "742"  # text is taken as it is
+    for path in (tmp_path / "rows.csv", packed):
+        assert [json.loads(value) for value in only(path, mapping).values] == expected
+
+
+def test_label_records(tmp_path: Path) -> None:
+    """Known labels become control records with payment, verdict and times, one for each row with a label."""
+    block = only(as_jsonl(tmp_path))
+    labels = [parse_control(raw) for raw in label_records(block)]
+    assert len(labels) == (block.label >= 0).sum() == 2
+    assert all(isinstance(label, Label) for label in labels)
+    assert [(label.payment_id, label.fraud) for label in labels] == [("1", False), ("2", True)]  # type: ignore[union-attr]
+    assert [label.known_at_ms for label in labels] == block.label_known_at_ms[:2].tolist()  # type: ignore[union-attr]
+
+
+def test_label_of_a_nameless_payment(tmp_path: Path) -> None:
+    """A row without id or time, which the decoder refuses, has no label either: labels and records stay one to one."""
+    path = tmp_path / "rows.jsonl"
+    path.write_text(
+        '{"id":null,"at":5,"paid":1,"money":"EUR","fraud":1}\n{"id":"b","at":null,"paid":1,"money":"EUR","fraud":1}\n'
+    )
+    mapping = Mapping.from_yaml("{payment_id: id, event_time: at, amount: paid, currency: money, label: fraud}")
+    block = only(path, mapping)
+    assert block.label.tolist() == [-1, -1]
+    assert label_records(block) == []
+    assert len(decode_payments(block.values, block.keys).rejects) == 2
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".ndjson", ".json", ".jsonl.gz"])
+def test_contract_lines_need_no_mapping(tmp_path: Path, suffix: str) -> None:
+    """JSON lines in the contract's own form pass unchanged, with key, id and time taken from them."""
+    batch = next(iter(World(1, customers=300).stream(1_767_225_600_000)))
+    values = batch.to_json()
+    path = tmp_path / f"payments{suffix}"
+    raw = b"\r\n".join(values)
+    path.write_bytes(gzip.compress(raw) if suffix.endswith("gz") else raw)
+    block = only(path, None)
+    assert block.values == values
+    assert block.keys == batch.keys()
+    assert block.payment_ids == batch.column("payment_id").tolist()
+    assert np.array_equal(block.event_time_ms, batch.event_time_ms)
+    assert (block.label == -1).all()
+
+
+def test_bad_contract_lines_are_left_to_the_decoder(tmp_path: Path) -> None:
+    """A line that is no payment is passed on, to become a dead letter and not the end of the file."""
+    path = tmp_path / "payments.jsonl"
+    lines = [
+        b"not json",
+        b"[1]",
+        b'"text"',
+        b'{"customer_id":5,"event_time":"noon"}',
+        b"\xff",
+        b'{"customer_id":"\\ud800"}',
+        b"[" * 5000,
+    ]
+    path.write_bytes(b"\n".join(lines))
+    block = only(path, None)
+    assert block.values == lines
+    assert block.keys == [None] * len(lines)
+    assert (block.event_time_ms == -1).all()
+    assert len(decode_payments(block.values, block.keys).rejects) == len(lines)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "csv", "jsonl"])
+def test_blocks_are_bounded_and_in_order(tmp_path: Path, kind: str) -> None:
+    """A file comes in blocks of at most rows_per_block, in its order, with row numbers that run on."""
+    count = 1000
+    table = pa.table(
+        {
+            "id": pa.array(range(count)),
+            "at": pa.array(range(1_700_000_000, 1_700_000_000 + count)),
+            "paid": pa.array([1.5] * count),
+        }
+    )
+    path = tmp_path / f"rows.{kind}"
+    if kind == "parquet":
+        pq.write_table(table, path, row_group_size=150)
+    elif kind == "csv":
+        pa_csv.write_csv(table, path)
+    else:
+        path.write_text("\n".join(json.dumps(row) for row in table.to_pylist()), encoding="utf-8")
+    mapping = Mapping.from_yaml("{payment_id: id, event_time: at, amount: paid, currency: {constant: EUR}}")
+    blocks = list(read_payments(path, mapping, rows_per_block=64))
+    assert all(1 <= len(block) <= 64 for block in blocks)
+    assert [name for block in blocks for name in block.payment_ids] == [str(i) for i in range(count)]
+    assert np.concatenate([block.row for block in blocks]).tolist() == list(range(1, count + 1))
+    assert np.concatenate([block.event_time_ms for block in blocks])[-1] == (1_700_000_000 + count - 1) * 1000
+
+
+def test_arrow_types(tmp_path: Path) -> None:
+    """Decimals, timestamps of any unit and zone, dictionaries, dates and floats with gaps read right."""
+    moment = dt.datetime(2026, 1, 1, 10, 0, 0, 250_000, tzinfo=dt.UTC)
+    naive = moment.replace(tzinfo=None)
+    columns = {
+        "id": pa.array([7.0, 8.0]),
+        "us": pa.array([naive, None], pa.timestamp("us")),
+        "ns": pa.array([naive, naive], pa.timestamp("ns")),
+        "zone": pa.array([moment, moment], pa.timestamp("ms", "Asia/Tokyo")),
+        "paid": pa.array([Decimal("12.30"), Decimal("99999999.99")], pa.decimal128(12, 2)),
+        "who": pa.array(["a", None]).dictionary_encode(),
+        "day": pa.array([dt.date(2026, 1, 1), None]),
+        "fraud": pa.array([True, None]),
+    }
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.table(columns), path)
+    for time in ("us", "ns", "zone"):
+        mapping = Mapping.from_yaml(
+            f"{{payment_id: id, event_time: {time}, amount: paid, currency: {{constant: EUR}}, customer_id: who, "
+            "label: fraud, attributes: {day: day}}"
+        )
+        block = only(path, mapping)
+        first = json.loads(block.values[0])
+        assert first == {
+            "payment_id": "7", "event_time": 1767261600250, "amount_minor": 1230, "currency": "EUR", "customer_id": "a",
+            "attributes": {"day": "2026-01-01"},
+        }  # fmt: skip
+        assert json.loads(block.values[1])["amount_minor"] == 9_999_999_999
+        assert block.event_time_ms[1] == (-1 if time == "us" else 1767261600250)
+        assert block.label[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("cell", "value", "message"),
+    [
+        ("paid", "57.165", "row 2: amount .column paid.: the amount has more decimals than its currency"),
+        ("paid", "1,000.00", "row 2: amount .column paid.: text of 8 characters is not an amount"),
+        ("paid", True, "true/false is not an amount"),
+        ("paid", "1" * 200, "text of 200 characters is not an amount"),
+        ("at", "yesterday", "row 2: event_time .column at.: text of 9 characters is not a time"),
+        ("at", True, "not a time"),
+        ("fraud", 2, "row 2: label .column fraud.: a value of type int is not a label"),
+        ("lat", "north", "row 2: latitude .column lat.: text of 5 characters is not a number"),
+        ("who", 1.5, "row 2: customer_id .column who.: a value of type Decimal is not text"),
+        ("items", [1], "row 2: attributes.basket .column items.: a value of type list cannot be an attribute"),
+    ],
+)
+def test_a_wrong_cell_is_named(tmp_path: Path, cell: str, value: object, message: str) -> None:
+    """A cell that cannot become its field ends the reading with file, row, field and column, never with the value."""
+    rows = [dict(row) for row in ROWS]
+    rows[1] |= {"money": "EUR", cell: value}
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    with pytest.raises(FileError, match=rf"rows\.jsonl: {message}" if message.startswith("row") else message) as caught:
+        list(read_payments(path, MAPPING))
+    assert not isinstance(value, str) or value not in str(caught.value)
+
+
+def test_unknown_currency_is_left_to_the_decoder(tmp_path: Path) -> None:
+    """A row of no known currency reaches the decoder, which refuses it, instead of ending the file."""
+    path = tmp_path / "rows.jsonl"
+    path.write_text(
+        '{"id":"a","at":"2026-01-01","paid":"1.2345","money":"XYZ"}\n{"id":"b","at":"2026-01-01","paid":"1.20","money":"EUR"}\n'
+    )
+    mapping = Mapping.from_yaml("{payment_id: id, event_time: at, amount: paid, currency: money}")
+    decoded = decode_payments(only(path, mapping).values)
+    assert [reject.error.reason.value for reject in decoded.rejects] == ["unknown_currency"]
+    assert decoded.amount_minor.tolist() == [120]
+
+
+@pytest.mark.parametrize("write", [as_parquet, as_jsonl])
+def test_missing_column(tmp_path: Path, write: object) -> None:
+    """A column that is not there is refused by name, with those that are."""
+    mapping = Mapping.from_yaml("{payment_id: id, event_time: at, amount: price, currency: money}")
+    with pytest.raises(MappingError, match=r"no column 'price'; there are id, at, paid"):
+        list(read_payments(write(tmp_path), mapping))  # type: ignore[operator]
+
+
+def test_csv_traps(tmp_path: Path) -> None:
+    """A column there twice, semicolons and rows of another width are refused in words."""
+    mapping = Mapping.from_yaml("{payment_id: id, event_time: at, amount: paid, currency: {constant: EUR}}")
+    path = tmp_path / "rows.csv"
+    for text, error, message in (
+        ("id,at,paid,paid\n1,2026-01-01,1,1\n", MappingError, "'paid' is there 2 times"),
+        ("id;at;paid\n1;2026-01-01;1\n", MappingError, "separated by semicolons"),
+        ("id,at,paid\n1,2026-01-01\n", FileError, "not readable as csv"),
+        ("", FileError, "not readable as csv"),
+    ):
+        path.write_text(text, encoding="utf-8")
+        with pytest.raises(error, match=message):
+            list(read_payments(path, mapping))
+
+
+def test_csv_text_keeps_its_zeros(tmp_path: Path) -> None:
+    """Text of digits in CSV keeps leading zeros, commas in quotes and line breaks in quotes."""
+    path = tmp_path / "rows.csv"
+    path.write_text('id,at,paid,who\n007,2026-01-01T00:00:00Z,1.10,"a,\nb"\n', encoding="utf-8")
+    mapping = Mapping.from_yaml(
+        "{payment_id: id, event_time: at, amount: paid, currency: {constant: EUR}, customer_id: who}"
+    )
+    assert json.loads(only(path, mapping).values[0])["payment_id"] == "007"
+    assert only(path, mapping).keys == [b"a,\nb"]
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    """A missing file, an unknown suffix, a broken file and a mapping left out are told in words."""
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1 nothing")
+    (tmp_path / "rows.xlsx").write_bytes(b"")
+    (tmp_path / "rows.csv").write_text("id\n1\n", encoding="utf-8")
+    (tmp_path / "list.jsonl").write_text("[1]\n", encoding="utf-8")
+    (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress(b'{"id": 1}\n' * 1000)[:-20])
+    with pytest.raises(FileError, match="no such file"):
+        read_payments(tmp_path / "absent.csv", MAPPING)
+    with pytest.raises(FileError, match=r"known are \.parquet"):
+        read_payments(tmp_path / "rows.xlsx", MAPPING)
+    with pytest.raises(FileError, match="not readable as parquet"):
+        read_payments(tmp_path / "broken.parquet", MAPPING)
+    with pytest.raises(MappingError, match="needs a mapping"):
+        read_payments(tmp_path / "rows.csv")
+    with pytest.raises(FileError, match="line 1: not a JSON object"):
+        list(read_payments(tmp_path / "list.jsonl", MAPPING))
+    with pytest.raises(FileError, match="cannot be read"):
+        list(read_payments(tmp_path / "cut.jsonl.gz"))
+
+
+def test_handbook_file() -> None:
+    """The benchmark's file reads whole: every amount exact, every payment accepted, labels a week late."""
+    mapping = Mapping.from_yaml("""
+payment_id: TRANSACTION_ID
+event_time: TX_DATETIME
+amount: TX_AMOUNT
+currency: {constant: EUR}
+customer_id: CUSTOMER_ID
+terminal_id: TERMINAL_ID
+label: TX_FRAUD
+""")
+    assert HANDBOOK.is_file(), f"the benchmark's data is expected beside the repository: {HANDBOOK}"
+    first = next(iter(read_payments(HANDBOOK, mapping)))
+    assert len(first) == 65_536
+    assert json.loads(first.values[0]) == {
+        "payment_id": "0", "event_time": 1522540831000, "amount_minor": 5716, "currency": "EUR",
+        "customer_id": "596", "terminal_id": "3156",
+    }  # fmt: skip
+    assert first.label_known_at_ms[0] == 1522540831000 + 7 * DAY_MS
+    assert set(first.label.tolist()) == {0, 1}
+    amounts = pq.ParquetFile(HANDBOOK).read_row_group(0, columns=["TX_AMOUNT"]).column(0).to_pylist()[:65_536]
+    decoded = decode_payments(first.values, first.keys)
+    assert decoded.rejects == []
+    assert decoded.amount_minor.tolist() == [int(Decimal(repr(amount)) * 100) for amount in amounts]
