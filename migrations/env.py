@@ -1,4 +1,4 @@
-"""Alembic's environment: runs on the connection that `scorer.sink.schema.migrate` hands over; no alembic.ini, no URL here."""
+"""Alembic's environment, on the connection that `scorer.sink.schema.migrate` hands over: no ini file, no URL here."""
 
 from __future__ import annotations
 

@@ -142,7 +142,7 @@ def _floats_minor(column: pa.Array, exponent: int) -> list[int | None]:
     """All floats of one exponent at once; whatever looks wrong goes through `_minor`, which alone raises."""
     single = column.type != pa.float64()
     values = pc.cast(column, pa.float64()).to_numpy(zero_copy_only=False)
-    # The largest floats overflow to infinity, and infinity minus itself is NaN: neither is sure, so `_minor` refuses it.
+    # The largest floats overflow to infinity, and infinity minus itself is NaN: neither is sure; `_minor` refuses it.
     with np.errstate(invalid="ignore", over="ignore"):
         scaled = values * 10.0**exponent
         nearest = np.rint(scaled)

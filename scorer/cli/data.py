@@ -42,7 +42,7 @@ def setup(as_json: Json = False, topics_only: Annotated[bool, typer.Option("--to
 
 def simulate(
     seed: Annotated[int, typer.Option(help="The same seed gives the same payments.")] = 1,
-    customers: Annotated[int, typer.Option(min=10, help="People in the world.")] = 2000,
+    customers: Annotated[int, typer.Option(min=100, help="People in the world.")] = 2000,
     start: Annotated[str | None, typer.Option("--from", help="Event time of the first payment, such as 2026-01-01; a year ago by default.")] = None,
     rate: Annotated[float | None, typer.Option(min=0.1, help="Payments a second.")] = None,
     speed: Annotated[float | None, typer.Option(min=0.001, help="Times real time.")] = None,

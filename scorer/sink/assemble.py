@@ -1,7 +1,7 @@
 """From records of one audit partition to whole, checked micro-batches. Pure: no Kafka and no Postgres here.
 
-Only a whole batch is handed on, so readers of Postgres never see part of one, and its digest can be checked before it is written:
-counts, digest, journal record and the chain (each record names the head of the one before it).
+Only a whole batch is handed on: readers of Postgres never see part of one, and it can be checked before it is written,
+by counts, digest, journal record and chain (each record names the head of the one before it).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from scorer.sink.errors import AuditBroken, PoisonChunk, SinkError
 class Position:
     """How far one audit partition has come, and what the next batch must follow.
 
-    `head` None: any batch may follow (an operator moved the position). `sequence` None: the first batch of the partition follows.
+    `sequence` None: no batch came before. `head` None: any batch may follow, an operator moved the position.
     """
 
     next_offset: int = 0
@@ -63,7 +63,7 @@ class Assembler:
         return self._size_bytes
 
     def add(self, offset: int, value: bytes | None) -> Batch | None:
-        """Takes the next record; returns the batch that it completes, if any. Raises PoisonChunk, AuditBroken, SinkError."""
+        """Takes the next record; returns the batch that it completes. Raises PoisonChunk, AuditBroken, SinkError."""
         if value is None:
             raise self._poison(offset, "it has no value")
         try:
@@ -75,8 +75,8 @@ class Assembler:
         self._size_bytes += len(value)
         if self._size_bytes > self.batch_bytes_max:
             raise SinkError(
-                f"the batch that ends after {self.topic}/{self.partition} offset {offset} is larger than {self.batch_bytes_max} "
-                f"bytes; make the worker's micro-batches smaller or raise batch_bytes_max"
+                f"the batch that goes on at {self.topic}/{self.partition} offset {offset} is larger than "
+                f"{self.batch_bytes_max} bytes; make the worker's micro-batches smaller or raise batch_bytes_max"
             )
         if header.chunk + 1 < header.chunks:
             return None

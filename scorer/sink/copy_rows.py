@@ -1,9 +1,9 @@
 """Audit rows as a Postgres binary COPY stream, built column by column from the Arrow buffers they arrived in.
 
-    stream = HEADER + rows_bytes(...) + rows_bytes(...) + TRAILER        COPY decisions (COLUMNS) FROM STDIN (FORMAT BINARY)
+    COPY decisions (COLUMNS) FROM STDIN (FORMAT BINARY)        HEADER + rows_bytes(...) + rows_bytes(...) + TRAILER
 
-Every fixed-width field of a row, the feature array and the bundle's id included, is one numpy record; the texts and text arrays
-are laid behind it by the loops in `kernels`. Pure: no connection here.
+All fixed-width fields of a row, the feature array and the bundle's id included, are one numpy record; the texts and
+text arrays are laid behind it by the loops in `kernels`. Pure: no connection here.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _DECISIONS, _MODES = pa.array(DECISIONS), pa.array(MODES)
 
 
 def rows_bytes(header: AuditHeader, batch: pa.RecordBatch) -> npt.NDArray[np.uint8]:
-    """The rows of one chunk (validated by `schemas.audit.decode_chunk`) as COPY bytes without stream header and trailer."""
+    """The rows of a chunk that `schemas.audit.decode_chunk` validated, as COPY bytes without header and trailer."""
     n = batch.num_rows
     if n == 0:
         return np.empty(0, np.uint8)
@@ -60,7 +60,7 @@ def rows_bytes(header: AuditHeader, batch: pa.RecordBatch) -> npt.NDArray[np.uin
         sizes += np.diff(offsets)  # nulls own no bytes
     for list_offsets, offsets, _ in lists:
         counts = np.diff(list_offsets)
-        # Length, three words of array header; a dimension of two words unless empty; a length and the bytes of each element.
+        # Length and three words of array header; two words of dimension unless empty; length and bytes of each element.
         sizes += 16 + 8 * (counts > 0) + 4 * counts + (offsets[list_offsets[1:]] - offsets[list_offsets[:-1]])
 
     ends = np.cumsum(sizes)

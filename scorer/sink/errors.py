@@ -25,8 +25,9 @@ class PoisonChunk(SinkError):
 
     def __init__(self, topic: str, partition: int, offset: int, why: str) -> None:
         super().__init__(
-            f"audit record {topic}/{partition} at offset {offset} cannot be used: {why}. Nothing from it on is in Postgres; "
-            f"inspect the record, then repair its producer or move the position past it with scorer.sink.set_position"
+            f"audit record {topic}/{partition} at offset {offset} cannot be used: {why}. Nothing from it on is in "
+            f"Postgres; inspect the record, then repair its producer or move the position past it with "
+            f"scorer.sink.set_position"
         )
         self.topic, self.partition, self.offset = topic, partition, offset
 
@@ -49,9 +50,9 @@ class StoreRefused(SinkError):
     """Postgres refuses what the sink writes."""
 
 
-class StoreUnavailable(Exception):  # noqa: N818  # a state of the world, not a failure of the sink
+class StoreUnavailable(Exception):
     """Postgres cannot take rows now; says why without a value of any row."""
 
 
-class KafkaUnavailable(Exception):  # noqa: N818
+class KafkaUnavailable(Exception):
     """Kafka cannot be asked now."""

@@ -1,4 +1,4 @@
-"""Numba loops that lay fields of many rows into one COPY stream: each writes one column of all rows and moves the cursors.
+"""Numba loops that lay fields of many rows into one COPY stream: each writes a column of all rows, moving the cursors.
 
 A field in Postgres' binary COPY is an int32 byte length (big endian, -1 for null) and its bytes.
 """
@@ -35,7 +35,7 @@ def put_blocks(out: Bytes, cursors: Cursors, blocks: Bytes) -> None:
 
 @nb.njit(cache=True, nogil=True)
 def put_texts(out: Bytes, cursors: Cursors, offsets: Offsets, text: Bytes, null: npt.NDArray[np.bool_]) -> None:
-    """Writes text field i = text[offsets[i]:offsets[i + 1]], or null where `null` says so (it may be empty: none is)."""
+    """Writes text field i = text[offsets[i]:offsets[i + 1]], or null where `null` says so (empty: none is null)."""
     for i in range(offsets.shape[0] - 1):
         at = cursors[i]
         if null.shape[0] > 0 and null[i]:
@@ -61,7 +61,7 @@ def put_text_arrays(
         count = list_offsets[i + 1] - first
         start = cursors[i]
         at = start + 4
-        # Array header: dimensions (an empty array has none), no nulls, element type; then size and lower bound of the dimension.
+        # Array header: dimensions (none when empty), no nulls, element type; then size and lower bound of the one.
         _put_int32(out, at, 1 if count > 0 else 0)
         _put_int32(out, at + 4, 0)
         _put_int32(out, at + 8, element_oid)

@@ -27,7 +27,7 @@ class SinkMetrics:
         self.kafka_up = Gauge("fraud_scorer_sink_kafka_up", "1 while Kafka answers.", registry=registry)
         self.errors = Counter(
             "fraud_scorer_sink_errors",
-            "Errors: postgres and kafka are retried, waiting is a partition held by another sink, fatal stops the sink.",
+            "Errors: postgres and kafka are retried, waiting: another sink holds a partition, fatal: the sink stopped.",
             ["kind"],
             registry=registry,
         )

@@ -17,7 +17,7 @@ from scorer import assets
 
 REVISION = "0001"  # the newest migration: what this version of the code reads and writes
 
-# Two `setup` commands at once: the second waits for the first. Any fixed number serves; this one reads "fraud" in ASCII.
+# Two `setup` commands at once: the second waits for the first. Any fixed number serves; this one reads "fraud".
 _MIGRATION_LOCK = 0x6672617564
 
 metadata = sa.MetaData()

@@ -15,6 +15,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 
 import structlog
@@ -23,6 +24,7 @@ from prometheus_client import CollectorRegistry
 from scorer.sink.assemble import Assembler, Batch, Position
 from scorer.sink.errors import KafkaUnavailable, SinkError, StoreUnavailable
 from scorer.sink.metrics import SinkMetrics
+from scorer.sink.offsets import TopicOffsets
 from scorer.sink.reader import AuditReader, End, Record
 from scorer.sink.store import Store
 
@@ -55,7 +57,7 @@ class _Session:
 
 
 class AuditSink:
-    """Writes the audit topic to Postgres until told to stop. One thread runs it; `ready`, `lag` and `drained` serve others."""
+    """Writes the audit topic to Postgres until told to stop. One thread runs it; the other methods serve any."""
 
     def __init__(
         self,
@@ -73,7 +75,7 @@ class AuditSink:
 
         `client_config`: librdkafka settings for security and the like; those that exactness needs are set by the sink.
         `partitions`: those of the topic to write; None for all, new ones included.
-        `transaction_bytes_max`: audit bytes after which a transaction is closed; a single larger batch still goes whole.
+        `transaction_bytes_max`: audit bytes after which a transaction is closed; a larger batch still goes whole.
         `batch_bytes_max`: a larger micro-batch stops the sink (memory is bounded by it).
         """
         self._bootstrap_servers = bootstrap_servers
@@ -85,7 +87,7 @@ class AuditSink:
         self._batch_bytes_max = batch_bytes_max
         self._metrics = metrics or SinkMetrics(CollectorRegistry())
         self._log = structlog.get_logger().bind(part="sink", topic=topic)
-        self._reader: AuditReader | None = None
+        self._offsets = TopicOffsets(bootstrap_servers, client_config, topic)
         self._ready = False
         self._ends: dict[int, int] = {}  # partition → offset up to which everything is in Postgres
         self._known_ends: dict[int, int] = {}  # partition → end of the topic when last heard of
@@ -105,22 +107,20 @@ class AuditSink:
 
         Asks the broker, for up to 10 s; False when it does not answer.
         """
-        reader, ends = self._reader, dict(self._ends)
-        if reader is None or not ends or not self._ready:
+        ends = dict(self._ends)
+        if not ends or not self._ready:
             return False
         try:
-            return all(offset <= ends[partition] for partition, offset in reader.ends(ends).items())
-        except (KafkaUnavailable, SinkError, RuntimeError):  # RuntimeError: closed meanwhile
+            return all(offset <= ends[partition] for partition, offset in self._offsets.ends(ends).items())
+        except KafkaUnavailable:
             return False
 
     def run(self, stop: threading.Event) -> None:
-        """Works until `stop` is set, then returns with everything gathered written. Raises SinkError when it cannot go on."""
-        reader = AuditReader(self._bootstrap_servers, self._client_config, self._topic)
-        self._reader = reader
+        """Works until `stop` is set; what it has read by then is written. Raises SinkError when it cannot go on."""
         try:
             while not stop.is_set():
                 try:
-                    self._run_session(reader, stop)
+                    self._run_session(stop)
                 except _PartitionsChanged:
                     self._log.info("audit_partitions_changed")
                 except StoreUnavailable as exc:
@@ -134,9 +134,8 @@ class AuditSink:
             self._log.error("sink_stopped", error=type(exc).__name__, reason=str(exc))
             raise
         finally:
-            self._reader = None
             self._metrics.postgres_up.set(0)
-            reader.close()
+            self._metrics.kafka_up.set(0)
 
     def _unavailable(self, kind: str, exc: Exception, stop: threading.Event) -> None:
         self._ready = False
@@ -146,10 +145,13 @@ class AuditSink:
         stop.wait(self._pause_s)
         self._pause_s = min(2 * self._pause_s, _PAUSE_MAX_S)
 
-    def _run_session(self, reader: AuditReader, stop: threading.Event) -> None:
-        """Steps 1 to 3 until `stop`."""
-        partitions = self._partitions(reader)
-        with Store(self._url, self._topic) as store:
+    def _run_session(self, stop: threading.Event) -> None:
+        """Steps 1 to 3 until `stop`, with a consumer and a connection of its own: what failed is not used again."""
+        with (
+            closing(AuditReader(self._bootstrap_servers, self._client_config, self._topic, self._offsets)) as reader,
+            Store(self._url, self._topic) as store,
+        ):
+            partitions = self._partitions(reader)
             if not self._lock(store, partitions, stop):
                 return
             committed = store.positions(partitions)
@@ -180,7 +182,7 @@ class AuditSink:
             now_s = time.monotonic()
             if now_s - lag_at_s > _LAG_S:
                 lag_at_s = now_s
-                self._known_ends |= reader.probe_ends(session.assemblers)
+                self._known_ends |= self._offsets.probe(session.assemblers)
                 self._show_lag()
             if not events and now_s - session.written_at_s > _MARKERS_SAVE_S:
                 self._save_markers(store, session)
@@ -224,7 +226,7 @@ class AuditSink:
         self._pause_s = _PAUSE_MIN_S
 
     def _save_markers(self, store: Store, session: _Session) -> None:
-        """Lets positions stand behind the transaction markers after the last batch: retention may then remove all before them."""
+        """Moves positions behind the transaction markers after the last batch, so that retention may remove those."""
         moves = {}
         for partition, end in self._ends.items():
             before = session.committed[partition]

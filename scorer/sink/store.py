@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from types import TracebackType
 from typing import Self
 
@@ -27,10 +27,10 @@ from scorer.sink import copy_rows, schema
 from scorer.sink.assemble import Batch, Position
 from scorer.sink.errors import AuditBroken, SchemaMismatch, SinkError, StoreRefused, StoreUnavailable
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _COPY = f"COPY decisions ({', '.join(copy_rows.COLUMNS)}) FROM STDIN (FORMAT BINARY)"
-# Classes of SQLSTATE that time cures: connection, transaction rollback, resources, operator intervention, system error, and a
-# server that is read only (25006: a standby during a failover).
+# SQLSTATEs that time cures: connection, transaction rollback, resources, operator intervention, system error; a lock
+# not to be had, and a server that is read only (25006: a standby during a failover).
 _TRANSIENT = ("08", "40", "53", "57", "58", "55P03", "25006", "25P03")
 _FEATURE_SETS_KNOWN_MAX = 1024
 
@@ -102,7 +102,7 @@ class Store:
     def write(self, batches: Sequence[Batch]) -> None:
         """Rows, batch rows and positions of `batches` (in order, at least one) in one transaction.
 
-        Raises StoreUnavailable (whether it was committed is then unknown: read the positions again), AuditBroken, StoreRefused.
+        Raises AuditBroken, StoreRefused; StoreUnavailable: then only the positions in Postgres say what is committed.
         """
         moves: dict[int, tuple[Position, Position]] = {}
         for batch in batches:
@@ -139,8 +139,8 @@ class Store:
         statement = sa.update(table).where(place, table.c.next_offset == before.next_offset)
         if connection.execute(statement.values(**_position_row(after))).rowcount != 1:
             raise SinkError(
-                f"the position of {self._topic}/{partition} is no longer {before.next_offset}: another writer moved it. "
-                f"Nothing was written; run one sink for a partition and start it again"
+                f"the position of {self._topic}/{partition} is no longer {before.next_offset}: another writer "
+                f"moved it. Nothing was written; run one sink for a partition and start it again"
             )
 
     def _feature_set(
@@ -164,7 +164,7 @@ class Store:
 
 
 def set_position(url: str, topic: str, partition: int, next_offset: int) -> None:
-    """An operator's choice: the sink goes on at `next_offset`, whatever lies before it, and takes any batch as the next one.
+    """An operator's choice: the sink goes on at `next_offset`, whatever lies before it, with any batch as the next.
 
     Raises StoreUnavailable, SinkError when a sink holds the partition.
     """

@@ -1,4 +1,4 @@
-"""An audit sink as a process of its own, for tests that kill it: sink_process.py SERVERS TOPIC URL TRANSACTION_BYTES."""
+"""An audit sink as a process, for tests that kill it: sink_process.py SERVERS TOPIC URL TRANSACTION_BYTES."""
 
 from __future__ import annotations
 

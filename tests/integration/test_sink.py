@@ -17,7 +17,6 @@ import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from audit_batches import CONTEXT, Shard, make_topic, rows
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
 from psycopg import sql
@@ -27,6 +26,7 @@ from scorer import assets
 from scorer.services import Services
 from scorer.sink import AuditSink, SinkError, read_batch, schema, set_position
 from scorer.sink.errors import AuditBroken, MissingRange, PoisonChunk, SchemaMismatch
+from tests.integration.audit_batches import CONTEXT, Shard, make_topic, rows
 
 DEADLINE_S = 60.0
 
@@ -146,7 +146,7 @@ def test_migrations_go_up_and_down(database: str) -> None:
 
 
 def test_rows_and_positions_equal_what_was_produced(servers: str, topics_prefix: str, migrated: str) -> None:
-    """Two shards, batches of every size, aborted transactions between them: Postgres holds the committed ones, bit by bit."""
+    """Two shards, batches of any size, aborted transactions between: Postgres holds the committed ones, bit by bit."""
     topic = f"{topics_prefix}audit"
     make_topic(servers, topic, 2)
     shards = [Shard(servers, topic, 0), Shard(servers, topic, 1)]
@@ -198,7 +198,7 @@ def test_killed_in_the_middle_nothing_is_missing_or_doubled(servers: str, topic:
 
 
 def test_postgres_restarted_in_the_middle(servers: str, topic: str, services: Services) -> None:
-    """Postgres stopped, killed and started again while rows are written: the sink waits, is not ready, and loses nothing."""
+    """Postgres stopped, killed and started while rows are written: the sink waits, not ready, and loses nothing."""
     name = f"test_{secrets.token_hex(4)}"
     url = services.postgres.url.rsplit("/", 1)[0] + f"/{name}"
     with psycopg.connect(services.postgres.url, autocommit=True) as server:
@@ -285,7 +285,7 @@ def test_poison_stops_the_sink(servers: str, topic: str, migrated: str, value: b
     assert (error.topic, error.partition) == (topic, 0)
     shard.written, shard.records = good
     assert_equal_to(migrated, shard)
-    assert query(migrated, "SELECT next_offset <= %d FROM positions" % error.offset) == [(True,)]
+    assert query(migrated, f"SELECT next_offset <= {error.offset} FROM positions") == [(True,)]
     # Started again it stops at the same place; moved past it by an operator it goes on.
     assert str(Running(servers, topic, migrated).fails()) == str(error)
 

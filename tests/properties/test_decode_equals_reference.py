@@ -84,14 +84,10 @@ def test_decode_equals_reference_on_every_token_in_every_field(field: str) -> No
     """Each field treats each odd token alike in both, on its own and as an attribute, alone and beside whitespace."""
     batch: list[bytes | None] = []
     for token in TOKENS:
-        for text in (
-            (token, f" {token}\n")
-            if field != "attributes"
-            else (token, f'{{"a":{token}}}', f'{{ "a" : {token} , "b":1}}')
-        ):
-            batch.append(
-                written([(name, text if name == field else json.dumps(value)) for name, value in GOOD.items()])
-            )
+        spaced = (f'{{"a":{token}}}', f'{{ "a" : {token} , "b":1}}') if field == "attributes" else (f" {token}\n",)
+        for text in (token, *spaced):
+            fields = [(name, text if name == field else json.dumps(value)) for name, value in GOOD.items()]
+            batch.append(written(fields))
     assert_equal(batch)
 
 
@@ -146,6 +142,7 @@ def test_good_payments_take_the_fast_way(monkeypatch: pytest.MonkeyPatch) -> Non
             GOOD | {"merchant_id": "Café № 5", "attributes": {"a": None, "b": -1.5}}, ensure_ascii=False
         ).encode(),
         json.dumps(GOOD | {"payment_id": "4111111111111112", "event_time": "2026-01-01 00:00:00.5+05:30"}).encode(),
+        json.dumps(GOOD | {"payment_id": "é" * 128, "attributes": {"a": "é" * 256}}, ensure_ascii=False).encode(),
     ]
     careful = [Payment.from_json(value) for value in forms]
 

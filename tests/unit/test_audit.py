@@ -247,7 +247,7 @@ def test_chunks_stay_small_and_whole(rows: int, text: str) -> None:
     assert [about.chunk for about, _ in decoded] == list(range(len(chunks)))
     assert {(about.chunks, about.rows) for about, _ in decoded} == {(len(chunks), rows)}
     assert [about.first_row for about, _ in decoded] == np.cumsum([0, *(len(b) for _, b in decoded[:-1])]).tolist()
-    assert sum((batch.column("payment_id").to_pylist() for _, batch in decoded), []) == list(given.payment_id)
+    assert [name for _, batch in decoded for name in batch.column("payment_id").to_pylist()] == list(given.payment_id)
     assert audit.digest_chunks([batch for _, batch in decoded], decoded[0][0]) == digest(given, context(2))
 
 

@@ -1,0 +1,104 @@
+"""Worker and sink as processes of their own, and topics read to their end: what the integration tests share."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from confluent_kafka import Consumer, KafkaError, TopicPartition
+
+from scorer import kafka
+from scorer.demo import free_ports
+from scorer.settings import PREFIX, Settings, load
+
+
+def test_settings(bootstrap: str, prefix: str, **sections: dict[str, Any]) -> Settings:
+    """Settings for one test's own topics."""
+    return load(kafka={"bootstrap_servers": bootstrap, "topic_prefix": prefix}, **sections)
+
+
+test_settings.__test__ = False  # type: ignore[attr-defined]
+
+
+def environment(settings: Settings, **more: str) -> dict[str, str]:
+    """The same settings for a child process."""
+    given = {
+        f"{PREFIX}KAFKA__BOOTSTRAP_SERVERS": settings.kafka.bootstrap_servers,
+        f"{PREFIX}KAFKA__TOPIC_PREFIX": settings.kafka.topic_prefix,
+        f"{PREFIX}WORKER__BATCH_PAYMENTS_MAX": str(settings.worker.batch_payments_max),
+        f"{PREFIX}POSTGRES__URL": settings.postgres.url.get_secret_value(),
+    }
+    return {**os.environ, **given, **more}
+
+
+@contextmanager
+def process(name: str, arguments: list[str], settings: Settings, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """`fraud-scorer NAME …`, ready; killed at the end if it still runs."""
+    (port,) = free_ports(1)
+    env = environment(settings, **{f"{PREFIX}HTTP__{'WORKER' if name == 'run' else 'SINK'}_PORT": str(port)})
+    with log.open("ab") as out:
+        child = subprocess.Popen([sys.executable, "-m", "scorer", name, *arguments], env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
+    child.port = port  # type: ignore[attr-defined]
+    try:
+        wait_for(lambda: child.poll() is not None or is_ready(port), 120, f"{name} to be ready")
+        assert child.poll() is None, log.read_text()[-3000:]
+        yield child
+    finally:
+        child.kill()
+        child.wait()
+
+
+def is_ready(port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=2):
+            return True
+    except OSError:
+        return False
+
+
+def metrics(port: int) -> dict[str, float]:
+    """A process's metrics by their full name with labels."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+        lines = answer.read().decode().splitlines()
+    return {line.rsplit(" ", 1)[0]: float(line.rsplit(" ", 1)[1]) for line in lines if line and not line.startswith("#")}
+
+
+def wait_for(condition: Callable[[], bool], seconds: float, what: str) -> None:
+    """Poll until `condition` holds; fail the test naming `what` otherwise."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
+        time.sleep(0.1)
+
+
+class TopicReader:
+    """Everything that read_committed readers see of a topic, gathered as it comes."""
+
+    def __init__(self, settings: Settings, topic: str) -> None:
+        client = kafka.admin(settings.kafka)
+        self._consumer: Consumer = kafka.reader(settings.kafka, group="test-reader")
+        self._consumer.assign([TopicPartition(topic, p, 0) for p in range(kafka.partition_count(client, topic))])
+        self.messages: list[Any] = []
+
+    def fill(self) -> int:
+        """Take what has come; gives how many messages there are by now."""
+        for message in self._consumer.consume(5000, 0.2):
+            if message.error() is None:
+                self.messages.append(message)
+            else:
+                assert message.error().code() == KafkaError._PARTITION_EOF, message.error()
+        return len(self.messages)
+
+    def json(self) -> list[dict[str, Any]]:
+        return [json.loads(message.value()) for message in self.messages]
+
+    def close(self) -> None:
+        self._consumer.close()

@@ -1,0 +1,200 @@
+"""A payment goes all the way, on real Kafka and real Postgres."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import signal
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import psycopg
+import pyarrow.parquet as pq
+import pytest
+
+from features.feature_set import FeatureSet
+from schemas.dead_letter import DeadLetter
+from scorer import kafka
+from scorer.bundle import Bundle
+from scorer.files import read_payments
+from scorer.mapping import Mapping
+from scorer.replay import chained, replay_topic, training_table
+from scorer.send import Outgoing, Sender, outgoing_pairs
+from scorer.files import label_records
+from scorer.services import Services
+from scorer.setup import setup
+from scorer.train import train
+from tests.integration.running import TopicReader, metrics, process, test_settings, wait_for
+
+HANDBOOK = Path(__file__).resolve().parents[3] / "shared" / "data" / "handbook.parquet"
+PAYMENTS = 20_000
+
+MAPPING = """
+payment_id: TRANSACTION_ID
+event_time: TX_DATETIME
+customer_id: CUSTOMER_ID
+terminal_id: TERMINAL_ID
+amount: TX_AMOUNT
+currency: {constant: EUR}
+label: TX_FRAUD
+label_delay: 1d
+"""
+FEATURES = """
+name: handbook
+currency: EUR
+# Sent in seconds instead of days: four partitions of one producer drift apart by hours of event time.
+allowed_lateness: 2d
+entities: {customer: [customer_id], terminal: [terminal_id]}
+features:
+  - {name: amount, payment: amount}
+  - {name: hour_of_day, payment: hour_of_day}
+  - {name: customer_count_1d, entity: customer, aggregate: count, window: 1d}
+  - {name: customer_mean_7d, entity: customer, aggregate: mean, of: amount, window: 7d, include_current: true}
+  - {name: customer_std_7d, entity: customer, aggregate: std, of: amount, window: 7d}
+  - {name: amount_to_mean, ratio: [amount, customer_mean_7d]}
+  - {name: terminals_1d, entity: customer, aggregate: distinct, of: terminal_id, window: 1d}
+  - {name: terminal_count_7d, entity: terminal, aggregate: count, window: 7d}
+  - {name: terminal_frauds_7d, entity: terminal, aggregate: fraud_count, window: 7d}
+  - {name: customer_gap, entity: customer, aggregate: since_last}
+"""
+POLICY = """
+name: handbook
+flag: {share: 0.02}
+rules:
+  - {name: large, when: [{feature: amount, at_least: 220}], then: flag, reason: LARGE_AMOUNT}
+reasons:
+  - {code: UNUSUAL_AMOUNT, sentence: The amount is unusual for this customer., features: [amount, amount_to_mean, customer_mean_7d, customer_std_7d]}
+  - {code: TERMINAL, sentence: The terminal has known frauds., features: [terminal_frauds_7d, terminal_count_7d]}
+"""
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle trained on the first 60,000 payments of the benchmark data."""
+    folder = tmp_path_factory.mktemp("bundle") / "handbook"
+    blocks = itertools.islice(read_payments(HANDBOOK, Mapping.from_yaml(MAPPING), rows_per_block=20_000), 3)
+    table = training_table(FeatureSet.from_yaml(FEATURES), chained((b.keys, b.values, label_records(b), b.label, b.label_known_at_ms) for b in blocks))
+    train(
+        table.features, table.label, table.event_time_ms, table.label_known_at_ms, FEATURES, POLICY, folder,
+        seed=1, label_gap_ms=0, created_at="2026-01-01T00:00:00Z", name="handbook",
+    )  # fmt: skip
+    return folder
+
+
+def handbook(count: int) -> list[Outgoing]:
+    blocks = []
+    for b in itertools.islice(read_payments(HANDBOOK, Mapping.from_yaml(MAPPING), rows_per_block=5_000), count // 5_000):
+        blocks.append(Outgoing(b.keys, b.values, b.event_time_ms, outgoing_pairs(label_records(b), b.label_known_at_ms[b.label >= 0])))
+    return blocks
+
+
+def test_twenty_thousand_payments_are_decided_once_though_the_worker_is_killed_and_equal_the_replay(
+    services: Services, topics_prefix: str, database: str, bundle: Path, tmp_path: Path
+) -> None:
+    """Killed in the middle, a worker's successor goes on where the last commit stood: each payment is decided once, the sink holds
+    each row once, and replaying the topic along its journal gives the same decisions, scores and reasons."""
+    settings = test_settings(services.kafka.bootstrap_servers, topics_prefix, postgres={"url": database}, worker={"batch_payments_max": 512})
+    setup(settings)
+    topics = kafka.Topics.of(settings.kafka)
+    decisions = TopicReader(settings, topics.decisions)
+    log = tmp_path / "worker.log"
+    stop = threading.Event()
+    sender = threading.Thread(target=lambda: Sender(settings).run(handbook(PAYMENTS), stop=stop, rate=4000))
+    with process("sink", [], settings, tmp_path / "sink.log"):
+        with process("run", ["--bundle", str(bundle)], settings, log) as first:
+            sender.start()
+            wait_for(lambda: decisions.fill() > PAYMENTS // 4, 120, "the first decisions")
+            first.send_signal(signal.SIGKILL)
+        with process("run", ["--bundle", str(bundle)], settings, log) as second:
+            sender.join(120)
+            wait_for(lambda: decisions.fill() >= PAYMENTS, 120, "all decisions")
+            second.send_signal(signal.SIGTERM)
+            assert second.wait(60) == 0, log.read_text()[-2000:]
+        with psycopg.connect(database) as connection:
+            count = lambda: connection.execute("SELECT count(*), count(DISTINCT payment_id) FROM decisions").fetchone()  # noqa: E731
+            wait_for(lambda: count()[0] >= PAYMENTS, 60, "the audit rows")
+            assert count() == (PAYMENTS, PAYMENTS)
+    time.sleep(0.5)
+    decisions.fill()
+    live = {decided["payment_id"]: decided for decided in decisions.json()}
+    assert len(decisions.messages) == len(live) == PAYMENTS
+
+    report = replay_topic(Bundle.load(bundle), settings, tmp_path / "replay.parquet")
+    assert (report.payments, report.decisions, report.dead_letters) == (PAYMENTS, PAYMENTS, 0)
+    assert report.batches_checked > 10
+    replayed = pq.read_table(tmp_path / "replay.parquet").to_pylist()
+    for row in replayed:
+        decided = live[row["payment_id"]]
+        assert (decided["decision"], decided["score"], decided["reasons"], decided["mode"]) == (row["decision"], row["score"], row["reasons"], row["mode"])
+        assert np.float32(decided["margin"]) == np.float32(row["margin"])
+    assert sum(row["decision"] == "flag" for row in replayed) > 0
+    decisions.close()
+
+
+GOOD = {"payment_id": "good", "event_time": "2026-01-01T00:00:00Z", "amount_minor": 100, "currency": "EUR", "customer_id": "c", "terminal_id": "t"}
+
+
+def broken(**changes: object) -> bytes:
+    return json.dumps({**GOOD, "payment_id": "bad", **changes}).encode()
+
+
+CARD = "4111111111111111"
+MALFORMED: list[tuple[str, bytes | None]] = [
+    ("null_value", None),
+    ("empty_value", b""),
+    ("not_json", b"no json"),
+    ("wrong_magic", b"\x05payment"),
+    ("unknown_schema_id", b"\x00\x00\x00\x00\x07payment"),
+    ("too_large", b'{"payment_id":"' + b"x" * 900_000 + b'"}'),
+    ("too_deep", b'{"a":' * 2000 + b"1" + b"}" * 2000),
+    ("not_utf8", b'{"payment_id":"\xff\xfe"}'),
+    ("duplicate_key", b'{"payment_id":"a","payment_id":"b"}'),
+    ("not_an_object", b"[1]"),
+    ("not_finite", broken(latitude=float("nan"), longitude=1.0)),
+    ("not_finite", broken(latitude=float("inf"), longitude=1.0)),
+    ("amount_negative", broken(amount_minor=-1)),
+    ("amount_overflow", broken(amount_minor=10**15)),
+    ("amount_minor_units", broken(amount_minor=10.5)),
+    ("unknown_currency", broken(currency="XXQ")),
+    ("no_exchange_rate", broken(currency="USD")),
+    ("event_time_invalid", broken(event_time="2026-01-01T00:00:00")),
+    ("event_time_out_of_range", broken(event_time="1999-01-01T00:00:00Z")),
+    ("event_time_in_future", broken(event_time="2095-01-01T00:00:00Z")),
+    ("missing_field", b'{"payment_id":"bad","event_time":"2026-01-01T00:00:00Z","currency":"EUR"}'),
+    ("unknown_field", broken(surprise=1)),
+    ("wrong_type", broken(payment_id=7)),
+    ("card_number", broken(merchant_id=CARD)),
+]
+
+
+def test_every_malformed_record_becomes_a_dead_letter_and_the_next_one_is_decided(
+    services: Services, topics_prefix: str, database: str, bundle: Path, tmp_path: Path
+) -> None:
+    """Each malformed record ends in the dead-letter topic with its origin and reason, no card number survives anywhere, and the payment
+    right after it is decided."""
+    settings = test_settings(services.kafka.bootstrap_servers, topics_prefix, postgres={"url": database}, topics={"payments_partitions": 1})
+    setup(settings)
+    topics = kafka.Topics.of(settings.kafka)
+    producer = kafka.plain_producer(settings.kafka)
+    for number, (_, value) in enumerate(MALFORMED):
+        producer.produce(topics.payments, value, key=b"k")
+        producer.produce(topics.payments, json.dumps({**GOOD, "payment_id": f"good-{number}"}).encode(), key=b"k")
+    assert producer.flush(30) == 0
+    dead, decisions = TopicReader(settings, topics.dead_letters), TopicReader(settings, topics.decisions)
+    log = tmp_path / "worker.log"
+    with process("run", ["--bundle", str(bundle)], settings, log) as worker:
+        wait_for(lambda: (dead.fill() >= len(MALFORMED)) & (decisions.fill() >= len(MALFORMED)), 60, "dead letters and decisions")
+        counted = metrics(worker.port)  # type: ignore[attr-defined]
+        worker.send_signal(signal.SIGTERM)
+        assert worker.wait(60) == 0
+    described = [DeadLetter.from_headers(message.headers()) for message in dead.messages]
+    by_offset = {letter.offset: letter for letter in described}
+    assert [(by_offset[2 * i].reason.value, by_offset[2 * i].topic) for i in range(len(MALFORMED))] == [(reason, topics.payments) for reason, _ in MALFORMED]
+    assert sorted(d["payment_id"] for d in decisions.json()) == sorted(f"good-{i}" for i in range(len(MALFORMED)))
+    assert sum(value for name, value in counted.items() if name.startswith("fraud_scorer_dead_letters_total")) == len(MALFORMED)
+    seen = b"".join(message.value() or b"" for message in (*dead.messages, *decisions.messages)) + log.read_bytes() + str(described).encode()
+    assert CARD.encode() not in seen
+    dead.close()
+    decisions.close()
