@@ -64,6 +64,8 @@ class Gatherer:
                     break
         counts = self._choose()
         payments = sum(counts.values())
+        if payments == 0 and inputs.buffered:
+            inputs.fill(IDLE_WAIT_S)  # a partition that is behind has shown nothing yet: the others wait for it, and it must be read
         control = len(inputs.control.buffer)
         now = time.monotonic()
         if payments == 0:

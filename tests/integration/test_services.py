@@ -172,7 +172,7 @@ def test_nobody_else_on_the_network_can_connect(own_services: Services) -> None:
 
 
 def test_killed_caller_leaves_nothing_behind() -> None:
-    """After SIGKILL of the process that asked for them, both services, their ports and their temporary folder are gone."""
+    """After SIGKILL of the process that asked for them, both services, their ports and their folder are gone."""
     script = (
         "import json, sys, time\n"
         "from scorer.services import local_services\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import subprocess
 import sys
@@ -172,25 +173,45 @@ def test_rows_and_positions_equal_what_was_produced(servers: str, topics_prefix:
     assert_equal_to(migrated, *shards)
 
 
+@contextmanager
+def sink_process(servers: str, topic: str, url: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A sink with small transactions as a process, killed by SIGKILL at the end of the block."""
+    command = [sys.executable, str(Path(__file__).with_name("sink_process.py")), servers, topic, url, "40000"]
+    root = Path(__file__).parents[2]
+    process = subprocess.Popen(command, cwd=root, env=os.environ | {"PYTHONPATH": str(root)})
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
 def test_killed_in_the_middle_nothing_is_missing_or_doubled(servers: str, topic: str, migrated: str) -> None:
-    """SIGKILL at five places while rows are written, then one run to the end: every row once."""
+    """SIGKILL while rows are written and, held there, between COPY and commit; then one run to the end: every row once."""
     shard = Shard(servers, topic)
     for number in range(60):
         shard.write(rows(number, 500))
-    command = [sys.executable, str(Path(__file__).with_name("sink_process.py")), servers, topic, migrated, "40000"]
     count = "SELECT count(*) FROM batches"
-    before = 0
-    for _ in range(5):
-        process = subprocess.Popen(command, cwd=Path(__file__).parents[2])
-        try:
-            wait_for(lambda: query(migrated, count)[0][0] > before, "the sink to write")  # noqa: B023
-        finally:
-            process.kill()
-            process.wait()
-        before = query(migrated, count)[0][0]
+    state = "SELECT (SELECT count(*) FROM decisions), (SELECT count(*) FROM batches), max(next_offset) FROM positions"
+    stalled = (
+        "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'fraud-scorer' "
+        "AND wait_event_type = 'Lock' AND query LIKE 'INSERT INTO batches%'"
+    )
+    for _ in range(2):
+        before = query(migrated, state)
+        with psycopg.connect(migrated) as holder:
+            holder.execute("LOCK TABLE batches IN SHARE MODE")  # rows of batches wait, the rows of decisions are copied
+            with sink_process(servers, topic, migrated):
+                wait_for(lambda: query(migrated, stalled), "the sink to stand between COPY and commit")
+        wait_for(lambda: not query(migrated, stalled), "the dead sink's transaction to end")
+        if before != [(0, 0, None)]:
+            assert query(migrated, state) == before
+        assert query(migrated, "SELECT count(*) FROM decisions") == [(before[0][0],)]
+        with sink_process(servers, topic, migrated):
+            wait_for(lambda: query(migrated, count)[0][0] > before[0][1], "the sink to write")  # noqa: B023
         # Whole batches only, whenever one looks.
         assert query(migrated, "SELECT sequence FROM decisions GROUP BY sequence HAVING count(*) <> 500") == []
-    assert 0 < before < 60, "the kills must have met a sink at work"
+    assert 0 < query(migrated, count)[0][0] < 60, "the kills must have met a sink at work"
     with running(servers, topic, migrated) as sink:
         wait_for(sink.sink.drained, "the rest")
     assert sink.error is None
