@@ -36,7 +36,9 @@ class Columns:
         Half-even rounding of one IEEE product: the same on every machine.
         """
         currencies = batch.column("currency")
-        factors = np.fromiter((self._factors.get(c, np.nan) for c in currencies), dtype=np.float64, count=len(currencies))
+        factors = np.fromiter(
+            (self._factors.get(c, np.nan) for c in currencies), dtype=np.float64, count=len(currencies)
+        )
         if (factors == 1.0).all():
             return batch.amount_minor, np.ones(len(currencies), dtype=np.bool_)
         converted = np.rint(batch.amount_minor * factors)
@@ -75,14 +77,20 @@ class Columns:
         for column, feature in self._plan.payment_columns:
             out[:, column] = self._payment_column(feature, batch, amount)
 
-    def _payment_column(self, feature: Feature, batch: PaymentBatch, amount: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    def _payment_column(
+        self, feature: Feature, batch: PaymentBatch, amount: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.float64]:
         name = feature.payment or ""
         values = self._value(name, batch, amount)
         if feature.categories is not None:
             ordinal = {category: float(i) for i, category in enumerate(feature.categories)}
-            return np.fromiter((ordinal.get(v, np.nan) if isinstance(v, str) else np.nan for v in values), np.float64, len(values))
+            return np.fromiter(
+                (ordinal.get(v, np.nan) if isinstance(v, str) else np.nan for v in values), np.float64, len(values)
+            )
         if values.dtype == object:  # an attribute: numbers and booleans as they are, text has no number
-            return np.fromiter((float(v) if isinstance(v, int | float) else np.nan for v in values), np.float64, len(values))
+            return np.fromiter(
+                (float(v) if isinstance(v, int | float) else np.nan for v in values), np.float64, len(values)
+            )
         return values
 
     def _value(self, name: str, batch: PaymentBatch, amount: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
@@ -121,9 +129,16 @@ def _matches(condition: object, values: npt.NDArray[Any]) -> npt.NDArray[np.bool
     """Which values satisfy a condition; a missing value satisfies none."""
     test: Callable[[Any], bool]
     if isinstance(condition, Range):
-        numbers = np.fromiter((float(v) if isinstance(v, int | float) else np.nan for v in values), np.float64, len(values))
+        numbers = np.fromiter(
+            (float(v) if isinstance(v, int | float) else np.nan for v in values), np.float64, len(values)
+        )
         holds = ~np.isnan(numbers)
-        for bound, compare in ((condition.at_least, np.greater_equal), (condition.above, np.greater), (condition.at_most, np.less_equal), (condition.below, np.less)):
+        for bound, compare in (
+            (condition.at_least, np.greater_equal),
+            (condition.above, np.greater),
+            (condition.at_most, np.less_equal),
+            (condition.below, np.less),
+        ):
             if bound is not None:
                 holds &= compare(numbers, bound)
         return holds

@@ -42,14 +42,13 @@ ENTITIES_MAX = 16
 FEATURES_MAX = 512
 
 
-
 class FeatureSetError(ValueError):
     """The feature set says something that the engine cannot or must not do; the message names the place and the way out."""
 
 
 def _duration(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int | str):
-        raise ValueError("a duration is text such as 10m, 24h or 30d")  # noqa: TRY004 - pydantic wants ValueError
+        raise ValueError("a duration is text such as 10m, 24h or 30d")
     if isinstance(value, int):
         raise ValueError(f"{value} has no unit; write {value}s, {value}m, {value}h or {value}d")
     return parse_duration_ms(value)
@@ -126,11 +125,17 @@ class Feature(_Strict):
     def _check(self) -> Feature:
         given = [k for k in ("payment", "aggregate", "ratio", "difference", "zscore") if getattr(self, k) is not None]
         if len(given) != 1:
-            raise ValueError(f"feature {self.name}: give exactly one of payment, aggregate, ratio, difference, zscore; found {given or 'none'}")
+            raise ValueError(
+                f"feature {self.name}: give exactly one of payment, aggregate, ratio, difference, zscore; found {given or 'none'}"
+            )
         if self.kind != "aggregate":
-            extra = [k for k in ("entity", "of", "window", "delay", "include_current", "where") if k in self.model_fields_set]
+            extra = [
+                k for k in ("entity", "of", "window", "delay", "include_current", "where") if k in self.model_fields_set
+            ]
             if extra:
-                raise ValueError(f"feature {self.name}: {', '.join(extra)} belong to an aggregate, not to a {self.kind} feature")
+                raise ValueError(
+                    f"feature {self.name}: {', '.join(extra)} belong to an aggregate, not to a {self.kind} feature"
+                )
         if self.categories is not None and self.kind != "payment":
             raise ValueError(f"feature {self.name}: categories belong to a payment feature")
         if self.kind == "payment":
@@ -143,19 +148,25 @@ class Feature(_Strict):
         field = self.payment or ""
         if field in KEY_FIELDS:
             if self.categories is None:
-                raise ValueError(f"feature {self.name}: {field} is text; declare its categories: [..] in the order of their numbers")
+                raise ValueError(
+                    f"feature {self.name}: {field} is text; declare its categories: [..] in the order of their numbers"
+                )
         elif field in CALENDAR_FIELDS + POSITION_FIELDS:
             if self.categories is not None:
                 raise ValueError(f"feature {self.name}: {field} is a number and takes no categories")
         elif not field.startswith("attributes."):
             known = ", ".join(CALENDAR_FIELDS + POSITION_FIELDS + KEY_FIELDS)
-            raise ValueError(f"feature {self.name}: unknown payment field {field!r}; known are {known} and attributes.NAME")
+            raise ValueError(
+                f"feature {self.name}: unknown payment field {field!r}; known are {known} and attributes.NAME"
+            )
         if self.categories is not None and len(set(self.categories)) != len(self.categories):
             raise ValueError(f"feature {self.name}: a category is listed twice")
 
     def _check_aggregate(self) -> None:
         if self.aggregate not in WINDOWED + LATEST:
-            raise ValueError(f"feature {self.name}: unknown aggregate {self.aggregate!r}; known are {', '.join(WINDOWED + LATEST)}")
+            raise ValueError(
+                f"feature {self.name}: unknown aggregate {self.aggregate!r}; known are {', '.join(WINDOWED + LATEST)}"
+            )
         if self.entity is None:
             raise ValueError(f"feature {self.name}: an aggregate needs its entity")
         if self.aggregate in WINDOWED and self.window is None:
@@ -177,10 +188,14 @@ class Feature(_Strict):
         if self.aggregate in ("min", "max", "median") and self.delay:
             raise ValueError(f"feature {self.name}: {self.aggregate} takes no delay")
         if self.aggregate in ("fraud_count", "fraud_rate") and self.include_current:
-            raise ValueError(f"feature {self.name}: the current payment has no label yet, so include_current means nothing here")
+            raise ValueError(
+                f"feature {self.name}: the current payment has no label yet, so include_current means nothing here"
+            )
         for field in self.where:
             if field not in (*KEY_FIELDS, *POSITION_FIELDS, *CALENDAR_FIELDS) and not field.startswith("attributes."):
-                raise ValueError(f"feature {self.name}: where names the unknown field {field!r}; it takes fields of the payment")
+                raise ValueError(
+                    f"feature {self.name}: where names the unknown field {field!r}; it takes fields of the payment"
+                )
 
 
 class FeatureSet(_Strict):
@@ -199,7 +214,9 @@ class FeatureSet(_Strict):
     keys_max: int = Field(50_000_000, ge=1, le=1_000_000_000)
     required: list[str] = Field(default_factory=list)
     rates: Rates | None = None
-    entities: dict[Name, Annotated[list[str], Field(min_length=1, max_length=4)]] = Field(default_factory=dict, max_length=ENTITIES_MAX)
+    entities: dict[Name, Annotated[list[str], Field(min_length=1, max_length=4)]] = Field(
+        default_factory=dict, max_length=ENTITIES_MAX
+    )
     features: Annotated[list[Feature], Field(min_length=1, max_length=FEATURES_MAX)]
 
     @model_validator(mode="after")
@@ -224,7 +241,9 @@ class FeatureSet(_Strict):
             if feature.name in seen:
                 raise ValueError(f"feature {feature.name}: the name is used twice")
             if feature.entity is not None and feature.entity not in self.entities:
-                raise ValueError(f"feature {feature.name}: unknown entity {feature.entity!r}; declared are {', '.join(self.entities) or 'none'}")
+                raise ValueError(
+                    f"feature {feature.name}: unknown entity {feature.entity!r}; declared are {', '.join(self.entities) or 'none'}"
+                )
             for operand in feature.operands:
                 if operand not in seen:
                     raise ValueError(f"feature {feature.name}: {operand!r} must be a feature that stands before it")
@@ -247,7 +266,9 @@ class FeatureSet(_Strict):
         """The payment fields that features are made of (without attributes)."""
         used = {field for fields in self.entities.values() for field in fields}
         for feature in self.features:
-            used.update(f for f in (feature.payment, feature.of, *feature.where) if f in (*KEY_FIELDS, *POSITION_FIELDS))
+            used.update(
+                f for f in (feature.payment, feature.of, *feature.where) if f in (*KEY_FIELDS, *POSITION_FIELDS)
+            )
         return used
 
     @classmethod
@@ -268,7 +289,9 @@ class _LineLoader(yaml.SafeLoader):
         seen = set()
         for key_node, _ in node.value:
             if key_node.value in seen:
-                raise yaml.MarkedYAMLError(problem=f"the key {key_node.value!r} is given twice", problem_mark=key_node.start_mark)
+                raise yaml.MarkedYAMLError(
+                    problem=f"the key {key_node.value!r} is given twice", problem_mark=key_node.start_mark
+                )
             seen.add(key_node.value)
         return super().construct_mapping(node, deep=deep)
 
@@ -290,7 +313,11 @@ def read_yaml_model(model: type[M], text: str, *, where: str, error: type[Except
     except ValidationError as exc:
         first = exc.errors()[0]
         message = re.sub(r"^Value error, ", "", first["msg"])
-        path = [p for p in first["loc"] if isinstance(p, int) or not re.match(r"^(list\[|Range|str$|float$|bool$|function-)", str(p))]
+        path = [
+            p
+            for p in first["loc"]
+            if isinstance(p, int) or not re.match(r"^(list\[|Range|str$|float$|bool$|function-)", str(p))
+        ]
         named = re.match(r"feature (\w+):", message)
         line = _line_of(node, path, named.group(1) if named else None)
         place = ".".join(str(p) for p in path)
@@ -303,7 +330,9 @@ def _line_of(node: yaml.Node | None, path: list[Any], feature: str | None) -> in
         for key, value in node.value:
             if key.value == "features" and isinstance(value, yaml.SequenceNode):
                 for item in value.value:
-                    if isinstance(item, yaml.MappingNode) and any(k.value == "name" and v.value == feature for k, v in item.value):
+                    if isinstance(item, yaml.MappingNode) and any(
+                        k.value == "name" and v.value == feature for k, v in item.value
+                    ):
                         return int(item.start_mark.line) + 1
     for part in path:
         if isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):

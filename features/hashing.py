@@ -83,7 +83,11 @@ def hash_strings(values: Any) -> tuple[U64, npt.NDArray[np.bool_]]:
     n = len(array)
     _, offsets_buffer, data_buffer = array.buffers()
     offsets = np.frombuffer(offsets_buffer, dtype=np.int32, count=n + 1) if n else np.zeros(1, np.int32)
-    data = np.frombuffer(data_buffer, dtype=np.uint8) if data_buffer is not None and data_buffer.size else np.zeros(1, np.uint8)
+    data = (
+        np.frombuffer(data_buffer, dtype=np.uint8)
+        if data_buffer is not None and data_buffer.size
+        else np.zeros(1, np.uint8)
+    )
     out = np.empty((n, 2), dtype=np.uint64)
     siphash_128(data, offsets, out)
     present = np.ones(n, dtype=np.bool_) if array.null_count == 0 else ~np.asarray(array.is_null())

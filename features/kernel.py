@@ -20,7 +20,20 @@ from features import plan as p
 from features.table import find, get, put, remove_at
 
 # Words of State.scalars.
-STREAM_MS, ORDER_COUNT, LOG_BASE, NEXT_SEQ, ARENA_NEXT, KEYS, DISTINCTS, IDS, ORPHANS, KEYS_REFUSED, ORPHANS_DROPPED, LABELS_APPLIED = range(12)
+(
+    STREAM_MS,
+    ORDER_COUNT,
+    LOG_BASE,
+    NEXT_SEQ,
+    ARENA_NEXT,
+    KEYS,
+    DISTINCTS,
+    IDS,
+    ORPHANS,
+    KEYS_REFUSED,
+    ORPHANS_DROPPED,
+    LABELS_APPLIED,
+) = range(12)
 SCALARS = 12
 NO_SLOT = -1
 EARTH_RADIUS_KM = 6371.0088
@@ -314,7 +327,9 @@ def _median(t: p.Tables, s: State, strip, e, bit, limit_ms, scratch, current):  
     if n == 0:
         return np.nan
     ordered = np.sort(scratch[:n])
-    return np.float64(ordered[n // 2]) if n % 2 else (np.float64(ordered[n // 2 - 1]) + np.float64(ordered[n // 2])) / 2.0
+    return (
+        np.float64(ordered[n // 2]) if n % 2 else (np.float64(ordered[n // 2 - 1]) + np.float64(ordered[n // 2])) / 2.0
+    )
 
 
 @nb.njit(cache=True, nogil=True)
@@ -370,7 +385,10 @@ def _read(t: p.Tables, s: State, b: Rows, i: int, f: int, strip: int, now_ms: in
         if n == 0:
             return np.nan
         if kind == p.MEDIAN:
-            return _median(t, s, strip, e, bit, limit_ms, scratch, b.amount[i] if current else np.int64(-1)) / t.minor_units
+            return (
+                _median(t, s, strip, e, bit, limit_ms, scratch, b.amount[i] if current else np.int64(-1))
+                / t.minor_units
+            )
         if current and n == 1:
             return np.float64(b.amount[i]) / t.minor_units
         largest = 1 if kind == p.MAX else 0
@@ -393,14 +411,24 @@ def _read(t: p.Tables, s: State, b: Rows, i: int, f: int, strip: int, now_ms: in
     if kind == p.SPEED_KMH:
         position_ms = s.arena[strip + p.POSITION_MS]
         apart_ms = abs(b.time_ms[i] - position_ms)
-        if position_ms == 0 or apart_ms == 0 or math.isnan(b.latitude[i]) or math.isnan(b.longitude[i]) or (bounded and position_ms <= limit_ms):
+        if (
+            position_ms == 0
+            or apart_ms == 0
+            or math.isnan(b.latitude[i])
+            or math.isnan(b.longitude[i])
+            or (bounded and position_ms <= limit_ms)
+        ):
             return np.nan
         km = _distance_km(s.arena_f[strip + p.LATITUDE], s.arena_f[strip + p.LONGITUDE], b.latitude[i], b.longitude[i])
         return km * 3_600_000.0 / apart_ms
     last_ms = s.arena[strip + p.LAST_MS]
     if bounded and last_ms <= limit_ms:
         return np.nan
-    return np.float64(now_ms - last_ms) / 1000.0 if kind == p.SINCE_LAST else np.float64(s.arena[strip + p.LAST_AMOUNT]) / t.minor_units
+    return (
+        np.float64(now_ms - last_ms) / 1000.0
+        if kind == p.SINCE_LAST
+        else np.float64(s.arena[strip + p.LAST_AMOUNT]) / t.minor_units
+    )
 
 
 @nb.njit(cache=True, nogil=True)
@@ -518,7 +546,9 @@ def _insert(t: p.Tables, s: State, b: Rows, i: int, now_ms: int) -> None:
 
 
 @nb.njit(cache=True, nogil=True)
-def apply(t: p.Tables, s: State, b: Rows, labels: Labels, out: npt.NDArray[np.float32], late: npt.NDArray[np.bool_]) -> int:
+def apply(
+    t: p.Tables, s: State, b: Rows, labels: Labels, out: npt.NDArray[np.float32], late: npt.NDArray[np.bool_]
+) -> int:
     """Run a batch. `out` float32 [n, F] comes with its payment columns filled in; `late` bool [n] is set for payments beyond the allowed
     lateness, which are scored and leave no trace. Returns how many of `labels` have been applied."""
     applied = 0
@@ -526,8 +556,7 @@ def apply(t: p.Tables, s: State, b: Rows, labels: Labels, out: npt.NDArray[np.fl
     strips = np.empty(len(t.entity), dtype=np.int64)
     for i in range(len(b.time_ms)):
         late[i] = b.time_ms[i] < s.scalars[STREAM_MS] - t.scalars[0]
-        if b.time_ms[i] > s.scalars[STREAM_MS]:
-            s.scalars[STREAM_MS] = b.time_ms[i]
+        s.scalars[STREAM_MS] = max(s.scalars[STREAM_MS], b.time_ms[i])
         now_ms = s.scalars[STREAM_MS]
         _advance(t, s, now_ms)
         while applied < len(labels.known_at_ms) and labels.known_at_ms[applied] <= now_ms:

@@ -25,7 +25,9 @@ from schemas.currencies import CURRENCY_EXPONENT
 I64 = npt.NDArray[np.int64]
 
 # Header words of a strip. A key's own hash is there so that the strip can take itself out of the key table.
-KEY_LOW, KEY_HIGH, LIVE, SEEN, FIRST_MS, LAST_MS, LAST_AMOUNT, POSITION_MS, LATITUDE, LONGITUDE, FRAUD_MS, CHAIN = range(12)
+KEY_LOW, KEY_HIGH, LIVE, SEEN, FIRST_MS, LAST_MS, LAST_AMOUNT, POSITION_MS, LATITUDE, LONGITUDE, FRAUD_MS, CHAIN = (
+    range(12)
+)
 HEADER_WORDS = 12
 # Strips start at multiples of four words, so that a slot number of 32 bits reaches 137 GB of arena.
 STRIP_WORDS = 4
@@ -116,7 +118,9 @@ class _Layout:
         if key not in self.cells:
             self.cells[key] = self.words[feature.entity]
             self.words[feature.entity] += 2 if kind in (ADD_SQUARES, ADD_EXTREME) else 1
-            self.inserts.append((kind, feature.entity, self.cells[key], bit, distinct, feature.delay, feature.window, extreme))
+            self.inserts.append(
+                (kind, feature.entity, self.cells[key], bit, distinct, feature.delay, feature.window, extreme)
+            )
         return self.cells[key]
 
 
@@ -172,7 +176,16 @@ def lower(feature_set: FeatureSet) -> Plan:
     ).reshape(len(entities), 3)
 
     inserts = [
-        (kind, entities.index(entity), cell, bit, distinct, edge_index[delay] if delay else -1, edge_index[delay + window], extreme)
+        (
+            kind,
+            entities.index(entity),
+            cell,
+            bit,
+            distinct,
+            edge_index[delay] if delay else -1,
+            edge_index[delay + window],
+            extreme,
+        )
         for kind, entity, cell, bit, distinct, delay, window, extreme in layout.inserts
     ]
     per_edge: list[list[tuple[int, ...]]] = [[] for _ in edges]
@@ -194,7 +207,14 @@ def lower(feature_set: FeatureSet) -> Plan:
         entity=entity_table,
         reads=reads,
         scalars=np.array(
-            [feature_set.allowed_lateness, feature_set.keys_max, len(layout.distinct_fields), len(chain_columns), retention, int(labels)],
+            [
+                feature_set.allowed_lateness,
+                feature_set.keys_max,
+                len(layout.distinct_fields),
+                len(chain_columns),
+                retention,
+                int(labels),
+            ],
             dtype=np.int64,
         ),
         minor_units=float(10 ** CURRENCY_EXPONENT[feature_set.currency]),

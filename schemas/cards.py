@@ -6,7 +6,8 @@ A text is a card number when, without its spaces and dashes, it is 13 to 19 ASCI
 Masking is wider than refusing, because it works on bytes that may not even be text. Digits belong to one run as long
 as nothing but spaces, dashes or NUL bytes stands between them (NUL: UTF-16 text), written plainly or as JSON's
 \\u0030 .. \\u0039. Inside a run every stretch of 13 to 19 digits that begins and ends where digits touch something
-else is checked; unbroken digits longer than 19 are masked whole, since nobody can tell what is in them.
+else is checked; unbroken digits longer than 19 are masked whole, since nobody can tell what is in them. So are twelve
+digits or more before an exponent: 4.111111111111111e15 is what a spreadsheet makes of a card number.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ Integer = int | np.int64  # numba's integers are all int64; numpy's stubs tell t
 
 DIGITS_MIN = 13
 DIGITS_MAX = 19
+EXPONENT_DIGITS_MIN = 12
 
 # A 13-digit time in milliseconds is below 4 * 10^12, while 13-digit card numbers began with a 4 (old Visa): see
 # schemas.times. So such a number after one of these names stays readable in a dead letter, and the record can be sent
@@ -114,6 +116,7 @@ def _mask(data: Bytes, names: Bytes, name_lengths: npt.NDArray[np.int64]) -> boo
     digit = np.empty(n, dtype=np.int64)
     first = np.empty(n + 1, dtype=np.bool_)  # whether a separator (or nothing) stands before it
     count = 0
+    mantissa = 0  # the digit that the number being read begins with
     separated = True
     masked = False
     p = 0
@@ -121,8 +124,8 @@ def _mask(data: Bytes, names: Bytes, name_lengths: npt.NDArray[np.int64]) -> boo
         value: Integer = -1
         size = 1
         separator = False
+        b = np.uint8(0) if p == n else data[p]
         if p < n:
-            b = data[p]
             if 48 <= b <= 57:
                 value = np.int64(b) - 48
             elif b in (32, 45, 0):
@@ -134,6 +137,8 @@ def _mask(data: Bytes, names: Bytes, name_lengths: npt.NDArray[np.int64]) -> boo
                 elif (high == 50 and low in (48, 68, 100)) or (high == 48 and low == 48):  # 0020 space, 002d dash, 0000
                     separator, size = True, 6
         if value >= 0:
+            if separated:
+                mantissa = count
             place[count] = p
             digit[count] = value
             first[count] = separated
@@ -141,7 +146,13 @@ def _mask(data: Bytes, names: Bytes, name_lengths: npt.NDArray[np.int64]) -> boo
             separated = False
         elif separator:
             separated = True
+        elif b == 46 and count > 0 and not separated and _exponent_follows(data, p + 1):
+            pass  # the point inside of a number: its digits go on
         else:
+            exponent = b in (69, 101) and p + 1 < n and (48 <= data[p + 1] <= 57 or data[p + 1] in (43, 45))
+            if exponent and not separated and count - mantissa >= EXPONENT_DIGITS_MIN:
+                masked = True
+                _cover(data, place, mantissa, count)
             if count >= DIGITS_MIN:
                 first[count] = True
                 masked = _mask_run(data, place, digit, first, count, names, name_lengths) or masked
@@ -149,6 +160,25 @@ def _mask(data: Bytes, names: Bytes, name_lengths: npt.NDArray[np.int64]) -> boo
             separated = True
         p += size
     return masked
+
+
+@nb.njit(cache=True, nogil=True)
+def _exponent_follows(data: Bytes, p: int) -> bool:
+    """Whether digits and then an e stand at p."""
+    start = p
+    while p < len(data) and 48 <= data[p] <= 57:
+        p += 1
+    return p > start and p < len(data) and data[p] in (69, 101)
+
+
+@nb.njit(cache=True, nogil=True)
+def _cover(data: Bytes, place: npt.NDArray[np.int64], start: int, end: int) -> None:
+    """Write an asterisk over the digits start to end of a run; a digit that is escaped stays an escape."""
+    for k in range(start, end):
+        if data[place[k]] == 92:
+            data[place[k] + 4], data[place[k] + 5] = 50, 97  # \u002a
+        else:
+            data[place[k]] = 42
 
 
 @nb.njit(cache=True, nogil=True)
@@ -179,12 +209,9 @@ def _mask_run(
         for end in range(i + DIGITS_MIN, min(count, i + DIGITS_MAX) + 1):
             if first[end] and _luhn(digit, i, end):
                 reach = max(reach, end)
-        for k in range(i, reach):
+        if reach > i:
             masked = True
-            if data[place[k]] == 92:
-                data[place[k] + 4], data[place[k] + 5] = 50, 97  # \u002a
-            else:
-                data[place[k]] = 42
+            _cover(data, place, i, reach)
     return masked
 
 

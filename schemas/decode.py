@@ -24,8 +24,9 @@ import pyarrow as pa
 from schemas.cards import key_candidates
 from schemas.documents import VALUE_BYTES_MAX
 from schemas.errors import ContractError
+from schemas.field_table import TABLES
 from schemas.payment import Payment, refuse_card_key
-from schemas.screen import CERTAIN_WITH_NULL_ATTRIBUTE, TABLES, UNCERTAIN, screen
+from schemas.screen import CERTAIN_WITH_NULL_ATTRIBUTE, UNCERTAIN, screen
 from schemas.times import in_future_error
 
 _Latitude = Annotated[float, msgspec.Meta(ge=-90, le=90)]

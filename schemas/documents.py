@@ -88,8 +88,9 @@ def _parse(text: str) -> dict[str, Any]:
     try:
         document = decoder.decode(text)
     except json.JSONDecodeError as exc:
-        # exc.msg is one of the json module's own phrases, without payload.
-        raise _refused(DeadLetterReason.NOT_JSON, f"{exc.msg} at character {exc.pos} of {len(text)}") from None
+        # One of the json module's own phrases; a few of them go on with ": " and the character they met.
+        phrase = exc.msg.partition(": ")[0].removesuffix(" at")
+        raise _refused(DeadLetterReason.NOT_JSON, f"{phrase} at character {exc.pos} of {len(text)}") from None
     if not isinstance(document, dict):
         raise _refused(DeadLetterReason.NOT_AN_OBJECT, f"expected an object, found {shape(document)}")
     if findings.duplicate_key:

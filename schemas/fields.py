@@ -141,7 +141,7 @@ def _encodable(text: str) -> bool:
 
 
 Identifier = Annotated[str, StringConstraints(min_length=1, max_length=IDENTIFIER_CHARACTERS_MAX, pattern=_NO_CONTROL)]
-AmountMinor = Annotated[int, BeforeValidator(_check_amount), Field(ge=0, lt=AMOUNT_MINOR_END)]
+AmountMinor = Annotated[int, Field(ge=0, lt=AMOUNT_MINOR_END), BeforeValidator(_check_amount)]
 Currency = Annotated[
     str,
     AfterValidator(_check_currency),

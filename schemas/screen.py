@@ -17,113 +17,25 @@ chain in an invalid value does not matter: msgspec refuses that value, and the r
 
 from __future__ import annotations
 
-from enum import IntEnum
-from typing import Final, NamedTuple
+from typing import Final
 
 import numba as nb
 import numpy as np
 import numpy.typing as npt
 
 from schemas.cards import luhn_valid
-from schemas.currencies import known_indices
+from schemas.field_table import NAME_BYTES_MAX, Kind, Tables, name_slot
 from schemas.fields import ATTRIBUTE_CHARACTERS_MAX, ATTRIBUTES_MAX, IDENTIFIER_CHARACTERS_MAX
-from schemas.lexical import STRING_BYTES_MAX, Bytes, Integer, is_ip, rfc3339_ms, scan_string, skip_space, string_weights
-from schemas.payment import REQUIRED_FIELDS, Payment
+from schemas.lexical import STRING_BYTES_MAX, Bytes, Integer, is_ip, rfc3339_ms, scan_string, skip_space
 
 UNCERTAIN: Final = 0
 CERTAIN: Final = 1
 CERTAIN_WITH_NULL_ATTRIBUTE: Final = 2  # an attribute is null: to be taken out after decoding
 
 
-class Kind(IntEnum):
-    """How the value of a field is checked."""
-
-    IDENTIFIER = 0
-    TIME = 1
-    AMOUNT = 2
-    CURRENCY = 3
-    IP = 4
-    MCC = 5
-    CHANNEL = 6
-    COUNTRY = 7
-    NUMBER = 8
-    ATTRIBUTES = 9
-
-
-_KINDS: Final = {
-    "event_time": Kind.TIME,
-    "amount_minor": Kind.AMOUNT,
-    "currency": Kind.CURRENCY,
-    "ip": Kind.IP,
-    "mcc": Kind.MCC,
-    "channel": Kind.CHANNEL,
-    "country": Kind.COUNTRY,
-    "merchant_country": Kind.COUNTRY,
-    "latitude": Kind.NUMBER,
-    "longitude": Kind.NUMBER,
-    "merchant_latitude": Kind.NUMBER,
-    "merchant_longitude": Kind.NUMBER,
-    "attributes": Kind.ATTRIBUTES,
-}
 # Numba freezes globals into compiled code: plain integers here, and the arrays come in as arguments.
 _TIME, _AMOUNT, _CURRENCY, _IP, _MCC = int(Kind.TIME), int(Kind.AMOUNT), int(Kind.CURRENCY), int(Kind.IP), int(Kind.MCC)
 _CHANNEL, _COUNTRY, _NUMBER, _ATTRIBUTES = int(Kind.CHANNEL), int(Kind.COUNTRY), int(Kind.NUMBER), int(Kind.ATTRIBUTES)
-
-_SLOTS = 64
-_NAME_WIDTH = 24
-
-
-class Tables(NamedTuple):
-    """The contract's names as the kernel looks them up."""
-
-    slot: npt.NDArray[np.int64]  # [64] field number by hash of the name, -1 for none
-    multiplier: int
-    name: Bytes  # [fields, 24]
-    name_length: npt.NDArray[np.int64]  # [fields]
-    kind: npt.NDArray[np.int64]  # [fields]
-    required: int  # bit mask over fields
-    currency: npt.NDArray[np.bool_]  # [26^3]
-    weight: npt.NDArray[np.int64]  # [256] for scan_string
-
-
-@nb.njit(cache=True, nogil=True)
-def _slot(data: Bytes, start: int, length: int, multiplier: int) -> Integer:
-    """A hash of a name's length and of three of its bytes; equality is checked afterwards."""
-    mixed = (
-        length
-        + (np.int64(data[start]) << 5)
-        + (np.int64(data[start + (length >> 1)]) << 11)
-        + (np.int64(data[start + length - 1]) << 17)
-    )
-    return ((mixed * multiplier) >> 20) & (_SLOTS - 1)
-
-
-def _build_tables() -> Tables:
-    names = [name.encode() for name in Payment.model_fields]
-    padded = np.frombuffer(b"".join(name.ljust(_NAME_WIDTH, b"\0") for name in names), dtype=np.uint8).reshape(
-        len(names), _NAME_WIDTH
-    )
-    for multiplier in range(1, 1 << 20, 2):  # the first that separates all names; found within milliseconds
-        slots = [int(_slot.py_func(row, 0, len(name), multiplier)) for row, name in zip(padded, names, strict=True)]
-        if len(set(slots)) == len(slots):
-            break
-    else:
-        raise RuntimeError("no multiplier separates the contract's names; enlarge _SLOTS")
-    slot = np.full(_SLOTS, -1, dtype=np.int64)
-    slot[slots] = np.arange(len(names))
-    return Tables(
-        slot=slot,
-        multiplier=multiplier,
-        name=padded.copy(),
-        name_length=np.array([len(name) for name in names], dtype=np.int64),
-        kind=np.array([_KINDS.get(name, Kind.IDENTIFIER) for name in Payment.model_fields], dtype=np.int64),
-        required=sum(1 << number for number, name in enumerate(Payment.model_fields) if name in REQUIRED_FIELDS),
-        currency=known_indices(),
-        weight=string_weights(),
-    )
-
-
-TABLES: Final = _build_tables()
 
 
 @nb.njit(cache=True, nogil=True)
@@ -136,8 +48,7 @@ def screen(
     event_time_ms: npt.NDArray[np.int64],
     amount_minor: npt.NDArray[np.int64],
 ) -> None:
-    """For each value data[offsets[i]:offsets[i+1]]: `verdict[i]`, and where that is not UNCERTAIN its event time and
-    amount."""
+    """For each value data[offsets[i]:offsets[i+1]] its verdict, and where that is not UNCERTAIN its time and amount."""
     # Arrays one by one: taking one out of a tuple costs numba a reference count each time.
     slot, multiplier, names, lengths, kinds, required, currency, weight = tables
     hashes = np.empty(ATTRIBUTES_MAX, dtype=np.uint64)
@@ -211,9 +122,9 @@ def _payment(
             while p < end and data[p] != 34:
                 p += 1
             length = p - name
-            if p >= end or length < 1 or length > _NAME_WIDTH:
+            if p >= end or length < 1 or length > NAME_BYTES_MAX:
                 return UNCERTAIN
-            guess = slot[_slot(data, name, length, multiplier)]
+            guess = slot[name_slot(data, name, length, multiplier)]
             if guess < 0 or lengths[guess] != length:
                 return UNCERTAIN
             for k in range(length):

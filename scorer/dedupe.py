@@ -30,7 +30,22 @@ class Outcome(NamedTuple):
 
 
 @nb.njit(cache=True, nogil=True)
-def _scan(table, ids, payload, seen_ms, scalars, new_ids, new_payload, event_ms, stream_ms, horizon_ms, capacity, entry, duplicate, conflict):  # type: ignore[no-untyped-def]
+def _scan(
+    table,
+    ids,
+    payload,
+    seen_ms,
+    scalars,
+    new_ids,
+    new_payload,
+    event_ms,
+    stream_ms,
+    horizon_ms,
+    capacity,
+    entry,
+    duplicate,
+    conflict,
+):  # type: ignore[no-untyped-def]
     """Give each payment its entry, in journal order: its own, or that of the payment it repeats."""
     mask = len(seen_ms) - 1
     now = stream_ms
@@ -85,7 +100,11 @@ class Dedupe:
         return int(self._scalars[_EVICTED_EARLY])
 
     def scan(
-        self, ids: npt.NDArray[np.uint64], payload: npt.NDArray[np.uint64], event_ms: npt.NDArray[np.int64], stream_ms: int
+        self,
+        ids: npt.NDArray[np.uint64],
+        payload: npt.NDArray[np.uint64],
+        event_ms: npt.NDArray[np.int64],
+        stream_ms: int,
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
         """For n payments in journal order: their entry (int64), whether they repeat an earlier one, and whether with other bytes.
 

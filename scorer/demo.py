@@ -93,7 +93,9 @@ class DecisionReader:
     def __init__(self, settings: Settings) -> None:
         topics = kafka.Topics.of(settings.kafka)
         self._decisions = topics.decisions
-        self._consumer = kafka.reader(settings.kafka, group=f"{settings.kafka.topic_prefix}demo-reader", fetch_wait_ms=5)
+        self._consumer = kafka.reader(
+            settings.kafka, group=f"{settings.kafka.topic_prefix}demo-reader", fetch_wait_ms=5
+        )
         client = kafka.admin(settings.kafka)
         self._consumer.assign([
             TopicPartition(topic, p, 0) for topic in (topics.decisions, topics.dead_letters) for p in range(kafka.partition_count(client, topic))
@@ -177,14 +179,18 @@ def demo_bundle(cache: Path, report: Report) -> Path:
             last[0] = time.monotonic()
             report(f"  {count:,} payments")
 
-    table = training_table(feature_set, chained(history_blocks(World(TRAINING_SEED, customers=CUSTOMERS))), progress=progress)
+    table = training_table(
+        feature_set, chained(history_blocks(World(TRAINING_SEED, customers=CUSTOMERS))), progress=progress
+    )
     known_at = np.where(table.label_known_at_ms < 0, table.event_time_ms + LABEL_DELAY_MS, table.label_known_at_ms)
     report("Training the model (xgboost, early stopping on later days)")
     trained = train(
         table.features, np.maximum(table.label, 0).astype(np.int8), table.event_time_ms, known_at, feature_yaml, policy_yaml, target,
         seed=TRAINING_SEED, label_gap_ms=0, created_at="2024-01-01T00:00:00Z", name="demo",
     )  # fmt: skip
-    report(f"Bundle {trained.bundle_id}: {trained.trees} trees, average precision {trained.metrics['average_precision']:.3f} on held-out days")
+    report(
+        f"Bundle {trained.bundle_id}: {trained.trees} trees, average precision {trained.metrics['average_precision']:.3f} on held-out days"
+    )
     return target
 
 
@@ -206,10 +212,19 @@ def live_blocks(world: World) -> Iterator[Outgoing]:
 
 
 @contextmanager
-def command(name: str, arguments: list[str], environment: dict[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+def command(
+    name: str, arguments: list[str], environment: dict[str, str], log: Path
+) -> Iterator[subprocess.Popen[bytes]]:
     """One of our own long-running commands in a process of its own; drained by SIGTERM at the end, killed if it does not end."""
     with log.open("ab") as sink:
-        process = subprocess.Popen([sys.executable, "-m", "scorer", name, *arguments], env=environment, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, start_new_session=True)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "scorer", name, *arguments],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=sink,
+            stderr=sink,
+            start_new_session=True,
+        )
     try:
         yield process
     finally:
@@ -285,7 +300,9 @@ class Demo:
         stack.callback(self._delete_topics)
         self.metrics = f"http://127.0.0.1:{worker_port}/metrics"
         report("Starting worker and sink")
-        self.worker = stack.enter_context(command("run", ["--bundle", str(bundle)], environment, self.log_folder / "worker.log"))
+        self.worker = stack.enter_context(
+            command("run", ["--bundle", str(bundle)], environment, self.log_folder / "worker.log")
+        )
         self.sink = stack.enter_context(command("sink", [], environment, self.log_folder / "sink.log"))
         self._wait_ready("worker", self.worker, worker_port)
         self._wait_ready("sink", self.sink, sink_port)
@@ -315,7 +332,9 @@ class Demo:
         self.reader.check()
         for name, process in (("worker", self.worker), ("sink", self.sink)):
             if process.poll() is not None:
-                raise FraudScorerError(f"the {name} ended with {process.returncode}; see {self.log_folder / f'{name}.log'}\n{self._tail(name)}")
+                raise FraudScorerError(
+                    f"the {name} ended with {process.returncode}; see {self.log_folder / f'{name}.log'}\n{self._tail(name)}"
+                )
 
     def finish(self) -> Result:
         """Stop sending, let everything through, end worker and sink, count."""
@@ -323,7 +342,9 @@ class Demo:
         self._sending.join(60)
         self.check()
         client = kafka.admin(self.settings.kafka)
-        partitions = [TopicPartition(self.topics.payments, p) for p in range(kafka.partition_count(client, self.topics.payments))]
+        partitions = [
+            TopicPartition(self.topics.payments, p) for p in range(kafka.partition_count(client, self.topics.payments))
+        ]
         payments = sum(kafka.ends(client, partitions)) - sum(kafka.starts(client, partitions))
         seen = self.reader.seen
         self._wait(lambda: seen.decisions + seen.dead_letters >= payments, f"{payments} payments to be decided")
@@ -333,7 +354,9 @@ class Demo:
         if end(self.sink) != 0:
             raise FraudScorerError(f"the sink ended with {self.sink.returncode}\n{self._tail('sink')}")
         time.sleep(0.5)  # a decision too many would still be on its way to the reader
-        result = Result(payments, seen.decisions, seen.dead_letters, self._audit_rows(), seen.flagged, *self.latency_ms())
+        result = Result(
+            payments, seen.decisions, seen.dead_letters, self._audit_rows(), seen.flagged, *self.latency_ms()
+        )
         if not result.reconciles or seen.duplicate_decisions:
             raise PromiseBroken(f"the counts do not reconcile: {result}")
         return result
@@ -341,7 +364,11 @@ class Demo:
     def latency_ms(self) -> tuple[float, float]:
         """Median and 99th percentile so far."""
         values = np.array(list(self.reader.seen.latencies_ms))
-        return (round(float(np.percentile(values, 50)), 2), round(float(np.percentile(values, 99)), 2)) if len(values) else (0.0, 0.0)
+        return (
+            (round(float(np.percentile(values, 50)), 2), round(float(np.percentile(values, 99)), 2))
+            if len(values)
+            else (0.0, 0.0)
+        )
 
     def _audit_rows(self) -> int:
         with psycopg.connect(self._url) as database:
@@ -353,19 +380,23 @@ class Demo:
         while not condition():
             self.reader.check()
             if time.monotonic() > deadline:
-                raise FraudScorerError(f"waited {DRAIN_S:.0f} s for {what}; logs are in {self.log_folder}\n{self._tail('worker')}")
+                raise FraudScorerError(
+                    f"waited {DRAIN_S:.0f} s for {what}; logs are in {self.log_folder}\n{self._tail('worker')}"
+                )
             time.sleep(0.1)
 
     def _wait_ready(self, name: str, process: subprocess.Popen[bytes], port: int) -> None:
         deadline = time.monotonic() + READY_S
         while True:
             try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=2):  # noqa: S310 - our own address
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=2):
                     return
             except (urllib.error.URLError, OSError):
                 pass
             if process.poll() is not None or time.monotonic() > deadline:
-                raise FraudScorerError(f"the {name} did not become ready; see {self.log_folder / f'{name}.log'}\n{self._tail(name)}")
+                raise FraudScorerError(
+                    f"the {name} did not become ready; see {self.log_folder / f'{name}.log'}\n{self._tail(name)}"
+                )
             time.sleep(0.1)
 
     def _tail(self, name: str) -> str:
@@ -374,6 +405,13 @@ class Demo:
 
     def _delete_topics(self) -> None:
         client = kafka.admin(self.settings.kafka)
-        names = [self.topics.payments, self.topics.decisions, self.topics.audit, self.topics.journal, self.topics.control, self.topics.dead_letters]
+        names = [
+            self.topics.payments,
+            self.topics.decisions,
+            self.topics.audit,
+            self.topics.journal,
+            self.topics.control,
+            self.topics.dead_letters,
+        ]
         for future in client.delete_topics(names, operation_timeout=5).values():
             future.exception(10)

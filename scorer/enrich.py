@@ -108,7 +108,9 @@ class Enricher:
         ids, _ = hash_strings(payments.column("payment_id"))
         payload, _ = hash_strings([records.values[i] for i in rows.tolist()])
         stream_ms = self.engine.stream_time_ms
-        entry, duplicate, conflict = self.dedupe.scan(ids, payload[:, 0], payments.event_time_ms, _NO_STREAM_TIME if stream_ms is None else stream_ms)
+        entry, duplicate, conflict = self.dedupe.scan(
+            ids, payload[:, 0].copy(), payments.event_time_ms, _NO_STREAM_TIME if stream_ms is None else stream_ms
+        )
         fresh = np.flatnonzero(~duplicate)
         first = payments if len(fresh) == len(rows) else payments.take(fresh)
         amount, _ = self.engine.convert(first)
@@ -127,11 +129,25 @@ class Enricher:
             admissible[which] = False
 
         skewed = payments.event_time_ms > records.timestamp_ms[payments.index] + feature_set.max_future_skew
-        refuse(skewed, DeadLetterReason.EVENT_TIME_IN_FUTURE, "event_time", "later than the broker's timestamp by more than max_future_skew")
+        refuse(
+            skewed,
+            DeadLetterReason.EVENT_TIME_IN_FUTURE,
+            "event_time",
+            "later than the broker's timestamp by more than max_future_skew",
+        )
         for name in feature_set.required:
             values = payments.column(name)
-            missing = np.isnan(values) if values.dtype != object else np.fromiter((v is None for v in values), np.bool_, len(values))
+            missing = (
+                np.isnan(values)
+                if values.dtype != object
+                else np.fromiter((v is None for v in values), np.bool_, len(values))
+            )
             refuse(missing, DeadLetterReason.MISSING_FIELD, name, "required by the feature set")
         _, convertible = self.engine.convert(payments)
-        refuse(~convertible, DeadLetterReason.NO_EXCHANGE_RATE, "currency", "the feature set's rates do not convert this currency")
+        refuse(
+            ~convertible,
+            DeadLetterReason.NO_EXCHANGE_RATE,
+            "currency",
+            "the feature set's rates do not convert this currency",
+        )
         return payments if admissible.all() else payments.take(np.flatnonzero(admissible))

@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from schemas.decode import decode_payments
+from scorer.enrich import Batch
 from scorer.inputs import Inputs, Raw
 from scorer.ordering import journal_order, running_maximum
-from scorer.enrich import Batch
 
 # A control record with no payment to carry it is committed alone after this long, so that its lag stays small.
 CONTROL_ALONE_S = 1.0
@@ -65,7 +65,9 @@ class Gatherer:
         counts = self._choose()
         payments = sum(counts.values())
         if payments == 0 and inputs.buffered:
-            inputs.fill(IDLE_WAIT_S)  # a partition that is behind has shown nothing yet: the others wait for it, and it must be read
+            inputs.fill(
+                IDLE_WAIT_S
+            )  # a partition that is behind has shown nothing yet: the others wait for it, and it must be read
         control = len(inputs.control.buffer)
         now = time.monotonic()
         if payments == 0:
@@ -122,5 +124,7 @@ class Gatherer:
         times = np.full(len(rows), _NO_TIME, dtype=np.int64)
         decoded = decode_payments([raw.value for raw in rows], [raw.key for raw in rows])
         stamps = np.fromiter((raw.timestamp_ms for raw in rows), np.int64, len(rows))[decoded.index]
-        times[decoded.index] = np.where(decoded.event_time_ms <= stamps + self._skew_ms, decoded.event_time_ms, _NO_TIME)
+        times[decoded.index] = np.where(
+            decoded.event_time_ms <= stamps + self._skew_ms, decoded.event_time_ms, _NO_TIME
+        )
         return times

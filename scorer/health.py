@@ -31,7 +31,9 @@ class _Server(ThreadingMixIn, WSGIServer):
 class HealthServer:
     """Serves until closed. `live` and `ready` answer (yes or no, one line why)."""
 
-    def __init__(self, host: str, port: int, *, live: Check, ready: Check, registry: CollectorRegistry = REGISTRY) -> None:
+    def __init__(
+        self, host: str, port: int, *, live: Check, ready: Check, registry: CollectorRegistry = REGISTRY
+    ) -> None:
         metrics = make_wsgi_app(registry)
 
         def app(environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
@@ -50,7 +52,9 @@ class HealthServer:
         try:
             self._server = make_server(host, port, app, server_class=_Server, handler_class=_Quiet)
         except OSError as exc:
-            raise UsageError(f"port {port} on {host} cannot be used ({exc.strerror}); set FRAUD_SCORER_HTTP__… to another, or to 0 for any") from exc
+            raise UsageError(
+                f"port {port} on {host} cannot be used ({exc.strerror}); set FRAUD_SCORER_HTTP__… to another, or to 0 for any"
+            ) from exc
         self._thread = threading.Thread(target=self._server.serve_forever, name="health", daemon=True)
         self._thread.start()
 
@@ -67,5 +71,7 @@ class HealthServer:
     def __enter__(self) -> HealthServer:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()

@@ -13,9 +13,9 @@ from confluent_kafka.admin import AdminClient
 
 from schemas.journal import FIRST_PREVIOUS, JournalRecord
 from scorer import kafka
+from scorer.enrich import Batch
 from scorer.errors import FraudScorerError, PromiseBroken
 from scorer.inputs import Inputs, MissingRange
-from scorer.enrich import Batch
 from scorer.settings import KafkaSettings
 
 
@@ -23,7 +23,9 @@ class NoProgress(FraudScorerError):
     """Reading stopped moving: a hanging transaction, a truncated log or a broker that does not answer."""
 
 
-def read_journal(settings: KafkaSettings, client: AdminClient, shard: int, *, no_progress_s: float) -> list[JournalRecord]:
+def read_journal(
+    settings: KafkaSettings, client: AdminClient, shard: int, *, no_progress_s: float
+) -> list[JournalRecord]:
     """All committed journal records of `shard`, checked to be one unbroken chain from the first batch on.
 
     Raises MissingRange when the beginning is gone, PromiseBroken when the chain does not hold, NoProgress when reading stalls.
@@ -46,7 +48,9 @@ def read_journal(settings: KafkaSettings, client: AdminClient, shard: int, *, no
                     "Restore the topic, or start a new application (FRAUD_SCORER_WORKER__APPLICATION)"
                 )
             if (record.sequence, record.previous) != expected:
-                raise PromiseBroken(f"{topic}/{shard}: batch {record.sequence} does not follow batch {expected[0] - 1}; the journal has been changed")
+                raise PromiseBroken(
+                    f"{topic}/{shard}: batch {record.sequence} does not follow batch {expected[0] - 1}; the journal has been changed"
+                )
             records.append(record)
     finally:
         consumer.close()
@@ -81,7 +85,9 @@ def _to_end(consumer: Consumer, partition: TopicPartition, end: int, no_progress
             )
 
 
-def positions_after(records: Sequence[JournalRecord], partitions: Sequence[int], starts: Sequence[int]) -> dict[int, int]:
+def positions_after(
+    records: Sequence[JournalRecord], partitions: Sequence[int], starts: Sequence[int]
+) -> dict[int, int]:
     """Where each payments partition goes on after `records`; a partition never read goes on at its start."""
     result = dict(zip(partitions, starts, strict=True))
     for record in records:
@@ -113,7 +119,9 @@ def check_retained(records: Sequence[JournalRecord], client: AdminClient, topics
             )
 
 
-def batches(records: Sequence[JournalRecord], inputs: Inputs, *, no_progress_s: float) -> Iterator[tuple[JournalRecord, Batch]]:
+def batches(
+    records: Sequence[JournalRecord], inputs: Inputs, *, no_progress_s: float
+) -> Iterator[tuple[JournalRecord, Batch]]:
     """The batches of `records`, read again through `inputs`, which stands at their first positions."""
     for record in records:
         wanted = {r.partition: r for r in record.inputs}
@@ -124,12 +132,16 @@ def batches(records: Sequence[JournalRecord], inputs: Inputs, *, no_progress_s: 
             if inputs.fill(0.5):
                 deadline = time.monotonic() + no_progress_s
             if time.monotonic() > deadline:
-                raise NoProgress(f"batch {record.sequence} of shard {record.shard} cannot be read again: no records for {no_progress_s:.0f} s")
+                raise NoProgress(
+                    f"batch {record.sequence} of shard {record.shard} cannot be read again: no records for {no_progress_s:.0f} s"
+                )
         counts = {p: sum(1 for raw in _until(inputs.lanes[p].buffer, r.end)) for p, r in wanted.items()}
         control = sum(1 for raw in _until(inputs.control.buffer, record.control.end))
         batch = inputs.batch(counts, control)
         if list(batch.inputs) != list(record.inputs):
-            raise MissingRange(f"batch {record.sequence} of shard {record.shard}: the log no longer holds the offsets that the journal names")
+            raise MissingRange(
+                f"batch {record.sequence} of shard {record.shard}: the log no longer holds the offsets that the journal names"
+            )
         yield record, batch
 
 

@@ -14,9 +14,9 @@ import numpy as np
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from schemas.journal import ControlRange, InputRange
+from scorer.enrich import Batch, ControlRecord, Records
 from scorer.errors import FraudScorerError
 from scorer.kafka import KafkaFailure, describe
-from scorer.enrich import Batch, ControlRecord, Records
 
 CONSUME_MAX = 4096
 CONTROL_BUFFER_MAX = 20_000
@@ -60,7 +60,16 @@ class Lane:
 class Inputs:
     """Reads payments partitions and the control topic from given positions on."""
 
-    def __init__(self, consumer: Consumer, *, payments: str, control: str, positions: dict[int, int], control_position: int, buffered_max: int) -> None:
+    def __init__(
+        self,
+        consumer: Consumer,
+        *,
+        payments: str,
+        control: str,
+        positions: dict[int, int],
+        control_position: int,
+        buffered_max: int,
+    ) -> None:
         """`positions` maps each payments partition of the shard to the offset to read next."""
         self._consumer = consumer
         self._payments_topic = payments
@@ -68,7 +77,9 @@ class Inputs:
         self.lanes = {p: Lane(TopicPartition(payments, p, offset)) for p, offset in sorted(positions.items())}
         self.control = Lane(TopicPartition(control, 0, control_position))
         self._all = [*self.lanes.values(), self.control]
-        consumer.assign([TopicPartition(lane.partition.topic, lane.partition.partition, lane.position) for lane in self._all])
+        consumer.assign(
+            [TopicPartition(lane.partition.topic, lane.partition.partition, lane.position) for lane in self._all]
+        )
 
     @property
     def buffered(self) -> int:

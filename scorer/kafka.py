@@ -1,8 +1,8 @@
 """Kafka client settings, topic names and errors, in one place: every trap of the client that is met by a setting is met here.
 
-    KafkaFailure            the broker or the client failed
-    ├── Fenced              another owner has taken the shard: this process must stop deciding for it
-    └── Rebuild             the transaction's fate is unknown or it was aborted: drop producer and state, rebuild from the journal
+KafkaFailure            the broker or the client failed
+├── Fenced              another owner has taken the shard: this process must stop deciding for it
+└── Rebuild             the transaction's fate is unknown or it was aborted: drop producer and state, rebuild from the journal
 """
 
 from __future__ import annotations
@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import structlog
-from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
+from confluent_kafka import Consumer, IsolationLevel, KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
-from confluent_kafka import IsolationLevel
 
 from scorer.errors import FraudScorerError
 from scorer.settings import KafkaSettings, Settings
@@ -49,7 +48,9 @@ class Topics:
     @classmethod
     def of(cls, settings: KafkaSettings) -> Topics:
         prefix = settings.topic_prefix
-        return cls(*(prefix + name for name in ("payments", "decisions", "audit", "journal", "control", "dead-letters")))
+        return cls(
+            *(prefix + name for name in ("payments", "decisions", "audit", "journal", "control", "dead-letters"))
+        )
 
 
 def client_config(settings: KafkaSettings) -> dict[str, Any]:
@@ -75,7 +76,15 @@ def _on_error(error: KafkaError) -> None:
     log.warning("kafka.client_error", code=error.name(), fatal=error.fatal())
 
 
-def reader(settings: KafkaSettings, *, group: str, fetch_wait_ms: int = 5, memory_kib: int = 32_768, committed: bool = True, **overrides: Any) -> Consumer:
+def reader(
+    settings: KafkaSettings,
+    *,
+    group: str,
+    fetch_wait_ms: int = 5,
+    memory_kib: int = 32_768,
+    committed: bool = True,
+    **overrides: Any,
+) -> Consumer:
     """A consumer for manual assignment: it joins no group and commits nothing. `group` is a name for the broker's logs and quotas."""
     return Consumer(
         {
@@ -141,7 +150,17 @@ def transactional_producer(settings: Settings, shard: int) -> Producer:
 
 def plain_producer(settings: KafkaSettings, **overrides: Any) -> Producer:
     """An idempotent producer without transactions, for what the product sends into its own input topics."""
-    return Producer({**client_config(settings), "enable.idempotence": True, "acks": "all", "linger.ms": 2, "compression.type": "lz4", "queue.buffering.max.kbytes": 131_072, **overrides})
+    return Producer(
+        {
+            **client_config(settings),
+            "enable.idempotence": True,
+            "acks": "all",
+            "linger.ms": 2,
+            "compression.type": "lz4",
+            "queue.buffering.max.kbytes": 131_072,
+            **overrides,
+        }
+    )
 
 
 def admin(settings: KafkaSettings) -> AdminClient:
@@ -163,7 +182,11 @@ def partition_count(client: AdminClient, topic: str) -> int:
 def offsets(client: AdminClient, partitions: list[TopicPartition], spec: OffsetSpec) -> list[int]:
     """Offsets of `partitions` by `spec`, aborted and open transactions included: the true ends of the logs."""
     # A consumer's watermark under read_committed is the last stable offset: before the end while a transaction is open.
-    futures = client.list_offsets(dict.fromkeys(partitions, spec), isolation_level=IsolationLevel.READ_UNCOMMITTED, request_timeout=METADATA_TIMEOUT_S)
+    futures = client.list_offsets(
+        dict.fromkeys(partitions, spec),
+        isolation_level=IsolationLevel.READ_UNCOMMITTED,
+        request_timeout=METADATA_TIMEOUT_S,
+    )
     try:
         found = {(tp.topic, tp.partition): future.result().offset for tp, future in futures.items()}
     except KafkaException as exc:

@@ -11,28 +11,56 @@ DEAD_LETTERS = Counter("fraud_scorer_dead_letters_total", "Records that could no
 REASONS = Counter("fraud_scorer_reasons_total", "Reason codes given to flagged payments.", ["shard", "reason"])
 CONFLICTS = Counter("fraud_scorer_duplicate_conflicts_total", "Payment ids seen again with other bytes.", ["shard"])
 BATCHES = Counter("fraud_scorer_batches_total", "Micro-batches committed.", ["shard"])
-BATCH_PAYMENTS = Histogram("fraud_scorer_batch_payments", "Payments in a micro-batch.", ["shard"], buckets=(1, 4, 16, 64, 256, 1024, 2048, 4096, 16_384, 65_536))
-LATENCY = Histogram("fraud_scorer_decision_latency_seconds", "Oldest payment of a batch: broker timestamp to commit.", ["shard"], buckets=_FAST_S)
+BATCH_PAYMENTS = Histogram(
+    "fraud_scorer_batch_payments",
+    "Payments in a micro-batch.",
+    ["shard"],
+    buckets=(1, 4, 16, 64, 256, 1024, 2048, 4096, 16_384, 65_536),
+)
+LATENCY = Histogram(
+    "fraud_scorer_decision_latency_seconds",
+    "Oldest payment of a batch: broker timestamp to commit.",
+    ["shard"],
+    buckets=_FAST_S,
+)
 COMPUTE = Histogram("fraud_scorer_compute_seconds", "Decode to outcomes, a micro-batch.", ["shard"], buckets=_FAST_S)
-COMMIT = Histogram("fraud_scorer_commit_seconds", "Begin to commit of the transaction, a micro-batch.", ["shard"], buckets=_FAST_S)
+COMMIT = Histogram(
+    "fraud_scorer_commit_seconds", "Begin to commit of the transaction, a micro-batch.", ["shard"], buckets=_FAST_S
+)
 LINGER = Gauge("fraud_scorer_gather_seconds", "How long a batch waits for company now.", ["shard"])
 LAG = Gauge("fraud_scorer_lag_payments", "Payments on the topic that are not in a batch yet.", ["shard"])
 BUFFERED = Gauge("fraud_scorer_buffered_payments", "Payments read and not in a batch yet.", ["shard"])
 STREAM_TIME = Gauge("fraud_scorer_stream_time_seconds", "Largest accepted event time, epoch seconds.", ["shard"])
 SEQUENCE = Gauge("fraud_scorer_journal_sequence", "Number of the last committed batch.", ["shard"])
-REBUILDS = Counter("fraud_scorer_rebuilds_total", "Times a shard dropped producer and state and rebuilt them.", ["shard", "reason"])
-RECOVERY_BATCHES = Gauge("fraud_scorer_recovery_batches", "Batches to re-run in the recovery that runs or ran last.", ["shard", "of"])
+REBUILDS = Counter(
+    "fraud_scorer_rebuilds_total", "Times a shard dropped producer and state and rebuilt them.", ["shard", "reason"]
+)
+RECOVERY_BATCHES = Gauge(
+    "fraud_scorer_recovery_batches", "Batches to re-run in the recovery that runs or ran last.", ["shard", "of"]
+)
 RECOVERY_SECONDS = Gauge("fraud_scorer_recovery_seconds", "How long the last recovery took.", ["shard"])
 OWNED = Gauge("fraud_scorer_owned_shards", "Shards this worker owns.")
 BUNDLE = Gauge("fraud_scorer_bundle_info", "1 for the bundle that decides.", ["shard", "bundle"])
-BUNDLES_REFUSED = Counter("fraud_scorer_bundles_refused_total", "Activations refused because the bundle is unfit.", ["shard"])
+BUNDLES_REFUSED = Counter(
+    "fraud_scorer_bundles_refused_total", "Activations refused because the bundle is unfit.", ["shard"]
+)
 KEYS = Gauge("fraud_scorer_feature_keys", "Live entity keys.", ["shard"])
-KEYS_REFUSED = Gauge("fraud_scorer_feature_keys_refused", "Keys not admitted because keys_max are live; their features are NaN.", ["shard"])
+KEYS_REFUSED = Gauge(
+    "fraud_scorer_feature_keys_refused",
+    "Keys not admitted because keys_max are live; their features are NaN.",
+    ["shard"],
+)
 LOG_ROWS = Gauge("fraud_scorer_feature_log_rows", "Payments in the event log.", ["shard"])
 STATE_BYTES = Gauge("fraud_scorer_feature_arena_bytes", "Bytes of aggregates.", ["shard"])
 LABELS_APPLIED = Gauge("fraud_scorer_labels_applied", "Labels that reached their payment.", ["shard"])
-LABELS_WAITING = Gauge("fraud_scorer_labels_waiting", "Labels that stream time has not reached, or whose payment has not come.", ["shard"])
+LABELS_WAITING = Gauge(
+    "fraud_scorer_labels_waiting", "Labels that stream time has not reached, or whose payment has not come.", ["shard"]
+)
 LABELS_REFUSED = Gauge("fraud_scorer_labels_refused", "Labels dropped because a bounded queue was full.", ["shard"])
 DEDUPE_ENTRIES = Gauge("fraud_scorer_dedupe_entries", "Payment ids remembered.", ["shard"])
-DEDUPE_EVICTED = Gauge("fraud_scorer_dedupe_evicted_early", "Payment ids forgotten before their horizon because the table was full.", ["shard"])
+DEDUPE_EVICTED = Gauge(
+    "fraud_scorer_dedupe_evicted_early",
+    "Payment ids forgotten before their horizon because the table was full.",
+    ["shard"],
+)
 LIST_REFUSED = Gauge("fraud_scorer_list_values_refused", "List values refused because a list was full.", ["shard"])

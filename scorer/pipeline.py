@@ -189,7 +189,9 @@ class Pipeline:
         bundle = self.bundle.id
         outcomes = [
             Outcome(decision, LATE if was_late else NORMAL, why, fired, bundle)
-            for decision, was_late, why, fired in zip(verdicts.decision.tolist(), late.tolist(), reasons, verdicts.fired, strict=True)
+            for decision, was_late, why, fired in zip(
+                verdicts.decision.tolist(), late.tolist(), reasons, verdicts.fired, strict=True
+            )
         ]
         return margins, outcomes
 

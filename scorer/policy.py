@@ -78,7 +78,13 @@ class FeatureCondition(_Strict):
         """Which of `values` satisfy all bounds given; compared as float64, so that 0.1 in YAML means the same everywhere."""
         exact = values.astype(np.float64)
         result = ~np.isnan(exact)
-        for bound, compare in ((self.at_least, np.greater_equal), (self.above, np.greater), (self.at_most, np.less_equal), (self.below, np.less), (self.equals, np.equal)):
+        for bound, compare in (
+            (self.at_least, np.greater_equal),
+            (self.above, np.greater),
+            (self.at_most, np.less_equal),
+            (self.below, np.less),
+            (self.equals, np.equal),
+        ):
             if bound is not None:
                 result &= compare(exact, bound)
         return result
@@ -149,7 +155,9 @@ class Policy(_Strict):
         for rule in self.rules:
             for condition in rule.when:
                 if condition.feature not in known:
-                    raise PolicyError(f"policy {self.name}: rule {rule.name} names the unknown feature {condition.feature!r}")
+                    raise PolicyError(
+                        f"policy {self.name}: rule {rule.name} names the unknown feature {condition.feature!r}"
+                    )
         for group in self.reasons:
             for name in group.features:
                 if name not in known:
@@ -163,7 +171,10 @@ class Policy(_Strict):
         for item in (*self.rules, *self.lists):
             if item.reason == code:
                 return f"{'Rule' if isinstance(item, Rule) else 'List'} {item.name} applies."
-        return {SCORE_REASON: "The model's score is above the threshold.", LATE_REASON: "The payment came too late to enter the windows."}.get(code, code)
+        return {
+            SCORE_REASON: "The model's score is above the threshold.",
+            LATE_REASON: "The payment came too late to enter the windows.",
+        }.get(code, code)
 
 
 @dataclass(frozen=True)
@@ -190,7 +201,11 @@ class PolicyRunner:
         self._groups = [(group.code, np.array([self._column[f] for f in group.features])) for group in policy.reasons]
 
     def decide(
-        self, batch: PaymentBatch, features: npt.NDArray[np.float32], margins: npt.NDArray[np.float32], lists: Mapping[str, AbstractSet[str]]
+        self,
+        batch: PaymentBatch,
+        features: npt.NDArray[np.float32],
+        margins: npt.NDArray[np.float32],
+        lists: Mapping[str, AbstractSet[str]],
     ) -> Verdicts:
         """Decide n payments. Margins are compared, not scores: a float32 that is bit-equal everywhere. Reasons of payments flagged
         by score are added later by `explain`, for those payments alone."""

@@ -83,7 +83,13 @@ class Publisher:
         """One message per payment, with the payment's own key, to the partition of the same number."""
         columns = outcomes.columns
         values = encode_decisions(
-            columns.payment_id, columns.decision, columns.score, columns.margin, columns.reasons, columns.mode, outcomes.bundles
+            columns.payment_id,
+            columns.decision,
+            columns.score,
+            columns.margin,
+            columns.reasons,
+            columns.mode,
+            outcomes.bundles,
         )
         keys = outcomes.records.keys
         messages = [
@@ -108,7 +114,12 @@ class Publisher:
         for item in outcomes.rejected_control:
             record = outcomes.control[item.index]
             key, value, headers = dead_letter_record(
-                topic=self._topics.control, partition=0, offset=record.offset, key=record.key, value=record.value, error=item.error
+                topic=self._topics.control,
+                partition=0,
+                offset=record.offset,
+                key=record.key,
+                value=record.value,
+                error=item.error,
             )
             self._produce(self._topics.dead_letters, value, key=key, headers=headers)
 

@@ -49,7 +49,9 @@ class Bundles:
         if bundle_id not in self._known:
             self.activation(batch.control)
         if bundle_id not in self._known:
-            raise UsageError(f"the journal goes on with bundle {bundle_id}, which is neither the one given ({self.initial.id}) nor activated by a control record: start with --bundle naming it")
+            raise UsageError(
+                f"the journal goes on with bundle {bundle_id}, which is neither the one given ({self.initial.id}) nor activated by a control record: start with --bundle naming it"
+            )
         return self._known[bundle_id]
 
 

@@ -34,7 +34,9 @@ from scorer.settings import Settings
 
 BATCH_ROWS = 16_384
 Progress = Callable[[int], None]
-Block = tuple[Sequence[bytes | None], Sequence[bytes | None], Sequence[bytes], npt.NDArray[np.int8], npt.NDArray[np.int64]]
+Block = tuple[
+    Sequence[bytes | None], Sequence[bytes | None], Sequence[bytes], npt.NDArray[np.int8], npt.NDArray[np.int64]
+]
 
 
 @dataclass
@@ -82,7 +84,9 @@ class LabelledBatch:
 def file_batches(path: Path, mapping: Mapping | None, *, rows: int = BATCH_ROWS) -> Iterator[LabelledBatch]:
     """A file's payments as batches, labels as the control records that come with them (each known at its own time)."""
     blocks = read_payments(path, mapping, rows_per_block=rows)
-    return chained((block.keys, block.values, label_records(block), block.label, block.label_known_at_ms) for block in blocks)
+    return chained(
+        (block.keys, block.values, label_records(block), block.label, block.label_known_at_ms) for block in blocks
+    )
 
 
 def chained(blocks: Iterable[Block]) -> Iterator[LabelledBatch]:
@@ -109,10 +113,14 @@ def chained(blocks: Iterable[Block]) -> Iterator[LabelledBatch]:
         control += len(labels)
 
 
-def training_table(feature_set: FeatureSet, batches: Iterable[LabelledBatch], *, progress: Progress = lambda _: None) -> TrainingTable:
+def training_table(
+    feature_set: FeatureSet, batches: Iterable[LabelledBatch], *, progress: Progress = lambda _: None
+) -> TrainingTable:
     """Run history through the live engine and keep every feature value with its label. Repeated payments are left out."""
     enricher, report = Enricher(feature_set), Report()
-    parts: list[tuple[list[str], npt.NDArray[np.int64], npt.NDArray[np.float32], npt.NDArray[np.int8], npt.NDArray[np.int64]]] = []
+    parts: list[
+        tuple[list[str], npt.NDArray[np.int64], npt.NDArray[np.float32], npt.NDArray[np.int8], npt.NDArray[np.int64]]
+    ] = []
     for labelled in batches:
         for raw in labelled.batch.control:
             verdict = parse_control(raw.value)
@@ -152,7 +160,9 @@ def write_training_table(table: TrainingTable, names: list[str], output: Path) -
         "payment_id": pa.array(table.payment_id, pa.string()),
         "event_time": pa.array(table.event_time_ms, pa.timestamp("ms", tz="UTC")),
         "label": pa.array(table.label, pa.int8(), mask=~known),
-        "label_known_at": pa.array(table.label_known_at_ms, pa.timestamp("ms", tz="UTC"), mask=table.label_known_at_ms < 0),
+        "label_known_at": pa.array(
+            table.label_known_at_ms, pa.timestamp("ms", tz="UTC"), mask=table.label_known_at_ms < 0
+        ),
     }
     for column, name in enumerate(names):
         columns[name if name not in columns else f"feature.{name}"] = pa.array(table.features[:, column], pa.float32())
@@ -170,7 +180,9 @@ class _Writer:
             ("fired", pa.list_(pa.string())), ("bundle", pa.string()),
         ]  # fmt: skip
         taken = {name for name, _ in fields}
-        self._schema = pa.schema([*fields, *((name if name not in taken else f"feature.{name}", pa.float32()) for name in names)])
+        self._schema = pa.schema(
+            [*fields, *((name if name not in taken else f"feature.{name}", pa.float32()) for name in names)]
+        )
         self._file = pq.ParquetWriter(output, self._schema, compression="zstd")
 
     def write(self, outcomes: Outcomes) -> None:
@@ -201,7 +213,9 @@ def _account(report: Report, outcomes: Outcomes) -> None:
         report.refuse(item.error.reason.value)
 
 
-def replay_file(bundle: Bundle, path: Path, mapping: Mapping | None, output: Path | None, *, progress: Progress = lambda _: None) -> Report:
+def replay_file(
+    bundle: Bundle, path: Path, mapping: Mapping | None, output: Path | None, *, progress: Progress = lambda _: None
+) -> Report:
     """Decide every payment of a file as the live worker would, and write decisions and features to `output` (Parquet)."""
     pipeline, report = Pipeline(bundle), Report()
     with ExitStack() as stack:
@@ -215,7 +229,9 @@ def replay_file(bundle: Bundle, path: Path, mapping: Mapping | None, output: Pat
     return report
 
 
-def replay_topic(bundle: Bundle, settings: Settings, output: Path | None, *, shard: int = 0, progress: Progress = lambda _: None) -> Report:
+def replay_topic(
+    bundle: Bundle, settings: Settings, output: Path | None, *, shard: int = 0, progress: Progress = lambda _: None
+) -> Report:
     """Re-run a shard's journal over the payments topic. Where `bundle` is the one that decided, every digest must be equal.
 
     Raises PromiseBroken at the first batch that gives something else, MissingRange when records are gone.
@@ -225,7 +241,9 @@ def replay_topic(bundle: Bundle, settings: Settings, output: Path | None, *, sha
     no_progress_s = settings.worker.no_progress_s
     records = history.read_journal(settings.kafka, client, shard, no_progress_s=no_progress_s)
     if not records:
-        raise FraudScorerError(f"the journal of shard {shard} is empty: nothing has been decided on {topics.payments} yet")
+        raise FraudScorerError(
+            f"the journal of shard {shard} is empty: nothing has been decided on {topics.payments} yet"
+        )
     history.check_retained(records, client, topics)
     inputs = Inputs(
         kafka.reader(settings.kafka, group=f"{settings.kafka.topic_prefix}fraud-scorer-replay", fetch_wait_ms=100),

@@ -44,7 +44,9 @@ class Sent:
 class Sender:
     """Sends at a rate, at a multiple of real time, or as fast as the broker takes it. Labels go when stream time reaches them."""
 
-    def __init__(self, settings: Settings, *, on_payments: Callable[[list[bytes]], None] = lambda _values: None) -> None:
+    def __init__(
+        self, settings: Settings, *, on_payments: Callable[[list[bytes]], None] = lambda _values: None
+    ) -> None:
         """`on_payments` is called with the values that are about to be handed to the client."""
         self._topics = kafka.Topics.of(settings.kafka)
         self._producer: Producer = kafka.plain_producer(settings.kafka)
@@ -75,7 +77,11 @@ class Sender:
             i = 0
             while i < n:
                 elapsed = time.monotonic() - started
-                if stop.is_set() or (seconds is not None and elapsed >= seconds) or (limit is not None and self.sent.payments >= limit):
+                if (
+                    stop.is_set()
+                    or (seconds is not None and elapsed >= seconds)
+                    or (limit is not None and self.sent.payments >= limit)
+                ):
                     self._finish()
                     return self.sent
                 origin_ms = int(block.event_time_ms[0]) if origin_ms is None else origin_ms
@@ -93,7 +99,9 @@ class Sender:
         self._finish()
         return self.sent
 
-    def _due(self, block: Outgoing, i: int, elapsed: float, rate: float | None, speed: float | None, origin_ms: int) -> int:
+    def _due(
+        self, block: Outgoing, i: int, elapsed: float, rate: float | None, speed: float | None, origin_ms: int
+    ) -> int:
         """Up to which row of the block payments should have gone by now."""
         n = len(block.values)
         if rate is not None:
@@ -135,10 +143,11 @@ class Sender:
     def _finish(self) -> None:
         remaining = self._producer.flush(30)
         if remaining or self.sent.failed:
-            raise kafka.KafkaFailure(f"{remaining + self.sent.failed} records did not reach Kafka ({self._error or 'no answer within 30 s'})")
+            raise kafka.KafkaFailure(
+                f"{remaining + self.sent.failed} records did not reach Kafka ({self._error or 'no answer within 30 s'})"
+            )
 
 
 def outgoing_pairs(labels: list[bytes], known_at_ms: Iterable[int]) -> list[tuple[int, bytes]]:
     """Labels with the time each is known, sorted by it."""
     return sorted(zip(map(int, known_at_ms), labels, strict=True))
-

@@ -34,8 +34,12 @@ class KafkaSettings(_Section):
     """How to reach Kafka."""
 
     bootstrap_servers: str = Field("127.0.0.1:9092", description="host:port, comma separated")
-    topic_prefix: str = Field("", pattern=r"^[A-Za-z0-9._-]{0,100}$", description="put before every topic name, group and transactional id")
-    security: dict[str, str] = Field(default_factory=dict, description="librdkafka settings passed through: security.protocol, sasl.*, ssl.*")
+    topic_prefix: str = Field(
+        "", pattern=r"^[A-Za-z0-9._-]{0,100}$", description="put before every topic name, group and transactional id"
+    )
+    security: dict[str, str] = Field(
+        default_factory=dict, description="librdkafka settings passed through: security.protocol, sasl.*, ssl.*"
+    )
     sasl_password: SecretStr | None = Field(None, description="sasl.password, best from SASL_PASSWORD_FILE")
     ssl_key_password: SecretStr | None = Field(None, description="ssl.key.password, best from SSL_KEY_PASSWORD_FILE")
 
@@ -43,17 +47,24 @@ class KafkaSettings(_Section):
 class PostgresSettings(_Section):
     """How to reach Postgres; only the sink, setup and audit commands do."""
 
-    url: SecretStr = Field(SecretStr("postgresql://postgres@127.0.0.1:5432/postgres"), description="postgresql://user[:password]@host:port/database")
+    url: SecretStr = Field(
+        SecretStr("postgresql://postgres@127.0.0.1:5432/postgres"),
+        description="postgresql://user[:password]@host:port/database",
+    )
     password: SecretStr | None = Field(None, description="replaces the password of the url, best from PASSWORD_FILE")
 
 
 class TopicSettings(_Section):
     """What `setup` creates. Existing topics are checked, never changed."""
 
-    payments_partitions: int = Field(4, ge=1, le=10_000, description="partitions of payments and of decisions (the same number)")
+    payments_partitions: int = Field(
+        4, ge=1, le=10_000, description="partitions of payments and of decisions (the same number)"
+    )
     replication_factor: int = Field(-1, ge=-1, le=9, description="-1: the broker's default; 3 in production")
     min_insync_replicas: int = Field(1, ge=1, le=9, description="2 in production, with replication factor 3")
-    payments_retention_hours: int = Field(24 * 35, ge=-1, description="must cover the longest window: recovery reads payments again; -1 keeps all")
+    payments_retention_hours: int = Field(
+        24 * 35, ge=-1, description="must cover the longest window: recovery reads payments again; -1 keeps all"
+    )
     decisions_retention_hours: int = Field(24 * 7, ge=-1, description="payment systems read them within seconds")
     audit_retention_hours: int = Field(24 * 35, ge=-1, description="how long Postgres may be away")
     dead_letters_retention_hours: int = Field(24 * 35, ge=-1, description="time to look at them")
@@ -62,15 +73,29 @@ class TopicSettings(_Section):
 class WorkerSettings(_Section):
     """The decision path."""
 
-    application: str = Field("fraud-scorer", pattern=r"^[A-Za-z0-9._-]{1,100}$", description="consumer group and stem of transactional ids")
-    shards: int = Field(1, ge=1, le=1000, description="partitions of journal and audit; one shard keeps every entity's features exact")
+    application: str = Field(
+        "fraud-scorer", pattern=r"^[A-Za-z0-9._-]{1,100}$", description="consumer group and stem of transactional ids"
+    )
+    shards: int = Field(
+        1, ge=1, le=1000, description="partitions of journal and audit; one shard keeps every entity's features exact"
+    )
     batch_payments_max: int = Field(4096, ge=1, le=65_536, description="payments in one transaction at most")
     gather_ms_max: float = Field(15.0, ge=0, le=1000, description="longest wait for company before a batch is closed")
-    transaction_timeout_ms: int = Field(10_000, ge=1000, le=900_000, description="after that the broker aborts a transaction left open")
-    session_timeout_ms: int = Field(6_000, ge=1000, le=300_000, description="after that a silent worker loses its shards")
-    buffered_payments_max: int = Field(32_768, ge=1024, le=10_000_000, description="payments read ahead of their decision at most")
-    no_progress_s: float = Field(60.0, gt=0, description="recovery or commit without progress for so long stops the worker loudly")
-    instance_id: str | None = Field(None, description="static group membership: a restart within the session timeout keeps its shards")
+    transaction_timeout_ms: int = Field(
+        10_000, ge=1000, le=900_000, description="after that the broker aborts a transaction left open"
+    )
+    session_timeout_ms: int = Field(
+        6_000, ge=1000, le=300_000, description="after that a silent worker loses its shards"
+    )
+    buffered_payments_max: int = Field(
+        32_768, ge=1024, le=10_000_000, description="payments read ahead of their decision at most"
+    )
+    no_progress_s: float = Field(
+        60.0, gt=0, description="recovery or commit without progress for so long stops the worker loudly"
+    )
+    instance_id: str | None = Field(
+        None, description="static group membership: a restart within the session timeout keeps its shards"
+    )
 
 
 class HttpSettings(_Section):
@@ -84,7 +109,9 @@ class HttpSettings(_Section):
 class Settings(BaseSettings):
     """All settings of all commands."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, env_nested_delimiter="__", extra="forbid", validate_default=True)
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_nested_delimiter="__", extra="forbid", validate_default=True
+    )
 
     kafka: KafkaSettings = KafkaSettings()
     postgres: PostgresSettings = PostgresSettings()
@@ -124,7 +151,9 @@ class Settings(BaseSettings):
 class _FileSource(PydanticBaseSettingsSource):
     """FRAUD_SCORER_A__B_FILE=/path gives a.b the content of the file, without its last newline."""
 
-    def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:  # pragma: no cover - not used by __call__
+    def get_field_value(
+        self, field: Any, field_name: str
+    ) -> tuple[Any, str, bool]:  # pragma: no cover - not used by __call__
         return None, field_name, False
 
     def __call__(self) -> dict[str, Any]:

@@ -39,14 +39,41 @@ def topic_plans(settings: Settings) -> list[TopicPlan]:
         }
 
     return [
-        TopicPlan(topics.payments, wanted.payments_partitions, config(wanted.payments_retention_hours), "input; kept as long as the longest window"),
-        TopicPlan(topics.decisions, wanted.payments_partitions, config(wanted.decisions_retention_hours), "one per payment, same key and partition number"),
-        TopicPlan(topics.audit, shards, config(wanted.audit_retention_hours), "one partition per shard; kept as long as Postgres may be away"),
+        TopicPlan(
+            topics.payments,
+            wanted.payments_partitions,
+            config(wanted.payments_retention_hours),
+            "input; kept as long as the longest window",
+        ),
+        TopicPlan(
+            topics.decisions,
+            wanted.payments_partitions,
+            config(wanted.decisions_retention_hours),
+            "one per payment, same key and partition number",
+        ),
+        TopicPlan(
+            topics.audit,
+            shards,
+            config(wanted.audit_retention_hours),
+            "one partition per shard; kept as long as Postgres may be away",
+        ),
         # Until there are snapshots, the journal's beginning is needed to recover.
-        TopicPlan(topics.journal, shards, config(-1), "one partition per shard; owning it is owning the shard; kept for ever"),
+        TopicPlan(
+            topics.journal, shards, config(-1), "one partition per shard; owning it is owning the shard; kept for ever"
+        ),
         # One partition: every shard reads labels, lists and activations in the same order.
-        TopicPlan(topics.control, 1, config(-1), "labels, lists, activations; one partition, read by every shard; kept for ever"),
-        TopicPlan(topics.dead_letters, wanted.payments_partitions, config(wanted.dead_letters_retention_hours), "what could not be decided, with origin and reason"),
+        TopicPlan(
+            topics.control,
+            1,
+            config(-1),
+            "labels, lists, activations; one partition, read by every shard; kept for ever",
+        ),
+        TopicPlan(
+            topics.dead_letters,
+            wanted.payments_partitions,
+            config(wanted.dead_letters_retention_hours),
+            "what could not be decided, with origin and reason",
+        ),
     ]
 
 
@@ -57,7 +84,9 @@ def create_topics(settings: Settings) -> list[tuple[TopicPlan, bool]]:
     try:
         existing = client.list_topics(timeout=kafka.METADATA_TIMEOUT_S).topics
     except KafkaException as exc:
-        raise kafka.KafkaFailure(f"Kafka at {settings.kafka.bootstrap_servers} does not answer: {kafka.describe(exc)}") from exc
+        raise kafka.KafkaFailure(
+            f"Kafka at {settings.kafka.bootstrap_servers} does not answer: {kafka.describe(exc)}"
+        ) from exc
     for plan in plans:
         found = existing.get(plan.name)
         if found is not None and len(found.partitions) != plan.partitions:
@@ -66,9 +95,17 @@ def create_topics(settings: Settings) -> list[tuple[TopicPlan, bool]]:
                 "change the setting, or start with other topics (FRAUD_SCORER_KAFKA__TOPIC_PREFIX)"
             )
     missing = [plan for plan in plans if plan.name not in existing]
-    made = client.create_topics(
-        [NewTopic(plan.name, plan.partitions, settings.topics.replication_factor, config=plan.config) for plan in missing], operation_timeout=TIMEOUT_S
-    ) if missing else {}
+    made = (
+        client.create_topics(
+            [
+                NewTopic(plan.name, plan.partitions, settings.topics.replication_factor, config=plan.config)
+                for plan in missing
+            ],
+            operation_timeout=TIMEOUT_S,
+        )
+        if missing
+        else {}
+    )
     for name, future in made.items():
         try:
             future.result(TIMEOUT_S)
@@ -89,7 +126,9 @@ def _check_config(client: AdminClient, plans: list[TopicPlan]) -> None:
             continue  # not allowed to look, or a broker that cannot say; the worker checks offsets itself
         policy = found.get("cleanup.policy")
         if policy is not None and policy.value is not None and "compact" in policy.value:
-            raise UsageError(f"topic {resource.name} is compacted ({policy.value}): records would vanish from its middle. Set cleanup.policy=delete")
+            raise UsageError(
+                f"topic {resource.name} is compacted ({policy.value}): records would vanish from its middle. Set cleanup.policy=delete"
+            )
 
 
 def setup(settings: Settings, *, postgres: bool = True) -> list[tuple[TopicPlan, bool]]:

@@ -1,9 +1,9 @@
 """One shard, owned: recover its state from the journal, then decide its payments batch after batch.
 
-    1. init_transactions: fences the former owner and settles what it left open
-    2. read the journal to its end; re-run every batch, checking each digest
-    3. decide: while batch n commits, batch n+1 is gathered and computed; state runs ahead by that one batch
-    4. any failed transaction: stop using producer and state at once (the caller rebuilds from 1, or exits when fenced)
+1. init_transactions: fences the former owner and settles what it left open
+2. read the journal to its end; re-run every batch, checking each digest
+3. decide: while batch n commits, batch n+1 is gathered and computed; state runs ahead by that one batch
+4. any failed transaction: stop using producer and state at once (the caller rebuilds from 1, or exits when fenced)
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from confluent_kafka import KafkaException, TopicPartition
 from schemas.journal import JournalRecord
 from scorer import history, kafka, metrics
 from scorer.bundle import Bundle, BundleError
+from scorer.enrich import Batch
 from scorer.errors import UsageError
 from scorer.gather import Gatherer
 from scorer.inputs import Inputs
-from scorer.enrich import Batch
 from scorer.pipeline import FLAG, Pipeline
-from scorer.recovery import Bundles, rerun
 from scorer.publish import MODES, Committed, Publisher
+from scorer.recovery import Bundles, rerun
 from scorer.settings import Settings
 
 log = structlog.get_logger()
@@ -58,7 +58,11 @@ class Shard:
         """
         self.recovered.clear()
         client = kafka.admin(self._settings.kafka)
-        partitions = [p for p in range(kafka.partition_count(client, self._topics.payments)) if p % self._settings.worker.shards == self._number]
+        partitions = [
+            p
+            for p in range(kafka.partition_count(client, self._topics.payments))
+            if p % self._settings.worker.shards == self._number
+        ]
         producer = kafka.transactional_producer(self._settings, self._number)
         try:
             producer.init_transactions(INIT_TIMEOUT_S)
@@ -77,26 +81,40 @@ class Shard:
 
     def _recover(self, client: Any, partitions: list[int], stop: threading.Event) -> tuple[Pipeline, Inputs]:
         started = time.monotonic()
-        records = history.read_journal(self._settings.kafka, client, self._number, no_progress_s=self._settings.worker.no_progress_s)
+        records = history.read_journal(
+            self._settings.kafka, client, self._number, no_progress_s=self._settings.worker.no_progress_s
+        )
         pipeline = Pipeline(self._bundles.initial, shard=self._number)
         here = [TopicPartition(self._topics.payments, p) for p in partitions]
         if not records:
-            positions, control = dict(zip(partitions, kafka.starts(client, here), strict=True)), kafka.starts(client, [TopicPartition(self._topics.control, 0)])[0]
+            positions, control = (
+                dict(zip(partitions, kafka.starts(client, here), strict=True)),
+                kafka.starts(client, [TopicPartition(self._topics.control, 0)])[0],
+            )
             return pipeline, self._inputs(positions, control)
         self._check_partitions(records, partitions)
         history.check_retained(records, client, self._topics)
         if records[0].bundle != self._bundles.initial.id:
             self._log.info("shard.other_bundle", journal=records[0].bundle, given=self._bundles.initial.id)
-        positions = history.positions_after([], partitions, kafka.starts(client, here)) | history.first_positions(records)
+        positions = history.positions_after([], partitions, kafka.starts(client, here)) | history.first_positions(
+            records
+        )
         inputs = self._inputs(positions, records[0].control.start)
         metrics.RECOVERY_BATCHES.labels(self._label, "all").set(len(records))
         shown = time.monotonic()
-        for n, (record, batch) in enumerate(history.batches(records, inputs, no_progress_s=self._settings.worker.no_progress_s), start=1):
+        for n, (record, batch) in enumerate(
+            history.batches(records, inputs, no_progress_s=self._settings.worker.no_progress_s), start=1
+        ):
             rerun(pipeline, record, batch, self._bundles)
             metrics.RECOVERY_BATCHES.labels(self._label, "done").set(n)
             if time.monotonic() - shown > PROGRESS_EVERY_S:
                 shown = time.monotonic()
-                self._log.info("shard.recovering", batches=n, of=len(records), remaining_s=round((shown - started) / n * (len(records) - n), 1))
+                self._log.info(
+                    "shard.recovering",
+                    batches=n,
+                    of=len(records),
+                    remaining_s=round((shown - started) / n * (len(records) - n), 1),
+                )
             if stop.is_set():
                 break
         seconds = time.monotonic() - started
@@ -115,7 +133,10 @@ class Shard:
     def _inputs(self, positions: dict[int, int], control: int) -> Inputs:
         worker = self._settings.worker
         return Inputs(
-            kafka.reader(self._settings.kafka, group=f"{self._settings.kafka.topic_prefix}{worker.application}-reader-{self._number}"),
+            kafka.reader(
+                self._settings.kafka,
+                group=f"{self._settings.kafka.topic_prefix}{worker.application}-reader-{self._number}",
+            ),
             payments=self._topics.payments,
             control=self._topics.control,
             positions=positions,
@@ -125,7 +146,12 @@ class Shard:
 
     def _decide(self, pipeline: Pipeline, inputs: Inputs, publisher: Publisher, stop: threading.Event) -> None:
         worker = self._settings.worker
-        gatherer = Gatherer(inputs, batch_max=worker.batch_payments_max, gather_ms_max=worker.gather_ms_max, skew_ms=pipeline.bundle.feature_set.max_future_skew)
+        gatherer = Gatherer(
+            inputs,
+            batch_max=worker.batch_payments_max,
+            gather_ms_max=worker.gather_ms_max,
+            skew_ms=pipeline.bundle.feature_set.max_future_skew,
+        )
         self._log.info("shard.deciding", bundle=pipeline.bundle.id, sequence=pipeline.sequence)
         metrics.BUNDLE.labels(self._label, pipeline.bundle.id).set(1)
         flying: Future[Committed] | None = None
@@ -156,10 +182,14 @@ class Shard:
         metrics.SEQUENCE.labels(label).set(outcomes.journal.sequence)
         metrics.BATCH_PAYMENTS.labels(label).observe(len(outcomes.rows))
         if len(outcomes.records):
-            metrics.LATENCY.labels(label).observe(max(0.0, time.time() - int(outcomes.records.timestamp_ms.min()) / 1000.0))
+            metrics.LATENCY.labels(label).observe(
+                max(0.0, time.time() - int(outcomes.records.timestamp_ms.min()) / 1000.0)
+            )
         kinds = np.bincount(outcomes.columns.mode * 2 + outcomes.columns.decision, minlength=2 * len(MODES))
         for kind in np.flatnonzero(kinds).tolist():
-            metrics.DECISIONS.labels(label, "flag" if kind % 2 == FLAG else "approve", MODES[kind // 2]).inc(int(kinds[kind]))
+            metrics.DECISIONS.labels(label, "flag" if kind % 2 == FLAG else "approve", MODES[kind // 2]).inc(
+                int(kinds[kind])
+            )
         for item in (*outcomes.rejected, *outcomes.rejected_control):
             metrics.DEAD_LETTERS.labels(label, item.error.reason.value).inc()
         for i in np.flatnonzero(outcomes.columns.decision == FLAG).tolist():
@@ -167,7 +197,9 @@ class Shard:
                 metrics.REASONS.labels(label, reason).inc()
         if outcomes.conflicts:
             metrics.CONFLICTS.labels(label).inc(outcomes.conflicts)
-            self._log.warning("payments.conflicting_duplicates", count=outcomes.conflicts, sequence=outcomes.journal.sequence)
+            self._log.warning(
+                "payments.conflicting_duplicates", count=outcomes.conflicts, sequence=outcomes.journal.sequence
+            )
 
     def _activate(self, pipeline: Pipeline, batch: Batch) -> None:
         """Swap to the bundle that the batch's control records name; an unfit one is refused and the old one serves on."""
@@ -207,4 +239,3 @@ class Shard:
         metrics.DEDUPE_ENTRIES.labels(label).set(len(pipeline.dedupe))
         metrics.DEDUPE_EVICTED.labels(label).set(pipeline.dedupe.evicted_early)
         metrics.LIST_REFUSED.labels(label).set(pipeline.lists.refused)
-

@@ -1,31 +1,58 @@
-"""Compile every kernel of the decision path before the first payment: a first start costs seconds, later ones read the cache."""
+"""Compile every kernel of the decision path before the first payment: a first start costs half a minute, later ones read the cache."""
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 
+from features.table import grown, new_table
 from schemas.journal import ControlRange, InputRange
 from scorer.bundle import Bundle
 from scorer.enrich import Batch, ControlRecord, Records
+from scorer.errors import PromiseBroken
 from scorer.pipeline import Pipeline
 
-_PAYMENT = b'{"payment_id":"warm-up-%d","event_time":1577836800000,"amount_minor":100,"currency":"%s"}'
+_TIME_MS = 1_577_836_800_000
+# Every field of the contract, so that no feature set can refuse it for a missing one.
+_PAYMENT = {
+    "event_time": _TIME_MS, "amount_minor": 100, "customer_id": "c", "account_id": "a", "card_token": "k", "merchant_id": "m", "terminal_id": "t",
+    "device_id": "d", "ip": "192.0.2.1", "mcc": "5411", "channel": "ecom", "country": "DE", "merchant_country": "DE", "latitude": 1.5, "longitude": 1.5,
+    "merchant_latitude": 1.5, "merchant_longitude": 1.5,
+}  # fmt: skip
+# One payment and several take different ways through model and memory layouts.
+_SIZES = (1, 1, 64)
 
 
 def warm_up(bundle: Bundle) -> None:
-    """Run two small batches through a scratch pipeline. Changes no state that serves."""
+    """Run small batches through a scratch pipeline. Changes no state that serves. Raises PromiseBroken if they are not decided."""
     pipeline = Pipeline(bundle)
-    currency = bundle.feature_set.currency.encode()
-    label = b'{"type":"label","payment_id":"warm-up-0","fraud":true,"known_at":1577836800000}'
-    for start in (0, 8):
-        values: list[bytes | None] = [_PAYMENT % (i, currency) for i in range(start, start + 8)]
+    label = json.dumps({"type": "label", "payment_id": "warm-up-0", "fraud": True, "known_at": _TIME_MS}).encode()
+    start = 0
+    for size in _SIZES:
+        ids = [f"warm-up-{i}" for i in range(start, start + size)]
+        ids[-1] = "warm-up-0"  # a repeated payment, too
+        values = [
+            json.dumps({"payment_id": i, "currency": bundle.feature_set.currency, **_PAYMENT}).encode() for i in ids
+        ]
         records = Records(
-            partition=np.zeros(8, np.int32),
-            offset=np.arange(start, start + 8, dtype=np.int64),
-            timestamp_ms=np.full(8, 1_577_836_800_000, np.int64),
-            keys=[None] * 8,
+            partition=np.zeros(size, np.int32),
+            offset=np.arange(start, start + size, dtype=np.int64),
+            timestamp_ms=np.full(size, _TIME_MS, np.int64),
+            keys=[b"c"] * size,
             values=values,
         )
-        control = [ControlRecord(0, None, label)] if start else []
-        pipeline.run(Batch(records, (InputRange(partition=0, start=start, end=start + 8),), control, ControlRange(start=0, end=len(control))))
+        control = [ControlRecord(0, None, label)] if start == 1 else []
+        outcomes = pipeline.run(
+            Batch(
+                records,
+                (InputRange(partition=0, start=start, end=start + size),),
+                control,
+                ControlRange(start=0, end=len(control)),
+            )
+        )
+        if len(outcomes.rows) != size:
+            raise PromiseBroken(f"the warm-up's own payments were refused: {outcomes.rejected[0].error}")
+        start += size
+    grown(new_table(8), 0, 64)
     bundle.model.contributions(np.zeros((1, bundle.model.feature_count), np.float32))

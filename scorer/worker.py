@@ -50,7 +50,11 @@ class _Owned:
                 self.shard.run(self.stop)
             except kafka.Rebuild as exc:
                 metrics.REBUILDS.labels(str(self.number), "transaction").inc()
-                backoff_s = REBUILD_BACKOFF_S if time.monotonic() - began > REBUILD_CALM_S else min(2 * backoff_s, REBUILD_BACKOFF_S_MAX)
+                backoff_s = (
+                    REBUILD_BACKOFF_S
+                    if time.monotonic() - began > REBUILD_CALM_S
+                    else min(2 * backoff_s, REBUILD_BACKOFF_S_MAX)
+                )
                 log.warning("shard.rebuild", shard=self.number, reason=str(exc), wait_s=backoff_s)
                 self.stop.wait(backoff_s)
             except BaseException as exc:  # noqa: BLE001 - handed to the main thread, which ends the process with it
@@ -103,7 +107,9 @@ class Worker:
         client = kafka.admin(settings.kafka)
         journal = kafka.partition_count(client, topics.journal)
         if journal != settings.worker.shards:
-            raise kafka.KafkaFailure(f"{topics.journal} has {journal} partitions, the setting FRAUD_SCORER_WORKER__SHARDS says {settings.worker.shards}: they must be equal")
+            raise kafka.KafkaFailure(
+                f"{topics.journal} has {journal} partitions, the setting FRAUD_SCORER_WORKER__SHARDS says {settings.worker.shards}: they must be equal"
+            )
         self._member = kafka.member(settings, f"{settings.kafka.topic_prefix}{settings.worker.application}")
         self._member.subscribe([topics.journal], on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost)
         try:
@@ -129,7 +135,10 @@ class Worker:
         # Fencing of a static member comes as _FATAL while fatal() is False (confluent-kafka-python#869).
         if error.code() in (KafkaError._FATAL, KafkaError.FENCED_INSTANCE_ID) or error.fatal():
             instance = self._settings.worker.instance_id
-            raise kafka.Fenced(f"the group has put this member out ({error.str()})" + (f"; another worker uses the instance id {instance!r}" if instance else ""))
+            raise kafka.Fenced(
+                f"the group has put this member out ({error.str()})"
+                + (f"; another worker uses the instance id {instance!r}" if instance else "")
+            )
         log.warning("worker.group_error", code=error.name())
 
     def _assigned(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:

@@ -17,11 +17,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from schemas.times import event_time_ms
 from scorer import logs
 from scorer.errors import UsageError
 from scorer.mapping import Mapping
 from scorer.settings import Settings, load
-from schemas.times import event_time_ms
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")]
 
@@ -43,7 +43,10 @@ def show(result: dict[str, Any], *, as_json: bool, title: str) -> None:
         return
     table = Table(title=title, show_header=False, title_justify="left")
     for name, value in result.items():
-        table.add_row(name.replace("_", " "), f"{value:,}" if isinstance(value, int) else f"{value:.6g}" if isinstance(value, float) else str(value))
+        table.add_row(
+            name.replace("_", " "),
+            f"{value:,}" if isinstance(value, int) else f"{value:.6g}" if isinstance(value, float) else str(value),
+        )
     out.print(table)
 
 
@@ -71,7 +74,14 @@ def counting(what: str, *, quiet: bool) -> Iterator[Any]:
     if quiet or not err.is_terminal:
         yield lambda _count: None
         return
-    with Progress(SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:,.0f}"), TimeElapsedColumn(), console=err) as progress:
+    with Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:,.0f}"),
+        TimeElapsedColumn(),
+        console=err,
+    ) as progress:
         task = progress.add_task(what, total=None)
         yield lambda count: progress.update(task, completed=count)
 
@@ -100,5 +110,5 @@ def parse_time_ms(text: str | None, option: str) -> int | None:
         pass
     try:
         return event_time_ms(text)
-    except Exception as exc:  # noqa: BLE001 - whatever is wrong with it, this is what to write
+    except Exception as exc:
         raise UsageError(f"{option}: write a day such as 2018-04-01 or a time such as 2018-04-01T12:00:00Z") from exc

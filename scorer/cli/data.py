@@ -22,7 +22,10 @@ from scorer.settings import described
 DAY_MS = 86_400_000
 
 
-def setup(as_json: Json = False, topics_only: Annotated[bool, typer.Option("--topics-only", help="Leave Postgres alone.")] = False) -> None:
+def setup(
+    as_json: Json = False,
+    topics_only: Annotated[bool, typer.Option("--topics-only", help="Leave Postgres alone.")] = False,
+) -> None:
     """Create topics and tables. Idempotent; what exists is checked, never changed.
 
     Example: fraud-scorer setup
@@ -31,25 +34,45 @@ def setup(as_json: Json = False, topics_only: Annotated[bool, typer.Option("--to
 
     made = run_setup(load_settings(), postgres=not topics_only)
     if as_json:
-        print(json.dumps({"topics": {plan.name: {"partitions": plan.partitions, "made": new, "config": plan.config} for plan, new in made}}))  # noqa: T201
+        print(
+            json.dumps(
+                {
+                    "topics": {
+                        plan.name: {"partitions": plan.partitions, "made": new, "config": plan.config}
+                        for plan, new in made
+                    }
+                }
+            )
+        )
         return
     table = Table("topic", "partitions", "retention", "made now", "what for", title="Topics", title_justify="left")
     for plan, new in made:
         hours = int(plan.config["retention.ms"]) // 3_600_000
-        table.add_row(plan.name, str(plan.partitions), "kept" if hours < 0 else f"{hours / 24:g} d", "yes" if new else "no", plan.why)
+        table.add_row(
+            plan.name,
+            str(plan.partitions),
+            "kept" if hours < 0 else f"{hours / 24:g} d",
+            "yes" if new else "no",
+            plan.why,
+        )
     out.print(table)
 
 
 def simulate(
     seed: Annotated[int, typer.Option(help="The same seed gives the same payments.")] = 1,
     customers: Annotated[int, typer.Option(min=100, help="People in the world.")] = 2000,
-    start: Annotated[str | None, typer.Option("--from", help="Event time of the first payment, such as 2026-01-01; a year ago by default.")] = None,
+    start: Annotated[
+        str | None,
+        typer.Option("--from", help="Event time of the first payment, such as 2026-01-01; a year ago by default."),
+    ] = None,
     rate: Annotated[float | None, typer.Option(min=0.1, help="Payments a second.")] = None,
     speed: Annotated[float | None, typer.Option(min=0.001, help="Times real time.")] = None,
     count: Annotated[int | None, typer.Option(min=1, help="Stop after so many payments.")] = None,
     seconds: Annotated[float | None, typer.Option(min=0.1, help="Stop after so many seconds.")] = None,
     output: Annotated[Path | None, typer.Option(help="Write JSON lines here instead of Kafka (needs --count).")] = None,
-    labels: Annotated[Path | None, typer.Option(help="With --output: control records of the labels, JSON lines.")] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="With --output: control records of the labels, JSON lines.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Simulated payments with five kinds of fraud, and labels with their delays, onto the topics or into a file.
@@ -85,7 +108,7 @@ def simulated(world: object, start_ms: int) -> Iterator[Outgoing]:
 
 def _write(blocks: Iterator[Outgoing], count: int, output: Path, labels: Path | None) -> dict[str, int]:
     written = labelled = 0
-    with output.open("wb") as payments, (labels.open("wb") if labels else Path("/dev/null").open("wb")) as verdicts:
+    with output.open("wb") as payments, labels.open("wb") if labels else Path("/dev/null").open("wb") as verdicts:
         for block in blocks:
             values = block.values[: count - written]
             payments.write(b"".join(value + b"\n" for value in values))
@@ -100,7 +123,10 @@ def _write(blocks: Iterator[Outgoing], count: int, output: Path, labels: Path | 
 
 def send(
     file: Annotated[Path, typer.Option("--input", exists=True, dir_okay=False, help="Parquet, CSV or JSON lines.")],
-    mapping: Annotated[Path | None, typer.Option(help="Which column is which field (YAML); not needed for JSON lines in the contract's form.")] = None,
+    mapping: Annotated[
+        Path | None,
+        typer.Option(help="Which column is which field (YAML); not needed for JSON lines in the contract's form."),
+    ] = None,
     rate: Annotated[float | None, typer.Option(min=0.1, help="Payments a second.")] = None,
     speed: Annotated[float | None, typer.Option(min=0.001, help="Times real time.")] = None,
     count: Annotated[int | None, typer.Option(min=1, help="Stop after so many payments.")] = None,
@@ -122,7 +148,9 @@ def send(
             yield Outgoing(block.keys, block.values, block.event_time_ms, outgoing_pairs(label_records(block), known))
 
     with stop_on_signals() as stop:
-        sent = Sender(load_settings()).run(blocks(), stop=stop, rate=rate, speed=speed, limit=count, with_labels=not no_labels)
+        sent = Sender(load_settings()).run(
+            blocks(), stop=stop, rate=rate, speed=speed, limit=count, with_labels=not no_labels
+        )
     show({"payments": sent.payments, "labels": sent.labels}, as_json=as_json, title="Sent")
 
 
@@ -133,7 +161,11 @@ def settings(as_json: Json = False) -> None:
     """
     rows = list(described(load_settings()))
     if as_json:
-        print(json.dumps({name: {"value": value, "source": source, "meaning": meaning} for name, value, source, meaning in rows}))  # noqa: T201
+        print(
+            json.dumps(
+                {name: {"value": value, "source": source, "meaning": meaning} for name, value, source, meaning in rows}
+            )
+        )
         return
     table = Table("setting", "value", "source", "meaning")
     for row in rows:
@@ -141,7 +173,11 @@ def settings(as_json: Json = False) -> None:
     out.print(table)
 
 
-def schemas(output: Annotated[Path | None, typer.Option(help="Folder to write one file per contract to; stdout otherwise.")] = None) -> None:
+def schemas(
+    output: Annotated[
+        Path | None, typer.Option(help="Folder to write one file per contract to; stdout otherwise.")
+    ] = None,
+) -> None:
     """JSON Schema of every contract: payment, label, control, decision, journal, audit, dead letter.
 
     Example: fraud-scorer schemas --output contracts/

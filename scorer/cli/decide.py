@@ -14,7 +14,10 @@ from scorer.cli.common import stop_on_signals
 from scorer.health import HealthServer
 from scorer.kafka import Topics, client_config
 
-BundleOption = Annotated[Path, typer.Option("--bundle", help="Folder of the bundle to start with; later ones come through the control topic.")]
+BundleOption = Annotated[
+    Path,
+    typer.Option("--bundle", help="Folder of the bundle to start with; later ones come through the control topic."),
+]
 
 
 def run(bundle: BundleOption) -> None:
@@ -27,7 +30,10 @@ def run(bundle: BundleOption) -> None:
     settings = load_settings()
     log = structlog.get_logger()
     worker = Worker(settings, Bundle.load(bundle))
-    with stop_on_signals() as stop, HealthServer(settings.http.host, settings.http.worker_port, live=worker.live, ready=worker.ready) as health:
+    with (
+        stop_on_signals() as stop,
+        HealthServer(settings.http.host, settings.http.worker_port, live=worker.live, ready=worker.ready) as health,
+    ):
         log.info("worker.start", metrics=f"{health.address}/metrics", bundle=str(bundle))
         worker.run(stop)
 

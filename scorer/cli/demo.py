@@ -43,7 +43,11 @@ def demo(
                 live.update(view(running, (decided - before) / (now - before_at)))
                 before, before_at = decided, now
         result = running.finish()
-    show(dataclasses.asdict(result), as_json=as_json, title="Every payment decided once, every decision in the audit trail")
+    show(
+        dataclasses.asdict(result),
+        as_json=as_json,
+        title="Every payment decided once, every decision in the audit trail",
+    )
 
 
 def view(running: Demo, per_second: float) -> Group:
@@ -51,9 +55,28 @@ def view(running: Demo, per_second: float) -> Group:
     seen = running.reader.seen
     p50, p99 = running.latency_ms()
     sums = Table.grid(padding=(0, 3))
-    sums.add_row("payments/s", f"{per_second:,.0f}", "decisions", f"{seen.decisions:,}", "flagged", f"{seen.flagged:,}", "dead letters", f"{seen.dead_letters:,}")
-    sums.add_row("latency p50", f"{p50:.1f} ms", "p99", f"{p99:.1f} ms", "bundle", running.bundle.id, "Kafka", running.kafka_kind)
+    sums.add_row(
+        "payments/s",
+        f"{per_second:,.0f}",
+        "decisions",
+        f"{seen.decisions:,}",
+        "flagged",
+        f"{seen.flagged:,}",
+        "dead letters",
+        f"{seen.dead_letters:,}",
+    )
+    sums.add_row(
+        "latency p50", f"{p50:.1f} ms", "p99", f"{p99:.1f} ms", "bundle", running.bundle.id, "Kafka", running.kafka_kind
+    )
     flagged = Table("payment", "score", "reasons", expand=True)
     for decision in reversed(seen.last_flagged):
-        flagged.add_row(decision.payment_id, f"{decision.score:.3f}", "; ".join(running.bundle.policy.sentence(code) for code in decision.reasons))
-    return Group(Panel(sums, title="fraud-scorer demo"), Panel(flagged, title="Last flagged"), f"metrics {running.metrics}   logs {running.log_folder}   Ctrl-C drains and sums up")
+        flagged.add_row(
+            decision.payment_id,
+            f"{decision.score:.3f}",
+            "; ".join(running.bundle.policy.sentence(code) for code in decision.reasons),
+        )
+    return Group(
+        Panel(sums, title="fraud-scorer demo"),
+        Panel(flagged, title="Last flagged"),
+        f"metrics {running.metrics}   logs {running.log_folder}   Ctrl-C drains and sums up",
+    )

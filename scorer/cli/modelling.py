@@ -25,7 +25,13 @@ SetOption = Annotated[Path, typer.Option("--feature-set", exists=True, dir_okay=
 bundle = typer.Typer(help="Look into bundles.", no_args_is_help=True)
 
 
-def features(feature_set: SetOption, file: InputOption, output: Annotated[Path, typer.Option(help="Parquet to write.")], mapping: MappingOption = None, as_json: Json = False) -> None:
+def features(
+    feature_set: SetOption,
+    file: InputOption,
+    output: Annotated[Path, typer.Option(help="Parquet to write.")],
+    mapping: MappingOption = None,
+    as_json: Json = False,
+) -> None:
     """Training export: the live engine's own feature values, plus label.
 
     Example: fraud-scorer features --feature-set cards.yaml --input history.parquet --mapping m.yaml --output features.parquet
@@ -34,7 +40,14 @@ def features(feature_set: SetOption, file: InputOption, output: Annotated[Path, 
     with counting("payments", quiet=as_json) as progress:
         table = training_table(declared, file_batches(file, read_mapping(mapping)), progress=progress)
     write_training_table(table, declared.names, output)
-    show(_with_report({"rows": len(table.payment_id), "features": len(declared.names), "labelled": int((table.label >= 0).sum())}, table.report), as_json=as_json, title=str(output))
+    show(
+        _with_report(
+            {"rows": len(table.payment_id), "features": len(declared.names), "labelled": int((table.label >= 0).sum())},
+            table.report,
+        ),
+        as_json=as_json,
+        title=str(output),
+    )
 
 
 def train(
@@ -43,7 +56,9 @@ def train(
     file: InputOption,
     output: Annotated[Path, typer.Option(help="Folder of the bundle to write.")],
     mapping: MappingOption = None,
-    begin: Annotated[str | None, typer.Option("--from", help="First day to learn from; earlier payments only fill the windows.")] = None,
+    begin: Annotated[
+        str | None, typer.Option("--from", help="First day to learn from; earlier payments only fill the windows.")
+    ] = None,
     until: Annotated[str | None, typer.Option("--until", help="Day after the last one to learn from.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the bundle; the feature set's by default.")] = None,
     seed: Annotated[int, typer.Option(help="The same seed and data give the same model.")] = 1,
@@ -74,14 +89,22 @@ def train(
         table.features[keep], table.label[keep], table.event_time_ms[keep], table.label_known_at_ms[keep], text, policy_text, output,
         seed=seed, label_gap_ms=gap_ms, created_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), name=name or declared.name,
     )  # fmt: skip
-    result: dict[str, Any] = {"bundle": report.bundle_id, "output": str(output), "trees": report.trees, "threshold_score": report.threshold_score, **report.metrics}
+    result: dict[str, Any] = {
+        "bundle": report.bundle_id,
+        "output": str(output),
+        "trees": report.trees,
+        "threshold_score": report.threshold_score,
+        **report.metrics,
+    }
     show(_with_report(result, table.report), as_json=as_json, title="Trained")
 
 
 def replay(
     bundle: Annotated[Path, typer.Option("--bundle", exists=True, file_okay=False, help="The bundle to decide with.")],
     source: Annotated[str, typer.Option("--input", help="A file, or `topic`: the payments topic along its journal.")],
-    output: Annotated[Path | None, typer.Option(help="Parquet to write: features, score, decision, reasons a payment.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Parquet to write: features, score, decision, reasons a payment.")
+    ] = None,
     mapping: MappingOption = None,
     shard: Annotated[int, typer.Option(min=0, help="With topic: which shard's journal.")] = 0,
     as_json: Json = False,
@@ -127,5 +150,14 @@ def bundle_show(folder: Annotated[Path, typer.Argument(exists=True, file_okay=Fa
 
 
 def _with_report(result: dict[str, Any], report: Report) -> dict[str, Any]:
-    counts = {"payments": report.payments, "dead_letters": report.dead_letters, "duplicates": report.duplicates, "late": report.late}
-    return {**counts, **result, **{f"refused_{reason}": count for reason, count in sorted(report.reasons_refused.items())}}
+    counts = {
+        "payments": report.payments,
+        "dead_letters": report.dead_letters,
+        "duplicates": report.duplicates,
+        "late": report.late,
+    }
+    return {
+        **counts,
+        **result,
+        **{f"refused_{reason}": count for reason, count in sorted(report.reasons_refused.items())},
+    }

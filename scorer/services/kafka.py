@@ -60,6 +60,9 @@ BROKER = {
     "offsets.topic.segment.bytes": str(16 * _MIB),
     "transaction.state.log.segment.bytes": str(16 * _MIB),
     "group.initial.rebalance.delay.ms": "0",
+    # A killed broker may register again only when its former life's session has ended: 9 s by default.
+    "broker.session.timeout.ms": "3000",
+    "broker.heartbeat.interval.ms": "500",
     # 2 GiB a partition hold some eight million payments. By size alone: simulated payments may carry old timestamps.
     "log.retention.ms": "-1",
     "log.retention.bytes": str(2048 * _MIB),

@@ -45,7 +45,13 @@ def process(name: str, arguments: list[str], settings: Settings, log: Path) -> I
     (port,) = free_ports(1)
     env = environment(settings, **{f"{PREFIX}HTTP__{'WORKER' if name == 'run' else 'SINK'}_PORT": str(port)})
     with log.open("ab") as out:
-        child = subprocess.Popen([sys.executable, "-m", "scorer", name, *arguments], env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
+        child = subprocess.Popen(
+            [sys.executable, "-m", "scorer", name, *arguments],
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+        )
     child.port = port  # type: ignore[attr-defined]
     try:
         wait_for(lambda: child.poll() is not None or is_ready(port), 120, f"{name} to be ready")
@@ -68,7 +74,9 @@ def metrics(port: int) -> dict[str, float]:
     """A process's metrics by their full name with labels."""
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
         lines = answer.read().decode().splitlines()
-    return {line.rsplit(" ", 1)[0]: float(line.rsplit(" ", 1)[1]) for line in lines if line and not line.startswith("#")}
+    return {
+        line.rsplit(" ", 1)[0]: float(line.rsplit(" ", 1)[1]) for line in lines if line and not line.startswith("#")
+    }
 
 
 def wait_for(condition: Callable[[], bool], seconds: float, what: str) -> None:

@@ -18,11 +18,10 @@ from features.feature_set import FeatureSet
 from schemas.dead_letter import DeadLetter
 from scorer import kafka
 from scorer.bundle import Bundle
-from scorer.files import read_payments
+from scorer.files import label_records, read_payments
 from scorer.mapping import Mapping
 from scorer.replay import chained, replay_topic, training_table
 from scorer.send import Outgoing, Sender, outgoing_pairs
-from scorer.files import label_records
 from scorer.services import Services
 from scorer.setup import setup
 from scorer.train import train
@@ -75,7 +74,10 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle trained on the first 60,000 payments of the benchmark data."""
     folder = tmp_path_factory.mktemp("bundle") / "handbook"
     blocks = itertools.islice(read_payments(HANDBOOK, Mapping.from_yaml(MAPPING), rows_per_block=20_000), 3)
-    table = training_table(FeatureSet.from_yaml(FEATURES), chained((b.keys, b.values, label_records(b), b.label, b.label_known_at_ms) for b in blocks))
+    table = training_table(
+        FeatureSet.from_yaml(FEATURES),
+        chained((b.keys, b.values, label_records(b), b.label, b.label_known_at_ms) for b in blocks),
+    )
     train(
         table.features, table.label, table.event_time_ms, table.label_known_at_ms, FEATURES, POLICY, folder,
         seed=1, label_gap_ms=0, created_at="2026-01-01T00:00:00Z", name="handbook",
@@ -85,8 +87,14 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def handbook(count: int) -> list[Outgoing]:
     blocks = []
-    for b in itertools.islice(read_payments(HANDBOOK, Mapping.from_yaml(MAPPING), rows_per_block=5_000), count // 5_000):
-        blocks.append(Outgoing(b.keys, b.values, b.event_time_ms, outgoing_pairs(label_records(b), b.label_known_at_ms[b.label >= 0])))
+    for b in itertools.islice(
+        read_payments(HANDBOOK, Mapping.from_yaml(MAPPING), rows_per_block=5_000), count // 5_000
+    ):
+        blocks.append(
+            Outgoing(
+                b.keys, b.values, b.event_time_ms, outgoing_pairs(label_records(b), b.label_known_at_ms[b.label >= 0])
+            )
+        )
     return blocks
 
 
@@ -95,7 +103,9 @@ def test_twenty_thousand_payments_are_decided_once_though_the_worker_is_killed_a
 ) -> None:
     """Killed in the middle, a worker's successor goes on where the last commit stood: each payment is decided once, the sink holds
     each row once, and replaying the topic along its journal gives the same decisions, scores and reasons."""
-    settings = test_settings(services.kafka.bootstrap_servers, topics_prefix, postgres={"url": database}, worker={"batch_payments_max": 512})
+    settings = test_settings(
+        services.kafka.bootstrap_servers, topics_prefix, postgres={"url": database}, worker={"batch_payments_max": 512}
+    )
     setup(settings)
     topics = kafka.Topics.of(settings.kafka)
     decisions = TopicReader(settings, topics.decisions)
@@ -127,13 +137,25 @@ def test_twenty_thousand_payments_are_decided_once_though_the_worker_is_killed_a
     replayed = pq.read_table(tmp_path / "replay.parquet").to_pylist()
     for row in replayed:
         decided = live[row["payment_id"]]
-        assert (decided["decision"], decided["score"], decided["reasons"], decided["mode"]) == (row["decision"], row["score"], row["reasons"], row["mode"])
+        assert (decided["decision"], decided["score"], decided["reasons"], decided["mode"]) == (
+            row["decision"],
+            row["score"],
+            row["reasons"],
+            row["mode"],
+        )
         assert np.float32(decided["margin"]) == np.float32(row["margin"])
     assert sum(row["decision"] == "flag" for row in replayed) > 0
     decisions.close()
 
 
-GOOD = {"payment_id": "good", "event_time": "2026-01-01T00:00:00Z", "amount_minor": 100, "currency": "EUR", "customer_id": "c", "terminal_id": "t"}
+GOOD = {
+    "payment_id": "good",
+    "event_time": "2026-01-01T00:00:00Z",
+    "amount_minor": 100,
+    "currency": "EUR",
+    "customer_id": "c",
+    "terminal_id": "t",
+}
 
 
 def broken(**changes: object) -> bytes:
@@ -174,7 +196,9 @@ def test_every_malformed_record_becomes_a_dead_letter_and_the_next_one_is_decide
 ) -> None:
     """Each malformed record ends in the dead-letter topic with its origin and reason, no card number survives anywhere, and the payment
     right after it is decided."""
-    settings = test_settings(services.kafka.bootstrap_servers, topics_prefix, postgres={"url": database}, topics={"payments_partitions": 1})
+    settings = test_settings(
+        services.kafka.bootstrap_servers, topics_prefix, postgres={"url": database}, topics={"payments_partitions": 1}
+    )
     setup(settings)
     topics = kafka.Topics.of(settings.kafka)
     producer = kafka.plain_producer(settings.kafka)
@@ -185,16 +209,28 @@ def test_every_malformed_record_becomes_a_dead_letter_and_the_next_one_is_decide
     dead, decisions = TopicReader(settings, topics.dead_letters), TopicReader(settings, topics.decisions)
     log = tmp_path / "worker.log"
     with process("run", ["--bundle", str(bundle)], settings, log) as worker:
-        wait_for(lambda: (dead.fill() >= len(MALFORMED)) & (decisions.fill() >= len(MALFORMED)), 60, "dead letters and decisions")
+        wait_for(
+            lambda: (dead.fill() >= len(MALFORMED)) & (decisions.fill() >= len(MALFORMED)),
+            60,
+            "dead letters and decisions",
+        )
         counted = metrics(worker.port)  # type: ignore[attr-defined]
         worker.send_signal(signal.SIGTERM)
         assert worker.wait(60) == 0
     described = [DeadLetter.from_headers(message.headers()) for message in dead.messages]
     by_offset = {letter.offset: letter for letter in described}
-    assert [(by_offset[2 * i].reason.value, by_offset[2 * i].topic) for i in range(len(MALFORMED))] == [(reason, topics.payments) for reason, _ in MALFORMED]
+    assert [(by_offset[2 * i].reason.value, by_offset[2 * i].topic) for i in range(len(MALFORMED))] == [
+        (reason, topics.payments) for reason, _ in MALFORMED
+    ]
     assert sorted(d["payment_id"] for d in decisions.json()) == sorted(f"good-{i}" for i in range(len(MALFORMED)))
-    assert sum(value for name, value in counted.items() if name.startswith("fraud_scorer_dead_letters_total")) == len(MALFORMED)
-    seen = b"".join(message.value() or b"" for message in (*dead.messages, *decisions.messages)) + log.read_bytes() + str(described).encode()
+    assert sum(value for name, value in counted.items() if name.startswith("fraud_scorer_dead_letters_total")) == len(
+        MALFORMED
+    )
+    seen = (
+        b"".join(message.value() or b"" for message in (*dead.messages, *decisions.messages))
+        + log.read_bytes()
+        + str(described).encode()
+    )
     assert CARD.encode() not in seen
     dead.close()
     decisions.close()

@@ -187,7 +187,7 @@ def sink_process(servers: str, topic: str, url: str) -> Iterator[subprocess.Pope
 
 
 def test_killed_in_the_middle_nothing_is_missing_or_doubled(servers: str, topic: str, migrated: str) -> None:
-    """SIGKILL while rows are written and, held there, between COPY and commit; then one run to the end: every row once."""
+    """SIGKILL while rows are written and between COPY and commit, then one run to the end: every row once."""
     shard = Shard(servers, topic)
     for number in range(60):
         shard.write(rows(number, 500))

@@ -61,11 +61,17 @@ class Oracle:
         def window(key, length, delay=0, where=lambda e: True, current=False):
             if any(p.get(k) is None for k in key):
                 return None
-            rows = [e for e in self.events if all(e.get(k) == p[k] for k in key) and now - delay - length < e["t"] <= now - delay and where(e)]
+            rows = [
+                e
+                for e in self.events
+                if all(e.get(k) == p[k] for k in key) and now - delay - length < e["t"] <= now - delay and where(e)
+            ]
             return [*rows, p] if current and where(p) else rows
 
         def known(e):
-            verdicts = sorted((x for x in self.labels if x["id"] == e["id"] and x["known"] <= now), key=lambda x: x["known"])
+            verdicts = sorted(
+                (x for x in self.labels if x["id"] == e["id"] and x["known"] <= now), key=lambda x: x["known"]
+            )
             return verdicts[-1]["fraud"] if verdicts else None
 
         def of(rows, f, empty=math.nan, absent=math.nan):

@@ -145,6 +145,7 @@ def same(left: AuditColumns, right: AuditColumns) -> bool:
 
 
 @given(columns())
+@settings(deadline=None)
 def test_columns_come_back(given: AuditColumns) -> None:
     """Encoding and decoding gives the same columns, header and digest."""
     k = given.features.shape[1]
@@ -156,6 +157,7 @@ def test_columns_come_back(given: AuditColumns) -> None:
 
 
 @given(columns())
+@settings(deadline=None)
 def test_digest_is_what_the_description_says(given: AuditColumns) -> None:
     """The fast digest equals a value-by-value one written from its description."""
     about = context(given.features.shape[1])
@@ -163,7 +165,7 @@ def test_digest_is_what_the_description_says(given: AuditColumns) -> None:
 
 
 @given(columns(rows_min=1), st.data())
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 def test_one_changed_cell_changes_the_digest(given: AuditColumns, data: st.DataObject) -> None:
     """No cell of any column can change without the digest changing."""
     name = data.draw(st.sampled_from(audit.COLUMN_NAMES))
@@ -191,6 +193,7 @@ def test_one_changed_cell_changes_the_digest(given: AuditColumns, data: st.DataO
 
 
 @given(columns(rows_min=2), st.randoms(use_true_random=False))
+@settings(deadline=None)
 def test_order_of_rows_is_digested(given: AuditColumns, random) -> None:
     """Swapping two rows that differ changes the digest."""
     numbered = replace(given, payment_id=[f"{i}" for i in range(len(given))])
@@ -225,6 +228,7 @@ def test_context_is_digested(change: dict[str, object]) -> None:
 
 
 @given(st.integers(0, 2**22 - 1), st.booleans())
+@settings(deadline=None)
 def test_every_nan_is_one_nan(payload: int, negative: bool) -> None:
     """The bits of a NaN do not enter the digest, and the caller's array stays as it was."""
     bits = np.uint32(0x7FC00000 | payload | (0x80000000 if negative else 0))
@@ -303,7 +307,7 @@ def test_what_cannot_be_audited_is_refused(change: dict[str, object], named: str
 
 
 @given(st.data())
-@settings(max_examples=400)
+@settings(max_examples=400, deadline=None)
 def test_damaged_chunks_are_refused_or_harmless(data: st.DataObject) -> None:
     """Cut, overwritten or random bytes raise AuditError or decode to a consistent batch; nothing else happens."""
     (chunk,) = encode(plain(5), header(2))
