@@ -1,7 +1,9 @@
-"""The demo: services, topics, tables, a bundle, simulated payments, worker and sink on one machine, and the sum at the end.
+"""The demo: services, topics, tables, a bundle, simulated payments, worker and sink on one machine,
+and the sum at the end.
 
-The worker and the sink are the real commands in processes of their own. Counts are read back from the topics and from Postgres;
-latency runs from the moment a payment is handed to the client until its decision has been read under read_committed.
+The worker and the sink are the real commands in processes of their own. Counts are read back from the topics and from
+Postgres; latency runs from the moment a payment is handed to the client until its decision has been read under
+read_committed.
 """
 
 from __future__ import annotations
@@ -215,7 +217,8 @@ def live_blocks(world: World) -> Iterator[Outgoing]:
 def command(
     name: str, arguments: list[str], environment: dict[str, str], log: Path
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """One of our own long-running commands in a process of its own; drained by SIGTERM at the end, killed if it does not end."""
+    """One of our own long-running commands in a process of its own;
+    drained by SIGTERM at the end, killed if it does not end."""
     with log.open("ab") as sink:
         process = subprocess.Popen(
             [sys.executable, "-m", "scorer", name, *arguments],
@@ -245,7 +248,8 @@ def end(process: subprocess.Popen[bytes], seconds: float = 40.0) -> int:
 
 @contextmanager
 def own_database(url: str, name: str) -> Iterator[str]:
-    """A database of the demo's own on the server at `url`, dropped at the end: audit rows of a given server are never touched."""
+    """A database of the demo's own on the server at `url`, dropped at the end:
+    audit rows of a given server are never touched."""
     with psycopg.connect(url, autocommit=True) as server:
         server.execute(sql.SQL("CREATE DATABASE {} TEMPLATE template0 ENCODING 'UTF8'").format(sql.Identifier(name)))
     try:

@@ -1,6 +1,7 @@
 """The past, read again: a shard's journal and the records it points to, as the very batches that were decided.
 
-Recovery and the replay of topics both walk through here, so they read what the worker read, in the order in which it did.
+Recovery and the replay of topics both walk through here, so they read what the worker read,
+in the order in which it did.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ def read_journal(
 ) -> list[JournalRecord]:
     """All committed journal records of `shard`, checked to be one unbroken chain from the first batch on.
 
-    Raises MissingRange when the beginning is gone, PromiseBroken when the chain does not hold, NoProgress when reading stalls.
+    Raises MissingRange when the beginning is gone, PromiseBroken when the chain does not hold,
+    NoProgress when reading stalls.
     """
     topic = kafka.Topics.of(settings).journal
     partition = TopicPartition(topic, shard)
@@ -153,7 +155,8 @@ def _until(buffer: Sequence[object], end: int) -> Iterator[object]:
 
 
 def _complete(record: JournalRecord, inputs: Inputs) -> bool:
-    """Whether everything the record names is buffered. A range ends right after its last record, so that record must be there."""
+    """Whether everything the record names is buffered.
+    A range ends right after its last record, so that record must be there."""
     for r in record.inputs:
         buffer = inputs.lanes[r.partition].buffer
         if not buffer or buffer[-1].offset < r.end - 1:

@@ -1,7 +1,7 @@
 """What a shard reads: its payments partitions and the control topic, buffered by partition within a bound.
 
-One consumer with manual assignment serves the live worker and recovery alike. Buffers are plain tuples; a partition that runs
-ahead of the others is paused, so that memory stays bounded whatever the lag.
+One consumer with manual assignment serves the live worker and recovery alike. Buffers are plain tuples; a partition
+that runs ahead of the others is paused, so that memory stays bounded whatever the lag.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Kafka client settings, topic names and errors, in one place: every trap of the client that is met by a setting is met here.
+"""Kafka client settings, topic names and errors, in one place:
+every trap of the client that is met by a setting is met here.
 
 KafkaFailure            the broker or the client failed
 ├── Fenced              another owner has taken the shard: this process must stop deciding for it
@@ -31,7 +32,8 @@ class Fenced(KafkaFailure):
 
 
 class Rebuild(KafkaFailure):
-    """Nothing is known of the last transaction. librdkafka lacks KIP-890, so neither producer nor state may be used again."""
+    """Nothing is known of the last transaction. librdkafka lacks KIP-890,
+    so neither producer nor state may be used again."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,8 @@ def reader(
     committed: bool = True,
     **overrides: Any,
 ) -> Consumer:
-    """A consumer for manual assignment: it joins no group and commits nothing. `group` is a name for the broker's logs and quotas."""
+    """A consumer for manual assignment: it joins no group and commits nothing.
+    `group` is a name for the broker's logs and quotas."""
     return Consumer(
         {
             **client_config(settings),
@@ -127,7 +130,8 @@ def member(settings: Settings, group: str) -> Consumer:
 
 
 def transactional_producer(settings: Settings, shard: int) -> Producer:
-    """The one producer of a shard. Its id is stable, so that a new owner fences the former one and settles what it left open."""
+    """The one producer of a shard. Its id is stable, so that a new owner fences the former one and settles what it left
+    open."""
     return Producer(
         {
             **client_config(settings.kafka),
@@ -140,8 +144,8 @@ def transactional_producer(settings: Settings, shard: int) -> Producer:
             "queue.buffering.max.messages": 200_000,
             "queue.buffering.max.kbytes": 262_144,
             "batch.size": 524_288,
-            # After EndTxn the next AddPartitionsToTxn often meets CONCURRENT_TRANSACTIONS, and librdkafka then waits for its
-            # back-off: 100 ms by default, on every commit.
+            # After EndTxn the next AddPartitionsToTxn often meets CONCURRENT_TRANSACTIONS, and librdkafka then waits
+            # for its back-off: 100 ms by default, on every commit.
             "retry.backoff.ms": 1,
             "retry.backoff.max.ms": 10,
         }

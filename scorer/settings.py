@@ -174,7 +174,8 @@ class _FileSource(PydanticBaseSettingsSource):
 
 
 def load(**overrides: Any) -> Settings:
-    """Read settings; `overrides` win over the environment. Raises UsageError naming the setting, never a secret's value."""
+    """Read settings; `overrides` win over the environment.
+    Raises UsageError naming the setting, never a secret's value."""
     try:
         return Settings(**overrides)
     except ValidationError as exc:

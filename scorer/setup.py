@@ -78,7 +78,8 @@ def topic_plans(settings: Settings) -> list[TopicPlan]:
 
 
 def create_topics(settings: Settings) -> list[tuple[TopicPlan, bool]]:
-    """Create what is missing; give each topic's plan and whether it was made now. Raises UsageError when one exists with other partitions."""
+    """Create what is missing; give each topic's plan and whether it was made now.
+    Raises UsageError when one exists with other partitions."""
     client = kafka.admin(settings.kafka)
     plans = topic_plans(settings)
     try:

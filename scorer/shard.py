@@ -202,7 +202,8 @@ class Shard:
             )
 
     def _activate(self, pipeline: Pipeline, batch: Batch) -> None:
-        """Swap to the bundle that the batch's control records name; an unfit one is refused and the old one serves on."""
+        """Swap to the bundle that the batch's control records name;
+        an unfit one is refused and the old one serves on."""
         if not batch.control:
             return
         try:

@@ -1,4 +1,5 @@
-"""Compile every kernel of the decision path before the first payment: a first start costs half a minute, later ones read the cache."""
+"""Compile every kernel of the decision path before the first payment:
+a first start costs half a minute, later ones read the cache."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ _SIZES = (1, 1, 64)
 
 
 def warm_up(bundle: Bundle) -> None:
-    """Run small batches through a scratch pipeline. Changes no state that serves. Raises PromiseBroken if they are not decided."""
+    """Run small batches through a scratch pipeline. Changes no state that serves.
+    Raises PromiseBroken if they are not decided."""
     pipeline = Pipeline(bundle)
     label = json.dumps({"type": "label", "payment_id": "warm-up-0", "fraud": True, "known_at": _TIME_MS}).encode()
     start = 0

@@ -1,4 +1,5 @@
-"""`fraud-scorer`: one command for everything. Results on stdout, logs on stderr; exit 0 done, 1 failed, 2 wrong usage, 3 a promise is broken."""
+"""`fraud-scorer`: one command for everything. Results on stdout, logs on stderr;
+exit 0 done, 1 failed, 2 wrong usage, 3 a promise is broken."""
 
 from __future__ import annotations
 

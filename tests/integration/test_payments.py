@@ -101,8 +101,8 @@ def handbook(count: int) -> list[Outgoing]:
 def test_twenty_thousand_payments_are_decided_once_though_the_worker_is_killed_and_equal_the_replay(
     services: Services, topics_prefix: str, database: str, bundle: Path, tmp_path: Path
 ) -> None:
-    """Killed in the middle, a worker's successor goes on where the last commit stood: each payment is decided once, the sink holds
-    each row once, and replaying the topic along its journal gives the same decisions, scores and reasons."""
+    """Killed in the middle, a worker's successor goes on where the last commit stood: each payment is decided once, the
+    sink holds each row once, and replaying the topic along its journal gives the same decisions, scores and reasons."""
     settings = test_settings(
         services.kafka.bootstrap_servers, topics_prefix, postgres={"url": database}, worker={"batch_payments_max": 512}
     )
@@ -194,8 +194,8 @@ MALFORMED: list[tuple[str, bytes | None]] = [
 def test_every_malformed_record_becomes_a_dead_letter_and_the_next_one_is_decided(
     services: Services, topics_prefix: str, database: str, bundle: Path, tmp_path: Path
 ) -> None:
-    """Each malformed record ends in the dead-letter topic with its origin and reason, no card number survives anywhere, and the payment
-    right after it is decided."""
+    """Each malformed record ends in the dead-letter topic with its origin and reason, no card number survives anywhere,
+    and the payment right after it is decided."""
     settings = test_settings(
         services.kafka.bootstrap_servers, topics_prefix, postgres={"url": database}, topics={"payments_partitions": 1}
     )
