@@ -126,8 +126,10 @@ class Enricher:
         admissible = np.ones(len(payments.rows), dtype=np.bool_)
 
         def refuse(which: npt.NDArray[np.bool_], reason: DeadLetterReason, name: str, message: str) -> None:
-            for i in np.flatnonzero(which & admissible):
-                rejected.append(Rejected(int(payments.index[i]), ContractError(reason, name, message)))
+            rejected.extend(
+                Rejected(int(payments.index[i]), ContractError(reason, name, message))
+                for i in np.flatnonzero(which & admissible)
+            )
             admissible[which] = False
 
         skewed = payments.event_time_ms > records.timestamp_ms[payments.index] + feature_set.max_future_skew

@@ -3,13 +3,14 @@ every trap of the client that is met by a setting is met here.
 
 KafkaFailure            the broker or the client failed
 ├── Fenced              another owner has taken the shard: this process must stop deciding for it
-└── Rebuild             the transaction's fate is unknown or it was aborted: drop producer and state, rebuild from the journal
+└── Rebuild             the transaction's fate is unknown or it was aborted: drop producer and state,
+                        rebuild from the journal
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 from confluent_kafka import Consumer, IsolationLevel, KafkaError, KafkaException, Producer, TopicPartition
@@ -21,6 +22,8 @@ from scorer.settings import KafkaSettings, Settings
 log = structlog.get_logger()
 
 METADATA_TIMEOUT_S = 15.0
+
+_Part = TypeVar("_Part")
 
 
 class KafkaFailure(FraudScorerError):
@@ -130,8 +133,8 @@ def member(settings: Settings, group: str) -> Consumer:
 
 
 def transactional_producer(settings: Settings, shard: int) -> Producer:
-    """The one producer of a shard. Its id is stable, so that a new owner fences the former one and settles what it left
-    open."""
+    """The one producer of a shard. Its id is stable,
+    so that a new owner fences the former one and settles what it left open."""
     return Producer(
         {
             **client_config(settings.kafka),
@@ -206,6 +209,14 @@ def ends(client: AdminClient, partitions: list[TopicPartition]) -> list[int]:
 def starts(client: AdminClient, partitions: list[TopicPartition]) -> list[int]:
     """Offset of the first record still there."""
     return offsets(client, partitions, OffsetSpec.earliest())
+
+
+def present(part: _Part | None, name: str) -> _Part:
+    """A part of a message that was read, such as its offset. Raises KafkaFailure when it is missing."""
+    # The client's types allow None because a Message can also be made by hand, in parts.
+    if part is None:
+        raise KafkaFailure(f"the client gave a message without its {name}")
+    return part
 
 
 def describe(exc: KafkaException) -> str:

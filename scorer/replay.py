@@ -63,8 +63,8 @@ class Report:
 class TrainingTable:
     """The training export: features of every fresh payment of a file in journal order, with what is known of its label.
 
-    features float32 [n, F] · label int8 [n] (1 fraud, 0 genuine, -1 unknown) · event_time_ms,
-    label_known_at_ms int64 [n]
+    features float32 [n, F] · label int8 [n] (1 fraud, 0 genuine, -1 unknown) ·
+    event_time_ms, label_known_at_ms int64 [n]
     """
 
     payment_id: list[str]
@@ -181,9 +181,10 @@ class _Writer:
     def __init__(self, output: Path, names: list[str]) -> None:
         self._names = names
         fields = [
-            ("payment_id", pa.string()), ("event_time", pa.timestamp("ms", tz="UTC")), ("partition", pa.int32()), ("offset", pa.int64()),
-            ("decision", pa.string()), ("mode", pa.string()), ("score", pa.float64()), ("margin", pa.float32()), ("reasons", pa.list_(pa.string())),
-            ("fired", pa.list_(pa.string())), ("bundle", pa.string()),
+            ("payment_id", pa.string()), ("event_time", pa.timestamp("ms", tz="UTC")),
+            ("partition", pa.int32()), ("offset", pa.int64()),
+            ("decision", pa.string()), ("mode", pa.string()), ("score", pa.float64()), ("margin", pa.float32()),
+            ("reasons", pa.list_(pa.string())), ("fired", pa.list_(pa.string())), ("bundle", pa.string()),
         ]  # fmt: skip
         taken = {name for name, _ in fields}
         self._schema = pa.schema(
@@ -194,10 +195,14 @@ class _Writer:
     def write(self, outcomes: Outcomes) -> None:
         c = outcomes.columns
         columns = [
-            pa.array(c.payment_id, pa.string()), pa.array(c.event_time_ms, pa.timestamp("ms", tz="UTC")), pa.array(c.partition), pa.array(c.offset),
-            pa.array([DECISIONS[d] for d in c.decision.tolist()], pa.string()), pa.array([MODES[m] for m in c.mode.tolist()], pa.string()),
-            pa.array(c.score), pa.array(c.margin), pa.array([list(r) for r in c.reasons], pa.list_(pa.string())),
-            pa.array([list(r) for r in c.fired], pa.list_(pa.string())), pa.array(outcomes.bundles, pa.string()),
+            pa.array(c.payment_id, pa.string()), pa.array(c.event_time_ms, pa.timestamp("ms", tz="UTC")),
+            pa.array(c.partition), pa.array(c.offset),
+            pa.array([DECISIONS[d] for d in c.decision.tolist()], pa.string()),
+            pa.array([MODES[m] for m in c.mode.tolist()], pa.string()),
+            pa.array(c.score), pa.array(c.margin),
+            pa.array([list(r) for r in c.reasons], pa.list_(pa.string())),
+            pa.array([list(r) for r in c.fired], pa.list_(pa.string())),
+            pa.array(outcomes.bundles, pa.string()),
             *(pa.array(c.features[:, i], pa.float32()) for i in range(len(self._names))),
         ]  # fmt: skip
         self._file.write_table(pa.Table.from_arrays(columns, schema=self._schema))

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,11 +24,11 @@ SLICE_S = 0.01
 class Outgoing:
     """n payments in the order in which they happened, and the labels that became known.
 
-    keys and values: bytes · event_time_ms int64 [n] · labels:
-    control records with the event time at which each is known, sorted
+    keys and values: bytes · event_time_ms int64 [n] ·
+    labels: control records with the event time at which each is known, sorted
     """
 
-    keys: list[bytes | None]
+    keys: Sequence[bytes | None]
     values: list[bytes]
     event_time_ms: npt.NDArray[np.int64]
     labels: list[tuple[int, bytes]]
@@ -139,7 +139,7 @@ class Sender:
             except KafkaException as exc:
                 raise kafka.KafkaFailure(f"a record for {topic} was refused ({kafka.describe(exc)})") from exc
 
-    def _delivered(self, error: KafkaError | None, message: Message) -> None:
+    def _delivered(self, error: KafkaError | None, _message: Message) -> None:
         if error is not None:
             self.sent.failed += 1
             self._error = f"{error.name()}: {error.str()}"

@@ -34,8 +34,8 @@ HAND_OVER_S = 35.0
 
 
 class _Owned:
-    """A shard's thread, which rebuilds the shard after a failed transaction and ends with the reason when it cannot go
-    on."""
+    """A shard's thread,
+    which rebuilds the shard after a failed transaction and ends with the reason when it cannot go on."""
 
     def __init__(self, shard: Shard, number: int) -> None:
         self.shard = shard
@@ -121,7 +121,8 @@ class Worker:
         journal = kafka.partition_count(client, topics.journal)
         if journal != settings.worker.shards:
             raise kafka.KafkaFailure(
-                f"{topics.journal} has {journal} partitions, the setting FRAUD_SCORER_WORKER__SHARDS says {settings.worker.shards}: they must be equal"
+                f"{topics.journal} has {journal} partitions, "
+                f"the setting FRAUD_SCORER_WORKER__SHARDS says {settings.worker.shards}: they must be equal"
             )
         self._member = kafka.member(settings, f"{settings.kafka.topic_prefix}{settings.worker.application}")
         self._member.subscribe([topics.journal], on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost)
@@ -132,8 +133,9 @@ class Worker:
                 # a revocation callback inside poll waits for that very commit). A generation that changed meanwhile
                 # fails the commit: Rebuild.
                 self._metadata = self._member.consumer_group_metadata()
-                if message is not None and message.error() is not None:
-                    self._on_error(message.error())
+                error = None if message is None else message.error()
+                if error is not None:
+                    self._on_error(error)
                 if self._failure is not None:
                     raise self._failure
                 for owned in self._owned.values():

@@ -13,7 +13,10 @@ from scorer.services.cli import app as services
 
 app = typer.Typer(
     name="fraud-scorer",
-    help="Streaming payment-fraud scoring on Kafka: exact features, a compiled model, transactional decisions, an audit trail.",
+    help=(
+        "Streaming payment-fraud scoring on Kafka: "
+        "exact features, a compiled model, transactional decisions, an audit trail."
+    ),
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
