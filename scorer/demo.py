@@ -1,7 +1,9 @@
-"""The demo: services, topics, tables, a bundle, simulated payments, worker and sink on one machine, and the sum at the end.
+"""The demo: services, topics, tables, a bundle, simulated payments, worker and sink on one machine,
+and the sum at the end.
 
-The worker and the sink are the real commands in processes of their own. Counts are read back from the topics and from Postgres;
-latency runs from the moment a payment is handed to the client until its decision has been read under read_committed.
+The worker and the sink are the real commands in processes of their own. Counts are read back from the topics and from
+Postgres; latency runs from the moment a payment is handed to the client until its decision has been read under
+read_committed.
 """
 
 from __future__ import annotations
@@ -100,7 +102,9 @@ class DecisionReader:
         )
         client = kafka.admin(settings.kafka)
         self._consumer.assign([
-            TopicPartition(topic, p, 0) for topic in (topics.decisions, topics.dead_letters) for p in range(kafka.partition_count(client, topic))
+            TopicPartition(topic, p, 0)
+            for topic in (topics.decisions, topics.dead_letters)
+            for p in range(kafka.partition_count(client, topic))
         ])  # fmt: skip
         self.seen = Seen()
         self._handed_over: dict[str, float] = {}
@@ -131,10 +135,11 @@ class DecisionReader:
         except BaseException as exc:  # noqa: BLE001 - shown by `check` in the main thread
             self._error = exc
 
-    def _take(self, topic: str, value: bytes) -> None:
+    def _take(self, topic: str | None, message_value: bytes | None) -> None:
         if topic != self._decisions:
             self.seen.dead_letters += 1
             return
+        value = kafka.present(message_value, "value")
         decided = json.loads(value)
         self.seen.decisions += 1
         began = self._handed_over.pop(decided["payment_id"], None)
@@ -187,11 +192,13 @@ def demo_bundle(cache: Path, report: Report) -> Path:
     known_at = np.where(table.label_known_at_ms < 0, table.event_time_ms + LABEL_DELAY_MS, table.label_known_at_ms)
     report("Training the model (xgboost, early stopping on later days)")
     trained = train(
-        table.features, np.maximum(table.label, 0).astype(np.int8), table.event_time_ms, known_at, feature_yaml, policy_yaml, target,
+        table.features, np.maximum(table.label, 0).astype(np.int8), table.event_time_ms, known_at,
+        feature_yaml, policy_yaml, target,
         seed=TRAINING_SEED, label_gap_ms=0, created_at="2024-01-01T00:00:00Z", name="demo",
     )  # fmt: skip
     report(
-        f"Bundle {trained.bundle_id}: {trained.trees} trees, average precision {trained.metrics['average_precision']:.3f} on held-out days"
+        f"Bundle {trained.bundle_id}: {trained.trees} trees, "
+        f"average precision {trained.metrics['average_precision']:.3f} on held-out days"
     )
     return target
 
@@ -217,7 +224,8 @@ def live_blocks(world: World) -> Iterator[Outgoing]:
 def command(
     name: str, arguments: list[str], environment: dict[str, str], log: Path
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """One of our own long-running commands in a process of its own; drained by SIGTERM at the end, killed if it does not end."""
+    """One of our own long-running commands in a process of its own;
+    drained by SIGTERM at the end, killed if it does not end."""
     with log.open("ab") as sink:
         process = subprocess.Popen(
             [sys.executable, "-m", "scorer", name, *arguments],
@@ -247,7 +255,8 @@ def end(process: subprocess.Popen[bytes], seconds: float = 40.0) -> int:
 
 @contextmanager
 def own_database(url: str, name: str) -> Iterator[str]:
-    """A database of the demo's own on the server at `url`, dropped at the end: audit rows of a given server are never touched."""
+    """A database of the demo's own on the server at `url`, dropped at the end:
+    audit rows of a given server are never touched."""
     with psycopg.connect(url, autocommit=True) as server:
         server.execute(sql.SQL("CREATE DATABASE {} TEMPLATE template0 ENCODING 'UTF8'").format(sql.Identifier(name)))
     try:
@@ -295,7 +304,12 @@ class Demo:
         environment.pop(f"{PREFIX}POSTGRES__PASSWORD", None)
         before = dict(os.environ)
         os.environ.update(environment)
-        stack.callback(lambda: (os.environ.clear(), os.environ.update(before)))
+
+        def restore_environment() -> None:
+            os.environ.clear()
+            os.environ.update(before)
+
+        stack.callback(restore_environment)
         self.settings = load()
         self.topics = kafka.Topics.of(self.settings.kafka)
         setup(self.settings)
@@ -335,7 +349,8 @@ class Demo:
         for name, process in (("worker", self.worker), ("sink", self.sink)):
             if process.poll() is not None:
                 raise FraudScorerError(
-                    f"the {name} ended with {process.returncode}; see {self.log_folder / f'{name}.log'}\n{self._tail(name)}"
+                    f"the {name} ended with {process.returncode}; "
+                    f"see {self.log_folder / f'{name}.log'}\n{self._tail(name)}"
                 )
 
     def finish(self) -> Result:

@@ -1,9 +1,10 @@
 """Which records make the next micro-batch, and how long to wait for company.
 
-Waiting: none when payments are rare; up to half a commit when they come faster than commits do, because a broker that commits three
-payments at a time saturates. Choosing: everything buffered, as long as that is one batch and every partition is caught up.
-Otherwise the partitions advance together in event time: a batch takes from each only what is not newer than the frontier, the
-smallest newest buffered time among partitions that are not caught up; so nothing is late merely because it was read late.
+Waiting: none when payments are rare; up to half a commit when they come faster than commits do, because a broker that
+commits three payments at a time saturates. Choosing: everything buffered, as long as that is one batch and every
+partition is caught up. Otherwise the partitions advance together in event time: a batch takes from each only what is
+not newer than the frontier, the smallest newest buffered time among partitions that are not caught up; so nothing is
+late merely because it was read late.
 """
 
 from __future__ import annotations
@@ -115,7 +116,8 @@ class Gatherer:
         return counts
 
     def _event_times(self, lane: Lane, count: int) -> npt.NDArray[np.int64]:
-        """Event times of the lane's first records; one that is no payment, or has a poisoned clock, takes part without one.
+        """Event times of the lane's first records; one that is no payment, or has a poisoned clock,
+        takes part without one.
 
         Kept in the lane: a partition that waits for the others is asked for its times again with every batch.
         """

@@ -1,8 +1,9 @@
-"""The floor that the worker is measured against: every payment's own bytes back through the same client, one transaction per batch.
+"""The floor that the worker is measured against: every payment's own bytes back through the same client,
+one transaction per batch.
 
-It reads the payments topic and produces each value, with its key, to the partition of the same number of the decisions topic, with
-the offsets in the same transaction: what any exactly-once consumer must at least do. No decoding, no overlap, no waiting beyond
-`gather_ms`.
+It reads the payments topic and produces each value, with its key, to the partition of the same number of the decisions
+topic, with the offsets in the same transaction: what any exactly-once consumer must at least do. No decoding, no
+overlap, no waiting beyond `gather_ms`.
 """
 
 from __future__ import annotations

@@ -64,7 +64,9 @@ flag: {share: 0.02}
 rules:
   - {name: large, when: [{feature: amount, at_least: 220}], then: flag, reason: LARGE_AMOUNT}
 reasons:
-  - {code: UNUSUAL_AMOUNT, sentence: The amount is unusual for this customer., features: [amount, amount_to_mean, customer_mean_7d, customer_std_7d]}
+  - code: UNUSUAL_AMOUNT
+    sentence: The amount is unusual for this customer.
+    features: [amount, amount_to_mean, customer_mean_7d, customer_std_7d]
   - {code: TERMINAL, sentence: The terminal has known frauds., features: [terminal_frauds_7d, terminal_count_7d]}
 """
 
@@ -86,23 +88,18 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def handbook(count: int) -> list[Outgoing]:
-    blocks = []
-    for b in itertools.islice(
-        read_payments(HANDBOOK, Mapping.from_yaml(MAPPING), rows_per_block=5_000), count // 5_000
-    ):
-        blocks.append(
-            Outgoing(
-                b.keys, b.values, b.event_time_ms, outgoing_pairs(label_records(b), b.label_known_at_ms[b.label >= 0])
-            )
-        )
-    return blocks
+    blocks = read_payments(HANDBOOK, Mapping.from_yaml(MAPPING), rows_per_block=5_000)
+    return [
+        Outgoing(b.keys, b.values, b.event_time_ms, outgoing_pairs(label_records(b), b.label_known_at_ms[b.label >= 0]))
+        for b in itertools.islice(blocks, count // 5_000)
+    ]
 
 
 def test_twenty_thousand_payments_are_decided_once_though_the_worker_is_killed_and_equal_the_replay(
     services: Services, topics_prefix: str, database: str, bundle: Path, tmp_path: Path
 ) -> None:
-    """Killed in the middle, a worker's successor goes on where the last commit stood: each payment is decided once, the sink holds
-    each row once, and replaying the topic along its journal gives the same decisions, scores and reasons."""
+    """Killed in the middle, a worker's successor goes on where the last commit stood: each payment is decided once, the
+    sink holds each row once, and replaying the topic along its journal gives the same decisions, scores and reasons."""
     settings = test_settings(
         services.kafka.bootstrap_servers, topics_prefix, postgres={"url": database}, worker={"batch_payments_max": 512}
     )
@@ -194,8 +191,8 @@ MALFORMED: list[tuple[str, bytes | None]] = [
 def test_every_malformed_record_becomes_a_dead_letter_and_the_next_one_is_decided(
     services: Services, topics_prefix: str, database: str, bundle: Path, tmp_path: Path
 ) -> None:
-    """Each malformed record ends in the dead-letter topic with its origin and reason, no card number survives anywhere, and the payment
-    right after it is decided."""
+    """Each malformed record ends in the dead-letter topic with its origin and reason, no card number survives anywhere,
+    and the payment right after it is decided."""
     settings = test_settings(
         services.kafka.bootstrap_servers, topics_prefix, postgres={"url": database}, topics={"payments_partitions": 1}
     )
