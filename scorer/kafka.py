@@ -132,13 +132,13 @@ def member(settings: Settings, group: str) -> Consumer:
     return Consumer(config)
 
 
-def transactional_producer(settings: Settings, shard: int) -> Producer:
-    """The one producer of a shard. Its id is stable,
-    so that a new owner fences the former one and settles what it left open."""
+def transactional_producer(settings: Settings, owner: str) -> Producer:
+    """The one producer of `owner` (a shard, say). Its id is stable, so that a new owner fences the former one and
+    settles what it left open."""
     return Producer(
         {
             **client_config(settings.kafka),
-            "transactional.id": f"{settings.kafka.topic_prefix}{settings.worker.application}-shard-{shard}",
+            "transactional.id": f"{settings.kafka.topic_prefix}{settings.worker.application}-{owner}",
             "transaction.timeout.ms": settings.worker.transaction_timeout_ms,
             "enable.idempotence": True,
             "acks": "all",

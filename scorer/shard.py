@@ -63,7 +63,7 @@ class Shard:
             for p in range(kafka.partition_count(client, self._topics.payments))
             if p % self._settings.worker.shards == self._number
         ]
-        producer = kafka.transactional_producer(self._settings, self._number)
+        producer = kafka.transactional_producer(self._settings, f"shard-{self._number}")
         try:
             producer.init_transactions(INIT_TIMEOUT_S)
         except KafkaException as exc:

@@ -53,7 +53,7 @@ def demo(
 def view(running: Demo, per_second: float) -> Group:
     """The live view."""
     seen = running.reader.seen
-    p50, p99 = running.latency_ms()
+    p50, p99 = running.reader.latency_ms()
     sums = Table.grid(padding=(0, 3))
     sums.add_row(
         "payments/s",

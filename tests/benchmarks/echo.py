@@ -32,7 +32,7 @@ class Echo:
             self._member.poll(0.1)
         self._reader = kafka.reader(settings.kafka, group=f"{group}-reader")
         self._reader.assign([TopicPartition(self._topics.payments, p, 0) for p in partitions])
-        self._producer = kafka.transactional_producer(settings, 0)
+        self._producer = kafka.transactional_producer(settings, "echo")
         self._producer.init_transactions(30)
         self._batch_max = batch_max
         self._gather_s = gather_ms / 1000.0
