@@ -60,8 +60,8 @@ def get(table: Table, low: np.uint64, high: np.uint64) -> int:
 
 
 @nb.njit(cache=True, nogil=True)
-def put(table: Table, low: np.uint64, high: np.uint64, value: int) -> None:
-    """Set a key that is not in the table (the caller has looked); the caller has made room."""
+def put(table: Table, low: np.uint64, high: np.uint64, value: int) -> int:
+    """Set a key that is not in the table (the caller has looked, and has made room); its place."""
     mask = np.uint64(len(table) - 1)
     i = low & mask
     while table[i, 2] != 0:
@@ -69,11 +69,12 @@ def put(table: Table, low: np.uint64, high: np.uint64, value: int) -> None:
     table[i, 0] = low
     table[i, 1] = high
     table[i, 2] = np.uint64(value + 1)
+    return np.int64(i)
 
 
 @nb.njit(cache=True, nogil=True)
-def remove_at(table: Table, place: int) -> None:
-    """Empty the place `place`, moving later keys of its run back so that none is cut off."""
+def remove_at(table: Table, place: int) -> int:
+    """Empty the place `place`, moving later keys of its run back so that none is cut off; the last place that changed."""
     mask = np.uint64(len(table) - 1)
     hole = np.uint64(place)
     i = hole
@@ -89,3 +90,4 @@ def remove_at(table: Table, place: int) -> None:
             table[hole, 2] = table[i, 2]
             hole = i
     table[hole, 2] = np.uint64(0)
+    return np.int64(hole)
