@@ -1,12 +1,13 @@
 """The past, read again: a shard's journal and the records it points to, as the very batches that were decided.
 
-Recovery and the replay of topics both walk through here, so they read what the worker read, in the order in which it did.
+Recovery and the replay of topics both walk through here, so they read what the worker read,
+in the order in which it did.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from confluent_kafka import Consumer, KafkaError, TopicPartition
 from confluent_kafka.admin import AdminClient
@@ -15,7 +16,7 @@ from schemas.journal import FIRST_PREVIOUS, JournalRecord
 from scorer import kafka
 from scorer.enrich import Batch
 from scorer.errors import FraudScorerError, PromiseBroken
-from scorer.inputs import Inputs, MissingRange
+from scorer.inputs import Inputs, MissingRange, Raw
 from scorer.settings import KafkaSettings
 
 
@@ -28,7 +29,8 @@ def read_journal(
 ) -> list[JournalRecord]:
     """All committed journal records of `shard`, checked to be one unbroken chain from the first batch on.
 
-    Raises MissingRange when the beginning is gone, PromiseBroken when the chain does not hold, NoProgress when reading stalls.
+    Raises MissingRange when the beginning is gone, PromiseBroken when the chain does not hold,
+    NoProgress when reading stalls.
     """
     topic = kafka.Topics.of(settings).journal
     partition = TopicPartition(topic, shard)
@@ -44,12 +46,14 @@ def read_journal(
             expected = (records[-1].sequence + 1, records[-1].head) if records else (0, FIRST_PREVIOUS)
             if not records and record.sequence != 0:
                 raise MissingRange(
-                    f"{topic}/{shard} begins with batch {record.sequence}: batches 0 to {record.sequence - 1} are gone, and there is no snapshot. "
-                    "Restore the topic, or start a new application (FRAUD_SCORER_WORKER__APPLICATION)"
+                    f"{topic}/{shard} begins with batch {record.sequence}: batches 0 to {record.sequence - 1} "
+                    "are gone, and there is no snapshot. Restore the topic, or start a new application "
+                    "(FRAUD_SCORER_WORKER__APPLICATION)"
                 )
             if (record.sequence, record.previous) != expected:
                 raise PromiseBroken(
-                    f"{topic}/{shard}: batch {record.sequence} does not follow batch {expected[0] - 1}; the journal has been changed"
+                    f"{topic}/{shard}: batch {record.sequence} does not follow batch {expected[0] - 1}; "
+                    "the journal has been changed"
                 )
             records.append(record)
     finally:
@@ -64,20 +68,21 @@ def _to_end(consumer: Consumer, partition: TopicPartition, end: int, no_progress
     deadline = time.monotonic() + no_progress_s
     while True:
         message = consumer.poll(0.5)
+        error = None if message is None else message.error()
         if message is None:
             pass
-        elif message.error() is None:
+        elif error is None:
             deadline = time.monotonic() + no_progress_s
             value = message.value()
             if value is not None:
                 yield value
-            if message.offset() + 1 >= end:
+            if kafka.present(message.offset(), "offset") + 1 >= end:
                 return
-        elif message.error().code() == KafkaError._PARTITION_EOF:
-            if message.offset() >= end:  # the offset that would come next
+        elif error.code() == KafkaError._PARTITION_EOF:
+            if kafka.present(message.offset(), "offset") >= end:  # the offset that would come next
                 return
-        elif message.error().fatal():
-            raise kafka.KafkaFailure(f"reading {partition.topic} failed: {message.error().str()}")
+        elif error.fatal():
+            raise kafka.KafkaFailure(f"reading {partition.topic} failed: {error.str()}")
         if time.monotonic() > deadline:
             raise NoProgress(
                 f"{partition.topic}/{partition.partition}: no progress towards offset {end} for {no_progress_s:.0f} s; "
@@ -114,8 +119,9 @@ def check_retained(records: Sequence[JournalRecord], client: AdminClient, topics
     for partition, want, have in zip([*where, control], first, kafka.starts(client, [*where, control]), strict=True):
         if have > want:
             raise MissingRange(
-                f"{partition.topic}/{partition.partition}: offsets {want} to {have - 1} are gone (retention), and the journal needs them to rebuild the "
-                "windows. Restore the topic, or start a new application (FRAUD_SCORER_WORKER__APPLICATION) with empty windows"
+                f"{partition.topic}/{partition.partition}: offsets {want} to {have - 1} are gone (retention), "
+                "and the journal needs them to rebuild the windows. Restore the topic, or start a new application "
+                "(FRAUD_SCORER_WORKER__APPLICATION) with empty windows"
             )
 
 
@@ -133,27 +139,30 @@ def batches(
                 deadline = time.monotonic() + no_progress_s
             if time.monotonic() > deadline:
                 raise NoProgress(
-                    f"batch {record.sequence} of shard {record.shard} cannot be read again: no records for {no_progress_s:.0f} s"
+                    f"batch {record.sequence} of shard {record.shard} cannot be read again: "
+                    f"no records for {no_progress_s:.0f} s"
                 )
         counts = {p: sum(1 for raw in _until(inputs.lanes[p].buffer, r.end)) for p, r in wanted.items()}
         control = sum(1 for raw in _until(inputs.control.buffer, record.control.end))
         batch = inputs.batch(counts, control)
         if list(batch.inputs) != list(record.inputs):
             raise MissingRange(
-                f"batch {record.sequence} of shard {record.shard}: the log no longer holds the offsets that the journal names"
+                f"batch {record.sequence} of shard {record.shard}: "
+                "the log no longer holds the offsets that the journal names"
             )
         yield record, batch
 
 
-def _until(buffer: Sequence[object], end: int) -> Iterator[object]:
+def _until(buffer: Iterable[Raw], end: int) -> Iterator[Raw]:
     for raw in buffer:
-        if raw.offset >= end:  # type: ignore[attr-defined]
+        if raw.offset >= end:
             return
         yield raw
 
 
 def _complete(record: JournalRecord, inputs: Inputs) -> bool:
-    """Whether everything the record names is buffered. A range ends right after its last record, so that record must be there."""
+    """Whether everything the record names is buffered.
+    A range ends right after its last record, so that record must be there."""
     for r in record.inputs:
         buffer = inputs.lanes[r.partition].buffer
         if not buffer or buffer[-1].offset < r.end - 1:

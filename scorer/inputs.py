@@ -1,7 +1,7 @@
 """What a shard reads: its payments partitions and the control topic, buffered by partition within a bound.
 
-One consumer with manual assignment serves the live worker and recovery alike. Buffers are plain tuples; a partition that runs
-ahead of the others is paused, so that memory stays bounded whatever the lag.
+One consumer with manual assignment serves the live worker and recovery alike. Buffers are plain tuples; a partition
+that runs ahead of the others is paused, so that memory stays bounded whatever the lag.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 from schemas.journal import ControlRange, InputRange
 from scorer.enrich import Batch, ControlRecord, Records
 from scorer.errors import FraudScorerError
-from scorer.kafka import KafkaFailure, describe
+from scorer.kafka import KafkaFailure, describe, present
 
 CONSUME_MAX = 4096
 CONTROL_BUFFER_MAX = 20_000
@@ -40,12 +40,14 @@ class Raw(NamedTuple):
 class Lane:
     """One partition: its buffer, the next position to hand out, and how far the log is known to reach."""
 
-    __slots__ = ("at_end", "buffer", "bytes", "partition", "paused", "position")
+    __slots__ = ("at_end", "buffer", "bytes", "event_time_ms", "partition", "paused", "position")
 
     def __init__(self, partition: TopicPartition) -> None:
         self.partition = partition
         self.position = partition.offset
         self.buffer: deque[Raw] = deque()
+        # Event times of the buffer's first records, as far as somebody has asked for them (see Gatherer).
+        self.event_time_ms: deque[int] = deque()
         self.bytes = 0
         self.at_end = False
         self.paused = False
@@ -54,6 +56,8 @@ class Lane:
         """Hand out the first `count` records."""
         taken = [self.buffer.popleft() for _ in range(count)]
         self.bytes -= sum(len(raw.value or b"") for raw in taken)
+        for _ in range(min(count, len(self.event_time_ms))):
+            self.event_time_ms.popleft()
         return taken
 
 
@@ -106,9 +110,10 @@ class Inputs:
             if error is not None:
                 self._on_error(error, message, is_payment)
                 continue
-            raw = Raw(message.offset(), message.timestamp()[1], message.key(), message.value())
+            offset = present(message.offset(), "offset")
+            raw = Raw(offset, message.timestamp()[1], message.key(), message.value())
             if is_payment:
-                lane = self.lanes[message.partition()]
+                lane = self.lanes[present(message.partition(), "partition")]
                 count += 1
             else:
                 lane = self.control
@@ -120,13 +125,14 @@ class Inputs:
     def _on_error(self, error: KafkaError, message: Message, is_payment: bool) -> None:
         code = error.code()
         if code == KafkaError._PARTITION_EOF:
-            lane = self.lanes[message.partition()] if is_payment else self.control
+            lane = self.lanes[present(message.partition(), "partition")] if is_payment else self.control
             lane.at_end = True
         elif code in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
             # librdkafka gives no topic for this error when it concerns several partitions.
             raise MissingRange(
-                f"a position of {message.topic() or self._payments_topic} is outside the log ({error.str()}): records that were not decided "
-                "yet are gone. Restore the topic, or accept the loss by starting a new application (FRAUD_SCORER_WORKER__APPLICATION)"
+                f"a position of {message.topic() or self._payments_topic} is outside the log ({error.str()}): "
+                "records that were not decided yet are gone. Restore the topic, or accept the loss by starting "
+                "a new application (FRAUD_SCORER_WORKER__APPLICATION)"
             )
         elif error.fatal() or not (error.retriable() or code in _TRANSIENT):
             raise KafkaFailure(f"reading failed: {error.name()}: {error.str()}")

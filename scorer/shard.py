@@ -63,7 +63,7 @@ class Shard:
             for p in range(kafka.partition_count(client, self._topics.payments))
             if p % self._settings.worker.shards == self._number
         ]
-        producer = kafka.transactional_producer(self._settings, self._number)
+        producer = kafka.transactional_producer(self._settings, f"shard-{self._number}")
         try:
             producer.init_transactions(INIT_TIMEOUT_S)
         except KafkaException as exc:
@@ -126,8 +126,9 @@ class Shard:
         strangers = {r.partition for record in records for r in record.inputs} - set(partitions)
         if strangers:
             raise UsageError(
-                f"the journal of shard {self._number} holds partitions {sorted(strangers)} that are not this shard's now: the number of shards or partitions "
-                "was changed. Set it back, or start a new application (FRAUD_SCORER_WORKER__APPLICATION)"
+                f"the journal of shard {self._number} holds partitions {sorted(strangers)} that are not this shard's "
+                "now: the number of shards or partitions was changed. Set it back, or start a new application "
+                "(FRAUD_SCORER_WORKER__APPLICATION)"
             )
 
     def _inputs(self, positions: dict[int, int], control: int) -> Inputs:
@@ -158,7 +159,8 @@ class Shard:
         while not stop.is_set():
             batch = gatherer.next()
             if flying is not None and flying.done():
-                flying = self._landed(flying, gatherer)
+                self._landed(flying, gatherer)
+                flying = None
             self._gauges(pipeline, inputs, gatherer)
             if batch is None:
                 continue
@@ -167,7 +169,7 @@ class Shard:
             outcomes = pipeline.run(batch)
             metrics.COMPUTE.labels(self._label).observe(time.perf_counter() - started)
             if flying is not None:
-                flying = self._landed(flying, gatherer)
+                self._landed(flying, gatherer)
             flying = publisher.submit(outcomes)
         if flying is not None:
             self._landed(flying, gatherer)
@@ -202,7 +204,8 @@ class Shard:
             )
 
     def _activate(self, pipeline: Pipeline, batch: Batch) -> None:
-        """Swap to the bundle that the batch's control records name; an unfit one is refused and the old one serves on."""
+        """Swap to the bundle that the batch's control records name;
+        an unfit one is refused and the old one serves on."""
         if not batch.control:
             return
         try:

@@ -1,11 +1,12 @@
 """The worker: membership in the group decides which shards it owns; each owned shard runs on a thread of its own.
 
-Being assigned journal partition k is owning shard k. The member never reads the journal through the group: assignment alone counts,
-and fencing of the shard's producer protects against a member that does not know yet that it has lost it.
+Being assigned journal partition k is owning shard k. The member never reads the journal through the group: assignment
+alone counts, and fencing of the shard's producer protects against a member that does not know yet that it has lost it.
 """
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 
@@ -21,7 +22,8 @@ from scorer.warmup import warm_up
 
 log = structlog.get_logger()
 
-# A rebuild that follows another within this time waits longer and longer: 0.2 s, 0.4 s … 10 s. A broker that is away for a minute costs few tries.
+# A rebuild that follows another within this time waits longer and longer: 0.2 s, 0.4 s … 10 s. A broker that is away
+# for a minute costs few tries.
 REBUILD_BACKOFF_S = 0.2
 REBUILD_BACKOFF_S_MAX = 10.0
 REBUILD_CALM_S = 60.0
@@ -32,7 +34,8 @@ HAND_OVER_S = 35.0
 
 
 class _Owned:
-    """A shard's thread, which rebuilds the shard after a failed transaction and ends with the reason when it cannot go on."""
+    """A shard's thread,
+    which rebuilds the shard after a failed transaction and ends with the reason when it cannot go on."""
 
     def __init__(self, shard: Shard, number: int) -> None:
         self.shard = shard
@@ -72,6 +75,14 @@ class _Owned:
         return not self._thread.is_alive()
 
 
+def _calm_collector() -> None:
+    """Modules and kernels live for ever, and a batch allocates 10,000 tuples without a cycle:
+    scanning them costs a tenth of the CPU."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(200_000, 20, 50)
+
+
 class Worker:
     """One process of the decision path."""
 
@@ -100,26 +111,31 @@ class Worker:
         return not waiting, f"recovering shards {waiting}" if waiting else f"deciding shards {sorted(self._owned)}"
 
     def run(self, stop: threading.Event) -> None:
-        """Take part until `stop` is set, then drain and leave. Raises what ended a shard: the process must exit non-zero then."""
+        """Take part until `stop` is set, then drain and leave. Raises what ended a shard:
+        the process must exit non-zero then."""
         warm_up(self._bundle)
+        _calm_collector()
         self._warm = True
         settings, topics = self._settings, kafka.Topics.of(self._settings.kafka)
         client = kafka.admin(settings.kafka)
         journal = kafka.partition_count(client, topics.journal)
         if journal != settings.worker.shards:
             raise kafka.KafkaFailure(
-                f"{topics.journal} has {journal} partitions, the setting FRAUD_SCORER_WORKER__SHARDS says {settings.worker.shards}: they must be equal"
+                f"{topics.journal} has {journal} partitions, "
+                f"the setting FRAUD_SCORER_WORKER__SHARDS says {settings.worker.shards}: they must be equal"
             )
         self._member = kafka.member(settings, f"{settings.kafka.topic_prefix}{settings.worker.application}")
         self._member.subscribe([topics.journal], on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost)
         try:
             while not stop.is_set():
                 message = self._member.poll(POLL_S)
-                # Asked for here and kept: the call waits for a poll that runs, and a commit must not (nor can it, while a revocation
-                # callback inside poll waits for that very commit). A generation that changed meanwhile fails the commit: Rebuild.
+                # Asked for here and kept: the call waits for a poll that runs, and a commit must not (nor can it, while
+                # a revocation callback inside poll waits for that very commit). A generation that changed meanwhile
+                # fails the commit: Rebuild.
                 self._metadata = self._member.consumer_group_metadata()
-                if message is not None and message.error() is not None:
-                    self._on_error(message.error())
+                error = None if message is None else message.error()
+                if error is not None:
+                    self._on_error(error)
                 if self._failure is not None:
                     raise self._failure
                 for owned in self._owned.values():
