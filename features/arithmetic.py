@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 
-import numba as nb
 import numpy as np
+
+from features.memory import inlined, kernel
 
 EARTH_RADIUS_KM = 6371.0088
 # Below 2^-1074 a double is zero.
 _HALVINGS_MAX = 1074.0
 
 
-@nb.njit(cache=True, nogil=True)
+@inlined
 def multiply(a: np.uint64, b: np.uint64):  # type: ignore[no-untyped-def]
     """The 128-bit product of two 64-bit numbers, as (high, low)."""
     m = np.uint64(0xFFFFFFFF)
@@ -24,7 +25,7 @@ def multiply(a: np.uint64, b: np.uint64):  # type: ignore[no-untyped-def]
     return (a >> w) * (b >> w) + (lh >> w) + (hl >> w) + (mid >> w), (mid << w) | (ll & m)
 
 
-@nb.njit(cache=True, nogil=True)
+@inlined
 def add_square(arena, cell, amount, sign):  # type: ignore[no-untyped-def]
     """Add (sign 1) or subtract (-1) amount² in the 128-bit number at (cell = low, cell + 1 = high)."""
     high, low = multiply(np.uint64(amount), np.uint64(amount))
@@ -40,7 +41,7 @@ def add_square(arena, cell, amount, sign):  # type: ignore[no-untyped-def]
     arena[cell] = np.int64(new)
 
 
-@nb.njit(cache=True, nogil=True)
+@kernel
 def deviation(n, total, low, high):  # type: ignore[no-untyped-def]
     """Population standard deviation from exact sums: sqrt(n·Σx² - (Σx)²) / n, the difference taken in 128-bit integers."""
     # n·Σx² modulo 2^128: the wrapped difference is the true one as long as that is below 2^128, which n² · range² / 4 is.
@@ -51,7 +52,7 @@ def deviation(n, total, low, high):  # type: ignore[no-untyped-def]
     return math.sqrt(np.float64(h1 - h2 - borrow) * 18446744073709551616.0 + np.float64(l1 - l2)) / n
 
 
-@nb.njit(cache=True, nogil=True)
+@kernel
 def distance_km(lat1, lon1, lat2, lon2):  # type: ignore[no-untyped-def]
     """Great-circle distance by the haversine formula, degrees in, km out."""
     f1, f2 = math.radians(lat1), math.radians(lat2)
@@ -59,7 +60,7 @@ def distance_km(lat1, lon1, lat2, lon2):  # type: ignore[no-untyped-def]
     return 2.0 * EARTH_RADIUS_KM * math.asin(math.sqrt(min(1.0, a)))
 
 
-@nb.njit(cache=True, nogil=True)
+@kernel
 def halved(times):  # type: ignore[no-untyped-def]
     """2^-times for times >= 0, to 3 units in the last place.
 

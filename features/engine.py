@@ -70,6 +70,8 @@ class Engine:
         self._incoming: list[tuple[int, str, int]] = []
         self._labels_refused = 0
         self._progress = np.zeros(2, dtype=np.int64)
+        self._scratch = np.zeros(p.MEDIAN_MAX, dtype=np.int64)
+        self._strips = np.zeros(len(self._tables.entity), dtype=np.int64)
 
     def close(self) -> None:
         """Give the log's files and folder back. The engine is of no use afterwards."""
@@ -120,7 +122,8 @@ class Engine:
         self._make_room(len(rows))
         progress = self._progress
         progress[:] = 0
-        while k.apply(self._context, rows, self._labels, out, late, progress) == k.CRAMPED:
+        space = (progress, self._scratch, self._strips)
+        while k.apply(self._context, rows, self._labels, out, late, *space) == k.CRAMPED:
             self._enlarge()
         if progress[k.LABELS_DONE]:
             self._labels = self._labels[progress[k.LABELS_DONE] :].copy()

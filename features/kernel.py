@@ -20,7 +20,7 @@ from features import plan as p
 from features.arithmetic import add_square, deviation, distance_km, halved, multiply
 from features.labels import apply_label, set_label
 from features.log import CAME_LATE, NO_SLOT, TIME_SHIFT, WHERE_SHIFT, index_row, label_of, passes, row_address
-from features.memory import peek32, peek64, poke8, poke32, poke64, prefetch
+from features.memory import inlined, kernel, peek32, peek64, poke32, poke64, poke8, prefetch
 from features.series import BLOCK_WORDS, bounds, expire, free_block, median, push_extreme, push_sorted
 from features.state import (
     CHUNK_WORDS,
@@ -54,7 +54,7 @@ DONE, CRAMPED = 0, 1
 PAYMENTS_DONE, LABELS_DONE = 0, 1
 
 
-@nb.njit(inline="always")
+@inlined
 def _cramped(t: p.Tables, s: State) -> bool:
     """Whether one more row might need more memory than there is; the engine makes room and calls again."""
     series = t.scalars[p.SERIES_OPS]
@@ -64,19 +64,19 @@ def _cramped(t: p.Tables, s: State) -> bool:
     return distincts > 0 and (s.scalars[DISTINCTS] + distincts) * 8 > len(s.distincts) * 5
 
 
-@nb.njit(inline="always")
+@inlined
 def _distinct_low(cell: int, value: np.uint64) -> np.uint64:
     x = np.uint64(cell) * np.uint64(0x9E3779B97F4A7C15)
     return (x ^ (x >> np.uint64(32))) ^ value
 
 
-@nb.njit(inline="always")
+@inlined
 def _mark_place(s: State, place: int) -> None:
     s.distincts_dirty[(3 * place) >> GRANULE_SHIFT] = 1
     s.distincts_dirty[(3 * place + 2) >> GRANULE_SHIFT] = 1
 
 
-@nb.njit(cache=True, nogil=True)
+@kernel
 def _count_value(s: State, cell: int, value: np.uint64, sign: int) -> None:
     """One more (or less) payment with `value` in the window that counts its different values in `cell`."""
     low = _distinct_low(cell, value)
@@ -102,7 +102,7 @@ def _count_value(s: State, cell: int, value: np.uint64, sign: int) -> None:
         _mark_place(s, place)
 
 
-@nb.njit(cache=True, nogil=True)
+@inlined
 def _numeric(t: p.Tables, s: State, o: int, strip: int, sign: int, row: int, amount: int, fraud: int) -> None:
     """Add (sign 1) or take away (-1) a row's share of a NUMERIC group."""
     op = t.ops[o]
@@ -122,7 +122,7 @@ def _numeric(t: p.Tables, s: State, o: int, strip: int, sign: int, row: int, amo
     s.arena_dirty[(cell + op[p.O_WIDTH] - 1) >> GRANULE_SHIFT] = 1
 
 
-@nb.njit(cache=True, nogil=True)
+@kernel
 def _free_strip(t: p.Tables, s: State, e: int, strip: int) -> None:
     """A key whose windows are all empty gives its place back."""
     remove_at(s.keys, find(s.keys, np.uint64(s.arena[strip + p.KEY_LOW]), np.uint64(s.arena[strip + p.KEY_HIGH])))
@@ -141,7 +141,7 @@ def _free_strip(t: p.Tables, s: State, e: int, strip: int) -> None:
         s.arena_dirty[g] = 1
 
 
-@nb.njit(cache=True, nogil=True)
+@inlined
 def _pass_edge(t: p.Tables, s: State, g: int, seq: int, row: int, now_ms: int) -> None:
     """Row `seq` passes edge g: it leaves the windows that end there and enters those that begin there."""
     time_ms, amount = peek64(row) >> TIME_SHIFT, peek64(row + 8)
@@ -165,7 +165,7 @@ def _pass_edge(t: p.Tables, s: State, g: int, seq: int, row: int, now_ms: int) -
             _enter_series(t, s, o, strip, time_ms, amount, now_ms)
 
 
-@nb.njit(cache=True, nogil=True)
+@inlined
 def _enter_series(t: p.Tables, s: State, o: int, strip: int, time_ms: int, amount: int, now_ms: int) -> None:
     cell = strip + t.ops[o, p.O_CELL]
     limit_ms = now_ms - t.ops[o, p.O_EXPIRES_MS]
@@ -176,7 +176,7 @@ def _enter_series(t: p.Tables, s: State, o: int, strip: int, time_ms: int, amoun
     s.arena_dirty[cell >> GRANULE_SHIFT] = 1
 
 
-@nb.njit(cache=True, nogil=True)
+@inlined
 def _advance(t: p.Tables, s: State, arena: int, now_ms: int) -> bool:
     """Let every row that has passed an edge by stream time `now_ms` change its cells. False: more room is needed first."""
     count = s.scalars[NEXT_SEQ]
@@ -214,7 +214,7 @@ def _advance(t: p.Tables, s: State, arena: int, now_ms: int) -> bool:
     return True
 
 
-@nb.njit(cache=True, nogil=True)
+@inlined
 def _read_numeric(t: p.Tables, s: State, b, i: int, read, strip: int, current: bool):  # type: ignore[no-untyped-def]
     """COUNT to STD, DISTINCT, FRAUD_COUNT and FRAUD_RATE."""
     kind = read[p.R_KIND]
@@ -255,7 +255,7 @@ def _read_numeric(t: p.Tables, s: State, b, i: int, read, strip: int, current: b
     return deviation(n, total, low, high) / minor_units
 
 
-@nb.njit(cache=True, nogil=True)
+@inlined
 def _read_series(t: p.Tables, s: State, amount: int, read, strip: int, current: bool, now_ms: int, scratch):  # type: ignore[no-untyped-def]
     """MIN, MAX and MEDIAN."""
     kind = read[p.R_KIND]
@@ -274,7 +274,7 @@ def _read_series(t: p.Tables, s: State, amount: int, read, strip: int, current: 
     return np.float64(amount) / t.minor_units[0] if current else np.nan
 
 
-@nb.njit(cache=True, nogil=True)
+@inlined
 def _read_decayed(t: p.Tables, s: State, b, i: int, read, strip: int, current: bool, now_ms: int):  # type: ignore[no-untyped-def]
     """Σ 2^-(age / half_life), or of amounts; age is stream time minus event time."""
     second = 1 if read[p.R_KIND] == p.DECAYED_COUNT else 2
@@ -290,7 +290,7 @@ def _read_decayed(t: p.Tables, s: State, b, i: int, read, strip: int, current: b
     return total if second == 1 else total / t.minor_units[0]
 
 
-@nb.njit(cache=True, nogil=True)
+@inlined
 def _read_latest(t: p.Tables, s: State, b, i: int, read, strip: int, now_ms: int):  # type: ignore[no-untyped-def]
     """What is known of the key's latest (or first) payments. NaN when there is none, or none inside the window."""
     kind = read[p.R_KIND]
@@ -322,12 +322,12 @@ def _read_latest(t: p.Tables, s: State, b, i: int, read, strip: int, now_ms: int
     return distance_km(s.arena_f[cell + 1], s.arena_f[cell + 2], latitude, longitude) * 3_600_000.0 / apart_ms
 
 
-@nb.njit(inline="always")
+@inlined
 def _degrees(bits: np.uint64) -> float:
     return np.uint64(bits).view(np.float64)
 
 
-@nb.njit(cache=True, nogil=True)
+@inlined
 def _derive(read, out):  # type: ignore[no-untyped-def]
     """A column made of earlier columns of the same payment. A zero divisor gives NaN."""
     kind = read[p.R_KIND]
@@ -340,7 +340,7 @@ def _derive(read, out):  # type: ignore[no-untyped-def]
     return (x - y) / z if z != 0.0 else np.nan
 
 
-@nb.njit(cache=True, nogil=True)
+@inlined
 def _read_all(t: p.Tables, s: State, b, i: int, strips, now_ms: int, out, scratch) -> np.uint64:  # type: ignore[no-untyped-def]
     """Fill payment i's row of `out` in column order; its filter bits, with the filters on features decided."""
     bits = b[i, p.B_WHERE]
@@ -384,7 +384,7 @@ def _read_all(t: p.Tables, s: State, b, i: int, strips, now_ms: int, out, scratc
     return bits
 
 
-@nb.njit(cache=True, nogil=True)
+@kernel
 def _new_strip(t: p.Tables, s: State, e: int, low: np.uint64, high: np.uint64) -> int:
     """A strip for a key seen for the first time, or NO_STRIP when the set's `keys_max` are live."""
     if s.scalars[KEYS] >= t.scalars[p.KEYS_MAX]:
@@ -410,7 +410,7 @@ def _new_strip(t: p.Tables, s: State, e: int, low: np.uint64, high: np.uint64) -
     return strip
 
 
-@nb.njit(cache=True, nogil=True)
+@inlined
 def _enter(t: p.Tables, s: State, b, i: int, o: int, strip: int, row: int, now_ms: int) -> None:  # type: ignore[no-untyped-def]
     """What payment i does to a group that it belongs to from now on."""
     kind = t.ops[o, p.O_KIND]
@@ -450,7 +450,7 @@ def _enter(t: p.Tables, s: State, b, i: int, o: int, strip: int, row: int, now_m
     s.arena_dirty[(cell + t.ops[o, p.O_WIDTH] - 1) >> GRANULE_SHIFT] = 1
 
 
-@nb.njit(cache=True, nogil=True)
+@kernel
 def _insert_late(t: p.Tables, s: State, seq: int, time_ms: int, now_ms: int) -> None:
     """Put a late row into the list of late ones, sorted by event time, and move the edges that it has passed already."""
     position = s.scalars[LATE_COUNT]
@@ -468,7 +468,7 @@ def _insert_late(t: p.Tables, s: State, seq: int, time_ms: int, now_ms: int) -> 
             s.passed[g, 1] += 1
 
 
-@nb.njit(cache=True, nogil=True)
+@inlined
 def _insert(t: p.Tables, s: State, b, i: int, bits: np.uint64, strips, now_ms: int) -> None:  # type: ignore[no-untyped-def]
     """Write payment i into the log and into every group whose window it stands in."""
     seq = s.scalars[NEXT_SEQ]
@@ -545,7 +545,7 @@ def _insert(t: p.Tables, s: State, b, i: int, bits: np.uint64, strips, now_ms: i
                     set_label(t, s, seq, label, now_ms)
 
 
-@nb.njit(cache=True, nogil=True)
+@inlined
 def _fetch_ahead(t: p.Tables, s: State, b, i: int, table: int, arena: int) -> None:  # type: ignore[no-untyped-def]
     """Ask for the key-table places of payment i + 16 and for the strips of payment i + 8."""
     mask = np.uint64(len(s.keys) - 1)
@@ -570,20 +570,25 @@ def apply(
     out: npt.NDArray[np.float32],
     late: npt.NDArray[np.bool_],
     progress: npt.NDArray[np.int64],
+    scratch: npt.NDArray[np.int64],
+    strips: npt.NDArray[np.int64],
 ) -> int:
     """Run a batch, from `progress` on.
 
-    `context` are the addresses of tables and state; `b` uint64 [n, ·] prepared payments (B_ words of the plan); `labels` int64 [m, 4]
-    (known_at ms, id low, id high, 1 fraud or 2 genuine) sorted by known_at; `out` float32 [n, F] comes with its PAYMENT columns filled
-    in; `late` bool [n] is set for payments beyond the allowed lateness, which are scored and leave no trace. Returns DONE, or CRAMPED
-    when pool or distinct table must grow first: then everything before `progress` is done, and calling again goes on.
+    `context` are the addresses of tables and state; `b` uint64 [n, ·] prepared payments (B_ words of the plan);
+    `labels` int64 [m, 4] (known_at ms, id low, id high, 1 fraud or 2 genuine) sorted by known_at; `out` float32 [n, F]
+    comes with its PAYMENT columns filled in; `late` bool [n] is set for payments beyond the allowed lateness, which are
+    scored and leave no trace; `scratch` int64 [128] and `strips` int64 [E] are working space. Returns DONE, or CRAMPED
+    when pool, distinct table or late list must grow first: then everything before `progress` is done, and calling again
+    goes on.
     """
     t, s = view_tables(context), view_state(context)
-    # The addresses of arena and key table stand where view_state reads them.
-    arena = context[2 * len(t) + 4]
-    table = context[2 * len(t) + 20]
-    scratch = np.empty(p.MEDIAN_MAX, dtype=np.int64)
-    strips = np.empty(len(t.entity), dtype=np.int64)
+    return _run(t, s, b, labels, out, late, progress, scratch, strips)
+
+
+@kernel
+def _run(t: p.Tables, s: State, b, labels, out, late, progress, scratch, strips) -> int:  # type: ignore[no-untyped-def]
+    arena, table = np.int64(s.arena.ctypes.data), np.int64(s.keys.ctypes.data)
     i = progress[PAYMENTS_DONE]
     applied = progress[LABELS_DONE]
     status = DONE

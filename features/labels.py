@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import numba as nb
 import numpy as np
 
 from features import plan as p
 from features.log import NO_SLOT, TIME_SHIFT, find_row, label_of, passes, row_address, write_label
-from features.memory import peek32, peek64
+from features.memory import kernel, peek32, peek64
 from features.series import push_fraud, remove_pair
 from features.state import GRANULE_SHIFT, LABELS_APPLIED, ORPHANS, ORPHANS_DROPPED, ORPHANS_MAX, State
 from features.table import find, put
@@ -15,7 +14,7 @@ from features.table import find, put
 FRAUD = 1
 
 
-@nb.njit(cache=True, nogil=True)
+@kernel
 def set_label(t: p.Tables, s: State, seq: int, label: int, now_ms: int) -> None:
     """Give row `seq` its label and correct what depends on it at stream time `now_ms`."""
     before = label_of(t, s, seq)
@@ -62,7 +61,7 @@ def set_label(t: p.Tables, s: State, seq: int, label: int, now_ms: int) -> None:
                 s.arena_dirty[(cell + 2) >> GRANULE_SHIFT] = 1
 
 
-@nb.njit(cache=True, nogil=True)
+@kernel
 def apply_label(t: p.Tables, s: State, low: np.uint64, high: np.uint64, label: int, now_ms: int) -> None:
     """Apply a verdict that has become known, or keep it for a payment that has not come yet."""
     seq = find_row(t, s, low, high, now_ms) if t.scalars[p.LABELS_MATTER] else np.int64(-1)

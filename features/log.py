@@ -13,11 +13,10 @@ Two payments of one log share 96 bits of id with probability n² / 2^97: for 10^
 
 from __future__ import annotations
 
-import numba as nb
 import numpy as np
 
 from features import plan as p
-from features.memory import peek8, peek32, peek64, poke8, poke32
+from features.memory import inlined, kernel, peek32, peek64, peek8, poke32, poke8
 from features.state import LABEL_SHIFT, NEXT_SEQ, State
 
 NO_SLOT = 0xFFFFFFFF
@@ -26,21 +25,21 @@ WHERE_SHIFT = 4
 TIME_SHIFT = 16
 
 
-@nb.njit(inline="always")
+@inlined
 def row_address(t: p.Tables, s: State, seq: int) -> int:
     """Where the row `seq` lies; its segment must be mapped."""
     shift = t.scalars[p.SEGMENT_SHIFT]
     return s.rows[(seq >> shift) & (len(s.rows) - 1)] + (seq & ((np.int64(1) << shift) - 1)) * t.scalars[p.ROW_BYTES]
 
 
-@nb.njit(inline="always")
+@inlined
 def label_of(t: p.Tables, s: State, seq: int) -> int:
     """0 unknown, 1 fraud, 2 genuine."""
     shift = t.scalars[p.SEGMENT_SHIFT]
     return np.int64(peek8(s.labels[(seq >> shift) & (len(s.rows) - 1)] + (seq & ((np.int64(1) << shift) - 1))))
 
 
-@nb.njit(cache=True, nogil=True)
+@kernel
 def write_label(t: p.Tables, s: State, seq: int, label: int) -> None:
     """Set a row's label and mark it for the next snapshot."""
     shift = t.scalars[p.SEGMENT_SHIFT]
@@ -48,7 +47,7 @@ def write_label(t: p.Tables, s: State, seq: int, label: int) -> None:
     s.labels_dirty[(seq >> min(LABEL_SHIFT, shift)) & (len(s.labels_dirty) - 1)] = 1
 
 
-@nb.njit(inline="always")
+@inlined
 def passes(t: p.Tables, row: int, bit: int) -> bool:
     """Whether the row satisfies the filter `bit` (-1: no filter)."""
     if bit < 0:
@@ -58,7 +57,7 @@ def passes(t: p.Tables, row: int, bit: int) -> bool:
     return (peek64(row) >> (WHERE_SHIFT + bit)) & 1 == 1
 
 
-@nb.njit(cache=True, nogil=True)
+@kernel
 def index_row(t: p.Tables, index: int, in_segment: int, low: np.uint64) -> None:
     """Make a row findable: `index` is the address of its segment's index, an open-addressing table of 4-byte entries."""
     capacity = t.scalars[p.INDEX_CAPACITY]
@@ -70,7 +69,7 @@ def index_row(t: p.Tables, index: int, in_segment: int, low: np.uint64) -> None:
     poke32(index + 4 * place, np.uint32(tag | (in_segment + 1)))
 
 
-@nb.njit(cache=True, nogil=True)
+@kernel
 def find_row(t: p.Tables, s: State, low: np.uint64, high: np.uint64, now_ms: int) -> int:
     """The newest row of the payment with this id that has not left the log, or -1."""
     shift, row_bytes = t.scalars[p.SEGMENT_SHIFT], t.scalars[p.ROW_BYTES]

@@ -19,6 +19,16 @@ from numba.extending import intrinsic
 CACHE_LINE = 64
 
 
+def kernel(function: Any) -> Any:
+    """Compile a function that allocates nothing: without reference counts, without the GIL, cached on disk."""
+    return nb.njit(cache=True, nogil=True, _nrt=False, error_model="numpy")(function)
+
+
+def inlined(function: Any) -> Any:
+    """The same, as part of its callers: a state is 20 arrays, and handing those on costs more than most of what is done with them."""
+    return nb.njit(cache=True, nogil=True, _nrt=False, forceinline=True, error_model="numpy")(function)
+
+
 def _load(kind: Any, bits: int) -> Any:
     def typed(_context: Any, _address: Any) -> Any:
         def generate(_target: Any, builder: Any, _signature: Any, args: Any) -> Any:
@@ -102,7 +112,7 @@ def pointer(_context, address, like):  # type: ignore[no-untyped-def]
     return types.CPointer(like.dtype)(types.int64, like), generate
 
 
-@nb.njit(cache=True, nogil=True)
+@kernel
 def copy_granules(source: int, target: int, dirty, granule_bytes: int, bytes_max: int) -> int:  # type: ignore[no-untyped-def]
     """Copy each granule that is marked in `dirty` from address to address and take its mark away; how many there were."""
     copied = 0

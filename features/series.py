@@ -11,22 +11,22 @@ key costs the same as any other (the monotonic queue; Tangwongsan et al., "In-Or
 
 from __future__ import annotations
 
-import numba as nb
 import numpy as np
 
+from features.memory import inlined, kernel
 from features.state import GRANULE_SHIFT, POOL_CLASS_MAX, POOL_NEXT, State
 
 BLOCK_WORDS = 8
 _LOW = (1 << 32) - 1
 
 
-@nb.njit(cache=True, nogil=True)
+@inlined
 def _mark(s: State, first: int, end: int) -> None:
     for g in range(first >> GRANULE_SHIFT, ((end - 1) >> GRANULE_SHIFT) + 1):
         s.pool_dirty[g] = 1
 
 
-@nb.njit(cache=True, nogil=True)
+@kernel
 def _take_block(s: State, size_class: int) -> int:
     block = s.pool_free[size_class]
     if block != 0:
@@ -40,7 +40,7 @@ def _take_block(s: State, size_class: int) -> int:
     return block
 
 
-@nb.njit(cache=True, nogil=True)
+@kernel
 def free_block(s: State, block: int) -> None:
     """Give a block back; its series is forgotten."""
     size_class = s.pool[block + 1]
@@ -49,7 +49,7 @@ def free_block(s: State, block: int) -> None:
     _mark(s, block, block + 2)
 
 
-@nb.njit(cache=True, nogil=True)
+@inlined
 def bounds(s: State, block: int):  # type: ignore[no-untyped-def]
     """(first, end) of the pairs of a block; pair k is at block + 2 + 2·k."""
     word = s.pool[block]
@@ -57,12 +57,12 @@ def bounds(s: State, block: int):  # type: ignore[no-untyped-def]
     return first, first + (word & _LOW)
 
 
-@nb.njit(cache=True, nogil=True)
+@inlined
 def _set(s: State, block: int, first: int, end: int) -> None:
     s.pool[block] = (first << 32) | (end - first)
 
 
-@nb.njit(cache=True, nogil=True)
+@inlined
 def expire(s: State, block: int, limit_ms: int):  # type: ignore[no-untyped-def]
     """Drop pairs with time <= limit from the front; (first, end) of what is left."""
     first, end = bounds(s, block)
@@ -75,7 +75,7 @@ def expire(s: State, block: int, limit_ms: int):  # type: ignore[no-untyped-def]
     return first, end
 
 
-@nb.njit(cache=True, nogil=True)
+@kernel
 def _spacious(s: State, cell: int) -> int:
     """The cell's block with room for one more pair behind the last: moved to the front of it, or to a block of another size."""
     block = s.arena[cell]
@@ -102,7 +102,7 @@ def _spacious(s: State, cell: int) -> int:
     return target
 
 
-@nb.njit(cache=True, nogil=True)
+@kernel
 def push_extreme(s: State, cell: int, time_ms: int, amount: int, largest: int, limit_ms: int) -> None:
     """Take a payment into a minimum (or, with `largest`, a maximum) over payments later than `limit_ms`."""
     if s.arena[cell] != 0:
@@ -134,7 +134,7 @@ def push_extreme(s: State, cell: int, time_ms: int, amount: int, largest: int, l
     _mark(s, base + 2 * k, base + 2 * (end + shift))
 
 
-@nb.njit(cache=True, nogil=True)
+@kernel
 def push_sorted(s: State, cell: int, time_ms: int, value: int, count_max: int, limit_ms: int) -> None:
     """Insert a pair by time, after those of equal time; expired pairs go, and beyond `count_max` the oldest one does."""
     if s.arena[cell] != 0:
@@ -158,7 +158,7 @@ def push_sorted(s: State, cell: int, time_ms: int, value: int, count_max: int, l
     _mark(s, base + 2 * j, base + 2 * (end + 1))
 
 
-@nb.njit(cache=True, nogil=True)
+@kernel
 def push_fraud(s: State, cell: int, time_ms: int, seq: int, settled_ms: int) -> None:
     """Insert a known fraud. Of those at or before `settled_ms`, which no label can change any more, the first and the last are kept."""
     block = s.arena[cell]
@@ -175,7 +175,7 @@ def push_fraud(s: State, cell: int, time_ms: int, seq: int, settled_ms: int) -> 
     push_sorted(s, cell, time_ms, seq, 1 << 30, -1)
 
 
-@nb.njit(cache=True, nogil=True)
+@kernel
 def remove_pair(s: State, cell: int, time_ms: int, value: int) -> None:
     """Take one pair out again, if it is there."""
     block = s.arena[cell]
@@ -195,7 +195,7 @@ def remove_pair(s: State, cell: int, time_ms: int, value: int) -> None:
             return
 
 
-@nb.njit(cache=True, nogil=True)
+@kernel
 def median(s: State, cell: int, limit_ms: int, current: int, count_max: int, scratch):  # type: ignore[no-untyped-def]
     """Median of the amounts later than `limit_ms` among the last `count_max`; `current` >= 0 is the last of them. NaN for none."""
     n = 0
@@ -212,7 +212,16 @@ def median(s: State, cell: int, limit_ms: int, current: int, count_max: int, scr
             j -= 1
     if n == 0:
         return np.nan
-    ordered = np.sort(scratch[:n])
+    gap = 40  # Shell's sort, with steps 40, 13, 4, 1
+    while gap > 0:
+        for i in range(gap, n):
+            value = scratch[i]
+            k = i
+            while k >= gap and scratch[k - gap] > value:
+                scratch[k] = scratch[k - gap]
+                k -= gap
+            scratch[k] = value
+        gap //= 3
     if n % 2:
-        return np.float64(ordered[n // 2])
-    return (np.float64(ordered[n // 2 - 1]) + np.float64(ordered[n // 2])) / 2.0
+        return np.float64(scratch[n // 2])
+    return (np.float64(scratch[n // 2 - 1]) + np.float64(scratch[n // 2])) / 2.0
