@@ -18,10 +18,12 @@ import numpy.typing as npt
 from features import kernel as k
 from features import plan as p
 from features import state as st
+from features.capture import FORMAT, Capture, Image
 from features.columns import Columns
 from features.feature_set import FeatureSet
 from features.hashing import hash_strings
 from features.plan import lower
+from features.restore import check, restored
 from features.segments import FILE_SHIFT, MEMORY_SHIFT, Segments
 from features.table import grown
 from schemas.decode import PaymentBatch
@@ -72,6 +74,29 @@ class Engine:
         self._progress = np.zeros(2, dtype=np.int64)
         self._scratch = np.zeros(p.MEDIAN_MAX, dtype=np.int64)
         self._strips = np.zeros(len(self._tables.entity), dtype=np.int64)
+
+    @classmethod
+    def restore(cls, feature_set: FeatureSet, image: Image, *, folder: Path | None = None) -> Engine:
+        """An engine that goes on where the image was taken. Raises StateMismatch when it is not for this set or version."""
+        check(image.meta, fingerprint=feature_set.fingerprint, format_version=FORMAT)
+        engine = cls(feature_set, folder=folder, segment_shift=int(image.meta["segment_shift"]))
+        try:
+            engine._use(restored(engine._tables, engine.segments, image.arrays, engine.segment_shift))
+        except BaseException:
+            engine.close()
+            raise
+        engine._labels = np.array(image.arrays["pending"], dtype=np.int64).reshape(-1, 4)
+        engine._labels_refused = int(image.meta["labels_refused"])
+        return engine
+
+    def capture(self) -> Capture:
+        """Begin a snapshot; between two batches."""
+        return Capture(self)
+
+    def pending_labels(self) -> npt.NDArray[np.int64]:
+        """Labels that stream time has not reached yet, int64 [m, 4]: known_at ms, id low, id high, 1 fraud or 2 genuine."""
+        self._take_incoming()
+        return self._labels
 
     def close(self) -> None:
         """Give the log's files and folder back. The engine is of no use afterwards."""

@@ -33,7 +33,7 @@ class SegmentError(Exception):
     """The log cannot be kept in its folder; the message names folder, reason and way out. State must be rebuilt elsewhere."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Segment:
     """One mapped segment; the views keep its memory alive."""
 

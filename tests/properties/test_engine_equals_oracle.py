@@ -9,8 +9,11 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from features.capture import Image
+from features.engine import Engine
+
 from engine_oracle import Oracle
-from engine_streams import FACTORS, PROOF, built, payments, run
+from engine_streams import FACTORS, PROOF, built, feed, give_labels, payments, pieces, run
 
 # `ENGINE_EXAMPLES=5000 pytest tests/properties/test_engine_equals_oracle.py` is the long form.
 EXAMPLES = int(os.environ.get("ENGINE_EXAMPLES", "150"))
@@ -41,3 +44,33 @@ def test_batch_borders_change_no_bit(steps: list[dict[str, Any]], cuts: list[int
     whole = run(rows, labels)
     np.testing.assert_array_equal(run(rows, labels, cuts), whole)
     np.testing.assert_array_equal(run(rows, labels, range(len(rows))), whole)
+
+
+@settings(max_examples=EXAMPLES // 2, deadline=None)
+@given(payments(120), st.lists(st.integers(1, 119), min_size=1, max_size=4), st.integers(0, 3))
+def test_snapshot_and_restore_at_any_point_change_no_bit(
+    steps: list[dict[str, Any]], stops: list[int], meanwhile: int
+) -> None:
+    """An engine restored from a snapshot, taken while payments went on, goes on with the same bits."""
+    rows, labels = built(steps)
+    whole = run(rows, labels)
+    engine = Engine(PROOF, segment_shift=6)
+    give_labels(engine, labels)
+    out = []
+    for piece in pieces(rows, stops):
+        capture = engine.capture()
+        cut = min(meanwhile, len(piece))
+        if cut:
+            out.append(feed(engine, piece[:cut]))  # the bulk is copied in the middle of this, or after it
+        capture.copy()
+        if piece[cut:]:
+            out.append(feed(engine, piece[cut:]))
+        image = capture.finish()
+        if image is None:  # the arrays have grown: begin again
+            capture = engine.capture()
+            capture.copy()
+            image = capture.finish()
+        assert image is not None
+        frozen = Image(image.meta, {name: array.copy() for name, array in image.arrays.items()})
+        engine = Engine.restore(PROOF, frozen)
+    np.testing.assert_array_equal(np.concatenate(out), whole)
