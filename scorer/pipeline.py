@@ -8,12 +8,13 @@ to live. It knows no Kafka, no clock, no log. What a clock decided comes in as d
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
+from features.capture import Image
 from schemas.audit import AuditColumns, AuditContext, digest
 from schemas.control import ListAdd, ListRemove, parse_control
 from schemas.decode import PaymentBatch
@@ -72,9 +73,10 @@ class _Lists:
 class Pipeline:
     """One shard's state and the function that moves it. `run` is deterministic in (state, batch, bundle)."""
 
-    def __init__(self, bundle: Bundle, *, shard: int = 0) -> None:
+    def __init__(self, bundle: Bundle, *, shard: int = 0, images: Mapping[str, Image] | None = None) -> None:
+        """`images`: of engine and dedupe table, to go on from (see scorer.shard_image). Raises StateMismatch."""
         self.shard = shard
-        self._enricher = Enricher(bundle.feature_set)
+        self._enricher = Enricher(bundle.feature_set, images=images)
         self.engine, self.dedupe = self._enricher.engine, self._enricher.dedupe
         self.lists = _Lists()
         self.sequence = 0
@@ -193,7 +195,7 @@ class Pipeline:
     def _decide_degraded(
         self, payments: PaymentBatch, features: npt.NDArray[np.float32], late: npt.NDArray[np.bool_]
     ) -> tuple[npt.NDArray[np.float32], list[Outcome]]:
-        """Without the model: the margin is the one before its first tree, which says no more than how common fraud is."""
+        """Without the model: the margin is the one before its first tree, which says how common fraud is, no more."""
         margins = np.full(len(features), self.bundle.model.base_margin, dtype=np.float32)
         verdicts = self._policy.decide_degraded(payments, features, self.lists.values)
         return margins, self._outcomes(verdicts, late, DEGRADED)

@@ -127,6 +127,24 @@ class WorkerSettings(_Section):
     )
 
 
+class SnapshotSettings(_Section):
+    """Snapshots of a shard's state, so that recovery re-runs minutes of the journal and not its whole life."""
+
+    url: str | None = Field(
+        default=None,
+        description="fsspec URL, such as s3://bucket/snapshots or file:///var/lib/fraud; the cache by default",
+    )
+    every_payments: int = Field(
+        default=1_000_000, ge=0, description="a snapshot after so many payments; 0: not by count"
+    )
+    every_s: float = Field(
+        default=300.0, ge=0, description="a snapshot after so many seconds with payments; 0: not by time"
+    )
+    kept: int = Field(
+        default=3, ge=1, le=1000, description="snapshots kept: when the newest is bad, the next one serves"
+    )
+
+
 class HttpSettings(_Section):
     """Metrics and health."""
 
@@ -146,6 +164,7 @@ class Settings(BaseSettings):
     postgres: PostgresSettings = PostgresSettings()
     topics: TopicSettings = TopicSettings()
     worker: WorkerSettings = WorkerSettings()
+    snapshots: SnapshotSettings = SnapshotSettings()
     http: HttpSettings = HttpSettings()
     log_level: str = Field(
         default="info", pattern="^(debug|info|warning|error)$", description="lowest level that is logged"
