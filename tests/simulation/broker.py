@@ -1,11 +1,11 @@
 """Kafka as the protocol meets it: logs with open transactions, a transaction coordinator, committed group offsets.
 
-    ClientError            a call failed
-    ├── TimedOut           no answer: it may have been done, may be done later, or never
-    ├── Concurrent         the transaction before is still being completed: the client asks again
-    ├── FencedEpoch        a newer epoch of this transactional id exists
-    ├── StaleMember        the group knows this member or generation no more
-    └── InvalidState       there is no transaction to end
+ClientError            a call failed
+├── TimedOut           no answer: it may have been done, may be done later, or never
+├── Concurrent         the transaction before is still being completed: the client asks again
+├── FencedEpoch        a newer epoch of this transactional id exists
+├── StaleMember        the group knows this member or generation no more
+└── InvalidState       there is no transaction to end
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class _Transaction:
 
 
 class Broker:
-    """Everything durable. A call is done at once and whole; what lies between calls is the network's and the schedule's."""
+    """Everything durable. A call is done at once and whole; what lies between calls is the schedule's affair."""
 
     def __init__(self, member_known: Callable[[tuple[str, int]], bool]) -> None:
         self.now_ms = 0
@@ -128,7 +128,7 @@ class Broker:
         return transaction.epoch
 
     def produce(self, owner: str, epoch: int, log: Log, values: tuple[Any, ...]) -> None:
-        """AddPartitionsToTxn and Produce. The broker verifies the transaction (KIP-890, part 1): what comes late is refused."""
+        """AddPartitionsToTxn and Produce. Brokers verify the transaction (KIP-890, part 1): what is late is refused."""
         transaction = self._begun(owner, epoch)
         if log not in transaction.logs:
             transaction.logs.append(log)

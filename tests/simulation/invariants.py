@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from schemas.journal import FIRST_PREVIOUS
@@ -57,7 +58,9 @@ def _check_shard(world: World, shard: int) -> None:
         ranges = tuple((r.partition, r.start, r.end) for r in record.inputs)
         for partition, start, end in ranges:
             if start != ends[partition]:
-                raise Violation(f"shard {shard} batch {n} begins at {start} of partition {partition}, not {ends[partition]}")
+                raise Violation(
+                    f"shard {shard} batch {n} begins at {start} of partition {partition}, not {ends[partition]}"
+                )
             ends[partition] = end
         payments = world.payments_of(ranges)
         read.update(payments)
@@ -78,7 +81,7 @@ def _check_shard(world: World, shard: int) -> None:
 def _check_owners(shard: int, writers: list[str]) -> None:
     """At most one owner commits: once another has committed, the former never does again."""
     former: set[str] = set()
-    for before, writer in zip(writers, writers[1:], strict=False):
+    for before, writer in pairwise(writers):
         if writer != before:
             former.add(before)
         if writer in former:

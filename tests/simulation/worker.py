@@ -21,15 +21,15 @@ NO_PROGRESS_MS = 60_000
 BATCH_MAX = 3
 
 
-class Violation(Exception):  # noqa: N818 - the simulation's finding, not an error of it
+class Violation(Exception):
     """A promise that did not hold."""
 
 
-class _Rebuild(Exception):  # noqa: N818
+class _Rebuild(Exception):
     """Drop producer and state, and begin again."""
 
 
-class _NoProgress(Exception):  # noqa: N818
+class _NoProgress(Exception):
     """The journal's end cannot be reached: loud exit."""
 
 
@@ -138,7 +138,7 @@ class Process:
         self.ownerships += 1
         yield from self._decide(owned, owner, epoch)
 
-    def _recover(self, owned: _Owned) -> Iterator[None | tuple[State, dict[int, int]]]:
+    def _recover(self, owned: _Owned) -> Iterator[tuple[State, dict[int, int]] | None]:
         world, shard = self.world, owned.number
         journal, whole = world.journal[shard], world.protocol.reads_journal_to_its_end
         end = journal.end if whole else journal.stable_end
@@ -237,7 +237,11 @@ class Process:
                 world.committed(self, shard, ownership)
             except ClientError as exc:
                 flying.error = exc
-                if isinstance(exc, TimedOut) and function == broker.end and not world.protocol.new_producer_after_timeout:
+                if (
+                    isinstance(exc, TimedOut)
+                    and function == broker.end
+                    and not world.protocol.new_producer_after_timeout
+                ):
                     flying.error = None
                     again = yield from self._aborted(owner, epoch)
         flying.done = True
