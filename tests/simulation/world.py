@@ -1,4 +1,4 @@
-"""One schedule: a seed decides who goes on at each step, what the network loses, who is killed or frozen, how time passes."""
+"""One schedule: a seed decides who goes on, what the network loses, who is killed or frozen, how time passes."""
 
 from __future__ import annotations
 
