@@ -18,7 +18,7 @@ from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from schemas.journal import FIRST_PREVIOUS, JournalRecord
-from scorer import history, kafka, metrics
+from scorer import faults, history, kafka, metrics
 from scorer.errors import UsageError
 from scorer.inputs import Deadlines, Inputs
 from scorer.pipeline import Pipeline
@@ -102,6 +102,7 @@ class Follower:
             self._check(record)
             batch = history.reread(record, self.inputs, no_progress_s=self._settings.worker.no_progress_s)
             rerun(self.pipeline, record, batch, self._bundles)
+            faults.point("in_recovery")
         metrics.FOLLOWED.labels(self._label).set(self.pipeline.sequence)
         return len(records)
 

@@ -17,6 +17,7 @@ from confluent_kafka import KafkaException, Producer, TopicPartition
 from schemas.audit import AuditHeader, encode
 from schemas.dead_letter import dead_letter_record
 from schemas.decision import encode_decisions
+from scorer import faults
 from scorer.kafka import KafkaFailure, Rebuild, Topics, describe, failure
 from scorer.pipeline import Outcomes
 
@@ -65,6 +66,7 @@ class Publisher:
         try:
             self._producer.begin_transaction()
             self._produce_decisions(outcomes)
+            faults.point("in_transaction")
             self._produce_dead_letters(outcomes)
             for chunk in audit:
                 self._produce(self._topics.audit, chunk, partition=self._shard)
@@ -72,7 +74,9 @@ class Publisher:
             positions = [TopicPartition(self._topics.payments, r.partition, r.end) for r in outcomes.journal.inputs]
             if positions:  # fresh group metadata every time: the member's generation changes with each rebalance
                 self._producer.send_offsets_to_transaction(positions, self._group_metadata(), COMMIT_TIMEOUT_S)
+            faults.point("before_commit")
             self._producer.commit_transaction(COMMIT_TIMEOUT_S)
+            faults.point("after_commit")
         except KafkaException as exc:
             raise failure(exc) from exc
         except BufferError as exc:

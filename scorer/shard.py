@@ -18,7 +18,7 @@ import numpy as np
 import structlog
 from confluent_kafka import KafkaException
 
-from scorer import kafka, metrics
+from scorer import faults, kafka, metrics
 from scorer.bundle import BundleError
 from scorer.enrich import Batch
 from scorer.errors import UsageError
@@ -104,9 +104,11 @@ class Shard:
             self._gauges(pipeline, inputs, gatherer)
             if batch is None:
                 continue
+            faults.point("after_consume")
             self._activate(pipeline, batch)
             started = time.perf_counter()
             outcomes = pipeline.run(batch)
+            faults.point("after_compute")
             metrics.COMPUTE.labels(self._label).observe(time.perf_counter() - started)
             if flying is not None:
                 self._landed(flying, gatherer)

@@ -1,4 +1,4 @@
-"""A worker process as its threads: the member's loop (scorer.worker), a shard (scorer.shard), a commit (scorer.publish).
+"""A worker process as its threads: its member (scorer.worker), its shards (scorer.shard), their commits (publish).
 
 Each thread is a generator; it yields wherever something else may happen first. Whoever holds the generators decides
 who goes on, and a process that is killed is simply never asked again.
