@@ -6,7 +6,7 @@
 Points, in the order in which a batch passes them: after_consume, after_compute, in_transaction, before_commit (all is
 produced, the commit not asked for), after_commit (it is done, nobody knows yet); and in_recovery. Actions: kill
 (SIGKILL), term (SIGTERM), stop (SIGSTOP), timeout (what the client says when a transactional call timed out),
-sleep=SECONDS. It is read once, when this module is imported: whoever can set the environment can end the process anyway.
+sleep=SECONDS. It is read once, on import. Whoever can set a process's environment can end it anyway.
 """
 
 from __future__ import annotations

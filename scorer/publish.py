@@ -113,6 +113,7 @@ class Publisher:
                 key=records.keys[item.index],
                 value=records.values[item.index],
                 error=item.error,
+                timestamp_ms=int(records.timestamp_ms[item.index]),
             )
             self._produce(self._topics.dead_letters, value, key=key, headers=headers)
         for item in outcomes.rejected_control:

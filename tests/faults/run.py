@@ -174,7 +174,10 @@ class Application:
             self.kill(name, signal.SIGTERM)
         for child in self.workers.values():
             code = child.wait(40)
-            if code not in (0, -signal.SIGKILL) and "another worker owns" not in child.said():
+            said = child.said()
+            # Asked a second time while it was leaving, or before it could hear: then the signal alone ended it.
+            unheard = code == -signal.SIGTERM and ("worker.left" in said or "worker.start" not in said)
+            if code not in (0, -signal.SIGKILL) and not unheard and "another worker owns" not in said:
                 raise Torn(f"a worker was asked to stop and ended with {code}:\n{child.said()}")
 
     def close(self) -> None:
@@ -276,7 +279,7 @@ def _bits(features: Any) -> list[float]:
 
 
 def _row(r: dict[str, Any], names: list[str]) -> tuple[Any, ...]:
-    features = [r[name] if name in r and name not in ("score",) else r[f"feature.{name}"] for name in names]
+    features = [r[name] if name in r and name != "score" else r[f"feature.{name}"] for name in names]
     return (r["payment_id"], float(r["score"]), float(r["margin"]), tuple(r["reasons"]), tuple(features))
 
 

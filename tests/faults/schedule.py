@@ -1,4 +1,4 @@
-"""A schedule of faults drawn from a seed, run during a stream of payments, and its outcome held against an undisturbed run."""
+"""Faults drawn from a seed, run during a stream of payments; the outcome is held against an undisturbed run."""
 
 from __future__ import annotations
 
