@@ -90,7 +90,7 @@ class History:
     def note(self, place: Place, to: Origin) -> None:
         if len(self.sent) >= NOTES_MAX:
             raise FraudScorerError(
-                f"the dead-letter topic holds more than {NOTES_MAX:,} notes of letters sent again; shorten its retention"
+                f"over {NOTES_MAX:,} notes of letters sent again in the dead-letter topic: shorten its retention"
             )
         self.sent[place] = to
         self._before[to] = place

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, Producer, TopicPartition
 
 from schemas.audit import AuditHeader, decode_chunk, digest_chunks
 from schemas.dead_letter import DeadLetter
@@ -42,16 +42,32 @@ class Topic:
     """Everything that read_committed readers see of a topic."""
 
     def __init__(self, settings: Settings, topic: str) -> None:
-        client = kafka.admin(settings.kafka)
+        self._client = kafka.admin(settings.kafka)
+        self._partitions = [TopicPartition(topic, p, 0) for p in range(kafka.partition_count(self._client, topic))]
         self._consumer: Consumer = kafka.reader(settings.kafka, group="test-reader")
-        self._consumer.assign([TopicPartition(topic, p, 0) for p in range(kafka.partition_count(client, topic))])
+        self._consumer.assign(self._partitions)
+        self._reached: dict[int, int] = {}
         self.messages: list[Any] = []
 
     def fill(self) -> int:
         """Take what has come, and say how much there is by now. A broker that is away is no error here."""
-        found = self._consumer.consume(5_000, 0.02)
-        self.messages += [message for message in found if message.error() is None]
+        for message in self._consumer.consume(5_000, 0.02):
+            error = message.error()
+            if error is None:
+                self.messages.append(message)
+            elif error.code() != KafkaError._PARTITION_EOF:
+                continue
+            self._reached[message.partition()] = message.offset() + (error is None)
         return len(self.messages)
+
+    def read_to_end(self) -> None:
+        """All that is committed now, past every transaction marker."""
+        ends = kafka.ends(self._client, self._partitions)
+        deadline = time.monotonic() + 30
+        while any(self._reached.get(p, 0) < end for p, end in enumerate(ends)):
+            self.fill()
+            if time.monotonic() > deadline:
+                raise Torn(f"{self._partitions[0].topic} cannot be read to its end: {self._reached} of {ends}")
 
     def close(self) -> None:
         self._consumer.close()
@@ -191,17 +207,16 @@ class Application:
 
     def check(self) -> None:
         """Raise Torn unless decisions, audit rows, dead letters and journal are those of an undisturbed run."""
-        time.sleep(0.3)
-        n = self.decided()
-        _same("records decided", n, len(self.sent))
+        self.decisions.read_to_end()
+        self.dead_letters.read_to_end()
+        _same("records decided", len(self.decisions.messages) + len(self.dead_letters.messages), len(self.sent))
         bundle = Bundle.load(self._bundle)
         rows = self._audit_rows(bundle)
         replayed: list[dict[str, Any]] = []
         for shard in range(self.settings.worker.shards):
             output = self._folder / f"replay-{shard}.parquet"
-            if self._journal(shard):
-                replay_topic(bundle, self.settings, output, shard=shard)  # checks each digest along the journal
-                replayed += pq.read_table(output).to_pylist()
+            replay_topic(bundle, self.settings, output, shard=shard)  # checks each digest along the journal
+            replayed += pq.read_table(output).to_pylist()
         names = bundle.feature_set.names
         _same("audit rows", rows, {(r["partition"], r["offset"]): _row(r, names) for r in replayed})
         decided: dict[int, list[str]] = {}
@@ -223,25 +238,10 @@ class Application:
         letters = [DeadLetter.from_headers(message.headers()) for message in self.dead_letters.messages]
         return sorted((letter.offset, letter.reason.value) for letter in letters)
 
-    def _journal(self, shard: int) -> list[JournalRecord]:
-        topic = Topic(self.settings, self.topics.journal)
-        self._until_quiet(topic)
-        topic.close()
-        return [JournalRecord.from_bytes(m.value()) for m in topic.messages if m.partition() == shard]
-
-    def _until_quiet(self, topic: Topic) -> None:
-        quiet, before = 0, -1
-        while quiet < 10:
-            count = topic.fill()
-            quiet, before = (quiet + 1, count) if count == before and count else (0, count)
-            if not count:
-                return
-
     def _audit_rows(self, bundle: Bundle) -> dict[tuple[int, int], tuple[Any, ...]]:
         """Rows by (partition, offset); each batch's digest recomputed and held against its journal record."""
         topic = Topic(self.settings, self.topics.audit)
-        self.wait(lambda: topic.fill() > 0, 20, "the audit topic")
-        self._until_quiet(topic)
+        topic.read_to_end()
         topic.close()
         batches: dict[tuple[int, int], list[tuple[AuditHeader, Any]]] = {}
         for message in topic.messages:

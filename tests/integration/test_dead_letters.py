@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 
 import pytest
 from confluent_kafka import TopicPartition
@@ -71,8 +70,8 @@ def _settled(reader: TopicReader) -> bool:
 
 
 @pytest.fixture
-def dead(services: Services, topics_prefix: str) -> Iterator[Dead]:
-    yield Dead(test_settings(services.kafka.bootstrap_servers, topics_prefix, topics={"payments_partitions": 2}))
+def dead(services: Services, topics_prefix: str) -> Dead:
+    return Dead(test_settings(services.kafka.bootstrap_servers, topics_prefix, topics={"payments_partitions": 2}))
 
 
 def test_a_dead_letter_goes_back_where_it_came_from_once_and_is_seen_when_it_returns(dead: Dead) -> None:
@@ -133,7 +132,7 @@ def test_filters_take_what_they_say(dead: Dead) -> None:
     third = next(d for d in dead_letters.letters(dead.settings, Filter(from_offset=2)))
     assert offsets(until_ms=third.timestamp_ms + 1) == [0, 1, 2]
     assert offsets(from_ms=third.timestamp_ms + 1) == []
-    with pytest.raises(UsageError, match="known are .*not_json"):
+    with pytest.raises(UsageError, match=r"known are .*not_json"):
         dead_letters.reasons(["no_such"])
 
 
