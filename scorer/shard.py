@@ -62,13 +62,15 @@ class Shard:
         FraudScorerError; then nothing after the last commit took effect.
         """
         self.recovered.clear()
-        producer = kafka.transactional_producer(self._settings, f"shard-{self._number}")
+        owner = f"shard-{self._number}"
+        producer = kafka.transactional_producer(self._settings, owner)
         follower = warm
         try:
             try:
                 producer.init_transactions(INIT_TIMEOUT_S)
             except KafkaException as exc:
-                raise kafka.failure(exc) from exc
+                name = kafka.transactional_id(self._settings, owner)
+                raise kafka.failure(exc, needs=f"Write on transactional-id {name}") from exc
             follower = follower or Follower(self._settings, self._bundles, self._number)
             follower.catch_up(stop)
             follower.release_journal()

@@ -138,7 +138,7 @@ def redrive_(
     """
     wanted = _filter(reason, topic, partition, from_offset, until_offset, after, before, key)
     if wanted == Filter() and not everything:
-        raise UsageError("give a filter, or --all when every dead letter is meant; --dry-run shows which")
+        raise UsageError("give a filter, or --all when every letter is meant; --dry-run shows which")
     shown = 0
 
     def tell(letter: Letter, fate: str) -> None:

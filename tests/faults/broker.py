@@ -37,11 +37,12 @@ class OwnBroker:
         properties: Mapping[str, str] | None = None,
         *,
         listener: str = "PLAINTEXT",
+        proxied_listener: str | None = None,
         node: int = 1,
         controllers: Mapping[int, int] | None = None,
         cluster: str = "ZnJhdWQtc2NvcmVyLXRlc3Q",
     ) -> None:
-        """`listener`: security protocol of the clients' listeners. `controllers`: port of each node's controller."""
+        """`listener`, `proxied_listener`: security protocols of the two. `controllers`: port of each node's controller."""
         self._folder = Path(tempfile.mkdtemp(prefix="fraud-scorer-broker-"))
         place = Place(self._folder, os.environ, lambda _: None, temporary=True)
         prepare(place)
@@ -62,7 +63,7 @@ class OwnBroker:
             "listeners": f"DIRECT://127.0.0.1:{port},PROXIED://127.0.0.1:{behind},"
             f"CONTROLLER://127.0.0.1:{controllers[node]}",
             "advertised.listeners": f"DIRECT://127.0.0.1:{port},PROXIED://127.0.0.1:{self.proxy.port}",
-            "listener.security.protocol.map": f"DIRECT:{listener},PROXIED:{listener},CONTROLLER:PLAINTEXT",
+            "listener.security.protocol.map": f"DIRECT:{listener},PROXIED:{proxied_listener or listener},CONTROLLER:PLAINTEXT",
             "inter.broker.listener.name": "DIRECT",
             "controller.quorum.voters": ",".join(f"{n}@127.0.0.1:{p}" for n, p in controllers.items()),
             "log.dirs": str(home / "data"),
