@@ -54,7 +54,10 @@ class Acl:
 def needed(settings: Settings, role: Role) -> list[Acl]:
     """The least that `role` needs, by the names in `settings`."""
     topics = kafka.Topics.of(settings.kafka)
-    owner = f"{settings.kafka.topic_prefix}{settings.worker.application}"
+    prefix = settings.kafka.topic_prefix
+    owner = f"{prefix}{settings.worker.application}"
+    # Only the worker's member joins a group, yet the client looks up the coordinator of every consumer's group.
+    named = Acl("group", f"{prefix}fraud-scorer-", ("Describe",), prefixed=True)
     every = (topics.payments, topics.decisions, topics.audit, topics.journal, topics.control, topics.dead_letters)
 
     def read(*names: str) -> list[Acl]:
@@ -69,17 +72,19 @@ def needed(settings: Settings, role: Role) -> list[Acl]:
                 *read(topics.payments, topics.control),
                 Acl("topic", topics.journal, ("Read", "Write")),
                 *write(topics.decisions, topics.audit, topics.dead_letters),
-                Acl("group", owner, ("Read",)),
+                Acl("group", owner, ("Read",), prefixed=True),
+                *([] if named.name.startswith(owner) else [named]),
                 Acl("transactional-id", f"{owner}-shard-", ("Write",), prefixed=True),
             ]
         case Role.SINK:
-            return read(topics.audit)
+            return [*read(topics.audit), Acl("group", "fraud-scorer-sink", ("Describe",))]
         case Role.READER:
-            return read(*every)
+            return [*read(*every), named]
         case Role.REDRIVE:
             return [
                 Acl("topic", topics.dead_letters, ("Read", "Write")),
                 *write(topics.payments, topics.control),
+                named,
                 Acl("transactional-id", f"{owner}-redrive", ("Write",)),
             ]
         case Role.PAYMENTS:

@@ -129,7 +129,7 @@ def read(settings: Settings, *, no_progress_s: float = 60.0) -> Iterator[Letter 
     client = kafka.admin(settings.kafka)
     partitions = [TopicPartition(topic, p) for p in range(kafka.partition_count(client, topic))]
     bounds = zip(partitions, kafka.starts(client, partitions), kafka.ends(client, partitions), strict=True)
-    consumer = kafka.reader(settings.kafka, group=f"{settings.kafka.topic_prefix}{settings.worker.application}-letters")
+    consumer = kafka.reader(settings.kafka, group=f"{settings.kafka.topic_prefix}fraud-scorer-letters")
     try:
         for partition, start, end in bounds:
             if start < end:

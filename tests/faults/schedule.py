@@ -17,6 +17,7 @@ from tests.faults.run import Application
 
 POINTS = ("after_consume", "after_compute", "in_transaction", "before_commit", "after_commit", "in_recovery")
 ACTIONS = ("kill", "kill", "stop", "timeout", "term", "sleep=0.7")
+TRANSACTIONAL = ("in_transaction", "before_commit", "after_commit")  # where a call to the broker can time out
 WORKERS = ("a", "b")
 FROZEN_AT_POINT_S = 3.0
 
@@ -46,7 +47,10 @@ class Schedule:
         )
         for worker in WORKERS:
             if rng.random() < 0.5:
-                made.at_points[worker] = f"{rng.choice(POINTS)}:{rng.randrange(1, 30)}:{rng.choice(ACTIONS)}"
+                point, action = rng.choice(POINTS), rng.choice(ACTIONS)
+                if action == "timeout" and point not in TRANSACTIONAL:
+                    action = "kill"
+                made.at_points[worker] = f"{point}:{rng.randrange(1, 30)}:{action}"
         for _ in range(rng.randrange(0, 4)):
             what = rng.choice(("kill", "term", "freeze", "freeze", "cut", "hang", "slow", "broker"))
             if what == "broker" and rng.random() < 0.6:
