@@ -22,7 +22,7 @@ from features.restore import StateMismatch
 from features.segments import SegmentError
 from features.snapshot import SnapshotError
 from schemas.journal import FIRST_PREVIOUS, JournalRecord
-from scorer import history, kafka, metrics
+from scorer import faults, history, kafka, metrics
 from scorer.bundle import BundleError
 from scorer.errors import UsageError
 from scorer.inputs import Deadlines, Inputs, MissingRange
@@ -180,6 +180,7 @@ class Follower:
             self._check(record)
             batch = history.reread(record, self.inputs, no_progress_s=self._settings.worker.no_progress_s)
             rerun(self.pipeline, record, batch, self._bundles)
+            faults.point("in_recovery")
         metrics.FOLLOWED.labels(self._label).set(self.pipeline.sequence)
         return len(records)
 

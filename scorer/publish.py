@@ -17,6 +17,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer, Topic
 from schemas.audit import AuditHeader, encode
 from schemas.dead_letter import dead_letter_record
 from schemas.decision import encode_decisions
+from scorer import faults
 from scorer.kafka import KafkaFailure, Rebuild, Topics, describe, failure, present
 from scorer.pipeline import Outcomes
 
@@ -92,6 +93,7 @@ class Publisher:
     def _transaction(self, outcomes: Outcomes, audit: list[bytes]) -> None:
         self._producer.begin_transaction()
         self._produce_decisions(outcomes)
+        faults.point("in_transaction")
         self._produce_dead_letters(outcomes)
         for chunk in audit:
             self._produce(self._topics.audit, chunk, partition=self._shard)
@@ -101,7 +103,9 @@ class Publisher:
         positions = [TopicPartition(self._topics.payments, r.partition, r.end) for r in outcomes.journal.inputs]
         if positions:  # fresh group metadata every time: the member's generation changes with each rebalance
             self._producer.send_offsets_to_transaction(positions, self._group_metadata(), COMMIT_TIMEOUT_S)
+        faults.point("before_commit")
         self._producer.commit_transaction(COMMIT_TIMEOUT_S)
+        faults.point("after_commit")
 
     def _on_journal(self, error: KafkaError | None, message: Message) -> None:
         if error is None:
@@ -137,6 +141,7 @@ class Publisher:
                 key=records.keys[item.index],
                 value=records.values[item.index],
                 error=item.error,
+                timestamp_ms=int(records.timestamp_ms[item.index]),
             )
             self._produce(self._topics.dead_letters, value, key=key, headers=headers)
         for item in outcomes.rejected_control:

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
@@ -47,6 +47,18 @@ class KafkaSettings(_Section):
     ssl_key_password: SecretStr | None = Field(
         default=None, description="ssl.key.password, best from SSL_KEY_PASSWORD_FILE"
     )
+    oauth_client_secret: SecretStr | None = Field(
+        default=None, description="sasl.oauthbearer.client.secret, best from OAUTH_CLIENT_SECRET_FILE"
+    )
+
+    @field_validator("security")
+    @classmethod
+    def _only_security(cls, given: dict[str, str]) -> dict[str, str]:
+        # Anything else, such as enable.idempotence, would break what delivery rests on.
+        for name in given:
+            if not name.startswith(("security.", "sasl.", "ssl.", "enable.ssl.", "enable.sasl.", "https.")):
+                raise ValueError(f"{name} is no security setting; security.*, sasl.*, ssl.* pass through")
+        return given
 
 
 class PostgresSettings(_Section):

@@ -18,7 +18,7 @@ import numpy as np
 import structlog
 from confluent_kafka import KafkaException
 
-from scorer import kafka, metrics
+from scorer import faults, kafka, metrics
 from scorer.bundle import BundleError
 from scorer.enrich import Batch
 from scorer.errors import UsageError
@@ -64,13 +64,15 @@ class Shard:
         FraudScorerError; then nothing after the last commit took effect.
         """
         self.recovered.clear()
-        producer = kafka.transactional_producer(self._settings, f"shard-{self._number}")
+        owner = f"shard-{self._number}"
+        producer = kafka.transactional_producer(self._settings, owner)
         follower = warm
         try:
             try:
                 producer.init_transactions(INIT_TIMEOUT_S)
             except KafkaException as exc:
-                raise kafka.failure(exc) from exc
+                name = kafka.transactional_id(self._settings, owner)
+                raise kafka.failure(exc, needs=f"Write on transactional-id {name}") from exc
             follower = follower or Follower(self._settings, self._bundles, self._number)
             follower.catch_up(stop)
             follower.release_journal()
@@ -113,9 +115,11 @@ class Shard:
             self._gauges(pipeline, inputs, gatherer)
             if batch is None:
                 continue
+            faults.point("after_consume")
             self._activate(pipeline, batch)
             started = time.perf_counter()
             outcomes = pipeline.run(batch)
+            faults.point("after_compute")
             metrics.COMPUTE.labels(self._label).observe(time.perf_counter() - started)
             if flying is not None:
                 self._landed(flying, gatherer)

@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from scorer.cli import data, decide, demo, modelling
+from scorer.cli import acls, data, dead_letters, decide, demo, modelling
 from scorer.errors import FraudScorerError
 from scorer.services.cli import app as services
 
@@ -32,7 +32,9 @@ app.command()(modelling.features)
 app.command()(modelling.train)
 app.command()(modelling.replay)
 app.add_typer(modelling.bundle, name="bundle")
+app.add_typer(dead_letters.app, name="dead-letters")
 app.add_typer(services, name="services")
+app.command()(acls.acls)
 app.command()(data.settings)
 app.command()(data.schemas)
 
