@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from schemas.audit import AuditColumns, AuditContext, digest
+from schemas.audit import NULLABLE, AuditColumns, AuditContext, digest
 from schemas.control import ListAdd, ListRemove, parse_control
 from schemas.decode import PaymentBatch
 from schemas.errors import ContractError
@@ -126,8 +126,7 @@ class Pipeline:
             event_time_ms=payments.event_time_ms,
             amount_minor=payments.amount_minor,
             currency=payments.column("currency"),
-            customer_id=payments.column("customer_id"),
-            merchant_id=payments.column("merchant_id"),
+            **{name: payments.column(name) for name in NULLABLE},
             decision=np.fromiter((o.decision for o in outcomes), np.uint8, n),
             mode=modes,
             margin=margins,
@@ -135,6 +134,7 @@ class Pipeline:
             reasons=[o.reasons for o in outcomes],
             fired=[o.fired for o in outcomes],
             features=features,
+            challenger_margins=np.empty((n, len(self._context.challengers)), np.float32),
         )
         journal = self._journal(batch, columns, len(enriched.rejected) + len(rejected_control))
         return Outcomes(
