@@ -419,14 +419,13 @@ def _checked_parts(batch: pa.RecordBatch) -> BatchParts:
 
 def _check_nan(batch: pa.RecordBatch) -> None:
     """A chunk holds canonical NaN only: what is hashed is what is stored."""
-    for name, values, canonical in (
-        *(
-            (name, batch.column(name).flatten().to_numpy(zero_copy_only=True), NAN32_BITS)
-            for name in batch.schema.names[_FEATURES:]
-        ),
+    looked_at: list[tuple[str, npt.NDArray[Any], Any]] = [
         ("margin", batch.column("margin").to_numpy(zero_copy_only=True), NAN32_BITS),
         ("score", batch.column("score").to_numpy(zero_copy_only=True), NAN64_BITS),
-    ):
+    ]
+    for name in batch.schema.names[_FEATURES:]:
+        looked_at.append((name, batch.column(name).flatten().to_numpy(zero_copy_only=True), NAN32_BITS))
+    for name, values, canonical in looked_at:
         nan = values[np.isnan(values)]
         if nan.size and (nan.view(canonical.dtype) != canonical).any():
             raise AuditError(f"column {name} holds a NaN whose bits are not the canonical ones")
@@ -434,7 +433,7 @@ def _check_nan(batch: pa.RecordBatch) -> None:
 
 def _check_widths(columns: AuditColumns, context: AuditContext) -> None:
     for name, names in (("features", context.feature_names), ("challenger_margins", context.challengers)):
-        matrix = getattr(columns, name)
+        matrix: npt.NDArray[np.float32] = getattr(columns, name)
         if matrix.ndim != 2 or matrix.shape[1] != len(names):
             raise AuditError(f"{name} has the shape {matrix.shape} for {len(names)} names")
 

@@ -66,7 +66,9 @@ def about_of(given: AuditColumns) -> AuditContext:
 
 
 def header(features: int, challengers: int = 0, **changes: object) -> AuditHeader:
-    return AuditHeader(**context(features, challengers).model_dump() | {"shard": 3, "sequence": 7, "journal": '{"a":"ü"}'} | changes)
+    return AuditHeader(
+        **context(features, challengers).model_dump() | {"shard": 3, "sequence": 7, "journal": '{"a":"ü"}'} | changes
+    )
 
 
 def plain(rows: int, text: str = "x") -> AuditColumns:
