@@ -423,8 +423,10 @@ def _check_nan(batch: pa.RecordBatch) -> None:
         ("margin", batch.column("margin").to_numpy(zero_copy_only=True), NAN32_BITS),
         ("score", batch.column("score").to_numpy(zero_copy_only=True), NAN64_BITS),
     ]
-    for name in batch.schema.names[_FEATURES:]:
-        looked_at.append((name, batch.column(name).flatten().to_numpy(zero_copy_only=True), NAN32_BITS))
+    looked_at += [
+        (name, batch.column(name).flatten().to_numpy(zero_copy_only=True), NAN32_BITS)
+        for name in batch.schema.names[_FEATURES:]
+    ]
     for name, values, canonical in looked_at:
         nan = values[np.isnan(values)]
         if nan.size and (nan.view(canonical.dtype) != canonical).any():

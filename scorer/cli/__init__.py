@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from scorer.cli import data, decide, demo, modelling
+from scorer.cli import audit, data, decide, demo, modelling
 from scorer.errors import FraudScorerError
 from scorer.services.cli import app as services
 
@@ -28,6 +28,7 @@ app.command()(modelling.features)
 app.command()(modelling.train)
 app.command()(modelling.replay)
 app.add_typer(modelling.bundle, name="bundle")
+app.add_typer(audit.app, name="audit")
 app.add_typer(services, name="services")
 app.command()(data.settings)
 app.command()(data.schemas)

@@ -245,11 +245,11 @@ erasures = sa.Table(
 )
 
 
-def engine(url: str) -> sa.Engine:
-    """An engine for whatever libpq takes: a URL, several hosts in it, or `name=value` pairs.
+def connect_text(url: str) -> str:
+    """`url` for libpq, which takes a URL, several hosts in it, or `name=value` pairs, with our time-outs.
 
-    No pool, no values in errors. The text goes to libpq as it is, so that TLS (sslmode, sslrootcert, sslcert, sslkey)
-    and failover (several hosts with target_session_attrs=read-write) mean what its manual says.
+    The rest goes to libpq as it is, so that TLS (sslmode, sslrootcert, sslcert, sslkey) and failover (several hosts
+    with target_session_attrs=read-write) mean what its manual says.
     """
     options: dict[str, Any] = {
         "application_name": "fraud-scorer",
@@ -260,10 +260,14 @@ def engine(url: str) -> sa.Engine:
         "keepalives_count": 3,
         "tcp_user_timeout": 20_000,
     }
-    target = re.sub(r"^postgres(ql)?(\+psycopg)?://", "postgresql://", url)
+    return make_conninfo(re.sub(r"^postgres(ql)?(\+psycopg)?://", "postgresql://", url), **options)
+
+
+def engine(url: str) -> sa.Engine:
+    """An engine for what `connect_text` takes, without a pool and without values in its error texts."""
     return sa.create_engine(
         "postgresql+psycopg://",
-        creator=lambda: psycopg.connect(make_conninfo(target, **options)),
+        creator=lambda: psycopg.connect(connect_text(url)),
         poolclass=sa.NullPool,
         hide_parameters=True,
     )

@@ -27,9 +27,10 @@ import numpy as np
 import psycopg
 from psycopg import sql
 
-from schemas.audit import AuditColumns, AuditContext, decode_chunk
+from schemas.audit import AuditColumns, AuditContext, AuditHeader, decode_chunk, encode
 from scorer.services import local_services
 from scorer.sink import AuditSink, copy_rows, schema
+from scorer.sink.screen import column_with_card_number
 from tests.integration import audit_batches
 from tests.integration.audit_batches import Shard, make_topic
 
@@ -129,8 +130,10 @@ def run_sink(servers: str, topic: str, url: str, batches: int) -> dict[str, floa
 def sink_child(servers: str, topic: str, url: str, batches: int) -> None:
     """What `run_sink` starts; on one core."""
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-    chunk = decode_chunk(shard_chunks(columns(0, 8), 0)[0])
-    copy_rows.rows_bytes(*chunk, DAY)  # kernels from the cache: a long-running process has them
+    header = AuditHeader(**CONTEXT.model_dump(), shard=0, sequence=0, journal="")
+    (chunk,) = encode(columns(0, 8), header)
+    copy_rows.rows_bytes(*decode_chunk(chunk), DAY)  # kernels from the cache: a long-running process has them
+    column_with_card_number(*decode_chunk(chunk))
     stop = threading.Event()
     sink = AuditSink(
         bootstrap_servers=servers, client_config={}, topic=topic, postgres_url=url, partitions=[0],
@@ -147,11 +150,6 @@ def sink_child(servers: str, topic: str, url: str, batches: int) -> None:
     stop.set()
     thread.join()
     print(json.dumps({"seconds": seconds, "cpu_seconds": cpu_seconds}))
-
-
-def shard_chunks(given: AuditColumns, number: int) -> list[bytes]:
-    """The chunks of one batch, outside any topic."""
-    return Shard.chunks(Shard.__new__(Shard, "", "", number), given)[0]
 
 
 def measure(rows: int, rounds: int) -> dict[str, object]:
