@@ -50,7 +50,7 @@ class Checked:
     head: str = ""
     findings: list[Finding] = field(default_factory=list)
     gaps: list[tuple[int, int]] = field(default_factory=list)  # sequences missing between batches, both inclusive
-    bad: list[int] = field(default_factory=list)  # batches whose rows are not what was digested
+    edited: set[int] = field(default_factory=set)  # batches whose own row was changed: that explains a broken link
 
 
 def check(connection: psycopg.Connection, unit: Unit, verifier: Verifier | None) -> Checked:
@@ -92,6 +92,7 @@ def _batch(result: Checked, batch: Any, rows: Rows, begin: int, end: int, verifi
     changed = _own_row(batch)
     if changed is not None:
         found("batch_edited", changed)
+        result.edited.add(batch.sequence)
     if batch.feature_names is None:
         found("batch_edited", f"feature set {batch.feature_fingerprint} is not in feature_sets")
         return
@@ -112,7 +113,6 @@ def _batch(result: Checked, batch: Any, rows: Rows, begin: int, end: int, verifi
     if (numbers != np.arange(n)).any() or n != batch.decisions:
         present = np.unique(numbers)
         missing = np.setdiff1d(np.arange(batch.decisions), present)
-        result.bad.append(batch.sequence)
         if len(missing):
             found("rows_deleted", f"{len(missing)} of {batch.decisions} rows are gone, the first is row {missing[0]}")
         strange = [int(number) for number in present if not 0 <= number < batch.decisions]
@@ -125,12 +125,10 @@ def _batch(result: Checked, batch: Any, rows: Rows, begin: int, end: int, verifi
         return
     malformed = np.flatnonzero(rows.malformed[begin:end])
     if len(malformed):
-        result.bad.append(batch.sequence)
         found("row_edited", f"row {malformed[0]} holds what the sink never writes")
         return
     context = _context(batch)
     if digest_parts([rows.parts(begin, end)], n, context) != digest:
-        result.bad.append(batch.sequence)
         kind, detail = _suspect(rows, begin, end)
         found(kind, detail)
         return
@@ -235,7 +233,7 @@ def _links(result: Checked, batches: Sequence[Any]) -> None:
     for before, batch in itertools.pairwise(batches):
         if batch.sequence != before.sequence + 1:
             result.gaps.append((before.sequence + 1, batch.sequence - 1))
-        elif batch.previous != before.head:
+        elif batch.previous != before.head and not {batch.sequence, before.sequence} & result.edited:
             result.findings.append(chain_finding(batch.shard, before.sequence, str(batch.day)))
 
 

@@ -109,7 +109,7 @@ def _compare(finding: Finding, true: list[dict[str, Any]], rows: list[dict[str, 
 
 def _same(name: str, row: dict[str, Any], was: dict[str, Any]) -> bool:
     if name == "event_time_ms":
-        return round(row["event_time"].timestamp() * 1_000_000) == was[name] * 1000
+        return bool(round(row["event_time"].timestamp() * 1_000_000) == was[name] * 1000)
     ours, theirs = row[name], was[name]
     if name in {"features", "challenger_margins", "margin"}:
         try:
@@ -119,8 +119,7 @@ def _same(name: str, row: dict[str, Any], was: dict[str, Any]) -> bool:
         return a.shape == b.shape and bool((a.view(np.uint32) == b.view(np.uint32)).all())
     if name == "score":
         return bool(np.float64(ours).view(np.uint64) == np.float64(theirs).view(np.uint64))
-    equal: bool = list(ours) == list(theirs) if isinstance(theirs, tuple) else ours == theirs
-    return equal
+    return bool((tuple(ours) if isinstance(theirs, tuple) else ours) == theirs)
 
 
 def _shown(places: list[tuple[int, int]]) -> str:

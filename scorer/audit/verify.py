@@ -303,6 +303,7 @@ class _Chains:
         self._connection, self._scope, self._starts, self._report = connection, scope, starts, report
         self._ends: dict[int, _End] = {}
         self._day: dict[int, date] = {}
+        self._edited: dict[int, set[int]] = {}
 
     def add(self, result: Checked) -> None:
         shard = result.unit.shard
@@ -322,7 +323,11 @@ class _Chains:
             day = self._day.get(shard)
             apart = day is None or (result.unit.day - day).days > 1
             self._missing(shard, end.sequence + 1, result.first_sequence - 1, dropped=apart)
-        elif end is not None and result.previous != end.head:
+        elif (
+            end is not None
+            and result.previous != end.head
+            and not {result.first_sequence, end.sequence} & (result.edited | self._edited.get(shard, set()))
+        ):
             if end.sequence < 0 or shard not in self._ends:
                 self._report.findings.append(
                     Finding(shard, result.first_sequence, "chain_broken", "it does not follow what retention removed"
@@ -332,6 +337,7 @@ class _Chains:
                 self._report.findings.append(chain_finding(shard, end.sequence, str(result.unit.day)))
         self._ends[shard] = _End(result.last_sequence, result.head)
         self._day[shard] = result.unit.day
+        self._edited[shard] = result.edited
 
     def finish(self) -> dict[int, _End]:
         """The newest batch looked at in each shard."""

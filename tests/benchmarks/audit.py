@@ -28,6 +28,7 @@ import psycopg
 from psycopg import sql
 
 from schemas.audit import AuditColumns, AuditContext, AuditHeader, decode_chunk, encode
+from scorer.audit.verify import verify
 from scorer.services import local_services
 from scorer.sink import AuditSink, copy_rows, schema
 from scorer.sink.screen import column_with_card_number
@@ -183,6 +184,12 @@ def measure(rows: int, rounds: int) -> dict[str, object]:
                 sink = run_sink(servers, topic, url, count)
                 result.setdefault("sink_s", []).append(sink["seconds"])
                 result.setdefault("sink_cpu_s", []).append(sink["cpu_seconds"])
+                for name, processes in (("verify_s", len(os.sched_getaffinity(0))), ("verify_one_process_s", 1)):
+                    started = time.perf_counter()
+                    report = verify(url, processes=processes)
+                    result.setdefault(name, []).append(time.perf_counter() - started)
+                    if not report.good or report.decisions != total:
+                        raise SystemExit(f"verify: {report}")
     median = {name: statistics.median(values) for name, values in result.items()}
     return {
         "rows": total,
@@ -192,6 +199,8 @@ def measure(rows: int, rounds: int) -> dict[str, object]:
         "sink_own_cpu_us_per_row": round(median["sink_cpu_s"] / total * 1e6, 2),
         "copy_rows_per_s": round(total / median["copy_s"]),
         "copy_without_indexes_rows_per_s": round(total / median["copy_without_indexes_s"]),
+        "verify_rows_per_s": round(total / median["verify_s"]),
+        "verify_one_process_rows_per_s": round(total / median["verify_one_process_s"]),
         "sink_to_copy": round(median["sink_s"] / median["copy_s"], 2),
     }
 
