@@ -35,6 +35,7 @@ from scorer.errors import UsageError
 from scorer.settings import Settings
 from scorer.sink.schema import connect_text
 
+PARALLEL_FROM = 300_000  # rows; fewer are checked before a second process has begun
 UNIT_ROWS, UNIT_BATCHES = 30_000, 2_000
 FINDINGS_MAX = 1_000
 _LOOKED_AT_MAX = 5
@@ -95,6 +96,7 @@ def verify(
     anchors: AnchorFile | None = None,
     kafka_settings: Settings | None = None,
     processes: int = 1,
+    parallel_from: int = PARALLEL_FROM,
     progress: Progress = lambda _done, _all: None,
 ) -> Report:
     """Verify the audit trail at `url`. `kafka_settings` None: without the journal and audit topics.
@@ -107,7 +109,8 @@ def verify(
         starts = _tombstones(connection, verifier, report)
         _erasures_need_key(connection, verifier)
         units, total = _plan(connection, scope, report)
-        checked = _check_all(url, units, verifier, processes, lambda done: progress(done, total))
+        several = processes if total >= parallel_from else 1
+        checked = _check_all(url, units, verifier, several, lambda done: progress(done, total))
         chains = _Chains(connection, scope, starts, report)
         for result in checked:
             report.batches += result.batches
@@ -262,7 +265,7 @@ def _check_all(
     """Results in the order of `units`, with a bounded number in flight."""
     pem = None if verifier is None else verifier.to_pem().decode()
     done = 0
-    if processes <= 1 or len(units) <= 1:
+    if processes <= 1:
         _begin_process(url, pem)
         try:
             for unit in units:
@@ -274,8 +277,10 @@ def _check_all(
             if _connection is not None:
                 _connection.close()
         return
-    # Spawned: forking a process that has Kafka's or numba's threads would copy their locks as they stand.
-    context = multiprocessing.get_context("spawn")
+    # From a server that has imported everything once: a fork of this process, which may have Kafka's threads, would
+    # copy their locks as they stand, and each spawned one would import anew, which takes as long as 300,000 rows.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["scorer.audit.check"])
     with ProcessPoolExecutor(processes, context, _begin_process, (url, pem)) as pool:
         waiting: list[Future[Checked]] = []
         rest = iter(units)

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from scorer.cli import audit, data, decide, demo, modelling
+from scorer.cli import audit, data, decide, demo, labels, modelling
 from scorer.errors import FraudScorerError
 from scorer.services.cli import app as services
 
@@ -29,6 +29,7 @@ app.command()(modelling.train)
 app.command()(modelling.replay)
 app.add_typer(modelling.bundle, name="bundle")
 app.add_typer(audit.app, name="audit")
+app.add_typer(labels.app, name="labels")
 app.add_typer(services, name="services")
 app.command()(data.settings)
 app.command()(data.schemas)

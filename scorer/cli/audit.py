@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import psycopg
 import typer
@@ -15,10 +15,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from schemas.durations import parse_duration_ms
+from scorer.bundle import Bundle
 from scorer.cli.common import Json, err, out, show
 from scorer.cli.common import settings as load_settings
 from scorer.errors import FraudScorerError, PromiseBroken, UsageError
 from scorer.settings import Settings
+
+if TYPE_CHECKING:
+    from scorer.audit.explain import Explanation
 
 app = typer.Typer(help="The audit trail: verify, explain, anchor, keep, forget.", no_args_is_help=True)
 Shard = Annotated[int | None, typer.Option(min=0, help="Only this shard.")]
@@ -94,6 +98,101 @@ def verify(
             out.print(table)
     if report.findings:
         raise PromiseBroken(f"the audit trail was changed: {report.findings[0].sentence}")
+
+
+@app.command()
+def explain(
+    payment_id: Annotated[str, typer.Argument(help="The payment.")],
+    bundle: Annotated[
+        Path | None,
+        typer.Option(exists=True, file_okay=False, help="Bundle that decided: adds sentences and recomputes."),
+    ] = None,
+    replay: Annotated[
+        bool,
+        typer.Option("--replay", help="Decide its batch again from the topics, along the journal; needs --bundle."),
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Why a payment was decided so: words, features, reasons, and the proof; exit 3 when the proof fails.
+
+    Example: fraud-scorer audit explain p_7f3a19 --bundle bundles/cards --replay
+    """
+    from scorer.audit.again import replay_until  # noqa: PLC0415 - compiles kernels
+    from scorer.audit.explain import compare_replay, find, prove  # noqa: PLC0415
+
+    if replay and bundle is None:
+        raise UsageError("--replay decides again, and needs the bundle that the shard began with: give --bundle")
+    settings = load_settings()
+    with _postgres():
+        explanations = find(settings.postgres_url, payment_id)
+    if bundle is not None:
+        loaded = Bundle.load(bundle)
+        for explanation in explanations:
+            prove(explanation, loaded)
+            if replay:
+                shard, sequence, _ = explanation.place
+                with _bar("batches", quiet=as_json) as progress:
+                    again = replay_until(settings, loaded, shard=shard, sequence=sequence, progress=progress)
+                compare_replay(explanation, again.outcomes)
+    if as_json:
+        show({"payment_id": payment_id, "decisions": [_as_json(e) for e in explanations]}, as_json=True, title="")
+    else:
+        for explanation in explanations:
+            _tell(explanation)
+    wrong = [check for explanation in explanations for check in explanation.checks if not check.equal]
+    if wrong:
+        raise PromiseBroken(f"{wrong[0].what}: logged {wrong[0].logged}, computed again {wrong[0].again}")
+
+
+def _as_json(explanation: Explanation) -> dict[str, Any]:
+    row = explanation.row
+    finite = {name: None if value != value else value for name, value in explanation.features}  # noqa: PLR0124 - NaN
+    return {
+        "sentence": explanation.sentence,
+        **{
+            name: row[name]
+            for name in (
+                "decision", "mode", "score", "margin", "threshold", "bundle", "amount_minor", "currency", "customer_id",
+                "account_id", "merchant_id", "terminal_id", "fired", "shard", "sequence", "row_number",
+            )
+        },
+        "event_time": row["event_time"].isoformat(),
+        "origin": {"topic": row["origin_topic"], "partition": row["origin_partition"], "offset": row["origin_offset"]},
+        "reasons": [{"code": code, "sentence": sentence} for code, sentence in explanation.reasons],
+        "features": finite,
+        "challengers": dict(zip(row["challengers"], row["challenger_margins"], strict=True)),
+        "labels": [
+            {**label, "known_at": label["known_at"].isoformat()} for label in explanation.labels
+        ],
+        "notes": explanation.notes,
+        "proof": [vars(check) for check in explanation.checks],
+        "equal": explanation.equal,
+    }  # fmt: skip
+
+
+def _tell(explanation: Explanation) -> None:
+    row = explanation.row
+    out.print(explanation.sentence)
+    out.print(
+        f"Read from {row['origin_topic']}/{row['origin_partition']} offset {row['origin_offset']}; row "
+        f"{row['row_number']} of batch {row['shard']}/{row['sequence']}."
+    )
+    for code, sentence in explanation.reasons:
+        out.print(f"  {code}: {sentence}")
+    for label in explanation.labels:
+        verdict = "fraud" if label["fraud"] else "genuine"
+        out.print(f"  Known since {label['known_at']:%Y-%m-%d %H:%M}: {verdict} ({label['source'] or 'no source'})")
+    table = Table("feature", "value", title="Features", title_justify="left")
+    for name, value in explanation.features:
+        table.add_row(name, f"{value:.9g}")
+    out.print(table)
+    for note in explanation.notes:
+        out.print(note)
+    if explanation.checks:
+        proof = Table("", "logged", "computed again", "", title="Proof", title_justify="left")
+        for check in explanation.checks:
+            proof.add_row(check.what, check.logged, check.again, "equal" if check.equal else "NOT EQUAL")
+        out.print(proof)
 
 
 @app.command()
