@@ -16,7 +16,10 @@ from scorer.settings import Settings
 
 @dataclass(frozen=True)
 class Again:
-    """The batch's outcomes, and the pipeline as it stood after it: whoever asks what was in the windows asks its engine."""
+    """The batch's outcomes, and the pipeline as it stood after it.
+
+    Whoever asks what was in the windows asks the pipeline's engine.
+    """
 
     outcomes: Outcomes
     pipeline: Pipeline
@@ -25,9 +28,9 @@ class Again:
 def replay_until(
     settings: Settings, bundle: Bundle, *, shard: int, sequence: int, progress: Callable[[int, int], None]
 ) -> Again:
-    """Re-runs the journal of a shard up to batch `sequence`, checking each digest. `bundle`: the one the shard began with.
+    """Re-runs the journal of a shard up to batch `sequence`, checking each digest.
 
-    Raises PromiseBroken at the first batch that gives something else, MissingRange when records are gone.
+    `bundle` is the one that the shard began with; later ones come through the control topic. Raises PromiseBroken at the first batch that gives something else, MissingRange when records are gone.
     """
     client = kafka.admin(settings.kafka)
     topics = kafka.Topics.of(settings.kafka)

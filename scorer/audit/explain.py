@@ -176,8 +176,8 @@ def _sentence(row: dict[str, Any]) -> str:
     why = f", because of {', '.join(row['fired'])}" if row["fired"] else ""
     return (
         f"{row['event_time']:%Y-%m-%d %H:%M:%S} UTC: {amount}{who}{where} was "
-        f"{'flagged' if row['decision'] == 'flag' else 'approved'}{why}. The score {row['score']:.6g} is {compared} the "
-        f"threshold {row['threshold']:.6g} of bundle {row['bundle']}.{_MODES[row['mode']]}"
+        f"{'flagged' if row['decision'] == 'flag' else 'approved'}{why}. The score {row['score']:.6g} is {compared} "
+        f"the threshold {row['threshold']:.6g} of bundle {row['bundle']}.{_MODES[row['mode']]}"
     )
 
 

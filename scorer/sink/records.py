@@ -73,9 +73,7 @@ def dead_letter_row(topic: str, record: Record) -> Row:
         "recorded_at": _recorded_at(record),
     }
     try:
-        headers = [
-            (name, value if isinstance(value, bytes) else None) for name, value in record.message.headers() or ()
-        ]
+        headers: Any = record.message.headers()  # a list of (name, bytes)
         letter = DeadLetter.from_headers(headers)
     except ValueError:
         return schema.dead_letters, key | {
