@@ -30,7 +30,9 @@ def replay_until(
 ) -> Again:
     """Re-runs the journal of a shard up to batch `sequence`, checking each digest.
 
-    `bundle` is the one that the shard began with; later ones come through the control topic. Raises PromiseBroken at the first batch that gives something else, MissingRange when records are gone.
+    `bundle` is the one that the shard began with; later ones come through the control topic.
+
+    Raises PromiseBroken at the first batch that gives something else, MissingRange when records are gone.
     """
     client = kafka.admin(settings.kafka)
     topics = kafka.Topics.of(settings.kafka)

@@ -1,9 +1,9 @@
 """Anchors: heads written down outside Postgres, one line each, in a file or object that is only ever appended to.
 
-    {"body":{"kind":"anchor","number":3,"previous":"sha256 of the line before","shard":0,"sequence":41,"head":"…",
-     "batches":42,"at":"2026-01-02T03:04:05Z"},"key":"…","signature":"…"}
+    {"body":{"kind":"anchor","line":3,"line_before":"sha256 of the line before","shard":0,"sequence":41,"head":"…",
+     "day":"2026-01-02","at":"2026-01-02T03:04:05Z"},"key":"…","signature":"…"}
 
-Lines are chained (`previous`, `number`) so that one taken out of the middle is missed; signed when a key is set.
+Lines are chained (`line`, `line_before`) so that one taken out of the middle is missed; signed when a key is set.
 Tombstones and erasures are noted there too, with their own `kind`. Whoever holds a copy of the last line alone can tell
 whether anything before it was changed. A local file is opened for appending; elsewhere (fsspec) it is read and written
 anew, so give the bucket object lock or versioning.
@@ -51,7 +51,7 @@ class AnchorFile:
         previous = hashlib.sha256(known[-1].encode()).hexdigest() if known else FIRST
         new: list[str] = []
         for body in bodies:
-            full = {"number": len(known) + len(new), "previous": previous, "at": _now(), **body}
+            full = {**body, "line": len(known) + len(new), "line_before": previous, "at": _now()}
             new.append(signer.sign(full) if signer is not None else unsigned(full))
             previous = hashlib.sha256(new[-1].encode()).hexdigest()
         text = "".join(line + "\n" for line in new)
@@ -75,7 +75,7 @@ def read_anchors(file: AnchorFile, verifier: Verifier | None) -> tuple[list[dict
     for number, line in enumerate(file.lines()):
         try:
             body = body_of(line, verifier)
-            if body.get("number") != number or body.get("previous") != previous:
+            if body.get("line") != number or body.get("line_before") != previous:
                 raise SignatureBroken("it does not follow the line before it")
             bodies.append(body)
         except SignatureBroken as exc:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -9,7 +10,7 @@ import psycopg
 
 from schemas.audit import AuditColumns, AuditHeader, digest, encode
 from schemas.journal import ControlRange, InputRange, JournalRecord
-from scorer.sink import schema
+from scorer.sink import read_batch, schema
 from scorer.sink.assemble import Assembler, Position
 from scorer.sink.store import Store
 from tests.integration.audit_batches import CONTEXT, rows
@@ -82,3 +83,32 @@ def sql(url: str, *statements: str) -> None:
 def migrated(url: str) -> str:
     schema.migrate(url)
     return url
+
+
+def forge(url: str, shard: int, sequence: int, *, onwards: bool) -> None:
+    """The best an owner can do: an edit with digest, journal record and head made again, and every later link too."""
+    sql(url, f"UPDATE decisions SET decision = 'approve' WHERE shard = {shard} AND sequence = {sequence}")
+    sql(url, f"UPDATE batches SET flagged = 0 WHERE shard = {shard} AND sequence = {sequence}")
+    with schema.engine(url).connect() as connection:
+        context, columns = read_batch(connection, shard, sequence)
+        new_digest = digest(columns, context)
+    with psycopg.connect(url) as connection:
+        found = connection.execute(
+            "SELECT sequence, journal FROM batches WHERE shard = %s AND sequence >= %s ORDER BY sequence",
+            (shard, sequence),
+        ).fetchall()
+        previous = None
+        for number, journal in found if onwards else found[:1]:
+            if number == sequence:
+                journal["digest"] = new_digest
+            else:
+                journal["previous"] = previous
+            record = JournalRecord.model_validate_json(json.dumps(journal))
+            connection.execute(
+                "UPDATE batches SET journal = %s, digest = %s, previous = %s, head = %s "
+                "WHERE shard = %s AND sequence = %s",
+                (record.to_bytes().decode(), record.digest, record.previous, record.head, shard, number),
+            )
+            previous = record.head
+        if onwards:
+            connection.execute("UPDATE positions SET head = %s WHERE shard = %s", (previous, shard))

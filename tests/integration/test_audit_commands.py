@@ -1,14 +1,18 @@
-"""The commands over a real trail: worker and sink on Kafka and Postgres, then `audit` and `labels` as people call them."""
+"""The commands over a real trail: worker and sink on Kafka and Postgres, then `audit` and `labels` as people call them.
+
+`unittest.mock.patch` sets environment variables here; nothing is mocked.
+"""
 
 from __future__ import annotations
 
+import io
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import psycopg
@@ -18,9 +22,12 @@ import xgboost as xgb
 from scorer import kafka
 from scorer.audit.signing import Signer
 from scorer.bundle import write_bundle
+from scorer.cli import app
+from scorer.errors import FraudScorerError
 from scorer.services import Services
 from scorer.settings import PREFIX, Settings
 from scorer.setup import setup
+from tests.integration.audit_trail import forge
 from tests.integration.running import environment, process, test_settings, wait_for
 
 PAYMENTS = 600
@@ -96,16 +103,17 @@ class Running:
         assert producer.flush(30) == 0
 
     def command(self, *arguments: str, code: int = 0, **more: str) -> dict[str, Any]:
-        """`fraud-scorer …` with --json; its result."""
-        done = subprocess.run(
-            [sys.executable, "-m", "scorer", *arguments, "--json"],
-            env={**environment(self.settings), "FRAUD_SCORER_LOG_LEVEL": "error", **more},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == code, done.stderr[-3000:]
-        result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1]) if done.stdout else {"error": done.stderr}
+        """`fraud-scorer …` with --json, in this process (a start costs seconds); its result."""
+        output, found = io.StringIO(), 0
+        given = environment(self.settings, FRAUD_SCORER_LOG_LEVEL="error", **more)
+        with patch.dict(os.environ, given, clear=True), redirect_stdout(output):
+            try:
+                app([*arguments, "--json"], standalone_mode=False)
+            except FraudScorerError as exc:
+                found, reason = exc.exit_code, str(exc)
+        assert found == code, reason
+        lines = output.getvalue().splitlines()
+        result: dict[str, Any] = json.loads(lines[-1]) if lines else {"error": reason}
         return result
 
     def count(self, table: str) -> int:
@@ -271,3 +279,15 @@ def test_a_bad_line_sends_no_label(running: Running) -> None:
         assert named in error
         assert "4111" not in error
     assert running.count("labels") == before
+
+
+def test_a_perfect_forgery_differs_from_the_journal_topic(running: Running) -> None:
+    """With digest, heads and every later link made again, Postgres agrees with itself; the journal topic does not."""
+    with psycopg.connect(running.database) as connection:
+        place = connection.execute("SELECT shard, sequence FROM flagged ORDER BY sequence LIMIT 1").fetchone()
+    assert place is not None
+    forge(running.database, *place, onwards=True)
+    assert running.command("audit", "verify", "--no-journal")["verified"]
+    bad = running.command("audit", "verify", code=3)["first_bad"]
+    assert (bad["shard"], bad["sequence"], bad["kind"]) == (*place, "forged")
+    assert "column decision" in bad["detail"]

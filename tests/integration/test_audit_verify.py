@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,14 +9,12 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from schemas.audit import digest
-from schemas.journal import JournalRecord
 from scorer.audit.anchor import AnchorFile, anchor
 from scorer.audit.signing import Signer
 from scorer.audit.verify import Report, Scope, verify
 from scorer.services import Services
-from scorer.sink import read_batch, schema
-from tests.integration.audit_trail import Trail, migrated, sql
+from scorer.sink import schema
+from tests.integration.audit_trail import Trail, forge, migrated, sql
 
 DECIDED = [name for name in schema.decisions.columns.keys() if name != "day"]  # noqa: SIM118 - SQLAlchemy's own
 
@@ -116,7 +113,10 @@ def test_an_edit_of_any_column_is_found(trail: str) -> None:
 
 
 OWNER: dict[str, tuple[str, tuple[int, int, str]]] = {
-    "row deleted": ("DELETE FROM decisions WHERE shard = 1 AND sequence = 4 AND row_number = 3", (1, 4, "rows_deleted")),
+    "row deleted": (
+        "DELETE FROM decisions WHERE shard = 1 AND sequence = 4 AND row_number = 3",
+        (1, 4, "rows_deleted"),
+    ),
     "last row deleted": (
         "DELETE FROM decisions WHERE shard = 1 AND sequence = 4 AND row_number = 39",
         (1, 4, "rows_deleted"),
@@ -208,35 +208,6 @@ def test_what_the_owner_does_is_found(trail: str, change: str) -> None:
     assert first(report)[:2] == expected[:2]
 
 
-def forge(url: str, shard: int, sequence: int, *, onwards: bool) -> None:
-    """The best an owner can do: an edit with digest, journal record and head made again, and every later link too."""
-    sql(url, f"UPDATE decisions SET decision = 'approve' WHERE shard = {shard} AND sequence = {sequence}")
-    sql(url, f"UPDATE batches SET flagged = 0 WHERE shard = {shard} AND sequence = {sequence}")
-    with schema.engine(url).connect() as connection:
-        context, columns = read_batch(connection, shard, sequence)
-        new_digest = digest(columns, context)
-    with psycopg.connect(url) as connection:
-        found = connection.execute(
-            "SELECT sequence, journal FROM batches WHERE shard = %s AND sequence >= %s ORDER BY sequence",
-            (shard, sequence),
-        ).fetchall()
-        previous = None
-        for number, journal in found if onwards else found[:1]:
-            if number == sequence:
-                journal["digest"] = new_digest
-            else:
-                journal["previous"] = previous
-            record = JournalRecord.model_validate_json(json.dumps(journal))
-            connection.execute(
-                "UPDATE batches SET journal = %s, digest = %s, previous = %s, head = %s "
-                "WHERE shard = %s AND sequence = %s",
-                (record.to_bytes().decode(), record.digest, record.previous, record.head, shard, number),
-            )
-            previous = record.head
-        if onwards:
-            connection.execute("UPDATE positions SET head = %s WHERE shard = %s", (previous, shard))
-
-
 def test_a_forged_batch_breaks_the_chain(trail: str) -> None:
     """A batch with its digest made again no longer fits the next one."""
     forge(trail, 0, 5 + 1, onwards=False)
@@ -285,7 +256,7 @@ def test_changed_anchors_are_found(trail: str, tmp_path: Path, change: str) -> N
     path.write_text({
         "edited": lines[0].replace('"sequence":11', '"sequence":10') + lines[1],
         "removed": lines[1],
-        "resigned": Signer.generate().sign({"kind": "anchor", "number": 0, "previous": "0" * 64, "shard": 0,
+        "resigned": Signer.generate().sign({"kind": "anchor", "line": 0, "line_before": "0" * 64, "shard": 0,
                                             "sequence": 11, "head": "0" * 64}) + "\n" + lines[1],
         "cut": lines[0],
     }[change])  # fmt: skip
