@@ -219,7 +219,8 @@ COMMENT ON COLUMN set_aside.kind IS 'unreadable, incomplete, contradiction, card
 COMMENT ON COLUMN set_aside.reason IS 'Why, for people; never a value of a row.';
 COMMENT ON COLUMN set_aside.shard IS 'Shard that it says it is of, when that can be read.';
 COMMENT ON COLUMN set_aside.sequence IS 'Batch that it says it is of, when that can be read.';
-COMMENT ON COLUMN set_aside.value IS 'The bytes, without whatever may be a card number; null for a null value, and after erasure.';
+COMMENT ON COLUMN set_aside.value IS
+    'The bytes, without whatever may be a card number; null for a null value, and after erasure.';
 COMMENT ON COLUMN set_aside.value_sha256 IS 'SHA-256 of the bytes as they stand on the topic.';
 COMMENT ON COLUMN set_aside.masked IS 'Whether digits were masked.';
 COMMENT ON COLUMN set_aside.at IS 'When it was set aside.';

@@ -7,16 +7,13 @@ import os
 import secrets
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import psycopg
 import pytest
-import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
@@ -24,59 +21,12 @@ from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
 from psycopg import sql
 
-from schemas.audit import digest
 from scorer import assets
 from scorer.services import Services
-from scorer.sink import AuditSink, SinkError, read_batch, schema, set_position
+from scorer.sink import schema, set_position
 from scorer.sink.errors import AuditBroken, MissingRange, SchemaMismatch
-from tests.integration.audit_batches import CONTEXT, Shard, make_topic, rows
-
-DEADLINE_S = 60.0
-
-
-def wait_for(condition: Callable[[], object], what: str) -> None:
-    """Waits for what other processes do; the deadline only bounds a failure."""
-    end = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < end, f"waited {DEADLINE_S:.0f} s for {what}"
-        time.sleep(0.02)
-
-
-class Running:
-    """A sink in a thread of its own."""
-
-    def __init__(self, servers: str, topic: str, url: str, **settings: object) -> None:
-        self.sink = AuditSink(bootstrap_servers=servers, client_config={}, topic=topic, postgres_url=url, **settings)
-        self.error: BaseException | None = None
-        self.stop = threading.Event()
-        self.thread = threading.Thread(target=self._run, daemon=True)
-        self.thread.start()
-
-    def _run(self) -> None:
-        try:
-            self.sink.run(self.stop)
-        except SinkError as exc:
-            self.error = exc
-
-    def finish(self) -> None:
-        self.stop.set()
-        self.thread.join(DEADLINE_S)
-        assert not self.thread.is_alive()
-
-    def fails(self) -> BaseException:
-        """The error that ended it."""
-        self.thread.join(DEADLINE_S)
-        assert self.error is not None
-        return self.error
-
-
-@contextmanager
-def running(servers: str, topic: str, url: str, **settings: object) -> Iterator[Running]:
-    sink = Running(servers, topic, url, **settings)
-    try:
-        yield sink
-    finally:
-        sink.finish()
+from tests.integration.audit_batches import Shard, make_topic, rows
+from tests.integration.sinks import Running, assert_equal_to, query, running, wait_for
 
 
 @pytest.fixture
@@ -95,29 +45,6 @@ def topic(servers: str, topics_prefix: str) -> str:
 def migrated(database: str) -> str:
     schema.migrate(database)
     return database
-
-
-def query(url: str, statement: str) -> list[tuple]:
-    with psycopg.connect(url) as connection:
-        return connection.execute(statement).fetchall()
-
-
-def assert_equal_to(url: str, *shards: Shard) -> None:
-    """Postgres holds exactly the batches that the shards wrote, and each digest can be made again from its rows."""
-    expected = sum(len(columns) for shard in shards for columns in shard.written.values())
-    assert query(url, "SELECT count(*) FROM decisions") == [(expected,)]
-    assert query(url, "SELECT count(*) FROM batches") == [(sum(len(shard.written) for shard in shards),)]
-    with schema.engine(url).connect() as connection:
-        for shard in shards:
-            for sequence, columns in shard.written.items():
-                context, back = read_batch(connection, shard.number, sequence)
-                assert context == CONTEXT
-                assert list(back.payment_id) == list(columns.payment_id)
-                assert digest(back, context) == shard.records[sequence].digest
-            heads = sa.select(schema.batches.c.sequence, schema.batches.c.head).where(
-                schema.batches.c.shard == shard.number
-            )
-            assert dict(connection.execute(heads).all()) == {s: r.head for s, r in shard.records.items()}
 
 
 def test_migrations_go_up_and_down(database: str) -> None:
