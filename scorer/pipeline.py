@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from features.capture import Image
-from schemas.audit import AuditColumns, AuditContext, digest
+from schemas.audit import NULLABLE, AuditColumns, AuditContext, digest
 from schemas.control import ListAdd, ListRemove, parse_control
 from schemas.decode import PaymentBatch
 from schemas.errors import ContractError
@@ -131,8 +131,7 @@ class Pipeline:
             event_time_ms=payments.event_time_ms,
             amount_minor=payments.amount_minor,
             currency=payments.column("currency").tolist(),
-            customer_id=payments.column("customer_id").tolist(),
-            merchant_id=payments.column("merchant_id").tolist(),
+            **{name: payments.column(name).tolist() for name in NULLABLE},
             decision=np.fromiter((o.decision for o in outcomes), np.uint8, n),
             mode=modes,
             margin=margins,
@@ -140,6 +139,7 @@ class Pipeline:
             reasons=[o.reasons for o in outcomes],
             fired=[o.fired for o in outcomes],
             features=features,
+            challenger_margins=np.empty((n, len(self._context.challengers)), np.float32),
         )
         journal = self._journal(batch, columns, len(enriched.rejected) + len(rejected_control))
         return Outcomes(
