@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
-from scorer.model import explain, kernels, link
+from scorer.model import explain, link
 from scorer.model.document import MODEL_BYTES_MAX
 from scorer.model.errors import ModelFormatError, ModelInputError, ModelUnsupportedError
 from scorer.model.lower import Table, lower
+from scorer.model.plan import Plan
 
-# Below this many rows interleaving trees is quicker than interleaving rows.
-_BATCH_FROM = 8
+_FLOAT32 = np.dtype(np.float32)
 
 
 class CompiledModel:
@@ -22,9 +22,10 @@ class CompiledModel:
     a float64 array would have to be rounded, and the caller should know.
     """
 
-    def __init__(self, table: Table) -> None:
+    def __init__(self, table: Table, *, vector: bool = True) -> None:
+        """`vector` false keeps to the plain evaluator: for tests, and for machines whose LLVM misbehaves."""
         self.table = table
-        self._packed = kernels.pack(table)
+        self.plan = Plan(table, vector=vector)
         self._unexplained = explain.first_bad_cover(table)
         self._bias = float(table.base_margin) + float(np.sum(explain.tree_means(table)))
 
@@ -67,19 +68,19 @@ class CompiledModel:
 
     def margins(self, X: np.ndarray) -> np.ndarray:
         """float32 [n]: each row's margin (log-odds), bit for bit xgboost's inplace_predict(predict_type="margin")."""
-        out = np.empty(len(X), dtype=np.float32)
-        self.margins_into(X, out)
+        rows = self._rows(X)
+        out = np.empty(len(rows), dtype=_FLOAT32)
+        self.plan.margins_into(rows, out)
         return out
 
     def margins_into(self, X: np.ndarray, out: np.ndarray) -> None:
         """As `margins`, into a contiguous float32 [n]; allocates nothing when X is C-contiguous."""
         rows = self._rows(X)
-        if out.dtype != np.float32 or out.shape != (len(rows),):
+        if out.dtype != _FLOAT32 or out.shape != (len(rows),):
             raise ModelInputError(f"out is {out.dtype} {out.shape}, wanted float32 ({len(rows)},)")
         if not (out.flags.c_contiguous and out.flags.writeable):
             raise ModelInputError("out must be contiguous and writable")
-        kernel = kernels.margins_batch if len(rows) >= _BATCH_FROM else kernels.margins_single
-        kernel(rows, *self._packed, self.table.base_margin, out)
+        self.plan.margins_into(rows, out)
 
     def scores(self, X: np.ndarray) -> np.ndarray:
         """float64 [n]: the probability of fraud of each row, the same bits on every machine."""
@@ -116,6 +117,6 @@ class CompiledModel:
     def _rows(self, X: np.ndarray) -> np.ndarray:
         if X.ndim != 2 or X.shape[1] != self.table.feature_count:
             raise ModelInputError(f"rows have shape {X.shape}, the model wants (n, {self.table.feature_count})")
-        if X.dtype != np.float32:
+        if X.dtype != _FLOAT32:
             raise ModelInputError(f"rows are {X.dtype}, the model wants float32")
         return X if X.flags.c_contiguous else np.ascontiguousarray(X)

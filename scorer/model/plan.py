@@ -1,0 +1,138 @@
+"""Which trees are scored by which evaluator: perfect trees in byte lanes where padding pays, the plain walk elsewhere.
+
+Trees must be added in their order, so a plan is a list of runs of consecutive trees. A perfect tree of depth d costs 2^d nodes
+whatever it holds; a run costs one more pass over the rows (their ranks are made anew). Neighbouring runs are joined where
+padding the shallower one is cheaper than that pass. Trees deeper than the vector kernels take are walked.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from scorer.model import kernels
+from scorer.model.lower import Table
+from scorer.model.vector import tables
+from scorer.model.vector.evaluator import VectorRun, run
+from scorer.model.vector.jit import Host, JitUnavailableError
+from scorer.model.vector.jit import host as this_host
+
+# Ranks of 64 rows x 44 features take about as long as 64 trees of depth 6.
+_PASS_NODES = 4_096
+# A lossguide model may alternate deep and shallow trees: past this many runs one walk through all of them is as quick.
+_RUNS_MAX = 16
+# A walk of one row costs about as much as a fifth of a block of 64 rows in lanes, the bit kernel a sixteenth.
+_WALK_BELOW, _FEW_BELOW = 5, 16
+# Below this many rows interleaving trees is quicker than interleaving rows.
+_BATCH_FROM = 8
+
+
+@dataclass(frozen=True)
+class Span:
+    """Trees first … last - 1, padded to `depth`; walked when that is more than the kernels take."""
+
+    first: int
+    last: int
+    depth: int
+
+    @property
+    def nodes(self) -> int:
+        return (self.last - self.first) << min(self.depth, 40)
+
+
+def spans(depths: np.ndarray) -> list[Span]:
+    """Consecutive runs of trees, neighbours joined where that costs no more than another pass."""
+    found: list[Span] = []
+    for tree, depth in enumerate(np.maximum(depths, tables.DEPTH_MIN).tolist()):
+        # All walked trees are alike.
+        found.append(Span(tree, tree + 1, depth if depth <= tables.DEPTH_MAX else tables.DEPTH_MAX + 1))
+        while len(found) > 1:
+            a, b = found[-2:]
+            walked = [span.depth > tables.DEPTH_MAX for span in (a, b)]
+            joined = Span(a.first, b.last, max(a.depth, b.depth))
+            if walked[0] != walked[1] or (not walked[0] and joined.nodes > a.nodes + b.nodes + _PASS_NODES):
+                break
+            found[-2:] = [joined]
+    return found
+
+
+class Plan:
+    """A model's trees, ready to score rows. Immutable; any number of threads may share it."""
+
+    def __init__(self, table: Table, *, vector: bool) -> None:
+        """`vector` false walks every tree; true uses byte lanes where they pay and this machine can."""
+        self._base = float(table.base_margin)
+        self._packed = kernels.pack(table)
+        self.reason = "asked for" if not vector else ""
+        """Why all trees are walked; empty when some run in byte lanes."""
+        self._runs: list[VectorRun | tuple[np.ndarray, ...]] = []
+        if vector:
+            self._runs = self._vector_runs(table)
+        if not any(isinstance(item, VectorRun) for item in self._runs):
+            self._runs = [self._packed]
+        self.vector_trees = sum(item.trees for item in self._runs if isinstance(item, VectorRun))
+        self._only = self._runs[0] if len(self._runs) == 1 and isinstance(self._runs[0], VectorRun) else None
+
+    def _vector_runs(self, table: Table) -> list[VectorRun | tuple[np.ndarray, ...]]:
+        try:
+            host: Host = this_host()
+            found = spans(table.depth)
+            padded = [span for span in found if span.depth <= tables.DEPTH_MAX]
+            if len(found) > _RUNS_MAX or sum(span.nodes for span in padded) > tables.PADDED_NODES_MAX:
+                self.reason = f"the trees' depths differ too much: {len(found)} runs"
+                return []
+            if not padded:
+                self.reason = f"all trees are deeper than {tables.DEPTH_MAX}"
+                return []
+            ranks = tables.rank_features(table)
+            if ranks is None:
+                self.reason = "the features have more cuts than byte lanes take"
+                return []
+            return [
+                VectorRun(table, ranks, span.first, span.last, host)
+                if span.depth <= tables.DEPTH_MAX
+                else (
+                    self._packed[0][span.first : span.last],
+                    self._packed[1][span.first : span.last],
+                    *self._packed[2:],
+                )
+                for span in found
+            ]
+        except JitUnavailableError as error:
+            self.reason = str(error)
+            return []
+
+    @property
+    def byte_count(self) -> int:
+        """Bytes of the tables that are read while scoring."""
+        padded = sum(item.byte_count for item in self._runs if isinstance(item, VectorRun))
+        walked = sum(array.nbytes for array in self._packed)
+        return padded + (walked if self.vector_trees < len(self._packed[0]) else 0)
+
+    def margins_into(self, rows: np.ndarray, out: np.ndarray) -> None:
+        """out float32 [n], contiguous = margins of rows float32 [n, f], C-contiguous; neither is checked here."""
+        count = len(rows)
+        only = self._only
+        if only is not None:
+            if count >= (_FEW_BELOW if only.few else _WALK_BELOW):
+                run(rows, out, self._base, only.batch, only.descriptor)
+                return
+            if only.few:
+                run(rows, out, self._base, only.few, only.descriptor)
+                return
+        out[:] = self._base
+        for item in self._runs:
+            if isinstance(item, VectorRun) and (count >= _WALK_BELOW or item.few):
+                kernel = item.few if item.few and count < _FEW_BELOW else item.batch
+                run(rows, out, -0.0, kernel, item.descriptor)
+            elif isinstance(item, VectorRun):
+                kernels.margins_single(rows, *self._walked(item), out)
+            elif count >= _BATCH_FROM:
+                kernels.margins_batch(rows, *item, out)
+            else:
+                kernels.margins_single(rows, *item, out)
+
+    def _walked(self, item: VectorRun) -> tuple[np.ndarray, ...]:
+        span = slice(item.first, item.first + item.trees)
+        return (self._packed[0][span], self._packed[1][span], *self._packed[2:])
