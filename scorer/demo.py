@@ -140,7 +140,7 @@ class DecisionReader:
             self.seen.duplicate_decisions += 1
         else:
             self.seen.latencies_ms.append((time.perf_counter() - began) * 1000.0)
-        if decided["decision"] == "flag":
+        if decided.get("decision") == "flag":
             self.seen.flagged += 1
             self.seen.last_flagged.append(Decision.model_validate_json(value))
 

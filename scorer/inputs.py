@@ -40,12 +40,14 @@ class Raw(NamedTuple):
 class Lane:
     """One partition: its buffer, the next position to hand out, and how far the log is known to reach."""
 
-    __slots__ = ("at_end", "buffer", "bytes", "partition", "paused", "position")
+    __slots__ = ("at_end", "buffer", "bytes", "event_time_ms", "partition", "paused", "position")
 
     def __init__(self, partition: TopicPartition) -> None:
         self.partition = partition
         self.position = partition.offset
         self.buffer: deque[Raw] = deque()
+        # Event times of the buffer's first records, as far as somebody has asked for them (see Gatherer).
+        self.event_time_ms: deque[int] = deque()
         self.bytes = 0
         self.at_end = False
         self.paused = False
@@ -54,6 +56,8 @@ class Lane:
         """Hand out the first `count` records."""
         taken = [self.buffer.popleft() for _ in range(count)]
         self.bytes -= sum(len(raw.value or b"") for raw in taken)
+        for _ in range(min(count, len(self.event_time_ms))):
+            self.event_time_ms.popleft()
         return taken
 
 

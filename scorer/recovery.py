@@ -30,6 +30,8 @@ class Bundles:
         """
         wanted: Activate | None = None
         for raw in control:
+            if not _may_activate(raw.value):
+                continue
             try:
                 record = parse_control(raw.value)
             except ContractError:
@@ -53,6 +55,11 @@ class Bundles:
                 f"the journal goes on with bundle {bundle_id}, which is neither the one given ({self.initial.id}) nor activated by a control record: start with --bundle naming it"
             )
         return self._known[bundle_id]
+
+
+def _may_activate(value: bytes | None) -> bool:
+    """Whether it is worth parsing: nearly all control records are labels. A text may be written in JSON's escapes."""
+    return value is not None and (b"activate" in value or b"\\u" in value)
 
 
 def rerun(pipeline: Pipeline, record: JournalRecord, batch: Batch, bundles: Bundles) -> Outcomes:
