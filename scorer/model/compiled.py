@@ -27,6 +27,7 @@ class CompiledModel:
         self.table = table
         self.plan = Plan(table, vector=vector)
         self._unexplained = explain.first_bad_cover(table)
+        self._explainer = explain.Explainer(table, vector=vector and self._unexplained is None)
         self._bias = float(table.base_margin) + float(np.sum(explain.tree_means(table)))
 
     @classmethod
@@ -100,18 +101,7 @@ class CompiledModel:
             )
         out = np.zeros((len(rows), table.feature_count + 1), dtype=np.float64)
         out[:, -1] = self._bias
-        explain.contributions_into(
-            rows,
-            table.root,
-            table.depth,
-            table.feature,
-            table.threshold,
-            table.left,
-            table.default_left,
-            table.value,
-            table.cover,
-            out,
-        )
+        self._explainer.contributions_into(rows, out)
         return out
 
     def _rows(self, X: np.ndarray) -> np.ndarray:

@@ -24,6 +24,7 @@ _PASS_NODES = 4_096
 _RUNS_MAX = 16
 # A walk of one row costs about as much as a fifth of a block of 64 rows in lanes, the bit kernel a sixteenth.
 _WALK_BELOW, _FEW_BELOW = 5, 16
+_ADD = float("nan")  # for `run`: go on from what out holds
 # Below this many rows interleaving trees is quicker than interleaving rows.
 _BATCH_FROM = 8
 
@@ -125,7 +126,7 @@ class Plan:
         for item in self._runs:
             if isinstance(item, VectorRun) and (count >= _WALK_BELOW or item.few):
                 kernel = item.few if item.few and count < _FEW_BELOW else item.batch
-                run(rows, out, -0.0, kernel, item.descriptor)
+                run(rows, out, _ADD, kernel, item.descriptor)
             elif isinstance(item, VectorRun):
                 kernels.margins_single(rows, *self._walked(item), out)
             elif count >= _BATCH_FROM:

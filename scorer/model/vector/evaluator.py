@@ -39,8 +39,8 @@ def _call(typing_context, address, rows, count, descriptor, out):  # type: ignor
 
 @numba.njit(types.void(_ROWS, _OUT, types.float32, types.int64, types.int64), cache=True, nogil=True)
 def run(rows, out, base, kernel, descriptor):  # type: ignore[no-untyped-def]
-    """out float32 [n] = base + the trees of `descriptor`, by the function at address `kernel`; base -0.0: out + them."""
-    if base != 0.0 or not np.signbit(base):
+    """out float32 [n] = base + the trees of `descriptor`, by the function at address `kernel`; base NaN: out + them."""
+    if not np.isnan(base):
         for row in range(rows.shape[0]):
             out[row] = base
     _call(kernel, rows, rows.shape[0], descriptor, out)

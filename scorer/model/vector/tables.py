@@ -17,7 +17,7 @@ PLANES_STACK_MAX = 2_048  # 128 KiB of stack in the kernel
 PADDED_NODES_MAX = 1 << 24
 _LEVELS_MAX = 20
 
-__all__ = ["DEPTH_MAX", "DEPTH_MIN", "PADDED_NODES_MAX", "Descriptor", "Ranks", "describe", "rank_features"]
+__all__ = ["DEPTH_MAX", "DEPTH_MIN", "PADDED_NODES_MAX", "Descriptor", "Ranks", "aligned", "describe", "rank_features"]
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ def describe(table: Table, ranks: Ranks, first: int, last: int) -> Descriptor:
     for place, name in enumerate(WORDS):
         value = values[name]
         if isinstance(value, np.ndarray):
-            array = _aligned(value)
+            array = aligned(value)
             arrays.append(array)
             words[place] = array.ctypes.data
         else:
@@ -184,7 +184,7 @@ def describe(table: Table, ranks: Ranks, first: int, last: int) -> Descriptor:
     return Descriptor(words, tuple(arrays), depth, ranks.plane_count)
 
 
-def _aligned(values: np.ndarray) -> np.ndarray:
+def aligned(values: np.ndarray) -> np.ndarray:
     """A read-only copy that begins at a multiple of 64 bytes, as 512-bit loads want."""
     raw = np.zeros(values.nbytes + 64, dtype=np.uint8)
     start = -raw.ctypes.data % 64
