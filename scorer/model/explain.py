@@ -25,7 +25,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from scorer.model import explain_paths
-from scorer.model.lower import Table
+from scorer.model.table import Table
 from scorer.model.vector import jit, shap
 from scorer.model.vector.tables import aligned
 
@@ -112,9 +112,9 @@ def _paths(parent, feature, cover):  # type: ignore[no-untyped-def]
     return former, share, most
 
 
-@numba.njit(types.Array(types.float64, 1, "C")(_I32, _I32, _I32, types.Array(types.float32, 1, "C", readonly=True), _F64), cache=True, error_model="numpy")  # fmt: skip
+@numba.njit(types.Array(types.float64, 1, "C")(_I32, _I32, _I32, _F64, _F64), cache=True, error_model="numpy")
 def _means(root, left, feature, value, cover):  # type: ignore[no-untyped-def]
-    mean = value.astype(np.float64)
+    mean = value.copy()
     # Children stand after their parent in every tree, so one pass from the end suffices.
     for node in range(left.shape[0] - 1, -1, -1):
         if feature[node] >= 0:
@@ -129,7 +129,7 @@ def _means(root, left, feature, value, cover):  # type: ignore[no-untyped-def]
 
 def tree_means(table: Table) -> np.ndarray:
     """float64 [t]: each tree's mean leaf value by cover. NaN where a tree's covers are not positive."""
-    return np.asarray(_means(table.root, table.left, table.feature, table.value, table.cover))
+    return np.asarray(_means(table.root, table.left, table.feature, table.value.astype(np.float64), table.cover))
 
 
 def first_bad_cover(table: Table) -> int | None:
@@ -150,6 +150,7 @@ class Explainer:
         """The table must pass `first_bad_cover`. `vector` false uses the classic algorithm."""
         self._table = table
         self._kernel = 0
+        self._value = table.value.astype(np.float64)
         if vector and table.tree_count:
             self._prepare(table)
 
@@ -160,7 +161,7 @@ class Explainer:
             return
         table = self._table
         explain_paths.contributions_into(
-            rows, table.root, table.depth, table.feature, table.threshold, table.left, table.default_left, table.value,
+            rows, table.root, table.depth, table.feature, table.threshold, table.left, table.default_left, self._value,
             table.cover, out,
         )  # fmt: skip
 

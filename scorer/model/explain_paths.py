@@ -28,7 +28,7 @@ _SIGNATURE = types.void(
     _F32,
     _INT,
     _U8,
-    _F32,
+    _F64,
     _F64,
     types.Array(types.float64, 2, "C"),
 )

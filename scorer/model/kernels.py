@@ -16,7 +16,7 @@ import numba
 import numpy as np
 from numba import types
 
-from scorer.model.lower import Table
+from scorer.model.table import Table
 
 # 64 rows of 44 features are 11 KiB: they stay in the first-level cache while all trees pass over them.
 _BLOCK = 64
@@ -28,12 +28,15 @@ _PACKED = types.Array(types.uint64, 1, "C", readonly=True)
 _FLOATS = types.Array(types.float32, 1, "C", readonly=True)
 # Readonly in a signature takes writable arrays too: one compiled version for both, made at import and cached on disk.
 _ROWS = types.Array(types.float32, 2, "C", readonly=True)
-_OUT = types.Array(types.float32, 1, "C")
-_SIGNATURE = types.void(_ROWS, _ROOT, _DEPTH, _PACKED, _FLOATS, _FLOATS, _OUT)
+_DOUBLES = types.Array(types.float64, 1, "C", readonly=True)
+_SIGNATURES = [
+    types.void(_ROWS, _ROOT, _DEPTH, _PACKED, _FLOATS, _FLOATS, types.Array(types.float32, 1, "C")),
+    types.void(_ROWS, _ROOT, _DEPTH, _PACKED, _FLOATS, _DOUBLES, types.Array(types.float64, 1, "C")),
+]
 
 
 def pack(table: Table) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """The kernels' arrays: root uint64 [t], depth int32 [t], packed uint64 [n], threshold and value float32 [n]."""
+    """The kernels' arrays: root uint64 [t], depth int32 [t], packed uint64 [n], threshold float32 [n], value as in the table."""
     feature = np.maximum(table.feature, 0).astype(np.uint64)
     missing_right = (table.default_left == 0).astype(np.uint64)
     packed = (table.left.astype(np.uint64) << np.uint64(32)) | (feature << np.uint64(1)) | missing_right
@@ -49,9 +52,9 @@ def _step(rows, row, threshold, packed):  # type: ignore[no-untyped-def]
     return (packed >> np.uint64(32)) + right
 
 
-@numba.njit(_SIGNATURE, cache=True, nogil=True, error_model="numpy")
+@numba.njit(_SIGNATURES, cache=True, nogil=True, error_model="numpy")
 def margins_batch(rows, root, depth, packed, threshold, value, out):  # type: ignore[no-untyped-def]
-    """Margins of many rows: trees outside, rows inside, eight rows at a time. Added to out float32 [n]."""
+    """Margins of many rows: trees outside, rows inside, eight rows at a time. Added to out [n], of the type of value."""
     count = rows.shape[0]
     for block in range(0, count, _BLOCK):
         end = np.uint64(min(block + _BLOCK, count))
@@ -89,9 +92,9 @@ def margins_batch(rows, root, depth, packed, threshold, value, out):  # type: ig
                 r += np.uint64(1)
 
 
-@numba.njit(_SIGNATURE, cache=True, nogil=True, error_model="numpy")
+@numba.njit(_SIGNATURES, cache=True, nogil=True, error_model="numpy")
 def margins_single(rows, root, depth, packed, threshold, value, out):  # type: ignore[no-untyped-def]
-    """Margins of few rows: rows outside, eight trees at a time. Added to out float32 [n]."""
+    """Margins of few rows: rows outside, eight trees at a time. Added to out [n], of the type of value."""
     trees = np.uint64(root.shape[0])
     for index in range(rows.shape[0]):
         r = np.uint64(index)

@@ -18,6 +18,7 @@ import numpy as np
 from numba import types
 
 from scorer.model.errors import ModelInputError
+from scorer.model.table import IDENTITY
 
 # ln 2 in two parts; the first has 21 zero bits at its end, so k x _LN2_HIGH is exact for every k here (|k| < 2^11).
 _LN2_HIGH = float.fromhex("0x1.62e42fee00000p-1")
@@ -87,6 +88,15 @@ def sigmoid(margins: np.ndarray) -> np.ndarray:
     out = np.empty(len(margins), dtype=np.float64)
     _sigmoid_into(np.ascontiguousarray(margins), out)
     return out
+
+
+def scores(margins: np.ndarray, link: str) -> np.ndarray:
+    """Scores float64 [n] in [0, 1] of margins float32 [n] by the table's link; NaN stays NaN."""
+    if link == IDENTITY:
+        if margins.dtype != np.float32 or margins.ndim != 1:
+            raise ModelInputError(f"margins are {margins.dtype} with {margins.ndim} dimensions, wanted float32 with 1")
+        return np.asarray(np.clip(margins.astype(np.float64), 0.0, 1.0))
+    return sigmoid(margins)
 
 
 def _ordered(margin: np.float32) -> int:

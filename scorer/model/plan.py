@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numba
 import numpy as np
+from numba import types
 
 from scorer.model import kernels
-from scorer.model.lower import Table
+from scorer.model.table import Table
 from scorer.model.vector import tables
 from scorer.model.vector.evaluator import VectorRun, run
 from scorer.model.vector.jit import Host, JitUnavailableError
@@ -27,6 +29,23 @@ _WALK_BELOW, _FEW_BELOW = 5, 16
 _ADD = float("nan")  # for `run`: go on from what out holds
 # Below this many rows interleaving trees is quicker than interleaving rows.
 _BATCH_FROM = 8
+
+
+@numba.njit(
+    [
+        types.void(types.Array(real, 1, "C"), types.float64, types.float64, types.Array(types.float32, 1, "C"))
+        for real in (types.float32, types.float64)
+    ],
+    cache=True,
+    nogil=True,
+    error_model="numpy",
+)
+def _finish(sums, divisor, offset, out):  # type: ignore[no-untyped-def]
+    """out = sums / divisor + offset, with a rounding to the type of sums after each, as treelite's interpreter does."""
+    for row in range(sums.shape[0]):
+        sums[row] = sums[row] / sums.dtype.type(divisor)
+        sums[row] = np.float64(sums[row]) + offset
+        out[row] = sums[row]
 
 
 @dataclass(frozen=True)
@@ -44,18 +63,33 @@ class Span:
 
 def spans(depths: np.ndarray) -> list[Span]:
     """Consecutive runs of trees, neighbours joined where that costs no more than another pass."""
-    found: list[Span] = []
-    for tree, depth in enumerate(np.maximum(depths, tables.DEPTH_MIN).tolist()):
-        # All walked trees are alike.
-        found.append(Span(tree, tree + 1, depth if depth <= tables.DEPTH_MAX else tables.DEPTH_MAX + 1))
-        while len(found) > 1:
-            a, b = found[-2:]
-            walked = [span.depth > tables.DEPTH_MAX for span in (a, b)]
-            joined = Span(a.first, b.last, max(a.depth, b.depth))
-            if walked[0] != walked[1] or (not walked[0] and joined.nodes > a.nodes + b.nodes + _PASS_NODES):
-                break
-            found[-2:] = [joined]
-    return found
+    # All walked trees are alike.
+    kinds = np.clip(depths, tables.DEPTH_MIN, tables.DEPTH_MAX + 1)
+    borders = np.flatnonzero(np.diff(kinds)) + 1
+    starts, ends = np.append(0, borders), np.append(borders, len(kinds))
+    found = [Span(a, b, int(kinds[a])) for a, b in zip(starts.tolist(), ends.tolist(), strict=True)]
+    # In rounds of disjoint pairs: one run that swallowed the next, and the next, would never pay for what it padded.
+    while True:
+        before, found = found, _joined(found)
+        if len(found) == len(before):
+            return found
+
+
+def _joined(found: list[Span]) -> list[Span]:
+    kept: list[Span] = []
+    at = 0
+    while at < len(found):
+        span = found[at]
+        at += 1
+        if at < len(found):
+            other = found[at]
+            joined = Span(span.first, other.last, max(span.depth, other.depth))
+            walked = joined.depth > tables.DEPTH_MAX
+            if not walked and joined.nodes <= span.nodes + other.nodes + _PASS_NODES:
+                span = joined
+                at += 1
+        kept.append(span)
+    return kept
 
 
 class Plan:
@@ -64,6 +98,7 @@ class Plan:
     def __init__(self, table: Table, *, vector: bool) -> None:
         """`vector` false walks every tree; true uses byte lanes where they pay and this machine can."""
         self._base = float(table.base_margin)
+        self._finished, self._divisor, self._offset = table.finished, table.divisor, table.offset
         self._packed = kernels.pack(table)
         self.reason = "asked for" if not vector else ""
         """Why all trees are walked; empty when some run in byte lanes."""
@@ -113,6 +148,14 @@ class Plan:
 
     def margins_into(self, rows: np.ndarray, out: np.ndarray) -> None:
         """out float32 [n], contiguous = margins of rows float32 [n, f], C-contiguous; neither is checked here."""
+        if self._finished:
+            self._sum_into(rows, out)
+            return
+        sums = np.empty(len(rows), dtype=self._packed[4].dtype)
+        self._sum_into(rows, sums)
+        _finish(sums, self._divisor, self._offset, out)
+
+    def _sum_into(self, rows: np.ndarray, out: np.ndarray) -> None:
         count = len(rows)
         only = self._only
         if only is not None:

@@ -2,12 +2,12 @@
 
 For every node of a tree the 64 rank bytes of its plane are subtracted, saturating, from the threshold byte: the sign bit says
 "goes right". Sign bits are then chosen level by level, b ^ (c & (a ^ b)), one instruction on AVX-512 and NEON; no branch, no
-dependent load until the leaf. Leaves are added in float32, tree after tree.
+dependent load until the leaf. Leaves are added tree after tree, in the model's own precision.
 """
 
 from __future__ import annotations
 
-from scorer.model.vector.ranks import bit_set, lookup
+from scorer.model.vector.ranks import lookup
 from scorer.model.vector.text import GROUP, LANES, Text, function, splat
 
 _B = f"<{LANES} x i8>"
@@ -15,19 +15,23 @@ _W = f"<{LANES // 2} x i16>"
 _F, _I = f"<{GROUP} x float>", f"<{GROUP} x i32>"
 _PERMUTED_DEPTH = 7  # leaves of deeper trees are gathered
 
-DECLARATIONS = f"declare {_B} @llvm.ssub.sat.v{LANES}i8({_B}, {_B})\n"
+DECLARATIONS = f"""
+declare {_B} @llvm.ssub.sat.v{LANES}i8({_B}, {_B})
+declare <{GROUP} x double> @llvm.masked.gather.v{GROUP}f64.v{GROUP}p0(<{GROUP} x ptr>, i32, <{GROUP} x i1>, <{GROUP} x double>)
+"""
 PERMUTE = f"declare {_F} @llvm.x86.avx512.permvar.sf.512({_F}, {_I})\n"
 
 
-def batch(depth: int, permute: bool) -> str:
-    """`@batch(rows, count, desc, out)`: adds the trees' leaves to out float32 [count], 64 rows at a time."""
+def batch(depth: int, permute: bool, real: str) -> str:
+    """`@batch(rows, count, desc, out)`: adds the trees' leaves to out `real` [count], 64 rows at a time."""
     t = Text()
     stride, trees = t.word("row_stride"), t.word("trees")
     nodes, leaves = t.pointer("nodes"), t.pointer("leaves")
     bytes_ = t.let(f"shl i64 {t.word('planes')}, 6")
     planes = t.let(f"alloca i8, i64 {bytes_}, align 64")
-    sums = t.let(f"alloca [{LANES} x float], align 64")
-    t.do(f"store <{LANES} x float> zeroinitializer, ptr {sums}, align 64")
+    vector = f"<{GROUP} x {real}>"
+    sums = t.let(f"alloca [{LANES} x {real}], align 64")
+    t.do(f"store <{LANES} x {real}> zeroinitializer, ptr {sums}, align 64")
     groups = LANES // GROUP
     with t.loop("block", 0, "%count", LANES) as block:
         left = t.let(f"sub i64 %count, {block.index}")
@@ -35,27 +39,27 @@ def batch(depth: int, permute: bool) -> str:
         rows = t.let(f"select i1 {whole}, i64 {LANES}, i64 {left}")
         first = t.at("float", "%rows", t.let(f"mul i64 {block.index}, {stride}"))
         t.do(f"call void @rank_block(ptr {first}, i64 {rows}, ptr %desc, ptr {planes})")
-        own = t.at("float", "%out", block.index)
-        _copy(t, "in", own, sums, rows)
-        begin = [t.load(_F, t.at("float", sums, g * GROUP), 64) for g in range(groups)]
+        own = t.at(real, "%out", block.index)
+        _copy(t, "in", real, own, sums, rows)
+        begin = [t.load(vector, t.at(real, sums, g * GROUP), 64) for g in range(groups)]
         tree = t.loop("tree", 0, trees)
-        totals = [tree.carry(_F, value) for value in begin]
+        totals = [tree.carry(vector, value) for value in begin]
         with tree:
             base = t.let(f"shl i64 {tree.index}, {depth}")
             index = _leaf_index(t, depth, t.at("[2 x i32]", nodes, base), planes)
-            values = _leaf_values(t, depth, permute, t.at("float", leaves, base), index)
-            tree.keep(*[t.let(f"fadd {_F} {a}, {b}") for a, b in zip(totals, values, strict=True)])
+            values = _leaf_values(t, depth, permute, real, t.at(real, leaves, base), index)
+            tree.keep(*[t.let(f"fadd {vector} {a}, {b}") for a, b in zip(totals, values, strict=True)])
         for g in range(groups):
-            t.do(f"store {_F} {totals[g]}, ptr {t.at('float', sums, g * GROUP)}, align 64")
-        _copy(t, "out", sums, own, rows)
+            t.do(f"store {vector} {totals[g]}, ptr {t.at(real, sums, g * GROUP)}, align 64")
+        _copy(t, "out", real, sums, own, rows)
     t.do("ret void")
     return function("void @batch(ptr %rows, i64 %count, ptr %desc, ptr %out)", t)
 
 
-def _copy(t: Text, name: str, source: str, target: str, count: str) -> None:
+def _copy(t: Text, name: str, real: str, source: str, target: str, count: str) -> None:
     with t.loop(f"copy_{name}", 0, count) as copy:
-        value = t.load("float", t.at("float", source, copy.index), 4)
-        t.do(f"store float {value}, ptr {t.at('float', target, copy.index)}, align 4")
+        value = t.load(real, t.at(real, source, copy.index), 4)
+        t.do(f"store {real} {value}, ptr {t.at(real, target, copy.index)}, align 4")
 
 
 def _leaf_index(t: Text, depth: int, nodes: str, planes: str) -> str:
@@ -99,29 +103,32 @@ def _leaf_index(t: Text, depth: int, nodes: str, planes: str) -> str:
     return index
 
 
-def _leaf_values(t: Text, depth: int, permute: bool, leaves: str, index: str) -> list[str]:
+def _leaf_values(t: Text, depth: int, permute: bool, real: str, leaves: str, index: str) -> list[str]:
     values = []
-    by_register = permute and 4 <= depth <= _PERMUTED_DEPTH
+    by_register = permute and real == "float" and depth <= _PERMUTED_DEPTH
     registers = (
-        [t.load(_F, t.at("float", leaves, c * GROUP), 64) for c in range((1 << depth) // GROUP)] if by_register else []
+        [t.load(_F, t.at("float", leaves, c * GROUP), 32) for c in range(max(1, (1 << depth) // GROUP))]
+        if by_register
+        else []
     )
     for g in range(LANES // GROUP):
         lanes = ", ".join(f"i32 {g * GROUP + k}" for k in range(GROUP))
         part = t.let(f"shufflevector {_B} {index}, {_B} poison, <{GROUP} x i32> <{lanes}>")
         wide = t.let(f"zext <{GROUP} x i8> {part} to {_I}")
-        if by_register and depth == 4:
+        if by_register and len(registers) == 1:
             values.append(t.let(f"call {_F} @llvm.x86.avx512.permvar.sf.512({_F} {registers[0]}, {_I} {wide})"))
         elif by_register:
             values.append(lookup(t, registers, wide))
         else:
-            places = t.let(f"getelementptr float, ptr {leaves}, {_I} {wide}")
+            places = t.let(f"getelementptr {real}, ptr {leaves}, {_I} {wide}")
+            suffix = f"v{GROUP}f{32 if real == 'float' else 64}.v{GROUP}p0"
             values.append(
                 t.let(
-                    f"call {_F} @llvm.masked.gather.v{GROUP}f32.v{GROUP}p0(<{GROUP} x ptr> {places}, i32 4, "
-                    f"<{GROUP} x i1> {splat('i1', GROUP, 'true')}, {_F} zeroinitializer)"
+                    f"call <{GROUP} x {real}> @llvm.masked.gather.{suffix}(<{GROUP} x ptr> {places}, i32 4, "
+                    f"<{GROUP} x i1> {splat('i1', GROUP, 'true')}, <{GROUP} x {real}> zeroinitializer)"
                 )
             )
     return values
 
 
-__all__ = ["DECLARATIONS", "PERMUTE", "batch", "bit_set"]
+__all__ = ["DECLARATIONS", "PERMUTE", "batch"]

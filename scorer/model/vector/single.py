@@ -63,8 +63,8 @@ def row_planes() -> str:
     return function("internal void @row_planes(ptr %row, ptr %desc, ptr noalias %bytes)", t)
 
 
-def some_rows(depth: int, wide: bool, rows: int) -> str:
-    """`@rowsN(rows, desc, out)`: adds the trees' leaves to out float32 [N]."""
+def some_rows(depth: int, wide: bool, rows: int, real: str) -> str:
+    """`@rowsN(rows, desc, out)`: adds the trees' leaves to out `real` [N]; `wide` for more than 128 planes."""
     t = Text()
     bits = 1 << depth
     chunk_words = _CHUNK_TREES * bits // 64
@@ -78,9 +78,9 @@ def some_rows(depth: int, wide: bool, rows: int) -> str:
         bytes_ = t.at("i8", "%bytes", r * PLANES_MAX)
         t.do(f"call void @row_planes(ptr {row}, ptr %desc, ptr {bytes_})")
         tables.append([t.load(_B, t.at("i8", bytes_, k * LANES), 64) for k in range(4 if wide else 2)])
-    begin = [t.load("float", t.at("float", "%out", r), 4) for r in range(rows)]
+    begin = [t.load(real, t.at(real, "%out", r), 4) for r in range(rows)]
     chunk = t.loop("chunk", 0, vectors, chunk_words)
-    totals = [chunk.carry("float", value) for value in begin]
+    totals = [chunk.carry(real, value) for value in begin]
     with chunk:
         left = t.let(f"sub i64 {vectors}, {chunk.index}")
         whole = t.let(f"icmp sge i64 {left}, {chunk_words}")
@@ -98,23 +98,23 @@ def some_rows(depth: int, wide: bool, rows: int) -> str:
         first_tree = t.let(f"udiv i64 {t.let(f'mul i64 {chunk.index}, 64')}, {bits}")
         trees = t.let(f"udiv i64 {t.let(f'mul i64 {words}, 64')}, {bits}")
         eight = t.loop("eight", 0, trees, _TOGETHER)
-        sums = [eight.carry("float", value) for value in totals]
+        sums = [eight.carry(real, value) for value in totals]
         with eight:
             tree = t.let(f"add i64 {first_tree}, {eight.index}")
-            own = t.at("float", leaves, t.let(f"shl i64 {tree}, {depth}"))
+            own = t.at(real, leaves, t.let(f"shl i64 {tree}, {depth}"))
             kept = []
             for r in range(rows):
                 masks = t.at("i64", "%masks", r * chunk_words)
                 leaf = _walk(t, depth, t.at("i8", masks, t.let(f"mul i64 {eight.index}, {bits // 8}")))
                 total = sums[r]
                 for k in range(_TOGETHER):
-                    place = t.at("float", own, t.let(f"extractelement {_Q} {leaf}, i64 {k}"))
-                    total = t.let(f"fadd float {total}, {t.load('float', place, 4)}")
+                    place = t.at(real, own, t.let(f"extractelement {_Q} {leaf}, i64 {k}"))
+                    total = t.let(f"fadd {real} {total}, {t.load(real, place, 4)}")
                 kept.append(total)
             eight.keep(*kept)
         chunk.keep(*sums)
     for r in range(rows):
-        t.do(f"store float {totals[r]}, ptr {t.at('float', '%out', r)}, align 4")
+        t.do(f"store {real} {totals[r]}, ptr {t.at(real, '%out', r)}, align 4")
     t.do("ret void")
     return function(f"internal void @rows{rows}(ptr %rows, ptr %desc, ptr %out)", t)
 
@@ -164,15 +164,15 @@ def _walk(t: Text, depth: int, masks: str) -> str:
     return t.let(f"add {_Q} {q}, {starts}")
 
 
-def few() -> str:
-    """`@few(rows, count, desc, out)`: adds the trees' leaves to out float32 [count], four rows at a time, then one."""
+def few(real: str) -> str:
+    """`@few(rows, count, desc, out)`: adds the trees' leaves to out `real` [count], four rows at a time, then one."""
     t = Text()
     stride = t.word("row_stride")
     fours = t.let(f"and i64 %count, {-ROWS_TOGETHER}")
     for name, begin, end, together in (("fours", "0", fours, ROWS_TOGETHER), ("ones", fours, "%count", 1)):
         with t.loop(name, begin, end, together) as loop:
             rows = t.at("float", "%rows", t.let(f"mul i64 {loop.index}, {stride}"))
-            t.do(f"call void @rows{together}(ptr {rows}, ptr %desc, ptr {t.at('float', '%out', loop.index)})")
+            t.do(f"call void @rows{together}(ptr {rows}, ptr %desc, ptr {t.at(real, '%out', loop.index)})")
     t.do("ret void")
     return function("void @few(ptr %rows, i64 %count, ptr %desc, ptr %out)", t)
 

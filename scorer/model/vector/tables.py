@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scorer.model.lower import Table
+from scorer.model.table import Table
 from scorer.model.vector.single import DEPTH_MIN, PLANES_MAX
 from scorer.model.vector.text import GROUP, LANES, WORDS
 
@@ -118,7 +118,7 @@ def describe(table: Table, ranks: Ranks, first: int, last: int) -> Descriptor:
     plane = np.zeros((padded, size), dtype=np.int32)
     threshold = np.full((padded, size), 127, dtype=np.int8)
     # -0.0 is what changes no sum: -0.0 + 0.0 would be 0.0.
-    leaves = np.full((padded, size), np.float32(-0.0), dtype=np.float32)
+    leaves = np.full((padded, size), -0.0, dtype=table.value.dtype)
     at = np.zeros((padded, size), dtype=np.int32)
     at[:trees, 1] = table.root[first:last]
     for level in range(depth):
@@ -157,7 +157,7 @@ def describe(table: Table, ranks: Ranks, first: int, last: int) -> Descriptor:
         "trees": trees,
         "nodes": nodes,
         # A register of 16 floats is read at the last tree's leaves, whatever its depth.
-        "leaves": np.concatenate([leaves.reshape(-1), np.zeros(GROUP, np.float32)]),
+        "leaves": np.concatenate([leaves.reshape(-1), np.zeros(GROUP, leaves.dtype)]),
         "node_plane": node_plane,
         "node_threshold": threshold if narrow else np.zeros((0, size), np.int8),
         "mask_vectors": node_plane.size // LANES,

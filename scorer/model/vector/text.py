@@ -17,7 +17,7 @@ WORDS = (
     "planes",
     "trees",
     "nodes",  # int32 [trees, 2^depth, 2]: byte offset of the plane, threshold byte four times; index 0 unused
-    "leaves",  # float32 [trees, 2^depth]
+    "leaves",  # float32 or float64 [trees, 2^depth]
     "node_plane",  # uint8 [trees * 2^depth, padded to 64]
     "node_threshold",  # int8, as node_plane
     "mask_vectors",  # node_plane's length / 64
