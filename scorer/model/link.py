@@ -99,12 +99,14 @@ def scores(margins: np.ndarray, link: str) -> np.ndarray:
     return sigmoid(margins)
 
 
-def _ordered(margin: np.float32) -> int:
+def ordered(margin: np.float32) -> int:
+    """A float32's place among all float32: integers in the same order."""
     bits = int(margin.view(np.int32))
     return bits if bits >= 0 else -(bits & 0x7FFFFFFF)
 
 
-def _from_ordered(rank: int) -> np.float32:
+def from_ordered(rank: int) -> np.float32:
+    """The float32 at a place."""
     bits = rank if rank >= 0 else (-rank) | 0x80000000
     return np.uint32(bits).view(np.float32)
 
@@ -116,12 +118,12 @@ def margin_for_score(score: float) -> np.float32:
     """
     if not 0.0 <= score <= 1.0:
         raise ModelInputError(f"the score {score} is not in [0, 1]")
-    largest = _ordered(np.finfo(np.float32).max)
+    largest = ordered(np.finfo(np.float32).max)
     low, high = -largest, largest
     while low < high:
         middle = (low + high) // 2
-        if _sigmoid(_from_ordered(middle)) >= score:
+        if _sigmoid(from_ordered(middle)) >= score:
             high = middle
         else:
             low = middle + 1
-    return np.float32(_from_ordered(low))
+    return np.float32(from_ordered(low))
