@@ -110,7 +110,7 @@ def train(
     the same inputs, seed, threads and libraries.
     Raises TrainError (data that cannot be trained on), GateError, BundleError, FeatureSetError or PolicyError.
     """
-    xgboost = _xgboost()
+    xgboost = import_xgboost()
     feature_set = FeatureSet.from_yaml(feature_set_yaml)
     policy = Policy.from_yaml(policy_yaml)
     policy.check(feature_set.names)
@@ -176,7 +176,7 @@ def train(
         golden=_golden(source, validation_rows),
         training=window,
         metrics=metrics,
-        versions=_versions(),
+        versions=versions(),
     )
     gain = booster.get_score(importance_type="total_gain")
     total = sum(gain.values())
@@ -385,7 +385,8 @@ def _refuse_infinite(rows: np.ndarray, names: list[str]) -> None:
         raise TrainError(f"the feature {names[column[0]]!r} is infinite in some row; features are finite or NaN")
 
 
-def _xgboost() -> Any:
+def import_xgboost() -> Any:
+    """The library. Raises TrainError naming what to install."""
     try:
         import xgboost  # noqa: PLC0415 - serving must not need it
     except ImportError as error:
@@ -393,7 +394,8 @@ def _xgboost() -> Any:
     return xgboost
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Versions of the libraries that a model depends on."""
     found: dict[str, str] = {}
     for library in ("fraud-scorer", "numba", "numpy", "treelite", "xgboost", "xgboost-cpu"):
         try:

@@ -65,7 +65,7 @@ class Manifest(_Strict):
     threshold_margin: Finite
     calibration: Calibration = Calibration()
     # Rows of golden.f32: inputs and the source model's own margins, which the compiled model must give bit for bit.
-    golden_rows: int = Field(0, ge=0, le=65_536)
+    golden_rows: int = Field(default=0, ge=0, le=65_536)
     challengers: list[ChallengerInfo] = Field(default_factory=list, max_length=CHALLENGERS_MAX)
     training: TrainingWindow | None = None
     metrics: dict[str, Finite] = Field(default_factory=dict, max_length=256)

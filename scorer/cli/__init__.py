@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from scorer.cli import data, decide, demo, modelling
+from scorer.cli import bundle, data, decide, demo, modelling
 from scorer.errors import FraudScorerError
 from scorer.services.cli import app as services
 
@@ -27,7 +27,7 @@ app.command()(data.send)
 app.command()(modelling.features)
 app.command()(modelling.train)
 app.command()(modelling.replay)
-app.add_typer(modelling.bundle, name="bundle")
+app.add_typer(bundle.app, name="bundle")
 app.add_typer(services, name="services")
 app.command()(data.settings)
 app.command()(data.schemas)

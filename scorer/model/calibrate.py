@@ -31,10 +31,10 @@ class Calibration(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["identity", "platt", "isotonic"] = "identity"
-    slope: Finite | None = Field(None, gt=0, le=1e6)
-    intercept: Finite | None = Field(None, ge=-1e6, le=1e6)
-    margins: tuple[Finite, ...] | None = Field(None, min_length=2, max_length=KNOTS_MAX)
-    scores: tuple[Annotated[float, Field(ge=0, le=1)], ...] | None = Field(None, min_length=2, max_length=KNOTS_MAX)
+    slope: Finite | None = Field(default=None, gt=0, le=1e6)
+    intercept: Finite | None = Field(default=None, ge=-1e6, le=1e6)
+    margins: tuple[Finite, ...] | None = Field(default=None, min_length=2, max_length=KNOTS_MAX)
+    scores: tuple[Annotated[float, Field(ge=0, le=1)], ...] | None = Field(default=None, min_length=2, max_length=KNOTS_MAX)
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -155,6 +155,10 @@ class Plan:
         self._sum_into(rows, sums)
         _finish(sums, self._divisor, self._offset, out)
 
+    def add_into(self, rows: np.ndarray, out: np.ndarray) -> None:
+        """As `margins_into`, but the leaves are added to what `out` holds: for models cut in stages."""
+        self._add(rows, out, len(rows))
+
     def _sum_into(self, rows: np.ndarray, out: np.ndarray) -> None:
         count = len(rows)
         only = self._only
@@ -166,6 +170,9 @@ class Plan:
                 run(rows, out, self._base, only.few, only.descriptor)
                 return
         out[:] = self._base
+        self._add(rows, out, count)
+
+    def _add(self, rows: np.ndarray, out: np.ndarray, count: int) -> None:
         for item in self._runs:
             if isinstance(item, VectorRun) and (count >= _WALK_BELOW or item.few):
                 kernel = item.few if item.few and count < _FEW_BELOW else item.batch
