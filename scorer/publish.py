@@ -1,7 +1,7 @@
 """One micro-batch, one Kafka transaction: decisions, audit, journal, dead letters and offsets, all or nothing.
 
-The order inside a transaction does not matter to read_committed readers. What matters: nothing of batch n+1 is produced before batch n
-is committed, and after any failure neither the producer nor the state it came from is used again.
+The order inside a transaction does not matter to read_committed readers. What matters: nothing of batch n+1 is produced
+before batch n is committed, and after any failure neither the producer nor the state it came from is used again.
 """
 
 from __future__ import annotations

@@ -52,7 +52,8 @@ class Bundles:
             self.activation(batch.control)
         if bundle_id not in self._known:
             raise UsageError(
-                f"the journal goes on with bundle {bundle_id}, which is neither the one given ({self.initial.id}) nor activated by a control record: start with --bundle naming it"
+                f"the journal goes on with bundle {bundle_id}, which is neither the one given ({self.initial.id}) "
+                "nor activated by a control record: start with --bundle naming it"
             )
         return self._known[bundle_id]
 
@@ -69,7 +70,8 @@ def rerun(pipeline: Pipeline, record: JournalRecord, batch: Batch, bundles: Bund
     outcomes = pipeline.run(batch)
     if outcomes.journal.head != record.head:
         raise PromiseBroken(
-            f"batch {record.sequence} of shard {record.shard} gives digest {outcomes.journal.digest[:12]}, the journal says {record.digest[:12]}: "
-            "code, bundle or log differ from those that decided. Nothing was committed"
+            f"batch {record.sequence} of shard {record.shard} gives digest {outcomes.journal.digest[:12]}, "
+            f"the journal says {record.digest[:12]}: code, bundle or log differ from those that decided. "
+            "Nothing was committed"
         )
     return outcomes

@@ -1,7 +1,7 @@
 """The worker: membership in the group decides which shards it owns; each owned shard runs on a thread of its own.
 
-Being assigned journal partition k is owning shard k. The member never reads the journal through the group: assignment alone counts,
-and fencing of the shard's producer protects against a member that does not know yet that it has lost it.
+Being assigned journal partition k is owning shard k. The member never reads the journal through the group: assignment
+alone counts, and fencing of the shard's producer protects against a member that does not know yet that it has lost it.
 """
 
 from __future__ import annotations
@@ -16,13 +16,16 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from scorer import kafka, metrics
 from scorer.bundle import Bundle
 from scorer.errors import FraudScorerError
+from scorer.recovery import Bundles
 from scorer.settings import Settings
 from scorer.shard import Shard
+from scorer.standby import Standby
 from scorer.warmup import warm_up
 
 log = structlog.get_logger()
 
-# A rebuild that follows another within this time waits longer and longer: 0.2 s, 0.4 s … 10 s. A broker that is away for a minute costs few tries.
+# A rebuild that follows another within this time waits longer and longer: 0.2 s, 0.4 s … 10 s. A broker that is away
+# for a minute costs few tries.
 REBUILD_BACKOFF_S = 0.2
 REBUILD_BACKOFF_S_MAX = 10.0
 REBUILD_CALM_S = 60.0
@@ -33,11 +36,13 @@ HAND_OVER_S = 35.0
 
 
 class _Owned:
-    """A shard's thread, which rebuilds the shard after a failed transaction and ends with the reason when it cannot go on."""
+    """A shard's thread,
+    which rebuilds the shard after a failed transaction and ends with the reason when it cannot go on."""
 
-    def __init__(self, shard: Shard, number: int) -> None:
+    def __init__(self, shard: Shard, number: int, standby: Standby | None) -> None:
         self.shard = shard
         self.number = number
+        self._standby = standby
         self.stop = threading.Event()
         self.failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name=f"shard-{number}", daemon=True)
@@ -48,7 +53,8 @@ class _Owned:
         while not self.stop.is_set():
             began = time.monotonic()
             try:
-                self.shard.run(self.stop)
+                warm, self._standby = (self._standby.take() if self._standby else None), None
+                self.shard.run(self.stop, warm)
             except kafka.Rebuild as exc:
                 metrics.REBUILDS.labels(str(self.number), "transaction").inc()
                 backoff_s = (
@@ -74,7 +80,8 @@ class _Owned:
 
 
 def _calm_collector() -> None:
-    """Modules and kernels live for ever, and a batch allocates 10,000 tuples without a cycle: scanning them costs a tenth of the CPU."""
+    """Modules and kernels live for ever, and a batch allocates 10,000 tuples without a cycle:
+    scanning them costs a tenth of the CPU."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(200_000, 20, 50)
@@ -86,7 +93,9 @@ class Worker:
     def __init__(self, settings: Settings, bundle: Bundle) -> None:
         self._settings = settings
         self._bundle = bundle
+        self._bundles = Bundles(bundle)
         self._owned: dict[int, _Owned] = {}
+        self._standbys: dict[int, Standby] = {}
         self._joined = False
         self._warm = False
         self._failure: BaseException | None = None
@@ -108,7 +117,8 @@ class Worker:
         return not waiting, f"recovering shards {waiting}" if waiting else f"deciding shards {sorted(self._owned)}"
 
     def run(self, stop: threading.Event) -> None:
-        """Take part until `stop` is set, then drain and leave. Raises what ended a shard: the process must exit non-zero then."""
+        """Take part until `stop` is set, then drain and leave. Raises what ended a shard:
+        the process must exit non-zero then."""
         warm_up(self._bundle)
         _calm_collector()
         self._warm = True
@@ -117,27 +127,35 @@ class Worker:
         journal = kafka.partition_count(client, topics.journal)
         if journal != settings.worker.shards:
             raise kafka.KafkaFailure(
-                f"{topics.journal} has {journal} partitions, the setting FRAUD_SCORER_WORKER__SHARDS says {settings.worker.shards}: they must be equal"
+                f"{topics.journal} has {journal} partitions, "
+                f"the setting FRAUD_SCORER_WORKER__SHARDS says {settings.worker.shards}: they must be equal"
             )
         self._member = kafka.member(settings, f"{settings.kafka.topic_prefix}{settings.worker.application}")
         self._member.subscribe([topics.journal], on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost)
         try:
             while not stop.is_set():
                 message = self._member.poll(POLL_S)
-                # Asked for here and kept: the call waits for a poll that runs, and a commit must not (nor can it, while a revocation
-                # callback inside poll waits for that very commit). A generation that changed meanwhile fails the commit: Rebuild.
+                # Asked for here and kept: the call waits for a poll that runs, and a commit must not (nor can it, while
+                # a revocation callback inside poll waits for that very commit). A generation that changed meanwhile
+                # fails the commit: Rebuild.
                 self._metadata = self._member.consumer_group_metadata()
-                if message is not None and message.error() is not None:
-                    self._on_error(message.error())
+                error = None if message is None else message.error()
+                if error is not None:
+                    self._on_error(error)
                 if self._failure is not None:
                     raise self._failure
-                for owned in self._owned.values():
-                    if owned.failure is not None:
-                        raise owned.failure
+                parts: list[_Owned | Standby] = [*self._owned.values(), *self._standbys.values()]
+                for part in parts:
+                    if part.failure is not None:
+                        raise part.failure
+                if self._joined:
+                    self._keep_standbys()
         finally:
             # Committing needs the membership, so shards end before the member leaves.
             self._drain(list(self._owned))
             self._member.close()
+            for standby in self._standbys.values():
+                standby.close()
             log.info("worker.left")
 
     def _on_error(self, error: KafkaError) -> None:
@@ -163,8 +181,8 @@ class Worker:
         for partition in partitions:
             number = partition.partition
             log.info("shard.assigned", shard=number)
-            shard = Shard(self._settings, self._bundle, number, group_metadata=lambda: self._metadata)
-            self._owned[number] = _Owned(shard, number)
+            shard = Shard(self._settings, self._bundles, number, group_metadata=lambda: self._metadata)
+            self._owned[number] = _Owned(shard, number, self._standbys.pop(number, None))
         metrics.OWNED.set(len(self._owned))
 
     def _revoked(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
@@ -177,6 +195,17 @@ class Worker:
         log.warning("shard.lost", shards=[p.partition for p in partitions])
         self._drain([p.partition for p in partitions])
         consumer.incremental_unassign(partitions)
+
+    def _keep_standbys(self) -> None:
+        """Follow shards that others own, as many as the settings allow."""
+        wanted = self._settings.worker.standby_shards_max - len(self._standbys)
+        if wanted <= 0:
+            return
+        for number in range(self._settings.worker.shards):
+            if wanted > 0 and number not in self._owned and number not in self._standbys:
+                self._standbys[number] = Standby(self._settings, self._bundles, number)
+                wanted -= 1
+        metrics.STANDBYS.set(len(self._standbys))
 
     def _drain(self, numbers: list[int]) -> None:
         for number in numbers:

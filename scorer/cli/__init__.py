@@ -1,4 +1,5 @@
-"""`fraud-scorer`: one command for everything. Results on stdout, logs on stderr; exit 0 done, 1 failed, 2 wrong usage, 3 a promise is broken."""
+"""`fraud-scorer`: one command for everything. Results on stdout, logs on stderr;
+exit 0 done, 1 failed, 2 wrong usage, 3 a promise is broken."""
 
 from __future__ import annotations
 
@@ -12,7 +13,10 @@ from scorer.services.cli import app as services
 
 app = typer.Typer(
     name="fraud-scorer",
-    help="Streaming payment-fraud scoring on Kafka: exact features, a compiled model, transactional decisions, an audit trail.",
+    help=(
+        "Streaming payment-fraud scoring on Kafka: "
+        "exact features, a compiled model, transactional decisions, an audit trail."
+    ),
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -1,4 +1,5 @@
-"""What holds the code in shape: imports point one way, and every file passes the linter, the formatter and the type checker."""
+"""What holds the code in shape: imports point one way, and every file passes the linter,
+the formatter and the type checker."""
 
 from __future__ import annotations
 

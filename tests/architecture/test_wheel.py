@@ -39,7 +39,8 @@ def run(installed: Path, folder: Path, *arguments: str) -> str:
 
 
 def test_each_package_has_one_owner(installed: Path, tmp_path: Path) -> None:
-    """`features` and `schemas` are common names: the wheel brings all three, and no other distribution here has them."""
+    """`features` and `schemas` are common names: the wheel brings all three,
+    and no other distribution here has them."""
     (distribution,) = importlib.metadata.distributions(path=[str(installed)])
     files = {file.parts[0] for file in distribution.files or [] if file.suffix == ".py"}
     assert files == set(PACKAGES)

@@ -1,8 +1,9 @@
-"""The floor that the worker is measured against: every payment's own bytes back through the same client, one transaction per batch.
+"""The floor that the worker is measured against: every payment's own bytes back through the same client,
+one transaction per batch.
 
-It reads the payments topic and produces each value, with its key, to the partition of the same number of the decisions topic, with
-the offsets in the same transaction: what any exactly-once consumer must at least do. No decoding, no overlap, no waiting beyond
-`gather_ms`.
+It reads the payments topic and produces each value, with its key, to the partition of the same number of the decisions
+topic, with the offsets in the same transaction: what any exactly-once consumer must at least do. No decoding, no
+overlap, no waiting beyond `gather_ms`.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class Echo:
             self._member.poll(0.1)
         self._reader = kafka.reader(settings.kafka, group=f"{group}-reader")
         self._reader.assign([TopicPartition(self._topics.payments, p, 0) for p in partitions])
-        self._producer = kafka.transactional_producer(settings, 0)
+        self._producer = kafka.transactional_producer(settings, "echo")
         self._producer.init_transactions(30)
         self._batch_max = batch_max
         self._gather_s = gather_ms / 1000.0

@@ -1,9 +1,11 @@
-"""Worker against echo: CPU per payment, payments/s, latency. `python -m tests.benchmarks.pipeline [--quick]` prints one JSON object.
+"""Worker against echo: CPU per payment, payments/s, latency.
+`python -m tests.benchmarks.pipeline [--quick]` prints one JSON object.
 
-Both get the same simulated payments on topics of their own, on one real broker, one after the other, several times in turn; a
-figure is the median of its rounds. CPU is user and system time of the whole process (the client's threads included) over a backlog
-in batches of 4,096, kernels compiled before. Latency runs from a payment handed to the client until its decision has been read
-under read_committed, at a steady rate; broker, sender and reader share the machine with what is measured.
+Both get the same simulated payments on topics of their own, on one real broker, one after the other, several times in
+turn; a figure is the median of its rounds. CPU is user and system time of the whole process (the client's threads
+included) over a backlog in batches of 4,096, kernels compiled before. Latency runs from a payment handed to the client
+until its decision has been read under read_committed, at a steady rate; broker, sender and reader share the machine
+with what is measured.
 """
 
 from __future__ import annotations
@@ -41,7 +43,8 @@ def _settings(bootstrap: str, prefix: str) -> Settings:
 
 
 class _Child:
-    """The part that is measured, in a process of its own: it answers `ready`, then `done CPU_S SECONDS` for `drain N`."""
+    """The part that is measured, in a process of its own:
+    it answers `ready`, then `done CPU_S SECONDS` for `drain N`."""
 
     def __init__(self, part: str, bootstrap: str, prefix: str) -> None:
         # One thread a pool: the machine is shared, and both parts must be given the same.
@@ -72,7 +75,8 @@ class _Child:
 
 
 def _part(part: str, bootstrap: str, prefix: str) -> None:
-    """Child: waits for `go`, runs worker or echo, and answers when the number of payments on the topic has been committed."""
+    """Child: waits for `go`, runs worker or echo, and answers when the number of payments on the topic has been
+    committed."""
     configure("error")
     settings = _settings(bootstrap, prefix)
     stop = threading.Event()
