@@ -138,17 +138,18 @@ class Policy(_Strict):
 
     @model_validator(mode="after")
     def _check(self) -> Policy:
-        names = [item.name for item in (*self.rules, *self.lists)]
+        deciding: list[Rule | ListRule] = [*self.rules, *self.lists]
+        names = [item.name for item in deciding]
         twice = {name for name in names if names.count(name) > 1}
         if twice:
-            raise ValueError(f"the name {sorted(twice)[0]!r} is used twice among rules and lists")
+            raise ValueError(f"the name {min(twice)!r} is used twice among rules and lists")
         for item in self.lists:
             if item.field not in KEY_FIELDS:
                 raise ValueError(f"list {item.name}: unknown field {item.field!r}; known are {', '.join(KEY_FIELDS)}")
         grouped = [feature for group in self.reasons for feature in group.features]
         twice = {name for name in grouped if grouped.count(name) > 1}
         if twice:
-            raise ValueError(f"the feature {sorted(twice)[0]!r} stands in two reason groups")
+            raise ValueError(f"the feature {min(twice)!r} stands in two reason groups")
         return self
 
     @classmethod
@@ -177,7 +178,8 @@ class Policy(_Strict):
         for group in self.reasons:
             if group.code == code:
                 return group.sentence
-        for item in (*self.rules, *self.lists):
+        deciding: list[Rule | ListRule] = [*self.rules, *self.lists]
+        for item in deciding:
             if item.reason == code:
                 return f"{'Rule' if isinstance(item, Rule) else 'List'} {item.name} applies."
         return {
@@ -274,7 +276,7 @@ class PolicyRunner:
 
         `contributions` float64 [F + 1] are margin units, the last one the bias. Ties keep the policy's order.
         """
-        weights = [(float(contributions[columns].sum()), code) for code, columns in self._groups]
+        weights = [(round(float(contributions[columns].sum()), 9), code) for code, columns in self._groups]
         ranked = [code for weight, code in sorted(weights, key=lambda item: -item[0]) if weight > 0.0]
         codes = tuple(dict.fromkeys((*before, *ranked)))[: self.policy.reason_count_max]
         return codes or (SCORE_REASON,)

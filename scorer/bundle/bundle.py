@@ -1,7 +1,7 @@
 """`Bundle`: a loaded, checked bundle, and how it is read and written.
 
-Files are read once, hashed, and used from those bytes, so that what was checked is what serves. A bundle is identified by
-"<name>-<first 12 hex digits of its manifest's sha256>".
+Files are read once, hashed, and used from those bytes, so that what was checked is what serves. A bundle is identified
+by "<name>-<first 12 hex digits of its manifest's sha256>".
 """
 
 from __future__ import annotations
@@ -90,9 +90,9 @@ class Bundle:
     def load(cls, path: str | Path, *, trusted_keys: Iterable[str] | None = None) -> Bundle:
         """Load and check the folder at `path` (which may itself be a symlink to it).
 
-        With `trusted_keys` ("ed25519:BASE64") a bundle that none of them signed is refused; without, a signature must fit if there is
-        one. Golden rows must give the stored margins, bit for bit.
-        Raises BundleContentError, BundleManifestError, BundleMismatchError, BundleSignatureError or BundleGateError.
+        With `trusted_keys` ("ed25519:BASE64") a bundle that none of them signed is refused; without, a signature must
+        fit if there is one. Golden rows must give the stored margins, bit for bit. Raises BundleContentError,
+        BundleManifestError, BundleMismatchError, BundleSignatureError or BundleGateError.
         """
         folder = Path(path)
         names = listing(folder)

@@ -15,7 +15,8 @@ from scorer.bundle.errors import BundleContentError, BundleExistsError
 from scorer.bundle.manifest import FEATURE_SET, GOLDEN, MANIFEST, POLICY, SIGNATURE
 from scorer.model.document import MODEL_BYTES_MAX
 
-# A list of a policy may carry a million values; 65,536 golden rows of 1,024 features are 256 MiB; the rest are kilobytes.
+# A list of a policy may carry a million values; 65,536 golden rows of 1,024 features are 256 MiB; the rest are
+# kilobytes.
 _BYTES_MAX = {MANIFEST: 4 << 20, FEATURE_SET: 4 << 20, POLICY: 64 << 20, SIGNATURE: 64 << 10, GOLDEN: 256 << 20}
 # A dozen names can be right; the listing of a wrong folder must not be unbounded.
 _ENTRIES_MAX = 64
@@ -93,7 +94,8 @@ def sync_folder(folder: Path) -> None:
 def write_folder(output: Path, contents: dict[str, bytes], check: Callable[[Path], T]) -> T:
     """Write `contents` to the folder `output`, all or nothing; gives what `check` makes of it before it is in place.
 
-    Written and synced in a folder beside it, checked there, and renamed in one step. Raises BundleExistsError, or what `check` raises.
+    Written and synced in a folder beside it, checked there, and renamed in one step. Raises BundleExistsError, or what
+    `check` raises.
     """
     refuse_existing(output)
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,5 @@
-"""The gate: what a bundle must show before it is activated. Loading is its first part; this is the rest, and the report of it all.
+"""The gate: what a bundle must show before it is activated. Loading is its first part; this is the rest, and the report
+of it all.
 
 Each check is said in words, whatever comes of it; the gate is passed when all are.
 """
@@ -22,8 +23,8 @@ from scorer.model.lightgbm_text import is_lightgbm
 
 RANDOM_ROWS = 2_000
 _SEED = 20_250_101
-# treelite's interpreter starts at 0 and adds xgboost's base last: each of the additions may round by half a unit in the last
-# place of the largest partial sum.
+# treelite's interpreter starts at 0 and adds xgboost's base last: each of the additions may round by half a unit in the
+# last place of the largest partial sum.
 _UNIT = float(np.finfo(np.float32).eps)
 
 

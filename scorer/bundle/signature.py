@@ -1,7 +1,8 @@
 """Ed25519 signatures over a manifest: a detached manifest.sig, any number of signers, trust by public key.
 
-The manifest carries the hash of every other file, so what signs it signs them all. What is signed is a fixed prefix and the manifest's
-bytes: a signature made for something else says nothing here. A public key is written as "ed25519:" and its 32 bytes in base64.
+The manifest carries the hash of every other file, so what signs it signs them all. What is signed is a fixed prefix and
+the manifest's bytes: a signature made for something else says nothing here. A public key is written as "ed25519:" and
+its 32 bytes in base64.
 """
 
 from __future__ import annotations
@@ -64,7 +65,9 @@ def parse_public(text: str) -> Ed25519PublicKey:
 
 
 def new_private_key(path: Path) -> Ed25519PrivateKey:
-    """Make a key and write it to a new file that only this user reads (PKCS 8, PEM). Raises UsageError if the file exists."""
+    """Make a key and write it to a new file that only this user reads (PKCS 8, PEM). Raises UsageError if the file
+    exists.
+    """
     key = Ed25519PrivateKey.generate()
     pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     try:
@@ -88,7 +91,9 @@ def read_private_key(path: Path, password: bytes | None = None) -> Ed25519Privat
 
 
 def signers(manifest: bytes, raw: bytes) -> list[str]:
-    """The public keys whose signatures in `raw` (manifest.sig) fit. Raises BundleSignatureError for one that does not fit."""
+    """The public keys whose signatures in `raw` (manifest.sig) fit. Raises BundleSignatureError for one that does not
+    fit.
+    """
     try:
         found = _Signatures.model_validate(json.loads(raw))
     except (ValidationError, ValueError, RecursionError) as error:
@@ -124,7 +129,8 @@ def require_trusted(manifest: bytes, raw: bytes | None, trusted: Iterable[str]) 
 def sign(folder: Path, key: Ed25519PrivateKey) -> str:
     """Add a signature to a bundle's folder and give the public key's name. The caller has verified the bundle.
 
-    The file is replaced in one step; a signature by the same key is replaced. Raises BundleContentError or BundleSignatureError.
+    The file is replaced in one step; a signature by the same key is replaced. Raises BundleContentError or
+    BundleSignatureError.
     """
     manifest = read(folder, MANIFEST)
     name = public_name(key.public_key())

@@ -76,7 +76,8 @@ def show_bundle(folder: Folder, as_json: Json = False) -> None:
 
 @app.command()
 def verify(folder: Folder, trusted_key: TrustedKeys = None, as_json: Json = False) -> None:
-    """Run the gate: hashes, signature, fingerprint, parity with the source model, calibration. Exit code 3 if anything fails.
+    """Run the gate: hashes, signature, fingerprint, parity with the source model, calibration. Exit code 3 if anything
+    fails.
 
     Example: fraud-scorer bundle verify bundles/cards --trusted-key signing.pub.pem
     """
@@ -119,7 +120,8 @@ def activate(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Verify a bundle, then tell every shard to decide with it, from one place of its journal on. An older bundle rolls back.
+    """Verify a bundle, then tell every shard to decide with it, from one place of its journal on. An older bundle rolls
+    back.
 
     Example: fraud-scorer bundle activate bundles/cards-2
     """
@@ -160,7 +162,8 @@ def compile_bundle(
 ) -> None:
     """Pull one lever and print size, speed and quality before and after, on held-out payments.
 
-    Example: fraud-scorer bundle compile bundles/cards --prune --input later.parquet --mapping m.yaml --output bundles/cards-small
+    Example: fraud-scorer bundle compile bundles/cards --prune --input later.parquet --mapping m.yaml --output
+    bundles/cards-small
     """
     from scorer.levers import compile as levers  # noqa: PLC0415 - needs a training library
 

@@ -61,7 +61,8 @@ def quantise(path: Path, output: Path, X: np.ndarray, truth: np.ndarray, *, bits
 
 
 def prune(path: Path, output: Path, X: np.ndarray, truth: np.ndarray, *, loss: float, created_at: str) -> Compiled:
-    """Trees left out at the end, then sibling leaves merged, as far as average precision on the rows falls by at most `loss`.
+    """Trees left out at the end, then sibling leaves merged, as far as average precision on the rows falls by at most
+    `loss`.
 
     The rows are cut in two by turns: one half chooses, the other measures. Raises UsageError or BundleError.
     """
@@ -152,9 +153,9 @@ def _finish(
     created_at: str,
     detail: dict[str, Any],
 ) -> Compiled:
-    model_file = "model.ubj" if data[:1] == b"{" and data[1:2] in (b"L", b"l", b"I", b"U", b"i") else "model.json"
     source = import_xgboost().Booster({"nthread": 1})
     source.load_model(bytearray(data))
+    data = bytes(source.save_raw("ubj"))
     model = CompiledModel.from_bytes(data)
     few = np.ascontiguousarray(X[np.linspace(0, len(X) - 1, min(_GOLDEN_ROWS, len(X))).astype(np.int64)])
     golden = few, np.asarray(source.inplace_predict(few, predict_type="margin"), dtype=np.float32)
@@ -171,7 +172,6 @@ def _finish(
         name=manifest.name,
         created_at=created_at,
         model=data,
-        model_file=model_file,
         feature_set_yaml=read[FEATURE_SET],
         policy_yaml=read[POLICY],
         threshold_score=float(threshold),

@@ -1,8 +1,8 @@
 """`bundle export`: the model as one C99 file or one Python module that needs nothing, for devices at the edge.
 
-Both give the margin and the score of a CompiledModel bit for bit: floats are written in hexadecimal, additions keep their order, and the
-sigmoid is the package's own, made of operations that IEEE 754 defines. C must be compiled without contracting a x b + c into
-one rounding (`-ffp-contract=off`, which the file's header says) and without -ffast-math.
+Both give the margin and the score of a CompiledModel bit for bit: floats are written in hexadecimal, additions keep
+their order, and the sigmoid is the package's own, made of operations that IEEE 754 defines. C must be compiled without
+contracting a x b + c into one rounding (`-ffp-contract=off`, which the file's header says) and without -ffast-math.
 """
 
 from __future__ import annotations
@@ -89,7 +89,10 @@ def to_c(bundle: Bundle) -> str:
             f"    sum = sum / ({real}){parts.number(table.divisor)};",
             f"    sum = ({real})((double)sum + {parts.number(table.offset)});",
         ]
-    lines += ["    return (float)sum;", "}", "", *_C_SIGMOID, *_c_score(bundle, parts), ""]
+    lines += ["    return (float)sum;", "}", ""]
+    if bundle.manifest.calibration.kind != "isotonic" and bundle.model.link != IDENTITY:
+        lines += _C_SIGMOID
+    lines += [*_c_score(bundle, parts), ""]
     lines += [
         f"int fraud_flag(const float *x) {{ return fraud_margin(x) >= {parts.number(float(bundle.threshold_margin), 'f')}; }}",
     ]

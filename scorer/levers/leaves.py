@@ -40,7 +40,8 @@ def truncate(table: Table, quality: Callable[[Table], float], least: float) -> T
 
 
 def merge_leaves(table: Table, quality: Callable[[Table], float], least: float, steps: int = 8) -> Table:
-    """Sibling leaves nearer to each other than a tolerance become their mean by cover; the largest tolerance that keeps `least`.
+    """Sibling leaves nearer to each other than a tolerance become their mean by cover; the largest tolerance that keeps
+    `least`.
 
     The tolerance is searched by halving between none and the spread of all leaves.
     """

@@ -1,4 +1,6 @@
-"""A changed table back as an xgboost model: what a lever makes is a model file like any other, and passes the same gate."""
+"""A changed table back as an xgboost model: what a lever makes is a model file like any other, and passes the same
+gate.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """From margin to probability, as data: Platt's line or an isotonic curve, fitted once and stored with the model.
 
-Every curve never falls when the margin rises, in floating point too, so a threshold on scores is one on margins. Only +, -, x, / and
-comparisons are used after the sigmoid, one ufunc each: the same bits on every machine.
+Every curve never falls when the margin rises, in floating point too, so a threshold on scores is one on margins. Only
++, -, x, / and comparisons are used after the sigmoid, one ufunc each: the same bits on every machine.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ _STEPS_MAX = 30
 class Calibration(BaseModel):
     """How a margin becomes the score.
 
-    identity: the model's own link. platt: sigmoid(slope x margin + intercept). isotonic: straight lines between knots (margin, score),
-    level outside them.
+    identity: the model's own link. platt: sigmoid(slope x margin + intercept). isotonic: straight lines between knots
+    (margin, score), level outside them.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -34,7 +34,9 @@ class Calibration(BaseModel):
     slope: Finite | None = Field(default=None, gt=0, le=1e6)
     intercept: Finite | None = Field(default=None, ge=-1e6, le=1e6)
     margins: tuple[Finite, ...] | None = Field(default=None, min_length=2, max_length=KNOTS_MAX)
-    scores: tuple[Annotated[float, Field(ge=0, le=1)], ...] | None = Field(default=None, min_length=2, max_length=KNOTS_MAX)
+    scores: tuple[Annotated[float, Field(ge=0, le=1)], ...] | None = Field(
+        default=None, min_length=2, max_length=KNOTS_MAX
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -99,8 +101,8 @@ class Calibration(BaseModel):
 def fit_platt(margins: np.ndarray, target: np.ndarray) -> Calibration:
     """The line that makes sigmoid(slope x margin + intercept) likeliest for target float64 [n] in [0, 1].
 
-    Newton's method; Platt's targets ((frauds + 1) / (frauds + 2), 1 / (genuine + 2)) keep it finite where the classes separate.
-    Returns identity where the slope would not be positive: then the margin says nothing.
+    Newton's method; Platt's targets ((frauds + 1) / (frauds + 2), 1 / (genuine + 2)) keep it finite where the classes
+    separate. Returns identity where the slope would not be positive: then the margin says nothing.
     """
     x = margins.astype(np.float64)
     frauds, genuine = float(target.sum()), float(len(target) - target.sum())
@@ -125,10 +127,11 @@ def fit_platt(margins: np.ndarray, target: np.ndarray) -> Calibration:
 
 
 def fit_isotonic(margins: np.ndarray, target: np.ndarray) -> Calibration:
-    """The curve that never falls and is nearest to target float64 [n] in [0, 1] (pool adjacent violators), at most 512 knots.
+    """The curve that never falls and is nearest to target float64 [n] in [0, 1] (pool adjacent violators), at most 512
+    knots.
 
-    A pool becomes a knot at its mean margin, so that payments inside it keep their order. Raises ModelInputError for fewer than two
-    different margins.
+    A pool becomes a knot at its mean margin, so that payments inside it keep their order. Raises ModelInputError for
+    fewer than two different margins.
     """
     x, group = np.unique(margins.astype(np.float64), return_inverse=True)
     if len(x) < 2:
@@ -151,7 +154,9 @@ def fit_isotonic(margins: np.ndarray, target: np.ndarray) -> Calibration:
 
 
 def calibration_error(scores: np.ndarray, target: np.ndarray, bins: int = 20) -> float:
-    """Expected calibration error: over bins of equal numbers of rows, the mean distance of mean score and share of frauds."""
+    """Expected calibration error: over bins of equal numbers of rows, the mean distance of mean score and share of
+    frauds.
+    """
     order = np.argsort(scores, kind="stable")
     error = 0.0
     for part in np.array_split(order, bins):

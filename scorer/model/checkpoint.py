@@ -1,8 +1,8 @@
 """A treelite checkpoint (format 4), read here and not by treelite: its own reader trusts every length it finds.
 
-The common form of scikit-learn's ensembles: `treelite.sklearn.import_model(...)`, then `serialize_bytes()`. Margins are those of
-treelite's reference interpreter (GTIL): leaves are added from zero in the model's own precision, an averaging forest is
-divided by its trees, and the base score comes last.
+The common form of scikit-learn's ensembles: `treelite.sklearn.import_model(...)`, then `serialize_bytes()`. Margins are
+those of treelite's reference interpreter (GTIL): leaves are added from zero in the model's own precision, an averaging
+forest is divided by its trees, and the base score comes last.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from scorer.model.errors import ModelFormatError, ModelUnsupportedError
 from scorer.model.table import FEATURES_MAX, IDENTITY, LOGISTIC, NODES_MAX, TREES_MAX, RawTree, Table, join, lower_tree
 
 VERSION = 4
-_TYPES = {2: np.dtype("<f4"), 3: np.dtype("<f8")}
+_TYPES: dict[int, np.dtype] = {2: np.dtype("<f4"), 3: np.dtype("<f8")}
 _CLASSIFIER, _REGRESSOR, _MULTI_CLASS = 0, 1, 2
 _CATEGORICAL = 2
 _LINKS = {"sigmoid": LOGISTIC, "identity": IDENTITY, "identity_multiclass": IDENTITY}
@@ -78,7 +78,9 @@ def is_checkpoint(data: bytes) -> bool:
 
 
 def lower_checkpoint(data: bytes) -> Table:
-    """The table of a checkpoint's bytes. Raises ModelFormatError (damaged) or ModelUnsupportedError (a kind not served)."""
+    """The table of a checkpoint's bytes. Raises ModelFormatError (damaged) or ModelUnsupportedError (a kind not
+    served).
+    """
     reader = _Reader(data)
     header = _read_header(reader)
     trees, nodes = [], 0

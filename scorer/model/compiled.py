@@ -139,7 +139,8 @@ class CompiledModel:
         return out
 
     def reasons(self, X: np.ndarray, k: int = 4) -> np.ndarray:
-        """int32 [n, k]: the features that raise each row's margin most, strongest first; -1 where fewer than k raise it.
+        """int32 [n, k]: the features that raise each row's margin most, strongest first; -1 where fewer than k raise
+        it.
 
         Contributions are compared to nine decimals, so that what differs by rounding alone is a tie; ties keep the
         features' order. Raises ModelInputError unless 1 <= k <= feature_count, and as `contributions`.

@@ -1,9 +1,10 @@
 """Early exit: a decision without the rest of the trees, where the rest cannot change it.
 
-After some trees the margin so far is s. What the remaining trees can add lies between the sum of their least and of their greatest
-leaves; float32 additions round, each by at most half a unit in the last place of the largest partial sum there can be. Where s and these
-bounds stand on one side of the threshold, so does the final margin: the decision is the one that all trees give. The margin itself
-is not known then, so this serves where a decision alone is wanted (degraded mode, small devices).
+After some trees the margin so far is s. What the remaining trees can add lies between the sum of their least and of
+their greatest leaves; float32 additions round, each by at most half a unit in the last place of the largest partial sum
+there can be. Where s and these bounds stand on one side of the threshold, so does the final margin: the decision is the
+one that all trees give. The margin itself is not known then, so this serves where a decision alone is wanted (degraded
+mode, small devices).
 """
 
 from __future__ import annotations
@@ -67,7 +68,9 @@ class EarlyExit:
             first = last
 
     def decide(self, X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """flag bool [n] and trees int32 [n] that it took, of rows float32 [n, f]: `margins(X) >= threshold`, for every row."""
+        """flag bool [n] and trees int32 [n] that it took, of rows float32 [n, f]: `margins(X) >= threshold`, for every
+        row.
+        """
         if X.ndim != 2 or X.shape[1] != self._features or X.dtype != np.float32:
             raise ModelInputError(f"rows are {X.dtype} {X.shape}, wanted float32 (n, {self._features})")
         flag = np.zeros(len(X), dtype=bool)

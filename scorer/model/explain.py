@@ -1,16 +1,17 @@
 """Why a margin is what it is: exact path-dependent TreeSHAP, by quadrature.
 
-A leaf of value v is reached by a set S of known features with weight v x prod(o_j for j in S) x prod(z_j for j not in S), where
-o_j is 1 if the row itself goes the leaf's way at every split on j, and z_j is the share of training cover that does. The Shapley
-value averages over sets; drawing each feature with probability t and integrating over t gives the same average
-(Owen 1972), so feature i receives from this leaf
+A leaf of value v is reached by a set S of known features with weight v x prod(o_j for j in S) x prod(z_j for j not in
+S), where o_j is 1 if the row itself goes the leaf's way at every split on j, and z_j is the share of training cover
+that does. The Shapley value averages over sets; drawing each feature with probability t and integrating over t gives
+the same average (Owen 1972), so feature i receives from this leaf
 
     v (o_i - z_i)  x  integral over t in [0, 1] of  prod over j != i of  (t o_j + (1 - t) z_j)
 
-a polynomial of degree m - 1 for m features on the path: Gauss-Legendre with ceil(m / 2) points is exact. The products of all leaves are
-made in one pass down the tree and their sums in one pass up (as Linear TreeSHAP does, Yu et al. 2022), which costs O(nodes x m / 2) a
-tree where the classic algorithm (Lundberg et al. 2018; scorer.model.explain_paths) costs O(leaves x m^2). Every factor is positive and
-at most 1, so nothing is lost to cancellation.
+a polynomial of degree m - 1 for m features on the path: Gauss-Legendre with ceil(m / 2) points is exact. The products
+of all leaves are made in one pass down the tree and their sums in one pass up (as Linear TreeSHAP does, Yu et al.
+2022), which costs O(nodes x m / 2) a tree where the classic algorithm (Lundberg et al. 2018;
+scorer.model.explain_paths) costs O(leaves x m^2). Every factor is positive and at most 1, so nothing is lost to
+cancellation.
 
 Measured for 300 trees x depth 6 x 44 features on one core: see tests/benchmarks/model.py.
 """
@@ -33,7 +34,9 @@ _ROWS = types.Array(types.float32, 2, "C", readonly=True)
 _OUT = types.Array(types.float64, 2, "C")
 _I32 = types.Array(types.int32, 1, "C", readonly=True)
 _F64 = types.Array(types.float64, 1, "C", readonly=True)
-# 32 MiB of products for one tree: more (a tree of 30,000 nodes on paths of 32 features) goes through the classic algorithm.
+_I32_OUT, _F64_OUT = types.Array(types.int32, 1, "C"), types.Array(types.float64, 1, "C")
+# 32 MiB of products for one tree: more (a tree of 30,000 nodes on paths of 32 features) goes through the classic
+# algorithm.
 _SCRATCH_DOUBLES_MAX = 4 << 20
 # The factors of all trees, 5 doubles a point and node: 300 trees of depth 6 have 3 MiB.
 _TABLE_DOUBLES_MAX = 32 << 20
@@ -61,13 +64,14 @@ def _call(typing_context, address, rows, count, descriptor, out, scratch):  # ty
 def _run(rows, out, kernel, descriptor, doubles):  # type: ignore[no-untyped-def]
     scratch = np.empty(doubles + 8, np.float64)
     start = (scratch.ctypes.data + 63) & ~63
-    _call(kernel, rows, rows.shape[0], descriptor, out, start)
+    _call(kernel, rows, rows.shape[0], descriptor, out, start)  # type: ignore[call-arg]
 
 
-@numba.njit(
-    types.UniTuple(types.Array(types.int32, 1, "C"), 2)(_I32, _I32, types.Array(types.int64, 1, "C", readonly=True)),
-    cache=True,
-)
+_ANCESTRY = types.UniTuple(_I32_OUT, 2)  # type: ignore[no-untyped-call]
+_PATHS = types.Tuple((_I32_OUT, _F64_OUT, types.int64))  # type: ignore[no-untyped-call]
+
+
+@numba.njit(_ANCESTRY(_I32, _I32, types.Array(types.int64, 1, "C", readonly=True)), cache=True)
 def _ancestry(root, left, end):  # type: ignore[no-untyped-def]
     """Per node: its parent (-1 for a root)."""
     parent = np.full(left.shape[0], -1, np.int32)
@@ -81,14 +85,10 @@ def _ancestry(root, left, end):  # type: ignore[no-untyped-def]
     return parent, tree
 
 
-@numba.njit(
-    types.Tuple((types.Array(types.int32, 1, "C"), types.Array(types.float64, 1, "C"), types.int64))(_I32, _I32, _F64),
-    cache=True,
-    error_model="numpy",
-)
+@numba.njit(_PATHS(_I32, _I32, _F64), cache=True, error_model="numpy")
 def _paths(parent, feature, cover):  # type: ignore[no-untyped-def]
-    """Per node: the nearest node above that was reached by a split on the same feature as this one (-1 for none), and the
-    share of cover that goes this way at all splits on that feature so far; and the most features on any path."""
+    """Per node: the nearest node above that was reached by a split on the same feature as this one (-1 for none), and
+    the share of cover that goes this way at all splits on that feature so far; and the most features on any path."""
     count = parent.shape[0]
     former = np.full(count, -1, np.int32)
     share = np.ones(count, np.float64)

@@ -36,7 +36,9 @@ _SIGNATURES = [
 
 
 def pack(table: Table) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """The kernels' arrays: root uint64 [t], depth int32 [t], packed uint64 [n], threshold float32 [n], value as in the table."""
+    """The kernels' arrays: root uint64 [t], depth int32 [t], packed uint64 [n], threshold float32 [n], value as in the
+    table.
+    """
     feature = np.maximum(table.feature, 0).astype(np.uint64)
     missing_right = (table.default_left == 0).astype(np.uint64)
     packed = (table.left.astype(np.uint64) << np.uint64(32)) | (feature << np.uint64(1)) | missing_right

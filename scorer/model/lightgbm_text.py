@@ -1,8 +1,9 @@
-"""A LightGBM model in its text form (`booster.save_model("model.txt")`), with the margins that treelite's interpreter gives it.
+"""A LightGBM model in its text form (`booster.save_model("model.txt")`), with the margins that treelite's interpreter
+gives it.
 
-A node is `x <= threshold` in double precision. Leaves are added in double precision from zero. What LightGBM does with a missing
-value depends on the node's missing type: NaN goes the node's default way; with `None` it counts as 0; `Zero` (zero_as_missing),
-where every 0 is missing too, is refused.
+A node is `x <= threshold` in double precision. Leaves are added in double precision from zero. What LightGBM does with
+a missing value depends on the node's missing type: NaN goes the node's default way; with `None` it counts as 0; `Zero`
+(zero_as_missing), where every 0 is missing too, is refused.
 """
 
 from __future__ import annotations
@@ -158,8 +159,16 @@ def _read_tree(part: str, index: int) -> RawTree:
     children = [
         _children(column(name, inner, _integer, np.int64), inner, where) for name in ("left_child", "right_child")
     ]
-    padded = [np.concatenate([values, np.zeros(leaves)]) for values in (feature, threshold, default_left)]
-    return _raw(children[0], children[1], *padded, np.concatenate([np.zeros(inner), value]), cover)
+    spare = np.zeros(leaves)
+    return _raw(
+        children[0],
+        children[1],
+        np.concatenate([feature, spare]),
+        np.concatenate([threshold, spare]),
+        np.concatenate([default_left, spare]),
+        np.concatenate([np.zeros(inner), value]),
+        cover,
+    )
 
 
 def _integer(word: str) -> int:

@@ -1,4 +1,6 @@
-"""Reading an xgboost model: treelite reads the trees, scorer.model.document the rest, and one is checked against the other."""
+"""Reading an xgboost model: treelite reads the trees, scorer.model.document the rest, and one is checked against the
+other.
+"""
 
 from __future__ import annotations
 

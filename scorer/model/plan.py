@@ -1,8 +1,8 @@
 """Which trees are scored by which evaluator: perfect trees in byte lanes where padding pays, the plain walk elsewhere.
 
-Trees must be added in their order, so a plan is a list of runs of consecutive trees. A perfect tree of depth d costs 2^d nodes
-whatever it holds; a run costs one more pass over the rows (their ranks are made anew). Neighbouring runs are joined where
-padding the shallower one is cheaper than that pass. Trees deeper than the vector kernels take are walked.
+Trees must be added in their order, so a plan is a list of runs of consecutive trees. A perfect tree of depth d costs
+2^d nodes whatever it holds; a run costs one more pass over the rows (their ranks are made anew). Neighbouring runs are
+joined where padding the shallower one is cheaper than that pass. Trees deeper than the vector kernels take are walked.
 """
 
 from __future__ import annotations
@@ -178,11 +178,11 @@ class Plan:
                 kernel = item.few if item.few and count < _FEW_BELOW else item.batch
                 run(rows, out, _ADD, kernel, item.descriptor)
             elif isinstance(item, VectorRun):
-                kernels.margins_single(rows, *self._walked(item), out)
+                kernels.margins_single(rows, *self._walked(item), out)  # type: ignore[call-arg]
             elif count >= _BATCH_FROM:
-                kernels.margins_batch(rows, *item, out)
+                kernels.margins_batch(rows, *item, out)  # type: ignore[call-arg]
             else:
-                kernels.margins_single(rows, *item, out)
+                kernels.margins_single(rows, *item, out)  # type: ignore[call-arg]
 
     def _walked(self, item: VectorRun) -> tuple[np.ndarray, ...]:
         span = slice(item.first, item.first + item.trees)

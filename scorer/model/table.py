@@ -46,9 +46,12 @@ class Table:
     default_left: np.ndarray
     """uint8 [n]: 1 where a missing value goes left; 1 for a leaf (so that NaN stays there)."""
     value: np.ndarray
-    """float32 [n] (float64 where the source adds in double): what a leaf adds (dart weights included); 0 for an inner node."""
+    """float32 [n] (float64 where the source adds in double): what a leaf adds (dart weights included); 0 for an inner
+    node.
+    """
     cover: np.ndarray
-    """float64 [n]: sum of hessians, or number, of the training rows that came through; 0 where the source does not say."""
+    """float64 [n]: sum of hessians, or number, of the training rows that came through; 0 where the source does not say.
+    """
     divisor: float = 1.0
     """What the sum of leaves is divided by: the number of trees of a forest that averages."""
     offset: float = 0.0
@@ -241,7 +244,9 @@ def join(
     offset: float = 0.0,
     link: str = LOGISTIC,
 ) -> Table:
-    """The table of all trees. Raises ModelUnsupportedError or ModelFormatError for too many nodes, or sums that overflow."""
+    """The table of all trees. Raises ModelUnsupportedError or ModelFormatError for too many nodes, or sums that
+    overflow.
+    """
     sizes = np.array([len(tree.left) for tree in trees], dtype=np.int64)
     if int(sizes.sum()) > NODES_MAX:
         raise ModelUnsupportedError(f"the model has {int(sizes.sum())} nodes; at most {NODES_MAX} are served")

@@ -1,4 +1,6 @@
-"""LightGBM and scikit-learn models against treelite's interpreter (GTIL): the float32 nearest to its margin, by the bit."""
+"""LightGBM and scikit-learn models against treelite's interpreter (GTIL): the float32 nearest to its margin, by the
+bit.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ def _data(seed: int, rows: int = 400, missing: float = 0.15) -> tuple[np.ndarray
 
 
 def _awkward(model: CompiledModel, seed: int, count: int, *, missing: bool = True) -> np.ndarray:
-    """Ordinary rows, odd values, and each cut (which is where double thresholds meet float32 values) with its neighbours."""
+    """Ordinary rows, odd values, and each cut (which is where double thresholds meet float32 values) with its
+    neighbours.
+    """
     rng = np.random.default_rng(seed)
     rows = _data(seed + 1, count, 0.15 if missing else 0.0)[0]
     for column in range(FEATURES):

@@ -29,7 +29,7 @@ def _call(typing_context, address, rows, count, descriptor, out):  # type: ignor
         kind = ir.FunctionType(ir.VoidType(), [word, word, word, word])
         function = builder.inttoptr(args[0], kind.as_pointer())
         data = [
-            builder.ptrtoint(cgutils.create_struct_proxy(of)(context, builder, value=value).data, word)
+            builder.ptrtoint(cgutils.create_struct_proxy(of)(context, builder, value=value).data, word)  # type: ignore[no-untyped-call]
             for of, value in ((sig.args[1], args[1]), (sig.args[4], args[4]))
         ]
         builder.call(function, [data[0], args[2], args[3], data[1]])
@@ -44,11 +44,13 @@ def _call(typing_context, address, rows, count, descriptor, out):  # type: ignor
     nogil=True,
 )
 def run(rows, out, base, kernel, descriptor):  # type: ignore[no-untyped-def]
-    """out [n] (float32, or float64 for a wide table) = base + the trees of `descriptor`, by the function at address `kernel`; base NaN: out + them."""
+    """out [n] (float32, or float64 for a wide table) = base + the trees of `descriptor`, by the function at address
+    `kernel`; base NaN: out + them.
+    """
     if not np.isnan(base):
         for row in range(rows.shape[0]):
             out[row] = base
-    _call(kernel, rows, rows.shape[0], descriptor, out)
+    _call(kernel, rows, rows.shape[0], descriptor, out)  # type: ignore[call-arg]
 
 
 def source(depth: int, planes: int, real: str, machine: jit.Host) -> tuple[str, tuple[str, ...]]:

@@ -1,8 +1,8 @@
 """Compiling IR for the host's own CPU, and keeping the object code on disk: the only file access of the model package.
 
-The cache holds code, so it is trusted like the installation itself: a folder that belongs to this user and that nobody else may
-write to, or no cache at all. A kernel is a function of its text, LLVM's version and the CPU; the file's name is the hash of all
-three, and the file begins with the hash of its content, so a torn write is compiled again.
+The cache holds code, so it is trusted like the installation itself: a folder that belongs to this user and that nobody
+else may write to, or no cache at all. A kernel is a function of its text, LLVM's version and the CPU; the file's name
+is the hash of all three, and the file begins with the hash of its content, so a torn write is compiled again.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The batch kernel: 64 rows in byte lanes through perfect trees of one depth.
 
-For every node of a tree the 64 rank bytes of its plane are subtracted, saturating, from the threshold byte: the sign bit says
-"goes right". Sign bits are then chosen level by level, b ^ (c & (a ^ b)), one instruction on AVX-512 and NEON; no branch, no
-dependent load until the leaf. Leaves are added tree after tree, in the model's own precision.
+For every node of a tree the 64 rank bytes of its plane are subtracted, saturating, from the threshold byte: the sign
+bit says "goes right". Sign bits are then chosen level by level, b ^ (c & (a ^ b)), one instruction on AVX-512 and NEON;
+no branch, no dependent load until the leaf. Leaves are added tree after tree, in the model's own precision.
 """
 
 from __future__ import annotations

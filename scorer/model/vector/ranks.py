@@ -1,9 +1,10 @@
 """Kernels' first step: the ranks of 64 rows, as bytes, one plane per (feature, where NaN goes, block of 254 cuts).
 
-A value's rank is the number of the feature's cuts that are <= it, so `x < cut[j]` is `rank <= j`: exact, since ranks are made by
-comparing floats. The search goes down a tree of cuts in breadth-first order (q = 2q + (x >= cut[q])), all lanes in step, without a
-branch; missing entries are NaN, which no x reaches. Where a 512-bit register can be looked up by index (AVX-512), the first 256
-cuts are read by permutes of registers; anything else is a masked gather, which LLVM lowers as the CPU allows.
+A value's rank is the number of the feature's cuts that are <= it, so `x < cut[j]` is `rank <= j`: exact, since ranks
+are made by comparing floats. The search goes down a tree of cuts in breadth-first order (q = 2q + (x >= cut[q])), all
+lanes in step, without a branch; missing entries are NaN, which no x reaches. Where a 512-bit register can be looked up
+by index (AVX-512), the first 256 cuts are read by permutes of registers; anything else is a masked gather, which LLVM
+lowers as the CPU allows.
 """
 
 from __future__ import annotations

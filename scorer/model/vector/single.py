@@ -1,8 +1,9 @@
 """The kernel for few rows: one payment against all nodes at once.
 
-A row's rank bytes, up to 256 planes, fit four 512-bit registers. One look-up by index fetches the bytes that 64 nodes compare, one
-comparison decides them all: a tree of depth 6 becomes 64 bits. Eight trees are then walked together by shifting those bits, and the
-leaves added one after the other. Four rows share the reading of the table when there are that many.
+A row's rank bytes, up to 256 planes, fit four 512-bit registers. One look-up by index fetches the bytes that 64 nodes
+compare, one comparison decides them all: a tree of depth 6 becomes 64 bits. Eight trees are then walked together by
+shifting those bits, and the leaves added one after the other. Four rows share the reading of the table when there are
+that many.
 
 Needs AVX-512 VBMI; elsewhere the plain walk of scorer.model.kernels serves few rows.
 """

@@ -13,7 +13,8 @@ from scorer.model.vector.text import GROUP, LANES, WORDS
 CUTS_A_PLANE = 254  # ranks 0..254 in bytes -127..127; -128 stays free for "missing goes left"
 DEPTH_MAX = 8  # a perfect tree of depth 8 is 2 KiB of nodes; twice as deep would be 512 KiB
 PLANES_STACK_MAX = 2_048  # 128 KiB of stack in the kernel
-# All perfect trees together, at 14 bytes a node: 224 MiB. The largest models that padding suits have a hundredth of that.
+# All perfect trees together, at 14 bytes a node: 224 MiB. The largest models that padding suits have a hundredth of
+# that.
 PADDED_NODES_MAX = 1 << 24
 _LEVELS_MAX = 20
 

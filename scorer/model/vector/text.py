@@ -79,7 +79,9 @@ class Text:
 
 
 class Loop:
-    """`for index in range(begin, end, step)` as a context; loop-carried values through `carry` before and `keep` inside."""
+    """`for index in range(begin, end, step)` as a context; loop-carried values through `carry` before and `keep`
+    inside.
+    """
 
     def __init__(self, text: Text, name: str, begin: str | int, end: str, step: int) -> None:
         self.text, self.id, self.begin, self.end, self.step = text, name, begin, end, step
