@@ -295,7 +295,9 @@ def _gate(model: CompiledModel, source: Any, rows: np.ndarray) -> np.ndarray:
 
 
 def _golden(source: Any, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows spread over the validation part, and what xgboost itself says of them: whoever loads the bundle checks these."""
+    """Rows spread over the validation part, and what xgboost itself says of them: whoever loads the bundle checks
+    these.
+    """
     few = np.ascontiguousarray(rows[np.linspace(0, len(rows) - 1, min(_GOLDEN_ROWS, len(rows))).astype(np.int64)])
     return few, np.asarray(source.inplace_predict(few, predict_type="margin"), dtype=np.float32)
 

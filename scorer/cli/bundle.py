@@ -41,9 +41,15 @@ def show_bundle(folder: Folder, as_json: Json = False) -> None:
     plan = loaded.model.plan
     curve = manifest.calibration
     result: dict[str, Any] = {
-        "id": loaded.id, "created_at": manifest.created_at, "features": len(manifest.feature_names), "feature_fingerprint": manifest.feature_fingerprint,
-        "trees": loaded.model.tree_count, "currency": manifest.currency, "threshold_score": manifest.threshold_score, **manifest.metrics,
-    }  # fmt: skip
+        "id": loaded.id,
+        "created_at": manifest.created_at,
+        "features": len(manifest.feature_names),
+        "feature_fingerprint": manifest.feature_fingerprint,
+        "trees": loaded.model.tree_count,
+        "currency": manifest.currency,
+        "threshold_score": manifest.threshold_score,
+        **manifest.metrics,
+    }
     if as_json:
         signed = {"signed_by": list(loaded.signed_by), "challengers": [item.id for item in loaded.challengers]}
         show({**result, **signed, "manifest": manifest.model_dump(mode="json")}, as_json=True, title="")
@@ -60,11 +66,11 @@ def show_bundle(folder: Folder, as_json: Json = False) -> None:
     }
     if manifest.training is not None:
         window = manifest.training
-        result["trained_on"] = (
-            f"{window.train_rows:,} rows, {window.train_frauds:,} frauds, {_day(window.train_from_ms)} to {_day(window.train_until_ms)}"
+        result["trained_on"] = f"{window.train_rows:,} rows, {window.train_frauds:,} frauds, " + _days(
+            window.train_from_ms, window.train_until_ms
         )
-        result["validated_on"] = (
-            f"{window.validation_rows:,} rows, {window.validation_frauds:,} frauds, {_day(window.validation_from_ms)} to {_day(window.validation_until_ms)}"
+        result["validated_on"] = f"{window.validation_rows:,} rows, {window.validation_frauds:,} frauds, " + _days(
+            window.validation_from_ms, window.validation_until_ms
         )
     result["versions"] = ", ".join(f"{name} {version}" for name, version in manifest.versions.items())
     show(result, as_json=False, title=str(folder))
@@ -227,8 +233,8 @@ def export(
     )
 
 
-def _day(epoch_ms: int) -> str:
-    return time.strftime("%Y-%m-%d", time.gmtime(epoch_ms / 1000))
+def _days(begin_ms: int, end_ms: int) -> str:
+    return " to ".join(time.strftime("%Y-%m-%d", time.gmtime(at / 1000)) for at in (begin_ms, end_ms))
 
 
 def _keys(given: list[str] | None) -> list[str]:

@@ -31,7 +31,8 @@ def features(
 ) -> None:
     """Training export: the live engine's own feature values, plus label.
 
-    Example: fraud-scorer features --feature-set cards.yaml --input history.parquet --mapping m.yaml --output features.parquet
+    Example: fraud-scorer features --feature-set cards.yaml --input history.parquet --mapping m.yaml --output
+    features.parquet
     """
     declared = FeatureSet.from_yaml(feature_set)
     with counting("payments", quiet=as_json) as progress:
@@ -64,7 +65,8 @@ def train(
 ) -> None:
     """Train a model on a file's payments and write a bundle.
 
-    Example: fraud-scorer train --feature-set cards.yaml --policy policy.yaml --input history.parquet --mapping m.yaml --output bundles/cards
+    Example: fraud-scorer train --feature-set cards.yaml --policy policy.yaml --input history.parquet --mapping m.yaml
+    --output bundles/cards
     """
     from scorer.train import train as fit  # noqa: PLC0415 - xgboost is an extra
 
@@ -83,9 +85,18 @@ def train(
     if until_ms is not None:
         keep &= table.event_time_ms < until_ms
     report = fit(
-        table.features[keep], table.label[keep], table.event_time_ms[keep], table.label_known_at_ms[keep], text, policy_text, output,
-        seed=seed, label_gap_ms=gap_ms, created_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), name=name or declared.name,
-    )  # fmt: skip
+        table.features[keep],
+        table.label[keep],
+        table.event_time_ms[keep],
+        table.label_known_at_ms[keep],
+        text,
+        policy_text,
+        output,
+        seed=seed,
+        label_gap_ms=gap_ms,
+        created_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        name=name or declared.name,
+    )
     result: dict[str, Any] = {
         "bundle": report.bundle_id,
         "output": str(output),
@@ -106,7 +117,8 @@ def replay(
     shard: Annotated[int, typer.Option(min=0, help="With topic: which shard's journal.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Decide history again through the same function. Along the journal every digest is checked; a difference exits with 3.
+    """Decide history again through the same function. Along the journal every digest is checked; a difference exits
+    with 3.
 
     Example: fraud-scorer replay --bundle bundles/cards --input topic --output decided.parquet
     """

@@ -18,6 +18,8 @@ Measured for 300 trees x depth 6 x 44 features on one core: see tests/benchmarks
 
 from __future__ import annotations
 
+from typing import Any
+
 import numba
 import numpy as np
 from llvmlite import ir
@@ -49,10 +51,10 @@ def _call(typing_context, address, rows, count, descriptor, out, scratch):  # ty
 
     def generate(context, builder, sig, args):  # type: ignore[no-untyped-def]
         word = ir.IntType(64)
+        proxy: Any = cgutils.create_struct_proxy
         function = builder.inttoptr(args[0], ir.FunctionType(ir.VoidType(), [word] * 5).as_pointer())
         rows_at, out_at = (
-            builder.ptrtoint(cgutils.create_struct_proxy(sig.args[k])(context, builder, value=args[k]).data, word)  # type: ignore[no-untyped-call]
-            for k in (1, 4)
+            builder.ptrtoint(proxy(sig.args[k])(context, builder, value=args[k]).data, word) for k in (1, 4)
         )
         builder.call(function, [rows_at, args[2], args[3], out_at, args[5]])
         return context.get_dummy_value()

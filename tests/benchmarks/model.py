@@ -59,8 +59,8 @@ def data(rng: np.random.Generator, rows: int, features: int, missing: float) -> 
 def forest(arguments: argparse.Namespace, rng: np.random.Generator) -> Any:
     X, target = data(rng, TRAIN_ROWS, arguments.features, arguments.missing)
     parameters = {
-        "objective": "binary:logistic", "max_depth": arguments.depth, "max_bin": arguments.max_bin, "eta": 0.05, "nthread": 2,
-        "min_child_weight": 0.05,
+        "objective": "binary:logistic", "max_depth": arguments.depth, "max_bin": arguments.max_bin, "eta": 0.05,
+        "nthread": 2, "min_child_weight": 0.05,
     }  # fmt: skip
     booster = xgb.train(parameters, xgb.QuantileDMatrix(X, target, max_bin=arguments.max_bin), arguments.trees)
     booster.set_param({"nthread": 1})
@@ -135,8 +135,8 @@ def against_lleaves(arguments: argparse.Namespace, rng: np.random.Generator, row
 
     X, target = data(rng, TRAIN_ROWS, arguments.features, arguments.missing)
     parameters = {
-        "objective": "binary", "verbose": -1, "max_depth": arguments.depth, "num_leaves": 1 << arguments.depth, "num_threads": 2,
-        "min_sum_hessian_in_leaf": 0.05, "min_data_in_leaf": 1,
+        "objective": "binary", "verbose": -1, "max_depth": arguments.depth, "num_leaves": 1 << arguments.depth,
+        "num_threads": 2, "min_sum_hessian_in_leaf": 0.05, "min_data_in_leaf": 1,
     }  # fmt: skip
     booster = lgb.train(parameters, lgb.Dataset(X, target), arguments.trees)
     found: dict[str, Any] = {}
@@ -220,7 +220,8 @@ def main() -> None:
     report: dict[str, Any] = {
         "model": {
             "trees": model.tree_count, "depth": int(model.table.depth.max()), "features": model.feature_count,
-            "nodes": model.table.node_count, "vector_trees": model.plan.vector_trees, "table_bytes": model.plan.byte_count,
+            "nodes": model.table.node_count, "vector_trees": model.plan.vector_trees,
+            "table_bytes": model.plan.byte_count,
         },
         "xgboost": against_xgboost(booster, model, rows, arguments.turns),
         "treelite_gtil": against_treelite(raw, model, rows, arguments.turns),

@@ -1,4 +1,4 @@
-"""The vector kernels against the plain walk (itself held against xgboost): every depth, layout, CPU and number of rows."""
+"""The vector kernels against the plain walk (itself held against xgboost): every depth, layout, CPU, number of rows."""
 
 from __future__ import annotations
 
@@ -254,7 +254,7 @@ def test_kernels_are_cached_and_a_torn_file_is_made_again(tmp_path: Path) -> Non
 
 
 def test_explaining_agrees_with_the_classic_algorithm() -> None:
-    """Quadrature and the path algorithm give the same contributions, on deep trees with features met again and again."""
+    """Quadrature and the path algorithm give the same contributions, on deep trees that meet features again."""
     table = _table(9, [12, 7, 3, 0, 9], features=4, grow=0.9)
     rng = np.random.default_rng(1)
     cover = np.ones(len(table.left))

@@ -290,8 +290,16 @@ def test_the_gate_passes_a_sound_bundle(folder: Path) -> None:
     verdict = verify(folder)
     assert verdict.passed, verdict.checks
     assert [check.name for check in verdict.checks] == [
-        "files", "signature", "feature set", "golden rows", "vector and plain", "treelite", "scores", "calibration", "explanations",
-    ]  # fmt: skip
+        "files",
+        "signature",
+        "feature set",
+        "golden rows",
+        "vector and plain",
+        "treelite",
+        "scores",
+        "calibration",
+        "explanations",
+    ]
 
 
 def test_the_gate_fails_without_golden_rows(tmp_path: Path) -> None:
@@ -304,9 +312,13 @@ def test_the_gate_fails_without_golden_rows(tmp_path: Path) -> None:
 
 def _command(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "scorer", "bundle", *map(str, arguments)], check=False, capture_output=True, text=True, cwd=ROOT,
+        [sys.executable, "-m", "scorer", "bundle", *map(str, arguments)],
+        check=False,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
         env=os.environ | environment,
-    )  # fmt: skip
+    )
 
 
 def test_the_commands_verify_and_sign(folder: Path, tmp_path: Path) -> None:

@@ -205,8 +205,8 @@ def _bundles(tmp_path: Path, folder: Path) -> dict[str, Bundle]:
         ("isotonic", Calibration(kind="isotonic", margins=(-4.0, -1.5, 0.25, 2.0), scores=(0.001, 0.04, 0.3, 0.8))),
     ):
         made[kind] = write_bundle(
-            tmp_path / kind, name="cards", created_at="x", model=bytes(booster.save_raw("ubj")), feature_set_yaml=FEATURE_SET,
-            policy_yaml=POLICY, threshold_score=0.4, calibration=curve,
+            tmp_path / kind, name="cards", created_at="x", model=bytes(booster.save_raw("ubj")),
+            feature_set_yaml=FEATURE_SET, policy_yaml=POLICY, threshold_score=0.4, calibration=curve,
         )  # fmt: skip
     return made
 
@@ -247,10 +247,12 @@ def test_exported_python_has_the_same_bits(folder: Path, tmp_path: Path) -> None
         text = json.dumps([[None if np.isnan(v) else float(v) for v in row] for row in rows])
         program = (
             "import json, sys\nfrom importlib.util import module_from_spec, spec_from_file_location as of\n"
-            f"spec = of('m', {str(tmp_path / f'{name}.py')!r})\nm = module_from_spec(spec)\nspec.loader.exec_module(m)\n"
+            f"spec = of('m', {str(tmp_path / f'{name}.py')!r})\n"
+            "m = module_from_spec(spec)\nspec.loader.exec_module(m)\n"
             "rows = [[float('nan') if v is None else v for v in row] for row in json.load(sys.stdin)]\n"
             "margins = [m.margin(row) for row in rows]\n"
-            "print(json.dumps([[v.hex() for v in margins], [m.score(v).hex() for v in margins], [m.flag(r) for r in rows]]))"
+            "scores, flags = [m.score(v).hex() for v in margins], [m.flag(r) for r in rows]\n"
+            "print(json.dumps([[v.hex() for v in margins], scores, flags]))"
         )
         # -S and -I: without site-packages.
         done = subprocess.run(
@@ -284,9 +286,23 @@ def test_a_forest_exports_too(tmp_path: Path) -> None:
     assert [names["margin"](row.tolist()) for row in rows] == wanted.tolist()
     (tmp_path / "m.c").write_text(to_c(bundle))
     subprocess.run(
-        ["cc", "-std=c99", "-Wall", "-Werror", "-O1", "-ffp-contract=off", "-shared", "-fPIC", "-o", tmp_path / "m.so", tmp_path / "m.c", "-lm"],
+        [
+            "cc",
+            "-std=c99",
+            "-Wall",
+            "-Werror",
+            "-O1",
+            "-ffp-contract=off",
+            "-shared",
+            "-fPIC",
+            "-o",
+            "m.so",
+            "m.c",
+            "-lm",
+        ],
         check=True,
-    )  # fmt: skip
+        cwd=tmp_path,
+    )
     c = ctypes.CDLL(str(tmp_path / "m.so"))
     c.fraud_margin.restype = ctypes.c_float
     assert [c.fraud_margin(row.ctypes.data_as(ctypes.c_void_p)) for row in rows] == wanted.tolist()

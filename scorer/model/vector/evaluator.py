@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numba
 import numpy as np
 from llvmlite import ir
@@ -26,10 +28,11 @@ def _call(typing_context, address, rows, count, descriptor, out):  # type: ignor
 
     def generate(context, builder, sig, args):  # type: ignore[no-untyped-def]
         word = ir.IntType(64)
+        proxy: Any = cgutils.create_struct_proxy
         kind = ir.FunctionType(ir.VoidType(), [word, word, word, word])
         function = builder.inttoptr(args[0], kind.as_pointer())
         data = [
-            builder.ptrtoint(cgutils.create_struct_proxy(of)(context, builder, value=value).data, word)  # type: ignore[no-untyped-call]
+            builder.ptrtoint(proxy(of)(context, builder, value=value).data, word)
             for of, value in ((sig.args[1], args[1]), (sig.args[4], args[4]))
         ]
         builder.call(function, [data[0], args[2], args[3], data[1]])

@@ -12,12 +12,12 @@ from scorer.model.vector.text import GROUP, LANES, Text, function, splat
 
 _B = f"<{LANES} x i8>"
 _W = f"<{LANES // 2} x i16>"
-_F, _I = f"<{GROUP} x float>", f"<{GROUP} x i32>"
+_F, _G, _I = f"<{GROUP} x float>", f"<{GROUP} x double>", f"<{GROUP} x i32>"
 _PERMUTED_DEPTH = 7  # leaves of deeper trees are gathered
 
 DECLARATIONS = f"""
 declare {_B} @llvm.ssub.sat.v{LANES}i8({_B}, {_B})
-declare <{GROUP} x double> @llvm.masked.gather.v{GROUP}f64.v{GROUP}p0(<{GROUP} x ptr>, i32, <{GROUP} x i1>, <{GROUP} x double>)
+declare {_G} @llvm.masked.gather.v{GROUP}f64.v{GROUP}p0(<{GROUP} x ptr>, i32, <{GROUP} x i1>, {_G})
 """
 PERMUTE = f"declare {_F} @llvm.x86.avx512.permvar.sf.512({_F}, {_I})\n"
 

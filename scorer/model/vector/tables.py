@@ -1,4 +1,4 @@
-"""From packed trees to the kernels' tables: exact ranks, planes, perfect trees; and the descriptor that points at them."""
+"""From packed trees to the kernels' tables: exact ranks, planes, perfect trees, and the descriptor that names them."""
 
 from __future__ import annotations
 
