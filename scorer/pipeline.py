@@ -25,7 +25,6 @@ from scorer.bundle import Bundle
 from scorer.dedupe import Outcome
 from scorer.enrich import Batch, ControlRecord, Enricher, Records, Rejected
 from scorer.errors import PromiseBroken, UsageError
-from scorer.model.link import sigmoid
 from scorer.policy import APPROVE, FLAG, LATE_REASON, PolicyRunner, Verdicts
 
 NORMAL, DEGRADED, DUPLICATE, LATE = range(4)
@@ -135,7 +134,7 @@ class Pipeline:
             decision=np.fromiter((o.decision for o in outcomes), np.uint8, n),
             mode=modes,
             margin=margins,
-            score=sigmoid(margins),
+            score=self.bundle.scores(margins),
             reasons=[o.reasons for o in outcomes],
             fired=[o.fired for o in outcomes],
             features=features,
