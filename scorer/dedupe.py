@@ -1,7 +1,7 @@
 """The payments decided lately: the same payment id again gets the same decision again, and the windows count it once.
 
-Part of a shard's state, hence a pure function of the journal. Bounded twice: by the feature set's `dedupe_horizon` in stream time,
-and by `dedupe_capacity`, beyond which the oldest entry goes early and is counted.
+Part of a shard's state, hence a pure function of the journal. Bounded twice: by the feature set's `dedupe_horizon` in
+stream time, and by `dedupe_capacity`, beyond which the oldest entry goes early and is counted.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from features.snapshot import strings_as_arrays, strings_from_arrays
 from features.table import find, get, grown, new_table, put, remove_at
 
 _FIRST_ENTRIES = 1 << 12
-_COLUMNS = ("_ids", "_payload", "_seen_ms", "_margin", "_outcome")
+_COLUMNS = ("_ids", "_payload", "_seen_ms", "_margin", "_score", "_outcome")
 # Raised with every change of what an image's arrays mean.
 FORMAT = 1
 # Words of Dedupe._scalars.
@@ -37,22 +37,10 @@ class Outcome(NamedTuple):
 
 
 @nb.njit(cache=True, nogil=True)
-def _scan(
-    table,
-    ids,
-    payload,
-    seen_ms,
-    scalars,
-    new_ids,
-    new_payload,
-    event_ms,
-    stream_ms,
-    horizon_ms,
-    capacity,
-    entry,
-    duplicate,
-    conflict,
-):  # type: ignore[no-untyped-def]
+def _scan(  # type: ignore[no-untyped-def]
+    table, ids, payload, seen_ms, scalars, new_ids, new_payload, event_ms,
+    stream_ms, horizon_ms, capacity, entry, duplicate, conflict,
+):  # fmt: skip
     """Give each payment its entry, in journal order: its own, or that of the payment it repeats."""
     mask = len(seen_ms) - 1
     now = stream_ms
@@ -94,6 +82,7 @@ class Dedupe:
         self._payload = np.zeros(_FIRST_ENTRIES, dtype=np.uint64)
         self._seen_ms = np.zeros(_FIRST_ENTRIES, dtype=np.int64)
         self._margin = np.zeros(_FIRST_ENTRIES, dtype=np.float32)
+        self._score = np.zeros(_FIRST_ENTRIES, dtype=np.float64)
         self._outcome = np.zeros(_FIRST_ENTRIES, dtype=np.int32)
         self._outcomes: list[Outcome] = []
         self._numbers: dict[Outcome, int] = {}
@@ -113,10 +102,10 @@ class Dedupe:
         event_ms: npt.NDArray[np.int64],
         stream_ms: int,
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-        """For n payments in journal order: their entry (int64), whether they repeat an earlier one, and whether with other bytes.
+        """For n payments in journal order: their entry (int64), whether they repeat one, and whether with other bytes.
 
-        `ids` uint64 [n, 2] and `payload` uint64 [n] are hashes; `stream_ms` is stream time before the batch. Outcomes of new entries
-        must follow by `record`.
+        `ids` uint64 [n, 2] and `payload` uint64 [n] are hashes; `stream_ms` is stream time before the batch. Outcomes
+        of new entries must follow by `record`.
         """
         n = len(event_ms)
         self._make_room(n)
@@ -129,10 +118,17 @@ class Dedupe:
         )  # fmt: skip
         return entry, duplicate, conflict
 
-    def record(self, entry: npt.NDArray[np.int64], margin: npt.NDArray[np.float32], outcomes: list[Outcome]) -> None:
-        """Store what was decided of the entries given."""
+    def record(
+        self,
+        entry: npt.NDArray[np.int64],
+        margin: npt.NDArray[np.float32],
+        score: npt.NDArray[np.float64],
+        outcomes: list[Outcome],
+    ) -> None:
+        """Store what was decided of the entries given. The score too: a later bundle may be calibrated otherwise."""
         places = entry & (len(self._seen_ms) - 1)
         self._margin[places] = margin
+        self._score[places] = score
         for place, outcome in zip(places.tolist(), outcomes, strict=True):
             number = self._numbers.get(outcome)
             if number is None:
@@ -140,17 +136,20 @@ class Dedupe:
                 self._outcomes.append(outcome)
             self._outcome[place] = number
 
-    def recall(self, entry: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.float32], list[Outcome]]:
-        """Margins (float32) and outcomes of the entries given."""
+    def recall(
+        self, entry: npt.NDArray[np.int64]
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64], list[Outcome]]:
+        """Margins (float32), scores (float64) and outcomes of the entries given."""
         places = entry & (len(self._seen_ms) - 1)
-        return self._margin[places], [self._outcomes[number] for number in self._outcome[places].tolist()]
+        outcomes = [self._outcomes[number] for number in self._outcome[places].tolist()]
+        return self._margin[places], self._score[places], outcomes
 
     def capture(self) -> DedupeCapture:
         """Begin a snapshot; between two batches (see features.capture)."""
         return DedupeCapture(self)
 
     def restore(self, image: Image) -> None:
-        """Go on where the image was taken; this table must be fresh. Raises StateMismatch for an image of another format."""
+        """Go on where the image was taken; this table must be fresh. Raises StateMismatch for another format."""
         if image.meta.get("format") != FORMAT:
             raise StateMismatch(f"the dedupe table has format {image.meta.get('format')}, this version reads {FORMAT}")
         try:
@@ -183,7 +182,7 @@ class Dedupe:
 
     def _make_room(self, n: int) -> None:
         live = len(self)
-        # Entries that expire in this batch keep their places until it is recorded: a duplicate before them may recall them.
+        # Entries that expire in this batch keep their places until it is recorded: a duplicate may recall them before.
         needed = live + n
         if needed > len(self._seen_ms):
             size = len(self._seen_ms)

@@ -100,6 +100,7 @@ class Pipeline:
             threshold=bundle.manifest.threshold_score,
             feature_fingerprint=bundle.feature_set.fingerprint,
             feature_names=tuple(bundle.feature_set.names),
+            challengers=tuple(challenger.id for challenger in bundle.challengers),
         )
         for item in bundle.policy.lists:
             for value in item.values:
@@ -115,12 +116,12 @@ class Pipeline:
         features = enriched.features
         decide = self._decide_degraded if batch.degraded else self._decide
         margins, outcomes = decide(enriched.first, features, enriched.late)
-        self.dedupe.record(enriched.entry[fresh], margins, outcomes)
+        scores, shadow = self.bundle.scores(margins), self._shadow_margins(features, batch.degraded)
+        self.dedupe.record(enriched.entry[fresh], margins, scores, outcomes)
         if len(fresh) < n:
             # A repeated payment has the decision of the first one; its features were not computed again.
-            features = np.full((n, features.shape[1]), np.nan, dtype=np.float32)
-            features[fresh] = enriched.features
-            margins, outcomes = self.dedupe.recall(enriched.entry)
+            features, shadow = _spread(features, fresh, n), _spread(shadow, fresh, n)
+            margins, scores, outcomes = self.dedupe.recall(enriched.entry)
         modes = np.fromiter((o.mode for o in outcomes), np.uint8, n)
         modes[enriched.duplicate] = DUPLICATE
         columns = AuditColumns(
@@ -134,11 +135,11 @@ class Pipeline:
             decision=np.fromiter((o.decision for o in outcomes), np.uint8, n),
             mode=modes,
             margin=margins,
-            score=self.bundle.scores(margins),
+            score=scores,
             reasons=[o.reasons for o in outcomes],
             fired=[o.fired for o in outcomes],
             features=features,
-            challenger_margins=np.empty((n, len(self._context.challengers)), np.float32),
+            challenger_margins=shadow,
         )
         journal = self._journal(batch, columns, len(enriched.rejected) + len(rejected_control))
         return Outcomes(
@@ -156,6 +157,12 @@ class Pipeline:
             late=int(enriched.late.sum()),
             context=self._context,
         )
+
+    def _shadow_margins(self, features: npt.NDArray[np.float32], degraded: bool) -> npt.NDArray[np.float32]:
+        """What the challengers say, float32 [n, C]; NaN when a deadline is near: they are what is dropped first."""
+        if degraded or not self.bundle.challengers:
+            return np.full((len(features), len(self.bundle.challengers)), np.nan, dtype=np.float32)
+        return self.bundle.shadow_margins(features)
 
     def _apply_control(self, control: Sequence[ControlRecord]) -> list[Rejected]:
         """Labels and lists change state; an activation is the shell's business,
@@ -228,6 +235,13 @@ class Pipeline:
         self.sequence += 1
         self.head = record.head
         return record
+
+
+def _spread(values: npt.NDArray[np.float32], rows: npt.NDArray[np.int64], n: int) -> npt.NDArray[np.float32]:
+    """`values` at the rows they belong to, NaN at the others, float32 [n, k]."""
+    result = np.full((n, values.shape[1]), np.nan, dtype=np.float32)
+    result[rows] = values
+    return result
 
 
 __all__ = ["FLAG", "Batch", "ControlRecord", "Outcomes", "Pipeline", "Records", "Rejected"]

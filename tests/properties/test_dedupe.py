@@ -45,9 +45,11 @@ def scan(table: Dedupe, rows: list[tuple[int, int, int]], now: int) -> list[tupl
     payload = np.array([p for _, _, p in rows], dtype=np.uint64)
     entry, duplicate, conflict = table.scan(ids, payload, np.array([t for _, t, _ in rows], np.int64), now)
     fresh = entry[~duplicate]
-    table.record(fresh, fresh.astype(np.float32), [Outcome(0, int(e) % 4, (f"R{e}",), (), "b") for e in fresh.tolist()])
-    margins, outcomes = table.recall(entry)
+    outcomes = [Outcome(0, int(e) % 4, (f"R{e}",), (), "b") for e in fresh.tolist()]
+    table.record(fresh, fresh.astype(np.float32), fresh / 2.0, outcomes)
+    margins, scores, outcomes = table.recall(entry)
     assert margins.tolist() == entry.tolist()
+    assert scores.tolist() == (entry / 2.0).tolist()
     assert [o.reasons for o in outcomes] == [(f"R{e}",) for e in entry.tolist()]
     return list(zip(entry.tolist(), duplicate.tolist(), conflict.tolist(), strict=True))
 
