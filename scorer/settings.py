@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from psycopg import ProgrammingError
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
@@ -149,6 +149,10 @@ class WorkerSettings(_Section):
     )
     standby_shards_max: int = Field(
         default=1, ge=0, le=1000, description="shards of others that a worker follows warm; each takes a shard's memory"
+    )
+    group_protocol: Literal["classic", "consumer"] = Field(
+        default="classic",
+        description="consumer: the broker assigns (KIP-848, Kafka 4); the session timeout is then the broker's setting",
     )
     instance_id: str | None = Field(
         default=None, description="static group membership: a restart within the session timeout keeps its shards"
