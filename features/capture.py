@@ -83,10 +83,13 @@ class Capture:
         """Copy again what was written since; how many pieces of 256 bytes. Between batches; makes a later `finish` shorter."""
         if self._generation != self._engine.generation:
             return 0
-        return sum(
-            int(copy_granules(shadow.source.ctypes.data, shadow.target.ctypes.data, shadow.dirty, st.GRANULE_BYTES, shadow.source.nbytes))
-            for shadow in self._shadows.values()
-        )  # fmt: skip
+        copied = 0
+        for shadow in self._shadows.values():
+            source, target = shadow.source.ctypes.data, shadow.target.ctypes.data
+            copied += int(
+                copy_granules(source, target, shadow.dirty, st.GRANULE_BYTES, 8 * p.MARK_WORDS, shadow.source.nbytes)
+            )
+        return copied
 
     def finish(self) -> Image | None:
         """The state as it is now. None when arrays have been replaced meanwhile (they grew): begin another capture.

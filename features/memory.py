@@ -113,10 +113,10 @@ def pointer(_context, address, like):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def copy_granules(source: int, target: int, dirty, granule_bytes: int, bytes_max: int) -> int:  # type: ignore[no-untyped-def]
-    """Copy each granule that is marked in `dirty` from address to address and take its mark away; how many there were."""
+def copy_granules(source: int, target: int, dirty, granule_bytes: int, reach_bytes: int, bytes_max: int) -> int:  # type: ignore[no-untyped-def]
+    """Copy each granule that is marked in `dirty`, and `reach_bytes` behind it, from address to address and take its
+    mark away; how many there were."""
     copied = 0
-    words = granule_bytes // 8
     for g in range(len(dirty)):
         if g + 8 < len(dirty) and dirty[g + 8]:
             for line in range(0, granule_bytes, CACHE_LINE):
@@ -125,8 +125,8 @@ def copy_granules(source: int, target: int, dirty, granule_bytes: int, bytes_max
             dirty[g] = 0
             copied += 1
             start = g * granule_bytes
-            for w in range(min(words, (bytes_max - start) // 8)):
-                poke64(target + start + 8 * w, peek64(source + start + 8 * w))
+            for at in range(start, min(start + granule_bytes + reach_bytes, bytes_max), 8):
+                poke64(target + at, peek64(source + at))
     return copied
 
 

@@ -42,6 +42,13 @@ NUMERIC, EXTREME, MEDIAN_OF, LAST_ONE, FIRST_ONE, PLACE, DECAY, FRAUDS, VERDICT,
 ) = range(15)  # fmt: skip
 OP_WORDS = 15
 
+# A change of one group, as inner loops read it: op, sign, place of the slot in a row and of cells in a strip (bytes; 0: none), where bit or -1,
+# and 1 when count, sum and frauds are not all that it changes.
+C_OP, C_SIGN, C_SLOT, C_CELL, C_WHERE, C_SUM, C_FRAUD, C_MORE = range(8)
+CHANGE_WORDS = 8
+# A mark in a dirty map covers its granule and so many words behind it: groups up to this width need one mark.
+MARK_WORDS = 8
+
 # How a column is read. PAYMENT columns are filled in before the kernel runs.
 (
     PAYMENT, AMOUNT, HOUR, DAY, COUNT, SUM, MEAN, STD, MIN, MAX, MEDIAN, DISTINCT, FRAUD_COUNT, FRAUD_RATE, DECAYED_COUNT, DECAYED_SUM,
@@ -78,11 +85,11 @@ class Tables(NamedTuple):
 
     edge_offset  int64 [G]      distance behind stream time, ms; a row has passed edge g when event_time <= T - edge_offset[g]
     edge_start   int64 [G+1]    its operations are edge_ops[edge_start[g]:edge_start[g+1]]
-    edge_ops     int64 [·, 2]   op, +1 entering or -1 leaving; ops of one entity stand together
+    edge_ops     int64 [·, 8]   C_ words below, +1 entering or -1 leaving; ops of one entity stand together
     touch_start  int64 [G+1]    and what they touch: edge_touches[touch_start[g]:touch_start[g+1]]
-    edge_touches int64 [·, 2]   entity, cell: for prefetching
+    edge_touches int64 [·, 2]   slot's place in the row, cell's in the strip, bytes: for prefetching
     ops          int64 [·, 15]  O_ words above
-    prompt       int64 [·]      ops without a delay: those that a payment in time does at once
+    prompt       int64 [·, 8]   C_ words: ops without a delay, which a payment in time does at once
     label_ops    int64 [·]      ops that a label changes
     distincts    int64 [·, 2]   distinct column, cell
     entity       int64 [E, 2]   words of a strip, edge that releases a row or -1 (never)
@@ -196,12 +203,14 @@ def lower(feature_set: FeatureSet, *, segment_shift: int) -> Plan:
         release[O_ENTERS], release[O_LEAVES], release[O_WIDTH], release[O_VOID] = -1, int(entity_table[e, 1]), 1, 1
         ops.append(release)
     op_table = np.array(ops, dtype=np.int64).reshape(-1, OP_WORDS)
-    edge_start, edge_ops, touch_start, touches = _edge_tables(op_table, len(edges))
+    labels = any(f.aggregate in LABEL_AGGREGATES for f in feature_set.features)
+    scalars = _scalars(feature_set, layout, op_table, edge_of[max(edges)], labels, segment_shift)
+    row_slot = int(scalars[ROW_SLOT])
+    edge_start, edge_ops, touch_start, touches = _edge_tables(op_table, len(edges), row_slot)
     reads = np.zeros((len(feature_set.features), READ_WORDS), dtype=np.int64)
     for f, feature in enumerate(feature_set.features):
         reads[f] = _read(feature, layout, cells, names, entities)
     test_start, tests, intervals = _tests(layout, names)
-    labels = any(f.aggregate in LABEL_AGGREGATES for f in feature_set.features)
     prompt = [o for o, op in enumerate(ops) if op[O_ENTERS] < 0 and op[O_KIND] not in (FRAUDS, VERDICT, RELEASE)]
     tables = Tables(
         edge_offset=np.array(edges, dtype=np.int64),
@@ -210,7 +219,10 @@ def lower(feature_set: FeatureSet, *, segment_shift: int) -> Plan:
         touch_start=touch_start,
         edge_touches=touches,
         ops=op_table,
-        prompt=np.array(sorted(prompt, key=lambda o: (ops[o][O_ENTITY], ops[o][O_CELL])), dtype=np.int64),
+        prompt=np.array(
+            [_change(op_table, o, 1, row_slot) for o in sorted(prompt, key=lambda o: (ops[o][O_ENTITY], ops[o][O_CELL]))],
+            dtype=np.int64,
+        ).reshape(-1, CHANGE_WORDS),
         label_ops=np.array(
             [
                 o
@@ -225,7 +237,7 @@ def lower(feature_set: FeatureSet, *, segment_shift: int) -> Plan:
         test_start=test_start,
         tests=tests,
         intervals=intervals,
-        scalars=_scalars(feature_set, layout, op_table, edge_of[max(edges)], labels, segment_shift),
+        scalars=scalars,
         minor_units=np.array([10.0 ** CURRENCY_EXPONENT[feature_set.currency]]),
     )
     return Plan(
@@ -326,7 +338,14 @@ def _ops(
     return ops, distincts
 
 
-def _edge_tables(ops: I64, edges: int) -> tuple[I64, I64, I64, I64]:
+def _change(ops: I64, o: int, sign: int, row_slot: int) -> list[int]:
+    op = ops[o]
+    more = op[O_KIND] != NUMERIC or op[O_SQUARES] or op[O_DISTINCT] != op[O_DISTINCT_END]
+    entity, cells = int(op[O_ENTITY]), [int(op[word]) * 8 for word in (O_CELL, O_SUM, O_FRAUD)]
+    return [o, sign, row_slot + 4 * entity, cells[0], int(op[O_WHERE]), cells[1], cells[2], int(bool(more))]
+
+
+def _edge_tables(ops: I64, edges: int, row_slot: int) -> tuple[I64, I64, I64, I64]:
     per_edge: list[list[tuple[int, int]]] = [[] for _ in range(edges)]
     for o, op in enumerate(ops):
         if op[O_ENTERS] >= 0:
@@ -342,12 +361,12 @@ def _edge_tables(ops: I64, edges: int) -> tuple[I64, I64, I64, I64]:
             for o, _ in changes
             for c in (ops[o, O_CELL], ops[o, O_CELL] + ops[o, O_WIDTH] - 1)
         }
-        touches.append([(e, line << 3) for e, line in sorted(lines)])
-    flat = [change for changes in per_edge for change in changes]
+        touches.append([(row_slot + 4 * e, line << 6) for e, line in sorted(lines)])
+    flat = [_change(ops, o, sign, row_slot) for changes in per_edge for o, sign in changes]
     flat_touches = [touch for group in touches for touch in group]
     return (
         np.cumsum([0] + [len(changes) for changes in per_edge], dtype=np.int64),
-        np.array(flat, dtype=np.int64).reshape(-1, 2),
+        np.array(flat, dtype=np.int64).reshape(-1, CHANGE_WORDS),
         np.cumsum([0] + [len(group) for group in touches], dtype=np.int64),
         np.array(flat_touches, dtype=np.int64).reshape(-1, 2),
     )

@@ -147,11 +147,11 @@ def view_tables(c):  # type: ignore[no-untyped-def]
     return p.Tables(
         _flat(c, 0, np.int64),
         _flat(c, 2, np.int64),
-        _rows(c, 4, 2, np.int64),
+        _rows(c, 4, p.CHANGE_WORDS, np.int64),
         _flat(c, 6, np.int64),
         _rows(c, 8, 2, np.int64),
         _rows(c, 10, p.OP_WORDS, np.int64),
-        _flat(c, 12, np.int64),
+        _rows(c, 12, p.CHANGE_WORDS, np.int64),
         _flat(c, 14, np.int64),
         _rows(c, 16, 2, np.int64),
         _rows(c, 18, 2, np.int64),

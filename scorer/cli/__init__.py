@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from scorer.cli import data, decide, demo, modelling
+from scorer.cli import data, decide, demo, features, modelling
 from scorer.errors import FraudScorerError
 from scorer.services.cli import app as services
 
@@ -28,7 +28,7 @@ app.command()(decide.sink)
 app.command()(data.setup)
 app.command()(data.simulate)
 app.command()(data.send)
-app.command()(modelling.features)
+app.add_typer(features.app, name="features")
 app.command()(modelling.train)
 app.command()(modelling.replay)
 app.add_typer(modelling.bundle, name="bundle")

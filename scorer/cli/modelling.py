@@ -25,31 +25,6 @@ SetOption = Annotated[Path, typer.Option("--feature-set", exists=True, dir_okay=
 bundle = typer.Typer(help="Look into bundles.", no_args_is_help=True)
 
 
-def features(
-    feature_set: SetOption,
-    file: InputOption,
-    output: Annotated[Path, typer.Option(help="Parquet to write.")],
-    mapping: MappingOption = None,
-    as_json: Json = False,
-) -> None:
-    """Training export: the live engine's own feature values, plus label.
-
-    Example: fraud-scorer features --feature-set cards.yaml --input history.parquet --mapping m.yaml --output features.parquet
-    """
-    declared = FeatureSet.from_yaml(feature_set)
-    with counting("payments", quiet=as_json) as progress:
-        table = training_table(declared, file_batches(file, read_mapping(mapping)), progress=progress)
-    write_training_table(table, declared.names, output)
-    show(
-        _with_report(
-            {"rows": len(table.payment_id), "features": len(declared.names), "labelled": int((table.label >= 0).sum())},
-            table.report,
-        ),
-        as_json=as_json,
-        title=str(output),
-    )
-
-
 def train(
     feature_set: SetOption,
     policy: Annotated[Path, typer.Option("--policy", exists=True, dir_okay=False, help="The policy (YAML).")],
@@ -96,7 +71,7 @@ def train(
         "threshold_score": report.threshold_score,
         **report.metrics,
     }
-    show(_with_report(result, table.report), as_json=as_json, title="Trained")
+    show(with_report(result, table.report), as_json=as_json, title="Trained")
 
 
 def replay(
@@ -124,7 +99,7 @@ def replay(
     result: dict[str, Any] = {"decisions": report.decisions, "flagged": report.flagged}
     if source == "topic":
         result["batches_equal"] = report.batches_checked
-    show(_with_report(result, report), as_json=as_json, title=f"Replayed with {loaded.id}")
+    show(with_report(result, report), as_json=as_json, title=f"Replayed with {loaded.id}")
 
 
 @bundle.command("show")
@@ -149,7 +124,7 @@ def bundle_show(folder: Annotated[Path, typer.Argument(exists=True, file_okay=Fa
     out.print(table)
 
 
-def _with_report(result: dict[str, Any], report: Report) -> dict[str, Any]:
+def with_report(result: dict[str, Any], report: Report) -> dict[str, Any]:
     counts = {
         "payments": report.payments,
         "dead_letters": report.dead_letters,

@@ -107,7 +107,7 @@ def payments(count_max: int, *, lateness_ms: int = 40_000) -> st.SearchStrategy[
             "label": st.one_of(st.none(), st.tuples(st.integers(-30_000, 90_000), st.booleans())),
             "again": st.one_of(st.none(), st.integers(90_001, 250_000)),
         }),
-        min_size=1,
+        min_size=count_max // 3,  # short ones fill no window
         max_size=count_max,
     )  # fmt: skip
 
