@@ -6,17 +6,22 @@ and by `dedupe_capacity`, beyond which the oldest entry goes early and is counte
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numba as nb
 import numpy as np
 import numpy.typing as npt
 
+from features.capture import Image
+from features.restore import StateMismatch
 from features.table import find, get, grown, new_table, put, remove_at
 
 _FIRST_ENTRIES = 1 << 12
 # Words of Dedupe._scalars.
 _OLDEST, _NEXT, _EVICTED_EARLY = range(3)
+_COLUMNS = ("ids", "payload", "seen_ms", "margin", "outcome")
+# Raised with every change of what an image of the table means.
+FORMAT = 1
 
 
 class Outcome(NamedTuple):
@@ -138,6 +143,34 @@ class Dedupe:
         places = entry & (len(self._seen_ms) - 1)
         return self._margin[places], [self._outcomes[number] for number in self._outcome[places].tolist()]
 
+    def capture(self) -> DedupeCapture:
+        """Begin a snapshot; between two batches."""
+        return DedupeCapture(self)
+
+    @classmethod
+    def restore(cls, image: Image, *, horizon_ms: int, capacity: int) -> Dedupe:
+        """A table that goes on where the image was taken. Raises StateMismatch when the image is not one of a dedupe table."""
+        if image.meta.get("format") != FORMAT:
+            raise StateMismatch(f"the dedupe table has format {image.meta.get('format')}, this version reads {FORMAT}")
+        table = cls(horizon_ms=horizon_ms, capacity=capacity)
+        oldest, following, evicted = (int(image.meta[name]) for name in ("oldest", "next", "evicted_early"))
+        count = following - oldest
+        if any(len(image.arrays[name]) != count for name in _COLUMNS):
+            raise StateMismatch(f"the dedupe table should have {count} entries")
+        table._scalars[:] = oldest, oldest, evicted
+        table._make_room(count)
+        places = np.arange(oldest, following) & (len(table._seen_ms) - 1)
+        for name in _COLUMNS:
+            getattr(table, f"_{name}")[places] = image.arrays[name]
+        _list_ids(table._table, table._ids, places, oldest)
+        table._scalars[_NEXT] = following
+        table._outcomes = [
+            Outcome(int(decision), int(mode), tuple(reasons), tuple(fired), str(bundle))
+            for decision, mode, reasons, fired, bundle in image.meta["outcomes"]
+        ]
+        table._numbers = {outcome: number for number, outcome in enumerate(table._outcomes)}
+        return table
+
     def _make_room(self, n: int) -> None:
         live = len(self)
         # Entries that expire in this batch keep their places until it is recorded: a duplicate before them may recall them.
@@ -154,3 +187,43 @@ class Dedupe:
                 column[new] = before[old]
                 setattr(self, name, column)
         self._table = grown(self._table, live, n)
+
+
+class DedupeCapture:
+    """A consistent copy of a dedupe table, taken while payments go on; the same three steps as features.capture.Capture."""
+
+    def __init__(self, table: Dedupe) -> None:
+        self._table = table
+        self._oldest, self._next = int(table._scalars[_OLDEST]), int(table._scalars[_NEXT])
+        self._columns = {name: getattr(table, f"_{name}") for name in _COLUMNS}
+        self._copies: dict[str, npt.NDArray[Any]] = {}
+
+    def copy(self) -> None:
+        """The bulk, on any thread: entries never change, only those that have gone are written over."""
+        for name, column in self._columns.items():
+            places = np.arange(self._oldest, self._next) & (len(column) - 1)
+            self._copies[name] = column[places]
+
+    def finish(self) -> Image:
+        """The table as it is now; between two batches. Raises ValueError when `copy` has not run to its end."""
+        if len(self._copies) != len(_COLUMNS):
+            raise ValueError("the capture's bulk has not been copied yet")
+        table = self._table
+        oldest, following = int(table._scalars[_OLDEST]), int(table._scalars[_NEXT])
+        arrays = {}
+        for name in _COLUMNS:
+            column = getattr(table, f"_{name}")
+            newer = column[np.arange(max(oldest, self._next), following) & (len(column) - 1)]
+            kept = self._copies[name][max(0, oldest - self._oldest) :]
+            arrays[name] = np.concatenate([kept, newer]) if len(newer) else kept
+        meta = {
+            "format": FORMAT, "oldest": oldest, "next": following, "evicted_early": table.evicted_early,
+            "outcomes": [[o.decision, o.mode, list(o.reasons), list(o.fired), o.bundle] for o in table._outcomes],
+        }  # fmt: skip
+        return Image(meta, arrays)
+
+
+@nb.njit(cache=True, nogil=True)
+def _list_ids(table, ids, places, first):  # type: ignore[no-untyped-def]
+    for k in range(len(places)):
+        put(table, ids[places[k], 0], ids[places[k], 1], first + k)
