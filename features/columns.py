@@ -79,6 +79,21 @@ class Columns:
         )  # fmt: skip
         return rows
 
+    def key(self, entity: int, values: Sequence[str]) -> tuple[np.uint64, np.uint64]:
+        """The hashed key of an entity whose fields have these values."""
+        hashes = np.zeros((len(self._fields), 1, 2), dtype=np.uint64)
+        data, offsets = joined(values)
+        found = np.empty((len(values), 2), dtype=np.uint64)
+        siphash_128(data, offsets, found, True)
+        for value, name in zip(found, self._plan.entities[entity], strict=True):
+            hashes[self._fields.index(name), 0] = value
+        rows = np.empty((1, self.width), dtype=np.uint64)
+        one, ids = np.zeros(1, dtype=np.int64), np.zeros((1, 2), dtype=np.uint64)
+        _pack(
+            hashes, self._entity_start, self._entity_fields, self._distinct_fields, one, one, one.view(np.uint64), ids, self._nowhere, self._nowhere, rows,
+        )  # fmt: skip
+        return rows[0, p.B_KEYS + 2 * entity], rows[0, p.B_KEYS + 2 * entity + 1]
+
     def _hash_few(self, batch: PaymentBatch, hashes: npt.NDArray[np.uint64]) -> None:
         assert self._of_row is not None
         values = [self._of_row(row) for row in batch.rows]

@@ -9,6 +9,7 @@ The engine is deterministic: the same batches and labels in the same order give 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,12 +21,13 @@ from features import plan as p
 from features import state as st
 from features.capture import FORMAT, Capture, Image
 from features.columns import Columns
-from features.feature_set import FeatureSet
+from features.contributing import Contributing, contributing
+from features.feature_set import FeatureSet, FeatureSetError
 from features.hashing import hash_strings
 from features.plan import lower
 from features.restore import check, restored
 from features.segments import FILE_SHIFT, MEMORY_SHIFT, Segments
-from features.table import grown
+from features.table import get, grown
 from schemas.decode import PaymentBatch
 
 # Labels that came before stream time reached their `known_at`; 32 bytes each. When full, further ones are refused and counted.
@@ -92,6 +94,32 @@ class Engine:
     def capture(self) -> Capture:
         """Begin a snapshot; between two batches."""
         return Capture(self)
+
+    def fresh_marks(self) -> None:
+        """Begin new maps of what is written; the old ones are whoever's has taken them."""
+        s = self._state
+        maps = {name: np.zeros_like(getattr(s, name)) for name in ("arena_dirty", "pool_dirty", "late_dirty", "distincts_dirty")}
+        self._use(s._replace(**maps))
+
+    def contributing(self, key: Sequence[str], feature: str) -> Contributing:
+        """The payments inside the window of `feature` now, for the key given (one text for each field of its entity).
+
+        Those that its filter lets pass, in order of event time. Reads the window's part of the log: for people, not for the
+        decision path. Raises FeatureSetError when the feature is not a windowed aggregate or the key has another number of fields.
+        """
+        declared = {f.name: f for f in self.feature_set.features}.get(feature)
+        if declared is None or declared.entity is None or declared.window is None:
+            raise FeatureSetError(f"{feature!r} is not a feature with a window in the set {self.feature_set.name}")
+        fields = self.feature_set.entities[declared.entity]
+        if len(key) != len(fields):
+            raise FeatureSetError(f"{feature}: its entity has the fields {', '.join(fields)}; {len(key)} values were given")
+        f = self.feature_set.names.index(feature)
+        strip = self._strip_of(list(self.feature_set.entities).index(declared.entity), key)
+        return contributing(self._tables, self._state, f, strip, declared.delay)
+
+    def _strip_of(self, entity: int, key: Sequence[str]) -> int:
+        low, high = self._columns.key(entity, key)
+        return int(get(self._state.keys, low, high))
 
     def pending_labels(self) -> npt.NDArray[np.int64]:
         """Labels that stream time has not reached yet, int64 [m, 4]: known_at ms, id low, id high, 1 fraud or 2 genuine."""

@@ -113,14 +113,16 @@ def pointer(_context, address, like):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def copy_granules(source: int, target: int, dirty, granule_bytes: int, reach_bytes: int, bytes_max: int) -> int:  # type: ignore[no-untyped-def]
-    """Copy each granule that is marked in `dirty`, and `reach_bytes` behind it, from address to address and take its
-    mark away; how many there were."""
+def copy_granules(source, target, dirty, granules_max, granule_bytes, reach_bytes, bytes_max):  # type: ignore[no-untyped-def]
+    """Copy granules that are marked in `dirty`, and `reach_bytes` behind each, from address to address, and take their
+    marks away; how many there were, at most `granules_max`."""
     copied = 0
     for g in range(len(dirty)):
-        if g + 8 < len(dirty) and dirty[g + 8]:
+        if copied >= granules_max:
+            break
+        if g + 16 < len(dirty) and dirty[g + 16]:
             for line in range(0, granule_bytes, CACHE_LINE):
-                prefetch(source + (g + 8) * granule_bytes + line)
+                prefetch(source + (g + 16) * granule_bytes + line)
         if dirty[g]:
             dirty[g] = 0
             copied += 1
