@@ -44,7 +44,9 @@ def contributing(t: p.Tables, s: st.State, feature: int, strip: int, delay_ms: i
 
 
 @kernel
-def _scan(t: p.Tables, s: st.State, entity: int, bit: int, slot: int, after_ms: int, until_ms: int, first: int, out) -> int:  # type: ignore[no-untyped-def]
+def _scan(
+    t: p.Tables, s: st.State, entity: int, bit: int, slot: int, after_ms: int, until_ms: int, first: int, out
+) -> int:  # type: ignore[no-untyped-def]
     """Rows of one key with after < event time <= until; written to `out` as far as it reaches. How many there are."""
     n = 0
     for seq in range(first, s.scalars[st.NEXT_SEQ]):

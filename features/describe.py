@@ -77,7 +77,11 @@ def duration(ms: int) -> str:
 def sentence(feature_set: FeatureSet, f: Feature) -> str:
     """One feature in words."""
     if f.kind == "payment":
-        what = {"amount": f"the payment's amount in {feature_set.currency}", "hour_of_day": "the hour of the day, UTC", "day_of_week": "the day of the week, Monday 0"}
+        what = {
+            "amount": f"the payment's amount in {feature_set.currency}",
+            "hour_of_day": "the hour of the day, UTC",
+            "day_of_week": "the day of the week, Monday 0",
+        }
         numbered = f", numbered by {len(f.categories)} declared categories" if f.categories is not None else ""
         return what.get(f.payment or "", f"the payment's {f.payment}") + numbered
     if f.kind == "ratio":
@@ -106,7 +110,11 @@ def _aggregate(feature_set: FeatureSet, f: Feature) -> str:
     if f.half_life is not None:
         parts.append(f"each counting half as much every {duration(f.half_life)}")
     if f.window is not None:
-        parts.append(f"in the {duration(f.window)} up to {duration(f.delay)} ago" if f.delay else f"in the last {duration(f.window)}")
+        parts.append(
+            f"in the {duration(f.window)} up to {duration(f.delay)} ago"
+            if f.delay
+            else f"in the last {duration(f.window)}"
+        )
     if f.include_current:
         parts.append("this one included")
     if f.where:
@@ -128,7 +136,15 @@ def json_schema() -> dict[str, Any]:
     schema = FeatureSet.model_json_schema()
     text = {"type": "string", "pattern": r"^\d+(ms|s|m|h|d)$", "examples": ["250ms", "30s", "10m", "24h", "7d"]}
     for definition in (schema, *schema["$defs"].values()):
-        for name in ("window", "delay", "half_life", "allowed_lateness", "max_future_skew", "dedupe_horizon", "label_horizon"):
+        for name in (
+            "window",
+            "delay",
+            "half_life",
+            "allowed_lateness",
+            "max_future_skew",
+            "dedupe_horizon",
+            "label_horizon",
+        ):
             if name in definition.get("properties", {}):
                 described = definition["properties"][name].get("description")
                 definition["properties"][name] = {**text, **({"description": described} if described else {})}

@@ -98,7 +98,10 @@ class Engine:
     def fresh_marks(self) -> None:
         """Begin new maps of what is written; the old ones are whoever's has taken them."""
         s = self._state
-        maps = {name: np.zeros_like(getattr(s, name)) for name in ("arena_dirty", "pool_dirty", "late_dirty", "distincts_dirty")}
+        maps = {
+            name: np.zeros_like(getattr(s, name))
+            for name in ("arena_dirty", "pool_dirty", "late_dirty", "distincts_dirty")
+        }
         self._use(s._replace(**maps))
 
     def contributing(self, key: Sequence[str], feature: str) -> Contributing:
@@ -112,7 +115,9 @@ class Engine:
             raise FeatureSetError(f"{feature!r} is not a feature with a window in the set {self.feature_set.name}")
         fields = self.feature_set.entities[declared.entity]
         if len(key) != len(fields):
-            raise FeatureSetError(f"{feature}: its entity has the fields {', '.join(fields)}; {len(key)} values were given")
+            raise FeatureSetError(
+                f"{feature}: its entity has the fields {', '.join(fields)}; {len(key)} values were given"
+            )
         f = self.feature_set.names.index(feature)
         strip = self._strip_of(list(self.feature_set.entities).index(declared.entity), key)
         return contributing(self._tables, self._state, f, strip, declared.delay)

@@ -314,7 +314,7 @@ class FeatureSet(_Strict):
             return
         for feature in self.features:
             fields = self.entities[feature.entity] if feature.entity is not None else []
-            if feature.entity is not None and not set(shard_key) <= set(fields):
+            if feature.entity is not None and not (shard_key and set(shard_key) <= set(fields)):
                 raise FeatureSetError(
                     f"feature {feature.name}: payments are shared out among {shards} shards by {', '.join(shard_key) or 'no field'}, so each shard would see "
                     f"only a part of every {feature.entity} ({', '.join(fields)}). Run one shard, key the payments topic by {', '.join(fields)}, leave the "
@@ -398,15 +398,18 @@ def read_yaml_model(model: type[M], text: str, *, where: str, error: type[Except
 
 
 def _line_of(node: yaml.Node | None, path: list[Any], feature: str | None) -> int:
-    """The line of the YAML node at `path`, or of the feature named; the nearest node found otherwise."""
+    """The line of the YAML node at `path`, or of the feature named (a name used twice: the second); the nearest node found otherwise."""
     if feature is not None and not path and isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            if key.value == "features" and isinstance(value, yaml.SequenceNode):
-                for item in value.value:
-                    if isinstance(item, yaml.MappingNode) and any(
-                        k.value == "name" and v.value == feature for k, v in item.value
-                    ):
-                        return int(item.start_mark.line) + 1
+        lines = [
+            int(item.start_mark.line) + 1
+            for key, value in node.value
+            if key.value == "features" and isinstance(value, yaml.SequenceNode)
+            for item in value.value
+            if isinstance(item, yaml.MappingNode)
+            and any(k.value == "name" and v.value == feature for k, v in item.value)
+        ]
+        if lines:
+            return lines[-1]
     for part in path:
         if isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
             node = node.value[part]

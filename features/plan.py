@@ -220,7 +220,10 @@ def lower(feature_set: FeatureSet, *, segment_shift: int) -> Plan:
         edge_touches=touches,
         ops=op_table,
         prompt=np.array(
-            [_change(op_table, o, 1, row_slot) for o in sorted(prompt, key=lambda o: (ops[o][O_ENTITY], ops[o][O_CELL]))],
+            [
+                _change(op_table, o, 1, row_slot)
+                for o in sorted(prompt, key=lambda o: (ops[o][O_ENTITY], ops[o][O_CELL]))
+            ],
             dtype=np.int64,
         ).reshape(-1, CHANGE_WORDS),
         label_ops=np.array(

@@ -23,7 +23,9 @@ class StateMismatch(Exception):
 def check(meta: Mapping[str, Any], *, fingerprint: str, format_version: int) -> None:
     """Raise StateMismatch when an image was made by another version or for another feature set."""
     if meta.get("format") != format_version:
-        raise StateMismatch(f"the state has format {meta.get('format')}, this version reads {format_version}; rebuild it from the journal")
+        raise StateMismatch(
+            f"the state has format {meta.get('format')}, this version reads {format_version}; rebuild it from the journal"
+        )
     if meta.get("fingerprint") != fingerprint:
         raise StateMismatch(
             f"the state was made by the feature set {str(meta.get('fingerprint'))[:12]}, this shard computes {fingerprint[:12]}; "

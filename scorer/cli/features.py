@@ -87,9 +87,7 @@ def explain(
         **{f"bytes_per_key_{entity}": size for entity, size in cost.bytes_per_key.items()},
     }  # fmt: skip
     if as_json:
-        columns = [
-            {"name": f.name, "sentence": f.sentence, "bytes_per_key": f.bytes_per_key} for f in cost.features
-        ]
+        columns = [{"name": f.name, "sentence": f.sentence, "bytes_per_key": f.bytes_per_key} for f in cost.features]
         show({**summary, "columns": columns}, as_json=True, title="")
         return
     table = Table("feature", "what it is", "bytes a key", title=str(feature_set), title_justify="left")

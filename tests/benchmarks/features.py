@@ -128,7 +128,10 @@ def whole_apply() -> dict[str, Any]:
         before = time.perf_counter_ns()
         engine.apply(part, amount, one)
         single.append((time.perf_counter_ns() - before) / 1000)
-    return {"batch_us_per_payment": round(statistics.median(times), 3), "single_us": round(statistics.median(single[200:]), 1)}
+    return {
+        "batch_us_per_payment": round(statistics.median(times), 3),
+        "single_us": round(statistics.median(single[200:]), 1),
+    }
 
 
 def decode_slice(batch: Any, start: int, end: int) -> Any:
@@ -263,7 +266,9 @@ def second_start() -> dict[str, float]:
 
 
 def resident_mb() -> float:
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) if Path("/proc/self/statm").exists() else 0
+    pages = (
+        int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) if Path("/proc/self/statm").exists() else 0
+    )
     return pages * resource.getpagesize() / 1e6
 
 

@@ -19,7 +19,9 @@ def bench_set(windows: Sequence[str] = WINDOWS) -> str:
     entities = ", ".join(f"{name}: [{field}]" for name, field in ENTITIES.items())
     features = ["{name: amount, payment: amount}"]
     features += [
-        f"{{name: {e}_count_{w}_{k}, entity: {e}, aggregate: count, window: {w}}}" for e in ENTITIES for k, w in enumerate(windows)
+        f"{{name: {e}_count_{w}_{k}, entity: {e}, aggregate: count, window: {w}}}"
+        for e in ENTITIES
+        for k, w in enumerate(windows)
     ]
     for k, w in enumerate(windows[2:6]):
         features.append(f"{{name: customer_sum_{w}_{k}, entity: customer, aggregate: sum, of: amount, window: {w}}}")
@@ -57,7 +59,9 @@ def prepared(
     rows[:, p.B_ID : p.B_ID + 2] = rng.integers(0, 2**64, (count, 2), dtype=np.uint64)
     rows[:, p.B_PRESENT] = (1 << entities) - 1
     for e in range(entities):
-        key = rng.integers(0, max(1, keys // entities), count).astype(np.uint64) * np.uint64(entities) + np.uint64(e + 1)
+        key = rng.integers(0, max(1, keys // entities), count).astype(np.uint64) * np.uint64(entities) + np.uint64(
+            e + 1
+        )
         rows[:, p.B_KEYS + 2 * e] = _mixed(key)
         rows[:, p.B_KEYS + 2 * e + 1] = _mixed(key + np.uint64(1 << 40))
     return rows

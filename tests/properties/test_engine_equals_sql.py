@@ -100,7 +100,12 @@ def clause(f: Feature, done: set[str]) -> str:
     for name, condition in f.where.items():
         column = "j.amount / 100.0" if name == "amount" else f"j.f_{name}" if name in done else f"j.{name}"
         if isinstance(condition, Range):
-            pairs = ((">=", condition.at_least), (">", condition.above), ("<=", condition.at_most), ("<", condition.below))
+            pairs = (
+                (">=", condition.at_least),
+                (">", condition.above),
+                ("<=", condition.at_most),
+                ("<", condition.below),
+            )
             tests += [f"{column} {sign} {bound}" for sign, bound in pairs if bound is not None]
             tests.append(f"NOT isnan({column})")
         else:
@@ -159,7 +164,9 @@ def test_the_training_export_equals_sql_for_every_feature(seed: int, tmp_path: P
                 sql.execute("CREATE TABLE f AS SELECT seq, CAST(amount / 100.0 AS FLOAT) AS v FROM p")
             else:
                 a, b = f.ratio
-                sql.execute(f"CREATE TABLE f AS SELECT seq, CASE WHEN f_{b} = 0 THEN 'nan'::FLOAT ELSE f_{a} / f_{b} END AS v FROM p")
+                sql.execute(
+                    f"CREATE TABLE f AS SELECT seq, CASE WHEN f_{b} = 0 THEN 'nan'::FLOAT ELSE f_{a} / f_{b} END AS v FROM p"
+                )
             expected = sql.execute("SELECT v FROM f ORDER BY seq").fetchnumpy()["v"]
             actual = exported[f.name].to_numpy()
             np.testing.assert_allclose(actual, np.ma.filled(expected, np.nan), rtol=3e-6, atol=1e-7, err_msg=f.name)

@@ -15,7 +15,15 @@ from features.capture import Image
 from features.engine import Engine
 from features.feature_set import FeatureSet
 from features.restore import StateMismatch
-from features.snapshot import SnapshotDamaged, SnapshotError, SnapshotMissing, SnapshotStore, SnapshotVersion, strings_as_arrays, strings_from_arrays
+from features.snapshot import (
+    SnapshotDamaged,
+    SnapshotError,
+    SnapshotMissing,
+    SnapshotStore,
+    SnapshotVersion,
+    strings_as_arrays,
+    strings_from_arrays,
+)
 from scorer.dedupe import Dedupe, Outcome
 from tests.benchmarks.streams import bench_set, prepared
 
@@ -105,7 +113,9 @@ def edit_manifest(folder: Path) -> None:
         (edit_manifest, SnapshotDamaged),
     ],
 )
-def test_a_damaged_snapshot_is_refused_by_name(damage: Any, error: type[SnapshotError], stream: np.ndarray, tmp_path: Path) -> None:
+def test_a_damaged_snapshot_is_refused_by_name(
+    damage: Any, error: type[SnapshotError], stream: np.ndarray, tmp_path: Path
+) -> None:
     """A truncated, changed or missing part is named, and never gives an engine."""
     engine = Engine(SET, segment_shift=9)
     play(engine, stream)
@@ -198,7 +208,9 @@ def test_a_dedupe_table_restored_remembers_every_payment() -> None:
     event_ms = np.arange(20_000, dtype=np.int64)
 
     def batch(table: Dedupe, start: int, end: int) -> tuple[Any, ...]:
-        entry, duplicate, conflict = table.scan(ids[start:end], payload[start:end], event_ms[start:end], int(event_ms[max(0, start - 1)]))
+        entry, duplicate, conflict = table.scan(
+            ids[start:end], payload[start:end], event_ms[start:end], int(event_ms[max(0, start - 1)])
+        )
         fresh = np.flatnonzero(~duplicate)
         table.record(entry[fresh], (fresh % 7).astype(np.float32), [outcomes[i % 2] for i in fresh])
         margin, found = table.recall(entry)
