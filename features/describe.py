@@ -13,13 +13,15 @@ from features.feature_set import Feature, FeatureSet, Range
 from features.segments import FILE_SHIFT
 from schemas.durations import UNIT_MS
 
-# A place of the key table is 24 bytes; at 5/8 full and doubling it is between that and half of it: 58 bytes a key on average.
+# A place of the key table is 24 bytes; at 5/8 full and doubling it is between that and half of it: 58 bytes a key on
+# average.
 KEY_TABLE_BYTES = 24 * 8 // 5 * 3 // 2
 
 
 @dataclass(frozen=True)
 class FeatureCost:
-    """One column: what it is in words, and the cells that its group takes. A group that several features share is counted for each."""
+    """One column: what it is in words, and the cells that its group takes. A group that several features share is
+    counted for each."""
 
     name: str
     sentence: str
@@ -55,12 +57,15 @@ def describe(feature_set: FeatureSet) -> SetCost:
 
 
 def _bytes(f: Feature) -> int:
-    """Bytes of the cells that a feature reads. Series (min, max, median, frauds) have blocks of 64 bytes and more beside their cell."""
+    """Bytes of the cells that a feature reads. Series (min, max, median, frauds) have blocks of 64 bytes and more
+    beside their cell."""
     if f.kind != "aggregate":
         return 0
     words = {
-        "count": 1, "sum": 2, "mean": 2, "std": 4, "fraud_count": 2, "fraud_rate": 2, "distinct": 2, "min": 9, "max": 9, "median": 9,
-        "since_last": 1, "last": 2, "since_first": 1, "speed_kmh": 3, "since_fraud": 1, "since_first_fraud": 1, "last_label": 3,
+        "count": 1, "sum": 2, "mean": 2, "std": 4, "fraud_count": 2, "fraud_rate": 2, "distinct": 2, "min": 9,
+        "max": 9, "median": 9,
+        "since_last": 1, "last": 2, "since_first": 1, "speed_kmh": 3, "since_fraud": 1, "since_first_fraud": 1,
+        "last_label": 3,
         "decayed_count": 3, "decayed_sum": 3,
     }  # fmt: skip
     return 8 * words[f.aggregate or ""]
@@ -97,13 +102,18 @@ def _aggregate(feature_set: FeatureSet, f: Feature) -> str:
     key = " and ".join(feature_set.entities[f.entity or ""])
     amounts = f"amounts in {feature_set.currency}"
     subject = {
-        "count": "number of payments", "sum": f"sum of {amounts}", "mean": f"mean of {amounts}", "min": f"smallest of {amounts}",
-        "max": f"largest of {amounts}", "std": f"standard deviation of {amounts}", "median": f"median of {amounts} (the last 128 at most)",
+        "count": "number of payments", "sum": f"sum of {amounts}", "mean": f"mean of {amounts}",
+        "min": f"smallest of {amounts}",
+        "max": f"largest of {amounts}", "std": f"standard deviation of {amounts}",
+        "median": f"median of {amounts} (the last 128 at most)",
         "distinct": f"number of different {f.of}", "fraud_count": "number of payments known to be fraud",
         "fraud_rate": "share of payments known to be fraud", "since_last": "seconds since the last payment",
-        "since_first": "seconds since the first payment ever", "last": f"amount of the last payment in {feature_set.currency}",
-        "speed_kmh": "speed from the last position in km/h", "since_fraud": "seconds since the last payment known to be fraud",
-        "since_first_fraud": "seconds since the first payment known to be fraud", "last_label": "whether the last payment with a known label was fraud",
+        "since_first": "seconds since the first payment ever",
+        "last": f"amount of the last payment in {feature_set.currency}",
+        "speed_kmh": "speed from the last position in km/h",
+        "since_fraud": "seconds since the last payment known to be fraud",
+        "since_first_fraud": "seconds since the first payment known to be fraud",
+        "last_label": "whether the last payment with a known label was fraud",
         "decayed_count": "number of payments", "decayed_sum": f"sum of {amounts}",
     }[f.aggregate or ""]  # fmt: skip
     parts = [f"{subject} with the same {key}"]

@@ -1,12 +1,15 @@
 """The kernel: payments in journal order in, feature values out, the state moved on. All numba, no allocation, no GIL.
 
-For each payment: move stream time; let rows pass the edges; apply the labels that are known by now; read the features; write the
-row into the log and into the cells. Integers throughout, so that adding and removing never drifts; the only floating-point steps
-are the last one, from exact integers to a value, and decayed sums, to which is only ever added.
+For each payment: move stream time; let rows pass the edges; apply the labels that are known by now; read the features;
+write the row into the log and into the cells. Integers throughout, so that adding and removing never drifts; the only
+floating-point steps are the last one, from exact integers to a value, and decayed sums, to which is only ever added.
 
-Memory is fetched ahead: a payment's keys are looked up a few payments early, and what a row will touch when it passes an edge is asked
-for a few rows early, so that with millions of keys the waits overlap.
+Memory is fetched ahead: a payment's keys are looked up a few payments early, and what a row will touch when it passes
+an edge is asked for a few rows early, so that with millions of keys the waits overlap.
 """
+
+# Kernels are typed by numba; to a type checker their numbers are NumPy scalars.
+# mypy: disable-error-code="no-any-return, return-value, no-untyped-def, assignment, attr-defined"
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ from features import plan as p
 from features.arithmetic import add_square, deviation, distance_km, halved, multiply
 from features.labels import apply_label, set_label
 from features.log import CAME_LATE, NO_SLOT, TIME_SHIFT, WHERE_SHIFT, index_row, label_of, passes, row_address
-from features.memory import inlined, kernel, peek32, peek64, poke32, poke64, poke8, prefetch
+from features.memory import inlined, kernel, peek32, peek64, poke8, poke32, poke64, prefetch
 from features.series import BLOCK_WORDS, bounds, expire, free_block, median, push_extreme, push_sorted
 from features.state import (
     CHUNK_WORDS,
@@ -204,7 +207,8 @@ def _enter_series(t: p.Tables, s: State, o: int, strip: int, time_ms: int, amoun
 
 @inlined
 def _advance(t: p.Tables, s: State, arena: int, now_ms: int) -> bool:
-    """Let every row that has passed an edge by stream time `now_ms` change its cells. False: more room is needed first."""
+    """Let every row that has passed an edge by stream time `now_ms` change its cells. False: more room is needed
+    first."""
     count = s.scalars[NEXT_SEQ]
     late_count = s.scalars[LATE_COUNT]
     row_bytes = t.scalars[p.ROW_BYTES]
@@ -235,14 +239,14 @@ def _advance(t: p.Tables, s: State, arena: int, now_ms: int) -> bool:
                 following += 1
                 prefetch(row + 3 * ROWS_AHEAD * row_bytes)
                 if seq + ROWS_AHEAD < count:
-                    _fetch_strips(t, s, g, row_address(t, s, seq + ROWS_AHEAD), arena)
+                    _fetch_strips(t, g, row_address(t, s, seq + ROWS_AHEAD), arena)
             _pass_edge(t, s, g, seq, row, now_ms)
         s.passed[g, 0], s.passed[g, 1] = following, position
     return True
 
 
 @inlined
-def _fetch_strips(t: p.Tables, s: State, g: int, row: int, arena: int) -> None:
+def _fetch_strips(t: p.Tables, g: int, row: int, arena: int) -> None:
     """Ask for what a row will touch when it passes edge g. NO_SLOT asks for an address far away, which does nothing."""
     touch = np.int64(t.edge_touches.ctypes.data) + 16 * t.touch_start[g]
     for _ in range(t.touch_start[g + 1] - t.touch_start[g]):
@@ -498,7 +502,8 @@ def _enter(t: p.Tables, s: State, b, i: int, o: int, strip: int, row: int, now_m
 
 @kernel
 def _insert_late(t: p.Tables, s: State, seq: int, time_ms: int, now_ms: int) -> None:
-    """Put a late row into the list of late ones, sorted by event time, and move the edges that it has passed already."""
+    """Put a late row into the list of late ones, sorted by event time, and move the edges that it has passed
+    already."""
     position = s.scalars[LATE_COUNT]
     end = position
     while position > 0 and s.late[position - 1, 0] > time_ms:

@@ -11,12 +11,15 @@
 Two payments of one log share 96 bits of id with probability n² / 2^97: for 10^10 payments 6·10^-10.
 """
 
+# Kernels are typed by numba; to a type checker their numbers are NumPy scalars.
+# mypy: disable-error-code="no-any-return, return-value, no-untyped-def, assignment, attr-defined"
+
 from __future__ import annotations
 
 import numpy as np
 
 from features import plan as p
-from features.memory import inlined, kernel, peek32, peek64, peek8, poke32, poke8
+from features.memory import inlined, kernel, peek8, peek32, peek64, poke8, poke32
 from features.state import LABEL_SHIFT, NEXT_SEQ, State
 
 NO_SLOT = 0xFFFFFFFF
@@ -59,7 +62,8 @@ def passes(t: p.Tables, row: int, bit: int) -> bool:
 
 @kernel
 def index_row(t: p.Tables, index: int, in_segment: int, low: np.uint64) -> None:
-    """Make a row findable: `index` is the address of its segment's index, an open-addressing table of 4-byte entries."""
+    """Make a row findable: `index` is the address of its segment's index, an open-addressing table of 4-byte
+    entries."""
     capacity = t.scalars[p.INDEX_CAPACITY]
     shift = t.scalars[p.SEGMENT_SHIFT]
     place = np.int64(((low >> np.uint64(32)) * np.uint64(capacity)) >> np.uint64(32))

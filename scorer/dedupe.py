@@ -1,7 +1,7 @@
 """The payments decided lately: the same payment id again gets the same decision again, and the windows count it once.
 
-Part of a shard's state, hence a pure function of the journal. Bounded twice: by the feature set's `dedupe_horizon` in stream time,
-and by `dedupe_capacity`, beyond which the oldest entry goes early and is counted.
+Part of a shard's state, hence a pure function of the journal. Bounded twice: by the feature set's `dedupe_horizon` in
+stream time, and by `dedupe_capacity`, beyond which the oldest entry goes early and is counted.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Outcome(NamedTuple):
 
 
 @nb.njit(cache=True, nogil=True)
-def _scan(
+def _scan(  # type: ignore[no-untyped-def]
     table,
     ids,
     payload,
@@ -50,7 +50,7 @@ def _scan(
     entry,
     duplicate,
     conflict,
-):  # type: ignore[no-untyped-def]
+):
     """Give each payment its entry, in journal order: its own, or that of the payment it repeats."""
     mask = len(seen_ms) - 1
     now = stream_ms
@@ -111,10 +111,11 @@ class Dedupe:
         event_ms: npt.NDArray[np.int64],
         stream_ms: int,
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-        """For n payments in journal order: their entry (int64), whether they repeat an earlier one, and whether with other bytes.
+        """For n payments in journal order: their entry (int64), whether they repeat an earlier one, and whether with
+        other bytes.
 
-        `ids` uint64 [n, 2] and `payload` uint64 [n] are hashes; `stream_ms` is stream time before the batch. Outcomes of new entries
-        must follow by `record`.
+        `ids` uint64 [n, 2] and `payload` uint64 [n] are hashes; `stream_ms` is stream time before the batch. Outcomes
+        of new entries must follow by `record`.
         """
         n = len(event_ms)
         self._make_room(n)
@@ -149,7 +150,8 @@ class Dedupe:
 
     @classmethod
     def restore(cls, image: Image, *, horizon_ms: int, capacity: int) -> Dedupe:
-        """A table that goes on where the image was taken. Raises StateMismatch when the image is not one of a dedupe table."""
+        """A table that goes on where the image was taken. Raises StateMismatch when the image is not one of a dedupe
+        table."""
         if image.meta.get("format") != FORMAT:
             raise StateMismatch(f"the dedupe table has format {image.meta.get('format')}, this version reads {FORMAT}")
         table = cls(horizon_ms=horizon_ms, capacity=capacity)
@@ -173,7 +175,8 @@ class Dedupe:
 
     def _make_room(self, n: int) -> None:
         live = len(self)
-        # Entries that expire in this batch keep their places until it is recorded: a duplicate before them may recall them.
+        # Entries that expire in this batch keep their places until it is recorded: a duplicate before them may recall
+        # them.
         needed = live + n
         if needed > len(self._seen_ms):
             size = len(self._seen_ms)
@@ -190,7 +193,8 @@ class Dedupe:
 
 
 class DedupeCapture:
-    """A consistent copy of a dedupe table, taken while payments go on; the same three steps as features.capture.Capture."""
+    """A consistent copy of a dedupe table, taken while payments go on; the same three steps as
+    features.capture.Capture."""
 
     def __init__(self, table: Dedupe) -> None:
         self._table = table

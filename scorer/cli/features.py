@@ -1,4 +1,5 @@
-"""`features`: the training export; `features explain`: a feature set in words and its memory; `features schema`: for editors."""
+"""`features`: the training export; `features explain`: a feature set in words and its memory; `features schema`: for
+editors."""
 
 from __future__ import annotations
 
@@ -46,8 +47,8 @@ def export(
 ) -> None:
     """Training export: the live engine's own feature values, plus label.
 
-    Example: fraud-scorer features --feature-set cards.yaml --input history.parquet --mapping m.yaml --output features.parquet
-    """  # noqa: E501 - one line to copy
+    Example: fraud-scorer features --feature-set cards.yaml --input history.parquet --mapping m.yaml --output
+    features.parquet"""
     if context.invoked_subcommand is not None:
         return
     if feature_set is None or file is None or output is None:

@@ -16,7 +16,7 @@ from scorer.bundle import Bundle
 from scorer.cli.common import Json, counting, out, parse_time_ms, read_mapping, read_text, show
 from scorer.cli.common import settings as load_settings
 from scorer.errors import UsageError
-from scorer.replay import Report, file_batches, replay_file, replay_topic, training_table, write_training_table
+from scorer.replay import Report, file_batches, replay_file, replay_topic, training_table
 
 InputOption = Annotated[Path, typer.Option("--input", exists=True, dir_okay=False, help="Parquet, CSV or JSON lines.")]
 MappingOption = Annotated[Path | None, typer.Option("--mapping", help="Which column is which field (YAML).")]

@@ -1,8 +1,8 @@
 """The feature engine, on one thread: `python -m tests.benchmarks.features [--quick]` prints one JSON object.
 
 Times are CPU time of this process; a figure is the median over pieces of a run, ratios compare figures of one run.
-`python -m tests.benchmarks.features --log-rows 100000000 --folder DIR` fills the log on disk and prints resident memory on the way.
-"""
+`python -m tests.benchmarks.features --log-rows 100000000 --folder DIR` fills the log on disk and prints resident memory
+on the way."""
 
 from __future__ import annotations
 
@@ -103,7 +103,13 @@ def decoded(count: int) -> Any:
     values = []
     for i in range(count):
         keys = {field: f"{field[:4]}{rng.integers(0, 25_000):07d}" for field in ENTITIES.values()}
-        document = {"payment_id": f"pay-{i:09d}", "event_time": 1_700_000_000_000 + 500 * i, "amount_minor": int(rng.integers(1, 10**6)), "currency": "EUR", **keys}  # fmt: skip
+        document = {
+            "payment_id": f"pay-{i:09d}",
+            "event_time": 1_700_000_000_000 + 500 * i,
+            "amount_minor": int(rng.integers(1, 10**6)),
+            "currency": "EUR",
+            **keys,
+        }
         values.append(json.dumps(document, separators=(",", ":")).encode())
     return decode_payments(values)
 
@@ -160,16 +166,24 @@ def against_sql(rows_count: int) -> dict[str, Any]:
         engine.apply_prepared(rows[at : at + BATCH], out[at : at + BATCH])
     ours = time.process_time() - before
 
-    calls = {"count": "count(*)", "sum": "sum(amount)", "mean": "avg(amount)", "std": "stddev_pop(amount)", "max": "max(amount)", "fraud_rate": "count(*)"}  # fmt: skip
+    calls = {
+        "count": "count(*)",
+        "sum": "sum(amount)",
+        "mean": "avg(amount)",
+        "std": "stddev_pop(amount)",
+        "max": "max(amount)",
+        "fraud_rate": "count(*)",
+    }
     selected = ", ".join(
-        f"{calls[f.aggregate]} OVER (PARTITION BY {f.entity} ORDER BY t RANGE BETWEEN {f.delay + f.window - 1} PRECEDING AND "
+        f"{calls[f.aggregate]} OVER (PARTITION BY {f.entity} ORDER BY t RANGE BETWEEN {f.delay + f.window - 1} "
+        f"PRECEDING AND "
         f"{max(f.delay, 1)} PRECEDING) AS {f.name}"
         for f in aggregates
     )
     with duckdb.connect(config={"threads": 1}) as sql:
         sql.register("h", table)
         before = time.process_time()
-        found = sql.sql(f"SELECT t, {selected} FROM h ORDER BY t").to_arrow_table()  # noqa: S608
+        found = sql.sql(f"SELECT t, {selected} FROM h ORDER BY t").to_arrow_table()
         duck = time.process_time() - before
     for f in aggregates:  # both have computed the same
         if f.aggregate == "count":
@@ -193,7 +207,8 @@ def against_sql(rows_count: int) -> dict[str, Any]:
     frame.select(rolling)
     polars = time.process_time() - before
     return {
-        "payments": rows_count, "engine_cpu_s": round(ours, 3), "duckdb_cpu_s": round(duck, 3), "polars_cpu_s": round(polars, 3),
+        "payments": rows_count, "engine_cpu_s": round(ours, 3), "duckdb_cpu_s": round(duck, 3),
+        "polars_cpu_s": round(polars, 3),
         "duckdb_to_engine": round(duck / ours, 1), "polars_to_engine": round(polars / ours, 1),
     }  # fmt: skip
 
@@ -229,7 +244,11 @@ def snapshots(keys: int) -> dict[str, Any]:
             capture.finish()
             finish_ms.append((time.perf_counter() - before) * 1000)
             again_max_ms.append(max(again_ms))
-        result[name] = {"begin_ms": round(statistics.median(begin_ms), 2), "again_max_ms": round(statistics.median(again_max_ms), 2), "finish_ms": round(statistics.median(finish_ms), 2)}  # fmt: skip
+        result[name] = {
+            "begin_ms": round(statistics.median(begin_ms), 2),
+            "again_max_ms": round(statistics.median(again_max_ms), 2),
+            "finish_ms": round(statistics.median(finish_ms), 2),
+        }
     capture = engine.capture()
     capture.copy()
     image = capture.finish()
@@ -260,7 +279,13 @@ def second_start() -> dict[str, float]:
         "e.apply_prepared(prepared(s, 8, keys=8, span_ms=1000, seed=1), np.empty((8, 44), np.float32))\n"
         "print(time.perf_counter() - t, time.process_time())"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).resolve().parents[2])  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).resolve().parents[2],
+    )
     wall, cpu = map(float, done.stdout.split())
     return {"wall_s": round(wall, 2), "cpu_s": round(cpu, 2)}
 
@@ -290,8 +315,12 @@ def log_on_disk(payments: int, folder: Path | None) -> dict[str, Any]:
             resident.append(resident_mb())
         counts = engine.counts()
         result = {
-            "payments": counts.log_rows, "log_mb": round(counts.log_bytes / 1e6), "cpu_s_with_generator": round(time.process_time() - before, 1),
-            "resident_mb_at": {f"{share}%": round(resident[min(len(resident) - 1, len(resident) * share // 100)]) for share in (10, 25, 50, 75, 100)},
+            "payments": counts.log_rows, "log_mb": round(counts.log_bytes / 1e6),
+            "cpu_s_with_generator": round(time.process_time() - before, 1),
+            "resident_mb_at": {
+                f"{share}%": round(resident[min(len(resident) - 1, len(resident) * share // 100)])
+                for share in (10, 25, 50, 75, 100)
+            },
         }  # fmt: skip
         engine.close()
     return result
@@ -310,7 +339,8 @@ def main() -> None:
     by_keys([10_000])  # compiles
     if options.only:
         parts = {
-            "snapshot": lambda: snapshots(10**6), "keys": lambda: by_keys([10**4, 10**5, 10**6]), "windows": by_window, "apply": whole_apply,
+            "snapshot": lambda: snapshots(10**6), "keys": lambda: by_keys([10**4, 10**5, 10**6]), "windows": by_window,
+            "apply": whole_apply,
             "batch": lambda: against_sql(100_000), "start": second_start,
         }  # fmt: skip
         print(json.dumps({options.only: parts[options.only]()}))

@@ -6,14 +6,13 @@ import os
 from typing import Any
 
 import numpy as np
+from engine_oracle import Oracle
+from engine_streams import FACTORS, PROOF, built, feed, give_labels, payments, pieces, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from features.capture import Image
 from features.engine import Engine
-
-from engine_oracle import Oracle
-from engine_streams import FACTORS, PROOF, built, feed, give_labels, payments, pieces, run
 
 # `ENGINE_EXAMPLES=5000 pytest tests/properties/test_engine_equals_oracle.py` is the long form.
 EXAMPLES = int(os.environ.get("ENGINE_EXAMPLES", "150"))
@@ -29,7 +28,8 @@ def agree(actual: np.ndarray, expected: np.ndarray) -> None:
 @settings(max_examples=EXAMPLES, deadline=None)
 @given(payments(60), cuts)
 def test_every_feature_equals_a_rescan_of_all_events(steps: list[dict[str, Any]], cuts: list[int]) -> None:
-    """Every aggregate and option gives what rescanning all events gives, late payments and corrected labels included."""
+    """Every aggregate and option gives what rescanning all events gives, late payments and corrected labels
+    included."""
     rows, labels = built(steps)
     oracle = Oracle(PROOF, labels, FACTORS)
     expected = np.array([oracle.features(row) for row in rows], dtype=np.float32)

@@ -1,4 +1,5 @@
-"""The training export of a generated history, with rows moved late, equals the same windows in SQL, feature by feature."""
+"""The training export of a generated history, with rows moved late, equals the same windows in SQL, feature by
+feature."""
 
 from __future__ import annotations
 
@@ -67,7 +68,8 @@ label_delay: 1h
 
 
 def history(rows: int, seed: int) -> pa.Table:
-    """Payments in the order in which they arrive: one in twelve up to an hour late, some keys missing, many equal times."""
+    """Payments in the order in which they arrive: one in twelve up to an hour late, some keys missing, many equal
+    times."""
     rng = np.random.default_rng(seed)
     at = 1_700_000_000_000 + np.cumsum(rng.choice([0, 0, 1, 1000, 20_000, 100_000, 900_000], rows))
     arrival = at + np.where(rng.random(rows) < 1 / 12, rng.integers(0, 3_600_000, rows), 0)
@@ -79,20 +81,24 @@ def history(rows: int, seed: int) -> pa.Table:
         return [None if gone else f"{prefix}{n}" for n, gone in zip(numbers, rng.random(rows) < missing, strict=True)]
 
     table = pa.table({
-        "id": [f"p{i}" for i in range(rows)], "at": at, "minor": np.rint(np.exp(rng.normal(8, 2, rows))).astype(np.int64), "money": money,
-        "who": key("c", 30, 0.02), "shop": key("m", 50, 0.02), "till": key("t", 20, 0.05), "channel": rng.choice(["pos", "ecom", "moto"], rows),
+        "id": [f"p{i}" for i in range(rows)], "at": at,
+        "minor": np.rint(np.exp(rng.normal(8, 2, rows))).astype(np.int64), "money": money,
+        "who": key("c", 30, 0.02), "shop": key("m", 50, 0.02), "till": key("t", 20, 0.05),
+        "channel": rng.choice(["pos", "ecom", "moto"], rows),
         "fraud": pa.array(rng.integers(0, 2, rows), pa.int8(), mask=rng.random(rows) < 0.5),
     })  # fmt: skip
     return table.take(order)
 
 
 BASE = f"""
-CREATE TABLE p AS SELECT *, max(t) OVER (ORDER BY seq) AS now, t < coalesce(max(t) OVER (ORDER BY seq ROWS BETWEEN UNBOUNDED PRECEDING
+CREATE TABLE p AS SELECT *, max(t) OVER (ORDER BY seq) AS now,
+t < coalesce(max(t) OVER (ORDER BY seq ROWS BETWEEN UNBOUNDED PRECEDING
     AND 1 PRECEDING), t) - 600000 AS late, t + {LABEL_DELAY_MS} AS known
-FROM (SELECT row_number() OVER () AS seq, "at" AS t, who AS customer_id, shop AS merchant_id, till AS terminal_id, channel, fraud, id,
-    CAST(round_even(minor * CASE money WHEN 'EUR' THEN 1.0::DOUBLE WHEN 'USD' THEN 0.92::DOUBLE ELSE 0.0061::DOUBLE * 100 END, 0) AS BIGINT) AS amount
+FROM (SELECT row_number() OVER () AS seq, "at" AS t, who AS customer_id, shop AS merchant_id, till AS terminal_id,
+    channel, fraud, id, CAST(round_even(minor * CASE money WHEN 'EUR' THEN 1.0::DOUBLE WHEN 'USD' THEN 0.92::DOUBLE
+    ELSE 0.0061::DOUBLE * 100 END, 0) AS BIGINT) AS amount
     FROM history)
-"""  # noqa: S608
+"""
 
 
 def clause(f: Feature, done: set[str]) -> str:
@@ -122,29 +128,45 @@ def query(s: FeatureSet, f: Feature, done: set[str]) -> str:
     fraud = "j.fraud = 1 AND j.known <= i.now AND j.seq < i.seq"
     fade = f"power(2.0, -(i.now - j.t) / {f.half_life}.0)" if f.half_life else ""
     value = {
-        "count": "count(j.seq)", "sum": "coalesce(sum(j.amount), 0) / 100.0", "mean": "avg(j.amount) / 100.0", "min": "min(j.amount) / 100.0",
+        "count": "count(j.seq)", "sum": "coalesce(sum(j.amount), 0) / 100.0", "mean": "avg(j.amount) / 100.0",
+        "min": "min(j.amount) / 100.0",
         "max": "max(j.amount) / 100.0", "std": "stddev_pop(j.amount) / 100.0", "median": "median(j.amount) / 100.0",
         "distinct": f"count(DISTINCT j.{f.of})", "fraud_count": f"count(j.seq) FILTER ({fraud})",
-        "fraud_rate": f"count(j.seq) FILTER ({fraud}) / nullif(count(j.seq), 0)", "since_last": "(any_value(i.now) - max(j.t)) / 1000.0",
-        "since_first": "(any_value(i.now) - min(j.t)) / 1000.0", "since_fraud": f"(any_value(i.now) - max(j.t) FILTER ({fraud})) / 1000.0",
-        "since_first_fraud": f"(any_value(i.now) - min(j.t) FILTER ({fraud})) / 1000.0", "decayed_count": f"coalesce(sum({fade}), 0)",
+        "fraud_rate": f"count(j.seq) FILTER ({fraud}) / nullif(count(j.seq), 0)",
+        "since_last": "(any_value(i.now) - max(j.t)) / 1000.0",
+        "since_first": "(any_value(i.now) - min(j.t)) / 1000.0",
+        "since_fraud": f"(any_value(i.now) - max(j.t) FILTER ({fraud})) / 1000.0",
+        "since_first_fraud": f"(any_value(i.now) - min(j.t) FILTER ({fraud})) / 1000.0",
+        "decayed_count": f"coalesce(sum({fade}), 0)",
         "decayed_sum": f"coalesce(sum(j.amount * {fade}), 0) / 100.0",
     }[f.aggregate]  # fmt: skip
     missing = " OR ".join(f"any_value(i.{field}) IS NULL" for field in s.entities[f.entity])
     return (
-        f"SELECT i.seq, CAST(CASE WHEN {missing} THEN 'nan'::DOUBLE ELSE coalesce({value}, 'nan'::DOUBLE) END AS FLOAT) AS v "  # noqa: S608
+        f"SELECT i.seq, CAST(CASE WHEN {missing} THEN 'nan'::DOUBLE ELSE coalesce({value}, 'nan'::DOUBLE) END AS "
+        f"FLOAT) AS v "
         f"FROM p i LEFT JOIN p j ON {same} AND ({seen}) AND ({clause(f, done)}) GROUP BY i.seq"
     )
 
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_the_training_export_equals_sql_for_every_feature(seed: int, tmp_path: Path) -> None:
-    """`fraud-scorer features` on a file whose rows were moved late gives, for every feature, what a SQL self-join gives."""
+    """`fraud-scorer features` on a file whose rows were moved late gives, for every feature, what a SQL self-join
+    gives."""
     table = history(ROWS, seed)
     pq.write_table(table, tmp_path / "history.parquet")
     (tmp_path / "set.yaml").write_text(SET, encoding="utf-8")
     (tmp_path / "mapping.yaml").write_text(MAPPING, encoding="utf-8")
-    command = ["features", "--feature-set", "set.yaml", "--input", "history.parquet", "--mapping", "mapping.yaml", "--output", "out.parquet"]  # fmt: skip
+    command = [
+        "features",
+        "--feature-set",
+        "set.yaml",
+        "--input",
+        "history.parquet",
+        "--mapping",
+        "mapping.yaml",
+        "--output",
+        "out.parquet",
+    ]
     done = subprocess.run(
         [sys.executable, "-m", "scorer", *command], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True, text=True, timeout=300, check=False,
@@ -165,7 +187,8 @@ def test_the_training_export_equals_sql_for_every_feature(seed: int, tmp_path: P
             else:
                 a, b = f.ratio
                 sql.execute(
-                    f"CREATE TABLE f AS SELECT seq, CASE WHEN f_{b} = 0 THEN 'nan'::FLOAT ELSE f_{a} / f_{b} END AS v FROM p"
+                    f"CREATE TABLE f AS SELECT seq, CASE WHEN f_{b} = 0 THEN 'nan'::FLOAT ELSE f_{a} / f_{b} END AS "
+                    f"v FROM p"
                 )
             expected = sql.execute("SELECT v FROM f ORDER BY seq").fetchnumpy()["v"]
             actual = exported[f.name].to_numpy()

@@ -1,4 +1,5 @@
-"""What a feature set may not say is refused with file, line and what to write instead; what it says is told in words."""
+"""What a feature set may not say is refused with file, line and what to write instead; what it says is told in
+words."""
 
 from __future__ import annotations
 
@@ -111,12 +112,14 @@ def test_every_feature_is_told_in_words() -> None:
     """Each column has a sentence of its own with window, key and filter."""
     declared = FeatureSet.from_yaml(
         HEAD
-        + "  - {name: m, entity: pair, aggregate: mean, of: amount, window: 7d, delay: 2d, where: {channel: [ecom, moto], n: {above: 3}}}\n"
+        + "  - {name: m, entity: pair, aggregate: mean, of: amount, window: 7d, delay: 2d,\n"
+        + "     where: {channel: [ecom, moto], n: {above: 3}}}\n"
     )
     sentences = {f.name: f.sentence for f in describe(declared).features}
     assert sentences["n"] == "number of payments with the same customer_id, in the last 1h"
     assert sentences["m"] == (
-        "mean of amounts in EUR with the same customer_id and merchant_id, in the 7d up to 2d ago, where channel is one of ecom, moto and n > 3"
+        "mean of amounts in EUR with the same customer_id and merchant_id, in the 7d up to 2d ago, where channel is "
+        "one of ecom, moto and n > 3"
     )
     assert len({f.sentence for f in describe(FeatureSet.from_yaml(bench_set())).features}) == 44
 

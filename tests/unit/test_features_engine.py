@@ -15,10 +15,12 @@ import pytest
 from features import plan as p
 from features import segments
 from features.arithmetic import add_square, deviation, halved
+from features.describe import describe
 from features.engine import Engine
 from features.feature_set import FeatureSet, FeatureSetError
 from features.segments import SegmentError
 from tests.benchmarks.streams import bench_set, prepared
+from tests.properties.engine_streams import PROOF, feed, give_labels
 
 T0 = 1_767_225_600_000
 
@@ -85,7 +87,8 @@ def test_halving_is_right_and_ends_at_zero() -> None:
 
 
 def test_a_hot_key_costs_no_more_than_others() -> None:
-    """Half of all traffic on one key, amounts falling for a maximum and rising for a minimum, does not become quadratic."""
+    """Half of all traffic on one key, amounts falling for a maximum and rising for a minimum, does not become
+    quadratic."""
     s = feature_set(
         "{name: least, entity: c, aggregate: min, of: amount, window: 30d}",
         "{name: most, entity: c, aggregate: max, of: amount, window: 1h}",
@@ -121,7 +124,8 @@ def test_idle_keys_give_their_place_back() -> None:
 
 
 def test_new_keys_beyond_keys_max_are_refused_and_counted() -> None:
-    """A full table refuses new keys: they are scored as keys without history, the known ones go on, and a metric counts them."""
+    """A full table refuses new keys: they are scored as keys without history, the known ones go on, and a metric counts
+    them."""
     s = feature_set("{name: n, entity: c, aggregate: count, window: 1h, include_current: true}", head="keys_max: 3\n")
     engine = Engine(s)
     out = play(engine, rows_of(s, T0 + np.arange(8), np.ones(8), [0, 1, 2, 3, 3, 0, 1, 3]))
@@ -133,7 +137,8 @@ def test_new_keys_beyond_keys_max_are_refused_and_counted() -> None:
 
 
 def test_the_log_on_disk_gives_the_same_bits(tmp_path: Path) -> None:
-    """Segments in files and segments in memory give the same features; passed segments are deleted, the rest on close."""
+    """Segments in files and segments in memory give the same features; passed segments are deleted, the rest on
+    close."""
     s = FeatureSet.from_yaml(bench_set().replace("label_horizon: 40d", "label_horizon: 31d"))
     rows = prepared(s, 40_000, keys=2_000, span_ms=100 * 86_400_000, seed=3)
     on_disk, in_memory = Engine(s, folder=tmp_path, segment_shift=10), Engine(s)
@@ -177,15 +182,14 @@ def test_a_full_disk_is_a_clear_error_before_anything_changes(tmp_path: Path, mo
 
 def test_the_payments_inside_a_window_explain_its_value() -> None:
     """`contributing` lists exactly the payments that the feature counts now, and nothing for an unknown key."""
-    s = FeatureSet.from_yaml(bench_set())
-    from tests.properties.engine_streams import PROOF, T0 as START, feed, give_labels  # noqa: PLC0415
 
     engine = Engine(PROOF, segment_shift=6)
+    same = {"currency": "EUR", "customer_id": "c1", "terminal_id": "t1"}
     rows = [
-        {"payment_id": f"p{i}", "t": START + 1000 * t, "amount": 100 * (i + 1), "currency": "EUR", "customer_id": "c1", "terminal_id": "t1", "channel": c}
-        for i, (t, c) in enumerate([(0, "pos"), (50, "ecom"), (45, "pos"), (70, "ecom"), (100, "pos")])
-    ]  # fmt: skip
-    give_labels(engine, [("p1", START, True)])
+        {**same, "payment_id": f"p{i}", "t": T0 + 1000 * t, "amount": 100 * (i + 1), "channel": channel}
+        for i, (t, channel) in enumerate([(0, "pos"), (50, "ecom"), (45, "pos"), (70, "ecom"), (100, "pos")])
+    ]
+    give_labels(engine, [("p1", T0, True)])
     feed(engine, rows)
     assert engine.contributing(["c1"], "n").amount_minor.tolist() == [300, 200, 400, 500]
     online = engine.contributing(["c1"], "online")
@@ -197,11 +201,8 @@ def test_the_payments_inside_a_window_explain_its_value() -> None:
         engine.contributing(["c1"], "gap")
     with pytest.raises(FeatureSetError, match="customer_id"):
         engine.contributing(["c1", "m1"], "n")
-    del s
 
 
 def test_a_row_of_the_benchmark_set_takes_at_most_64_bytes() -> None:
     """Row, label and index entry together, for four entities."""
-    from features.describe import describe  # noqa: PLC0415
-
     assert describe(FeatureSet.from_yaml(bench_set())).bytes_per_payment <= 64

@@ -199,7 +199,8 @@ def test_a_snapshot_taken_beside_a_running_engine_is_one_moment(tmp_path: Path) 
 
 
 def test_a_dedupe_table_restored_remembers_every_payment() -> None:
-    """Duplicates are recognised after a restore as before, with their first outcome, entries that went meanwhile left out."""
+    """Duplicates are recognised after a restore as before, with their first outcome, entries that went meanwhile left
+    out."""
     rng = np.random.default_rng(3)
     table = Dedupe(horizon_ms=5_000, capacity=1_000_000)
     outcomes = [Outcome(0, 0, (), (), "b"), Outcome(1, 0, ("R1",), ("rule",), "b")]
