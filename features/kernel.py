@@ -22,7 +22,7 @@ import numpy.typing as npt
 from features import plan as p
 from features.arithmetic import add_square, deviation, distance_km, halved, multiply
 from features.labels import apply_label, set_label
-from features.log import CAME_LATE, NO_SLOT, TIME_SHIFT, WHERE_SHIFT, index_row, label_of, passes, row_address
+from features.log import CAME_LATE, NO_SLOT, TIME_SHIFT, WHERE_SHIFT, index_home, index_row, label_of, passes, row_address
 from features.memory import inlined, kernel, peek32, peek64, poke8, poke32, poke64, prefetch
 from features.series import BLOCK_WORDS, bounds, expire, free_block, median, push_extreme, push_sorted
 from features.state import (
@@ -49,7 +49,7 @@ NAN = np.float32(np.nan)
 NO_KEY, NO_STRIP = -1, 0
 # Ahead of use: 8 rows of an edge are 8 payments, about 5 µs; 16 and 8 payments for the key table and then the strip.
 ROWS_AHEAD = 8
-KEYS_AHEAD, STRIPS_AHEAD = 16, 8
+KEYS_AHEAD, STRIPS_AHEAD, BLOCKS_AHEAD = 16, 8, 4
 HOUR_MS, DAY_MS = 3_600_000, 86_400_000
 
 # What `apply` returns.
@@ -605,7 +605,8 @@ def _insert(t: p.Tables, s: State, b, i: int, bits: np.uint64, strips, now_ms: i
 
 @inlined
 def _fetch_ahead(t: p.Tables, s: State, b, i: int, table: int, arena: int) -> None:  # type: ignore[no-untyped-def]
-    """Ask for the key-table places of payment i + 16 and for the strips of payment i + 8."""
+    """Ask for the key-table places of payment i + 16, for the strips of payment i + 8 and for the blocks of i + 4."""
+    pool = np.int64(s.pool.ctypes.data)
     mask = np.uint64(len(s.keys) - 1)
     if i + KEYS_AHEAD < len(b):
         for e in range(len(t.entity)):
@@ -618,6 +619,20 @@ def _fetch_ahead(t: p.Tables, s: State, b, i: int, table: int, arena: int) -> No
                 if strip >= 0:
                     for word in range(0, t.entity[e, 0], 8):
                         prefetch(arena + 8 * (strip + word))
+        if t.scalars[p.LABELS_MATTER]:
+            shift = t.scalars[p.SEGMENT_SHIFT]
+            index = s.index[(s.scalars[NEXT_SEQ] >> shift) & (len(s.rows) - 1)]
+            prefetch(index + 4 * index_home(t, b[j, p.B_ID]))
+    j = i + BLOCKS_AHEAD
+    if t.scalars[p.SERIES_OPS] > 0 and j < len(b):
+        for k in range(len(t.prompt)):
+            o = t.prompt[k, p.C_OP]
+            kind = t.ops[o, p.O_KIND]
+            if kind == p.EXTREME or kind == p.MEDIAN_OF:  # noqa: PLR1714
+                e = t.ops[o, p.O_ENTITY]
+                strip = get(s.keys, b[j, p.B_KEYS + 2 * e], b[j, p.B_KEYS + 2 * e + 1])
+                if strip > 0:
+                    prefetch(pool + 8 * s.arena[strip + t.ops[o, p.O_CELL]])
 
 
 @nb.njit(cache=True, nogil=True)

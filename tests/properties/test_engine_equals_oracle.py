@@ -15,7 +15,7 @@ from features.capture import Image
 from features.engine import Engine
 
 # `ENGINE_EXAMPLES=5000 pytest tests/properties/test_engine_equals_oracle.py` is the long form.
-EXAMPLES = int(os.environ.get("ENGINE_EXAMPLES", "150"))
+EXAMPLES = int(os.environ.get("ENGINE_EXAMPLES", "60"))
 
 cuts = st.lists(st.integers(1, 59), max_size=6)
 
@@ -46,7 +46,7 @@ def test_batch_borders_change_no_bit(steps: list[dict[str, Any]], cuts: list[int
     np.testing.assert_array_equal(run(rows, labels, range(len(rows))), whole)
 
 
-@settings(max_examples=EXAMPLES // 2, deadline=None)
+@settings(max_examples=EXAMPLES, deadline=None)
 @given(payments(120), st.lists(st.integers(1, 119), min_size=1, max_size=4), st.integers(0, 3))
 def test_snapshot_and_restore_at_any_point_change_no_bit(
     steps: list[dict[str, Any]], stops: list[int], meanwhile: int
