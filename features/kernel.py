@@ -22,7 +22,17 @@ import numpy.typing as npt
 from features import plan as p
 from features.arithmetic import add_square, deviation, distance_km, halved, multiply
 from features.labels import apply_label, set_label
-from features.log import CAME_LATE, NO_SLOT, TIME_SHIFT, WHERE_SHIFT, index_home, index_row, label_of, passes, row_address
+from features.log import (
+    CAME_LATE,
+    NO_SLOT,
+    TIME_SHIFT,
+    WHERE_SHIFT,
+    index_home,
+    index_row,
+    label_of,
+    passes,
+    row_address,
+)
 from features.memory import inlined, kernel, peek32, peek64, poke8, poke32, poke64, prefetch
 from features.series import BLOCK_WORDS, bounds, expire, free_block, median, push_extreme, push_sorted
 from features.state import (

@@ -27,8 +27,8 @@ from features import plan as p
 from features.state import LABEL_SHIFT
 
 PAGE = mmap.PAGESIZE
-# 60 MB and 8 MB at 58 bytes a row. Few large files; smaller pieces of memory, because most logs in memory are short, but
-# above the 4 MiB from which NumPy asks for huge pages.
+# 60 MB and 8 MB at 58 bytes a row. Few large files; smaller pieces of memory, because most logs in memory are short,
+# but above the 4 MiB from which NumPy asks for huge pages.
 FILE_SHIFT, MEMORY_SHIFT = 20, 17
 
 

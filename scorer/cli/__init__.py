@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from scorer.cli import data, decide, demo, features, modelling
+from scorer.cli import acls, audit, bundle, data, dead_letters, decide, demo, features, labels, modelling
 from scorer.errors import FraudScorerError
 from scorer.services.cli import app as services
 
@@ -31,8 +31,12 @@ app.command()(data.send)
 app.add_typer(features.app, name="features")
 app.command()(modelling.train)
 app.command()(modelling.replay)
-app.add_typer(modelling.bundle, name="bundle")
+app.add_typer(bundle.app, name="bundle")
+app.add_typer(dead_letters.app, name="dead-letters")
+app.add_typer(audit.app, name="audit")
+app.add_typer(labels.app, name="labels")
 app.add_typer(services, name="services")
+app.command()(acls.acls)
 app.command()(data.settings)
 app.command()(data.schemas)
 

@@ -24,7 +24,6 @@ from features.snapshot import (
     strings_as_arrays,
     strings_from_arrays,
 )
-from scorer.dedupe import Dedupe, Outcome
 from tests.benchmarks.streams import bench_set, prepared
 
 SET = FeatureSet.from_yaml(bench_set())
@@ -196,36 +195,6 @@ def test_a_snapshot_taken_beside_a_running_engine_is_one_moment(tmp_path: Path) 
     assert image is not None
     restored = Engine.restore(SET, image)
     np.testing.assert_array_equal(play(restored, rows[at:]), play(twin, rows[at:]))
-
-
-def test_a_dedupe_table_restored_remembers_every_payment() -> None:
-    """Duplicates are recognised after a restore as before, with their first outcome, entries that went meanwhile left
-    out."""
-    rng = np.random.default_rng(3)
-    table = Dedupe(horizon_ms=5_000, capacity=1_000_000)
-    outcomes = [Outcome(0, 0, (), (), "b"), Outcome(1, 0, ("R1",), ("rule",), "b")]
-    ids = rng.integers(0, 2**63, (20_000, 2), dtype=np.uint64)
-    payload = ids[:, 0].copy()
-    event_ms = np.arange(20_000, dtype=np.int64)
-
-    def batch(table: Dedupe, start: int, end: int) -> tuple[Any, ...]:
-        entry, duplicate, conflict = table.scan(
-            ids[start:end], payload[start:end], event_ms[start:end], int(event_ms[max(0, start - 1)])
-        )
-        fresh = np.flatnonzero(~duplicate)
-        table.record(entry[fresh], (fresh % 7).astype(np.float32), [outcomes[i % 2] for i in fresh])
-        margin, found = table.recall(entry)
-        return entry.tolist(), duplicate.tolist(), conflict.tolist(), margin.tolist(), found
-
-    batch(table, 0, 9_000)
-    capture = table.capture()
-    batch(table, 9_000, 10_000)
-    capture.copy()
-    batch(table, 10_000, 12_000)
-    restored = Dedupe.restore(capture.finish(), horizon_ms=5_000, capacity=1_000_000)
-    assert len(restored) == len(table)
-    for start, end in ((8_000, 12_000), (12_000, 20_000), (15_000, 20_000)):
-        assert batch(restored, start, end) == batch(table, start, end)
 
 
 def test_texts_survive_as_arrays() -> None:
