@@ -159,7 +159,8 @@ def test_a_lever_out_of_range_says_what_is_allowed(
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_early_exit_decides_as_all_trees_do(seed: int) -> None:
+@pytest.mark.parametrize("vector", [True, False])
+def test_early_exit_decides_as_all_trees_do(seed: int, vector: bool) -> None:
     """For every threshold, the least and greatest margins among them, each decision is the one that all trees give."""
     rng = np.random.default_rng(seed)
     table = _table(seed, rng.integers(0, 8, 90).tolist(), features=5)
@@ -167,7 +168,7 @@ def test_early_exit_decides_as_all_trees_do(seed: int) -> None:
     margins = CompiledModel(table).margins(rows)
     saved = 0
     for threshold in np.concatenate([np.quantile(margins, [0, 0.3, 0.9, 1]), rng.choice(margins, 4), [-1e9, 1e9]]):
-        flags, trees = EarlyExit(table, float(threshold)).decide(rows)
+        flags, trees = EarlyExit(table, float(threshold), vector=vector).decide(rows)
         assert (flags == (margins >= np.float32(threshold))).all()
         assert ((trees > 0) & (trees <= 90)).all()
         saved += int((trees < 90).sum())
@@ -184,7 +185,9 @@ def test_early_exit_holds_where_rounding_decides() -> None:
     rows = _rows(rough, 3, 2_000)
     margins = CompiledModel(rough).margins(rows)
     for threshold in np.random.default_rng(0).choice(margins, 12):
-        assert (EarlyExit(rough, float(threshold)).decide(rows)[0] == (margins >= threshold)).all()
+        for vector in (True, False):
+            early = EarlyExit(rough, float(threshold), vector=vector)
+            assert (early.decide(rows)[0] == (margins >= threshold)).all()
 
 
 def _bundles(tmp_path: Path, folder: Path) -> dict[str, Bundle]:
