@@ -73,6 +73,8 @@ def client_config(settings: KafkaSettings) -> dict[str, Any]:
         config["sasl.password"] = settings.sasl_password.get_secret_value()
     if settings.ssl_key_password is not None:
         config["ssl.key.password"] = settings.ssl_key_password.get_secret_value()
+    if settings.oauth_client_secret is not None:
+        config["sasl.oauthbearer.client.secret"] = settings.oauth_client_secret.get_secret_value()
     return config
 
 
@@ -132,13 +134,18 @@ def member(settings: Settings, group: str) -> Consumer:
     return Consumer(config)
 
 
+def transactional_id(settings: Settings, owner: str) -> str:
+    """The stable id of `owner`'s producer."""
+    return f"{settings.kafka.topic_prefix}{settings.worker.application}-{owner}"
+
+
 def transactional_producer(settings: Settings, owner: str) -> Producer:
     """The one producer of `owner` (a shard, say). Its id is stable, so that a new owner fences the former one and
     settles what it left open."""
     return Producer(
         {
             **client_config(settings.kafka),
-            "transactional.id": f"{settings.kafka.topic_prefix}{settings.worker.application}-{owner}",
+            "transactional.id": transactional_id(settings, owner),
             "transaction.timeout.ms": settings.worker.transaction_timeout_ms,
             "enable.idempotence": True,
             "acks": "all",
@@ -233,9 +240,22 @@ _FENCED = {
 }
 
 
-def failure(exc: KafkaException) -> KafkaFailure:
-    """What a failed transactional call means for the shard: everything but fencing is mended by a rebuild."""
+_DENIED = {
+    KafkaError.TOPIC_AUTHORIZATION_FAILED,
+    KafkaError.GROUP_AUTHORIZATION_FAILED,
+    KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED,
+    KafkaError.CLUSTER_AUTHORIZATION_FAILED,
+}
+
+
+def failure(exc: KafkaException, needs: str = "what `fraud-scorer acls worker --check` says") -> KafkaFailure:
+    """What a failed transactional call means for the shard: everything but fencing is mended by a rebuild.
+
+    `needs`: the ACL that the call needs, named when the authoriser refused.
+    """
     error = exc.args[0] if exc.args else None
     if isinstance(error, KafkaError) and error.code() in _FENCED:
         return Fenced(f"another worker owns this shard now ({error.name()})")
+    if isinstance(error, KafkaError) and error.code() in _DENIED:
+        return Rebuild(f"Kafka's authoriser refused ({error.name()}): missing {needs}")
     return Rebuild(f"the transaction failed ({describe(exc)})")

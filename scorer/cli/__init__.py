@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from scorer.cli import bundle, data, decide, demo, modelling
+from scorer.cli import acls, audit, bundle, data, dead_letters, decide, demo, labels, modelling
 from scorer.errors import FraudScorerError
 from scorer.services.cli import app as services
 
@@ -32,7 +32,11 @@ app.command()(modelling.features)
 app.command()(modelling.train)
 app.command()(modelling.replay)
 app.add_typer(bundle.app, name="bundle")
+app.add_typer(dead_letters.app, name="dead-letters")
+app.add_typer(audit.app, name="audit")
+app.add_typer(labels.app, name="labels")
 app.add_typer(services, name="services")
+app.command()(acls.acls)
 app.command()(data.settings)
 app.command()(data.schemas)
 
