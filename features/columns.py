@@ -48,7 +48,7 @@ class Columns:
 
         Half-even rounding of one IEEE product: the same on every machine.
         """
-        currencies = batch.column("currency").tolist()
+        currencies = [row.currency for row in batch.rows]
         if currencies.count(self._base) == len(currencies):
             return batch.amount_minor, np.ones(len(currencies), dtype=np.bool_)
         factors = np.array([self._factors.get(c, np.nan) for c in currencies], dtype=np.float64)
@@ -67,7 +67,7 @@ class Columns:
             self._hash_few(batch, hashes)
         else:
             for f, name in enumerate(self._fields):
-                hash_into(batch.column(name), hashes[f])
+                hash_into(batch.text(name), hashes[f])
         where = self._where(batch, amount) if self._clauses else np.zeros(n, dtype=np.uint64)
         if self._plan.positions:
             latitude, longitude = batch.column("latitude"), batch.column("longitude")

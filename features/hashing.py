@@ -93,7 +93,9 @@ def joined(values: Sequence[str | bytes | None]) -> tuple[npt.NDArray[np.uint8],
 
 
 def _arrow(values: Any) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32], Any]:
-    array = pa.array(values, type=pa.binary(), from_pandas=False)
+    # Arrow's strings and binaries have the same layout; only a slice would begin somewhere else.
+    ready = isinstance(values, pa.StringArray) and values.offset == 0
+    array = values if ready else pa.array(values, type=pa.binary(), from_pandas=False)
     n = len(array)
     _, offsets_buffer, data_buffer = array.buffers()
     offsets = np.frombuffer(offsets_buffer, dtype=np.int32, count=n + 1) if n else np.zeros(1, np.int32)
@@ -110,6 +112,7 @@ def hash_strings(values: Any) -> tuple[U64, npt.NDArray[np.bool_]]:
     n = len(values)
     out = np.empty((n, 2), dtype=np.uint64)
     if n <= _FEW:
+        values = values.to_pylist() if isinstance(values, pa.Array) else values
         data, offsets = joined(values)
         siphash_128(data, offsets, out, False)
         return out, np.array([v is not None for v in values], dtype=np.bool_)
