@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import Any
 
+import numba as nb
 import numpy as np
 import numpy.typing as npt
 
+from features import plan as p
 from features.feature_set import KEY_FIELDS, POSITION_FIELDS, Feature, FeatureSet, Range
-from features.hashing import combine, hash_strings
-from features.kernel import Rows
+from features.hashing import hash_into, joined, mix, siphash_128
 from features.plan import Plan
 from schemas.currencies import CURRENCY_EXPONENT
 from schemas.decode import PaymentBatch
@@ -19,6 +21,8 @@ HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS
 # Beyond 2^53 minor units a double no longer holds every integer, so the conversion would not be exact.
 AMOUNT_BASE_MAX = 1 << 53
+# Up to here a loop over rows is quicker than arrays.
+ROWS_FEW = 4
 
 
 class Columns:
@@ -26,71 +30,81 @@ class Columns:
 
     def __init__(self, feature_set: FeatureSet, plan: Plan) -> None:
         self._plan = plan
-        self._minor_units = plan.tables.minor_units
+        self._minor_units = float(plan.tables.minor_units[0])
         self._factors = conversion_factors(feature_set)
         self._base = feature_set.currency
+        self._clauses = [[(name, _test(condition)) for name, condition in clause.items()] for clause in plan.wheres]
+        fields = sorted({f for keys in plan.entities for f in keys} | set(plan.distinct_fields))
+        self._fields = fields
+        self._of_row: Callable[[Any], Any] | None = attrgetter(*fields) if fields else None
+        self._entity_start = np.cumsum([0] + [len(keys) for keys in plan.entities], dtype=np.int64)
+        self._entity_fields = np.array([fields.index(f) for keys in plan.entities for f in keys], dtype=np.int64)
+        self._distinct_fields = np.array([fields.index(f) for f in plan.distinct_fields], dtype=np.int64)
+        self.width = p.B_KEYS + 2 * len(plan.entities) + len(plan.distinct_fields)
+        self._nowhere = np.zeros(0, dtype=np.float64)
 
     def convert(self, batch: PaymentBatch) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
         """Amounts in minor units of the set's currency, int64 [n], and which of them could be converted, bool [n].
 
         Half-even rounding of one IEEE product: the same on every machine.
         """
-        currencies = batch.column("currency")
-        factors = np.fromiter(
-            (self._factors.get(c, np.nan) for c in currencies), dtype=np.float64, count=len(currencies)
-        )
-        if (factors == 1.0).all():
+        currencies = batch.column("currency").tolist()
+        if currencies.count(self._base) == len(currencies):
             return batch.amount_minor, np.ones(len(currencies), dtype=np.bool_)
+        factors = np.array([self._factors.get(c, np.nan) for c in currencies], dtype=np.float64)
         converted = np.rint(batch.amount_minor * factors)
         possible = converted < AMOUNT_BASE_MAX  # False for NaN too
         return np.where(possible, converted, 0).astype(np.int64), possible
 
-    def rows(self, batch: PaymentBatch, amount: npt.NDArray[np.int64], ids: npt.NDArray[np.uint64]) -> Rows:
-        """Kernel columns of `batch`, whose converted amounts and hashed payment ids are given."""
+    def prepare(
+        self, batch: PaymentBatch, amount: npt.NDArray[np.int64], ids: npt.NDArray[np.uint64]
+    ) -> npt.NDArray[np.uint64]:
+        """Kernel columns of `batch` (B_ words of the plan), uint64 [n, ·]; converted amounts and hashed payment ids are given."""
         n = len(batch.rows)
-        hashes: dict[str, tuple[npt.NDArray[np.uint64], npt.NDArray[np.bool_]]] = {}
-        for name in {f for fields in self._plan.entities for f in fields} | set(self._plan.distinct_fields):
-            hashes[name] = hash_strings(batch.column(name))
-        keys = np.zeros((n, len(self._plan.entities), 2), dtype=np.uint64)
-        present = np.zeros((n, len(self._plan.entities)), dtype=np.bool_)
-        for e, fields in enumerate(self._plan.entities):
-            keys[:, e, :] = combine([hashes[f][0] for f in fields], salt=e)
-            present[:, e] = np.logical_and.reduce([hashes[f][1] for f in fields])
-        distinct = np.zeros((n, len(self._plan.distinct_fields)), dtype=np.uint64)
-        for d, name in enumerate(self._plan.distinct_fields):
-            values, there = hashes[name]
-            distinct[:, d] = np.where(there, np.maximum(values[:, 0], np.uint64(1)), np.uint64(0))
-        return Rows(
-            time_ms=batch.event_time_ms,
-            amount=amount,
-            where=self._where(batch, amount),
-            keys=keys,
-            present=present,
-            distinct=distinct,
-            ids=ids,
-            latitude=batch.column("latitude"),
-            longitude=batch.column("longitude"),
-        )
+        rows = np.empty((n, self.width), dtype=np.uint64)
+        hashes = np.empty((len(self._fields), n, 2), dtype=np.uint64)
+        if self._fields and n <= ROWS_FEW:
+            self._hash_few(batch, hashes)
+        else:
+            for f, name in enumerate(self._fields):
+                hash_into(batch.column(name), hashes[f])
+        where = self._where(batch, amount) if self._clauses else np.zeros(n, dtype=np.uint64)
+        if self._plan.positions:
+            latitude, longitude = batch.column("latitude"), batch.column("longitude")
+        else:
+            latitude = longitude = self._nowhere
+        _pack(
+            hashes, self._entity_start, self._entity_fields, self._distinct_fields, batch.event_time_ms, amount, where, ids, latitude, longitude,
+            rows,
+        )  # fmt: skip
+        return rows
+
+    def _hash_few(self, batch: PaymentBatch, hashes: npt.NDArray[np.uint64]) -> None:
+        assert self._of_row is not None
+        values = [self._of_row(row) for row in batch.rows]
+        if len(self._fields) == 1:
+            flat = values
+        else:
+            flat = [row[f] for f in range(len(self._fields)) for row in values]
+        data, offsets = joined(flat)
+        siphash_128(data, offsets, hashes.reshape(-1, 2), True)
 
     def fill(self, batch: PaymentBatch, amount: npt.NDArray[np.int64], out: npt.NDArray[np.float32]) -> None:
-        """Write the payment's own columns into `out`, float32 [n, F]."""
+        """Write those of the payment's own columns into `out`, float32 [n, F], that the kernel does not compute itself."""
         for column, feature in self._plan.payment_columns:
             out[:, column] = self._payment_column(feature, batch, amount)
 
     def _payment_column(
         self, feature: Feature, batch: PaymentBatch, amount: npt.NDArray[np.int64]
     ) -> npt.NDArray[np.float64]:
-        name = feature.payment or ""
-        values = self._value(name, batch, amount)
+        values = self._value(feature.payment or "", batch, amount)
         if feature.categories is not None:
             ordinal = {category: float(i) for i, category in enumerate(feature.categories)}
-            return np.fromiter(
-                (ordinal.get(v, np.nan) if isinstance(v, str) else np.nan for v in values), np.float64, len(values)
+            return np.array(
+                [ordinal.get(v, np.nan) if isinstance(v, str) else np.nan for v in values.tolist()], np.float64
             )
         if values.dtype == object:  # an attribute: numbers and booleans as they are, text has no number
-            return np.fromiter(
-                (float(v) if isinstance(v, int | float) else np.nan for v in values), np.float64, len(values)
-            )
+            return _numbers(values)
         return values
 
     def _value(self, name: str, batch: PaymentBatch, amount: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
@@ -105,14 +119,51 @@ class Columns:
         return batch.attribute(name.removeprefix("attributes."))
 
     def _where(self, batch: PaymentBatch, amount: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
-        n = len(batch.rows)
-        bits = np.zeros(n, dtype=np.uint64)
-        for bit, clause in enumerate(self._plan.wheres):
-            holds = np.ones(n, dtype=np.bool_)
-            for name, condition in clause.items():
-                holds &= _matches(condition, self._value(name, batch, amount))
-            bits |= holds.astype(np.uint64) << np.uint64(bit)
+        bits = np.zeros(len(batch.rows), dtype=np.uint64)
+        for bit, clause in enumerate(self._clauses):
+            holds: npt.NDArray[np.bool_] | None = None
+            for name, test in clause:
+                satisfied = test(self._value(name, batch, amount))
+                holds = satisfied if holds is None else holds & satisfied
+            # A clause on features alone starts as true; the kernel decides it.
+            bits |= np.uint64(1 << bit) if holds is None else holds.astype(np.uint64) << np.uint64(bit)
         return bits
+
+
+@nb.njit(cache=True, nogil=True)
+def _pack(  # type: ignore[no-untyped-def]
+    hashes, entity_start, entity_fields, distinct_fields, time_ms, amount, where, ids, latitude, longitude, rows
+) -> None:
+    """Write prepared payments. A composite key mixes its parts in order, different for every entity; it is missing when a part is."""
+    entities = len(entity_start) - 1
+    placed = len(latitude) > 0
+    for i in range(len(rows)):
+        rows[i, p.B_TIME] = np.uint64(time_ms[i])
+        rows[i, p.B_AMOUNT] = np.uint64(amount[i])
+        rows[i, p.B_WHERE] = where[i]
+        rows[i, p.B_ID] = ids[i, 0]
+        rows[i, p.B_ID_HIGH] = ids[i, 1]
+        rows[i, p.B_LATITUDE] = np.float64(latitude[i] if placed else np.nan).view(np.uint64)
+        rows[i, p.B_LONGITUDE] = np.float64(longitude[i] if placed else np.nan).view(np.uint64)
+        present = np.uint64(0)
+        for e in range(entities):
+            low = np.uint64(e + 1) * np.uint64(0x9E3779B97F4A7C15)
+            high = ~low
+            complete = True
+            for k in range(entity_start[e], entity_start[e + 1]):
+                first, second = hashes[entity_fields[k], i, 0], hashes[entity_fields[k], i, 1]
+                if first == 0 and second == 0:
+                    complete = False
+                low, high = mix(low ^ first) + high, mix(high ^ second) + low
+            rows[i, p.B_KEYS + 2 * e] = low
+            rows[i, p.B_KEYS + 2 * e + 1] = high
+            if complete:
+                present |= np.uint64(1) << np.uint64(e)
+        rows[i, p.B_PRESENT] = present
+        for d in range(len(distinct_fields)):
+            first, second = hashes[distinct_fields[d], i, 0], hashes[distinct_fields[d], i, 1]
+            missing = first == 0 and second == 0
+            rows[i, p.B_KEYS + 2 * entities + d] = np.uint64(0) if missing else max(first, np.uint64(1))
 
 
 def conversion_factors(feature_set: FeatureSet) -> dict[str, float]:
@@ -125,25 +176,38 @@ def conversion_factors(feature_set: FeatureSet) -> dict[str, float]:
     return factors
 
 
-def _matches(condition: object, values: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+def _numbers(values: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    if values.dtype != object:
+        return values.astype(np.float64)
+    return np.array([float(v) if isinstance(v, int | float) else np.nan for v in values.tolist()], np.float64)
+
+
+def _test(condition: object) -> Callable[[npt.NDArray[Any]], npt.NDArray[np.bool_]]:
     """Which values satisfy a condition; a missing value satisfies none."""
-    test: Callable[[Any], bool]
     if isinstance(condition, Range):
-        numbers = np.fromiter(
-            (float(v) if isinstance(v, int | float) else np.nan for v in values), np.float64, len(values)
-        )
-        holds = ~np.isnan(numbers)
-        for bound, compare in (
-            (condition.at_least, np.greater_equal),
-            (condition.above, np.greater),
-            (condition.at_most, np.less_equal),
-            (condition.below, np.less),
-        ):
-            if bound is not None:
+        bounds = [
+            (bound, compare)
+            for bound, compare in (
+                (condition.at_least, np.greater_equal),
+                (condition.above, np.greater),
+                (condition.at_most, np.less_equal),
+                (condition.below, np.less),
+            )
+            if bound is not None
+        ]
+
+        def inside(values: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+            numbers = _numbers(values)
+            holds: npt.NDArray[np.bool_] = ~np.isnan(numbers)
+            for bound, compare in bounds:
                 holds &= compare(numbers, bound)
-        return holds
+            return holds
+
+        return inside
     wanted: Sequence[object] = condition if isinstance(condition, list) else [condition]
+    if all(isinstance(w, str) for w in wanted):
+        texts = frozenset(wanted)
+        return lambda values: np.array([v in texts for v in values.tolist()], np.bool_)
     # True == 1 in Python; a filter on text or truth must not match a number.
     exact = {(type(w) is bool, w) for w in wanted}
-    test = lambda v: v is not None and (type(v) is bool, v) in exact  # noqa: E731
-    return np.fromiter(map(test, values), np.bool_, len(values))
+    return lambda values: np.array([v is not None and (type(v) is bool, v) in exact for v in values.tolist()], np.bool_)

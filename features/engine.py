@@ -10,21 +10,27 @@ The engine is deterministic: the same batches and labels in the same order give 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from features import kernel as k
+from features import plan as p
+from features import state as st
+from features.capture import FORMAT, Capture, Image
 from features.columns import Columns
 from features.feature_set import FeatureSet
 from features.hashing import hash_strings
-from features.plan import ADD_DISTINCT, lower
-from features.table import grown, new_table
+from features.plan import lower
+from features.restore import check, restored
+from features.segments import FILE_SHIFT, MEMORY_SHIFT, Segments
+from features.table import grown
 from schemas.decode import PaymentBatch
 
-LOG_ROWS_FIRST = 1 << 14
-# Labels that came before stream time reached their `known_at`; 24 bytes each. When full, further ones are refused and counted.
+# Labels that came before stream time reached their `known_at`; 32 bytes each. When full, further ones are refused and counted.
 LABELS_PENDING_MAX = 4_000_000
+_NO_LABELS = np.zeros((0, 4), dtype=np.int64)
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,7 @@ class EngineCounts:
     """What the engine holds and what its limits refused: gauges and counters for the shell to publish."""
 
     log_rows: int
+    log_bytes: int
     keys: int
     arena_bytes: int
     labels_pending: int
@@ -43,23 +50,67 @@ class EngineCounts:
 
 
 class Engine:
-    """Rolling features of one shard, exact, in memory. Not thread-safe: one shard has one owner."""
+    """Rolling features of one shard, exact. Not thread-safe: one shard has one owner.
 
-    def __init__(self, feature_set: FeatureSet) -> None:
+    `folder`: where the event log's segments are kept (one engine each); in memory without one. `segment_shift`: log2 of the rows of
+    a segment, 6 to 24. Raises SegmentError when the folder cannot be used.
+    """
+
+    def __init__(
+        self, feature_set: FeatureSet, *, folder: Path | None = None, segment_shift: int | None = None
+    ) -> None:
         self.feature_set = feature_set
-        self._plan = lower(feature_set)
-        self._columns = Columns(feature_set, self._plan)
-        self._tables = self._plan.tables
-        self._distinct_ops = int((self._tables.insert_ops[:, 0] == ADD_DISTINCT).sum())
-        self._state = self._fresh_state()
-        self._labels = k.Labels(np.empty(0, np.int64), np.empty((0, 2), np.uint64), np.empty(0, np.int8))
+        self.segment_shift = segment_shift or (MEMORY_SHIFT if folder is None else FILE_SHIFT)
+        self.plan = lower(feature_set, segment_shift=self.segment_shift)
+        self._columns = Columns(feature_set, self.plan)
+        self._tables = self.plan.tables
+        self.segments = Segments(self._tables, folder)
+        # Counts replacements of arrays that a running capture copies from.
+        self.generation = 0
+        self._use(st.fresh_state(self._tables))
+        self._labels = _NO_LABELS
         self._incoming: list[tuple[int, str, int]] = []
         self._labels_refused = 0
+        self._progress = np.zeros(2, dtype=np.int64)
+        self._scratch = np.zeros(p.MEDIAN_MAX, dtype=np.int64)
+        self._strips = np.zeros(len(self._tables.entity), dtype=np.int64)
+
+    @classmethod
+    def restore(cls, feature_set: FeatureSet, image: Image, *, folder: Path | None = None) -> Engine:
+        """An engine that goes on where the image was taken. Raises StateMismatch when it is not for this set or version."""
+        check(image.meta, fingerprint=feature_set.fingerprint, format_version=FORMAT)
+        engine = cls(feature_set, folder=folder, segment_shift=int(image.meta["segment_shift"]))
+        try:
+            engine._use(restored(engine._tables, engine.segments, image.arrays, engine.segment_shift))
+        except BaseException:
+            engine.close()
+            raise
+        engine._labels = np.array(image.arrays["pending"], dtype=np.int64).reshape(-1, 4)
+        engine._labels_refused = int(image.meta["labels_refused"])
+        return engine
+
+    def capture(self) -> Capture:
+        """Begin a snapshot; between two batches."""
+        return Capture(self)
+
+    def pending_labels(self) -> npt.NDArray[np.int64]:
+        """Labels that stream time has not reached yet, int64 [m, 4]: known_at ms, id low, id high, 1 fraud or 2 genuine."""
+        self._take_incoming()
+        return self._labels
+
+    def close(self) -> None:
+        """Give the log's files and folder back. The engine is of no use afterwards."""
+        self.segments.close()
+
+    @property
+    def state(self) -> st.State:
+        """The arrays, for snapshots and tests; they belong to the engine."""
+        return self._state
 
     @property
     def stream_time_ms(self) -> int | None:
         """Largest accepted event time so far, epoch ms; None before the first payment."""
-        value = int(self._state.scalars[k.STREAM_MS])
+        value = int(self._state.scalars[st.STREAM_MS])
         return None if value < 0 else value
 
     def convert(self, batch: PaymentBatch) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
@@ -68,7 +119,7 @@ class Engine:
 
     def add_label(self, payment_id: str, *, fraud: bool, known_at_ms: int) -> None:
         """A verdict on a payment; visible to payments from stream time `known_at_ms` on."""
-        if len(self._labels.known_at_ms) + len(self._incoming) >= LABELS_PENDING_MAX:
+        if len(self._labels) + len(self._incoming) >= LABELS_PENDING_MAX:
             self._labels_refused += 1
             return
         self._incoming.append((known_at_ms, payment_id, 1 if fraud else 2))
@@ -79,121 +130,123 @@ class Engine:
         """Features of each payment, float32 [n, F], and which came later than allowed, bool [n].
 
         `batch` is in journal order and holds no duplicates; `amount` comes from `convert`; `ids` uint64 [n, 2] are the hashed
-        payment ids (features.hashing.hash_strings).
+        payment ids (features.hashing.hash_strings). Raises SegmentError when the log's disk is full; then nothing has changed.
         """
         n = len(batch.rows)
-        out = np.full((n, len(self._tables.reads)), np.nan, dtype=np.float32)
-        late = np.zeros(n, dtype=np.bool_)
+        out = np.empty((n, len(self._tables.reads)), dtype=np.float32)
         if n == 0:
-            return out, late
+            return out, np.zeros(0, dtype=np.bool_)
+        if self.plan.payment_columns:
+            self._columns.fill(batch, amount, out)
+        return out, self.apply_prepared(self._columns.prepare(batch, amount, ids), out)
+
+    def apply_prepared(self, rows: npt.NDArray[np.uint64], out: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+        """`apply` for columns that are prepared already (features.columns), the payment's own ones filled into `out`."""
+        late = np.zeros(len(rows), dtype=np.bool_)
         self._take_incoming()
-        self._make_room(n)
-        self._columns.fill(batch, amount, out)
-        rows = self._columns.rows(batch, amount, ids)
-        applied = k.apply(self._tables, self._state, rows, self._labels, out, late)
-        if applied:
-            self._labels = k.Labels(*(column[applied:].copy() for column in self._labels))
-        return out, late
+        self._make_room(len(rows))
+        progress = self._progress
+        progress[:] = 0
+        space = (progress, self._scratch, self._strips)
+        while k.apply(self._context, rows, self._labels, out, late, *space) == k.CRAMPED:
+            self._enlarge()
+        if progress[k.LABELS_DONE]:
+            self._labels = self._labels[progress[k.LABELS_DONE] :].copy()
+        return late
+
+    def prepare(
+        self, batch: PaymentBatch, amount: npt.NDArray[np.int64], ids: npt.NDArray[np.uint64]
+    ) -> npt.NDArray[np.uint64]:
+        """What `apply_prepared` takes, uint64 [n, ·]: for benchmarks that measure the kernel alone."""
+        return self._columns.prepare(batch, amount, ids)
 
     def counts(self) -> EngineCounts:
         """Sizes and limits, for metrics."""
         s = self._state.scalars
         return EngineCounts(
-            log_rows=int(s[k.NEXT_SEQ] - s[k.LOG_BASE]),
-            keys=int(s[k.KEYS]),
-            arena_bytes=int(s[k.ARENA_NEXT]) * 8,
-            labels_pending=len(self._labels.known_at_ms) + len(self._incoming),
-            labels_applied=int(s[k.LABELS_APPLIED]),
+            log_rows=int(s[st.NEXT_SEQ] - self._state.passed[self._tables.scalars[p.RETENTION], 0]),
+            log_bytes=self.segments.bytes,
+            keys=int(s[st.KEYS]),
+            arena_bytes=(int(s[st.CHUNKS]) + 1) * st.CHUNK_WORDS * 8
+            + int(s[st.POOL_NEXT]) * 8
+            + self._state.keys.nbytes
+            + self._state.distincts.nbytes
+            + int(s[st.LATE_COUNT]) * 16,
+            labels_pending=len(self._labels) + len(self._incoming),
+            labels_applied=int(s[st.LABELS_APPLIED]),
             labels_refused=self._labels_refused,
-            keys_refused=int(s[k.KEYS_REFUSED]),
-            orphan_labels=int(s[k.ORPHANS]),
-            orphan_labels_dropped=int(s[k.ORPHANS_DROPPED]),
+            keys_refused=int(s[st.KEYS_REFUSED]),
+            orphan_labels=int(s[st.ORPHANS]),
+            orphan_labels_dropped=int(s[st.ORPHANS_DROPPED]),
         )
 
-    def _fresh_state(self) -> k.State:
-        t = self._tables
-        rows, entities, distinct, chains = LOG_ROWS_FIRST, len(t.entity), int(t.scalars[2]), int(t.scalars[3])
-        arena = np.zeros(1 << 14, dtype=np.int64)
-        return k.State(
-            scalars=k.scalars(),
-            pointers=np.zeros(len(t.edge_offset), np.int64),
-            order=np.zeros(rows, np.int64),
-            time_ms=np.zeros(rows, np.int64),
-            amount=np.zeros(rows, np.int64),
-            where=np.zeros(rows, np.uint64),
-            label=np.zeros(rows, np.int8),
-            slot=np.zeros((rows, entities), np.int64),
-            distinct=np.zeros((rows, distinct), np.uint64),
-            chain=np.zeros((rows, chains), np.int64),
-            ids=np.zeros((rows, 2), np.uint64),
-            arena=arena,
-            arena_f=arena.view(np.float64),
-            free=np.full(entities, -1, np.int64),
-            keys=new_table(),
-            distincts=new_table(),
-            id_rows=new_table(),
-            orphans=new_table(1 << 17),  # ORPHANS_MAX keys at half load
-        )
+    def _use(self, state: st.State) -> None:
+        self._state = state
+        self._context = st.addresses(state, self._tables)
 
     def _take_incoming(self) -> None:
         """Merge new labels into the waiting ones: by known_at, then by order of arrival."""
         if not self._incoming:
             return
         ids, _ = hash_strings([payment_id for _, payment_id, _ in self._incoming])
-        known = np.concatenate([self._labels.known_at_ms, np.array([row[0] for row in self._incoming], np.int64)])
-        label = np.concatenate([self._labels.label, np.array([row[2] for row in self._incoming], np.int8)])
-        order = np.argsort(known, kind="stable")
-        self._labels = k.Labels(known[order], np.concatenate([self._labels.ids, ids])[order], label[order])
+        new = np.empty((len(self._incoming), 4), dtype=np.int64)
+        new[:, 0] = [row[0] for row in self._incoming]
+        new[:, 1:3] = ids.view(np.int64)
+        new[:, 3] = [row[2] for row in self._incoming]
+        merged = np.concatenate([self._labels, new])
+        self._labels = np.ascontiguousarray(merged[np.argsort(merged[:, 0], kind="stable")])
         self._incoming.clear()
 
     def _make_room(self, n: int) -> None:
-        """Grow every array so that the worst case of n payments fits: the kernel itself never allocates."""
+        """Grow what n payments can fill; what rows entering a delayed window can fill, the kernel asks for (`_enlarge`)."""
         s, t = self._state, self._tables
-        used = int(s.scalars[k.NEXT_SEQ] - s.scalars[k.LOG_BASE])
-        if used + n > len(s.time_ms):
-            self._compact()
-            s = self._state
-            used = int(s.scalars[k.NEXT_SEQ] - s.scalars[k.LOG_BASE])
-            # Grow at half full, so that rows are moved at most twice on average however long the stream.
-            if (used + n) * 2 > len(s.time_ms):
-                s = self._resized(max(2 * len(s.time_ms), 2 * (used + n)))
-        words = int(s.scalars[k.ARENA_NEXT]) + n * int(t.entity[:, 0].sum())
-        if words > len(s.arena):
-            arena = np.zeros(max(2 * len(s.arena), words), dtype=np.int64)
-            arena[: len(s.arena)] = s.arena
-            s = s._replace(arena=arena, arena_f=arena.view(np.float64))
-        self._state = s._replace(
-            keys=grown(s.keys, int(s.scalars[k.KEYS]), n * len(t.entity)),
-            distincts=grown(s.distincts, int(s.scalars[k.DISTINCTS]), n * self._distinct_ops),
-            id_rows=grown(s.id_rows, int(s.scalars[k.IDS]), n),
-        )
+        following = int(s.scalars[st.NEXT_SEQ])
+        changed = self.segments.cover(following, following + n, s.passed[:, 0])
+        if changed:
+            rows, index, labels = (np.ascontiguousarray(a) for a in self.segments.addresses)
+            s = s._replace(rows=rows, index=index, labels=labels, labels_dirty=self.segments.labels_dirty)
+        chunks = int(s.scalars[st.CHUNKS]) + 1
+        for words in t.entity[:, 0].tolist():
+            chunks += -(-n // (st.CHUNK_WORDS // words))
+        if chunks > len(s.owner):
+            arena = st.enlarged(s.arena, max(2 * len(s.owner), chunks) * st.CHUNK_WORDS)
+            s = s._replace(
+                arena=arena,
+                arena_f=arena.view(np.float64),
+                arena_dirty=st.enlarged(s.arena_dirty, st.granules(len(arena))),
+                owner=np.concatenate([s.owner, np.full(len(arena) // st.CHUNK_WORDS - len(s.owner), -1, np.int64)]),
+            )
+            self.generation += 1
+            changed = True
+        keys = grown(s.keys, int(s.scalars[st.KEYS]), n * len(t.entity))
+        orphans = int(s.scalars[st.ORPHANS])
+        kept = grown(s.orphans, orphans, min(len(self._labels), st.ORPHANS_MAX - orphans))
+        if changed or keys is not s.keys or kept is not s.orphans:
+            self._use(s._replace(keys=keys, orphans=kept))
 
-    def _compact(self) -> None:
-        """Drop the rows that have passed the last edge from the front of the log."""
-        s = self._state
-        gone = int(s.pointers[self._tables.scalars[4]])
-        if gone == 0:
-            return
-        count = int(s.scalars[k.ORDER_COUNT])
-        base, following = int(s.scalars[k.LOG_BASE]), int(s.scalars[k.NEXT_SEQ])
-        kept = s.order[gone:count].copy()
-        new_base = int(kept.min()) if len(kept) else following
-        shift, rows = new_base - base, following - base
-        s.order[: len(kept)] = kept
-        s.pointers[:] = np.maximum(s.pointers - gone, 0)
-        for name in ("time_ms", "amount", "where", "label", "slot", "distinct", "chain", "ids"):
-            column = getattr(s, name)
-            column[: rows - shift] = column[shift:rows].copy()
-        s.scalars[k.ORDER_COUNT] = len(kept)
-        s.scalars[k.LOG_BASE] = new_base
+    def _enlarge(self) -> None:
+        """Grow pool, distinct table and list of late rows when the next row might not fit."""
+        s, t = self._state, self._tables
+        series = int(t.scalars[p.SERIES_OPS]) * (16 << int(s.scalars[st.POOL_CLASS_MAX]))
+        if int(s.scalars[st.POOL_NEXT]) + series > len(s.pool):
+            pool = st.enlarged(s.pool, max(2 * len(s.pool), len(s.pool) + 2 * series))
+            s = s._replace(pool=pool, pool_dirty=st.enlarged(s.pool_dirty, st.granules(len(pool))))
+        distincts = grown(s.distincts, int(s.scalars[st.DISTINCTS]), int(t.scalars[p.DISTINCT_OPS]))
+        if distincts is not s.distincts:
+            s = s._replace(distincts=distincts, distincts_dirty=np.ones(st.granules(distincts.size), np.uint8))
+        if int(s.scalars[st.LATE_COUNT]) >= len(s.late):
+            s = self._compacted_late(s)
+        self.generation += 1
+        self._use(s)
 
-    def _resized(self, capacity: int) -> k.State:
-        def larger(column: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
-            bigger = np.zeros((capacity, *column.shape[1:]), dtype=column.dtype)
-            bigger[: len(column)] = column
-            return bigger
-
-        s = self._state
-        names = ("order", "time_ms", "amount", "where", "label", "slot", "distinct", "chain", "ids")
-        self._state = s._replace(**{name: larger(getattr(s, name)) for name in names})
-        return self._state
+    def _compacted_late(self, s: st.State) -> st.State:
+        """Drop late rows that have passed every edge; grow at half full, so that rows are moved at most twice on average."""
+        gone, count = int(s.passed[:, 1].min()), int(s.scalars[st.LATE_COUNT])
+        s.late[: count - gone] = s.late[gone:count].copy()
+        s.late_dirty[:] = 1
+        s.passed[:, 1] -= gone
+        s.scalars[st.LATE_COUNT] = count - gone
+        if (count - gone) * 2 > len(s.late):
+            late = st.enlarged(s.late, 2 * len(s.late))
+            s = s._replace(late=late, late_dirty=np.ones(st.granules(late.size), np.uint8))
+        return s

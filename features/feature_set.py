@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -35,11 +36,20 @@ CALENDAR_FIELDS = ("amount", "hour_of_day", "day_of_week")
 
 # With a `window`, or without one (then over the whole life of the key).
 WINDOWED = ("count", "sum", "mean", "std", "min", "max", "median", "distinct", "fraud_count", "fraud_rate")
-LATEST = ("since_last", "since_first", "last", "speed_kmh", "since_fraud")
-NEEDS_OF = ("sum", "mean", "std", "min", "max", "median", "distinct", "last")
+LATEST = ("since_last", "since_first", "last", "speed_kmh", "since_fraud", "since_first_fraud", "last_label")
+DECAYED = ("decayed_count", "decayed_sum")
+AGGREGATES = WINDOWED + LATEST + DECAYED
+NEEDS_OF = ("sum", "mean", "std", "min", "max", "median", "distinct", "last", "decayed_sum")
 
 ENTITIES_MAX = 16
 FEATURES_MAX = 512
+# One bit of a 64-bit word each.
+WHERES_MAX = 64
+
+
+def is_field(name: str) -> bool:
+    """Whether a filter's name means a field of the payment; any other name means an earlier feature."""
+    return name in KEY_FIELDS or name in POSITION_FIELDS or name in CALENDAR_FIELDS or name.startswith("attributes.")
 
 
 class FeatureSetError(ValueError):
@@ -102,6 +112,7 @@ class Feature(_Strict):
     of: str | None = None
     window: PositiveDurationMs | None = None
     delay: DurationMs = 0
+    half_life: PositiveDurationMs | None = None
     include_current: bool = False
     where: dict[str, Condition] = Field(default_factory=dict)
     # Arithmetic on earlier columns.
@@ -130,7 +141,9 @@ class Feature(_Strict):
             )
         if self.kind != "aggregate":
             extra = [
-                k for k in ("entity", "of", "window", "delay", "include_current", "where") if k in self.model_fields_set
+                k
+                for k in ("entity", "of", "window", "delay", "half_life", "include_current", "where")
+                if k in self.model_fields_set
             ]
             if extra:
                 raise ValueError(
@@ -163,39 +176,54 @@ class Feature(_Strict):
             raise ValueError(f"feature {self.name}: a category is listed twice")
 
     def _check_aggregate(self) -> None:
-        if self.aggregate not in WINDOWED + LATEST:
-            raise ValueError(
-                f"feature {self.name}: unknown aggregate {self.aggregate!r}; known are {', '.join(WINDOWED + LATEST)}"
-            )
+        name, kind = self.name, self.aggregate or ""
+        if kind not in AGGREGATES:
+            raise ValueError(f"feature {name}: unknown aggregate {kind!r}; known are {', '.join(AGGREGATES)}")
         if self.entity is None:
-            raise ValueError(f"feature {self.name}: an aggregate needs its entity")
-        if self.aggregate in WINDOWED and self.window is None:
-            raise ValueError(f"feature {self.name}: {self.aggregate} needs a window such as 24h")
-        if (self.aggregate in NEEDS_OF) != (self.of is not None):
-            verb = "needs" if self.aggregate in NEEDS_OF else "takes no"
-            raise ValueError(f"feature {self.name}: {self.aggregate} {verb} `of`")
-        if self.aggregate == "distinct":
-            if self.of not in KEY_FIELDS:
-                raise ValueError(f"feature {self.name}: distinct counts one of {', '.join(KEY_FIELDS)}")
-        elif self.of not in (None, "amount"):
-            raise ValueError(f"feature {self.name}: {self.aggregate} is computed of amount, not of {self.of!r}")
-        if self.aggregate in LATEST and (self.delay or self.include_current):
-            raise ValueError(f"feature {self.name}: {self.aggregate} takes neither delay nor include_current")
-        if self.aggregate == "since_first" and self.window is not None:
-            raise ValueError(f"feature {self.name}: since_first looks at the whole life of a key and takes no window")
-        if self.aggregate in LATEST and self.where:
-            raise ValueError(f"feature {self.name}: {self.aggregate} takes no where")
-        if self.aggregate in ("min", "max", "median") and self.delay:
-            raise ValueError(f"feature {self.name}: {self.aggregate} takes no delay")
-        if self.aggregate in ("fraud_count", "fraud_rate") and self.include_current:
+            raise ValueError(f"feature {name}: an aggregate needs its entity")
+        if (kind in NEEDS_OF) != (self.of is not None):
+            what = "of: customer_id or another text field" if kind == "distinct" else "of: amount"
             raise ValueError(
-                f"feature {self.name}: the current payment has no label yet, so include_current means nothing here"
+                f"feature {name}: {kind} needs `{what}`"
+                if kind in NEEDS_OF
+                else f"feature {name}: {kind} takes no `of`"
             )
-        for field in self.where:
-            if field not in (*KEY_FIELDS, *POSITION_FIELDS, *CALENDAR_FIELDS) and not field.startswith("attributes."):
+        if kind == "distinct":
+            if self.of not in KEY_FIELDS:
+                raise ValueError(f"feature {name}: distinct counts one of {', '.join(KEY_FIELDS)}")
+        elif self.of not in (None, "amount"):
+            raise ValueError(f"feature {name}: {kind} is computed of amount, not of {self.of!r}; write of: amount")
+        self._check_time()
+        for field, condition in self.where.items():
+            if isinstance(condition, Range) and not condition.model_fields_set:
+                raise ValueError(f"feature {name}: where {field}: a range needs at_least, above, at_most or below")
+            if isinstance(condition, list) and not condition:
                 raise ValueError(
-                    f"feature {self.name}: where names the unknown field {field!r}; it takes fields of the payment"
+                    f"feature {name}: where {field}: an empty list lets no payment pass; name at least one value"
                 )
+
+    def _check_time(self) -> None:
+        """Window, delay, half-life and the current payment: what belongs to which aggregate."""
+        name, kind = self.name, self.aggregate or ""
+        if kind in WINDOWED and self.window is None:
+            raise ValueError(f"feature {name}: {kind} needs a window such as 24h")
+        if kind in ("since_first", "since_first_fraud") and self.window is not None:
+            raise ValueError(f"feature {name}: {kind} looks at the whole life of a key; leave the window out")
+        if kind in LATEST and (self.delay or self.include_current):
+            raise ValueError(f"feature {name}: {kind} takes neither delay nor include_current; leave them out")
+        if (kind in DECAYED) != (self.half_life is not None):
+            way = (
+                "needs a half_life such as 7d"
+                if kind in DECAYED
+                else "takes no half_life; that is for " + " and ".join(DECAYED)
+            )
+            raise ValueError(f"feature {name}: {kind} {way}")
+        if kind in DECAYED and (self.window is not None or self.delay):
+            raise ValueError(f"feature {name}: {kind} forgets by its half_life; leave window and delay out")
+        if kind in ("fraud_count", "fraud_rate") and self.include_current:
+            raise ValueError(
+                f"feature {name}: the current payment has no label yet, so include_current means nothing here"
+            )
 
 
 class FeatureSet(_Strict):
@@ -247,8 +275,51 @@ class FeatureSet(_Strict):
             for operand in feature.operands:
                 if operand not in seen:
                     raise ValueError(f"feature {feature.name}: {operand!r} must be a feature that stands before it")
+            self._check_where(feature, seen)
             seen.add(feature.name)
+        clauses = {json.dumps(f.model_dump(mode="json")["where"], sort_keys=True) for f in self.features if f.where}
+        if len(clauses) > WHERES_MAX:
+            raise ValueError(
+                f"features: {len(clauses)} different where clauses; there may be {WHERES_MAX}, so let features share theirs"
+            )
         return self
+
+    def _check_where(self, feature: Feature, seen: set[str]) -> None:
+        """A filter names a field of the payment, or a feature that stands before it and is then a number."""
+        for name, condition in feature.where.items():
+            if is_field(name):
+                continue
+            if name not in seen:
+                later = name in self.names
+                raise ValueError(
+                    f"feature {feature.name}: where names {name!r}, "
+                    + (
+                        "which must stand before it"
+                        if later
+                        else "which is neither a field of the payment, nor attributes.NAME, nor an earlier feature"
+                    )
+                )
+            values = [] if isinstance(condition, Range) else condition if isinstance(condition, list) else [condition]
+            if any(isinstance(value, str | bool) for value in values):
+                raise ValueError(
+                    f"feature {feature.name}: where {name}: a feature is a number; write a number, a list of numbers or a range"
+                )
+
+    def check_sharding(self, shard_key: Sequence[str], shards: int) -> None:
+        """Refuse a set whose entities `shards` shards would split. `shard_key`: the fields that decide a payment's partition.
+
+        A key of an entity stays in one shard when the entity has all fields of the shard key. Raises FeatureSetError.
+        """
+        if shards <= 1:
+            return
+        for feature in self.features:
+            fields = self.entities[feature.entity] if feature.entity is not None else []
+            if feature.entity is not None and not set(shard_key) <= set(fields):
+                raise FeatureSetError(
+                    f"feature {feature.name}: payments are shared out among {shards} shards by {', '.join(shard_key) or 'no field'}, so each shard would see "
+                    f"only a part of every {feature.entity} ({', '.join(fields)}). Run one shard, key the payments topic by {', '.join(fields)}, leave the "
+                    "feature out, or compute it in a stage of its own behind a re-keyed topic"
+                )
 
     @property
     def names(self) -> list[str]:
@@ -269,6 +340,8 @@ class FeatureSet(_Strict):
             used.update(
                 f for f in (feature.payment, feature.of, *feature.where) if f in (*KEY_FIELDS, *POSITION_FIELDS)
             )
+            if feature.aggregate == "speed_kmh":
+                used.update(("latitude", "longitude"))
         return used
 
     @classmethod

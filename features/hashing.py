@@ -9,6 +9,8 @@ Source: Aumasson and Bernstein, "SipHash: a fast short-input PRF", 2012, and the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import numba as nb
@@ -16,10 +18,14 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from features.memory import peek64
+
 U64 = npt.NDArray[np.uint64]
 
 _K0 = np.uint64(0x0706050403020100)
 _K1 = np.uint64(0x0F0E0D0C0B0A0908)
+# Up to so many values Python's own bytes are quicker than an Arrow array.
+_FEW = 8
 
 
 @nb.njit(inline="always")
@@ -43,19 +49,21 @@ def _round(v0, v1, v2, v3):  # type: ignore[no-untyped-def]
 
 
 @nb.njit(cache=True, nogil=True)
-def siphash_128(data: npt.NDArray[np.uint8], offsets: npt.NDArray[np.int32], out: U64) -> None:
-    """Hash the strings `data[offsets[i]:offsets[i+1]]` into `out[i] = (low, high)`."""
+def siphash_128(data: npt.NDArray[np.uint8], offsets: npt.NDArray[np.int32], out: U64, empty_as_zero: bool) -> None:
+    """Hash the strings `data[offsets[i]:offsets[i+1]]` into `out[i] = (low, high)`; an empty one into zeros when told so."""
+    address = np.int64(data.ctypes.data)
     for i in range(len(offsets) - 1):
-        start, end = offsets[i], offsets[i + 1]
+        start, end = np.int64(offsets[i]), np.int64(offsets[i + 1])
+        if empty_as_zero and start == end:
+            out[i, 0] = out[i, 1] = np.uint64(0)
+            continue
         v0 = _K0 ^ np.uint64(0x736F6D6570736575)
         v1 = _K1 ^ np.uint64(0x646F72616E646F6D) ^ np.uint64(0xEE)
         v2 = _K0 ^ np.uint64(0x6C7967656E657261)
         v3 = _K1 ^ np.uint64(0x7465646279746573)
         whole = start + ((end - start) // 8) * 8
         for p in range(start, whole, 8):
-            m = np.uint64(0)
-            for k in range(8):
-                m |= np.uint64(data[p + k]) << np.uint64(8 * k)
+            m = np.uint64(peek64(address + p))
             v3 ^= m
             v0, v1, v2, v3 = _round(v0, v1, v2, v3)
             v0, v1, v2, v3 = _round(v0, v1, v2, v3)
@@ -77,8 +85,14 @@ def siphash_128(data: npt.NDArray[np.uint8], offsets: npt.NDArray[np.int32], out
         out[i, 1] = v0 ^ v1 ^ v2 ^ v3
 
 
-def hash_strings(values: Any) -> tuple[U64, npt.NDArray[np.bool_]]:
-    """128-bit hashes of `values` (n strings, bytes or None) as uint64 [n, 2], and which of them are present, bool [n]."""
+def joined(values: Sequence[str | bytes | None]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]:
+    """A few strings as one run of bytes, uint8, and where each begins, int32 [n + 1]; None is empty."""
+    parts = [v.encode() if isinstance(v, str) else v or b"" for v in values]
+    offsets = np.array([0, *accumulate(map(len, parts))], dtype=np.int32)
+    return np.frombuffer(b"".join(parts) or b"\0", dtype=np.uint8), offsets
+
+
+def _arrow(values: Any) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32], Any]:
     array = pa.array(values, type=pa.binary(), from_pandas=False)
     n = len(array)
     _, offsets_buffer, data_buffer = array.buffers()
@@ -88,23 +102,32 @@ def hash_strings(values: Any) -> tuple[U64, npt.NDArray[np.bool_]]:
         if data_buffer is not None and data_buffer.size
         else np.zeros(1, np.uint8)
     )
+    return data, offsets, array
+
+
+def hash_strings(values: Any) -> tuple[U64, npt.NDArray[np.bool_]]:
+    """128-bit hashes of `values` (n strings, bytes or None) as uint64 [n, 2], and which of them are present, bool [n]."""
+    n = len(values)
     out = np.empty((n, 2), dtype=np.uint64)
-    siphash_128(data, offsets, out)
+    if n <= _FEW:
+        data, offsets = joined(values)
+        siphash_128(data, offsets, out, False)
+        return out, np.array([v is not None for v in values], dtype=np.bool_)
+    data, offsets, array = _arrow(values)
+    siphash_128(data, offsets, out, False)
     present = np.ones(n, dtype=np.bool_) if array.null_count == 0 else ~np.asarray(array.is_null())
     return out, present
 
 
-def combine(parts: list[U64], salt: int) -> U64:
-    """One 128-bit key of several (a composite entity), different for every `salt` (the entity), as uint64 [n, 2]."""
-    # splitmix64's finaliser between the parts: order matters, and every bit of every part reaches both words.
-    low = np.full(len(parts[0]), ((salt + 1) * 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF, dtype=np.uint64)
-    high = ~low
-    for part in parts:
-        low, high = _mix(low ^ part[:, 0]) + high, _mix(high ^ part[:, 1]) + low
-    return np.stack([low, high], axis=1)
+def hash_into(values: Any, out: U64) -> None:
+    """128-bit hashes of `values` (n strings or None) into `out`, uint64 [n, 2]; missing and empty ones as zeros."""
+    data, offsets, _ = _arrow(values)
+    siphash_128(data, offsets, out, True)
 
 
-def _mix(x: U64) -> U64:
+@nb.njit(inline="always")
+def mix(x: np.uint64) -> np.uint64:
+    """splitmix64's finaliser: every bit of x reaches every bit of the result."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))

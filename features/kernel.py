@@ -1,586 +1,621 @@
 """The kernel: payments in journal order in, feature values out, the state moved on. All numba, no allocation, no GIL.
 
 For each payment: move stream time; let rows pass the edges; apply the labels that are known by now; read the features; write the
-row into the log and into the cells. Integers throughout, so that adding and removing never drifts; the only floating-point step
-is the last one, from exact integers to a value.
+row into the log and into the cells. Integers throughout, so that adding and removing never drifts; the only floating-point steps
+are the last one, from exact integers to a value, and decayed sums, to which is only ever added.
 
-State arrays (`State`) grow between calls, never inside (engine.py makes room for the worst case of a batch first).
+Memory is fetched ahead: a payment's keys are looked up a few payments early, and what a row will touch when it passes an edge is asked
+for a few rows early, so that with millions of keys the waits overlap.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
 
 import numba as nb
 import numpy as np
 import numpy.typing as npt
 
 from features import plan as p
+from features.arithmetic import add_square, deviation, distance_km, halved, multiply
+from features.labels import apply_label, set_label
+from features.log import CAME_LATE, NO_SLOT, TIME_SHIFT, WHERE_SHIFT, index_row, label_of, passes, row_address
+from features.memory import inlined, kernel, peek32, peek64, poke32, poke64, poke8, prefetch
+from features.series import BLOCK_WORDS, bounds, expire, free_block, median, push_extreme, push_sorted
+from features.state import (
+    CHUNK_WORDS,
+    CHUNKS,
+    DISTINCTS,
+    GRANULE_SHIFT,
+    KEYS,
+    KEYS_REFUSED,
+    LATE_COUNT,
+    NEXT_SEQ,
+    ORPHANS,
+    POOL_CLASS_MAX,
+    POOL_NEXT,
+    STREAM_MS,
+    State,
+    view_state,
+    view_tables,
+)
 from features.table import find, get, put, remove_at
 
-# Words of State.scalars.
-(
-    STREAM_MS,
-    ORDER_COUNT,
-    LOG_BASE,
-    NEXT_SEQ,
-    ARENA_NEXT,
-    KEYS,
-    DISTINCTS,
-    IDS,
-    ORPHANS,
-    KEYS_REFUSED,
-    ORPHANS_DROPPED,
-    LABELS_APPLIED,
-) = range(12)
-SCALARS = 12
-NO_SLOT = -1
-EARTH_RADIUS_KM = 6371.0088
-ORPHANS_MAX = 65_536
-
 NAN = np.float32(np.nan)
+NO_STRIP = -1
+# Ahead of use: 8 rows of an edge are 8 payments, about 5 µs; 16 and 8 payments for the key table and then the strip.
+ROWS_AHEAD = 8
+KEYS_AHEAD, STRIPS_AHEAD = 16, 8
+HOUR_MS, DAY_MS = 3_600_000, 86_400_000
+
+# What `apply` returns.
+DONE, CRAMPED = 0, 1
+# Words of `progress`: payments done, labels applied.
+PAYMENTS_DONE, LABELS_DONE = 0, 1
 
 
-class State(NamedTuple):
-    """Everything an engine remembers. Rows of the log stand in order of arrival; `order` sorts them by event time.
-
-    scalars int64 [12] · pointers int64 [G] (position in `order` of the first row that has not passed edge g) · order int64 [cap] (seq) ·
-    time_ms, amount int64 [cap] · where uint64 [cap] (bit per filter) · label int8 [cap] (0 unknown, 1 fraud, 2 genuine) ·
-    slot int64 [cap, E] · distinct uint64 [cap, D] · chain int64 [cap, C] (seq of the key's former row, or -1) · ids uint64 [cap, 2] ·
-    arena int64 [words] and the same memory as float64 · free int64 [E] (head of the entity's list of free strips, or -1) ·
-    keys, distincts, id_rows, orphans: hash tables (features/table.py)
-    """
-
-    scalars: npt.NDArray[np.int64]
-    pointers: npt.NDArray[np.int64]
-    order: npt.NDArray[np.int64]
-    time_ms: npt.NDArray[np.int64]
-    amount: npt.NDArray[np.int64]
-    where: npt.NDArray[np.uint64]
-    label: npt.NDArray[np.int8]
-    slot: npt.NDArray[np.int64]
-    distinct: npt.NDArray[np.uint64]
-    chain: npt.NDArray[np.int64]
-    ids: npt.NDArray[np.uint64]
-    arena: npt.NDArray[np.int64]
-    arena_f: npt.NDArray[np.float64]
-    free: npt.NDArray[np.int64]
-    keys: npt.NDArray[np.uint64]
-    distincts: npt.NDArray[np.uint64]
-    id_rows: npt.NDArray[np.uint64]
-    orphans: npt.NDArray[np.uint64]
+@inlined
+def _cramped(t: p.Tables, s: State) -> bool:
+    """Whether one more row might need more memory than there is; the engine makes room and calls again."""
+    series = t.scalars[p.SERIES_OPS]
+    if series > 0 and s.scalars[POOL_NEXT] + series * ((2 * BLOCK_WORDS) << s.scalars[POOL_CLASS_MAX]) > len(s.pool):
+        return True
+    distincts = t.scalars[p.DISTINCT_OPS]
+    return distincts > 0 and (s.scalars[DISTINCTS] + distincts) * 8 > len(s.distincts) * 5
 
 
-class Rows(NamedTuple):
-    """A batch's columns, n rows in journal order: times ms, base-currency minor units, filter bits, entity keys [n, E, 2] and which are
-    present [n, E], distinct values [n, D] (0 = missing), payment ids [n, 2], positions in degrees (NaN = missing)."""
-
-    time_ms: npt.NDArray[np.int64]
-    amount: npt.NDArray[np.int64]
-    where: npt.NDArray[np.uint64]
-    keys: npt.NDArray[np.uint64]
-    present: npt.NDArray[np.bool_]
-    distinct: npt.NDArray[np.uint64]
-    ids: npt.NDArray[np.uint64]
-    latitude: npt.NDArray[np.float64]
-    longitude: npt.NDArray[np.float64]
-
-
-class Labels(NamedTuple):
-    """Labels waiting for stream time, sorted by known_at: known_at ms [m], payment ids [m, 2], 1 fraud or 2 genuine [m]."""
-
-    known_at_ms: npt.NDArray[np.int64]
-    ids: npt.NDArray[np.uint64]
-    label: npt.NDArray[np.int8]
-
-
-@nb.njit(inline="always")
+@inlined
 def _distinct_low(cell: int, value: np.uint64) -> np.uint64:
     x = np.uint64(cell) * np.uint64(0x9E3779B97F4A7C15)
     return (x ^ (x >> np.uint64(32))) ^ value
 
 
-@nb.njit(cache=True, nogil=True)
-def _change(kind, cell, sign, amount, label, value, s: State):  # type: ignore[no-untyped-def]
-    """Add (sign 1) or take away (sign -1) one row's share of one cell."""
-    if kind == p.ADD_COUNT:
-        s.arena[cell] += sign
-    elif kind == p.ADD_SUM:
-        s.arena[cell] += sign * amount
-    elif kind == p.ADD_SQUARES:
-        _add_square(s.arena, cell, amount, sign)
-    elif kind == p.ADD_FRAUD:
-        if label == 1:
-            s.arena[cell] += sign
-    elif kind == p.ADD_DISTINCT and value != 0:
-        low = _distinct_low(cell, value)
-        place = find(s.distincts, low, np.uint64(cell))
-        if sign > 0:
-            if place >= 0:
-                s.distincts[place, 2] += np.uint64(1)
-            else:
-                put(s.distincts, low, np.uint64(cell), 1)
-                s.scalars[DISTINCTS] += 1
-                s.arena[cell] += 1
-        elif s.distincts[place, 2] == np.uint64(2):  # stored as count + 1: this was the last one
-            remove_at(s.distincts, place)
-            s.scalars[DISTINCTS] -= 1
-            s.arena[cell] -= 1
-        else:
-            s.distincts[place, 2] -= np.uint64(1)
+@inlined
+def _mark_place(s: State, place: int) -> None:
+    s.distincts_dirty[(3 * place) >> GRANULE_SHIFT] = 1
+    s.distincts_dirty[(3 * place + 2) >> GRANULE_SHIFT] = 1
 
 
-@nb.njit(cache=True, nogil=True)
-def _multiply(a: np.uint64, b: np.uint64):  # type: ignore[no-untyped-def]
-    """The 128-bit product of two 64-bit numbers, as (high, low)."""
-    m = np.uint64(0xFFFFFFFF)
-    w = np.uint64(32)
-    ll = (a & m) * (b & m)
-    lh = (a & m) * (b >> w)
-    hl = (a >> w) * (b & m)
-    mid = (ll >> w) + (lh & m) + (hl & m)
-    return (a >> w) * (b >> w) + (lh >> w) + (hl >> w) + (mid >> w), (mid << w) | (ll & m)
-
-
-@nb.njit(cache=True, nogil=True)
-def _add_square(arena, cell, amount, sign):  # type: ignore[no-untyped-def]
-    """Add or subtract amount² in the 128-bit number at (cell = low, cell + 1 = high)."""
-    high, low = _multiply(np.uint64(amount), np.uint64(amount))
-    old = np.uint64(arena[cell])
+@kernel
+def _count_value(s: State, cell: int, value: np.uint64, sign: int) -> None:
+    """One more (or less) payment with `value` in the window that counts its different values in `cell`."""
+    low = _distinct_low(cell, value)
+    place = find(s.distincts, low, np.uint64(cell))
     if sign > 0:
-        new = old + low
-        carry = np.uint64(1) if new < old else np.uint64(0)
-        arena[cell + 1] = np.int64(np.uint64(arena[cell + 1]) + high + carry)
+        if place >= 0:
+            s.distincts[place, 2] += np.uint64(1)
+        else:
+            place = put(s.distincts, low, np.uint64(cell), 1)
+            s.scalars[DISTINCTS] += 1
+            s.arena[cell] += 1
+        _mark_place(s, place)
+    elif s.distincts[place, 2] == np.uint64(2):  # stored as count + 1: this was the last one
+        last = remove_at(s.distincts, place)
+        while place != last:  # later keys of the run may have moved back
+            _mark_place(s, place)
+            place = (place + 1) & (len(s.distincts) - 1)
+        _mark_place(s, last)
+        s.scalars[DISTINCTS] -= 1
+        s.arena[cell] -= 1
     else:
-        new = old - low
-        carry = np.uint64(1) if old < low else np.uint64(0)
-        arena[cell + 1] = np.int64(np.uint64(arena[cell + 1]) - high - carry)
-    arena[cell] = np.int64(new)
+        s.distincts[place, 2] -= np.uint64(1)
+        _mark_place(s, place)
 
 
-@nb.njit(cache=True, nogil=True)
-def _std(n, total, low, high):  # type: ignore[no-untyped-def]
-    """Population standard deviation from exact sums: sqrt(n·Σx² - (Σx)²) / n, the difference taken in 128-bit integers."""
-    # n·Σx² modulo 2^128: the wrapped difference is the true one as long as that is below 2^128, which n² · range² / 4 is.
-    h1, l1 = _multiply(np.uint64(n), low)
-    h1 += np.uint64(n) * high
-    h2, l2 = _multiply(np.uint64(total), np.uint64(total))
-    borrow = np.uint64(1) if l1 < l2 else np.uint64(0)
-    return math.sqrt(np.float64(h1 - h2 - borrow) * 18446744073709551616.0 + np.float64(l1 - l2)) / n
+@inlined
+def _numeric(t: p.Tables, s: State, o: int, strip: int, sign: int, row: int, amount: int, fraud: int) -> None:
+    """Add (sign 1) or take away (-1) a row's share of a NUMERIC group."""
+    op = t.ops[o]
+    cell = strip + op[p.O_CELL]
+    s.arena[cell] += sign
+    if op[p.O_SUM]:
+        s.arena[strip + op[p.O_SUM]] += sign * amount
+    if op[p.O_SQUARES]:
+        add_square(s.arena, strip + op[p.O_SQUARES], amount, sign)
+    if op[p.O_FRAUD]:
+        s.arena[strip + op[p.O_FRAUD]] += sign * fraud
+    for d in range(op[p.O_DISTINCT], op[p.O_DISTINCT_END]):
+        value = np.uint64(peek64(row + t.scalars[p.ROW_DISTINCT] + 8 * t.distincts[d, 0]))
+        if value != 0:
+            _count_value(s, strip + t.distincts[d, 1], value, sign)
+    s.arena_dirty[cell >> GRANULE_SHIFT] = 1
+    s.arena_dirty[(cell + op[p.O_WIDTH] - 1) >> GRANULE_SHIFT] = 1
 
 
-@nb.njit(cache=True, nogil=True)
+@kernel
 def _free_strip(t: p.Tables, s: State, e: int, strip: int) -> None:
-    place = find(s.keys, np.uint64(s.arena[strip + p.KEY_LOW]), np.uint64(s.arena[strip + p.KEY_HIGH]))
-    remove_at(s.keys, place)
+    """A key whose windows are all empty gives its place back."""
+    remove_at(s.keys, find(s.keys, np.uint64(s.arena[strip + p.KEY_LOW]), np.uint64(s.arena[strip + p.KEY_HIGH])))
     s.scalars[KEYS] -= 1
-    s.arena[strip : strip + t.entity[e, 0]] = 0
-    s.arena[strip] = s.free[e]
-    s.free[e] = strip
+    for o in range(len(t.ops)):
+        kind = t.ops[o, p.O_KIND]
+        if t.ops[o, p.O_ENTITY] == e and (kind == p.EXTREME or kind == p.MEDIAN_OF or kind == p.FRAUDS):  # noqa: PLR1714
+            block = s.arena[strip + t.ops[o, p.O_CELL]]
+            if block != 0:
+                free_block(s, block)
+    words = t.entity[e, 0]
+    s.arena[strip : strip + words] = 0
+    s.arena[strip] = s.slots[e, 0]
+    s.slots[e, 0] = strip
+    for g in range(strip >> GRANULE_SHIFT, ((strip + words - 1) >> GRANULE_SHIFT) + 1):
+        s.arena_dirty[g] = 1
 
 
-@nb.njit(cache=True, nogil=True)
-def _advance(t: p.Tables, s: State, now_ms: int) -> None:
-    """Let every row that has passed an edge by stream time `now_ms` change its cells."""
-    base = s.scalars[LOG_BASE]
-    count = s.scalars[ORDER_COUNT]
-    for g in range(len(t.edge_offset)):
-        limit = now_ms - t.edge_offset[g]
-        pointer = s.pointers[g]
-        while pointer < count:
-            r = s.order[pointer] - base
-            if s.time_ms[r] > limit:
-                break
-            for o in range(t.edge_start[g], t.edge_start[g + 1]):
-                kind, e = t.edge_ops[o, 0], t.edge_ops[o, 1]
-                if kind == p.FORGET:
-                    place = find(s.id_rows, s.ids[r, 0], s.ids[r, 1]) if t.scalars[5] else -1
-                    if place >= 0 and np.int64(s.id_rows[place, 2]) - 1 == s.order[pointer]:
-                        remove_at(s.id_rows, place)
-                        s.scalars[IDS] -= 1
-                    continue
-                strip = s.slot[r, e]
-                if strip == NO_SLOT:
-                    continue
-                if kind == p.RELEASE:
-                    s.arena[strip + p.LIVE] -= 1
-                    if s.arena[strip + p.LIVE] == 0:
-                        _free_strip(t, s, e, strip)
-                elif (s.where[r] >> np.uint64(t.edge_ops[o, 3])) & np.uint64(1):
-                    cell = strip + t.edge_ops[o, 2]
-                    if kind == p.ADD_EXTREME:
-                        if s.arena[cell] == s.amount[r]:
-                            s.arena[cell + 1] = 2  # the extreme has left: scan when next read
-                    else:
-                        value = s.distinct[r, t.edge_ops[o, 4]] if kind == p.ADD_DISTINCT else np.uint64(0)
-                        _change(kind, cell, t.edge_ops[o, 5], s.amount[r], s.label[r], value, s)
-            pointer += 1
-        s.pointers[g] = pointer
-
-
-@nb.njit(cache=True, nogil=True)
-def _latest_fraud(t: p.Tables, s: State, e: int, strip: int) -> int:
-    """Event time of the key's latest known fraud still in the log, or 0 for none: used when a fraud is taken back."""
-    best = np.int64(0)
-    column = t.entity[e, 2]
-    seq = s.arena[strip + p.CHAIN] - 1
-    while seq >= s.scalars[LOG_BASE]:
-        r = seq - s.scalars[LOG_BASE]
-        if s.label[r] == 1 and s.time_ms[r] > best:
-            best = s.time_ms[r]
-        seq = s.chain[r, column]
-    return best
-
-
-@nb.njit(cache=True, nogil=True)
-def _set_label(t: p.Tables, s: State, row: int, label: int, now_ms: int) -> None:
-    """Give row `row` its label and correct every window it stands in at stream time `now_ms`."""
-    before = s.label[row]
-    if before == label:
-        return
-    s.label[row] = label
-    s.scalars[LABELS_APPLIED] += 1
-    delta = (1 if label == 1 else 0) - (1 if before == 1 else 0)
-    if delta == 0:
-        return
-    time_ms = s.time_ms[row]
-    for o in range(len(t.insert_ops)):
-        if t.insert_ops[o, 0] != p.ADD_FRAUD:
+@inlined
+def _pass_edge(t: p.Tables, s: State, g: int, seq: int, row: int, now_ms: int) -> None:
+    """Row `seq` passes edge g: it leaves the windows that end there and enters those that begin there."""
+    time_ms, amount = peek64(row) >> TIME_SHIFT, peek64(row + 8)
+    fraud = 1 if t.scalars[p.LABELS_MATTER] and label_of(t, s, seq) == 1 else 0
+    slots = row + t.scalars[p.ROW_SLOT]
+    for k in range(t.edge_start[g], t.edge_start[g + 1]):
+        o, sign = t.edge_ops[k, 0], t.edge_ops[k, 1]
+        slot = peek32(slots + 4 * t.ops[o, p.O_ENTITY])
+        if slot == NO_SLOT or not passes(t, row, t.ops[o, p.O_WHERE]):
             continue
-        enters, leaves = t.insert_ops[o, 5], t.insert_ops[o, 6]
-        strip = s.slot[row, t.insert_ops[o, 1]]
-        if strip == NO_SLOT or time_ms <= now_ms - t.edge_offset[leaves]:
-            continue
-        if enters >= 0 and time_ms > now_ms - t.edge_offset[enters]:
-            continue
-        if (s.where[row] >> np.uint64(t.insert_ops[o, 3])) & np.uint64(1):
-            s.arena[strip + t.insert_ops[o, 2]] += delta
-    for e in range(len(t.entity)):
-        released = t.entity[e, 1] >= 0 and time_ms <= now_ms - t.edge_offset[t.entity[e, 1]]
-        strip = s.slot[row, e]
-        if strip == NO_SLOT or released or t.entity[e, 2] < 0:
-            continue
-        if delta > 0:
-            s.arena[strip + p.FRAUD_MS] = max(s.arena[strip + p.FRAUD_MS], time_ms)
-        elif s.arena[strip + p.FRAUD_MS] == time_ms:
-            s.arena[strip + p.FRAUD_MS] = _latest_fraud(t, s, e, strip)
+        strip = np.int64(slot) << p.STRIP_SHIFT
+        kind = t.ops[o, p.O_KIND]
+        if kind == p.NUMERIC:
+            _numeric(t, s, o, strip, sign, row, amount, fraud)
+        elif kind == p.RELEASE:
+            s.arena[strip + p.LIVE] -= 2
+            s.arena_dirty[(strip + p.LIVE) >> GRANULE_SHIFT] = 1
+            if s.arena[strip + p.LIVE] == 1:
+                _free_strip(t, s, t.ops[o, p.O_ENTITY], strip)
+        else:
+            _enter_series(t, s, o, strip, time_ms, amount, now_ms)
 
 
-@nb.njit(cache=True, nogil=True)
-def _apply_label(t: p.Tables, s: State, low: np.uint64, high: np.uint64, label: int, now_ms: int) -> None:
-    seq = get(s.id_rows, low, high)
-    if seq >= 0:
-        _set_label(t, s, seq - s.scalars[LOG_BASE], label, now_ms)
-        return
-    # The payment has not come yet (or left the log long ago): keep the label for it, within bounds.
-    place = find(s.orphans, low, high)
-    if place >= 0:
-        s.orphans[place, 2] = np.uint64(label + 1)
-    elif s.scalars[ORPHANS] < ORPHANS_MAX:
-        put(s.orphans, low, high, label)
-        s.scalars[ORPHANS] += 1
+@inlined
+def _enter_series(t: p.Tables, s: State, o: int, strip: int, time_ms: int, amount: int, now_ms: int) -> None:
+    cell = strip + t.ops[o, p.O_CELL]
+    limit_ms = now_ms - t.ops[o, p.O_EXPIRES_MS]
+    if t.ops[o, p.O_KIND] == p.EXTREME:
+        push_extreme(s, cell, time_ms, amount, t.ops[o, p.O_AUX], limit_ms)
     else:
-        s.scalars[ORPHANS_DROPPED] += 1
+        push_sorted(s, cell, time_ms, amount, p.MEDIAN_MAX, limit_ms)
+    s.arena_dirty[cell >> GRANULE_SHIFT] = 1
 
 
-@nb.njit(cache=True, nogil=True)
-def _scan_extreme(t: p.Tables, s: State, strip: int, e: int, bit: int, limit_ms: int, largest: int):  # type: ignore[no-untyped-def]
-    """Rescan a key's rows later than `limit_ms` for the smallest or largest amount."""
-    column = t.entity[e, 2]
-    best = np.int64(0)
-    found = False
-    seq = s.arena[strip + p.CHAIN] - 1
-    while seq >= s.scalars[LOG_BASE]:
-        r = seq - s.scalars[LOG_BASE]
-        # A row that came before this one is at most the allowed lateness younger: beyond that nothing more can be inside.
-        if s.time_ms[r] + t.scalars[0] <= limit_ms:
-            break
-        if s.time_ms[r] > limit_ms and (s.where[r] >> np.uint64(bit)) & np.uint64(1):
-            amount = s.amount[r]
-            if not found or (amount > best if largest else amount < best):
-                best = amount
-                found = True
-        seq = s.chain[r, column]
-    return best
+@inlined
+def _advance(t: p.Tables, s: State, arena: int, now_ms: int) -> bool:
+    """Let every row that has passed an edge by stream time `now_ms` change its cells. False: more room is needed first."""
+    count = s.scalars[NEXT_SEQ]
+    late_count = s.scalars[LATE_COUNT]
+    slots_at = t.scalars[p.ROW_SLOT]
+    for g in range(len(t.edge_offset)):
+        limit_ms = now_ms - t.edge_offset[g]
+        seq = s.passed[g, 0]
+        while seq < count:
+            row = row_address(t, s, seq)
+            word = peek64(row)
+            if not word & CAME_LATE:
+                if word >> TIME_SHIFT > limit_ms:
+                    break
+                if _cramped(t, s):
+                    s.passed[g, 0] = seq
+                    return False
+                if seq + ROWS_AHEAD < count:
+                    ahead = row_address(t, s, seq + ROWS_AHEAD)
+                    for k in range(t.touch_start[g], t.touch_start[g + 1]):
+                        slot = np.int64(peek32(ahead + slots_at + 4 * t.edge_touches[k, 0]))
+                        prefetch(arena + ((slot << p.STRIP_SHIFT) + t.edge_touches[k, 1]) * 8)
+                _pass_edge(t, s, g, seq, row, now_ms)
+            seq += 1
+        s.passed[g, 0] = seq
+        position = s.passed[g, 1]
+        while position < late_count and s.late[position, 0] <= limit_ms:
+            if _cramped(t, s):
+                s.passed[g, 1] = position
+                return False
+            seq = s.late[position, 1]
+            _pass_edge(t, s, g, seq, row_address(t, s, seq), now_ms)
+            position += 1
+        s.passed[g, 1] = position
+    return True
 
 
-@nb.njit(cache=True, nogil=True)
-def _median(t: p.Tables, s: State, strip, e, bit, limit_ms, scratch, current):  # type: ignore[no-untyped-def]
-    """Median of the amounts inside the window among the key's last 128 payments; `current` >= 0 is one of them."""
-    column = t.entity[e, 2]
-    n = 0
-    visited = 0
-    if current >= 0:
-        scratch[0] = current
-        n = visited = 1
-    seq = s.arena[strip + p.CHAIN] - 1 if strip != NO_SLOT else np.int64(-1)
-    while seq >= s.scalars[LOG_BASE] and visited < len(scratch):
-        r = seq - s.scalars[LOG_BASE]
-        if s.time_ms[r] + t.scalars[0] <= limit_ms:
-            break
-        visited += 1
-        if s.time_ms[r] > limit_ms and (s.where[r] >> np.uint64(bit)) & np.uint64(1):
-            scratch[n] = s.amount[r]
-            n += 1
-        seq = s.chain[r, column]
+@inlined
+def _read_numeric(t: p.Tables, s: State, b, i: int, read, strip: int, current: bool):  # type: ignore[no-untyped-def]
+    """COUNT to STD, DISTINCT, FRAUD_COUNT and FRAUD_RATE."""
+    kind = read[p.R_KIND]
+    n = s.arena[strip + read[p.R_CELL]] if strip != NO_STRIP else np.int64(0)
+    if current:
+        n += 1
+    if kind == p.COUNT:
+        return np.float64(n)
+    if kind == p.DISTINCT:
+        cell = strip + read[p.R_SECOND]
+        total = s.arena[cell] if strip != NO_STRIP else np.int64(0)
+        value = b[i, p.B_KEYS + 2 * len(t.entity) + read[p.R_THIRD]]
+        if current and value != 0:
+            if strip == NO_STRIP or find(s.distincts, _distinct_low(cell, value), np.uint64(cell)) < 0:
+                total += 1
+        return np.float64(total)
+    total = s.arena[strip + read[p.R_SECOND]] if strip != NO_STRIP else np.int64(0)
+    if kind == p.FRAUD_COUNT:
+        return np.float64(total)
+    if kind == p.FRAUD_RATE:
+        return np.float64(total) / n if n > 0 else np.nan
+    amount = np.int64(b[i, p.B_AMOUNT])
+    if current:
+        total += amount
+    minor_units = t.minor_units[0]
+    if kind == p.SUM:
+        return np.float64(total) / minor_units
     if n == 0:
         return np.nan
-    ordered = np.sort(scratch[:n])
-    return (
-        np.float64(ordered[n // 2]) if n % 2 else (np.float64(ordered[n // 2 - 1]) + np.float64(ordered[n // 2])) / 2.0
-    )
+    if kind == p.MEAN:
+        return np.float64(total) / n / minor_units
+    low = np.uint64(s.arena[strip + read[p.R_THIRD]]) if strip != NO_STRIP else np.uint64(0)
+    high = np.uint64(s.arena[strip + read[p.R_THIRD] + 1]) if strip != NO_STRIP else np.uint64(0)
+    if current:
+        square_high, square_low = multiply(np.uint64(amount), np.uint64(amount))
+        low += square_low
+        high += square_high + (np.uint64(1) if low < square_low else np.uint64(0))
+    return deviation(n, total, low, high) / minor_units
 
 
-@nb.njit(cache=True, nogil=True)
-def _distance_km(lat1, lon1, lat2, lon2):  # type: ignore[no-untyped-def]
-    """Great-circle distance by the haversine formula, degrees in, km out."""
-    f1, f2 = math.radians(lat1), math.radians(lat2)
-    a = math.sin((f2 - f1) / 2.0) ** 2 + math.cos(f1) * math.cos(f2) * math.sin(math.radians(lon2 - lon1) / 2.0) ** 2
-    return 2.0 * EARTH_RADIUS_KM * math.asin(math.sqrt(min(1.0, a)))
-
-
-@nb.njit(cache=True, nogil=True)
-def _read(t: p.Tables, s: State, b: Rows, i: int, f: int, strip: int, now_ms: int, scratch):  # type: ignore[no-untyped-def]
-    """The value of aggregate column f for payment i, whose key has the strip `strip` (or none yet)."""
-    read = t.reads[f]
-    kind, e, bit = read[0], read[1], read[6]
-    current = read[5] == 1 and (b.where[i] >> np.uint64(bit)) & np.uint64(1) == np.uint64(1)
-    limit_ms = now_ms - read[7]
-    if kind < p.SINCE_LAST:
-        n = s.arena[strip + read[2]] if strip != NO_SLOT else np.int64(0)
-        if current:
-            n += 1
-        if kind == p.COUNT:
-            return np.float64(n)
-        if kind == p.FRAUD_COUNT:
-            return np.float64(s.arena[strip + read[3]]) if strip != NO_SLOT else 0.0
-        if kind == p.FRAUD_RATE:
-            return np.float64(s.arena[strip + read[3]]) / n if n > 0 else np.nan
-        if kind == p.DISTINCT:
-            total = s.arena[strip + read[3]] if strip != NO_SLOT else np.int64(0)
-            value = b.distinct[i, read[4]]
-            if current and value != 0:
-                cell = strip + read[3]
-                if strip == NO_SLOT or find(s.distincts, _distinct_low(cell, value), np.uint64(cell)) < 0:
-                    total += 1
-            return np.float64(total)
-        if kind in (p.SUM, p.MEAN, p.STD):
-            total = s.arena[strip + read[3]] if strip != NO_SLOT else np.int64(0)
+@inlined
+def _read_series(t: p.Tables, s: State, amount: int, read, strip: int, current: bool, now_ms: int, scratch):  # type: ignore[no-untyped-def]
+    """MIN, MAX and MEDIAN."""
+    kind = read[p.R_KIND]
+    limit_ms = now_ms - read[p.R_WINDOW]
+    cell = strip + read[p.R_CELL] if strip != NO_STRIP else np.int64(-1)
+    if kind == p.MEDIAN:
+        return median(s, cell, limit_ms, amount if current else np.int64(-1), p.MEDIAN_MAX, scratch) / t.minor_units[0]
+    block = s.arena[cell] if cell >= 0 else np.int64(0)
+    if block != 0:
+        first, end = expire(s, block, limit_ms)
+        if first < end:
+            extreme = s.pool[block + 3 + 2 * first]
             if current:
-                total += b.amount[i]
-            if kind == p.SUM:
-                return np.float64(total) / t.minor_units
-            if n == 0:
-                return np.nan
-            if kind == p.MEAN:
-                return np.float64(total) / n / t.minor_units
-            low = np.uint64(s.arena[strip + read[4]]) if strip != NO_SLOT else np.uint64(0)
-            high = np.uint64(s.arena[strip + read[4] + 1]) if strip != NO_SLOT else np.uint64(0)
-            if current:
-                square_high, square_low = _multiply(np.uint64(b.amount[i]), np.uint64(b.amount[i]))
-                low += square_low
-                high += square_high + (np.uint64(1) if low < square_low else np.uint64(0))
-            return _std(n, total, low, high) / t.minor_units
-        if n == 0:
-            return np.nan
-        if kind == p.MEDIAN:
-            return (
-                _median(t, s, strip, e, bit, limit_ms, scratch, b.amount[i] if current else np.int64(-1))
-                / t.minor_units
-            )
-        if current and n == 1:
-            return np.float64(b.amount[i]) / t.minor_units
-        largest = 1 if kind == p.MAX else 0
-        cell = strip + read[3]
-        if s.arena[cell + 1] == 2:
-            s.arena[cell] = _scan_extreme(t, s, strip, e, bit, limit_ms, largest)
-            s.arena[cell + 1] = 1
-        extreme = s.arena[cell]
-        if current:
-            extreme = max(extreme, b.amount[i]) if largest else min(extreme, b.amount[i])
-        return np.float64(extreme) / t.minor_units
-    if strip == NO_SLOT or s.arena[strip + p.SEEN] == 0:
-        return np.nan
-    bounded = read[7] >= 0
-    if kind == p.SINCE_FIRST:
-        return np.float64(now_ms - s.arena[strip + p.FIRST_MS]) / 1000.0
-    if kind == p.SINCE_FRAUD:
-        fraud_ms = s.arena[strip + p.FRAUD_MS]
-        return np.nan if fraud_ms == 0 or (bounded and fraud_ms <= limit_ms) else np.float64(now_ms - fraud_ms) / 1000.0
-    if kind == p.SPEED_KMH:
-        position_ms = s.arena[strip + p.POSITION_MS]
-        apart_ms = abs(b.time_ms[i] - position_ms)
-        if (
-            position_ms == 0
-            or apart_ms == 0
-            or math.isnan(b.latitude[i])
-            or math.isnan(b.longitude[i])
-            or (bounded and position_ms <= limit_ms)
-        ):
-            return np.nan
-        km = _distance_km(s.arena_f[strip + p.LATITUDE], s.arena_f[strip + p.LONGITUDE], b.latitude[i], b.longitude[i])
-        return km * 3_600_000.0 / apart_ms
-    last_ms = s.arena[strip + p.LAST_MS]
-    if bounded and last_ms <= limit_ms:
-        return np.nan
-    return (
-        np.float64(now_ms - last_ms) / 1000.0
-        if kind == p.SINCE_LAST
-        else np.float64(s.arena[strip + p.LAST_AMOUNT]) / t.minor_units
-    )
+                extreme = max(extreme, amount) if kind == p.MAX else min(extreme, amount)
+            return np.float64(extreme) / t.minor_units[0]
+    return np.float64(amount) / t.minor_units[0] if current else np.nan
 
 
-@nb.njit(cache=True, nogil=True)
-def _derive(t: p.Tables, f: int, out):  # type: ignore[no-untyped-def]
+@inlined
+def _read_decayed(t: p.Tables, s: State, b, i: int, read, strip: int, current: bool, now_ms: int):  # type: ignore[no-untyped-def]
+    """Σ 2^-(age / half_life), or of amounts; age is stream time minus event time."""
+    second = 1 if read[p.R_KIND] == p.DECAYED_COUNT else 2
+    half_life = np.float64(read[p.R_HALF_LIFE])
+    total = 0.0
+    if strip != NO_STRIP:
+        cell = strip + read[p.R_CELL]
+        if s.arena[cell] != 0:
+            total = s.arena_f[cell + second] * halved((now_ms - s.arena[cell]) / half_life)
+    if current:
+        own = halved((now_ms - np.int64(b[i, p.B_TIME])) / half_life)
+        total += own if second == 1 else own * np.float64(np.int64(b[i, p.B_AMOUNT]))
+    return total if second == 1 else total / t.minor_units[0]
+
+
+@inlined
+def _read_latest(t: p.Tables, s: State, b, i: int, read, strip: int, now_ms: int):  # type: ignore[no-untyped-def]
+    """What is known of the key's latest (or first) payments. NaN when there is none, or none inside the window."""
+    kind = read[p.R_KIND]
+    cell = strip + read[p.R_CELL]
+    limit_ms = now_ms - read[p.R_WINDOW] if read[p.R_WINDOW] >= 0 else np.int64(0)
+    if kind == p.SINCE_FRAUD or kind == p.SINCE_FIRST_FRAUD:  # noqa: PLR1714
+        block = s.arena[cell]
+        if block == 0:
+            return np.nan
+        first, end = bounds(s, block)
+        if first == end:
+            return np.nan
+        fraud_ms = s.pool[block + 2 * (end if kind == p.SINCE_FRAUD else first + 1)]
+        return np.float64(now_ms - fraud_ms) / 1000.0 if fraud_ms > limit_ms else np.nan
+    time_ms = s.arena[cell]
+    if time_ms == 0 or time_ms <= limit_ms:
+        return np.nan
+    if kind == p.SINCE_LAST or kind == p.SINCE_FIRST:  # noqa: PLR1714
+        return np.float64(now_ms - time_ms) / 1000.0
+    if kind == p.LAST:
+        return np.float64(s.arena[cell + 1]) / t.minor_units[0]
+    if kind == p.LAST_LABEL:
+        return 1.0 if s.arena[cell + 2] == 1 else 0.0
+    # SPEED_KMH
+    latitude, longitude = _degrees(b[i, p.B_LATITUDE]), _degrees(b[i, p.B_LONGITUDE])
+    apart_ms = abs(np.int64(b[i, p.B_TIME]) - time_ms)
+    if apart_ms == 0 or math.isnan(latitude) or math.isnan(longitude):
+        return np.nan
+    return distance_km(s.arena_f[cell + 1], s.arena_f[cell + 2], latitude, longitude) * 3_600_000.0 / apart_ms
+
+
+@inlined
+def _degrees(bits: np.uint64) -> float:
+    return np.uint64(bits).view(np.float64)
+
+
+@inlined
+def _derive(read, out):  # type: ignore[no-untyped-def]
     """A column made of earlier columns of the same payment. A zero divisor gives NaN."""
-    kind, a, b, c = t.reads[f, 0], t.reads[f, 1], t.reads[f, 2], t.reads[f, 3]
-    x, y = np.float64(out[a]), np.float64(out[b])
+    kind = read[p.R_KIND]
+    x, y = np.float64(out[read[1]]), np.float64(out[read[2]])
     if kind == p.DIFFERENCE:
         return x - y
     if kind == p.RATIO:
         return x / y if y != 0.0 else np.nan
-    z = np.float64(out[c])
+    z = np.float64(out[read[3]])
     return (x - y) / z if z != 0.0 else np.nan
 
 
-@nb.njit(cache=True, nogil=True)
-def _strip_for(t: p.Tables, s: State, e: int, low: np.uint64, high: np.uint64) -> int:
-    """A new strip for a key seen for the first time, or NO_SLOT when the set's `keys_max` are live."""
-    if s.scalars[KEYS] >= t.scalars[1]:
+@inlined
+def _read_all(t: p.Tables, s: State, b, i: int, strips, now_ms: int, out, scratch) -> np.uint64:  # type: ignore[no-untyped-def]
+    """Fill payment i's row of `out` in column order; its filter bits, with the filters on features decided."""
+    bits = b[i, p.B_WHERE]
+    time_ms, amount = np.int64(b[i, p.B_TIME]), np.int64(b[i, p.B_AMOUNT])
+    for f in range(len(t.reads)):
+        read = t.reads[f]
+        kind = read[p.R_KIND]
+        if kind >= p.RATIO:
+            out[f] = _derive(read, out)
+        elif kind >= p.COUNT:
+            strip = strips[read[p.R_ENTITY]]
+            if strip == NO_STRIP and not (b[i, p.B_PRESENT] >> np.uint64(read[p.R_ENTITY])) & np.uint64(1):
+                out[f] = NAN
+            else:
+                bit = read[p.R_WHERE]
+                current = read[p.R_CURRENT] == 1 and (
+                    bit < 0 or (bits >> np.uint64(bit)) & np.uint64(1) == np.uint64(1)
+                )
+                if kind <= p.STD or (kind >= p.DISTINCT and kind <= p.FRAUD_RATE):
+                    out[f] = _read_numeric(t, s, b, i, read, strip, current)
+                elif kind <= p.MEDIAN:
+                    out[f] = _read_series(t, s, amount, read, strip, current, now_ms, scratch)
+                elif kind <= p.DECAYED_SUM:
+                    out[f] = _read_decayed(t, s, b, i, read, strip, current, now_ms)
+                else:
+                    out[f] = _read_latest(t, s, b, i, read, strip, now_ms) if strip != NO_STRIP else np.nan
+        elif kind == p.AMOUNT:
+            out[f] = amount / t.minor_units[0]
+        elif kind == p.HOUR:
+            out[f] = time_ms // HOUR_MS % 24
+        elif kind == p.DAY:  # Monday is 0; 1970-01-01 was a Thursday
+            out[f] = (time_ms // DAY_MS + 3) % 7
+        for k in range(t.test_start[f], t.test_start[f + 1]):
+            value = np.float64(out[f])
+            holds = False
+            for j in range(t.tests[k, 1], t.tests[k, 2]):
+                if t.intervals[j, 0] <= value <= t.intervals[j, 1]:
+                    holds = True
+            if not holds:
+                bits &= ~(np.uint64(1) << np.uint64(t.tests[k, 0]))
+    return bits
+
+
+@kernel
+def _new_strip(t: p.Tables, s: State, e: int, low: np.uint64, high: np.uint64) -> int:
+    """A strip for a key seen for the first time, or NO_STRIP when the set's `keys_max` are live."""
+    if s.scalars[KEYS] >= t.scalars[p.KEYS_MAX]:
         s.scalars[KEYS_REFUSED] += 1
-        return NO_SLOT
-    strip = s.free[e]
-    if strip >= 0:
-        s.free[e] = s.arena[strip]
+        return NO_STRIP
+    words = t.entity[e, 0]
+    strip = s.slots[e, 0]
+    if strip != 0:
+        s.slots[e, 0] = s.arena[strip]
     else:
-        strip = s.scalars[ARENA_NEXT]
-        s.scalars[ARENA_NEXT] += t.entity[e, 0]
+        if s.slots[e, 1] + words > s.slots[e, 2]:
+            s.scalars[CHUNKS] += 1  # chunk 0 stays empty: strip 0 means none
+            s.owner[s.scalars[CHUNKS]] = e
+            s.slots[e, 1] = s.scalars[CHUNKS] * CHUNK_WORDS
+            s.slots[e, 2] = s.slots[e, 1] + CHUNK_WORDS
+        strip = s.slots[e, 1]
+        s.slots[e, 1] += words
     s.arena[strip + p.KEY_LOW] = np.int64(low)
     s.arena[strip + p.KEY_HIGH] = np.int64(high)
+    s.arena[strip + p.LIVE] = 1
     put(s.keys, low, high, strip)
     s.scalars[KEYS] += 1
     return strip
 
 
-@nb.njit(cache=True, nogil=True)
-def _insert(t: p.Tables, s: State, b: Rows, i: int, now_ms: int) -> None:
-    """Write payment i into the log, the order and every cell whose window it stands in."""
-    seq = s.scalars[NEXT_SEQ]
-    r = seq - s.scalars[LOG_BASE]
-    time_ms, amount = b.time_ms[i], b.amount[i]
-    s.time_ms[r], s.amount[r], s.where[r], s.label[r] = time_ms, amount, b.where[i], 0
-    s.ids[r, 0], s.ids[r, 1] = b.ids[i, 0], b.ids[i, 1]
-    for d in range(t.scalars[2]):
-        s.distinct[r, d] = b.distinct[i, d]
-    position = s.scalars[ORDER_COUNT]
-    while position > 0 and s.time_ms[s.order[position - 1] - s.scalars[LOG_BASE]] > time_ms:
-        s.order[position] = s.order[position - 1]
+@inlined
+def _enter(t: p.Tables, s: State, b, i: int, o: int, strip: int, row: int, now_ms: int) -> None:  # type: ignore[no-untyped-def]
+    """What payment i does to a group that it belongs to from now on."""
+    kind = t.ops[o, p.O_KIND]
+    time_ms, amount = np.int64(b[i, p.B_TIME]), np.int64(b[i, p.B_AMOUNT])
+    if kind == p.NUMERIC:
+        _numeric(t, s, o, strip, 1, row, amount, 0)
+        return
+    if kind == p.EXTREME or kind == p.MEDIAN_OF:  # noqa: PLR1714
+        _enter_series(t, s, o, strip, time_ms, amount, now_ms)
+        return
+    cell = strip + t.ops[o, p.O_CELL]
+    before_ms = s.arena[cell]
+    if kind == p.LAST_ONE:
+        if time_ms >= before_ms:
+            s.arena[cell], s.arena[cell + 1] = time_ms, amount
+    elif kind == p.FIRST_ONE:
+        if before_ms == 0 or time_ms < before_ms:
+            s.arena[cell] = time_ms
+    elif kind == p.PLACE:
+        latitude, longitude = _degrees(b[i, p.B_LATITUDE]), _degrees(b[i, p.B_LONGITUDE])
+        if time_ms >= before_ms and not (math.isnan(latitude) or math.isnan(longitude)):
+            s.arena[cell] = time_ms
+            s.arena_f[cell + 1] = latitude
+            s.arena_f[cell + 2] = longitude
+    elif kind == p.DECAY:
+        half_life = np.float64(t.ops[o, p.O_AUX])
+        if before_ms == 0 or time_ms >= before_ms:
+            fade = halved((time_ms - before_ms) / half_life) if before_ms != 0 else 0.0
+            s.arena[cell] = time_ms
+            s.arena_f[cell + 1] = s.arena_f[cell + 1] * fade + 1.0
+            s.arena_f[cell + 2] = s.arena_f[cell + 2] * fade + np.float64(amount)
+        else:  # late: it has faded already
+            fade = halved((before_ms - time_ms) / half_life)
+            s.arena_f[cell + 1] += fade
+            s.arena_f[cell + 2] += np.float64(amount) * fade
+    s.arena_dirty[cell >> GRANULE_SHIFT] = 1
+    s.arena_dirty[(cell + t.ops[o, p.O_WIDTH] - 1) >> GRANULE_SHIFT] = 1
+
+
+@kernel
+def _insert_late(t: p.Tables, s: State, seq: int, time_ms: int, now_ms: int) -> None:
+    """Put a late row into the list of late ones, sorted by event time, and move the edges that it has passed already."""
+    position = s.scalars[LATE_COUNT]
+    end = position
+    while position > 0 and s.late[position - 1, 0] > time_ms:
+        s.late[position, 0] = s.late[position - 1, 0]
+        s.late[position, 1] = s.late[position - 1, 1]
         position -= 1
-    s.order[position] = seq
-    s.scalars[ORDER_COUNT] += 1
-    s.scalars[NEXT_SEQ] += 1
+    s.late[position, 0], s.late[position, 1] = time_ms, seq
+    s.scalars[LATE_COUNT] += 1
+    for g in range((2 * position) >> GRANULE_SHIFT, ((2 * end + 1) >> GRANULE_SHIFT) + 1):
+        s.late_dirty[g] = 1
     for g in range(len(t.edge_offset)):
         if time_ms <= now_ms - t.edge_offset[g]:
-            s.pointers[g] += 1
+            s.passed[g, 1] += 1
 
-    for e in range(len(t.entity)):
-        released = t.entity[e, 1] >= 0 and time_ms <= now_ms - t.edge_offset[t.entity[e, 1]]
-        s.slot[r, e] = NO_SLOT
-        if not b.present[i, e] or released:
+
+@inlined
+def _insert(t: p.Tables, s: State, b, i: int, bits: np.uint64, strips, now_ms: int) -> None:  # type: ignore[no-untyped-def]
+    """Write payment i into the log and into every group whose window it stands in."""
+    seq = s.scalars[NEXT_SEQ]
+    row = row_address(t, s, seq)
+    time_ms = np.int64(b[i, p.B_TIME])
+    in_time = time_ms == now_ms
+    word = (time_ms << TIME_SHIFT) | (0 if in_time else CAME_LATE)
+    if t.scalars[p.ROW_WHERE]:
+        poke64(row + t.scalars[p.ROW_WHERE], np.int64(bits))
+    else:
+        word |= np.int64(bits) << WHERE_SHIFT
+    poke64(row, word)
+    poke64(row + 8, np.int64(b[i, p.B_AMOUNT]))
+    entities = len(t.entity)
+    for d in range(t.scalars[p.DISTINCT_COLUMNS]):
+        poke64(row + t.scalars[p.ROW_DISTINCT] + 8 * d, np.int64(b[i, p.B_KEYS + 2 * entities + d]))
+    slots = row + t.scalars[p.ROW_SLOT]
+    for e in range(entities):
+        poke32(slots + 4 * e, np.uint32(NO_SLOT))
+        release = t.entity[e, 1]
+        if not (b[i, p.B_PRESENT] >> np.uint64(e)) & np.uint64(1):
             continue
-        low, high = b.keys[i, e, 0], b.keys[i, e, 1]
-        strip = get(s.keys, low, high)
-        if strip < 0:
-            strip = _strip_for(t, s, e, low, high)
-            if strip == NO_SLOT:
+        if release >= 0 and time_ms <= now_ms - t.edge_offset[release]:
+            strips[e] = NO_STRIP
+            continue
+        if strips[e] == NO_STRIP:
+            strips[e] = _new_strip(t, s, e, b[i, p.B_KEYS + 2 * e], b[i, p.B_KEYS + 2 * e + 1])
+            if strips[e] == NO_STRIP:
                 continue
-        s.slot[r, e] = strip
-        s.arena[strip + p.LIVE] += 1
-        if s.arena[strip + p.SEEN] == 0 or time_ms < s.arena[strip + p.FIRST_MS]:
-            s.arena[strip + p.FIRST_MS] = time_ms
-        if s.arena[strip + p.SEEN] == 0 or time_ms >= s.arena[strip + p.LAST_MS]:
-            s.arena[strip + p.LAST_MS] = time_ms
-            s.arena[strip + p.LAST_AMOUNT] = amount
-        s.arena[strip + p.SEEN] = 1
-        if not (math.isnan(b.latitude[i]) or math.isnan(b.longitude[i])) and time_ms >= s.arena[strip + p.POSITION_MS]:
-            s.arena[strip + p.POSITION_MS] = time_ms
-            s.arena_f[strip + p.LATITUDE] = b.latitude[i]
-            s.arena_f[strip + p.LONGITUDE] = b.longitude[i]
-        if t.entity[e, 2] >= 0:
-            s.chain[r, t.entity[e, 2]] = s.arena[strip + p.CHAIN] - 1
-            s.arena[strip + p.CHAIN] = seq + 1
-
-    for o in range(len(t.insert_ops)):
-        op = t.insert_ops[o]
-        strip = s.slot[r, op[1]]
-        if strip == NO_SLOT or (b.where[i] >> np.uint64(op[3])) & np.uint64(1) == np.uint64(0):
-            continue
-        if time_ms <= now_ms - t.edge_offset[op[6]] or (op[5] >= 0 and time_ms > now_ms - t.edge_offset[op[5]]):
-            continue
-        cell = strip + op[2]
-        if op[0] == p.ADD_EXTREME:
-            if s.arena[cell + 1] == 0:
-                s.arena[cell], s.arena[cell + 1] = amount, 1
-            elif s.arena[cell + 1] == 1:
-                s.arena[cell] = max(s.arena[cell], amount) if op[7] else min(s.arena[cell], amount)
-        else:
-            value = b.distinct[i, op[4]] if op[0] == p.ADD_DISTINCT else np.uint64(0)
-            _change(op[0], cell, 1, amount, 0, value, s)
-
-    if t.scalars[5]:
-        if time_ms > now_ms - t.edge_offset[t.scalars[4]]:
-            place = find(s.id_rows, b.ids[i, 0], b.ids[i, 1])
-            if place >= 0:
-                s.id_rows[place, 2] = np.uint64(seq + 1)
-            else:
-                put(s.id_rows, b.ids[i, 0], b.ids[i, 1], seq)
-                s.scalars[IDS] += 1
+        poke32(slots + 4 * e, np.uint32(strips[e] >> p.STRIP_SHIFT))
+        s.arena[strips[e] + p.LIVE] += 2
+        s.arena_dirty[strips[e] >> GRANULE_SHIFT] = 1
+        s.arena_dirty[(strips[e] + p.LIVE) >> GRANULE_SHIFT] = 1
+    if in_time:
+        for k in range(len(t.prompt)):
+            o = t.prompt[k]
+            strip = strips[t.ops[o, p.O_ENTITY]]
+            bit = t.ops[o, p.O_WHERE]
+            if strip != NO_STRIP and (bit < 0 or (bits >> np.uint64(bit)) & np.uint64(1)):
+                _enter(t, s, b, i, o, strip, row, now_ms)
+    else:
+        _insert_late(t, s, seq, time_ms, now_ms)
+        for o in range(len(t.ops)):
+            strip = strips[t.ops[o, p.O_ENTITY]]
+            kind = t.ops[o, p.O_KIND]
+            if strip == NO_STRIP or kind == p.FRAUDS or kind == p.VERDICT or kind == p.RELEASE:  # noqa: PLR1714
+                continue
+            if not passes(t, row, t.ops[o, p.O_WHERE]):
+                continue
+            enters, leaves, expires_ms = t.ops[o, p.O_ENTERS], t.ops[o, p.O_LEAVES], t.ops[o, p.O_EXPIRES_MS]
+            if leaves >= 0 and time_ms <= now_ms - t.edge_offset[leaves]:
+                continue
+            if enters >= 0 and time_ms > now_ms - t.edge_offset[enters]:
+                continue
+            if (kind == p.EXTREME or kind == p.MEDIAN_OF) and time_ms <= now_ms - expires_ms:  # noqa: PLR1714
+                continue
+            _enter(t, s, b, i, o, strip, row, now_ms)
+    s.scalars[NEXT_SEQ] += 1
+    if t.scalars[p.LABELS_MATTER]:
+        low, high = b[i, p.B_ID], b[i, p.B_ID_HIGH]
+        poke64(row + t.scalars[p.ROW_ID], np.int64(low))
+        poke32(row + t.scalars[p.ROW_BYTES] - 4, np.uint32(high & np.uint64(0xFFFFFFFF)))
+        shift = t.scalars[p.SEGMENT_SHIFT]
+        segment, in_segment = (seq >> shift) & (len(s.rows) - 1), seq & ((np.int64(1) << shift) - 1)
+        poke8(s.labels[segment] + in_segment, np.uint8(0))
+        index_row(t, s.index[segment], in_segment, low)
         if s.scalars[ORPHANS] > 0:
-            place = find(s.orphans, b.ids[i, 0], b.ids[i, 1])
+            place = find(s.orphans, low, high)
             if place >= 0:
                 label = np.int64(s.orphans[place, 2]) - 1
                 remove_at(s.orphans, place)
                 s.scalars[ORPHANS] -= 1
-                _set_label(t, s, r, label, now_ms)
+                if time_ms > now_ms - t.edge_offset[t.scalars[p.RETENTION]]:
+                    set_label(t, s, seq, label, now_ms)
+
+
+@inlined
+def _fetch_ahead(t: p.Tables, s: State, b, i: int, table: int, arena: int) -> None:  # type: ignore[no-untyped-def]
+    """Ask for the key-table places of payment i + 16 and for the strips of payment i + 8."""
+    mask = np.uint64(len(s.keys) - 1)
+    if i + KEYS_AHEAD < len(b):
+        for e in range(len(t.entity)):
+            prefetch(table + 24 * np.int64(b[i + KEYS_AHEAD, p.B_KEYS + 2 * e] & mask))
+    j = i + STRIPS_AHEAD
+    if j < len(b):
+        for e in range(len(t.entity)):
+            if (b[j, p.B_PRESENT] >> np.uint64(e)) & np.uint64(1):
+                strip = get(s.keys, b[j, p.B_KEYS + 2 * e], b[j, p.B_KEYS + 2 * e + 1])
+                if strip >= 0:
+                    for word in range(0, t.entity[e, 0], 8):
+                        prefetch(arena + 8 * (strip + word))
 
 
 @nb.njit(cache=True, nogil=True)
 def apply(
-    t: p.Tables, s: State, b: Rows, labels: Labels, out: npt.NDArray[np.float32], late: npt.NDArray[np.bool_]
+    context: npt.NDArray[np.int64],
+    b: npt.NDArray[np.uint64],
+    labels: npt.NDArray[np.int64],
+    out: npt.NDArray[np.float32],
+    late: npt.NDArray[np.bool_],
+    progress: npt.NDArray[np.int64],
+    scratch: npt.NDArray[np.int64],
+    strips: npt.NDArray[np.int64],
 ) -> int:
-    """Run a batch. `out` float32 [n, F] comes with its payment columns filled in; `late` bool [n] is set for payments beyond the allowed
-    lateness, which are scored and leave no trace. Returns how many of `labels` have been applied."""
-    applied = 0
-    scratch = np.empty(p.MEDIAN_MAX, dtype=np.int64)
-    strips = np.empty(len(t.entity), dtype=np.int64)
-    for i in range(len(b.time_ms)):
-        late[i] = b.time_ms[i] < s.scalars[STREAM_MS] - t.scalars[0]
-        s.scalars[STREAM_MS] = max(s.scalars[STREAM_MS], b.time_ms[i])
+    """Run a batch, from `progress` on.
+
+    `context` are the addresses of tables and state; `b` uint64 [n, ·] prepared payments (B_ words of the plan);
+    `labels` int64 [m, 4] (known_at ms, id low, id high, 1 fraud or 2 genuine) sorted by known_at; `out` float32 [n, F]
+    comes with its PAYMENT columns filled in; `late` bool [n] is set for payments beyond the allowed lateness, which are
+    scored and leave no trace; `scratch` int64 [128] and `strips` int64 [E] are working space. Returns DONE, or CRAMPED
+    when pool, distinct table or late list must grow first: then everything before `progress` is done, and calling again
+    goes on.
+    """
+    t, s = view_tables(context), view_state(context)
+    return _run(t, s, b, labels, out, late, progress, scratch, strips)
+
+
+@kernel
+def _run(t: p.Tables, s: State, b, labels, out, late, progress, scratch, strips) -> int:  # type: ignore[no-untyped-def]
+    arena, table = np.int64(s.arena.ctypes.data), np.int64(s.keys.ctypes.data)
+    i = progress[PAYMENTS_DONE]
+    applied = progress[LABELS_DONE]
+    status = DONE
+    while i < len(b):
+        time_ms = np.int64(b[i, p.B_TIME])
+        # Before and after stream time has moved this gives the same, so that going on after CRAMPED does.
+        late[i] = time_ms < s.scalars[STREAM_MS] - t.scalars[p.LATENESS_MS]
+        s.scalars[STREAM_MS] = max(s.scalars[STREAM_MS], time_ms)
         now_ms = s.scalars[STREAM_MS]
-        _advance(t, s, now_ms)
-        while applied < len(labels.known_at_ms) and labels.known_at_ms[applied] <= now_ms:
-            _apply_label(t, s, labels.ids[applied, 0], labels.ids[applied, 1], labels.label[applied], now_ms)
+        _fetch_ahead(t, s, b, i, table, arena)
+        if not _advance(t, s, arena, now_ms):
+            status = CRAMPED
+            break
+        while applied < len(labels) and labels[applied, 0] <= now_ms and not _cramped(t, s):
+            apply_label(t, s, np.uint64(labels[applied, 1]), np.uint64(labels[applied, 2]), labels[applied, 3], now_ms)
             applied += 1
+        if _cramped(t, s) or s.scalars[LATE_COUNT] >= len(s.late):
+            status = CRAMPED
+            break
         for e in range(len(t.entity)):
-            strips[e] = get(s.keys, b.keys[i, e, 0], b.keys[i, e, 1]) if b.present[i, e] else NO_SLOT
-        for f in range(len(t.reads)):
-            kind = t.reads[f, 0]
-            if kind == p.PAYMENT:
-                continue
-            if kind >= p.RATIO:
-                out[i, f] = _derive(t, f, out[i])
-            elif b.present[i, t.reads[f, 1]]:
-                out[i, f] = _read(t, s, b, i, f, strips[t.reads[f, 1]], now_ms, scratch)
-            else:
-                out[i, f] = NAN
+            strips[e] = NO_STRIP
+            if (b[i, p.B_PRESENT] >> np.uint64(e)) & np.uint64(1):
+                strips[e] = get(s.keys, b[i, p.B_KEYS + 2 * e], b[i, p.B_KEYS + 2 * e + 1])
+        bits = _read_all(t, s, b, i, strips, now_ms, out[i], scratch)
         if not late[i]:
-            _insert(t, s, b, i, now_ms)
-    return applied
-
-
-def scalars() -> Any:
-    """Fresh scalars of a state: no stream time yet, which is far below any event time."""
-    fresh = np.zeros(SCALARS, dtype=np.int64)
-    fresh[STREAM_MS] = -(1 << 62)
-    return fresh
+            _insert(t, s, b, i, bits, strips, now_ms)
+        i += 1
+    progress[PAYMENTS_DONE] = i
+    progress[LABELS_DONE] = applied
+    return status

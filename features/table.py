@@ -6,9 +6,10 @@ linear probing, deletion by shifting back (Knuth, TAOCP 6.4, algorithm R), so th
 
 from __future__ import annotations
 
-import numba as nb
 import numpy as np
 import numpy.typing as npt
+
+from features.memory import inlined, kernel
 
 Table = npt.NDArray[np.uint64]
 
@@ -33,14 +34,14 @@ def grown(table: Table, count: int, room: int) -> Table:
     return larger
 
 
-@nb.njit(cache=True, nogil=True)
+@kernel
 def _rehash(source: Table, target: Table) -> None:
     for i in range(len(source)):
         if source[i, 2] != 0:
             put(target, source[i, 0], source[i, 1], np.int64(source[i, 2]) - 1)
 
 
-@nb.njit(cache=True, nogil=True)
+@inlined
 def find(table: Table, low: np.uint64, high: np.uint64) -> int:
     """The place of a key, or -1."""
     mask = np.uint64(len(table) - 1)
@@ -52,16 +53,16 @@ def find(table: Table, low: np.uint64, high: np.uint64) -> int:
     return -1
 
 
-@nb.njit(cache=True, nogil=True)
+@inlined
 def get(table: Table, low: np.uint64, high: np.uint64) -> int:
     """The value of a key, or -1."""
     i = find(table, low, high)
     return np.int64(table[i, 2]) - 1 if i >= 0 else -1
 
 
-@nb.njit(cache=True, nogil=True)
-def put(table: Table, low: np.uint64, high: np.uint64, value: int) -> None:
-    """Set a key that is not in the table (the caller has looked); the caller has made room."""
+@kernel
+def put(table: Table, low: np.uint64, high: np.uint64, value: int) -> int:
+    """Set a key that is not in the table (the caller has looked, and has made room); its place."""
     mask = np.uint64(len(table) - 1)
     i = low & mask
     while table[i, 2] != 0:
@@ -69,11 +70,12 @@ def put(table: Table, low: np.uint64, high: np.uint64, value: int) -> None:
     table[i, 0] = low
     table[i, 1] = high
     table[i, 2] = np.uint64(value + 1)
+    return np.int64(i)
 
 
-@nb.njit(cache=True, nogil=True)
-def remove_at(table: Table, place: int) -> None:
-    """Empty the place `place`, moving later keys of its run back so that none is cut off."""
+@kernel
+def remove_at(table: Table, place: int) -> int:
+    """Empty the place `place`, moving later keys of its run back so that none is cut off; the last place that changed."""
     mask = np.uint64(len(table) - 1)
     hole = np.uint64(place)
     i = hole
@@ -89,3 +91,4 @@ def remove_at(table: Table, place: int) -> None:
             table[hole, 2] = table[i, 2]
             hole = i
     table[hole, 2] = np.uint64(0)
+    return np.int64(hole)

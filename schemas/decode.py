@@ -201,6 +201,24 @@ def decode_payments(
     )
 
 
+def event_times(values: Sequence[bytes | None], *, missing: int) -> npt.NDArray[np.int64]:
+    """Event time of each value, int64 [n], epoch ms; `missing` for what is certainly no payment.
+
+    A quarter of the work of `decode_payments`, for those who only need an order: a value whose flaw the screening
+    kernel does not see counts with the time it states.
+    """
+    data, offsets = _joined(values)
+    verdict = np.empty(len(values), dtype=np.uint8)
+    times = np.empty(len(values), dtype=np.int64)
+    screen(data, offsets, VALUE_BYTES_MAX, TABLES, verdict, times, np.empty(len(values), dtype=np.int64))
+    for i in np.flatnonzero(verdict == UNCERTAIN).tolist():
+        try:
+            times[i] = Payment.from_json(values[i]).event_time_ms
+        except ContractError:
+            times[i] = missing
+    return times
+
+
 def refuse_card_keys(keys: Sequence[bytes | None]) -> list[Reject]:
     """The records among `keys` whose key is a card number, for topics whose values are decoded elsewhere (control)."""
     rejects = []

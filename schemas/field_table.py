@@ -1,4 +1,5 @@
-"""The contract's fields as the screening kernel looks them up: a name's number by a perfect hash, and how its value is checked."""
+"""The contract's fields as the screening kernel looks them up:
+a name's number by a perfect hash, and how its value is checked."""
 
 from __future__ import annotations
 

@@ -5,12 +5,13 @@ The training export stops here; the pipeline goes on to score and decide. Both r
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from features.capture import Image
 from features.engine import Engine
 from features.feature_set import FeatureSet
 from features.hashing import hash_strings
@@ -52,12 +53,16 @@ class ControlRecord:
 
 @dataclass(frozen=True)
 class Batch:
-    """What one micro-batch consumes: records, control records that apply before them, and the positions they move."""
+    """What one micro-batch consumes: records, control records that apply before them, and the positions they move.
+
+    `degraded`: decide without the model, because a deadline is near. A clock's choice, so it comes in as data.
+    """
 
     records: Records
     inputs: Sequence[InputRange]
     control: Sequence[ControlRecord]
     control_range: ControlRange
+    degraded: bool = False
 
 
 @dataclass(frozen=True)
@@ -72,8 +77,9 @@ class Rejected:
 class Enriched:
     """n payments in journal order, m of them fresh (not repeated).
 
-    rows int64 [n]: place of each in the batch's records · entry int64 [n], duplicate and conflict bool [n]: from the dedupe table ·
-    fresh int64 [m]: positions of the fresh ones · first: the fresh payments · features float32 [m, F] and late bool [m] belong to those
+    rows int64 [n]: place of each in the batch's records · entry int64 [n], duplicate and conflict bool [n]: from the
+    dedupe table · fresh int64 [m]: positions of the fresh ones · first: the fresh payments · features float32 [m, F]
+    and late bool [m] belong to those
     """
 
     payments: PaymentBatch
@@ -91,10 +97,15 @@ class Enriched:
 class Enricher:
     """The windows and the dedupe table of one shard."""
 
-    def __init__(self, feature_set: FeatureSet) -> None:
+    def __init__(self, feature_set: FeatureSet, *, images: Mapping[str, Image] | None = None) -> None:
+        """`images`: of engine and dedupe table, to go on from. Raises StateMismatch when they do not fit."""
         self.feature_set = feature_set
-        self.engine = Engine(feature_set)
         self.dedupe = Dedupe(horizon_ms=feature_set.dedupe_horizon, capacity=feature_set.dedupe_capacity)
+        if images is None:
+            self.engine = Engine(feature_set)
+        else:
+            self.dedupe.restore(images["dedupe"])
+            self.engine = Engine.restore(feature_set, images["engine"])
 
     def enrich(self, records: Records) -> Enriched:
         """Decode, order, find repeated payments, compute features. Every record ends in `payments` or in `rejected`."""
@@ -119,13 +130,16 @@ class Enricher:
         return Enriched(payments, rows, entry, duplicate, conflict, fresh, first, features, late, rejected)
 
     def _admissible(self, payments: PaymentBatch, records: Records, rejected: list[Rejected]) -> PaymentBatch:
-        """Take out what the contract allows but the feature set or the clock rules do not; the reasons go to `rejected`."""
+        """Take out what the contract allows but the feature set or the clock rules do not;
+        the reasons go to `rejected`."""
         feature_set = self.feature_set
         admissible = np.ones(len(payments.rows), dtype=np.bool_)
 
         def refuse(which: npt.NDArray[np.bool_], reason: DeadLetterReason, name: str, message: str) -> None:
-            for i in np.flatnonzero(which & admissible):
-                rejected.append(Rejected(int(payments.index[i]), ContractError(reason, name, message)))
+            rejected.extend(
+                Rejected(int(payments.index[i]), ContractError(reason, name, message))
+                for i in np.flatnonzero(which & admissible)
+            )
             admissible[which] = False
 
         skewed = payments.event_time_ms > records.timestamp_ms[payments.index] + feature_set.max_future_skew

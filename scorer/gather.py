@@ -1,21 +1,24 @@
 """Which records make the next micro-batch, and how long to wait for company.
 
-Waiting: none when payments are rare; up to half a commit when they come faster than commits do, because a broker that commits three
-payments at a time saturates. Choosing: everything buffered, as long as that is one batch and every partition is caught up.
-Otherwise the partitions advance together in event time: a batch takes from each only what is not newer than the frontier, the
-smallest newest buffered time among partitions that are not caught up; so nothing is late merely because it was read late.
+Waiting: none when payments are rare; up to half a commit when they come faster than commits do, because a broker that
+commits three payments at a time saturates. Choosing: everything buffered, as long as that is one batch and every
+partition is caught up. Otherwise the partitions advance together in event time: a batch takes from each only what is
+not newer than the frontier, the smallest newest buffered time among partitions that are not caught up; so nothing is
+late merely because it was read late.
 """
 
 from __future__ import annotations
 
 import time
+from dataclasses import replace
+from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
 
-from schemas.decode import decode_payments
+from schemas.decode import event_times
 from scorer.enrich import Batch
-from scorer.inputs import Inputs, Raw
+from scorer.inputs import Inputs, Lane
 from scorer.ordering import journal_order, running_maximum
 
 # A control record with no payment to carry it is committed alone after this long, so that its lag stays small.
@@ -24,7 +27,7 @@ CONTROL_PER_BATCH_MAX = 4096
 IDLE_WAIT_S = 0.1
 # Weight of the newest observation in the running averages: about the last ten batches.
 _WEIGHT = 0.2
-_NO_TIME = np.int64(-(1 << 62))
+_NO_TIME = -(1 << 62)
 
 
 class Gatherer:
@@ -36,13 +39,15 @@ class Gatherer:
         self._gather_s_max = gather_ms_max / 1000.0
         self._skew_ms = skew_ms
         self._commit_s = 0.005
+        self._total_s = 0.01
         self._rate = 0.0
         self._last_batch_at = time.monotonic()
         self._control_since: float | None = None
 
-    def committed(self, seconds: float) -> None:
-        """A commit took so long."""
-        self._commit_s += _WEIGHT * (seconds - self._commit_s)
+    def committed(self, *, commit_s: float, total_s: float) -> None:
+        """A commit took so long, and its batch so long from closing to there."""
+        self._commit_s += _WEIGHT * (commit_s - self._commit_s)
+        self._total_s += _WEIGHT * (total_s - self._total_s)
 
     @property
     def linger_s(self) -> float:
@@ -81,7 +86,9 @@ class Gatherer:
         elapsed = max(1e-6, now - self._last_batch_at)
         self._rate += _WEIGHT * (payments / elapsed - self._rate)
         self._last_batch_at = now
-        return inputs.batch(counts, min(control, CONTROL_PER_BATCH_MAX))
+        # Lists and rules alone are quick; whatever the queue has eaten, the commit still has to come.
+        degraded = time.time() * 1000.0 + self._total_s * 1000.0 > inputs.earliest_deadline_ms(counts)
+        return replace(inputs.batch(counts, min(control, CONTROL_PER_BATCH_MAX)), degraded=degraded)
 
     def _choose(self) -> dict[int, int]:
         """How many records to take from each partition."""
@@ -98,33 +105,32 @@ class Gatherer:
 
     def _in_time_order(self, behind: list[int]) -> dict[int, int]:
         lanes = self._inputs.lanes
-        partition: list[int] = []
-        rows: list[Raw] = []
-        for p, lane in lanes.items():
-            # More than a whole batch of one partition cannot be taken anyway.
-            part = [lane.buffer[i] for i in range(min(len(lane.buffer), self._batch_max))]
-            partition += [p] * len(part)
-            rows += part
-        where = np.array(partition, dtype=np.int32)
-        times = running_maximum(where, self._event_times(rows))
+        # More than a whole batch of one partition cannot be taken anyway.
+        times = {p: self._event_times(lane, min(len(lane.buffer), self._batch_max)) for p, lane in lanes.items()}
+        partition = np.repeat(np.fromiter(times, np.int32, len(times)), [len(part) for part in times.values()])
+        place = np.concatenate([np.arange(len(part)) for part in times.values()])
+        reached = running_maximum(partition, np.concatenate(list(times.values())))
         counts = dict.fromkeys(lanes, 0)
-        taken = np.ones(len(rows), dtype=np.bool_)
+        chosen = np.arange(len(reached))
         if behind:
-            frontier = min(int(times[where == p][-1]) for p in behind)
-            taken = times <= frontier
-        chosen = np.flatnonzero(taken)
-        offset = np.fromiter((raw.offset for raw in rows), np.int64, len(rows))
-        first = chosen[journal_order(where[chosen], offset[chosen], times[chosen])][: self._batch_max]
-        for p, count in zip(*np.unique(where[first], return_counts=True), strict=True):
+            frontier = min(int(reached[partition == p][-1]) for p in behind)
+            chosen = np.flatnonzero(reached <= frontier)
+        first = chosen[journal_order(partition[chosen], place[chosen], reached[chosen])][: self._batch_max]
+        for p, count in zip(*np.unique(partition[first], return_counts=True), strict=True):
             counts[int(p)] = int(count)
         return counts
 
-    def _event_times(self, rows: list[Raw]) -> npt.NDArray[np.int64]:
-        """Event times of the records; one that is no payment, or has a poisoned clock, takes part without a time of its own."""
-        times = np.full(len(rows), _NO_TIME, dtype=np.int64)
-        decoded = decode_payments([raw.value for raw in rows], [raw.key for raw in rows])
-        stamps = np.fromiter((raw.timestamp_ms for raw in rows), np.int64, len(rows))[decoded.index]
-        times[decoded.index] = np.where(
-            decoded.event_time_ms <= stamps + self._skew_ms, decoded.event_time_ms, _NO_TIME
-        )
-        return times
+    def _event_times(self, lane: Lane, count: int) -> npt.NDArray[np.int64]:
+        """Event times of the lane's first records; one that is no payment, or has a poisoned clock,
+        takes part without one.
+
+        Kept in the lane: a partition that waits for the others is asked for its times again with every batch.
+        """
+        known = len(lane.event_time_ms)
+        if known < count:
+            rows = list(islice(lane.buffer, known, count))
+            times = event_times([raw.value for raw in rows], missing=_NO_TIME)
+            stamps = np.fromiter((raw.timestamp_ms for raw in rows), np.int64, len(rows))
+            times[times > stamps + self._skew_ms] = _NO_TIME
+            lane.event_time_ms.extend(times.tolist())
+        return np.fromiter(islice(lane.event_time_ms, count), np.int64, count)

@@ -9,6 +9,7 @@ from socketserver import ThreadingMixIn
 from types import TracebackType
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+from wsgiref.types import StartResponse, WSGIApplication
 
 from prometheus_client import REGISTRY, CollectorRegistry, make_wsgi_app
 
@@ -20,7 +21,7 @@ Check = Callable[[], tuple[bool, str]]
 class _Quiet(WSGIRequestHandler):
     timeout = 5  # a client that says nothing must not hold a thread
 
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's name
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002, ARG002 - the base class's signature
         return
 
 
@@ -34,9 +35,9 @@ class HealthServer:
     def __init__(
         self, host: str, port: int, *, live: Check, ready: Check, registry: CollectorRegistry = REGISTRY
     ) -> None:
-        metrics = make_wsgi_app(registry)
+        metrics: WSGIApplication = make_wsgi_app(registry)
 
-        def app(environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
+        def app(environ: dict[str, Any], start: StartResponse) -> Iterable[bytes]:
             path = environ.get("PATH_INFO", "")
             if path == "/metrics":
                 return metrics(environ, start)
@@ -53,7 +54,8 @@ class HealthServer:
             self._server = make_server(host, port, app, server_class=_Server, handler_class=_Quiet)
         except OSError as exc:
             raise UsageError(
-                f"port {port} on {host} cannot be used ({exc.strerror}); set FRAUD_SCORER_HTTP__… to another, or to 0 for any"
+                f"port {port} on {host} cannot be used ({exc.strerror}); "
+                "set FRAUD_SCORER_HTTP__… to another, or to 0 for any"
             ) from exc
         self._thread = threading.Thread(target=self._server.serve_forever, name="health", daemon=True)
         self._thread.start()
@@ -61,7 +63,9 @@ class HealthServer:
     @property
     def address(self) -> str:
         """http://host:port"""
-        return f"http://{self._server.server_name if self._server.server_name != '0.0.0.0' else '127.0.0.1'}:{self._server.server_port}"  # noqa: S104
+        name = self._server.server_name
+        host = "127.0.0.1" if name == "0.0.0.0" else name  # noqa: S104 - compared, not bound
+        return f"http://{host}:{self._server.server_port}"
 
     def close(self) -> None:
         """Stop serving and free the port."""

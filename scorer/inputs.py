@@ -1,13 +1,16 @@
 """What a shard reads: its payments partitions and the control topic, buffered by partition within a bound.
 
-One consumer with manual assignment serves the live worker and recovery alike. Buffers are plain tuples; a partition that runs
-ahead of the others is paused, so that memory stays bounded whatever the lag.
+One consumer with manual assignment serves the live worker and recovery alike. Buffers are plain tuples; a partition
+that runs ahead of the others is paused, so that memory stays bounded whatever the lag.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -16,12 +19,15 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 from schemas.journal import ControlRange, InputRange
 from scorer.enrich import Batch, ControlRecord, Records
 from scorer.errors import FraudScorerError
-from scorer.kafka import KafkaFailure, describe
+from scorer.kafka import KafkaFailure, describe, present
 
 CONSUME_MAX = 4096
 CONTROL_BUFFER_MAX = 20_000
 # Large records are rare; without this bound a topic full of them would fill the memory, 32,768 records at a time.
 LANE_BYTES_MAX = 64 * 1024 * 1024
+
+
+NO_DEADLINE = math.inf
 
 
 class MissingRange(FraudScorerError):
@@ -35,17 +41,39 @@ class Raw(NamedTuple):
     timestamp_ms: int
     key: bytes | None
     value: bytes | None
+    deadline_ms: float = NO_DEADLINE  # epoch ms until which its decision is worth having
+
+
+@dataclass(frozen=True)
+class Deadlines:
+    """Until when a payment's decision is worth having: so long after its timestamp, or as a header of its own says."""
+
+    after_ms: float | None = None
+    header: str | None = None
+
+    def of(self, message: Message, timestamp_ms: int) -> float:
+        """Epoch ms; NO_DEADLINE without one. A header that holds no number counts as none."""
+        headers: Iterable[tuple[str, bytes | None]] = (message.headers() or ()) if self.header else ()  # type: ignore[assignment]
+        for name, value in headers:
+            if name == self.header and value is not None and value.isdigit():
+                return float(value)
+        return NO_DEADLINE if self.after_ms is None else timestamp_ms + self.after_ms
+
+    def __bool__(self) -> bool:
+        return self.after_ms is not None or self.header is not None
 
 
 class Lane:
     """One partition: its buffer, the next position to hand out, and how far the log is known to reach."""
 
-    __slots__ = ("at_end", "buffer", "bytes", "partition", "paused", "position")
+    __slots__ = ("at_end", "buffer", "bytes", "event_time_ms", "partition", "paused", "position")
 
     def __init__(self, partition: TopicPartition) -> None:
         self.partition = partition
         self.position = partition.offset
         self.buffer: deque[Raw] = deque()
+        # Event times of the buffer's first records, as far as somebody has asked for them (see Gatherer).
+        self.event_time_ms: deque[int] = deque()
         self.bytes = 0
         self.at_end = False
         self.paused = False
@@ -54,6 +82,8 @@ class Lane:
         """Hand out the first `count` records."""
         taken = [self.buffer.popleft() for _ in range(count)]
         self.bytes -= sum(len(raw.value or b"") for raw in taken)
+        for _ in range(min(count, len(self.event_time_ms))):
+            self.event_time_ms.popleft()
         return taken
 
 
@@ -69,10 +99,12 @@ class Inputs:
         positions: dict[int, int],
         control_position: int,
         buffered_max: int,
+        deadlines: Deadlines = Deadlines(),
     ) -> None:
         """`positions` maps each payments partition of the shard to the offset to read next."""
         self._consumer = consumer
         self._payments_topic = payments
+        self._deadlines = deadlines
         self._lane_max = max(1024, buffered_max // max(1, len(positions)))
         self.lanes = {p: Lane(TopicPartition(payments, p, offset)) for p, offset in sorted(positions.items())}
         self.control = Lane(TopicPartition(control, 0, control_position))
@@ -106,9 +138,13 @@ class Inputs:
             if error is not None:
                 self._on_error(error, message, is_payment)
                 continue
-            raw = Raw(message.offset(), message.timestamp()[1], message.key(), message.value())
+            offset = present(message.offset(), "offset")
+            timestamp_ms = message.timestamp()[1]
+            raw = Raw(offset, timestamp_ms, message.key(), message.value())
             if is_payment:
-                lane = self.lanes[message.partition()]
+                if self._deadlines:
+                    raw = raw._replace(deadline_ms=self._deadlines.of(message, timestamp_ms))
+                lane = self.lanes[present(message.partition(), "partition")]
                 count += 1
             else:
                 lane = self.control
@@ -120,13 +156,14 @@ class Inputs:
     def _on_error(self, error: KafkaError, message: Message, is_payment: bool) -> None:
         code = error.code()
         if code == KafkaError._PARTITION_EOF:
-            lane = self.lanes[message.partition()] if is_payment else self.control
+            lane = self.lanes[present(message.partition(), "partition")] if is_payment else self.control
             lane.at_end = True
         elif code in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
             # librdkafka gives no topic for this error when it concerns several partitions.
             raise MissingRange(
-                f"a position of {message.topic() or self._payments_topic} is outside the log ({error.str()}): records that were not decided "
-                "yet are gone. Restore the topic, or accept the loss by starting a new application (FRAUD_SCORER_WORKER__APPLICATION)"
+                f"a position of {message.topic() or self._payments_topic} is outside the log ({error.str()}): "
+                "records that were not decided yet are gone. Restore the topic, or accept the loss by starting "
+                "a new application (FRAUD_SCORER_WORKER__APPLICATION)"
             )
         elif error.fatal() or not (error.retriable() or code in _TRANSIENT):
             raise KafkaFailure(f"reading failed: {error.name()}: {error.str()}")
@@ -158,6 +195,13 @@ class Inputs:
             raise KafkaFailure(f"watermarks cannot be read: {describe(exc)}") from exc
         # Below zero: no fetch has been answered yet, so nothing is known.
         return 0 <= high <= known
+
+    def earliest_deadline_ms(self, counts: dict[int, int]) -> float:
+        """The first deadline among the first `counts[p]` records of each partition, epoch ms."""
+        if not self._deadlines:
+            return NO_DEADLINE
+        rows = (raw for p, count in counts.items() for raw in islice(self.lanes[p].buffer, count))
+        return min((raw.deadline_ms for raw in rows), default=NO_DEADLINE)
 
     def batch(self, counts: dict[int, int], control_count: int) -> Batch:
         """Hand out the first `counts[p]` records of each partition and the first `control_count` control records."""

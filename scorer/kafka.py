@@ -1,14 +1,16 @@
-"""Kafka client settings, topic names and errors, in one place: every trap of the client that is met by a setting is met here.
+"""Kafka client settings, topic names and errors, in one place:
+every trap of the client that is met by a setting is met here.
 
 KafkaFailure            the broker or the client failed
 ├── Fenced              another owner has taken the shard: this process must stop deciding for it
-└── Rebuild             the transaction's fate is unknown or it was aborted: drop producer and state, rebuild from the journal
+└── Rebuild             the transaction's fate is unknown or it was aborted: drop producer and state,
+                        rebuild from the journal
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 from confluent_kafka import Consumer, IsolationLevel, KafkaError, KafkaException, Producer, TopicPartition
@@ -21,6 +23,8 @@ log = structlog.get_logger()
 
 METADATA_TIMEOUT_S = 15.0
 
+_Part = TypeVar("_Part")
+
 
 class KafkaFailure(FraudScorerError):
     """The broker or the client failed in a way that retrying here does not mend."""
@@ -31,7 +35,8 @@ class Fenced(KafkaFailure):
 
 
 class Rebuild(KafkaFailure):
-    """Nothing is known of the last transaction. librdkafka lacks KIP-890, so neither producer nor state may be used again."""
+    """Nothing is known of the last transaction. librdkafka lacks KIP-890,
+    so neither producer nor state may be used again."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,8 @@ def client_config(settings: KafkaSettings) -> dict[str, Any]:
         config["sasl.password"] = settings.sasl_password.get_secret_value()
     if settings.ssl_key_password is not None:
         config["ssl.key.password"] = settings.ssl_key_password.get_secret_value()
+    if settings.oauth_client_secret is not None:
+        config["sasl.oauthbearer.client.secret"] = settings.oauth_client_secret.get_secret_value()
     return config
 
 
@@ -85,7 +92,8 @@ def reader(
     committed: bool = True,
     **overrides: Any,
 ) -> Consumer:
-    """A consumer for manual assignment: it joins no group and commits nothing. `group` is a name for the broker's logs and quotas."""
+    """A consumer for manual assignment: it joins no group and commits nothing.
+    `group` is a name for the broker's logs and quotas."""
     return Consumer(
         {
             **client_config(settings),
@@ -126,12 +134,18 @@ def member(settings: Settings, group: str) -> Consumer:
     return Consumer(config)
 
 
-def transactional_producer(settings: Settings, shard: int) -> Producer:
-    """The one producer of a shard. Its id is stable, so that a new owner fences the former one and settles what it left open."""
+def transactional_id(settings: Settings, owner: str) -> str:
+    """The stable id of `owner`'s producer."""
+    return f"{settings.kafka.topic_prefix}{settings.worker.application}-{owner}"
+
+
+def transactional_producer(settings: Settings, owner: str) -> Producer:
+    """The one producer of `owner` (a shard, say). Its id is stable, so that a new owner fences the former one and
+    settles what it left open."""
     return Producer(
         {
             **client_config(settings.kafka),
-            "transactional.id": f"{settings.kafka.topic_prefix}{settings.worker.application}-shard-{shard}",
+            "transactional.id": transactional_id(settings, owner),
             "transaction.timeout.ms": settings.worker.transaction_timeout_ms,
             "enable.idempotence": True,
             "acks": "all",
@@ -140,8 +154,8 @@ def transactional_producer(settings: Settings, shard: int) -> Producer:
             "queue.buffering.max.messages": 200_000,
             "queue.buffering.max.kbytes": 262_144,
             "batch.size": 524_288,
-            # After EndTxn the next AddPartitionsToTxn often meets CONCURRENT_TRANSACTIONS, and librdkafka then waits for its
-            # back-off: 100 ms by default, on every commit.
+            # After EndTxn the next AddPartitionsToTxn often meets CONCURRENT_TRANSACTIONS, and librdkafka then waits
+            # for its back-off: 100 ms by default, on every commit.
             "retry.backoff.ms": 1,
             "retry.backoff.max.ms": 10,
         }
@@ -204,6 +218,14 @@ def starts(client: AdminClient, partitions: list[TopicPartition]) -> list[int]:
     return offsets(client, partitions, OffsetSpec.earliest())
 
 
+def present(part: _Part | None, name: str) -> _Part:
+    """A part of a message that was read, such as its offset. Raises KafkaFailure when it is missing."""
+    # The client's types allow None because a Message can also be made by hand, in parts.
+    if part is None:
+        raise KafkaFailure(f"the client gave a message without its {name}")
+    return part
+
+
 def describe(exc: KafkaException) -> str:
     """The client's error in one line, without payload."""
     error = exc.args[0] if exc.args else None
@@ -218,9 +240,22 @@ _FENCED = {
 }
 
 
-def failure(exc: KafkaException) -> KafkaFailure:
-    """What a failed transactional call means for the shard: everything but fencing is mended by a rebuild."""
+_DENIED = {
+    KafkaError.TOPIC_AUTHORIZATION_FAILED,
+    KafkaError.GROUP_AUTHORIZATION_FAILED,
+    KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED,
+    KafkaError.CLUSTER_AUTHORIZATION_FAILED,
+}
+
+
+def failure(exc: KafkaException, needs: str = "what `fraud-scorer acls worker --check` says") -> KafkaFailure:
+    """What a failed transactional call means for the shard: everything but fencing is mended by a rebuild.
+
+    `needs`: the ACL that the call needs, named when the authoriser refused.
+    """
     error = exc.args[0] if exc.args else None
     if isinstance(error, KafkaError) and error.code() in _FENCED:
         return Fenced(f"another worker owns this shard now ({error.name()})")
+    if isinstance(error, KafkaError) and error.code() in _DENIED:
+        return Rebuild(f"Kafka's authoriser refused ({error.name()}): missing {needs}")
     return Rebuild(f"the transaction failed ({describe(exc)})")

@@ -7,7 +7,8 @@ import numpy.typing as npt
 
 
 def running_maximum(partition: npt.NDArray[np.int32], event_time_ms: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """The largest event time so far in each payment's own partition, int64 [n]; rows of a partition stand in offset order."""
+    """The largest event time so far in each payment's own partition, int64 [n];
+    rows of a partition stand in offset order."""
     result = event_time_ms.copy()
     for p in np.unique(partition):
         rows = partition == p
@@ -18,10 +19,12 @@ def running_maximum(partition: npt.NDArray[np.int32], event_time_ms: npt.NDArray
 def journal_order(
     partition: npt.NDArray[np.int32], offset: npt.NDArray[np.int64], event_time_ms: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.int64]:
-    """Positions in journal order, int64 [n]: by the partition's running maximum of event time, then partition, then offset.
+    """Positions in journal order, int64 [n]: by the partition's running maximum of event time, then partition,
+    then offset.
 
-    Each partition keeps its own order, so with one partition the borders of batches change nothing; between partitions event time
-    decides. Example: partition 0 holds times 5, 3, 9 and partition 1 holds 4, 6: the order is 1:4, 0:5, 0:3, 1:6, 0:9.
+    Each partition keeps its own order, so with one partition the borders of batches change nothing; between partitions
+    event time decides. Example: partition 0 holds times 5, 3, 9 and partition 1 holds 4, 6: the order is 1:4, 0:5, 0:3,
+    1:6, 0:9.
     """
     by_offset = np.lexsort((offset, partition))
     maximum = running_maximum(partition[by_offset], event_time_ms[by_offset])

@@ -2,18 +2,19 @@
 
     decode → order → duplicates → features → model → policy → outcomes
 
-The live worker, crash recovery, replay and the training export all call `Pipeline.run`, so train/serve skew has nowhere to live. It
-knows no Kafka, no clock, no log. What a clock decided comes in as data.
+The live worker, crash recovery, replay and the training export all call `Pipeline.run`, so train/serve skew has nowhere
+to live. It knows no Kafka, no clock, no log. What a clock decided comes in as data.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
+from features.capture import Image
 from schemas.audit import NULLABLE, AuditColumns, AuditContext, digest
 from schemas.control import ListAdd, ListRemove, parse_control
 from schemas.decode import PaymentBatch
@@ -24,8 +25,7 @@ from scorer.bundle import Bundle
 from scorer.dedupe import Outcome
 from scorer.enrich import Batch, ControlRecord, Enricher, Records, Rejected
 from scorer.errors import PromiseBroken, UsageError
-from scorer.model.link import sigmoid
-from scorer.policy import FLAG, LATE_REASON, PolicyRunner
+from scorer.policy import APPROVE, FLAG, LATE_REASON, PolicyRunner, Verdicts
 
 NORMAL, DEGRADED, DUPLICATE, LATE = range(4)
 LIST_VALUES_MAX = 1_000_000
@@ -52,7 +52,8 @@ class Outcomes:
 
 @dataclass
 class _Lists:
-    """The live lists of a shard, changed by control records; bounded, additions beyond the bound are refused and counted."""
+    """The live lists of a shard, changed by control records;
+    bounded, additions beyond the bound are refused and counted."""
 
     values: dict[str, set[str]] = field(default_factory=dict)
     refused: int = 0
@@ -71,9 +72,10 @@ class _Lists:
 class Pipeline:
     """One shard's state and the function that moves it. `run` is deterministic in (state, batch, bundle)."""
 
-    def __init__(self, bundle: Bundle, *, shard: int = 0) -> None:
+    def __init__(self, bundle: Bundle, *, shard: int = 0, images: Mapping[str, Image] | None = None) -> None:
+        """`images`: of engine and dedupe table, to go on from (see scorer.shard_image). Raises StateMismatch."""
         self.shard = shard
-        self._enricher = Enricher(bundle.feature_set)
+        self._enricher = Enricher(bundle.feature_set, images=images)
         self.engine, self.dedupe = self._enricher.engine, self._enricher.dedupe
         self.lists = _Lists()
         self.sequence = 0
@@ -81,7 +83,8 @@ class Pipeline:
         self._use(bundle)
 
     def activate(self, bundle: Bundle) -> None:
-        """Score with `bundle` from the next batch on. Raises UsageError when its feature set is another one: the windows would not fit."""
+        """Score with `bundle` from the next batch on. Raises UsageError when its feature set is another one:
+        the windows would not fit."""
         if bundle.feature_set.fingerprint != self.bundle.feature_set.fingerprint:
             raise UsageError(
                 f"bundle {bundle.id} has feature set {bundle.feature_set.fingerprint[:12]}, this shard computes "
@@ -97,6 +100,7 @@ class Pipeline:
             threshold=bundle.manifest.threshold_score,
             feature_fingerprint=bundle.feature_set.fingerprint,
             feature_names=tuple(bundle.feature_set.names),
+            challengers=tuple(challenger.id for challenger in bundle.challengers),
         )
         for item in bundle.policy.lists:
             for value in item.values:
@@ -110,31 +114,32 @@ class Pipeline:
         payments, rows, fresh = enriched.payments, enriched.rows, enriched.fresh
         n = len(rows)
         features = enriched.features
-        margins, outcomes = self._decide(enriched.first, features, enriched.late)
-        self.dedupe.record(enriched.entry[fresh], margins, outcomes)
+        decide = self._decide_degraded if batch.degraded else self._decide
+        margins, outcomes = decide(enriched.first, features, enriched.late)
+        scores, shadow = self.bundle.scores(margins), self._shadow_margins(features, batch.degraded)
+        self.dedupe.record(enriched.entry[fresh], margins, scores, outcomes)
         if len(fresh) < n:
             # A repeated payment has the decision of the first one; its features were not computed again.
-            features = np.full((n, features.shape[1]), np.nan, dtype=np.float32)
-            features[fresh] = enriched.features
-            margins, outcomes = self.dedupe.recall(enriched.entry)
+            features, shadow = _spread(features, fresh, n), _spread(shadow, fresh, n)
+            margins, scores, outcomes = self.dedupe.recall(enriched.entry)
         modes = np.fromiter((o.mode for o in outcomes), np.uint8, n)
         modes[enriched.duplicate] = DUPLICATE
         columns = AuditColumns(
-            payment_id=payments.column("payment_id"),
+            payment_id=payments.column("payment_id").tolist(),
             partition=records.partition[rows],
             offset=records.offset[rows],
             event_time_ms=payments.event_time_ms,
             amount_minor=payments.amount_minor,
-            currency=payments.column("currency"),
-            **{name: payments.column(name) for name in NULLABLE},
+            currency=payments.column("currency").tolist(),
+            **{name: payments.column(name).tolist() for name in NULLABLE},
             decision=np.fromiter((o.decision for o in outcomes), np.uint8, n),
             mode=modes,
             margin=margins,
-            score=sigmoid(margins),
+            score=scores,
             reasons=[o.reasons for o in outcomes],
             fired=[o.fired for o in outcomes],
             features=features,
-            challenger_margins=np.empty((n, len(self._context.challengers)), np.float32),
+            challenger_margins=shadow,
         )
         journal = self._journal(batch, columns, len(enriched.rejected) + len(rejected_control))
         return Outcomes(
@@ -153,8 +158,15 @@ class Pipeline:
             context=self._context,
         )
 
+    def _shadow_margins(self, features: npt.NDArray[np.float32], degraded: bool) -> npt.NDArray[np.float32]:
+        """What the challengers say, float32 [n, C]; NaN when a deadline is near: they are what is dropped first."""
+        if degraded or not self.bundle.challengers:
+            return np.full((len(features), len(self.bundle.challengers)), np.nan, dtype=np.float32)
+        return self.bundle.shadow_margins(features)
+
     def _apply_control(self, control: Sequence[ControlRecord]) -> list[Rejected]:
-        """Labels and lists change state; an activation is the shell's business, which names the bundle of each batch in the journal."""
+        """Labels and lists change state; an activation is the shell's business,
+        which names the bundle of each batch in the journal."""
         rejected = []
         for i, raw in enumerate(control):
             try:
@@ -184,16 +196,26 @@ class Pipeline:
             contributions = model.contributions(features[explained])
             for i, row in zip(explained.tolist(), contributions, strict=True):
                 reasons[i] = self._policy.explain(row, reasons[i])
-        for i in np.flatnonzero(late).tolist():
-            reasons[i] = (*reasons[i], LATE_REASON)
-        bundle = self.bundle.id
-        outcomes = [
-            Outcome(decision, LATE if was_late else NORMAL, why, fired, bundle)
-            for decision, was_late, why, fired in zip(
-                verdicts.decision.tolist(), late.tolist(), reasons, verdicts.fired, strict=True
-            )
-        ]
-        return margins, outcomes
+        return margins, self._outcomes(verdicts, late, NORMAL)
+
+    def _decide_degraded(
+        self, payments: PaymentBatch, features: npt.NDArray[np.float32], late: npt.NDArray[np.bool_]
+    ) -> tuple[npt.NDArray[np.float32], list[Outcome]]:
+        """Without the model: the margin is the one before its first tree, which says how common fraud is, no more."""
+        margins = np.full(len(features), self.bundle.model.base_margin, dtype=np.float32)
+        verdicts = self._policy.decide_degraded(payments, features, self.lists.values)
+        return margins, self._outcomes(verdicts, late, DEGRADED)
+
+    def _outcomes(self, verdicts: Verdicts, late: npt.NDArray[np.bool_], usual_mode: int) -> list[Outcome]:
+        # Nearly all payments are approved without a word: one outcome serves them all.
+        outcomes = [Outcome(APPROVE, usual_mode, (), (), self.bundle.id)] * len(late)
+        decision, special = verdicts.decision, late | (verdicts.decision != APPROVE)
+        special |= np.fromiter(map(bool, verdicts.fired), np.bool_, len(late))
+        for i in np.flatnonzero(special).tolist():
+            reasons = (*verdicts.reasons[i], LATE_REASON) if late[i] else verdicts.reasons[i]
+            mode = LATE if late[i] and usual_mode == NORMAL else usual_mode
+            outcomes[i] = Outcome(int(decision[i]), mode, reasons, verdicts.fired[i], self.bundle.id)
+        return outcomes
 
     def _journal(self, batch: Batch, columns: AuditColumns, dead_letters: int) -> JournalRecord:
         stream_ms = self.engine.stream_time_ms
@@ -204,6 +226,7 @@ class Pipeline:
             control=batch.control_range,
             stream_time_ms=-1 if stream_ms is None else stream_ms,
             bundle=self.bundle.id,
+            degraded=batch.degraded,
             decisions=len(columns.payment_id),
             dead_letters=dead_letters,
             digest=digest(columns, self._context),
@@ -212,6 +235,13 @@ class Pipeline:
         self.sequence += 1
         self.head = record.head
         return record
+
+
+def _spread(values: npt.NDArray[np.float32], rows: npt.NDArray[np.int64], n: int) -> npt.NDArray[np.float32]:
+    """`values` at the rows they belong to, NaN at the others, float32 [n, k]."""
+    result = np.full((n, values.shape[1]), np.nan, dtype=np.float32)
+    result[rows] = values
+    return result
 
 
 __all__ = ["FLAG", "Batch", "ControlRecord", "Outcomes", "Pipeline", "Records", "Rejected"]

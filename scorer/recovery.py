@@ -22,6 +22,7 @@ class Bundles:
 
     def __post_init__(self) -> None:
         self._known = {self.initial.id: self.initial}
+        self._locations: dict[str, str] = {}
 
     def activation(self, control: Sequence[ControlRecord]) -> Bundle | None:
         """The bundle that the last activation among `control` names, loaded and checked; None without one.
@@ -30,6 +31,8 @@ class Bundles:
         """
         wanted: Activate | None = None
         for raw in control:
+            if not _may_activate(raw.value):
+                continue
             try:
                 record = parse_control(raw.value)
             except ContractError:
@@ -42,7 +45,24 @@ class Bundles:
             if bundle.id != wanted.bundle:
                 raise UsageError(f"{wanted.location} holds bundle {bundle.id}, the activation names {wanted.bundle}")
             self._known[bundle.id] = bundle
+            self._locations[bundle.id] = wanted.location
         return self._known[wanted.bundle]
+
+    def location(self, bundle_id: str) -> str:
+        """Where an activated bundle was loaded from; empty for the one given at the start."""
+        return self._locations.get(bundle_id, "")
+
+    def at(self, bundle_id: str, location: str) -> Bundle:
+        """The bundle that a snapshot's state decided with. Raises BundleError or UsageError when it cannot be had."""
+        if bundle_id not in self._known and location:
+            bundle = Bundle.load(location)
+            self._known[bundle.id] = bundle
+            self._locations[bundle.id] = location
+        if bundle_id not in self._known:
+            raise UsageError(
+                f"bundle {bundle_id} is neither the one given ({self.initial.id}) nor at {location or 'a known place'}"
+            )
+        return self._known[bundle_id]
 
     def of(self, bundle_id: str, batch: Batch) -> Bundle:
         """The bundle that the journal names for `batch`."""
@@ -50,9 +70,15 @@ class Bundles:
             self.activation(batch.control)
         if bundle_id not in self._known:
             raise UsageError(
-                f"the journal goes on with bundle {bundle_id}, which is neither the one given ({self.initial.id}) nor activated by a control record: start with --bundle naming it"
+                f"the journal goes on with bundle {bundle_id}, which is neither the one given ({self.initial.id}) "
+                "nor activated by a control record: start with --bundle naming it"
             )
         return self._known[bundle_id]
+
+
+def _may_activate(value: bytes | None) -> bool:
+    """Whether it is worth parsing: nearly all control records are labels. A text may be written in JSON's escapes."""
+    return value is not None and (b"activate" in value or b"\\u" in value)
 
 
 def rerun(pipeline: Pipeline, record: JournalRecord, batch: Batch, bundles: Bundles) -> Outcomes:
@@ -62,7 +88,8 @@ def rerun(pipeline: Pipeline, record: JournalRecord, batch: Batch, bundles: Bund
     outcomes = pipeline.run(batch)
     if outcomes.journal.head != record.head:
         raise PromiseBroken(
-            f"batch {record.sequence} of shard {record.shard} gives digest {outcomes.journal.digest[:12]}, the journal says {record.digest[:12]}: "
-            "code, bundle or log differ from those that decided. Nothing was committed"
+            f"batch {record.sequence} of shard {record.shard} gives digest {outcomes.journal.digest[:12]}, "
+            f"the journal says {record.digest[:12]}: code, bundle or log differ from those that decided. "
+            "Nothing was committed"
         )
     return outcomes

@@ -1,7 +1,9 @@
-"""History through the same pure function: files and topics to features, scores and decisions. Writes files, never to Kafka.
+"""History through the same pure function: files and topics to features, scores and decisions.
+Writes files, never to Kafka.
 
-A file is one shard with one partition whose offsets are its row numbers; the order of its rows is the journal order. A topic is
-replayed along its journal, batch by batch as it was decided; where the bundle is the one that decided, every digest is checked.
+A file is one shard with one partition whose offsets are its row numbers; the order of its rows is the journal order. A
+topic is replayed along its journal, batch by batch as it was decided; where the bundle is the one that decided, every
+digest is checked.
 """
 
 from __future__ import annotations
@@ -61,7 +63,8 @@ class Report:
 class TrainingTable:
     """The training export: features of every fresh payment of a file in journal order, with what is known of its label.
 
-    features float32 [n, F] · label int8 [n] (1 fraud, 0 genuine, -1 unknown) · event_time_ms, label_known_at_ms int64 [n]
+    features float32 [n, F] · label int8 [n] (1 fraud, 0 genuine, -1 unknown) ·
+    event_time_ms, label_known_at_ms int64 [n]
     """
 
     payment_id: list[str]
@@ -74,7 +77,8 @@ class TrainingTable:
 
 @dataclass(frozen=True)
 class LabelledBatch:
-    """Payments of a source without a broker, with what is known of each record's label (as in TrainingTable, [n] by record)."""
+    """Payments of a source without a broker, with what is known of each record's label (as in TrainingTable,
+    [n] by record)."""
 
     batch: Batch
     label: npt.NDArray[np.int8]
@@ -90,7 +94,8 @@ def file_batches(path: Path, mapping: Mapping | None, *, rows: int = BATCH_ROWS)
 
 
 def chained(blocks: Iterable[Block]) -> Iterator[LabelledBatch]:
-    """Blocks of (keys, values, label records, label, label_known_at_ms) as one partition whose offsets count the records."""
+    """Blocks of (keys, values, label records, label, label_known_at_ms) as one partition whose offsets count the
+    records."""
     offset = control = 0
     for keys, values, labels, label, known_at_ms in blocks:
         n = len(values)
@@ -116,7 +121,8 @@ def chained(blocks: Iterable[Block]) -> Iterator[LabelledBatch]:
 def training_table(
     feature_set: FeatureSet, batches: Iterable[LabelledBatch], *, progress: Progress = lambda _: None
 ) -> TrainingTable:
-    """Run history through the live engine and keep every feature value with its label. Repeated payments are left out."""
+    """Run history through the live engine and keep every feature value with its label.
+    Repeated payments are left out."""
     enricher, report = Enricher(feature_set), Report()
     parts: list[
         tuple[list[str], npt.NDArray[np.int64], npt.NDArray[np.float32], npt.NDArray[np.int8], npt.NDArray[np.int64]]
@@ -175,9 +181,10 @@ class _Writer:
     def __init__(self, output: Path, names: list[str]) -> None:
         self._names = names
         fields = [
-            ("payment_id", pa.string()), ("event_time", pa.timestamp("ms", tz="UTC")), ("partition", pa.int32()), ("offset", pa.int64()),
-            ("decision", pa.string()), ("mode", pa.string()), ("score", pa.float64()), ("margin", pa.float32()), ("reasons", pa.list_(pa.string())),
-            ("fired", pa.list_(pa.string())), ("bundle", pa.string()),
+            ("payment_id", pa.string()), ("event_time", pa.timestamp("ms", tz="UTC")),
+            ("partition", pa.int32()), ("offset", pa.int64()),
+            ("decision", pa.string()), ("mode", pa.string()), ("score", pa.float64()), ("margin", pa.float32()),
+            ("reasons", pa.list_(pa.string())), ("fired", pa.list_(pa.string())), ("bundle", pa.string()),
         ]  # fmt: skip
         taken = {name for name, _ in fields}
         self._schema = pa.schema(
@@ -188,10 +195,14 @@ class _Writer:
     def write(self, outcomes: Outcomes) -> None:
         c = outcomes.columns
         columns = [
-            pa.array(c.payment_id, pa.string()), pa.array(c.event_time_ms, pa.timestamp("ms", tz="UTC")), pa.array(c.partition), pa.array(c.offset),
-            pa.array([DECISIONS[d] for d in c.decision.tolist()], pa.string()), pa.array([MODES[m] for m in c.mode.tolist()], pa.string()),
-            pa.array(c.score), pa.array(c.margin), pa.array([list(r) for r in c.reasons], pa.list_(pa.string())),
-            pa.array([list(r) for r in c.fired], pa.list_(pa.string())), pa.array(outcomes.bundles, pa.string()),
+            pa.array(c.payment_id, pa.string()), pa.array(c.event_time_ms, pa.timestamp("ms", tz="UTC")),
+            pa.array(c.partition), pa.array(c.offset),
+            pa.array([DECISIONS[d] for d in c.decision.tolist()], pa.string()),
+            pa.array([MODES[m] for m in c.mode.tolist()], pa.string()),
+            pa.array(c.score), pa.array(c.margin),
+            pa.array([list(r) for r in c.reasons], pa.list_(pa.string())),
+            pa.array([list(r) for r in c.fired], pa.list_(pa.string())),
+            pa.array(outcomes.bundles, pa.string()),
             *(pa.array(c.features[:, i], pa.float32()) for i in range(len(self._names))),
         ]  # fmt: skip
         self._file.write_table(pa.Table.from_arrays(columns, schema=self._schema))
@@ -216,7 +227,8 @@ def _account(report: Report, outcomes: Outcomes) -> None:
 def replay_file(
     bundle: Bundle, path: Path, mapping: Mapping | None, output: Path | None, *, progress: Progress = lambda _: None
 ) -> Report:
-    """Decide every payment of a file as the live worker would, and write decisions and features to `output` (Parquet)."""
+    """Decide every payment of a file as the live worker would,
+    and write decisions and features to `output` (Parquet)."""
     pipeline, report = Pipeline(bundle), Report()
     with ExitStack() as stack:
         writer = stack.enter_context(_Writer(output, bundle.feature_set.names)) if output else None
@@ -232,7 +244,8 @@ def replay_file(
 def replay_topic(
     bundle: Bundle, settings: Settings, output: Path | None, *, shard: int = 0, progress: Progress = lambda _: None
 ) -> Report:
-    """Re-run a shard's journal over the payments topic. Where `bundle` is the one that decided, every digest must be equal.
+    """Re-run a shard's journal over the payments topic.
+    Where `bundle` is the one that decided, every digest must be equal.
 
     Raises PromiseBroken at the first batch that gives something else, MissingRange when records are gone.
     """

@@ -1,10 +1,11 @@
-"""Payments and labels onto the topics: from a file, or from the simulator. What a payment system would do, for people who try things."""
+"""Payments and labels onto the topics: from a file, or from the simulator.
+What a payment system would do, for people who try things."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,10 +24,11 @@ SLICE_S = 0.01
 class Outgoing:
     """n payments in the order in which they happened, and the labels that became known.
 
-    keys and values: bytes · event_time_ms int64 [n] · labels: control records with the event time at which each is known, sorted
+    keys and values: bytes · event_time_ms int64 [n] ·
+    labels: control records with the event time at which each is known, sorted
     """
 
-    keys: list[bytes | None]
+    keys: Sequence[bytes | None]
     values: list[bytes]
     event_time_ms: npt.NDArray[np.int64]
     labels: list[tuple[int, bytes]]
@@ -42,7 +44,8 @@ class Sent:
 
 
 class Sender:
-    """Sends at a rate, at a multiple of real time, or as fast as the broker takes it. Labels go when stream time reaches them."""
+    """Sends at a rate, at a multiple of real time, or as fast as the broker takes it.
+    Labels go when stream time reaches them."""
 
     def __init__(
         self, settings: Settings, *, on_payments: Callable[[list[bytes]], None] = lambda _values: None
@@ -66,7 +69,8 @@ class Sender:
         seconds: float | None = None,
         with_labels: bool = True,
     ) -> Sent:
-        """Send `blocks`, paced by `rate` (payments/s) or `speed` (event time over real time), until the end, `limit`, `seconds` or `stop`."""
+        """Send `blocks`, paced by `rate` (payments/s) or `speed` (event time over real time), until the end, `limit`,
+        `seconds` or `stop`."""
         waiting: list[tuple[int, bytes]] = []
         started = time.monotonic()
         origin_ms: int | None = None
@@ -135,7 +139,7 @@ class Sender:
             except KafkaException as exc:
                 raise kafka.KafkaFailure(f"a record for {topic} was refused ({kafka.describe(exc)})") from exc
 
-    def _delivered(self, error: KafkaError | None, message: Message) -> None:
+    def _delivered(self, error: KafkaError | None, _message: Message) -> None:
         if error is not None:
             self.sent.failed += 1
             self._error = f"{error.name()}: {error.str()}"

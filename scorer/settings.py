@@ -1,7 +1,8 @@
 """Settings from the environment (prefix FRAUD_SCORER_, nested with __), secrets also from files.
 
     FRAUD_SCORER_KAFKA__BOOTSTRAP_SERVERS=broker:9092
-    FRAUD_SCORER_KAFKA__SECURITY='{"security.protocol": "SASL_SSL", "sasl.mechanism": "SCRAM-SHA-512", "sasl.username": "fraud"}'
+    FRAUD_SCORER_KAFKA__SECURITY='{"security.protocol": "SASL_SSL", "sasl.mechanism": "SCRAM-SHA-512",
+                                   "sasl.username": "fraud"}'
     FRAUD_SCORER_KAFKA__SASL_PASSWORD_FILE=/run/secrets/kafka        # any *_FILE reads the value from a file
     FRAUD_SCORER_POSTGRES__URL=postgresql://sink@db/fraud
 
@@ -17,7 +18,7 @@ from typing import Any
 
 from psycopg import ProgrammingError
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
@@ -35,25 +36,43 @@ class _Section(BaseModel):
 class KafkaSettings(_Section):
     """How to reach Kafka."""
 
-    bootstrap_servers: str = Field("127.0.0.1:9092", description="host:port, comma separated")
+    bootstrap_servers: str = Field(default="127.0.0.1:9092", description="host:port, comma separated")
     topic_prefix: str = Field(
-        "", pattern=r"^[A-Za-z0-9._-]{0,100}$", description="put before every topic name, group and transactional id"
+        default="",
+        pattern=r"^[A-Za-z0-9._-]{0,100}$",
+        description="put before every topic name, group and transactional id",
     )
     security: dict[str, str] = Field(
         default_factory=dict, description="librdkafka settings passed through: security.protocol, sasl.*, ssl.*"
     )
-    sasl_password: SecretStr | None = Field(None, description="sasl.password, best from SASL_PASSWORD_FILE")
-    ssl_key_password: SecretStr | None = Field(None, description="ssl.key.password, best from SSL_KEY_PASSWORD_FILE")
+    sasl_password: SecretStr | None = Field(default=None, description="sasl.password, best from SASL_PASSWORD_FILE")
+    ssl_key_password: SecretStr | None = Field(
+        default=None, description="ssl.key.password, best from SSL_KEY_PASSWORD_FILE"
+    )
+    oauth_client_secret: SecretStr | None = Field(
+        default=None, description="sasl.oauthbearer.client.secret, best from OAUTH_CLIENT_SECRET_FILE"
+    )
+
+    @field_validator("security")
+    @classmethod
+    def _only_security(cls, given: dict[str, str]) -> dict[str, str]:
+        # Anything else, such as enable.idempotence, would break what delivery rests on.
+        for name in given:
+            if not name.startswith(("security.", "sasl.", "ssl.", "enable.ssl.", "enable.sasl.", "https.")):
+                raise ValueError(f"{name} is no security setting; security.*, sasl.*, ssl.* pass through")
+        return given
 
 
 class PostgresSettings(_Section):
     """How to reach Postgres; only the sink, setup and audit commands do."""
 
     url: SecretStr = Field(
-        SecretStr("postgresql://postgres@127.0.0.1:5432/postgres"),
+        default=SecretStr("postgresql://postgres@127.0.0.1:5432/postgres"),
         description="postgresql://user[:password]@host:port/database",
     )
-    password: SecretStr | None = Field(None, description="replaces the password of the url, best from PASSWORD_FILE")
+    password: SecretStr | None = Field(
+        default=None, description="replaces the password of the url, best from PASSWORD_FILE"
+    )
 
 
 class AuditSettings(_Section):
@@ -74,52 +93,92 @@ class TopicSettings(_Section):
     """What `setup` creates. Existing topics are checked, never changed."""
 
     payments_partitions: int = Field(
-        4, ge=1, le=10_000, description="partitions of payments and of decisions (the same number)"
+        default=4, ge=1, le=10_000, description="partitions of payments and of decisions (the same number)"
     )
-    replication_factor: int = Field(-1, ge=-1, le=9, description="-1: the broker's default; 3 in production")
-    min_insync_replicas: int = Field(1, ge=1, le=9, description="2 in production, with replication factor 3")
+    replication_factor: int = Field(default=-1, ge=-1, le=9, description="-1: the broker's default; 3 in production")
+    min_insync_replicas: int = Field(default=1, ge=1, le=9, description="2 in production, with replication factor 3")
     payments_retention_hours: int = Field(
-        24 * 35, ge=-1, description="must cover the longest window: recovery reads payments again; -1 keeps all"
+        default=24 * 35, ge=-1, description="must cover the longest window: recovery reads payments again; -1 keeps all"
     )
-    decisions_retention_hours: int = Field(24 * 7, ge=-1, description="payment systems read them within seconds")
-    audit_retention_hours: int = Field(24 * 35, ge=-1, description="how long Postgres may be away")
-    dead_letters_retention_hours: int = Field(24 * 35, ge=-1, description="time to look at them")
+    decisions_retention_hours: int = Field(
+        default=24 * 7, ge=-1, description="payment systems read them within seconds"
+    )
+    audit_retention_hours: int = Field(default=24 * 35, ge=-1, description="how long Postgres may be away")
+    dead_letters_retention_hours: int = Field(default=24 * 35, ge=-1, description="time to look at them")
 
 
 class WorkerSettings(_Section):
     """The decision path."""
 
     application: str = Field(
-        "fraud-scorer", pattern=r"^[A-Za-z0-9._-]{1,100}$", description="consumer group and stem of transactional ids"
+        default="fraud-scorer",
+        pattern=r"^[A-Za-z0-9._-]{1,100}$",
+        description="consumer group and stem of transactional ids",
     )
     shards: int = Field(
-        1, ge=1, le=1000, description="partitions of journal and audit; one shard keeps every entity's features exact"
+        default=1,
+        ge=1,
+        le=1000,
+        description="partitions of journal and audit; one shard keeps every entity's features exact",
     )
-    batch_payments_max: int = Field(4096, ge=1, le=65_536, description="payments in one transaction at most")
-    gather_ms_max: float = Field(15.0, ge=0, le=1000, description="longest wait for company before a batch is closed")
+    batch_payments_max: int = Field(default=4096, ge=1, le=65_536, description="payments in one transaction at most")
+    gather_ms_max: float = Field(
+        default=15.0, ge=0, le=1000, description="longest wait for company before a batch is closed"
+    )
     transaction_timeout_ms: int = Field(
-        10_000, ge=1000, le=900_000, description="after that the broker aborts a transaction left open"
+        default=10_000, ge=1000, le=900_000, description="after that the broker aborts a transaction left open"
     )
     session_timeout_ms: int = Field(
-        6_000, ge=1000, le=300_000, description="after that a silent worker loses its shards"
+        default=6_000, ge=1000, le=300_000, description="after that a silent worker loses its shards"
     )
     buffered_payments_max: int = Field(
-        32_768, ge=1024, le=10_000_000, description="payments read ahead of their decision at most"
+        default=32_768, ge=1024, le=10_000_000, description="payments read ahead of their decision at most"
+    )
+    deadline_ms: float | None = Field(
+        default=None,
+        gt=0,
+        description="a decision is worth having for so long after the payment's broker timestamp; when the queue makes "
+        "that impossible, lists and rules decide without the model (mode degraded). Empty: no deadline",
+    )
+    deadline_header: str | None = Field(
+        default=None,
+        description="name of a payment header that holds its own deadline, epoch ms in digits; wins over deadline_ms",
     )
     no_progress_s: float = Field(
-        60.0, gt=0, description="recovery or commit without progress for so long stops the worker loudly"
+        default=60.0, gt=0, description="recovery or commit without progress for so long stops the worker loudly"
+    )
+    standby_shards_max: int = Field(
+        default=1, ge=0, le=1000, description="shards of others that a worker follows warm; each takes a shard's memory"
     )
     instance_id: str | None = Field(
-        None, description="static group membership: a restart within the session timeout keeps its shards"
+        default=None, description="static group membership: a restart within the session timeout keeps its shards"
+    )
+
+
+class SnapshotSettings(_Section):
+    """Snapshots of a shard's state, so that recovery re-runs minutes of the journal and not its whole life."""
+
+    url: str | None = Field(
+        default=None,
+        description="fsspec URL, such as s3://bucket/snapshots or file:///var/lib/fraud; the cache by default",
+    )
+    every_payments: int = Field(
+        default=1_000_000, ge=0, description="a snapshot after so many payments; 0: not by count"
+    )
+    every_s: float = Field(
+        default=300.0, ge=0, description="a snapshot after so many seconds with payments; 0: not by time"
+    )
+    kept: int = Field(
+        default=3, ge=1, le=1000, description="snapshots kept: when the newest is bad, the next one serves"
     )
 
 
 class HttpSettings(_Section):
     """Metrics and health."""
 
-    host: str = Field("127.0.0.1", description="address of /metrics, /livez and /readyz")
-    worker_port: int = Field(9464, ge=0, le=65_535, description="0: any free port, printed at start")
-    sink_port: int = Field(9465, ge=0, le=65_535, description="0: any free port, printed at start")
+    host: str = Field(default="127.0.0.1", description="address of /metrics, /livez and /readyz")
+    worker_port: int = Field(default=9464, ge=0, le=65_535, description="0: any free port, printed at start")
+    sink_port: int = Field(default=9465, ge=0, le=65_535, description="0: any free port, printed at start")
 
 
 class Settings(BaseSettings):
@@ -134,9 +193,14 @@ class Settings(BaseSettings):
     audit: AuditSettings = AuditSettings()
     topics: TopicSettings = TopicSettings()
     worker: WorkerSettings = WorkerSettings()
+    snapshots: SnapshotSettings = SnapshotSettings()
     http: HttpSettings = HttpSettings()
-    log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="lowest level that is logged")
-    cache: Path = Field(Path("~/.cache/fraud-scorer"), description="demo bundle, local services; safe to delete")
+    log_level: str = Field(
+        default="info", pattern="^(debug|info|warning|error)$", description="lowest level that is logged"
+    )
+    cache: Path = Field(
+        default=Path("~/.cache/fraud-scorer"), description="demo bundle, local services; safe to delete"
+    )
 
     @classmethod
     def settings_customise_sources(
@@ -144,8 +208,8 @@ class Settings(BaseSettings):
         settings_cls: type[BaseSettings],
         init_settings: PydanticBaseSettingsSource,
         env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - given by name; there is no .env file
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - given by name; _FileSource reads the files
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         # NAME_FILE belongs to the source below; to the environment source it would be an unknown setting.
         if isinstance(env_settings, EnvSettingsSource):
@@ -182,7 +246,9 @@ class _FileSource(PydanticBaseSettingsSource):
     """FRAUD_SCORER_A__B_FILE=/path gives a.b the content of the file, without its last newline."""
 
     def get_field_value(
-        self, field: Any, field_name: str
+        self,
+        field: Any,  # noqa: ARG002 - the base class's signature
+        field_name: str,
     ) -> tuple[Any, str, bool]:  # pragma: no cover - not used by __call__
         return None, field_name, False
 
@@ -204,7 +270,8 @@ class _FileSource(PydanticBaseSettingsSource):
 
 
 def load(**overrides: Any) -> Settings:
-    """Read settings; `overrides` win over the environment. Raises UsageError naming the setting, never a secret's value."""
+    """Read settings; `overrides` win over the environment.
+    Raises UsageError naming the setting, never a secret's value."""
     try:
         return Settings(**overrides)
     except ValidationError as exc:

@@ -78,7 +78,8 @@ def topic_plans(settings: Settings) -> list[TopicPlan]:
 
 
 def create_topics(settings: Settings) -> list[tuple[TopicPlan, bool]]:
-    """Create what is missing; give each topic's plan and whether it was made now. Raises UsageError when one exists with other partitions."""
+    """Create what is missing; give each topic's plan and whether it was made now.
+    Raises UsageError when one exists with other partitions."""
     client = kafka.admin(settings.kafka)
     plans = topic_plans(settings)
     try:
@@ -91,8 +92,9 @@ def create_topics(settings: Settings) -> list[tuple[TopicPlan, bool]]:
         found = existing.get(plan.name)
         if found is not None and len(found.partitions) != plan.partitions:
             raise UsageError(
-                f"topic {plan.name} has {len(found.partitions)} partitions, settings say {plan.partitions}. Partitions decide which payments share a shard: "
-                "change the setting, or start with other topics (FRAUD_SCORER_KAFKA__TOPIC_PREFIX)"
+                f"topic {plan.name} has {len(found.partitions)} partitions, settings say {plan.partitions}. "
+                "Partitions decide which payments share a shard: change the setting, or start with other topics "
+                "(FRAUD_SCORER_KAFKA__TOPIC_PREFIX)"
             )
     missing = [plan for plan in plans if plan.name not in existing]
     made = (
@@ -127,7 +129,8 @@ def _check_config(client: AdminClient, plans: list[TopicPlan]) -> None:
         policy = found.get("cleanup.policy")
         if policy is not None and policy.value is not None and "compact" in policy.value:
             raise UsageError(
-                f"topic {resource.name} is compacted ({policy.value}): records would vanish from its middle. Set cleanup.policy=delete"
+                f"topic {resource.name} is compacted ({policy.value}): records would vanish from its middle. "
+                "Set cleanup.policy=delete"
             )
 
 

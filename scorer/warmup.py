@@ -1,4 +1,5 @@
-"""Compile every kernel of the decision path before the first payment: a first start costs half a minute, later ones read the cache."""
+"""Compile every kernel of the decision path before the first payment:
+a first start costs half a minute, later ones read the cache."""
 
 from __future__ import annotations
 
@@ -16,16 +17,18 @@ from scorer.pipeline import Pipeline
 _TIME_MS = 1_577_836_800_000
 # Every field of the contract, so that no feature set can refuse it for a missing one.
 _PAYMENT = {
-    "event_time": _TIME_MS, "amount_minor": 100, "customer_id": "c", "account_id": "a", "card_token": "k", "merchant_id": "m", "terminal_id": "t",
-    "device_id": "d", "ip": "192.0.2.1", "mcc": "5411", "channel": "ecom", "country": "DE", "merchant_country": "DE", "latitude": 1.5, "longitude": 1.5,
-    "merchant_latitude": 1.5, "merchant_longitude": 1.5,
+    "event_time": _TIME_MS, "amount_minor": 100,
+    "customer_id": "c", "account_id": "a", "card_token": "k", "merchant_id": "m", "terminal_id": "t",
+    "device_id": "d", "ip": "192.0.2.1", "mcc": "5411", "channel": "ecom", "country": "DE", "merchant_country": "DE",
+    "latitude": 1.5, "longitude": 1.5, "merchant_latitude": 1.5, "merchant_longitude": 1.5,
 }  # fmt: skip
 # One payment and several take different ways through model and memory layouts.
 _SIZES = (1, 1, 64)
 
 
 def warm_up(bundle: Bundle) -> None:
-    """Run small batches through a scratch pipeline. Changes no state that serves. Raises PromiseBroken if they are not decided."""
+    """Run small batches through a scratch pipeline. Changes no state that serves.
+    Raises PromiseBroken if they are not decided."""
     pipeline = Pipeline(bundle)
     label = json.dumps({"type": "label", "payment_id": "warm-up-0", "fraud": True, "known_at": _TIME_MS}).encode()
     start = 0

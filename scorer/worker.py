@@ -1,11 +1,12 @@
 """The worker: membership in the group decides which shards it owns; each owned shard runs on a thread of its own.
 
-Being assigned journal partition k is owning shard k. The member never reads the journal through the group: assignment alone counts,
-and fencing of the shard's producer protects against a member that does not know yet that it has lost it.
+Being assigned journal partition k is owning shard k. The member never reads the journal through the group: assignment
+alone counts, and fencing of the shard's producer protects against a member that does not know yet that it has lost it.
 """
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 
@@ -15,13 +16,17 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from scorer import kafka, metrics
 from scorer.bundle import Bundle
 from scorer.errors import FraudScorerError
+from scorer.membership import Membership
+from scorer.recovery import Bundles
 from scorer.settings import Settings
 from scorer.shard import Shard
+from scorer.standby import Standby
 from scorer.warmup import warm_up
 
 log = structlog.get_logger()
 
-# A rebuild that follows another within this time waits longer and longer: 0.2 s, 0.4 s … 10 s. A broker that is away for a minute costs few tries.
+# A rebuild that follows another within this time waits longer and longer: 0.2 s, 0.4 s … 10 s. A broker that is away
+# for a minute costs few tries.
 REBUILD_BACKOFF_S = 0.2
 REBUILD_BACKOFF_S_MAX = 10.0
 REBUILD_CALM_S = 60.0
@@ -32,11 +37,14 @@ HAND_OVER_S = 35.0
 
 
 class _Owned:
-    """A shard's thread, which rebuilds the shard after a failed transaction and ends with the reason when it cannot go on."""
+    """A shard's thread,
+    which rebuilds the shard after a failed transaction and ends with the reason when it cannot go on."""
 
-    def __init__(self, shard: Shard, number: int) -> None:
+    def __init__(self, shard: Shard, number: int, membership: Membership, standby: Standby | None) -> None:
         self.shard = shard
+        self._membership = membership
         self.number = number
+        self._standby = standby
         self.stop = threading.Event()
         self.failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name=f"shard-{number}", daemon=True)
@@ -47,7 +55,8 @@ class _Owned:
         while not self.stop.is_set():
             began = time.monotonic()
             try:
-                self.shard.run(self.stop)
+                warm, self._standby = (self._standby.take() if self._standby else None), None
+                self.shard.run(self.stop, warm)
             except kafka.Rebuild as exc:
                 metrics.REBUILDS.labels(str(self.number), "transaction").inc()
                 backoff_s = (
@@ -57,9 +66,25 @@ class _Owned:
                 )
                 log.warning("shard.rebuild", shard=self.number, reason=str(exc), wait_s=backoff_s)
                 self.stop.wait(backoff_s)
+                if not self._membership.confirmed(self.number, self.stop):
+                    return self._lost(exc)
+            except kafka.Fenced as exc:
+                # By a new owner, or by one that woke up and did not know yet that it is none: the group says which.
+                if not self._membership.confirmed(self.number, self.stop):
+                    return self._lost(exc)
+                metrics.REBUILDS.labels(str(self.number), "fenced").inc()
+                log.warning("shard.rebuild", shard=self.number, reason=f"{exc}, but the group says it is ours")
             except BaseException as exc:  # noqa: BLE001 - handed to the main thread, which ends the process with it
                 self.failure = exc
-                return
+                return None
+        return None
+
+    def _lost(self, cause: kafka.KafkaFailure) -> None:
+        """The shard is not ours any more: fenced in a commit, the process ends; else it waits to be released."""
+        if isinstance(cause, kafka.Fenced):
+            self.failure = cause
+        else:
+            self.stop.wait()
 
     @property
     def alive(self) -> bool:
@@ -72,18 +97,27 @@ class _Owned:
         return not self._thread.is_alive()
 
 
+def _calm_collector() -> None:
+    """Modules and kernels live for ever, and a batch allocates 10,000 tuples without a cycle:
+    scanning them costs a tenth of the CPU."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(200_000, 20, 50)
+
+
 class Worker:
     """One process of the decision path."""
 
     def __init__(self, settings: Settings, bundle: Bundle) -> None:
         self._settings = settings
         self._bundle = bundle
+        self._bundles = Bundles(bundle)
         self._owned: dict[int, _Owned] = {}
+        self._standbys: dict[int, Standby] = {}
         self._joined = False
         self._warm = False
         self._failure: BaseException | None = None
-        self._member: Consumer | None = None
-        self._metadata: object = None
+        self._membership = Membership(settings)
 
     def live(self) -> tuple[bool, str]:
         """The process works as long as no shard has failed."""
@@ -100,35 +134,42 @@ class Worker:
         return not waiting, f"recovering shards {waiting}" if waiting else f"deciding shards {sorted(self._owned)}"
 
     def run(self, stop: threading.Event) -> None:
-        """Take part until `stop` is set, then drain and leave. Raises what ended a shard: the process must exit non-zero then."""
+        """Take part until `stop` is set, then drain and leave. Raises what ended a shard:
+        the process must exit non-zero then."""
         warm_up(self._bundle)
+        _calm_collector()
         self._warm = True
         settings, topics = self._settings, kafka.Topics.of(self._settings.kafka)
         client = kafka.admin(settings.kafka)
         journal = kafka.partition_count(client, topics.journal)
         if journal != settings.worker.shards:
             raise kafka.KafkaFailure(
-                f"{topics.journal} has {journal} partitions, the setting FRAUD_SCORER_WORKER__SHARDS says {settings.worker.shards}: they must be equal"
+                f"{topics.journal} has {journal} partitions, "
+                f"the setting FRAUD_SCORER_WORKER__SHARDS says {settings.worker.shards}: they must be equal"
             )
-        self._member = kafka.member(settings, f"{settings.kafka.topic_prefix}{settings.worker.application}")
-        self._member.subscribe([topics.journal], on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost)
+        member = self._membership.consumer
+        member.subscribe([topics.journal], on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost)
         try:
             while not stop.is_set():
-                message = self._member.poll(POLL_S)
-                # Asked for here and kept: the call waits for a poll that runs, and a commit must not (nor can it, while a revocation
-                # callback inside poll waits for that very commit). A generation that changed meanwhile fails the commit: Rebuild.
-                self._metadata = self._member.consumer_group_metadata()
-                if message is not None and message.error() is not None:
-                    self._on_error(message.error())
+                message = member.poll(POLL_S)
+                self._membership.refresh()
+                error = None if message is None else message.error()
+                if error is not None:
+                    self._on_error(error)
                 if self._failure is not None:
                     raise self._failure
-                for owned in self._owned.values():
-                    if owned.failure is not None:
-                        raise owned.failure
+                parts: list[_Owned | Standby] = [*self._owned.values(), *self._standbys.values()]
+                for part in parts:
+                    if part.failure is not None:
+                        raise part.failure
+                if self._joined:
+                    self._keep_standbys()
         finally:
             # Committing needs the membership, so shards end before the member leaves.
             self._drain(list(self._owned))
-            self._member.close()
+            member.close()
+            for standby in self._standbys.values():
+                standby.close()
             log.info("worker.left")
 
     def _on_error(self, error: KafkaError) -> None:
@@ -154,8 +195,8 @@ class Worker:
         for partition in partitions:
             number = partition.partition
             log.info("shard.assigned", shard=number)
-            shard = Shard(self._settings, self._bundle, number, group_metadata=lambda: self._metadata)
-            self._owned[number] = _Owned(shard, number)
+            shard = Shard(self._settings, self._bundles, number, group_metadata=lambda: self._membership.metadata)
+            self._owned[number] = _Owned(shard, number, self._membership, self._standbys.pop(number, None))
         metrics.OWNED.set(len(self._owned))
 
     def _revoked(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
@@ -169,6 +210,17 @@ class Worker:
         self._drain([p.partition for p in partitions])
         consumer.incremental_unassign(partitions)
 
+    def _keep_standbys(self) -> None:
+        """Follow shards that others own, as many as the settings allow."""
+        wanted = self._settings.worker.standby_shards_max - len(self._standbys)
+        if wanted <= 0:
+            return
+        for number in range(self._settings.worker.shards):
+            if wanted > 0 and number not in self._owned and number not in self._standbys:
+                self._standbys[number] = Standby(self._settings, self._bundles, number)
+                wanted -= 1
+        metrics.STANDBYS.set(len(self._standbys))
+
     def _drain(self, numbers: list[int]) -> None:
         for number in numbers:
             owned = self._owned.pop(number, None)
@@ -176,7 +228,7 @@ class Worker:
                 continue
             if not owned.drain(HAND_OVER_S):
                 self._failure = FraudScorerError(f"shard {number} did not end within {HAND_OVER_S:.0f} s")
-            elif owned.failure is not None and not isinstance(owned.failure, kafka.Fenced):
+            elif owned.failure is not None:
                 self._failure = self._failure or owned.failure
             log.info("shard.released", shard=number)
         metrics.OWNED.set(len(self._owned))

@@ -1,4 +1,5 @@
-"""`fraud-scorer`: one command for everything. Results on stdout, logs on stderr; exit 0 done, 1 failed, 2 wrong usage, 3 a promise is broken."""
+"""`fraud-scorer`: one command for everything. Results on stdout, logs on stderr;
+exit 0 done, 1 failed, 2 wrong usage, 3 a promise is broken."""
 
 from __future__ import annotations
 
@@ -6,13 +7,16 @@ import sys
 
 import typer
 
-from scorer.cli import audit, data, decide, demo, labels, modelling
+from scorer.cli import acls, audit, bundle, data, dead_letters, decide, demo, labels, modelling
 from scorer.errors import FraudScorerError
 from scorer.services.cli import app as services
 
 app = typer.Typer(
     name="fraud-scorer",
-    help="Streaming payment-fraud scoring on Kafka: exact features, a compiled model, transactional decisions, an audit trail.",
+    help=(
+        "Streaming payment-fraud scoring on Kafka: "
+        "exact features, a compiled model, transactional decisions, an audit trail."
+    ),
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -27,10 +31,12 @@ app.command()(data.send)
 app.command()(modelling.features)
 app.command()(modelling.train)
 app.command()(modelling.replay)
-app.add_typer(modelling.bundle, name="bundle")
+app.add_typer(bundle.app, name="bundle")
+app.add_typer(dead_letters.app, name="dead-letters")
 app.add_typer(audit.app, name="audit")
 app.add_typer(labels.app, name="labels")
 app.add_typer(services, name="services")
+app.command()(acls.acls)
 app.command()(data.settings)
 app.command()(data.schemas)
 

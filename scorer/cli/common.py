@@ -39,7 +39,7 @@ def settings(**overrides: Any) -> Settings:
 def show(result: dict[str, Any], *, as_json: bool, title: str) -> None:
     """A result: one JSON line for programs, a table for people."""
     if as_json:
-        print(json.dumps(result), flush=True)  # noqa: T201 - the interface
+        print(json.dumps(result), flush=True)
         return
     table = Table(title=title, show_header=False, title_justify="left")
     for name, value in result.items():

@@ -184,7 +184,7 @@ def schemas(
     """
     documents = json_schemas()
     if output is None:
-        print(json.dumps(documents, indent=2))  # noqa: T201
+        print(json.dumps(documents, indent=2))
         return
     output.mkdir(parents=True, exist_ok=True)
     for name, document in documents.items():

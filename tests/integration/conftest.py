@@ -9,6 +9,7 @@ import os
 import secrets
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -16,6 +17,7 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
 from scorer.services import Kafka, Services, local_services
+from tests.integration.handbook import train_bundle
 
 
 @pytest.fixture(scope="session")
@@ -41,6 +43,12 @@ def own_services(services: Services) -> Iterator[Services]:
 def kafka(services: Services) -> Kafka:
     """The session's broker; a test that stops it starts it again."""
     return services.kafka
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle trained on the first payments of the benchmark data."""
+    return train_bundle(tmp_path_factory.mktemp("bundle") / "handbook")
 
 
 @pytest.fixture

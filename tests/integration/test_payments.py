@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import signal
 import threading
@@ -12,97 +11,25 @@ from pathlib import Path
 import numpy as np
 import psycopg
 import pyarrow.parquet as pq
-import pytest
 
-from features.feature_set import FeatureSet
 from schemas.dead_letter import DeadLetter
 from scorer import kafka
 from scorer.bundle import Bundle
-from scorer.files import label_records, read_payments
-from scorer.mapping import Mapping
-from scorer.replay import chained, replay_topic, training_table
-from scorer.send import Outgoing, Sender, outgoing_pairs
+from scorer.replay import replay_topic
+from scorer.send import Sender
 from scorer.services import Services
 from scorer.setup import setup
-from scorer.train import train
+from tests.integration.handbook import handbook
 from tests.integration.running import TopicReader, metrics, process, test_settings, wait_for
 
-HANDBOOK = Path(__file__).resolve().parents[3] / "shared" / "data" / "handbook.parquet"
 PAYMENTS = 20_000
-
-MAPPING = """
-payment_id: TRANSACTION_ID
-event_time: TX_DATETIME
-customer_id: CUSTOMER_ID
-terminal_id: TERMINAL_ID
-amount: TX_AMOUNT
-currency: {constant: EUR}
-label: TX_FRAUD
-label_delay: 1d
-"""
-FEATURES = """
-name: handbook
-currency: EUR
-# Sent in seconds instead of days: four partitions of one producer drift apart by hours of event time.
-allowed_lateness: 2d
-entities: {customer: [customer_id], terminal: [terminal_id]}
-features:
-  - {name: amount, payment: amount}
-  - {name: hour_of_day, payment: hour_of_day}
-  - {name: customer_count_1d, entity: customer, aggregate: count, window: 1d}
-  - {name: customer_mean_7d, entity: customer, aggregate: mean, of: amount, window: 7d, include_current: true}
-  - {name: customer_std_7d, entity: customer, aggregate: std, of: amount, window: 7d}
-  - {name: amount_to_mean, ratio: [amount, customer_mean_7d]}
-  - {name: terminals_1d, entity: customer, aggregate: distinct, of: terminal_id, window: 1d}
-  - {name: terminal_count_7d, entity: terminal, aggregate: count, window: 7d}
-  - {name: terminal_frauds_7d, entity: terminal, aggregate: fraud_count, window: 7d}
-  - {name: customer_gap, entity: customer, aggregate: since_last}
-"""
-POLICY = """
-name: handbook
-flag: {share: 0.02}
-rules:
-  - {name: large, when: [{feature: amount, at_least: 220}], then: flag, reason: LARGE_AMOUNT}
-reasons:
-  - {code: UNUSUAL_AMOUNT, sentence: The amount is unusual for this customer., features: [amount, amount_to_mean, customer_mean_7d, customer_std_7d]}
-  - {code: TERMINAL, sentence: The terminal has known frauds., features: [terminal_frauds_7d, terminal_count_7d]}
-"""
-
-
-@pytest.fixture(scope="session")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle trained on the first 60,000 payments of the benchmark data."""
-    folder = tmp_path_factory.mktemp("bundle") / "handbook"
-    blocks = itertools.islice(read_payments(HANDBOOK, Mapping.from_yaml(MAPPING), rows_per_block=20_000), 3)
-    table = training_table(
-        FeatureSet.from_yaml(FEATURES),
-        chained((b.keys, b.values, label_records(b), b.label, b.label_known_at_ms) for b in blocks),
-    )
-    train(
-        table.features, table.label, table.event_time_ms, table.label_known_at_ms, FEATURES, POLICY, folder,
-        seed=1, label_gap_ms=0, created_at="2026-01-01T00:00:00Z", name="handbook",
-    )  # fmt: skip
-    return folder
-
-
-def handbook(count: int) -> list[Outgoing]:
-    blocks = []
-    for b in itertools.islice(
-        read_payments(HANDBOOK, Mapping.from_yaml(MAPPING), rows_per_block=5_000), count // 5_000
-    ):
-        blocks.append(
-            Outgoing(
-                b.keys, b.values, b.event_time_ms, outgoing_pairs(label_records(b), b.label_known_at_ms[b.label >= 0])
-            )
-        )
-    return blocks
 
 
 def test_twenty_thousand_payments_are_decided_once_though_the_worker_is_killed_and_equal_the_replay(
     services: Services, topics_prefix: str, database: str, bundle: Path, tmp_path: Path
 ) -> None:
-    """Killed in the middle, a worker's successor goes on where the last commit stood: each payment is decided once, the sink holds
-    each row once, and replaying the topic along its journal gives the same decisions, scores and reasons."""
+    """Killed in the middle, a worker's successor goes on where the last commit stood: each payment is decided once, the
+    sink holds each row once, and replaying the topic along its journal gives the same decisions, scores and reasons."""
     settings = test_settings(
         services.kafka.bootstrap_servers, topics_prefix, postgres={"url": database}, worker={"batch_payments_max": 512}
     )
@@ -194,8 +121,8 @@ MALFORMED: list[tuple[str, bytes | None]] = [
 def test_every_malformed_record_becomes_a_dead_letter_and_the_next_one_is_decided(
     services: Services, topics_prefix: str, database: str, bundle: Path, tmp_path: Path
 ) -> None:
-    """Each malformed record ends in the dead-letter topic with its origin and reason, no card number survives anywhere, and the payment
-    right after it is decided."""
+    """Each malformed record ends in the dead-letter topic with its origin and reason, no card number survives anywhere,
+    and the payment right after it is decided."""
     settings = test_settings(
         services.kafka.bootstrap_servers, topics_prefix, postgres={"url": database}, topics={"payments_partitions": 1}
     )

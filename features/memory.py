@@ -1,0 +1,138 @@
+"""Raw memory for kernels: numbers at addresses, arrays over addresses, prefetching.
+
+The event log lives in many mapped segments, which no single array can span, so its kernels read through addresses. The same
+means lets one small array of addresses stand for a whole state: handing 40 arrays to a kernel costs 8 µs a call, one costs 0.2.
+Whoever builds the addresses keeps the memory alive (features/state.py and features/segments.py).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba as nb
+import numpy as np
+import numpy.typing as npt
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+CACHE_LINE = 64
+
+
+def kernel(function: Any) -> Any:
+    """Compile a function that allocates nothing: without reference counts, without the GIL, cached on disk."""
+    return nb.njit(cache=True, nogil=True, _nrt=False, error_model="numpy")(function)
+
+
+def inlined(function: Any) -> Any:
+    """The same, as part of its callers: a state is 20 arrays, and handing those on costs more than most of what is done with them."""
+    return nb.njit(cache=True, nogil=True, _nrt=False, forceinline=True, error_model="numpy")(function)
+
+
+def _load(kind: Any, bits: int) -> Any:
+    def typed(_context: Any, _address: Any) -> Any:
+        def generate(_target: Any, builder: Any, _signature: Any, args: Any) -> Any:
+            # Rows of the log are packed; x86-64 and ARM64 load from any address at full speed.
+            where = builder.inttoptr(args[0], ir.IntType(bits).as_pointer())
+            return builder.load(where, typ=ir.IntType(bits), align=1)
+
+        return kind(types.int64), generate
+
+    return typed
+
+
+def _store(kind: Any, bits: int) -> Any:
+    def typed(_context: Any, _address: Any, _value: Any) -> Any:
+        def generate(target: Any, builder: Any, _signature: Any, args: Any) -> Any:
+            builder.store(args[1], builder.inttoptr(args[0], ir.IntType(bits).as_pointer()), align=1)
+            return target.get_dummy_value()
+
+        return types.void(types.int64, kind), generate
+
+    return typed
+
+
+@intrinsic
+def peek64(context, address):  # type: ignore[no-untyped-def]
+    """The int64 at `address`."""
+    return _load(types.int64, 64)(context, address)
+
+
+@intrinsic
+def poke64(context, address, value):  # type: ignore[no-untyped-def]
+    """Write an int64 to `address`."""
+    return _store(types.int64, 64)(context, address, value)
+
+
+@intrinsic
+def peek32(context, address):  # type: ignore[no-untyped-def]
+    """The uint32 at `address`."""
+    return _load(types.uint32, 32)(context, address)
+
+
+@intrinsic
+def poke32(context, address, value):  # type: ignore[no-untyped-def]
+    """Write a uint32 to `address`."""
+    return _store(types.uint32, 32)(context, address, value)
+
+
+@intrinsic
+def peek8(context, address):  # type: ignore[no-untyped-def]
+    """The uint8 at `address`."""
+    return _load(types.uint8, 8)(context, address)
+
+
+@intrinsic
+def poke8(context, address, value):  # type: ignore[no-untyped-def]
+    """Write a uint8 to `address`."""
+    return _store(types.uint8, 8)(context, address, value)
+
+
+@intrinsic
+def prefetch(_context, address):  # type: ignore[no-untyped-def]
+    """Ask for the cache line at `address`; any address is allowed, for nothing is read."""
+
+    def generate(target: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        byte_pointer, word = ir.IntType(8).as_pointer(), ir.IntType(32)
+        signature = ir.FunctionType(ir.VoidType(), [byte_pointer, word, word, word])
+        function = cgutils.get_or_insert_function(builder.module, signature, "llvm.prefetch.p0")
+        builder.call(function, [builder.inttoptr(args[0], byte_pointer), word(0), word(3), word(1)])
+        return target.get_dummy_value()
+
+    return types.void(types.int64), generate
+
+
+@intrinsic
+def pointer(_context, address, like):  # type: ignore[no-untyped-def]
+    """`address` as a pointer to values of the type `like` (np.int64 …), for nb.carray."""
+
+    def generate(target: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.inttoptr(args[0], target.get_value_type(signature.return_type))
+
+    return types.CPointer(like.dtype)(types.int64, like), generate
+
+
+@kernel
+def copy_granules(source: int, target: int, dirty, granule_bytes: int, bytes_max: int) -> int:  # type: ignore[no-untyped-def]
+    """Copy each granule that is marked in `dirty` from address to address and take its mark away; how many there were."""
+    copied = 0
+    words = granule_bytes // 8
+    for g in range(len(dirty)):
+        if g + 8 < len(dirty) and dirty[g + 8]:
+            for line in range(0, granule_bytes, CACHE_LINE):
+                prefetch(source + (g + 8) * granule_bytes + line)
+        if dirty[g]:
+            dirty[g] = 0
+            copied += 1
+            start = g * granule_bytes
+            for w in range(min(words, (bytes_max - start) // 8)):
+                poke64(target + start + 8 * w, peek64(source + start + 8 * w))
+    return copied
+
+
+def aligned_zeros(count: int, dtype: Any) -> npt.NDArray[Any]:
+    """Zeros that begin at a cache line: a strip of 64 bytes then is one line, not two."""
+    size = np.dtype(dtype).itemsize
+    raw = np.zeros(count * size + CACHE_LINE, dtype=np.uint8)
+    start = -raw.ctypes.data % CACHE_LINE
+    return raw[start : start + count * size].view(dtype)

@@ -1,0 +1,227 @@
+"""Short sorted lists that belong to a key: what min, max, median and known frauds need beyond a running number.
+
+A series is a block of the pool, an int64 array shared by all keys. Its cell in the strip holds the block's place (0: no block yet).
+
+    block of class c, 8 << c words:  word 0  count | first << 32      word 1  c      then (time, value) pairs, sorted by time
+
+Blocks double when they fill and go back to a list of free blocks of their class with their key. A minimum keeps only payments that
+no later one undercuts (and a maximum likewise), so every payment is written once and dropped once however long the window is: a hot
+key costs the same as any other (the monotonic queue; Tangwongsan et al., "In-Order Sliding-Window Aggregation", 2017, section 1).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from features.memory import inlined, kernel
+from features.state import GRANULE_SHIFT, POOL_CLASS_MAX, POOL_NEXT, State
+
+BLOCK_WORDS = 8
+_LOW = (1 << 32) - 1
+
+
+@inlined
+def _mark(s: State, first: int, end: int) -> None:
+    for g in range(first >> GRANULE_SHIFT, ((end - 1) >> GRANULE_SHIFT) + 1):
+        s.pool_dirty[g] = 1
+
+
+@kernel
+def _take_block(s: State, size_class: int) -> int:
+    block = s.pool_free[size_class]
+    if block != 0:
+        s.pool_free[size_class] = s.pool[block]
+    else:  # the engine has made room
+        block = s.scalars[POOL_NEXT]
+        s.scalars[POOL_NEXT] += BLOCK_WORDS << size_class
+        s.scalars[POOL_CLASS_MAX] = max(s.scalars[POOL_CLASS_MAX], size_class)
+    s.pool[block] = 0
+    s.pool[block + 1] = size_class
+    return block
+
+
+@kernel
+def free_block(s: State, block: int) -> None:
+    """Give a block back; its series is forgotten."""
+    size_class = s.pool[block + 1]
+    s.pool[block] = s.pool_free[size_class]
+    s.pool_free[size_class] = block
+    _mark(s, block, block + 2)
+
+
+@inlined
+def bounds(s: State, block: int):  # type: ignore[no-untyped-def]
+    """(first, end) of the pairs of a block; pair k is at block + 2 + 2·k."""
+    word = s.pool[block]
+    first = word >> 32
+    return first, first + (word & _LOW)
+
+
+@inlined
+def _set(s: State, block: int, first: int, end: int) -> None:
+    s.pool[block] = (first << 32) | (end - first)
+
+
+@inlined
+def expire(s: State, block: int, limit_ms: int):  # type: ignore[no-untyped-def]
+    """Drop pairs with time <= limit from the front; (first, end) of what is left."""
+    first, end = bounds(s, block)
+    before = first
+    while first < end and s.pool[block + 2 + 2 * first] <= limit_ms:
+        first += 1
+    if first != before:
+        _set(s, block, first, end)
+        _mark(s, block, block + 1)
+    return first, end
+
+
+@kernel
+def _spacious(s: State, cell: int) -> int:
+    """The cell's block with room for one more pair behind the last: moved to the front of it, or to a block of another size."""
+    block = s.arena[cell]
+    if block == 0:
+        block = _take_block(s, 0)
+        s.arena[cell] = block
+        return block
+    first, end = bounds(s, block)
+    size_class = s.pool[block + 1]
+    capacity = ((BLOCK_WORDS << size_class) - 2) // 2
+    if end < capacity:
+        return block
+    count = end - first
+    target = block
+    if count * 2 > capacity:
+        target = _take_block(s, size_class + 1)
+    for k in range(2 * count):
+        s.pool[target + 2 + k] = s.pool[block + 2 + 2 * first + k]
+    _set(s, target, 0, count)
+    if target != block:
+        free_block(s, block)
+        s.arena[cell] = target
+    _mark(s, target, target + 2 + 2 * count)
+    return target
+
+
+@kernel
+def push_extreme(s: State, cell: int, time_ms: int, amount: int, largest: int, limit_ms: int) -> None:
+    """Take a payment into a minimum (or, with `largest`, a maximum) over payments later than `limit_ms`."""
+    if s.arena[cell] != 0:
+        expire(s, s.arena[cell], limit_ms)
+    block = _spacious(s, cell)
+    first, end = bounds(s, block)
+    base = block + 2
+    j = end
+    while j > first and s.pool[base + 2 * (j - 1)] > time_ms:
+        j -= 1
+    if j < end:  # a late payment: a younger one that is as extreme outlives it
+        younger = s.pool[base + 2 * j + 1]
+        if younger >= amount if largest else younger <= amount:
+            return
+    k = j
+    while k > first and (s.pool[base + 2 * k - 1] <= amount if largest else s.pool[base + 2 * k - 1] >= amount):
+        k -= 1
+    shift = k + 1 - j
+    if shift > 0:
+        for m in range(2 * end - 1, 2 * j - 1, -1):
+            s.pool[base + m + 2] = s.pool[base + m]
+    elif shift < 0:
+        for m in range(2 * j, 2 * end):
+            s.pool[base + m + 2 * shift] = s.pool[base + m]
+    s.pool[base + 2 * k] = time_ms
+    s.pool[base + 2 * k + 1] = amount
+    _set(s, block, first, end + shift)
+    _mark(s, block, block + 1)
+    _mark(s, base + 2 * k, base + 2 * (end + shift))
+
+
+@kernel
+def push_sorted(s: State, cell: int, time_ms: int, value: int, count_max: int, limit_ms: int) -> None:
+    """Insert a pair by time, after those of equal time; expired pairs go, and beyond `count_max` the oldest one does."""
+    if s.arena[cell] != 0:
+        first, end = expire(s, s.arena[cell], limit_ms)
+        if end - first >= count_max:
+            if s.pool[s.arena[cell] + 2 + 2 * first] > time_ms:
+                return
+            _set(s, s.arena[cell], first + 1, end)
+    block = _spacious(s, cell)
+    first, end = bounds(s, block)
+    base = block + 2
+    j = end
+    while j > first and s.pool[base + 2 * (j - 1)] > time_ms:
+        s.pool[base + 2 * j] = s.pool[base + 2 * (j - 1)]
+        s.pool[base + 2 * j + 1] = s.pool[base + 2 * j - 1]
+        j -= 1
+    s.pool[base + 2 * j] = time_ms
+    s.pool[base + 2 * j + 1] = value
+    _set(s, block, first, end + 1)
+    _mark(s, block, block + 1)
+    _mark(s, base + 2 * j, base + 2 * (end + 1))
+
+
+@kernel
+def push_fraud(s: State, cell: int, time_ms: int, seq: int, settled_ms: int) -> None:
+    """Insert a known fraud. Of those at or before `settled_ms`, which no label can change any more, the first and the last are kept."""
+    block = s.arena[cell]
+    if block != 0:
+        base = block + 2
+        first, end = bounds(s, block)
+        while end - first >= 3 and s.pool[base + 2 * (first + 2)] <= settled_ms:
+            s.pool[base + 2 * (first + 1)] = s.pool[base + 2 * first]
+            s.pool[base + 2 * (first + 1) + 1] = s.pool[base + 2 * first + 1]
+            first += 1
+            _set(s, block, first, end)
+            _mark(s, block, block + 1)
+            _mark(s, base + 2 * first, base + 2 * first + 2)
+    push_sorted(s, cell, time_ms, seq, 1 << 30, -1)
+
+
+@kernel
+def remove_pair(s: State, cell: int, time_ms: int, value: int) -> None:
+    """Take one pair out again, if it is there."""
+    block = s.arena[cell]
+    if block == 0:
+        return
+    base = block + 2
+    first, end = bounds(s, block)
+    for j in range(end - 1, first - 1, -1):
+        if s.pool[base + 2 * j] < time_ms:
+            return
+        if s.pool[base + 2 * j] == time_ms and s.pool[base + 2 * j + 1] == value:
+            for m in range(2 * j, 2 * (end - 1)):
+                s.pool[base + m] = s.pool[base + m + 2]
+            _set(s, block, first, end - 1)
+            _mark(s, block, block + 1)
+            _mark(s, base + 2 * j, base + 2 * end)
+            return
+
+
+@kernel
+def median(s: State, cell: int, limit_ms: int, current: int, count_max: int, scratch):  # type: ignore[no-untyped-def]
+    """Median of the amounts later than `limit_ms` among the last `count_max`; `current` >= 0 is the last of them. NaN for none."""
+    n = 0
+    if current >= 0:
+        scratch[0] = current
+        n = 1
+    block = s.arena[cell] if cell >= 0 else np.int64(0)
+    if block != 0:
+        first, end = bounds(s, block)
+        j = end - 1
+        while j >= first and n < count_max and s.pool[block + 2 + 2 * j] > limit_ms:
+            scratch[n] = s.pool[block + 3 + 2 * j]
+            n += 1
+            j -= 1
+    if n == 0:
+        return np.nan
+    gap = 40  # Shell's sort, with steps 40, 13, 4, 1
+    while gap > 0:
+        for i in range(gap, n):
+            value = scratch[i]
+            k = i
+            while k >= gap and scratch[k - gap] > value:
+                scratch[k] = scratch[k - gap]
+                k -= gap
+            scratch[k] = value
+        gap //= 3
+    if n % 2:
+        return np.float64(scratch[n // 2])
+    return (np.float64(scratch[n // 2 - 1]) + np.float64(scratch[n // 2])) / 2.0

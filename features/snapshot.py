@@ -1,0 +1,254 @@
+"""Images on disk or in an object store: content-addressed blocks and a manifest that names them. The only I/O of states.
+
+    <url>/blocks/<sha256>                    up to 4 MiB of an array, under its own checksum
+    <url>/manifests/<sequence, 20 digits>.json   facts, arrays, blocks; and the sha256 of all that
+
+A block that is there already is not written again, so a snapshot uploads what has changed since the last one: full segments of the
+log once, and of the arrays the blocks that differ. A manifest is written last, so that a snapshot is there completely or not at all; whatever
+does not fit its checksum is refused by name, and the caller takes the next older snapshot.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import fsspec
+import numpy as np
+import numpy.typing as npt
+
+from features.capture import Image
+
+# Raised with every change of this layout; an image has a format of its own.
+LAYOUT = 1
+BLOCK_BYTES = 4 << 20
+
+
+class SnapshotError(Exception):
+    """A snapshot cannot be used; the message says which one and why. The next older one may do."""
+
+
+class SnapshotMissing(SnapshotError):
+    """There is no such snapshot, or a block of it is gone."""
+
+
+class SnapshotDamaged(SnapshotError):
+    """Manifest or block do not fit their checksum: truncated or changed."""
+
+
+class SnapshotVersion(SnapshotError):
+    """Written in another layout than this version reads."""
+
+
+class SnapshotStoreError(SnapshotError):
+    """The store cannot be written or read at all."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a snapshot cost: bytes of all its arrays, and bytes that were new and have been uploaded."""
+
+    sequence: int
+    bytes: int
+    bytes_uploaded: int
+    blocks: int
+
+
+class SnapshotStore:
+    """The snapshots of one shard under a URL of fsspec (a local folder, s3://…). One writer; any thread, one call at a time."""
+
+    def __init__(self, url: str, **options: Any) -> None:
+        self._fs, self._root = fsspec.core.url_to_fs(url, **options)
+        self._local = "file" in (self._fs.protocol if isinstance(self._fs.protocol, tuple) else (self._fs.protocol,))
+        self._sizes: dict[str, int] | None = None
+        # Checksums of arrays that never change, by the object they belong to.
+        self._sealed: WeakKeyDictionary[Any, list[str]] = WeakKeyDictionary()
+
+    def write(self, sequence: int, meta: Mapping[str, Any], parts: Mapping[str, Image]) -> Written:
+        """Write the images of all parts (engine, dedupe table …) as snapshot `sequence`. Raises SnapshotStoreError."""
+        try:
+            return self._write(sequence, meta, parts)
+        except OSError as exc:
+            raise SnapshotStoreError(f"snapshot {sequence} cannot be written to {self._root}: {exc}") from exc
+
+    def _write(self, sequence: int, meta: Mapping[str, Any], parts: Mapping[str, Image]) -> Written:
+        sizes = self._blocks_there()
+        total = uploaded = blocks = 0
+        body: dict[str, Any] = {"layout": LAYOUT, "sequence": sequence, "meta": dict(meta), "parts": {}}
+        for part, image in parts.items():
+            arrays: dict[str, Any] = {}
+            for name, array in image.arrays.items():
+                owner = image.sealed.get(name)
+                known = self._sealed.get(owner) if owner is not None else None
+                flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+                if known is None or any(digest not in sizes for digest in known):
+                    known = []
+                    for start in range(0, len(flat), BLOCK_BYTES):
+                        block = memoryview(flat[start : start + BLOCK_BYTES])
+                        digest = hashlib.sha256(block).hexdigest()
+                        if sizes.get(digest) != len(block):
+                            self._put(f"{self._root}/blocks/{digest}", block)
+                            sizes[digest] = len(block)
+                            uploaded += len(block)
+                        known.append(digest)
+                    if owner is not None:
+                        self._sealed[owner] = known
+                arrays[name] = {"dtype": array.dtype.str, "shape": list(array.shape), "blocks": known}
+                total += len(flat)
+                blocks += len(known)
+            body["parts"][part] = {"meta": dict(image.meta), "arrays": arrays}
+        text = json.dumps(body, sort_keys=True, separators=(",", ":"))
+        document = json.dumps({"sha256": hashlib.sha256(text.encode()).hexdigest(), "body": text}).encode()
+        self._put(self._manifest(sequence), memoryview(document))
+        return Written(sequence, total, uploaded, blocks)
+
+    def sequences(self) -> list[int]:
+        """The snapshots there are, newest first."""
+        try:
+            found = self._fs.ls(f"{self._root}/manifests", detail=False)
+        except FileNotFoundError:
+            return []
+        except OSError as exc:
+            raise SnapshotStoreError(f"{self._root} cannot be listed: {exc}") from exc
+        matches = (re.search(r"/(\d{20})\.json$", path) for path in found)
+        return sorted((int(match[1]) for match in matches if match), reverse=True)
+
+    def read(self, sequence: int) -> tuple[dict[str, Any], dict[str, Image]]:
+        """Facts and images of a snapshot, every byte checked. Raises SnapshotMissing, SnapshotDamaged or SnapshotVersion."""
+        body = self._body(sequence)
+        try:
+            parts = {
+                part: Image(
+                    content["meta"],
+                    {name: self._array(sequence, f"{part}.{name}", entry) for name, entry in content["arrays"].items()},
+                )
+                for part, content in body["parts"].items()
+            }
+        except (KeyError, TypeError, ValueError) as exc:
+            raise SnapshotDamaged(f"snapshot {sequence} in {self._root}: its manifest lacks {exc}") from exc
+        return body["meta"], parts
+
+    def meta(self, sequence: int) -> dict[str, Any]:
+        """The facts alone, read from the manifest. Raises as `read` does."""
+        found: dict[str, Any] = self._body(sequence)["meta"]
+        return found
+
+    def newest_first(self) -> Iterator[tuple[int, dict[str, Any], dict[str, Image]] | SnapshotError]:
+        """Every snapshot from the newest on, read; or, in its place, why it cannot be."""
+        for sequence in self.sequences():
+            try:
+                meta, parts = self.read(sequence)
+            except SnapshotStoreError:
+                raise
+            except SnapshotError as error:
+                yield error
+            else:
+                yield sequence, meta, parts
+
+    def prune(self, keep: int) -> int:
+        """Delete all but the newest `keep` snapshots, and the blocks that none of those needs; how many blocks went."""
+        kept = self.sequences()
+        needed: set[str] = set()
+        for sequence in kept[:keep]:
+            # A damaged manifest names nothing: then no block is deleted, for it may be readable to somebody else.
+            needed.update(self._needed(self._body(sequence)))
+        for sequence in kept[keep:]:
+            self._fs.rm_file(self._manifest(sequence))
+        stale = [digest for digest in self._blocks_there() if digest not in needed]
+        for digest in stale:
+            with contextlib.suppress(FileNotFoundError):
+                self._fs.rm_file(f"{self._root}/blocks/{digest}")
+            self._blocks_there().pop(digest, None)
+        return len(stale)
+
+    @staticmethod
+    def _needed(body: dict[str, Any]) -> Iterator[str]:
+        for content in body["parts"].values():
+            for entry in content["arrays"].values():
+                yield from entry["blocks"]
+
+    def _manifest(self, sequence: int) -> str:
+        return f"{self._root}/manifests/{sequence:020d}.json"
+
+    def _blocks_there(self) -> dict[str, int]:
+        if self._sizes is None:
+            try:
+                found = self._fs.ls(f"{self._root}/blocks", detail=True)
+            except FileNotFoundError:
+                found = []
+            self._sizes = {str(item["name"]).rsplit("/", 1)[-1]: int(item["size"] or 0) for item in found}
+        return self._sizes
+
+    def _put(self, path: str, data: memoryview) -> None:
+        """Write a file so that it is there whole or not at all. Object stores do that by themselves."""
+        if not self._local:
+            self._fs.pipe_file(path, bytes(data))
+            return
+        self._fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
+        temporary = f"{path}.part"
+        with open(temporary, "wb") as file:  # noqa: PTH123 - fsspec's own paths
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)  # noqa: PTH105
+
+    def _get(self, sequence: int, path: str) -> bytes:
+        try:
+            found: bytes = self._fs.cat_file(path)
+        except FileNotFoundError as exc:
+            raise SnapshotMissing(f"snapshot {sequence}: {path} is not there") from exc
+        except OSError as exc:
+            raise SnapshotStoreError(f"snapshot {sequence}: {path} cannot be read: {exc}") from exc
+        return found
+
+    def _body(self, sequence: int) -> dict[str, Any]:
+        path = self._manifest(sequence)
+        try:
+            document = json.loads(self._get(sequence, path))
+            text = document["body"]
+            right = hashlib.sha256(text.encode()).hexdigest() == document["sha256"]
+            body: dict[str, Any] = json.loads(text) if right else {}
+        except (ValueError, KeyError, TypeError, AttributeError) as exc:
+            raise SnapshotDamaged(f"snapshot {sequence}: the manifest {path} is not readable") from exc
+        if not right:
+            raise SnapshotDamaged(f"snapshot {sequence}: the manifest {path} does not fit its checksum")
+        if body.get("layout") != LAYOUT:
+            raise SnapshotVersion(f"snapshot {sequence}: layout {body.get('layout')}, this version reads {LAYOUT}")
+        return body
+
+    def _array(self, sequence: int, name: str, entry: Mapping[str, Any]) -> npt.NDArray[Any]:
+        dtype, shape = np.dtype(entry["dtype"]), tuple(entry["shape"])
+        flat = np.empty(int(np.prod(shape, dtype=np.int64)) * dtype.itemsize, dtype=np.uint8)
+        start = 0
+        for digest in entry["blocks"]:
+            path = f"{self._root}/blocks/{digest}"
+            data = self._get(sequence, path)
+            if hashlib.sha256(data).hexdigest() != digest:
+                raise SnapshotDamaged(f"snapshot {sequence}: {name}: the block {path} does not fit its checksum")
+            if start + len(data) > len(flat):
+                raise SnapshotDamaged(f"snapshot {sequence}: {name} is longer than its manifest says")
+            flat[start : start + len(data)] = np.frombuffer(data, dtype=np.uint8)
+            start += len(data)
+        if start != len(flat):
+            raise SnapshotDamaged(f"snapshot {sequence}: {name} is shorter than its manifest says")
+        return flat.view(dtype).reshape(shape)
+
+
+def strings_as_arrays(values: list[str]) -> dict[str, npt.NDArray[Any]]:
+    """Texts as two arrays, for images of states that hold texts."""
+    encoded = [value.encode() for value in values]
+    ends = np.cumsum([len(value) for value in encoded], dtype=np.int64)
+    return {"text": np.frombuffer(b"".join(encoded), dtype=np.uint8), "ends": ends}
+
+
+def strings_from_arrays(arrays: Mapping[str, npt.NDArray[Any]]) -> list[str]:
+    """The texts again."""
+    data, ends = arrays["text"].tobytes(), arrays["ends"].tolist()
+    return [data[start:end].decode() for start, end in zip([0, *ends][: len(ends)], ends, strict=True)]

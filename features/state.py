@@ -1,0 +1,191 @@
+"""What an engine remembers, as arrays, and the one small array of addresses through which kernels reach them.
+
+    arena     strips of 64-bit words, one a live key of an entity: who the key is, how many of its rows are live, its running numbers.
+              Shared out in chunks that hold strips of one entity, so that all keys can be listed without their table.
+    pool      blocks of sorted pairs (features/series.py)
+    late      late payments still in the log, (event time, seq) sorted by time; the log itself is in order of arrival, where those
+              in time are sorted by themselves
+    keys, distincts, orphans   hash tables (features/table.py)
+    segments  addresses of the log's segments (features/segments.py), entry (seq >> shift) & (ring - 1)
+
+Beside arena, pool, late and distincts stand maps of one byte for each 256 bytes that says "written since the map was cleared": what
+lets a snapshot be taken while payments go on (features/capture.py).
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numba as nb
+import numpy as np
+import numpy.typing as npt
+
+from features import plan as p
+from features.memory import aligned_zeros, pointer
+from features.table import new_table
+
+I64 = npt.NDArray[np.int64]
+U64 = npt.NDArray[np.uint64]
+U8 = npt.NDArray[np.uint8]
+
+# Words of State.scalars. The first block is part of a snapshot; the rest is rebuilt.
+(
+    STREAM_MS, NEXT_SEQ, LATE_COUNT, KEYS, DISTINCTS, ORPHANS, KEYS_REFUSED, ORPHANS_DROPPED, LABELS_APPLIED, POOL_NEXT, POOL_CLASS_MAX,
+    CHUNKS, LATE_FIRST, DROPPED_LATE,
+) = range(14)  # fmt: skip
+SCALARS = 16
+
+GRANULE_SHIFT = 5  # words: 256 bytes
+GRANULE_BYTES = 8 << GRANULE_SHIFT
+CHUNK_WORDS = 1 << 13  # 64 KiB
+POOL_CLASSES = 40
+LATE_FIRST_ROWS = 1 << 10
+ORPHANS_MAX = 65_536
+# Labels of 4,096 rows are one granule of a snapshot; segments are at least that long.
+LABEL_SHIFT = 12
+
+
+class State(NamedTuple):
+    """The arrays; they grow between calls of a kernel, never inside one. E entities, G edges.
+
+    scalars int64 [16] · passed int64 [G, 2]: first seq, and first position in `late`, that has not passed edge g · arena int64 and the
+    same memory as float64 · pool int64 · pool_free int64 [40]: first free block of each class · late int64 [cap, 2] · keys, distincts,
+    orphans uint64 [cap, 3] · slots int64 [E, 3]: first free strip (0: none), next strip and end of the entity's newest chunk ·
+    owner int64 [chunks]: entity of each chunk · rows, index, labels int64 [ring]: addresses of the segments' parts
+    """
+
+    scalars: I64
+    passed: I64
+    arena: I64
+    arena_f: npt.NDArray[np.float64]
+    arena_dirty: U8
+    pool: I64
+    pool_free: I64
+    pool_dirty: U8
+    late: I64
+    late_dirty: U8
+    keys: U64
+    distincts: U64
+    distincts_dirty: U8
+    orphans: U64
+    slots: I64
+    owner: I64
+    rows: I64
+    index: I64
+    labels: I64
+    labels_dirty: U8
+
+
+def granules(words: int) -> int:
+    """Bytes of the dirty map of an array of `words`."""
+    return -(-words // (1 << GRANULE_SHIFT))
+
+
+def fresh_state(t: p.Tables, *, arena_words: int = 2 * CHUNK_WORDS, pool_words: int = 1 << 12) -> State:
+    """A state without any history."""
+    entities = len(t.entity)
+    scalars = np.zeros(SCALARS, np.int64)
+    scalars[STREAM_MS] = -(1 << 62)  # no stream time yet: far below any event time
+    scalars[POOL_NEXT] = 8  # block 0 means none
+    arena = aligned_zeros(arena_words, np.int64)
+    slots = np.zeros((entities, 3), np.int64)
+    distincts = new_table(1 << 6)
+    return State(
+        scalars=scalars,
+        passed=np.zeros((len(t.edge_offset), 2), np.int64),
+        arena=arena,
+        arena_f=arena.view(np.float64),
+        arena_dirty=np.zeros(granules(arena_words), np.uint8),
+        pool=aligned_zeros(pool_words, np.int64),
+        pool_free=np.zeros(POOL_CLASSES, np.int64),
+        pool_dirty=np.zeros(granules(pool_words), np.uint8),
+        late=np.zeros((LATE_FIRST_ROWS, 2), np.int64),
+        late_dirty=np.zeros(granules(2 * LATE_FIRST_ROWS), np.uint8),
+        keys=new_table(1 << 10),
+        distincts=distincts,
+        distincts_dirty=np.zeros(granules(distincts.size), np.uint8),
+        orphans=new_table(1 << 6),
+        slots=slots,
+        owner=np.full(len(arena) // CHUNK_WORDS, -1, np.int64),
+        rows=np.zeros(1, np.int64),
+        index=np.zeros(1, np.int64),
+        labels=np.zeros(1, np.int64),
+        labels_dirty=np.zeros(1, np.uint8),
+    )
+
+
+def enlarged(array: npt.NDArray[Any], length: int) -> npt.NDArray[Any]:
+    """A longer copy of a flat array or of rows, zeros behind."""
+    width = int(np.prod(array.shape[1:], dtype=np.int64))
+    larger = aligned_zeros(length * width, array.dtype).reshape((length, *array.shape[1:]))
+    larger[: len(array)] = array
+    return larger
+
+
+def addresses(s: State, t: p.Tables) -> I64:
+    """(address, length) of every array of the tables and the state, for `view_tables` and `view_state`; the arrays must outlive it."""
+    pairs = [(a.ctypes.data, len(a)) for a in (*t, *s)]
+    return np.array(pairs, dtype=np.int64).reshape(-1)
+
+
+_TABLES = 2 * len(p.Tables._fields)
+
+
+@nb.njit(inline="always")
+def _flat(context, k, kind):  # type: ignore[no-untyped-def]
+    return nb.carray(pointer(context[k], kind), (context[k + 1],))
+
+
+@nb.njit(inline="always")
+def _rows(context, k, width, kind):  # type: ignore[no-untyped-def]
+    return nb.carray(pointer(context[k], kind), (context[k + 1], width))
+
+
+@nb.njit(inline="always")
+def view_tables(c):  # type: ignore[no-untyped-def]
+    """The tables behind the addresses `c`."""
+    return p.Tables(
+        _flat(c, 0, np.int64),
+        _flat(c, 2, np.int64),
+        _rows(c, 4, 2, np.int64),
+        _flat(c, 6, np.int64),
+        _rows(c, 8, 2, np.int64),
+        _rows(c, 10, p.OP_WORDS, np.int64),
+        _flat(c, 12, np.int64),
+        _flat(c, 14, np.int64),
+        _rows(c, 16, 2, np.int64),
+        _rows(c, 18, 2, np.int64),
+        _rows(c, 20, p.READ_WORDS, np.int64),
+        _flat(c, 22, np.int64),
+        _rows(c, 24, 4, np.int64),
+        _rows(c, 26, 2, np.float64),
+        _flat(c, 28, np.int64),
+        _flat(c, 30, np.float64),
+    )
+
+
+@nb.njit(inline="always")
+def view_state(c):  # type: ignore[no-untyped-def]
+    """The state behind the addresses `c`."""
+    return State(
+        _flat(c, _TABLES, np.int64),
+        _rows(c, _TABLES + 2, 2, np.int64),
+        _flat(c, _TABLES + 4, np.int64),
+        _flat(c, _TABLES + 6, np.float64),
+        _flat(c, _TABLES + 8, np.uint8),
+        _flat(c, _TABLES + 10, np.int64),
+        _flat(c, _TABLES + 12, np.int64),
+        _flat(c, _TABLES + 14, np.uint8),
+        _rows(c, _TABLES + 16, 2, np.int64),
+        _flat(c, _TABLES + 18, np.uint8),
+        _rows(c, _TABLES + 20, 3, np.uint64),
+        _rows(c, _TABLES + 22, 3, np.uint64),
+        _flat(c, _TABLES + 24, np.uint8),
+        _rows(c, _TABLES + 26, 3, np.uint64),
+        _rows(c, _TABLES + 28, 3, np.int64),
+        _flat(c, _TABLES + 30, np.int64),
+        _flat(c, _TABLES + 32, np.int64),
+        _flat(c, _TABLES + 34, np.int64),
+        _flat(c, _TABLES + 36, np.int64),
+        _flat(c, _TABLES + 38, np.uint8),
+    )

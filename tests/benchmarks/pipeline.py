@@ -1,0 +1,230 @@
+"""Worker against echo: CPU per payment, payments/s, latency.
+`python -m tests.benchmarks.pipeline [--quick]` prints one JSON object.
+
+Both get the same simulated payments on topics of their own, on one real broker, one after the other, several times in
+turn; a figure is the median of its rounds. CPU is user and system time of the whole process (the client's threads
+included) over a backlog in batches of 4,096, kernels compiled before. Latency runs from a payment handed to the client
+until its decision has been read under read_committed, at a steady rate; broker, sender and reader share the machine
+with what is measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from typing import Any
+
+import numpy as np
+
+from scorer import kafka
+from scorer.bundle import Bundle
+from scorer.demo import CUSTOMERS, LIVE_SEED, DecisionReader, demo_bundle, live_blocks
+from scorer.logs import configure
+from scorer.send import Sender
+from scorer.services import local_services
+from scorer.settings import Settings, load
+from scorer.setup import create_topics
+from scorer.simulate import World
+from tests.benchmarks.echo import Echo
+
+BATCH = 4096
+READY_S = 120.0
+DRAIN_S = 120.0
+
+
+def _settings(bootstrap: str, prefix: str) -> Settings:
+    return load(kafka={"bootstrap_servers": bootstrap, "topic_prefix": prefix}, worker={"batch_payments_max": BATCH})
+
+
+class _Child:
+    """The part that is measured, in a process of its own:
+    it answers `ready`, then `done CPU_S SECONDS` for `drain N`."""
+
+    def __init__(self, part: str, bootstrap: str, prefix: str) -> None:
+        # One thread a pool: the machine is shared, and both parts must be given the same.
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "ARROW_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "tests.benchmarks.pipeline", "--part", part, bootstrap, prefix]
+        self.process = subprocess.Popen(
+            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def tell(self, line: str) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+
+    def hear(self) -> list[str]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"the measured part ended with {self.process.wait()}")
+        return line.split()
+
+    def __enter__(self) -> _Child:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+def _part(part: str, bootstrap: str, prefix: str) -> None:
+    """Child: waits for `go`, runs worker or echo, and answers when the number of payments on the topic has been
+    committed."""
+    configure("error")
+    settings = _settings(bootstrap, prefix)
+    stop = threading.Event()
+    gather_ms = 4.0
+    if part == "worker":
+        from scorer.warmup import warm_up  # noqa: PLC0415 - the echo must not carry the worker's memory
+        from scorer.worker import Worker  # noqa: PLC0415
+
+        bundle = Bundle.load(demo_bundle(load().cache.expanduser(), lambda _line: None))
+        warm_up(bundle)
+        worker = Worker(settings, bundle)
+        run = threading.Thread(target=worker.run, args=(stop,), daemon=True)
+        decided = _committed
+    else:
+        echo = Echo(settings, batch_max=BATCH, gather_ms=gather_ms)
+        run = threading.Thread(target=echo.run, args=(stop,), daemon=True)
+        decided = lambda: echo.echoed  # noqa: E731
+    print("ready", flush=True)
+    for line in sys.stdin:
+        word, *rest = line.split()
+        if word == "go":
+            cpu, wall = time.process_time(), time.perf_counter()
+            run.start()
+        elif word == "await":
+            while decided() < int(rest[0]):
+                if not run.is_alive():
+                    raise SystemExit("the measured part stopped")
+                time.sleep(0.02)
+            print("done", time.process_time() - cpu, time.perf_counter() - wall, flush=True)
+        elif word == "stop":
+            stop.set()
+            run.join(60)
+            return
+
+
+def _committed() -> int:
+    """Decisions of committed batches, by the worker's own metric."""
+    from scorer import metrics  # noqa: PLC0415
+
+    return int(sum(s.value for m in metrics.DECISIONS.collect() for s in m.samples if s.name.endswith("_total")))
+
+
+def _topics(bootstrap: str, name: str) -> Settings:
+    settings = _settings(bootstrap, f"bench-{name}-")
+    create_topics(settings)
+    return settings
+
+
+def backlog(bootstrap: str, name: str, part: str, payments: int) -> dict[str, float]:
+    """CPU µs and wall of one part over a backlog of `payments`."""
+    settings = _topics(bootstrap, name)
+    Sender(settings).run(live_blocks(World(LIVE_SEED, customers=CUSTOMERS)), stop=threading.Event(), limit=payments)
+    with _Child(part, bootstrap, settings.kafka.topic_prefix) as child:
+        child.hear()
+        child.tell("go")
+        child.tell(f"await {payments}")
+        _, cpu_s, wall_s = child.hear()
+        child.tell("stop")
+        child.process.wait(90)
+    _delete(settings)
+    return {"cpu_us": float(cpu_s) / payments * 1e6, "payments_per_s": payments / float(wall_s)}
+
+
+def latency(bootstrap: str, name: str, part: str, rate: float, seconds: float) -> dict[str, float]:
+    """Percentiles in ms at a steady rate, without the first two seconds."""
+    settings = _topics(bootstrap, name)
+    with _Child(part, bootstrap, settings.kafka.topic_prefix) as child:
+        child.hear()
+        child.tell("go")
+        reader = DecisionReader(settings)
+        sender = Sender(settings, on_payments=reader.sending)
+        stop = threading.Event()
+        # Warm: broker, group and connections; not counted.
+        sender.run(live_blocks(World(LIVE_SEED, customers=CUSTOMERS)), stop=stop, rate=rate, limit=int(2 * rate))
+        _wait_decided(reader, sender.sent.payments)
+        reader.seen.latencies_ms.clear()
+        more = Sender(settings, on_payments=reader.sending)
+        more.run(
+            live_blocks(World(LIVE_SEED + 1, customers=CUSTOMERS)), stop=stop, rate=rate, limit=int(seconds * rate)
+        )
+        _wait_decided(reader, sender.sent.payments + more.sent.payments)
+        values = np.array(reader.seen.latencies_ms)
+        reader.close()
+        child.tell("stop")
+        child.process.wait(90)
+    _delete(settings)
+    return {f"p{q:g}_ms": round(float(np.percentile(values, q)), 2) for q in (50, 99, 99.9)}
+
+
+def _wait_decided(reader: DecisionReader, count: int) -> None:
+    deadline = time.monotonic() + DRAIN_S
+    while reader.seen.decisions + reader.seen.dead_letters < count:
+        reader.check()
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"{reader.seen.decisions} of {count} payments were decided within {DRAIN_S:.0f} s")
+        time.sleep(0.02)
+
+
+def _delete(settings: Settings) -> None:
+    names = vars(kafka.Topics.of(settings.kafka)).values()
+    for future in kafka.admin(settings.kafka).delete_topics(list(names), operation_timeout=5).values():
+        future.exception(10)
+
+
+def measure(payments: int, rounds: int, rates: list[float], seconds: float) -> dict[str, Any]:
+    """The whole benchmark."""
+    report = lambda line: print(line, file=sys.stderr)  # noqa: E731
+    demo_bundle(load().cache.expanduser(), report)
+    with local_services(postgres=False, report=report) as services:
+        at = services.kafka.bootstrap_servers
+        runs: dict[str, list[dict[str, float]]] = {"worker": [], "echo": []}
+        for n in range(rounds):
+            for part, results in runs.items():
+                results.append(backlog(at, f"{n}-{part}", part, payments))
+                report(f"{part}: {results[-1]}")
+        cpu = {part: statistics.median(r["cpu_us"] for r in results) for part, results in runs.items()}
+        speed = {part: statistics.median(r["payments_per_s"] for r in results) for part, results in runs.items()}
+        latencies: dict[str, Any] = {}
+        for rate in rates:
+            found = {part: latency(at, f"{rate:g}-{part}", part, rate, seconds) for part in ("echo", "worker")}
+            report(f"{rate:g}/s: {found}")
+            ratio = {q: round(found["worker"][q] / found["echo"][q], 2) for q in found["echo"]}
+            latencies[f"{rate:g}_per_s"] = {**found, "worker_over_echo": ratio}
+    return {
+        "payments": payments,
+        "batch": BATCH,
+        "rounds": rounds,
+        "broker": services.kafka.kind,
+        "cpu_us_per_payment": {part: round(value, 2) for part, value in cpu.items()},
+        "cpu_worker_over_echo": round(cpu["worker"] / cpu["echo"], 2),
+        "payments_per_s": {part: round(value) for part, value in speed.items()},
+        "latency": latencies,
+    }
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="one round, fewer payments")
+    parser.add_argument("--part", nargs=3, metavar=("PART", "BOOTSTRAP", "PREFIX"), help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.part:
+        _part(*given.part)
+    elif given.quick:
+        print(json.dumps(measure(60_000, 1, [200.0], 5.0)))
+    else:
+        print(json.dumps(measure(200_000, 3, [200.0, 2000.0], 15.0)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""Payments of the benchmark data, with a feature set, a policy and a bundle small enough for a test."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+from features.feature_set import FeatureSet
+from scorer.files import label_records, read_payments
+from scorer.mapping import Mapping
+from scorer.replay import chained, training_table
+from scorer.send import Outgoing, outgoing_pairs
+from scorer.train import train
+
+HANDBOOK = Path(__file__).resolve().parents[3] / "shared" / "data" / "handbook.parquet"
+MAPPING = """
+payment_id: TRANSACTION_ID
+event_time: TX_DATETIME
+customer_id: CUSTOMER_ID
+terminal_id: TERMINAL_ID
+amount: TX_AMOUNT
+currency: {constant: EUR}
+label: TX_FRAUD
+label_delay: 1d
+"""
+FEATURES = """
+name: handbook
+currency: EUR
+# Sent in seconds instead of days: four partitions of one producer drift apart by hours of event time.
+allowed_lateness: 2d
+entities: {customer: [customer_id], terminal: [terminal_id]}
+features:
+  - {name: amount, payment: amount}
+  - {name: hour_of_day, payment: hour_of_day}
+  - {name: customer_count_1d, entity: customer, aggregate: count, window: 1d}
+  - {name: customer_mean_7d, entity: customer, aggregate: mean, of: amount, window: 7d, include_current: true}
+  - {name: customer_std_7d, entity: customer, aggregate: std, of: amount, window: 7d}
+  - {name: amount_to_mean, ratio: [amount, customer_mean_7d]}
+  - {name: terminals_1d, entity: customer, aggregate: distinct, of: terminal_id, window: 1d}
+  - {name: terminal_count_7d, entity: terminal, aggregate: count, window: 7d}
+  - {name: terminal_frauds_7d, entity: terminal, aggregate: fraud_count, window: 7d}
+  - {name: customer_gap, entity: customer, aggregate: since_last}
+"""
+POLICY = """
+name: handbook
+flag: {share: 0.02}
+rules:
+  - {name: large, when: [{feature: amount, at_least: 220}], then: flag, reason: LARGE_AMOUNT}
+reasons:
+  - code: UNUSUAL_AMOUNT
+    sentence: The amount is unusual for this customer.
+    features: [amount, amount_to_mean, customer_mean_7d, customer_std_7d]
+  - {code: TERMINAL, sentence: The terminal has known frauds., features: [terminal_frauds_7d, terminal_count_7d]}
+"""
+
+
+def train_bundle(folder: Path) -> Path:
+    """A bundle trained on the first 60,000 payments."""
+    blocks = itertools.islice(read_payments(HANDBOOK, Mapping.from_yaml(MAPPING), rows_per_block=20_000), 3)
+    table = training_table(
+        FeatureSet.from_yaml(FEATURES),
+        chained((b.keys, b.values, label_records(b), b.label, b.label_known_at_ms) for b in blocks),
+    )
+    train(
+        table.features, table.label, table.event_time_ms, table.label_known_at_ms, FEATURES, POLICY, folder,
+        seed=1, label_gap_ms=0, created_at="2026-01-01T00:00:00Z", name="handbook",
+    )  # fmt: skip
+    return folder
+
+
+def handbook(count: int) -> list[Outgoing]:
+    blocks = read_payments(HANDBOOK, Mapping.from_yaml(MAPPING), rows_per_block=5_000)
+    return [
+        Outgoing(b.keys, b.values, b.event_time_ms, outgoing_pairs(label_records(b), b.label_known_at_ms[b.label >= 0]))
+        for b in itertools.islice(blocks, count // 5_000)
+    ]
