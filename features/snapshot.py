@@ -251,4 +251,4 @@ def strings_as_arrays(values: list[str]) -> dict[str, npt.NDArray[Any]]:
 def strings_from_arrays(arrays: Mapping[str, npt.NDArray[Any]]) -> list[str]:
     """The texts again."""
     data, ends = arrays["text"].tobytes(), arrays["ends"].tolist()
-    return [data[start:end].decode() for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+    return [data[start:end].decode() for start, end in zip([0, *ends][: len(ends)], ends, strict=True)]

@@ -5,12 +5,13 @@ The training export stops here; the pipeline goes on to score and decide. Both r
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from features.capture import Image
 from features.engine import Engine
 from features.feature_set import FeatureSet
 from features.hashing import hash_strings
@@ -96,10 +97,15 @@ class Enriched:
 class Enricher:
     """The windows and the dedupe table of one shard."""
 
-    def __init__(self, feature_set: FeatureSet) -> None:
+    def __init__(self, feature_set: FeatureSet, *, images: Mapping[str, Image] | None = None) -> None:
+        """`images`: of engine and dedupe table, to go on from. Raises StateMismatch when they do not fit."""
         self.feature_set = feature_set
-        self.engine = Engine(feature_set)
         self.dedupe = Dedupe(horizon_ms=feature_set.dedupe_horizon, capacity=feature_set.dedupe_capacity)
+        if images is None:
+            self.engine = Engine(feature_set)
+        else:
+            self.dedupe.restore(images["dedupe"])
+            self.engine = Engine.restore(feature_set, images["engine"])
 
     def enrich(self, records: Records) -> Enriched:
         """Decode, order, find repeated payments, compute features. Every record ends in `payments` or in `rejected`."""

@@ -8,13 +8,14 @@ to live. It knows no Kafka, no clock, no log. What a clock decided comes in as d
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
-from schemas.audit import AuditColumns, AuditContext, digest
+from features.capture import Image
+from schemas.audit import NULLABLE, AuditColumns, AuditContext, digest
 from schemas.control import ListAdd, ListRemove, parse_control
 from schemas.decode import PaymentBatch
 from schemas.errors import ContractError
@@ -24,7 +25,6 @@ from scorer.bundle import Bundle
 from scorer.dedupe import Outcome
 from scorer.enrich import Batch, ControlRecord, Enricher, Records, Rejected
 from scorer.errors import PromiseBroken, UsageError
-from scorer.model.link import sigmoid
 from scorer.policy import APPROVE, FLAG, LATE_REASON, PolicyRunner, Verdicts
 
 NORMAL, DEGRADED, DUPLICATE, LATE = range(4)
@@ -72,9 +72,10 @@ class _Lists:
 class Pipeline:
     """One shard's state and the function that moves it. `run` is deterministic in (state, batch, bundle)."""
 
-    def __init__(self, bundle: Bundle, *, shard: int = 0) -> None:
+    def __init__(self, bundle: Bundle, *, shard: int = 0, images: Mapping[str, Image] | None = None) -> None:
+        """`images`: of engine and dedupe table, to go on from (see scorer.shard_image). Raises StateMismatch."""
         self.shard = shard
-        self._enricher = Enricher(bundle.feature_set)
+        self._enricher = Enricher(bundle.feature_set, images=images)
         self.engine, self.dedupe = self._enricher.engine, self._enricher.dedupe
         self.lists = _Lists()
         self.sequence = 0
@@ -99,6 +100,7 @@ class Pipeline:
             threshold=bundle.manifest.threshold_score,
             feature_fingerprint=bundle.feature_set.fingerprint,
             feature_names=tuple(bundle.feature_set.names),
+            challengers=tuple(challenger.id for challenger in bundle.challengers),
         )
         for item in bundle.policy.lists:
             for value in item.values:
@@ -114,12 +116,12 @@ class Pipeline:
         features = enriched.features
         decide = self._decide_degraded if batch.degraded else self._decide
         margins, outcomes = decide(enriched.first, features, enriched.late)
-        self.dedupe.record(enriched.entry[fresh], margins, outcomes)
+        scores, shadow = self.bundle.scores(margins), self._shadow_margins(features, batch.degraded)
+        self.dedupe.record(enriched.entry[fresh], margins, scores, outcomes)
         if len(fresh) < n:
             # A repeated payment has the decision of the first one; its features were not computed again.
-            features = np.full((n, features.shape[1]), np.nan, dtype=np.float32)
-            features[fresh] = enriched.features
-            margins, outcomes = self.dedupe.recall(enriched.entry)
+            features, shadow = _spread(features, fresh, n), _spread(shadow, fresh, n)
+            margins, scores, outcomes = self.dedupe.recall(enriched.entry)
         modes = np.fromiter((o.mode for o in outcomes), np.uint8, n)
         modes[enriched.duplicate] = DUPLICATE
         columns = AuditColumns(
@@ -129,15 +131,15 @@ class Pipeline:
             event_time_ms=payments.event_time_ms,
             amount_minor=payments.amount_minor,
             currency=payments.column("currency").tolist(),
-            customer_id=payments.column("customer_id").tolist(),
-            merchant_id=payments.column("merchant_id").tolist(),
+            **{name: payments.column(name).tolist() for name in NULLABLE},
             decision=np.fromiter((o.decision for o in outcomes), np.uint8, n),
             mode=modes,
             margin=margins,
-            score=sigmoid(margins),
+            score=scores,
             reasons=[o.reasons for o in outcomes],
             fired=[o.fired for o in outcomes],
             features=features,
+            challenger_margins=shadow,
         )
         journal = self._journal(batch, columns, len(enriched.rejected) + len(rejected_control))
         return Outcomes(
@@ -155,6 +157,12 @@ class Pipeline:
             late=int(enriched.late.sum()),
             context=self._context,
         )
+
+    def _shadow_margins(self, features: npt.NDArray[np.float32], degraded: bool) -> npt.NDArray[np.float32]:
+        """What the challengers say, float32 [n, C]; NaN when a deadline is near: they are what is dropped first."""
+        if degraded or not self.bundle.challengers:
+            return np.full((len(features), len(self.bundle.challengers)), np.nan, dtype=np.float32)
+        return self.bundle.shadow_margins(features)
 
     def _apply_control(self, control: Sequence[ControlRecord]) -> list[Rejected]:
         """Labels and lists change state; an activation is the shell's business,
@@ -193,7 +201,7 @@ class Pipeline:
     def _decide_degraded(
         self, payments: PaymentBatch, features: npt.NDArray[np.float32], late: npt.NDArray[np.bool_]
     ) -> tuple[npt.NDArray[np.float32], list[Outcome]]:
-        """Without the model: the margin is the one before its first tree, which says no more than how common fraud is."""
+        """Without the model: the margin is the one before its first tree, which says how common fraud is, no more."""
         margins = np.full(len(features), self.bundle.model.base_margin, dtype=np.float32)
         verdicts = self._policy.decide_degraded(payments, features, self.lists.values)
         return margins, self._outcomes(verdicts, late, DEGRADED)
@@ -227,6 +235,13 @@ class Pipeline:
         self.sequence += 1
         self.head = record.head
         return record
+
+
+def _spread(values: npt.NDArray[np.float32], rows: npt.NDArray[np.int64], n: int) -> npt.NDArray[np.float32]:
+    """`values` at the rows they belong to, NaN at the others, float32 [n, k]."""
+    result = np.full((n, values.shape[1]), np.nan, dtype=np.float32)
+    result[rows] = values
+    return result
 
 
 __all__ = ["FLAG", "Batch", "ControlRecord", "Outcomes", "Pipeline", "Records", "Rejected"]

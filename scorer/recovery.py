@@ -22,6 +22,7 @@ class Bundles:
 
     def __post_init__(self) -> None:
         self._known = {self.initial.id: self.initial}
+        self._locations: dict[str, str] = {}
 
     def activation(self, control: Sequence[ControlRecord]) -> Bundle | None:
         """The bundle that the last activation among `control` names, loaded and checked; None without one.
@@ -44,7 +45,24 @@ class Bundles:
             if bundle.id != wanted.bundle:
                 raise UsageError(f"{wanted.location} holds bundle {bundle.id}, the activation names {wanted.bundle}")
             self._known[bundle.id] = bundle
+            self._locations[bundle.id] = wanted.location
         return self._known[wanted.bundle]
+
+    def location(self, bundle_id: str) -> str:
+        """Where an activated bundle was loaded from; empty for the one given at the start."""
+        return self._locations.get(bundle_id, "")
+
+    def at(self, bundle_id: str, location: str) -> Bundle:
+        """The bundle that a snapshot's state decided with. Raises BundleError or UsageError when it cannot be had."""
+        if bundle_id not in self._known and location:
+            bundle = Bundle.load(location)
+            self._known[bundle.id] = bundle
+            self._locations[bundle.id] = location
+        if bundle_id not in self._known:
+            raise UsageError(
+                f"bundle {bundle_id} is neither the one given ({self.initial.id}) nor at {location or 'a known place'}"
+            )
+        return self._known[bundle_id]
 
     def of(self, bundle_id: str, batch: Batch) -> Bundle:
         """The bundle that the journal names for `batch`."""

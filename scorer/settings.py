@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from psycopg import ProgrammingError
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 from sqlalchemy.engine import make_url
@@ -70,6 +72,20 @@ class PostgresSettings(_Section):
     )
     password: SecretStr | None = Field(
         default=None, description="replaces the password of the url, best from PASSWORD_FILE"
+    )
+
+
+class AuditSettings(_Section):
+    """What proves the audit trail outside Postgres. Keys: `fraud-scorer audit keygen`."""
+
+    anchors: str | None = Field(
+        None, description="file or fsspec URL that heads are appended to; keep it where Postgres' owner cannot write"
+    )
+    signing_key: SecretStr | None = Field(
+        None, description="Ed25519 private key (PEM), best from SIGNING_KEY_FILE; signs anchors, tombstones, erasures"
+    )
+    public_key: str | None = Field(
+        None, description="Ed25519 public key (PEM), best from PUBLIC_KEY_FILE; enough to verify"
     )
 
 
@@ -139,6 +155,24 @@ class WorkerSettings(_Section):
     )
 
 
+class SnapshotSettings(_Section):
+    """Snapshots of a shard's state, so that recovery re-runs minutes of the journal and not its whole life."""
+
+    url: str | None = Field(
+        default=None,
+        description="fsspec URL, such as s3://bucket/snapshots or file:///var/lib/fraud; the cache by default",
+    )
+    every_payments: int = Field(
+        default=1_000_000, ge=0, description="a snapshot after so many payments; 0: not by count"
+    )
+    every_s: float = Field(
+        default=300.0, ge=0, description="a snapshot after so many seconds with payments; 0: not by time"
+    )
+    kept: int = Field(
+        default=3, ge=1, le=1000, description="snapshots kept: when the newest is bad, the next one serves"
+    )
+
+
 class HttpSettings(_Section):
     """Metrics and health."""
 
@@ -156,8 +190,10 @@ class Settings(BaseSettings):
 
     kafka: KafkaSettings = KafkaSettings()
     postgres: PostgresSettings = PostgresSettings()
+    audit: AuditSettings = AuditSettings()
     topics: TopicSettings = TopicSettings()
     worker: WorkerSettings = WorkerSettings()
+    snapshots: SnapshotSettings = SnapshotSettings()
     http: HttpSettings = HttpSettings()
     log_level: str = Field(
         default="info", pattern="^(debug|info|warning|error)$", description="lowest level that is logged"
@@ -184,6 +220,8 @@ class Settings(BaseSettings):
     def postgres_url(self) -> str:
         """The connection URL with its password put in; never log it."""
         text = self.postgres.url.get_secret_value()
+        if "," in text or "://" not in text:
+            return self._postgres_by_libpq(text)
         try:
             url = make_url(text)
         except ArgumentError as exc:
@@ -191,6 +229,17 @@ class Settings(BaseSettings):
         if self.postgres.password is not None:
             url = url.set(password=self.postgres.password.get_secret_value())
         return url.set(drivername="postgresql").render_as_string(hide_password=False)
+
+
+    def _postgres_by_libpq(self, text: str) -> str:
+        """Several hosts (failover), or `name=value` pairs: only libpq reads those."""
+        try:
+            parts = conninfo_to_dict(text)
+        except ProgrammingError as exc:
+            raise UsageError("postgres.url: neither a URL nor name=value pairs that libpq reads") from exc
+        if self.postgres.password is not None:
+            parts["password"] = self.postgres.password.get_secret_value()
+        return make_conninfo("", **parts)
 
 
 class _FileSource(PydanticBaseSettingsSource):

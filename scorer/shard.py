@@ -29,6 +29,7 @@ from scorer.pipeline import FLAG, Pipeline
 from scorer.publish import MODES, Committed, Publisher
 from scorer.recovery import Bundles
 from scorer.settings import Settings
+from scorer.snapshots import Snapshotter, store_of
 
 log = structlog.get_logger()
 
@@ -53,6 +54,7 @@ class Shard:
         self._bundles = bundles
         self._log = log.bind(shard=number)
         self._gauges_at = 0.0
+        self._snapshotter: Snapshotter | None = None
         self.recovered = threading.Event()
 
     def run(self, stop: threading.Event, warm: Follower | None = None) -> None:
@@ -75,18 +77,25 @@ class Shard:
             follower.catch_up(stop)
             follower.release_journal()
             publisher = Publisher(producer, self._topics, shard=self._number, group_metadata=self._group_metadata)
+            store = store_of(self._settings, self._number)
+            if store is not None:
+                self._snapshotter = Snapshotter(self._settings, self._number, store, self._bundles.location)
             try:
                 if not stop.is_set():
                     self.recovered.set()
-                    self._decide(follower.pipeline, follower.inputs, publisher, stop)
+                    self._decide(follower, publisher, stop)
             finally:
                 self.recovered.clear()
                 publisher.close()
+                if self._snapshotter is not None:
+                    self._snapshotter.close()
+                    self._snapshotter = None
         finally:
             if follower is not None:
                 follower.close()
 
-    def _decide(self, pipeline: Pipeline, inputs: Inputs, publisher: Publisher, stop: threading.Event) -> None:
+    def _decide(self, follower: Follower, publisher: Publisher, stop: threading.Event) -> None:
+        pipeline, inputs = follower.pipeline, follower.inputs
         worker = self._settings.worker
         gatherer = Gatherer(
             inputs,
@@ -115,6 +124,8 @@ class Shard:
             if flying is not None:
                 self._landed(flying, gatherer)
             flying = _InFlight(publisher.submit(outcomes), closed_at)
+            if self._snapshotter is not None:
+                self._snapshotter.between_batches(pipeline, inputs, len(outcomes.records))
         if flying is not None:
             self._landed(flying, gatherer)
 
@@ -123,6 +134,8 @@ class Shard:
         committed = flying.commit.result()
         gatherer.committed(commit_s=committed.commit_s, total_s=time.perf_counter() - flying.closed_at)
         outcomes, label = committed.outcomes, self._label
+        if self._snapshotter is not None:
+            self._snapshotter.committed(outcomes.journal.sequence, committed.journal_offset)
         metrics.COMMIT.labels(label).observe(committed.commit_s)
         metrics.BATCHES.labels(label).inc()
         metrics.SEQUENCE.labels(label).set(outcomes.journal.sequence)

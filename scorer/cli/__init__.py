@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from scorer.cli import acls, data, dead_letters, decide, demo, modelling
+from scorer.cli import acls, audit, bundle, data, dead_letters, decide, demo, labels, modelling
 from scorer.errors import FraudScorerError
 from scorer.services.cli import app as services
 
@@ -31,8 +31,10 @@ app.command()(data.send)
 app.command()(modelling.features)
 app.command()(modelling.train)
 app.command()(modelling.replay)
-app.add_typer(modelling.bundle, name="bundle")
+app.add_typer(bundle.app, name="bundle")
 app.add_typer(dead_letters.app, name="dead-letters")
+app.add_typer(audit.app, name="audit")
+app.add_typer(labels.app, name="labels")
 app.add_typer(services, name="services")
 app.command()(acls.acls)
 app.command()(data.settings)

@@ -87,7 +87,7 @@ def test_a_standby_takes_over_warm(
 def test_a_frozen_worker_that_wakes_is_fenced(
     settings: Settings, decisions: TopicReader, bundle: Path, tmp_path: Path
 ) -> None:
-    """SIGSTOP past the session timeout, a standby takes over, SIGCONT: the zombie commits nothing and exits non-zero."""
+    """SIGSTOP past the session timeout, a standby takes over, SIGCONT: the zombie commits nothing and exits with 1."""
     first_log, second_log = tmp_path / "first.log", tmp_path / "second.log"
     with process("run", ["--bundle", str(bundle)], settings, first_log) as first:
         sending = stream(settings)
@@ -96,7 +96,8 @@ def test_a_frozen_worker_that_wakes_is_fenced(
             wait_for(lambda: followed(second) > 10, 60, "the standby to follow")
             os.kill(first.pid, signal.SIGSTOP)
             owned = "fraud_scorer_owned_shards"
-            wait_for(lambda: metrics(second.port).get(owned) == 1.0, 60, "the standby to take over")  # type: ignore[attr-defined]
+            port = second.port  # type: ignore[attr-defined]
+            wait_for(lambda: metrics(port).get(owned) == 1.0, 60, "the standby to take over")
             before = decisions.fill()
             wait_for(lambda: decisions.fill() > before + 500, 60, "the standby to decide")
             os.kill(first.pid, signal.SIGCONT)

@@ -37,7 +37,11 @@ class Oracle:
 
     def value(self, f: Feature, row: Row) -> float:
         if f.kind == "payment":
-            return number(self.field(f.payment, row)) if f.categories is None else ordinal(f.categories, row.get(f.payment))
+            return (
+                number(self.field(f.payment, row))
+                if f.categories is None
+                else ordinal(f.categories, row.get(f.payment))
+            )
         if f.kind != "aggregate":
             a = [row["own"][name] for name in f.operands]
             if f.kind == "difference":
@@ -90,21 +94,50 @@ class Oracle:
         return (self.now - choose(times)) / 1000 if times else NAN
 
     # Aggregates: (feature, the payments in its window, the current payment).
-    def count(self, f, rows, _): return float(len(rows))
-    def sum(self, f, rows, _): return sum(r["amount"] for r in rows) / 100
-    def mean(self, f, rows, _): return sum(r["amount"] for r in rows) / len(rows) / 100 if rows else NAN
-    def min(self, f, rows, _): return min(r["amount"] for r in rows) / 100 if rows else NAN
-    def max(self, f, rows, _): return max(r["amount"] for r in rows) / 100 if rows else NAN
-    def distinct(self, f, rows, _): return float(len({r[f.of] for r in rows} - {None}))
-    def fraud_count(self, f, rows, _): return float(len(self.frauds(rows)))
-    def fraud_rate(self, f, rows, _): return len(self.frauds(rows)) / len(rows) if rows else NAN
-    def since_last(self, f, rows, _): return self.since([r["t"] for r in rows], max)
-    def since_first(self, f, rows, _): return self.since([r["t"] for r in rows], min)
-    def since_fraud(self, f, rows, _): return self.since([r["t"] for r in self.frauds(rows)], max)
-    def since_first_fraud(self, f, rows, _): return self.since([r["t"] for r in self.frauds(rows)], min)
-    def decayed_count(self, f, rows, _): return sum(2.0 ** -((self.now - r["t"]) / f.half_life) for r in rows)
-    def decayed_sum(self, f, rows, _): return sum(r["amount"] * 2.0 ** -((self.now - r["t"]) / f.half_life) for r in rows) / 100
-    def last(self, f, rows, _): return latest(rows)["amount"] / 100 if rows else NAN
+    def count(self, f, rows, _):
+        return float(len(rows))
+
+    def sum(self, f, rows, _):
+        return sum(r["amount"] for r in rows) / 100
+
+    def mean(self, f, rows, _):
+        return sum(r["amount"] for r in rows) / len(rows) / 100 if rows else NAN
+
+    def min(self, f, rows, _):
+        return min(r["amount"] for r in rows) / 100 if rows else NAN
+
+    def max(self, f, rows, _):
+        return max(r["amount"] for r in rows) / 100 if rows else NAN
+
+    def distinct(self, f, rows, _):
+        return float(len({r[f.of] for r in rows} - {None}))
+
+    def fraud_count(self, f, rows, _):
+        return float(len(self.frauds(rows)))
+
+    def fraud_rate(self, f, rows, _):
+        return len(self.frauds(rows)) / len(rows) if rows else NAN
+
+    def since_last(self, f, rows, _):
+        return self.since([r["t"] for r in rows], max)
+
+    def since_first(self, f, rows, _):
+        return self.since([r["t"] for r in rows], min)
+
+    def since_fraud(self, f, rows, _):
+        return self.since([r["t"] for r in self.frauds(rows)], max)
+
+    def since_first_fraud(self, f, rows, _):
+        return self.since([r["t"] for r in self.frauds(rows)], min)
+
+    def decayed_count(self, f, rows, _):
+        return sum(2.0 ** -((self.now - r["t"]) / f.half_life) for r in rows)
+
+    def decayed_sum(self, f, rows, _):
+        return sum(r["amount"] * 2.0 ** -((self.now - r["t"]) / f.half_life) for r in rows) / 100
+
+    def last(self, f, rows, _):
+        return latest(rows)["amount"] / 100 if rows else NAN
 
     def std(self, f, rows, _):
         a = [r["amount"] for r in rows]
@@ -125,7 +158,10 @@ class Oracle:
             return NAN
         a, b = latest(placed), row
         p, q = math.radians(a["latitude"]), math.radians(b["latitude"])
-        h = math.sin((q - p) / 2) ** 2 + math.cos(p) * math.cos(q) * math.sin(math.radians(b["longitude"] - a["longitude"]) / 2) ** 2
+        h = (
+            math.sin((q - p) / 2) ** 2
+            + math.cos(p) * math.cos(q) * math.sin(math.radians(b["longitude"] - a["longitude"]) / 2) ** 2
+        )
         return 2 * 6371.0088 * math.asin(min(1.0, math.sqrt(h))) * 3_600_000 / abs(b["t"] - a["t"])
 
 
