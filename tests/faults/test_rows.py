@@ -42,7 +42,8 @@ def decided(app: Application, count: int) -> None:
 def test_row_1_killed_at_each_named_step_and_terminated_in_the_middle(application: Make) -> None:
     """SIGKILL after consuming, after computing, inside the transaction, before and after the commit, and in recovery:
     the outcome is equal. SIGTERM in the middle of a batch: drained, exit 0."""
-    app = application(standby_shards_max=0)
+    # Static membership: a restart has its shard again at once, not when the killed one's session ends.
+    app = application(standby_shards_max=0, instance_id="a")
     points = ["after_consume", "after_compute", "in_transaction", "before_commit", "after_commit", "in_recovery"]
     given = payments(1, 1_500)
     for n, point in enumerate(points):
@@ -141,20 +142,20 @@ def test_row_6_two_workers_with_one_static_member_id(application: Make) -> None:
 
 def test_row_7_handed_over_while_still_recovering(application: Make) -> None:
     """A worker that is asked to go while it recovers goes at once; the next one recovers, and all is equal."""
-    app = application(standby_shards_max=0, batch_payments_max=16)
+    app = application(standby_shards_max=0, batch_payments_max=16, instance_id="a")
     app.start("a")
     app.ready("a")
     given = payments(7, 600)
     stream(app, given[:400])
     decided(app, 400)
     app.kill("a")
-    app.workers["a"].wait(10)
-    slow = app.start("a", "in_recovery:3:sleep=3")
+    app.workers.pop("a").wait(10)
+    slow = app.start("b", "in_recovery:3:sleep=2")
     app.wait(lambda: "shard.assigned" in slow.said(), 30, "the shard to be assigned")
     time.sleep(1.0)
-    app.kill("a", signal.SIGTERM)
+    app.kill("b", signal.SIGTERM)
     assert slow.wait(20) == 0, slow.said()
-    app.start("a")
+    app.start("b")
     stream(app, given[400:])
     app.finish()
     app.check()
