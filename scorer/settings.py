@@ -79,13 +79,13 @@ class AuditSettings(_Section):
     """What proves the audit trail outside Postgres. Keys: `fraud-scorer audit keygen`."""
 
     anchors: str | None = Field(
-        None, description="file or fsspec URL that heads are appended to; keep it where Postgres' owner cannot write"
+        default=None, description="file or fsspec URL that heads are appended to; keep it where Postgres' owner cannot write"
     )
     signing_key: SecretStr | None = Field(
-        None, description="Ed25519 private key (PEM), best from SIGNING_KEY_FILE; signs anchors, tombstones, erasures"
+        default=None, description="Ed25519 private key (PEM), best from SIGNING_KEY_FILE; signs anchors, tombstones, erasures"
     )
     public_key: str | None = Field(
-        None, description="Ed25519 public key (PEM), best from PUBLIC_KEY_FILE; enough to verify"
+        default=None, description="Ed25519 public key (PEM), best from PUBLIC_KEY_FILE; enough to verify"
     )
 
 
@@ -233,7 +233,6 @@ class Settings(BaseSettings):
         if self.postgres.password is not None:
             url = url.set(password=self.postgres.password.get_secret_value())
         return url.set(drivername="postgresql").render_as_string(hide_password=False)
-
 
     def _postgres_by_libpq(self, text: str) -> str:
         """Several hosts (failover), or `name=value` pairs: only libpq reads those."""
