@@ -233,9 +233,7 @@ def _cached(folder: Path, code: str = "") -> str:
 
 
 def test_kernels_are_cached_and_a_torn_file_is_made_again(tmp_path: Path) -> None:
-    """The second process compiles nothing; a damaged cache file is replaced; a folder that others may write to is not
-    used.
-    """
+    """The second process compiles nothing; a damaged cache file is replaced."""
     folder = tmp_path / "kernels"
     wanted = _cached(folder)
     files = sorted(folder.iterdir())
