@@ -79,10 +79,12 @@ class AuditSettings(_Section):
     """What proves the audit trail outside Postgres. Keys: `fraud-scorer audit keygen`."""
 
     anchors: str | None = Field(
-        default=None, description="file or fsspec URL that heads are appended to; keep it where Postgres' owner cannot write"
+        default=None,
+        description="file or fsspec URL that heads are appended to; keep it where Postgres' owner cannot write",
     )
     signing_key: SecretStr | None = Field(
-        default=None, description="Ed25519 private key (PEM), best from SIGNING_KEY_FILE; signs anchors, tombstones, erasures"
+        default=None,
+        description="Ed25519 private key (PEM), best from SIGNING_KEY_FILE; signs anchors, tombstones, erasures",
     )
     public_key: str | None = Field(
         default=None, description="Ed25519 public key (PEM), best from PUBLIC_KEY_FILE; enough to verify"
@@ -159,6 +161,15 @@ class WorkerSettings(_Section):
     )
 
 
+class BundleSettings(_Section):
+    """Which bundles a worker accepts."""
+
+    trusted_keys: list[str] = Field(
+        default_factory=list,
+        description='JSON list of public keys ("ed25519:BASE64"); one must have signed a bundle. Empty: none need have',
+    )
+
+
 class SnapshotSettings(_Section):
     """Snapshots of a shard's state, so that recovery re-runs minutes of the journal and not its whole life."""
 
@@ -197,6 +208,7 @@ class Settings(BaseSettings):
     audit: AuditSettings = AuditSettings()
     topics: TopicSettings = TopicSettings()
     worker: WorkerSettings = WorkerSettings()
+    bundle: BundleSettings = BundleSettings()
     snapshots: SnapshotSettings = SnapshotSettings()
     http: HttpSettings = HttpSettings()
     log_level: str = Field(
