@@ -123,6 +123,11 @@ class WorkerSettings(_Section):
         le=1000,
         description="partitions of journal and audit; one shard keeps every entity's features exact",
     )
+    shard_key: list[str] = Field(
+        default_factory=list,
+        description='JSON list of the fields that key the payments topic, such as ["customer_id"]; with several '
+        "shards every entity of the feature set must have them all",
+    )
     batch_payments_max: int = Field(default=4096, ge=1, le=65_536, description="payments in one transaction at most")
     gather_ms_max: float = Field(
         default=15.0, ge=0, le=1000, description="longest wait for company before a batch is closed"
