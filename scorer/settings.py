@@ -79,10 +79,12 @@ class AuditSettings(_Section):
     """What proves the audit trail outside Postgres. Keys: `fraud-scorer audit keygen`."""
 
     anchors: str | None = Field(
-        default=None, description="file or fsspec URL that heads are appended to; keep it where Postgres' owner cannot write"
+        default=None,
+        description="file or fsspec URL that heads are appended to; keep it where Postgres' owner cannot write",
     )
     signing_key: SecretStr | None = Field(
-        default=None, description="Ed25519 private key (PEM), best from SIGNING_KEY_FILE; signs anchors, tombstones, erasures"
+        default=None,
+        description="Ed25519 private key (PEM), best from SIGNING_KEY_FILE; signs anchors, tombstones, erasures",
     )
     public_key: str | None = Field(
         default=None, description="Ed25519 public key (PEM), best from PUBLIC_KEY_FILE; enough to verify"
