@@ -58,4 +58,7 @@ def warm_up(bundle: Bundle) -> None:
             raise PromiseBroken(f"the warm-up's own payments were refused: {outcomes.rejected[0].error}")
         start += size
     grown(new_table(8), 0, 64)
+    capture = pipeline.engine.capture()  # what the first snapshot would compile while payments wait
+    capture.copy()
+    capture.finish()
     bundle.model.contributions(np.zeros((1, bundle.model.feature_count), np.float32))
