@@ -111,7 +111,7 @@ class Worker:
     def __init__(self, settings: Settings, bundle: Bundle) -> None:
         self._settings = settings
         self._bundle = bundle
-        self._bundles = Bundles(bundle)
+        self._bundles = Bundles(bundle, settings.bundle.trusted_keys)
         self._owned: dict[int, _Owned] = {}
         self._standbys: dict[int, Standby] = {}
         self._joined = False

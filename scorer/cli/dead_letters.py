@@ -138,7 +138,7 @@ def redrive_(
     """
     wanted = _filter(reason, topic, partition, from_offset, until_offset, after, before, key)
     if wanted == Filter() and not everything:
-        raise UsageError("give a filter, or --all when every letter is meant; --dry-run shows which")
+        raise UsageError("give a filter, or --all to mean every letter; --dry-run shows which")
     shown = 0
 
     def tell(letter: Letter, fate: str) -> None:
@@ -151,8 +151,12 @@ def redrive_(
             out.print(f"{about.topic}/{about.partition}/{about.offset}  {about.reason.value}  {fate}")
 
     done = redrive(load_settings(), wanted, dry_run=dry_run, limit=limit, times_max=times_max, on_letter=tell)
-    result = {"sent": 0 if dry_run else done.sent, "would_be_sent": done.sent if dry_run else 0, "already": done.already,
-              "refused": dict(done.refused)}  # fmt: skip
+    result = {
+        "sent": 0 if dry_run else done.sent,
+        "would_be_sent": done.sent if dry_run else 0,
+        "already": done.already,
+        "refused": dict(done.refused),
+    }
     if as_json:
         print(json.dumps(result))
         return

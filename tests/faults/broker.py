@@ -42,7 +42,7 @@ class OwnBroker:
         controllers: Mapping[int, int] | None = None,
         cluster: str = "ZnJhdWQtc2NvcmVyLXRlc3Q",
     ) -> None:
-        """`listener`, `proxied_listener`: security protocols of the two. `controllers`: port of each node's controller."""
+        """`listener`, `proxied_listener`: their security protocols. `controllers`: port of each node's controller."""
         self._folder = Path(tempfile.mkdtemp(prefix="fraud-scorer-broker-"))
         place = Place(self._folder, os.environ, lambda _: None, temporary=True)
         prepare(place)
@@ -53,7 +53,7 @@ class OwnBroker:
         (home / "log4j2.properties").write_text(_LOG4J)
         base = [str(java), "-cp", f"{libraries}/*", f"-Dlog4j2.configurationFile={home / 'log4j2.properties'}"]
         base += [f"-Djava.io.tmpdir={home}", "-XX:-UsePerfData", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]
-        port, behind = free_port(), free_port()
+        port, behind, proxied = free_port(), free_port(), proxied_listener or listener
         controllers = controllers or {node: free_port()}
         self.proxy = Proxy(("127.0.0.1", behind))
         self.bootstrap_servers = f"127.0.0.1:{port}"
@@ -63,7 +63,7 @@ class OwnBroker:
             "listeners": f"DIRECT://127.0.0.1:{port},PROXIED://127.0.0.1:{behind},"
             f"CONTROLLER://127.0.0.1:{controllers[node]}",
             "advertised.listeners": f"DIRECT://127.0.0.1:{port},PROXIED://127.0.0.1:{self.proxy.port}",
-            "listener.security.protocol.map": f"DIRECT:{listener},PROXIED:{proxied_listener or listener},CONTROLLER:PLAINTEXT",
+            "listener.security.protocol.map": f"DIRECT:{listener},PROXIED:{proxied},CONTROLLER:PLAINTEXT",
             "inter.broker.listener.name": "DIRECT",
             "controller.quorum.voters": ",".join(f"{n}@127.0.0.1:{p}" for n, p in controllers.items()),
             "log.dirs": str(home / "data"),

@@ -20,6 +20,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+CLOCK_AHEAD = "TEST_CLOCK_AHEAD_S"  # a worker's wall clock runs ahead by so much
+
 
 class Child:
     """A worker. `code` is what Popen.returncode would be."""
@@ -106,6 +108,9 @@ def _child(order: dict[str, Any], bundle: str) -> None:
     importlib.reload(faults)  # it reads the environment when it is imported
     from scorer.cli import main  # noqa: PLC0415
 
+    if CLOCK_AHEAD in os.environ:
+        ahead, real = float(os.environ[CLOCK_AHEAD]), time.time
+        time.time = lambda: real() + ahead
     sys.argv = ["fraud-scorer", "run", "--bundle", bundle]
     code = 1
     try:

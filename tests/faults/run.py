@@ -106,13 +106,14 @@ class Application:
         self.workers: dict[str, Child] = {}
         self.exits: Counter[str] = Counter()
         self._ended_at: dict[str, float] = {}
-        self._by_us: set[int] = set()
+        self._lives = 0
 
     # workers
 
     def start(self, name: str, fault: str | None = None, **more: str) -> Child:
         """Start a worker; `fault` as scorer.faults reads it."""
         (port,) = free_ports(1)
+        self._lives += 1
         environment = {
             **{k: v for k, v in os.environ.items() if not k.startswith(PREFIX)},
             f"{PREFIX}KAFKA__BOOTSTRAP_SERVERS": self.broker.proxied_servers,
@@ -122,7 +123,7 @@ class Application:
             **({f"{PREFIX}FAULT": fault} if fault else {}),
             **more,
         }
-        child = self._nursery.start(environment, port, self._folder / f"{name}.log")
+        child = self._nursery.start(environment, port, self._folder / f"{name}-{self._lives}.log")
         self.workers[name] = child
         return child
 
@@ -133,7 +134,6 @@ class Application:
         return child
 
     def kill(self, name: str, number: signal.Signals = signal.SIGKILL) -> None:
-        self._by_us.add(self.workers[name].pid)
         self.workers[name].signal(number)
 
     def supervise(self) -> None:

@@ -176,6 +176,7 @@ def test_least_privilege_is_enough_for_every_role(
     secret = tmp_path / "password"
     secret.write_text("worker-secret\n")
     log = tmp_path / "worker.log"
+    log.touch()
     with Nursery(bundle) as nursery:
         port = 0
         child = nursery.start(
@@ -248,6 +249,7 @@ def test_a_worker_without_its_transactional_id_says_so(
     grants = needed(settings, Role.WORKER)
     secured.grant("User:worker", [acl for acl in grants if acl.resource != "transactional-id"])
     log = tmp_path / "worker.log"
+    log.touch()
     with Nursery(bundle) as nursery:
         (port,) = free_ports(1)
         child = nursery.start(
