@@ -211,6 +211,7 @@ class AuditColumns:
     def row(self, number: int) -> AuditRow:
         """Row `number` as people see it. Raises IndexError."""
         values: dict[str, Any] = {name: getattr(self, name)[number] for name in COLUMN_NAMES}
+        values = {name: v.as_py() if isinstance(v, pa.Scalar) else v for name, v in values.items()}
         for name in _FIXED:
             values[name] = values[name].item()
         values |= {name: tuple(values[name]) for name in ("reasons", "fired")}
@@ -371,6 +372,8 @@ def _arrow(name: str, values: Any, kind: pa.DataType) -> pa.Array:
         if expected == np.float32:
             return pa.array(canonical32(values))
         return pa.array(canonical64(values) if expected == np.float64 else np.ascontiguousarray(values))
+    if isinstance(values, pa.Array) and values.type == kind and values.offset == 0:
+        return values
     try:
         return pa.array(values, type=kind)
     except (pa.ArrowException, UnicodeError, TypeError) as exc:

@@ -118,31 +118,38 @@ class Dedupe:
         )  # fmt: skip
         return entry, duplicate, conflict
 
+    def number(self, outcome: Outcome) -> int:
+        """The number by which entries name `outcome`."""
+        number = self._numbers.get(outcome)
+        if number is None:
+            number = self._numbers[outcome] = len(self._outcomes)
+            self._outcomes.append(outcome)
+        return number
+
+    def outcome(self, number: int) -> Outcome:
+        """The outcome behind a number."""
+        return self._outcomes[number]
+
     def record(
         self,
         entry: npt.NDArray[np.int64],
         margin: npt.NDArray[np.float32],
         score: npt.NDArray[np.float64],
-        outcomes: list[Outcome],
+        outcome: npt.NDArray[np.int32],
     ) -> None:
-        """Store what was decided of the entries given. The score too: a later bundle may be calibrated otherwise."""
+        """Store what was decided of the entries given, outcomes by number.
+
+        The score too: a later bundle may be calibrated otherwise.
+        """
         places = entry & (len(self._seen_ms) - 1)
-        self._margin[places] = margin
-        self._score[places] = score
-        for place, outcome in zip(places.tolist(), outcomes, strict=True):
-            number = self._numbers.get(outcome)
-            if number is None:
-                number = self._numbers[outcome] = len(self._outcomes)
-                self._outcomes.append(outcome)
-            self._outcome[place] = number
+        self._margin[places], self._score[places], self._outcome[places] = margin, score, outcome
 
     def recall(
         self, entry: npt.NDArray[np.int64]
-    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64], list[Outcome]]:
-        """Margins (float32), scores (float64) and outcomes of the entries given."""
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64], npt.NDArray[np.int32]]:
+        """Margins, scores and outcomes by number of the entries given."""
         places = entry & (len(self._seen_ms) - 1)
-        outcomes = [self._outcomes[number] for number in self._outcome[places].tolist()]
-        return self._margin[places], self._score[places], outcomes
+        return self._margin[places], self._score[places], self._outcome[places]
 
     def capture(self) -> DedupeCapture:
         """Begin a snapshot; between two batches (see features.capture)."""

@@ -152,13 +152,17 @@ def member(settings: Settings, group: str) -> Consumer:
         "enable.auto.commit": False,
         "enable.auto.offset.store": False,
         "auto.offset.reset": "earliest",
-        "partition.assignment.strategy": "cooperative-sticky",
-        "session.timeout.ms": settings.worker.session_timeout_ms,
-        # A cooperative hand-over takes two rounds of heartbeats: 6 s with the default of 3 s, about 1 s with this.
-        "heartbeat.interval.ms": 500,
         "max.poll.interval.ms": max(300_000, settings.worker.session_timeout_ms),
         "queued.max.messages.kbytes": 1024,
+        "group.protocol": settings.worker.group_protocol,
     }
+    if settings.worker.group_protocol == "classic":
+        config |= {
+            "partition.assignment.strategy": "cooperative-sticky",
+            "session.timeout.ms": settings.worker.session_timeout_ms,
+            # A cooperative hand-over takes two rounds of heartbeats: 6 s with the default of 3 s, 1 s with this.
+            "heartbeat.interval.ms": 500,
+        }
     if settings.worker.instance_id:
         config["group.instance.id"] = settings.worker.instance_id
     return Consumer(config)
@@ -273,6 +277,9 @@ def describe(exc: KafkaException) -> str:
     error = exc.args[0] if exc.args else None
     return f"{error.name()}: {error.str()}" if isinstance(error, KafkaError) else str(exc)
 
+
+# What a group says to a commit made under a generation that is over: of the classic protocol, and of KIP-848.
+OLDER_GENERATION = frozenset({KafkaError.ILLEGAL_GENERATION, KafkaError.STALE_MEMBER_EPOCH})
 
 _FENCED = {
     KafkaError._FENCED,

@@ -23,7 +23,7 @@ from scorer.settings import Settings
 RETRY_S = 0.1
 # A rebalance that runs is over within the session timeout; then the answer is yes or no.
 _UNDECIDED = {
-    KafkaError.ILLEGAL_GENERATION,
+    *kafka.OLDER_GENERATION,
     KafkaError.REBALANCE_IN_PROGRESS,
     KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
     KafkaError.COORDINATOR_NOT_AVAILABLE,
@@ -69,7 +69,7 @@ class Membership:
                 return not stop.is_set()
             if error.code() not in _UNDECIDED:
                 return False
-            if error.code() == KafkaError.ILLEGAL_GENERATION and time.monotonic() > patience:
+            if error.code() in kafka.OLDER_GENERATION and time.monotonic() > patience:
                 return False
             stop.wait(RETRY_S)
         return False

@@ -122,22 +122,25 @@ class Pipeline:
             # A repeated payment has the decision of the first one; its features were not computed again.
             features, shadow = _spread(features, fresh, n), _spread(shadow, fresh, n)
             margins, scores, outcomes = self.dedupe.recall(enriched.entry)
-        modes = np.fromiter((o.mode for o in outcomes), np.uint8, n)
+        kinds, kind = np.unique(outcomes, return_inverse=True)
+        decided = [self.dedupe.outcome(number) for number in kinds.tolist()]
+        modes = np.array([o.mode for o in decided], dtype=np.uint8)[kind]
         modes[enriched.duplicate] = DUPLICATE
+        each = kind.tolist()
         columns = AuditColumns(
             payment_id=payments.column("payment_id").tolist(),
             partition=records.partition[rows],
             offset=records.offset[rows],
             event_time_ms=payments.event_time_ms,
             amount_minor=payments.amount_minor,
-            currency=payments.column("currency").tolist(),
-            **{name: payments.column(name).tolist() for name in NULLABLE},
-            decision=np.fromiter((o.decision for o in outcomes), np.uint8, n),
+            currency=payments.text("currency"),
+            **{name: payments.text(name) for name in NULLABLE},
+            decision=np.array([o.decision for o in decided], dtype=np.uint8)[kind],
             mode=modes,
             margin=margins,
             score=scores,
-            reasons=[o.reasons for o in outcomes],
-            fired=[o.fired for o in outcomes],
+            reasons=list(map([o.reasons for o in decided].__getitem__, each)),
+            fired=list(map([o.fired for o in decided].__getitem__, each)),
             features=features,
             challenger_margins=shadow,
         )
@@ -148,7 +151,7 @@ class Pipeline:
             rows=rows,
             payments=payments,
             columns=columns,
-            bundles=[o.bundle for o in outcomes],
+            bundles=list(map([o.bundle for o in decided].__getitem__, each)),
             rejected=enriched.rejected,
             rejected_control=rejected_control,
             journal=journal,
@@ -184,7 +187,7 @@ class Pipeline:
 
     def _decide(
         self, payments: PaymentBatch, features: npt.NDArray[np.float32], late: npt.NDArray[np.bool_]
-    ) -> tuple[npt.NDArray[np.float32], list[Outcome]]:
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
         model = self.bundle.model
         margins = model.margins(features)
         if not np.isfinite(margins).all():
@@ -200,21 +203,23 @@ class Pipeline:
 
     def _decide_degraded(
         self, payments: PaymentBatch, features: npt.NDArray[np.float32], late: npt.NDArray[np.bool_]
-    ) -> tuple[npt.NDArray[np.float32], list[Outcome]]:
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
         """Without the model: the margin is the one before its first tree, which says how common fraud is, no more."""
         margins = np.full(len(features), self.bundle.model.base_margin, dtype=np.float32)
         verdicts = self._policy.decide_degraded(payments, features, self.lists.values)
         return margins, self._outcomes(verdicts, late, DEGRADED)
 
-    def _outcomes(self, verdicts: Verdicts, late: npt.NDArray[np.bool_], usual_mode: int) -> list[Outcome]:
+    def _outcomes(self, verdicts: Verdicts, late: npt.NDArray[np.bool_], usual_mode: int) -> npt.NDArray[np.int32]:
+        """Outcomes by their number in the dedupe table, int32 [n]."""
+        bundle, number = self.bundle.id, self.dedupe.number
         # Nearly all payments are approved without a word: one outcome serves them all.
-        outcomes = [Outcome(APPROVE, usual_mode, (), (), self.bundle.id)] * len(late)
+        outcomes = np.full(len(late), number(Outcome(APPROVE, usual_mode, (), (), bundle)), dtype=np.int32)
         decision, special = verdicts.decision, late | (verdicts.decision != APPROVE)
         special |= np.fromiter(map(bool, verdicts.fired), np.bool_, len(late))
         for i in np.flatnonzero(special).tolist():
             reasons = (*verdicts.reasons[i], LATE_REASON) if late[i] else verdicts.reasons[i]
             mode = LATE if late[i] and usual_mode == NORMAL else usual_mode
-            outcomes[i] = Outcome(int(decision[i]), mode, reasons, verdicts.fired[i], self.bundle.id)
+            outcomes[i] = number(Outcome(int(decision[i]), mode, reasons, verdicts.fired[i], bundle))
         return outcomes
 
     def _journal(self, batch: Batch, columns: AuditColumns, dead_letters: int) -> JournalRecord:

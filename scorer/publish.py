@@ -18,7 +18,7 @@ from schemas.audit import AuditHeader, encode
 from schemas.dead_letter import dead_letter_record
 from schemas.decision import encode_decisions
 from scorer import faults
-from scorer.kafka import KafkaFailure, Rebuild, Topics, describe, failure, present
+from scorer.kafka import OLDER_GENERATION, KafkaFailure, Rebuild, Topics, describe, failure, present
 from scorer.pipeline import Outcomes
 
 COMMIT_TIMEOUT_S = 30.0
@@ -170,7 +170,4 @@ class Publisher:
 def _of_an_older_generation(exc: KafkaException) -> bool:
     """Whether the group refused the offsets because a rebalance is on or has just been; all else is well."""
     error = exc.args[0]
-    return error.txn_requires_abort() and error.code() in (
-        KafkaError.ILLEGAL_GENERATION,
-        KafkaError.REBALANCE_IN_PROGRESS,
-    )
+    return error.txn_requires_abort() and error.code() in OLDER_GENERATION | {KafkaError.REBALANCE_IN_PROGRESS}

@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from psycopg import ProgrammingError
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
@@ -79,13 +79,13 @@ class AuditSettings(_Section):
     """What proves the audit trail outside Postgres. Keys: `fraud-scorer audit keygen`."""
 
     anchors: str | None = Field(
-        None, description="file or fsspec URL that heads are appended to; keep it where Postgres' owner cannot write"
+        default=None, description="file or fsspec URL that heads are appended to; keep it where Postgres' owner cannot write"
     )
     signing_key: SecretStr | None = Field(
-        None, description="Ed25519 private key (PEM), best from SIGNING_KEY_FILE; signs anchors, tombstones, erasures"
+        default=None, description="Ed25519 private key (PEM), best from SIGNING_KEY_FILE; signs anchors, tombstones, erasures"
     )
     public_key: str | None = Field(
-        None, description="Ed25519 public key (PEM), best from PUBLIC_KEY_FILE; enough to verify"
+        default=None, description="Ed25519 public key (PEM), best from PUBLIC_KEY_FILE; enough to verify"
     )
 
 
@@ -149,6 +149,10 @@ class WorkerSettings(_Section):
     )
     standby_shards_max: int = Field(
         default=1, ge=0, le=1000, description="shards of others that a worker follows warm; each takes a shard's memory"
+    )
+    group_protocol: Literal["classic", "consumer"] = Field(
+        default="classic",
+        description="consumer: the broker assigns (KIP-848, Kafka 4); the session timeout is then the broker's setting",
     )
     instance_id: str | None = Field(
         default=None, description="static group membership: a restart within the session timeout keeps its shards"
@@ -229,7 +233,6 @@ class Settings(BaseSettings):
         if self.postgres.password is not None:
             url = url.set(password=self.postgres.password.get_secret_value())
         return url.set(drivername="postgresql").render_as_string(hide_password=False)
-
 
     def _postgres_by_libpq(self, text: str) -> str:
         """Several hosts (failover), or `name=value` pairs: only libpq reads those."""

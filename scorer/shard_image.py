@@ -2,6 +2,7 @@
 
 capture = ShardCapture(pipeline)        between two batches
 capture.copy()                          on any thread, while batches run
+capture.again()                         between two batches; False: much was written meanwhile, copy once more
 parts = capture.finish()                between two batches; None: arrays grew meanwhile, begin again
 restored(bundle, facts, parts)          a pipeline that goes on there
 """
@@ -28,11 +29,18 @@ class ShardCapture:
         self._pipeline = pipeline
         self._engine = pipeline.engine.capture()
         self._dedupe = pipeline.dedupe.capture()
+        self._rounds = 0
 
     def copy(self) -> None:
         """The bulk; on any thread, while batches run."""
         self._engine.copy()
-        self._dedupe.copy()
+        if self._rounds == 0:
+            self._dedupe.copy()
+
+    def again(self) -> bool:
+        """Between two batches: whether `finish` would be short now. If not, run `copy` once more."""
+        self._rounds += 1
+        return self._engine.again()
 
     def finish(self) -> dict[str, Image] | None:
         """The state between two batches; None when arrays were replaced meanwhile."""

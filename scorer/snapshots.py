@@ -134,6 +134,10 @@ class Snapshotter:
     def _finish(self, pipeline: Pipeline, inputs: Inputs) -> None:
         assert self._capture is not None
         started = time.perf_counter()
+        if not self._capture.again():
+            self._pause(started)
+            self._start(self._capture.copy, "copy")
+            return
         parts = self._capture.finish()
         self._capture = None
         self._pause(started)

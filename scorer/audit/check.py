@@ -10,20 +10,21 @@ import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from typing import Any, NamedTuple
 
 import numpy as np
 import psycopg
 from psycopg.rows import namedtuple_row
 
-from schemas.audit import MODES
+from schemas.audit import EVENT_TIME_MS_MAX, MODES
 from schemas.audit_digest import context_bytes, digest_parts
 from schemas.journal import JournalError, JournalRecord
 from scorer.audit.findings import Finding
 from scorer.audit.rows import Rows, read_rows
 from scorer.audit.signing import SignatureBroken, Verifier, body_of
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 FINDINGS_MAX = 200  # of one unit: a broken database must not fill the memory of who looks at it
 
 
@@ -157,7 +158,9 @@ def _own_row(batch: Any) -> str | None:
         return f"its journal record cannot be read: {exc}"
     if record.head != batch.head:
         return "its journal record does not have the head that stands beside it"
-    stream_time = None if record.stream_time_ms < 0 else datetime.fromtimestamp(record.stream_time_ms / 1000, UTC)
+    if record.stream_time_ms > EVENT_TIME_MS_MAX:
+        return "the stream time in its journal record is past the year 9999"
+    stream_time_ms = None if record.stream_time_ms < 0 else record.stream_time_ms
     for name, ours, theirs in (
         ("shard", batch.shard, record.shard),
         ("sequence", batch.sequence, record.sequence),
@@ -166,8 +169,8 @@ def _own_row(batch: Any) -> str | None:
         ("dead_letters", batch.dead_letters, record.dead_letters),
         ("digest", batch.digest, record.digest),
         ("previous", batch.previous, record.previous),
-        ("stream_time", _ms(batch.stream_time), record.stream_time_ms if stream_time else None),
-        ("day", batch.day, (stream_time or datetime.fromtimestamp(0, UTC)).date()),
+        ("stream_time", _ms(batch.stream_time), stream_time_ms),
+        ("day", batch.day, (_EPOCH + timedelta(milliseconds=stream_time_ms or 0)).date()),
     ):
         if ours != theirs:
             return f"column {name} is not what its journal record says"
@@ -249,4 +252,5 @@ def chain_finding(shard: int, sequence: int, day: str | None = None) -> Finding:
 
 
 def _ms(moment: datetime | None) -> int | None:
-    return None if moment is None else round(moment.timestamp() * 1_000_000) // 1000
+    # In whole numbers: near the year 9999 a float's seconds no longer hold a millisecond.
+    return None if moment is None else (moment - _EPOCH) // timedelta(milliseconds=1)

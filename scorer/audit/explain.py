@@ -20,14 +20,13 @@ from schemas.currencies import CURRENCY_EXPONENT
 from schemas.decode import PaymentBatch
 from scorer.bundle import Bundle
 from scorer.errors import FraudScorerError, UsageError
-from scorer.model.link import sigmoid
 from scorer.pipeline import Outcomes
 from scorer.policy import FLAG, LATE_REASON, PolicyRunner
 from scorer.sink.schema import connect_text
 
 _MODES = {
     "normal": "",
-    "degraded": " Decided in degraded mode, because the deadline was near.",
+    "degraded": " Decided in degraded mode, without the model, because the deadline was near.",
     "duplicate": " The payment id had been decided before: the same decision was given again.",
     "late": " It came later than the windows allow: scored, without entering them.",
 }
@@ -109,16 +108,23 @@ def prove(explanation: Explanation, bundle: Bundle) -> None:
         explanation.notes.append("A repeated decision is not computed; the first one is explained on its own.")
         return
     features = np.array([row["features"]], np.float32)
-    margins = bundle.model.margins(features)
+    degraded = row["mode"] == "degraded"
+    if degraded:
+        explanation.notes.append("Decided without the model: the margin is the one before its first tree.")
+    margins = np.array([bundle.model.base_margin], np.float32) if degraded else bundle.model.margins(features)
     checks = explanation.checks
     checks.append(_bits("margin", np.float32(row["margin"]), margins[0]))
-    checks.append(_bits("score", np.float64(row["score"]), np.float64(sigmoid(margins)[0])))
+    checks.append(_bits("score", np.float64(row["score"]), np.float64(bundle.scores(margins)[0])))
     checks.append(_bits("threshold", np.float64(row["threshold"]), np.float64(bundle.manifest.threshold_score)))
+    if row["challengers"] and not degraded:
+        logged, again = np.array(row["challenger_margins"], np.float32), bundle.shadow_margins(features)[0]
+        equal = bool((_canonical(logged) == _canonical(again)).all())
+        checks.append(Check("challengers' margins", str(logged.tolist()), str(again.tolist()), equal))
     lists = {item.name for item in bundle.policy.lists}
     held = [name for name in row["fired"] if name in lists]
     if held:
         explanation.notes.append(f"Taken from the row: the payment stood on {', '.join(held)}.")
-    decision, reasons, fired = _decide(bundle, features, margins, held, late=row["mode"] == "late")
+    decision, reasons, fired = _decide(bundle, features, margins, held, row)
     checks.append(_equal("decision", row["decision"], decision))
     checks.append(_equal("reasons", ", ".join(row["reasons"]), ", ".join(reasons)))
     checks.append(_equal("rules and lists", ", ".join(row["fired"]), ", ".join(fired)))
@@ -154,15 +160,25 @@ class _Listed:
 
 
 def _decide(
-    bundle: Bundle, features: npt.NDArray[np.float32], margins: npt.NDArray[np.float32], held: list[str], *, late: bool
+    bundle: Bundle,
+    features: npt.NDArray[np.float32],
+    margins: npt.NDArray[np.float32],
+    held: list[str],
+    row: dict[str, Any],
 ) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
+    """What the policy says of one payment: decision, reasons, rules and lists."""
     runner = PolicyRunner(bundle.policy, bundle.feature_set.names, float(bundle.threshold_margin))
     # Of the payment the policy looks at fields of lists alone; that those named in the row held is given.
-    verdicts = runner.decide(cast("PaymentBatch", _Listed()), features, margins, {name: {"listed"} for name in held})
-    reasons = verdicts.reasons[0]
-    if verdicts.by_score[0]:
-        reasons = runner.explain(bundle.model.contributions(features)[0], reasons)
-    if late:
+    payment, lists = cast("PaymentBatch", _Listed()), {name: {"listed"} for name in held}
+    if row["mode"] == "degraded":
+        verdicts = runner.decide_degraded(payment, features, lists)
+        reasons = verdicts.reasons[0]
+    else:
+        verdicts = runner.decide(payment, features, margins, lists)
+        reasons = verdicts.reasons[0]
+        if verdicts.by_score[0]:
+            reasons = runner.explain(bundle.model.contributions(features)[0], reasons)
+    if row["mode"] == "late" or (row["mode"] == "degraded" and LATE_REASON in row["reasons"]):
         reasons = (*reasons, LATE_REASON)
     return "flag" if verdicts.decision[0] == FLAG else "approve", tuple(reasons), tuple(verdicts.fired[0])
 

@@ -25,7 +25,7 @@ def _int32(data: Bytes, at: Integer) -> Integer:
 
 @nb.njit(cache=True, nogil=True)
 def find_fields(data: Bytes, at: Integer, starts: Places, lengths: Places) -> int:
-    """Fills starts and lengths, int64 [at least n, F], of the n rows from `at` to the trailer.
+    """Fills starts and lengths, int64 [F, at least n], of the n rows from `at` to the trailer.
 
     Returns n; -1 when a row has not F fields.
     """
@@ -34,14 +34,14 @@ def find_fields(data: Bytes, at: Integer, starts: Places, lengths: Places) -> in
         fields = np.int64(data[at]) << 8 | np.int64(data[at + 1])
         if fields == 0xFFFF:
             return n
-        if fields != starts.shape[1] or n == starts.shape[0]:
+        if fields != starts.shape[0] or n == starts.shape[1]:
             return -1
         at += 2
         for j in range(fields):
             length: Integer = _int32(data, at)
             at += 4
-            starts[n, j] = at
-            lengths[n, j] = length
+            starts[j, n] = at
+            lengths[j, n] = length
             at += max(length, 0)
         n += 1
 

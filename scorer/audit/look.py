@@ -6,6 +6,7 @@ The digest says that a batch was changed; the chunks say which row and column. W
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from scorer.settings import Settings
 _ABOUT_ROWS = frozenset({"row_edited", "rows_reordered", "rows_inserted", "rows_deleted", "forged"})
 _COLUMNS = {"partition": "origin_partition", "offset": "origin_offset"}
 _SHOWN_MAX = 5
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def look(
@@ -109,7 +111,7 @@ def _compare(finding: Finding, true: list[dict[str, Any]], rows: list[dict[str, 
 
 def _same(name: str, row: dict[str, Any], was: dict[str, Any]) -> bool:
     if name == "event_time_ms":
-        return bool(round(row["event_time"].timestamp() * 1_000_000) == was[name] * 1000)
+        return bool(row["event_time"] == _EPOCH + timedelta(milliseconds=was[name]))
     ours, theirs = row[name], was[name]
     if name in {"features", "challenger_margins", "margin"}:
         try:

@@ -171,16 +171,15 @@ def _check(result: pq.abc.PGresult, wanted: pq.ExecStatus, raw: pq.abc.PGconn) -
 
 
 def _rows(data: npt.NDArray[np.uint8], rows_max: int, widths: Sequence[int]) -> Rows:
-    starts, lengths = np.empty((rows_max, len(FIELDS)), np.int64), np.empty((rows_max, len(FIELDS)), np.int64)
+    starts, lengths = np.empty((len(FIELDS), rows_max), np.int64), np.empty((len(FIELDS), rows_max), np.int64)
     n = kernels.find_fields(data, _COPY_HEADER_BYTES, starts, lengths)
     if n < 0:
         raise RuntimeError("Postgres sent rows of another width than was asked for")
-    starts, lengths = starts[:n], lengths[:n]
     place = {name: number for number, name in enumerate(FIELDS)}
     malformed = np.zeros(n, np.bool_)
 
     def column(name: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        return np.ascontiguousarray(starts[:, place[name]]), np.ascontiguousarray(lengths[:, place[name]])
+        return starts[place[name], :n], lengths[place[name], :n]
 
     numbers = {}
     for name, width in _NUMBERS.items():

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from scorer.errors import UsageError
 
 
-class SignatureBroken(ValueError):  # noqa: N818 - says what is broken, as its siblings do
+class SignatureBroken(ValueError):
     """A document is not what the key signed."""
 
 

@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from scorer.cli import acls, audit, bundle, data, dead_letters, decide, demo, labels, modelling
+from scorer.cli import acls, audit, bundle, data, dead_letters, decide, demo, features, labels, modelling
 from scorer.errors import FraudScorerError
 from scorer.services.cli import app as services
 
@@ -28,7 +28,7 @@ app.command()(decide.sink)
 app.command()(data.setup)
 app.command()(data.simulate)
 app.command()(data.send)
-app.command()(modelling.features)
+app.add_typer(features.app, name="features")
 app.command()(modelling.train)
 app.command()(modelling.replay)
 app.add_typer(bundle.app, name="bundle")

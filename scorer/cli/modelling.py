@@ -15,37 +15,11 @@ from scorer.bundle import Bundle
 from scorer.cli.common import Json, counting, parse_time_ms, read_mapping, read_text, show
 from scorer.cli.common import settings as load_settings
 from scorer.errors import UsageError
-from scorer.replay import Report, file_batches, replay_file, replay_topic, training_table, write_training_table
+from scorer.replay import Report, file_batches, replay_file, replay_topic, training_table
 
 InputOption = Annotated[Path, typer.Option("--input", exists=True, dir_okay=False, help="Parquet, CSV or JSON lines.")]
 MappingOption = Annotated[Path | None, typer.Option("--mapping", help="Which column is which field (YAML).")]
 SetOption = Annotated[Path, typer.Option("--feature-set", exists=True, dir_okay=False, help="The feature set (YAML).")]
-
-
-def features(
-    feature_set: SetOption,
-    file: InputOption,
-    output: Annotated[Path, typer.Option(help="Parquet to write.")],
-    mapping: MappingOption = None,
-    as_json: Json = False,
-) -> None:
-    """Training export: the live engine's own feature values, plus label.
-
-    Example: fraud-scorer features --feature-set cards.yaml --input history.parquet --mapping m.yaml --output
-    features.parquet
-    """
-    declared = FeatureSet.from_yaml(feature_set)
-    with counting("payments", quiet=as_json) as progress:
-        table = training_table(declared, file_batches(file, read_mapping(mapping)), progress=progress)
-    write_training_table(table, declared.names, output)
-    show(
-        _with_report(
-            {"rows": len(table.payment_id), "features": len(declared.names), "labelled": int((table.label >= 0).sum())},
-            table.report,
-        ),
-        as_json=as_json,
-        title=str(output),
-    )
 
 
 def train(
@@ -104,7 +78,7 @@ def train(
         "threshold_score": report.threshold_score,
         **report.metrics,
     }
-    show(_with_report(result, table.report), as_json=as_json, title="Trained")
+    show(with_report(result, table.report), as_json=as_json, title="Trained")
 
 
 def replay(
@@ -133,10 +107,10 @@ def replay(
     result: dict[str, Any] = {"decisions": report.decisions, "flagged": report.flagged}
     if source == "topic":
         result["batches_equal"] = report.batches_checked
-    show(_with_report(result, report), as_json=as_json, title=f"Replayed with {loaded.id}")
+    show(with_report(result, report), as_json=as_json, title=f"Replayed with {loaded.id}")
 
 
-def _with_report(result: dict[str, Any], report: Report) -> dict[str, Any]:
+def with_report(result: dict[str, Any], report: Report) -> dict[str, Any]:
     counts = {
         "payments": report.payments,
         "dead_letters": report.dead_letters,

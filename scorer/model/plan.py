@@ -140,6 +140,11 @@ class Plan:
             return []
 
     @property
+    def only_run(self) -> VectorRun | None:
+        """The run of all trees, where one takes them all."""
+        return self._only
+
+    @property
     def byte_count(self) -> int:
         """Bytes of the tables that are read while scoring."""
         padded = sum(item.byte_count for item in self._runs if isinstance(item, VectorRun))

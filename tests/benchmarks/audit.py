@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import secrets
 import statistics
@@ -22,6 +23,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import psycopg
@@ -148,9 +150,23 @@ def sink_child(servers: str, topic: str, url: str, batches: int) -> None:
     while sink._metrics.batches._value.get() < batches:
         time.sleep(0.002)
     seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu
+    postgres_s = backend_cpu_s(url)
     stop.set()
     thread.join()
-    print(json.dumps({"seconds": seconds, "cpu_seconds": cpu_seconds}))
+    print(json.dumps({"seconds": seconds, "cpu_seconds": cpu_seconds, "postgres_cpu_seconds": postgres_s}))
+
+
+def backend_cpu_s(url: str) -> float | None:
+    """CPU seconds of Postgres' processes that serve this database; None where they are on another machine."""
+    with psycopg.connect(url) as connection:
+        found = connection.execute(
+            "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'fraud-scorer'"
+        ).fetchall()
+    try:
+        stats = [Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split() for (pid,) in found]
+    except OSError:
+        return None
+    return sum(int(stat[11]) + int(stat[12]) for stat in stats) / os.sysconf("SC_CLK_TCK")
 
 
 def measure(rows: int, rounds: int) -> dict[str, object]:
@@ -184,10 +200,12 @@ def measure(rows: int, rounds: int) -> dict[str, object]:
                 sink = run_sink(servers, topic, url, count)
                 result.setdefault("sink_s", []).append(sink["seconds"])
                 result.setdefault("sink_cpu_s", []).append(sink["cpu_seconds"])
+                result.setdefault("sink_postgres_cpu_s", []).append(sink["postgres_cpu_seconds"] or math.nan)
                 for name, processes in (("verify_s", len(os.sched_getaffinity(0))), ("verify_one_process_s", 1)):
-                    started = time.perf_counter()
-                    report = verify(url, processes=processes)
+                    started, cpu = time.perf_counter(), time.process_time()
+                    report = verify(url, processes=processes, parallel_from=0)
                     result.setdefault(name, []).append(time.perf_counter() - started)
+                    result.setdefault(f"{name}_cpu", []).append(time.process_time() - cpu)
                     if not report.good or report.decisions != total:
                         raise SystemExit(f"verify: {report}")
     median = {name: statistics.median(values) for name, values in result.items()}
@@ -197,10 +215,13 @@ def measure(rows: int, rounds: int) -> dict[str, object]:
         "rounds": rounds,
         "sink_rows_per_s": round(total / median["sink_s"]),
         "sink_own_cpu_us_per_row": round(median["sink_cpu_s"] / total * 1e6, 2),
+        "sink_postgres_cpu_us_per_row": round(median["sink_postgres_cpu_s"] / total * 1e6, 2),
         "copy_rows_per_s": round(total / median["copy_s"]),
         "copy_without_indexes_rows_per_s": round(total / median["copy_without_indexes_s"]),
         "verify_rows_per_s": round(total / median["verify_s"]),
         "verify_one_process_rows_per_s": round(total / median["verify_one_process_s"]),
+        "verify_own_cpu_us_per_row": round(median["verify_one_process_s_cpu"] / total * 1e6, 2),
+        "load": os.getloadavg()[0],
         "sink_to_copy": round(median["sink_s"] / median["copy_s"], 2),
     }
 

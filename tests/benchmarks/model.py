@@ -27,6 +27,7 @@ import xgboost as xgb
 
 from scorer.bundle import Bundle, write_bundle
 from scorer.model import CompiledModel
+from scorer.model.early import EarlyExit
 
 BATCHES = (1, 16, 64, 4_096)
 GOALS = {1: 40.0, 16: 12.0, 64: 8.0, 4_096: 8.0}
@@ -186,6 +187,19 @@ def explaining(booster: Any, model: CompiledModel, rows: np.ndarray) -> dict[str
     }  # fmt: skip
 
 
+def exiting(model: CompiledModel, rows: np.ndarray, turns: int) -> dict[str, Any]:
+    """Decisions without the rest of the trees, at a threshold that flags one row in a hundred."""
+    margins = model.margins(rows)
+    threshold = float(np.quantile(margins, 0.99))
+    early = EarlyExit(model.table, threshold)
+    flags, trees = early.decide(rows)
+    spent = medians({"all": lambda: model.margins(rows), "early": lambda: early.decide(rows)}, turns, 1)
+    return {
+        "ratio": spent["all"] / spent["early"], "mean_trees": float(trees.mean()),
+        "decisions_changed": int((flags != (margins >= np.float32(threshold))).sum()),
+    }  # fmt: skip
+
+
 def loading(arguments: argparse.Namespace, raw: bytes, booster: Any, rows: np.ndarray) -> dict[str, float]:
     names = "".join(
         f"  - {{name: f{i}, entity: customer, aggregate: count, window: {i + 1}m}}\n" for i in range(arguments.features)
@@ -228,6 +242,7 @@ def main() -> None:
         "tl2cgen": against_tl2cgen(raw, model, rows, arguments.turns),
         "lleaves": against_lleaves(arguments, rng, rows),
         "shap": explaining(booster, model, rows),
+        "early_exit": exiting(model, rows, arguments.turns),
         "load": loading(arguments, raw, booster, rows) | {"first_model_s": first_load_s},
     }  # fmt: skip
     report["met"] = (

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 import psycopg
 
-from schemas.audit import AuditColumns, AuditHeader, digest, encode
+from schemas.audit import AuditColumns, AuditContext, AuditHeader, digest, encode
 from schemas.journal import ControlRange, InputRange, JournalRecord
 from scorer.sink import read_batch, schema
 from scorer.sink.assemble import Assembler, Position
@@ -29,7 +29,9 @@ class Trail:
     heads: dict[int, tuple[int, str]] = field(default_factory=dict)
     made: dict[tuple[int, int], AuditColumns] = field(default_factory=dict)
 
-    def chunks(self, shard: int, columns: AuditColumns, *, day: int) -> tuple[list[bytes], JournalRecord]:
+    def chunks(
+        self, shard: int, columns: AuditColumns, *, day: int, context: AuditContext = CONTEXT
+    ) -> tuple[list[bytes], JournalRecord]:
         """The next batch of `shard`, on the day-th day of 2026, as it would stand on the audit topic."""
         sequence, head = self.heads.get(shard, (-1, "0" * 64))
         record = JournalRecord(
@@ -38,26 +40,33 @@ class Trail:
             inputs=(InputRange(partition=0, start=0, end=len(columns)),),
             control=ControlRange(start=0, end=0),
             stream_time_ms=START_MS + day * DAY_MS,
-            bundle=CONTEXT.bundle,
+            bundle=context.bundle,
             decisions=len(columns),
             dead_letters=0,
-            digest=digest(columns, CONTEXT),
+            digest=digest(columns, context),
             previous=head,
         )
         header = AuditHeader(
-            **CONTEXT.model_dump(), shard=shard, sequence=sequence + 1, journal=record.to_bytes().decode()
+            **context.model_dump(), shard=shard, sequence=sequence + 1, journal=record.to_bytes().decode()
         )
         return encode(columns, header), record
 
     def write(self, shard: int, sizes: Sequence[int], *, day: int = 0, seed: int = 0) -> None:
         """Batches of these sizes."""
+        first = len(self.made)
+        made = [in_order(rows(1000 * seed + 100 * shard + first + n, size)) for n, size in enumerate(sizes)]
+        self.write_columns(shard, made, day=day)
+
+    def write_columns(
+        self, shard: int, made: Sequence[AuditColumns], *, day: int = 0, context: AuditContext = CONTEXT
+    ) -> None:
+        """These batches, in one transaction."""
         with Store(self.url, self.topic) as store:
             before = self.positions.get(shard) or store.positions([shard])[shard]
             assembler = Assembler(self.topic, shard, before, 1 << 28)
             items = []
-            for size in sizes:
-                columns = in_order(rows(1000 * seed + 100 * shard + len(self.made), size))
-                chunks, record = self.chunks(shard, columns, day=day)
+            for columns in made:
+                chunks, record = self.chunks(shard, columns, day=day, context=context)
                 for chunk in chunks:
                     items += assembler.add(assembler.position.next_offset + len(items), chunk)
                 self.heads[shard] = (record.sequence, record.head)

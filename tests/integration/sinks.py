@@ -83,5 +83,3 @@ def assert_equal_to(url: str, *shards: Shard) -> None:
                 schema.batches.c.shard == shard.number
             )
             assert dict(connection.execute(heads).all()) == {s: r.head for s, r in shard.records.items()}
-
-

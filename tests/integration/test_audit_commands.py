@@ -23,7 +23,7 @@ from scorer import kafka
 from scorer.audit.signing import Signer
 from scorer.bundle import write_bundle
 from scorer.cli import app
-from scorer.errors import FraudScorerError
+from scorer.errors import FraudScorerError, UsageError
 from scorer.services import Services
 from scorer.settings import PREFIX, Settings
 from scorer.setup import setup
@@ -286,8 +286,39 @@ def test_a_perfect_forgery_differs_from_the_journal_topic(running: Running) -> N
     with psycopg.connect(running.database) as connection:
         place = connection.execute("SELECT shard, sequence FROM flagged ORDER BY sequence LIMIT 1").fetchone()
     assert place is not None
+    tables = ("decisions", "batches", "positions")
+    with psycopg.connect(running.database) as connection:
+        for table in tables:
+            connection.execute(f"CREATE TABLE kept_{table} AS SELECT * FROM {table}")
     forge(running.database, *place, onwards=True)
     assert running.command("audit", "verify", "--no-journal")["verified"]
     bad = running.command("audit", "verify", code=3)["first_bad"]
     assert (bad["shard"], bad["sequence"], bad["kind"]) == (*place, "forged")
     assert "column decision" in bad["detail"]
+    with psycopg.connect(running.database) as connection:
+        connection.execute(f"TRUNCATE {', '.join(tables)}")
+        for table in tables:
+            connection.execute(f"INSERT INTO {table} SELECT * FROM kept_{table}")
+    assert running.command("audit", "verify")["verified"]
+
+
+def test_days_are_kept_and_people_forgotten(running: Running) -> None:
+    """keygen, retain and erase by command: without a key nothing leaves; with it the trail still equals the journal."""
+    keys = running.folder / "keys"
+    with pytest.raises(AssertionError, match="SIGNING_KEY_FILE"):
+        running.command("audit", "retain", "--keep", "365d")
+    with patch.dict(os.environ), redirect_stdout(io.StringIO()):
+        app(["audit", "keygen", "--output", str(keys)], standalone_mode=False)
+        with pytest.raises(UsageError, match="kept"):
+            app(["audit", "keygen", "--output", str(keys)], standalone_mode=False)
+    assert (keys / "audit-signing-key.pem").stat().st_mode & 0o777 == 0o600
+    sign = {f"{PREFIX}AUDIT__SIGNING_KEY_FILE": str(keys / "audit-signing-key.pem")}
+    kept = running.command("audit", "retain", "--keep", "1d", "--as-of", "2027-01-01", **sign)
+    assert kept["days"] == [], "the day that holds the newest batch stays"
+    erased = running.command("audit", "erase", "--customer", "c_6", **sign)
+    assert erased["rows"] > 50
+    public = {f"{PREFIX}AUDIT__PUBLIC_KEY_FILE": str(keys / "audit-public-key.pem")}
+    result = running.command("audit", "verify", **public)
+    assert (result["verified"], result["erased_batches"]) == (True, erased["batches"])
+    assert result["heads_equal_to_journal"] == result["batches"]
+    assert "PUBLIC_KEY" in running.command("audit", "verify", code=2)["error"]

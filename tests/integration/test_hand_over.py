@@ -35,6 +35,18 @@ def settings(services: Services, topics_prefix: str, database: str) -> Settings:
 
 
 @pytest.fixture
+def shards_settings(services: Services, topics_prefix: str, database: str) -> Settings:
+    made = test_settings(
+        services.kafka.bootstrap_servers,
+        topics_prefix,
+        postgres={"url": database},
+        worker={"batch_payments_max": 256, "shards": 2},
+    )
+    setup(made)
+    return made
+
+
+@pytest.fixture
 def decisions(settings: Settings) -> Iterator[TopicReader]:
     reader = TopicReader(settings, kafka.Topics.of(settings.kafka).decisions)
     yield reader
@@ -105,3 +117,54 @@ def test_a_frozen_worker_that_wakes_is_fenced(
             check(settings, decisions, bundle, sending)
             second.send_signal(signal.SIGTERM)
             assert second.wait(60) == 0, second_log.read_text()[-2000:]
+
+
+def owned(child: subprocess.Popen[bytes]) -> float:
+    return metrics(child.port).get("fraud_scorer_owned_shards", 0.0)  # type: ignore[attr-defined]
+
+
+def test_two_shards_move_between_workers_under_the_broker_assigned_protocol(
+    shards_settings: Settings, bundle: Path, tmp_path: Path
+) -> None:
+    """KIP-848: one worker runs both shards; a second one joins in the middle of the stream and takes one over, then
+    leaves, and the first goes on with both. Each payment is decided once, and both journals are equal on replay."""
+    settings = shards_settings
+    more = {"FRAUD_SCORER_WORKER__GROUP_PROTOCOL": "consumer", "FRAUD_SCORER_WORKER__SHARDS": "2"}
+    reader = TopicReader(settings, kafka.Topics.of(settings.kafka).decisions)
+    first_log, second_log = tmp_path / "first.log", tmp_path / "second.log"
+    with process("run", ["--bundle", str(bundle)], settings, first_log, **more) as first:
+        sending = stream(settings)
+        wait_for(lambda: owned(first) == 2 and reader.fill() > PAYMENTS // 8, 120, "both shards to decide")
+        with process("run", ["--bundle", str(bundle)], settings, second_log, **more) as second:
+            wait_for(lambda: owned(first) == 1 and owned(second) == 1, 60, "one shard each")
+            before = reader.fill()
+            wait_for(lambda: reader.fill() > before + 500, 60, "both to decide")
+            second.send_signal(signal.SIGTERM)
+            assert second.wait(60) == 0, second_log.read_text()[-2000:]
+        sending.join(120)
+        wait_for(lambda: reader.fill() >= PAYMENTS, 120, "all decisions")
+        first.send_signal(signal.SIGTERM)
+        assert first.wait(60) == 0, first_log.read_text()[-2000:]
+    ids = [decided["payment_id"] for decided in reader.json()]
+    assert len(ids) == len(set(ids)) == PAYMENTS
+    assert "shard.rebuild" not in first_log.read_text() + second_log.read_text()
+    replayed = [replay_topic(Bundle.load(bundle), settings, None, shard=shard).decisions for shard in (0, 1)]
+    assert sum(replayed) == PAYMENTS
+    assert min(replayed) > 0
+    reader.close()
+
+
+def test_a_second_worker_with_the_same_static_member_id_is_told_so(
+    settings: Settings, bundle: Path, tmp_path: Path
+) -> None:
+    """Two workers with one static member id: one of them ends with an error that names the id."""
+    more = {"FRAUD_SCORER_WORKER__INSTANCE_ID": "twin"}
+    first_log, second_log = tmp_path / "first.log", tmp_path / "second.log"
+    with (
+        process("run", ["--bundle", str(bundle)], settings, first_log, **more) as first,
+        process("run", ["--bundle", str(bundle)], settings, second_log, **more) as second,
+    ):
+        wait_for(lambda: first.poll() is not None or second.poll() is not None, 60, "one of the twins to end")
+        ended, log = (first, first_log) if first.poll() is not None else (second, second_log)
+        assert ended.returncode != 0
+        assert "twin" in log.read_text()

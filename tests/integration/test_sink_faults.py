@@ -158,7 +158,8 @@ def test_what_time_cures_is_waited_for(shard: Shard, url: str, state: str) -> No
         owner.execute(
             "CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
             "IF NEW.sequence >= 4 AND EXISTS (SELECT FROM fault) THEN "
-            "RAISE EXCEPTION 'fault' USING ERRCODE = (SELECT fault.state FROM fault LIMIT 1); END IF; RETURN NEW; END $$"
+            "RAISE EXCEPTION 'fault' USING ERRCODE = (SELECT fault.state FROM fault LIMIT 1); END IF; "
+            "RETURN NEW; END $$"
         )
         owner.execute("CREATE TRIGGER fail BEFORE INSERT ON batches FOR EACH ROW EXECUTE FUNCTION fail()")
         with running(shard.bootstrap_servers, shard.topic, url, transaction_bytes_max=80_000) as sink:

@@ -1,11 +1,13 @@
-"""The window rules of the design, written the plain way: every payment rescans all events. Covers every aggregate and option.
+"""The window rules of the design, written the plain way: every payment rescans all events. Covers every aggregate and
+option.
 
-A payment is a dict of contract fields, `t` its event time and `amount` minor units of the set's currency. Labels: (id, known, fraud).
-"""
+A payment is a dict of contract fields, `t` its event time and `amount` minor units of the set's currency. Labels: (id,
+known, fraud)."""
 
 from __future__ import annotations
 
 import math
+import operator
 from typing import Any
 
 import numpy as np
@@ -75,9 +77,9 @@ class Oracle:
                 same = (lambda bound: float(np.float32(bound))) if earlier else float
                 if not isinstance(value, int | float) or math.isnan(value):
                     return False
-                tests = [(condition.at_least, lambda b: value >= b), (condition.above, lambda b: value > b),
-                         (condition.at_most, lambda b: value <= b), (condition.below, lambda b: value < b)]  # fmt: skip
-                if not all(test(same(bound)) for bound, test in tests if bound is not None):
+                tests = [(condition.at_least, operator.ge), (condition.above, operator.gt),
+                         (condition.at_most, operator.le), (condition.below, operator.lt)]  # fmt: skip
+                if not all(test(value, same(bound)) for bound, test in tests if bound is not None):
                     return False
             elif value is None or value not in (condition if isinstance(condition, list) else [condition]):
                 return False

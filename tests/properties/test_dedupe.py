@@ -45,9 +45,10 @@ def scan(table: Dedupe, rows: list[tuple[int, int, int]], now: int) -> list[tupl
     payload = np.array([p for _, _, p in rows], dtype=np.uint64)
     entry, duplicate, conflict = table.scan(ids, payload, np.array([t for _, t, _ in rows], np.int64), now)
     fresh = entry[~duplicate]
-    outcomes = [Outcome(0, int(e) % 4, (f"R{e}",), (), "b") for e in fresh.tolist()]
-    table.record(fresh, fresh.astype(np.float32), fresh / 2.0, outcomes)
-    margins, scores, outcomes = table.recall(entry)
+    numbers = [table.number(Outcome(0, e % 4, (f"R{e}",), (), "b")) for e in fresh.tolist()]
+    table.record(fresh, fresh.astype(np.float32), fresh / 2.0, np.array(numbers, dtype=np.int32))
+    margins, scores, recalled = table.recall(entry)
+    outcomes = [table.outcome(number) for number in recalled.tolist()]
     assert margins.tolist() == entry.tolist()
     assert scores.tolist() == (entry / 2.0).tolist()
     assert [o.reasons for o in outcomes] == [(f"R{e}",) for e in entry.tolist()]

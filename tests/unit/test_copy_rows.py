@@ -8,10 +8,11 @@ from collections.abc import Iterator
 
 import numpy as np
 from hypothesis import given, settings
-from test_audit import columns, header
+from test_audit import header
 
 from schemas.audit import DECISIONS, MODES, NULLABLE, AuditColumns, decode_chunk, encode
 from scorer.sink import copy_rows
+from tests.audit_columns import columns
 
 
 def fields(stream: bytes) -> Iterator[dict[str, bytes | None]]:

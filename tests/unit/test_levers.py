@@ -159,7 +159,8 @@ def test_a_lever_out_of_range_says_what_is_allowed(
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_early_exit_decides_as_all_trees_do(seed: int) -> None:
+@pytest.mark.parametrize("vector", [True, False])
+def test_early_exit_decides_as_all_trees_do(seed: int, vector: bool) -> None:
     """For every threshold, the least and greatest margins among them, each decision is the one that all trees give."""
     rng = np.random.default_rng(seed)
     table = _table(seed, rng.integers(0, 8, 90).tolist(), features=5)
@@ -167,24 +168,25 @@ def test_early_exit_decides_as_all_trees_do(seed: int) -> None:
     margins = CompiledModel(table).margins(rows)
     saved = 0
     for threshold in np.concatenate([np.quantile(margins, [0, 0.3, 0.9, 1]), rng.choice(margins, 4), [-1e9, 1e9]]):
-        flags, trees = EarlyExit(table, float(threshold)).decide(rows)
+        flags, trees = EarlyExit(table, float(threshold), vector=vector).decide(rows)
         assert (flags == (margins >= np.float32(threshold))).all()
         assert ((trees > 0) & (trees <= 90)).all()
         saved += int((trees < 90).sum())
     assert saved > 0
 
 
-def test_early_exit_holds_where_rounding_decides() -> None:
-    """Leaves of very different size lose bits in the sum; the bounds know, and the decision stays that of the float32
-    sum.
-    """
+@pytest.mark.parametrize("vector", [True, False])
+def test_early_exit_holds_where_rounding_decides(vector: bool) -> None:
+    """Sixty leaves of 1 to 1.5 add nothing to 100,000,000 in float32, and the decision is that of the float32 sum."""
     table = _table(3, [4] * 60, features=3)
-    scale = np.where(np.arange(len(table.value)) % 3 == 0, 1e6, 1e-3).astype(np.float32)
-    rough = Table(**{**vars(table), "value": table.value * scale})
-    rows = _rows(rough, 3, 2_000)
+    value = np.where(table.feature < 0, 1 + np.abs(table.value) % 0.5, 0).astype(np.float32)
+    rough = Table(**{**vars(table), "value": value, "base_margin": np.float32(1e8)})
+    rows = _rows(rough, 3, 500)
     margins = CompiledModel(rough).margins(rows)
-    for threshold in np.random.default_rng(0).choice(margins, 12):
-        assert (EarlyExit(rough, float(threshold)).decide(rows)[0] == (margins >= threshold)).all()
+    assert (margins == 1e8).all()
+    for threshold in (1e8 - 8, 1e8, 1e8 + 8, 1e8 + 40):
+        flags, _ = EarlyExit(rough, threshold, vector=vector).decide(rows)
+        assert (flags == (margins >= np.float32(threshold))).all()
 
 
 def _bundles(tmp_path: Path, folder: Path) -> dict[str, Bundle]:
