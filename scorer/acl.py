@@ -156,8 +156,12 @@ def _groups(client: AdminClient, wanted: Iterable[Acl]) -> dict[tuple[str, str],
 def _results(futures: dict[str, Any], denied: int) -> Iterator[tuple[str, set[str]]]:
     for name, future in futures.items():
         try:
-            operations = future.result(TIMEOUT_S).authorized_operations
+            operations = future.result(TIMEOUT_S + 5.0).authorized_operations
+        except TimeoutError as exc:
+            raise kafka.Away(f"Kafka does not answer within {TIMEOUT_S:.0f} s") from exc
         except KafkaException as exc:
+            if exc.args[0].code() in kafka.TRANSIENT:
+                raise kafka.Away(f"Kafka does not answer: {kafka.describe(exc)}") from exc
             if exc.args[0].code() == denied:
                 yield name, set()  # not even Describe
             continue  # not there, or a broker that cannot say: others will

@@ -4,11 +4,14 @@ every trap of the client that is met by a setting is met here.
 KafkaFailure            the broker or the client failed
 ├── Fenced              another owner has taken the shard: this process must stop deciding for it
 └── Rebuild             the transaction's fate is unknown or it was aborted: drop producer and state,
-                        rebuild from the journal
+    │                   rebuild from the journal
+    └── Away            the broker does not answer, or has just come back: the same later
 """
 
 from __future__ import annotations
 
+import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -37,6 +40,33 @@ class Fenced(KafkaFailure):
 class Rebuild(KafkaFailure):
     """Nothing is known of the last transaction. librdkafka lacks KIP-890,
     so neither producer nor state may be used again."""
+
+
+class Away(Rebuild):
+    """The broker does not answer now. A shard rebuilds when it does; a command says so and ends."""
+
+
+# A broker that restarts gives these for seconds: its leaders are being elected, or the client's epochs are old.
+TRANSIENT = {
+    KafkaError._TRANSPORT,
+    KafkaError._ALL_BROKERS_DOWN,
+    KafkaError._RESOLVE,
+    KafkaError._TIMED_OUT,
+    KafkaError._TIMED_OUT_QUEUE,
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.FENCED_LEADER_EPOCH,
+    KafkaError.UNKNOWN_LEADER_EPOCH,
+    KafkaError.REQUEST_TIMED_OUT,
+    KafkaError.BROKER_NOT_AVAILABLE,
+}
+TRANSIENT_RETRY_S = 0.2
+_DENIED = {
+    KafkaError.TOPIC_AUTHORIZATION_FAILED,
+    KafkaError.GROUP_AUTHORIZATION_FAILED,
+    KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED,
+    KafkaError.CLUSTER_AUTHORIZATION_FAILED,
+}
 
 
 @dataclass(frozen=True)
@@ -191,7 +221,11 @@ def partition_count(client: AdminClient, topic: str) -> int:
     try:
         found = client.list_topics(topic, timeout=METADATA_TIMEOUT_S).topics[topic]
     except KafkaException as exc:
-        raise KafkaFailure(f"Kafka does not answer: {describe(exc)}") from exc
+        raise Away(f"Kafka does not answer: {describe(exc)}") from exc
+    if found.error is not None and found.error.code() in TRANSIENT:
+        raise Away(f"topic {topic} has no leader now ({found.error.name()})")
+    if found.error is not None and found.error.code() in _DENIED:
+        raise KafkaFailure(f"Kafka's authoriser refused: missing Read or Write on topic {topic}")
     if found.error is not None or not found.partitions:
         raise KafkaFailure(f"topic {topic} does not exist; run `fraud-scorer setup` first")
     return len(found.partitions)
@@ -200,16 +234,24 @@ def partition_count(client: AdminClient, topic: str) -> int:
 def offsets(client: AdminClient, partitions: list[TopicPartition], spec: OffsetSpec) -> list[int]:
     """Offsets of `partitions` by `spec`, aborted and open transactions included: the true ends of the logs."""
     # A consumer's watermark under read_committed is the last stable offset: before the end while a transaction is open.
-    futures = client.list_offsets(
-        dict.fromkeys(partitions, spec),
-        isolation_level=IsolationLevel.READ_UNCOMMITTED,
-        request_timeout=METADATA_TIMEOUT_S,
-    )
-    try:
-        found = {(tp.topic, tp.partition): future.result().offset for tp, future in futures.items()}
-    except KafkaException as exc:
-        raise KafkaFailure(f"offsets cannot be read: {describe(exc)}") from exc
-    return [found[tp.topic, tp.partition] for tp in partitions]
+    until = time.monotonic() + METADATA_TIMEOUT_S
+    while True:
+        futures = client.list_offsets(
+            dict.fromkeys(partitions, spec),
+            isolation_level=IsolationLevel.READ_UNCOMMITTED,
+            request_timeout=METADATA_TIMEOUT_S,
+        )
+        try:
+            found = {(tp.topic, tp.partition): future.result().offset for tp, future in futures.items()}
+            return [found[tp.topic, tp.partition] for tp in partitions]
+        except KafkaException as exc:
+            if exc.args[0].code() not in TRANSIENT:
+                raise KafkaFailure(f"offsets cannot be read: {describe(exc)}") from exc
+            if time.monotonic() > until:
+                raise Away(f"offsets cannot be read: {describe(exc)}") from exc
+        time.sleep(TRANSIENT_RETRY_S)
+        with suppress(KafkaException):
+            client.list_topics(timeout=METADATA_TIMEOUT_S)  # learns the new leaders and their epochs
 
 
 def ends(client: AdminClient, partitions: list[TopicPartition]) -> list[int]:
@@ -244,14 +286,6 @@ _FENCED = {
     KafkaError.PRODUCER_FENCED,
     KafkaError.INVALID_PRODUCER_EPOCH,
     KafkaError.FENCED_INSTANCE_ID,
-}
-
-
-_DENIED = {
-    KafkaError.TOPIC_AUTHORIZATION_FAILED,
-    KafkaError.GROUP_AUTHORIZATION_FAILED,
-    KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED,
-    KafkaError.CLUSTER_AUTHORIZATION_FAILED,
 }
 
 

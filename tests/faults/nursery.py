@@ -52,7 +52,7 @@ class Child:
 
     def said(self) -> str:
         """The end of its log."""
-        return self.log.read_text()[-4000:]
+        return self.log.read_text()[-4000:] if self.log.exists() else ""
 
 
 class Nursery:

@@ -28,7 +28,7 @@ from scorer.setup import create_topics
 from tests.faults.broker import OwnBroker
 from tests.faults.nursery import Child, Nursery
 from tests.faults.payments import Payment, undisturbed
-from tests.integration.running import is_ready
+from tests.integration.running import is_ready, wait_for
 
 SESSION_MS = 2_000
 RESTART_S = 0.2
@@ -99,6 +99,7 @@ class Application:
         )
         create_topics(self.settings)
         self.topics = kafka.Topics.of(self.settings.kafka)
+        wait_for(self._topics_are_there, 20, "the topics")
         self.sent: list[Payment] = []
         self._producer: Producer = kafka.plain_producer(self.settings.kafka)
         self.decisions = Topic(self.settings, self.topics.decisions)
@@ -107,6 +108,16 @@ class Application:
         self.exits: Counter[str] = Counter()
         self._ended_at: dict[str, float] = {}
         self._lives = 0
+
+    def _topics_are_there(self) -> bool:
+        """A broker that has just restarted knows new topics a moment after it made them."""
+        client = kafka.admin(self.settings.kafka)
+        try:
+            for topic in vars(self.topics).values():
+                kafka.partition_count(client, topic)
+        except kafka.KafkaFailure:
+            return False
+        return True
 
     # workers
 
