@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -97,15 +98,20 @@ class Enriched:
 class Enricher:
     """The windows and the dedupe table of one shard."""
 
-    def __init__(self, feature_set: FeatureSet, *, images: Mapping[str, Image] | None = None) -> None:
-        """`images`: of engine and dedupe table, to go on from. Raises StateMismatch when they do not fit."""
+    def __init__(
+        self, feature_set: FeatureSet, *, images: Mapping[str, Image] | None = None, folder: Path | None = None
+    ) -> None:
+        """`images`: of engine and dedupe table, to go on from. `folder`: of the event log; in memory without.
+
+        Raises StateMismatch when the images do not fit, SegmentError when the folder cannot be used.
+        """
         self.feature_set = feature_set
         self.dedupe = Dedupe(horizon_ms=feature_set.dedupe_horizon, capacity=feature_set.dedupe_capacity)
         if images is None:
-            self.engine = Engine(feature_set)
+            self.engine = Engine(feature_set, folder=folder)
         else:
             self.dedupe.restore(images["dedupe"])
-            self.engine = Engine.restore(feature_set, images["engine"])
+            self.engine = Engine.restore(feature_set, images["engine"], folder=folder)
 
     def enrich(self, records: Records) -> Enriched:
         """Decode, order, find repeated payments, compute features. Every record ends in `payments` or in `rejected`."""

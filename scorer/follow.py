@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import structlog
@@ -36,6 +38,8 @@ log = structlog.get_logger()
 
 PROGRESS_EVERY_S = 2.0
 WAIT_S = 0.2
+# Owner and standbys of one shard on one machine, and one that is just ending.
+LOG_FOLDERS_MAX = 8
 
 
 class _Start(NamedTuple):
@@ -70,7 +74,11 @@ class Follower:
         topics = [TopicPartition(self._topics.payments, p) for p in partitions]
         starts = kafka.starts(self._client, [*topics, TopicPartition(self._topics.control, 0)])
         return _Start(
-            Pipeline(self._bundles.initial, shard=self._shard),
+            with_log_folder(
+                self._settings,
+                self._shard,
+                lambda folder: Pipeline(self._bundles.initial, shard=self._shard, folder=folder),
+            ),
             history.JournalReader(
                 self._settings.kafka, self._shard, position=self._journal_start, sequence=0, previous=FIRST_PREVIOUS
             ),
@@ -111,7 +119,9 @@ class Follower:
                 )
             bundle = self._bundles.at(str(known["bundle"]), str(known["bundle_location"]))
             started = time.monotonic()
-            pipeline = restored(bundle, known, stored.parts)
+            pipeline = with_log_folder(
+                self._settings, self._shard, lambda folder: restored(bundle, known, stored.parts, folder=folder)
+            )
         except BaseException:
             journal.close()
             raise
@@ -205,6 +215,7 @@ class Follower:
         """Leave journal and inputs."""
         self.release_journal()
         self.inputs.close()
+        self.pipeline.close()
 
     def _inputs(self, positions: dict[int, int], control_position: int) -> Inputs:
         worker, prefix = self._settings.worker, self._settings.kafka.topic_prefix
@@ -217,6 +228,22 @@ class Follower:
             buffered_max=worker.buffered_payments_max,
             deadlines=Deadlines(worker.deadline_ms, worker.deadline_header),
         )
+
+
+def with_log_folder(settings: Settings, shard: int, make: Callable[[Path | None], Pipeline]) -> Pipeline:
+    """What `make` gives for the first folder of the shard that no other engine holds; in memory without a setting.
+
+    A standby of this machine, or a worker that is just ending, may hold another one. Raises SegmentError.
+    """
+    if settings.worker.log_folder is None:
+        return make(None)
+    base = settings.worker.log_folder.expanduser() / f"shard-{shard}"
+    for number in range(LOG_FOLDERS_MAX):
+        try:
+            return make(base / str(number))
+        except SegmentError as exc:
+            error = exc
+    raise error
 
 
 def payments_partitions(settings: Settings, client: AdminClient, shard: int) -> list[int]:

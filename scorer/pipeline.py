@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -72,15 +73,29 @@ class _Lists:
 class Pipeline:
     """One shard's state and the function that moves it. `run` is deterministic in (state, batch, bundle)."""
 
-    def __init__(self, bundle: Bundle, *, shard: int = 0, images: Mapping[str, Image] | None = None) -> None:
-        """`images`: of engine and dedupe table, to go on from (see scorer.shard_image). Raises StateMismatch."""
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        shard: int = 0,
+        images: Mapping[str, Image] | None = None,
+        folder: Path | None = None,
+    ) -> None:
+        """`images`: of engine and dedupe table, to go on from (see scorer.shard_image). `folder`: for the event log.
+
+        Raises StateMismatch or SegmentError.
+        """
         self.shard = shard
-        self._enricher = Enricher(bundle.feature_set, images=images)
+        self._enricher = Enricher(bundle.feature_set, images=images, folder=folder)
         self.engine, self.dedupe = self._enricher.engine, self._enricher.dedupe
         self.lists = _Lists()
         self.sequence = 0
         self.head = FIRST_PREVIOUS
         self._use(bundle)
+
+    def close(self) -> None:
+        """Give the event log's folder back. The pipeline is of no use afterwards."""
+        self.engine.close()
 
     def activate(self, bundle: Bundle) -> None:
         """Score with `bundle` from the next batch on. Raises UsageError when its feature set is another one:

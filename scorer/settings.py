@@ -154,6 +154,10 @@ class WorkerSettings(_Section):
     no_progress_s: float = Field(
         default=60.0, gt=0, description="recovery or commit without progress for so long stops the worker loudly"
     )
+    log_folder: Path | None = Field(
+        default=None,
+        description="folder for the event log of the windows, on a fast local disk; without: in memory",
+    )
     standby_shards_max: int = Field(
         default=1, ge=0, le=1000, description="shards of others that a worker follows warm; each takes a shard's memory"
     )

@@ -18,10 +18,11 @@ import numpy as np
 import structlog
 from confluent_kafka import KafkaException
 
+from features.segments import SegmentError
 from scorer import faults, kafka, metrics
 from scorer.bundle import BundleError
 from scorer.enrich import Batch
-from scorer.errors import UsageError
+from scorer.errors import FraudScorerError, UsageError
 from scorer.follow import Follower
 from scorer.gather import Gatherer
 from scorer.inputs import Inputs
@@ -118,7 +119,10 @@ class Shard:
             faults.point("after_consume")
             self._activate(pipeline, batch)
             started = time.perf_counter()
-            outcomes = pipeline.run(batch)
+            try:
+                outcomes = pipeline.run(batch)
+            except SegmentError as exc:  # the disk is full, say: nothing of this batch was committed
+                raise FraudScorerError(str(exc)) from exc
             faults.point("after_compute")
             metrics.COMPUTE.labels(self._label).observe(time.perf_counter() - started)
             if flying is not None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from features.capture import Image
@@ -66,8 +67,13 @@ def facts(pipeline: Pipeline) -> dict[str, Any]:
     }
 
 
-def restored(bundle: Bundle, known: Mapping[str, Any], parts: Mapping[str, Image]) -> Pipeline:
-    """A pipeline with the state behind `parts`, deciding with `bundle`. Raises StateMismatch."""
+def restored(
+    bundle: Bundle, known: Mapping[str, Any], parts: Mapping[str, Image], *, folder: Path | None = None
+) -> Pipeline:
+    """A pipeline with the state behind `parts`, deciding with `bundle`; `folder` is for the event log.
+
+    Raises StateMismatch or SegmentError.
+    """
     try:
         lists = parts["lists"]
         if known["format"] != FORMAT or lists.meta["format"] != FORMAT:
@@ -78,7 +84,7 @@ def restored(bundle: Bundle, known: Mapping[str, Any], parts: Mapping[str, Image
                 f"this shard computes {bundle.feature_set.fingerprint[:12]}"
             )
         values = dict(json.loads(text) for text in strings_from_arrays(lists.arrays))
-        pipeline = Pipeline(bundle, shard=int(known["shard"]), images=parts)
+        pipeline = Pipeline(bundle, shard=int(known["shard"]), images=parts, folder=folder)
         pipeline.lists.values = {name: set(members) for name, members in values.items()}
         pipeline.lists.refused = int(lists.meta["refused"])
         pipeline.sequence, pipeline.head = int(known["sequence"]), str(known["head"])

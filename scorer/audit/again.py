@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
+from schemas.currencies import CURRENCY_EXPONENT
 from scorer import history, kafka
 from scorer.bundle import Bundle
 from scorer.errors import UsageError
@@ -18,11 +20,24 @@ from scorer.settings import Settings
 class Again:
     """The batch's outcomes, and the pipeline as it stood after it.
 
-    Whoever asks what was in the windows asks the pipeline's engine.
+    `windows_of` asks the pipeline's engine what was in the windows.
     """
 
     outcomes: Outcomes
     pipeline: Pipeline
+
+
+@dataclass(frozen=True)
+class Window:
+    """The payments inside one feature's window: how many, their sum in the set's currency, frauds, first, last."""
+
+    feature: str
+    key: str
+    payments: int
+    amount: float
+    frauds: int
+    first: str
+    last: str
 
 
 def replay_until(
@@ -63,3 +78,37 @@ def replay_until(
     if outcomes is None:
         raise UsageError(f"the journal of shard {shard} has no batch {sequence}")
     return Again(outcomes, pipeline)
+
+
+def windows_of(again: Again, row_number: int) -> list[Window]:
+    """What stands in the windows of the payment in row `row_number` of the batch, at the batch's end: itself included.
+
+    One entry for each windowed feature whose key the payment has; features of one window share what they count.
+    """
+    engine, payments = again.pipeline.engine, again.outcomes.payments
+    minor_units = 10.0 ** CURRENCY_EXPONENT[engine.feature_set.currency]
+    found = []
+    for feature in engine.feature_set.features:
+        if feature.entity is None or feature.window is None:
+            continue
+        key = [payments.text(name)[row_number].as_py() for name in engine.feature_set.entities[feature.entity]]
+        if None in key:
+            continue
+        rows = engine.contributing(key, feature.name)
+        times = rows.event_time_ms
+        found.append(
+            Window(
+                feature=feature.name,
+                key=" ".join(key),
+                payments=len(times),
+                amount=float(rows.amount_minor.sum()) / minor_units,
+                frauds=int((rows.label == 1).sum()),
+                first=_shown(times[0]) if len(times) else "",
+                last=_shown(times[-1]) if len(times) else "",
+            )
+        )
+    return found
+
+
+def _shown(time_ms: int) -> str:
+    return datetime.fromtimestamp(int(time_ms) / 1000, tz=UTC).isoformat(timespec="milliseconds")

@@ -18,6 +18,7 @@ from psycopg.rows import dict_row
 
 from schemas.currencies import CURRENCY_EXPONENT
 from schemas.decode import PaymentBatch
+from scorer.audit.again import Window
 from scorer.bundle import Bundle
 from scorer.errors import FraudScorerError, UsageError
 from scorer.pipeline import Outcomes
@@ -53,6 +54,7 @@ class Explanation:
     checks: list[Check] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     labels: list[dict[str, Any]] = field(default_factory=list)
+    windows: list[Window] = field(default_factory=list)
 
     @property
     def equal(self) -> bool | None:

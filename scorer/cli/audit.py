@@ -117,7 +117,7 @@ def explain(
 
     Example: fraud-scorer audit explain p_7f3a19 --bundle bundles/cards --replay
     """
-    from scorer.audit.again import replay_until  # noqa: PLC0415 - compiles kernels
+    from scorer.audit.again import replay_until, windows_of  # noqa: PLC0415 - compiles kernels
     from scorer.audit.explain import compare_replay, find, prove  # noqa: PLC0415
 
     if replay and bundle is None:
@@ -134,6 +134,7 @@ def explain(
                 with _bar("batches", quiet=as_json) as progress:
                     again = replay_until(settings, loaded, shard=shard, sequence=sequence, progress=progress)
                 compare_replay(explanation, again.outcomes)
+                explanation.windows.extend(windows_of(again, explanation.row["row_number"]))
     if as_json:
         show({"payment_id": payment_id, "decisions": [_as_json(e) for e in explanations]}, as_json=True, title="")
     else:
@@ -165,6 +166,7 @@ def _as_json(explanation: Explanation) -> dict[str, Any]:
             {**label, "known_at": label["known_at"].isoformat()} for label in explanation.labels
         ],
         "notes": explanation.notes,
+        "windows": [vars(window) for window in explanation.windows],
         "proof": [vars(check) for check in explanation.checks],
         "equal": explanation.equal,
     }  # fmt: skip
@@ -186,6 +188,12 @@ def _tell(explanation: Explanation) -> None:
     for name, value in explanation.features:
         table.add_row(name, f"{value:.9g}")
     out.print(table)
+    if explanation.windows:
+        windows = Table("feature", "key", "payments", "sum", "frauds", "first", "last", title_justify="left")
+        windows.title = "In the windows when its batch was done, itself included"
+        for w in explanation.windows:
+            windows.add_row(w.feature, w.key, str(w.payments), f"{w.amount:.2f}", str(w.frauds), w.first, w.last)
+        out.print(windows)
     for note in explanation.notes:
         out.print(note)
     if explanation.checks:

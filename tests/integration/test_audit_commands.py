@@ -200,6 +200,10 @@ def test_explain_proves_every_decision(running: Running, bundle: Path) -> None:
     assert (first["mode"], second["mode"]) == ("normal", "duplicate")
     assert first["equal"] is True
     assert {"margin", "decision", "replay: features", "replay: batch digest"} <= {p["what"] for p in first["proof"]}
+    windows = {window["feature"]: window for window in first["windows"]}
+    assert set(windows) == {"customer_count_1d", "customer_mean_7d", "customer_frauds_7d"}
+    # The window after the payment holds it, and at least what its own feature counted before it.
+    assert windows["customer_count_1d"]["payments"] > first["features"]["customer_count_1d"] - 1
     assert set(first["features"]) == {"amount", "customer_count_1d", "customer_mean_7d", "customer_frauds_7d"}
     with psycopg.connect(running.database) as connection:
         flagged = connection.execute("SELECT payment_id FROM flagged ORDER BY score DESC LIMIT 1").fetchone()

@@ -34,6 +34,7 @@ def test_a_killed_worker_goes_on_from_the_newest_good_snapshot(
         "FRAUD_SCORER_SNAPSHOTS__URL": store.as_uri(),
         "FRAUD_SCORER_SNAPSHOTS__EVERY_PAYMENTS": "2000",
         "FRAUD_SCORER_WORKER__STANDBY_SHARDS_MAX": "0",
+        "FRAUD_SCORER_WORKER__LOG_FOLDER": str(tmp_path / "log"),
     }
     decisions = TopicReader(settings, kafka.Topics.of(settings.kafka).decisions)
     blocks = handbook(PAYMENTS)
