@@ -47,7 +47,9 @@ def restored(t: p.Tables, segments: Segments, arrays: Mapping[str, npt.NDArray[A
 def _restored(t: p.Tables, segments: Segments, arrays: Mapping[str, npt.NDArray[Any]], shift: int) -> st.State:
     scalars = np.array(arrays["scalars"], dtype=np.int64)
     chunks = len(arrays["owner"])
-    s = st.fresh_state(t, arena_words=max(chunks, 2) * st.CHUNK_WORDS, pool_words=max(1 << 12, len(arrays["pool"])))
+    # Twice as much as is in use, untouched memory as yet, so that the first batch does not have to grow anything.
+    spare = 2 * (chunks + len(t.entity))
+    s = st.fresh_state(t, arena_words=spare * st.CHUNK_WORDS, pool_words=max(1 << 14, 2 * len(arrays["pool"])))
     s.arena[: len(arrays["arena"])] = arrays["arena"]
     s.pool[: len(arrays["pool"])] = arrays["pool"]
     s.owner[:chunks] = arrays["owner"]

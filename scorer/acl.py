@@ -77,7 +77,11 @@ def needed(settings: Settings, role: Role) -> list[Acl]:
                 Acl("transactional-id", f"{owner}-shard-", ("Write",), prefixed=True),
             ]
         case Role.SINK:
-            return [*read(topics.audit), Acl("group", "fraud-scorer-sink", ("Describe",))]
+            return [
+                *read(topics.audit, topics.control, topics.dead_letters),
+                Acl("group", f"{topics.audit}-sink", ("Read",)),
+                Acl("group", "fraud-scorer-sink", ("Describe",)),
+            ]
         case Role.READER:
             return [*read(*every), named]
         case Role.REDRIVE:

@@ -11,6 +11,7 @@ from schemas.journal import JournalRecord
 from scorer.bundle import Bundle
 from scorer.enrich import Batch, ControlRecord
 from scorer.errors import PromiseBroken, UsageError
+from scorer.fetch import load_bundle
 from scorer.pipeline import Outcomes, Pipeline
 
 
@@ -19,6 +20,7 @@ class Bundles:
     """The bundles a shard may need: the one it was started with, and those that control records name."""
 
     initial: Bundle
+    trusted_keys: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         self._known = {self.initial.id: self.initial}
@@ -41,7 +43,7 @@ class Bundles:
         if wanted is None:
             return None
         if wanted.bundle not in self._known:
-            bundle = Bundle.load(wanted.location)
+            bundle = load_bundle(wanted.location, trusted_keys=self.trusted_keys)
             if bundle.id != wanted.bundle:
                 raise UsageError(f"{wanted.location} holds bundle {bundle.id}, the activation names {wanted.bundle}")
             self._known[bundle.id] = bundle
@@ -55,7 +57,7 @@ class Bundles:
     def at(self, bundle_id: str, location: str) -> Bundle:
         """The bundle that a snapshot's state decided with. Raises BundleError or UsageError when it cannot be had."""
         if bundle_id not in self._known and location:
-            bundle = Bundle.load(location)
+            bundle = load_bundle(location, trusted_keys=self.trusted_keys)
             self._known[bundle.id] = bundle
             self._locations[bundle.id] = location
         if bundle_id not in self._known:

@@ -79,10 +79,12 @@ class AuditSettings(_Section):
     """What proves the audit trail outside Postgres. Keys: `fraud-scorer audit keygen`."""
 
     anchors: str | None = Field(
-        default=None, description="file or fsspec URL that heads are appended to; keep it where Postgres' owner cannot write"
+        default=None,
+        description="file or fsspec URL that heads are appended to; keep it where Postgres' owner cannot write",
     )
     signing_key: SecretStr | None = Field(
-        default=None, description="Ed25519 private key (PEM), best from SIGNING_KEY_FILE; signs anchors, tombstones, erasures"
+        default=None,
+        description="Ed25519 private key (PEM), best from SIGNING_KEY_FILE; signs anchors, tombstones, erasures",
     )
     public_key: str | None = Field(
         default=None, description="Ed25519 public key (PEM), best from PUBLIC_KEY_FILE; enough to verify"
@@ -121,6 +123,11 @@ class WorkerSettings(_Section):
         le=1000,
         description="partitions of journal and audit; one shard keeps every entity's features exact",
     )
+    shard_key: list[str] = Field(
+        default_factory=list,
+        description='JSON list of the fields that key the payments topic, such as ["customer_id"]; with several '
+        "shards every entity of the feature set must have them all",
+    )
     batch_payments_max: int = Field(default=4096, ge=1, le=65_536, description="payments in one transaction at most")
     gather_ms_max: float = Field(
         default=15.0, ge=0, le=1000, description="longest wait for company before a batch is closed"
@@ -156,6 +163,15 @@ class WorkerSettings(_Section):
     )
     instance_id: str | None = Field(
         default=None, description="static group membership: a restart within the session timeout keeps its shards"
+    )
+
+
+class BundleSettings(_Section):
+    """Which bundles a worker accepts."""
+
+    trusted_keys: list[str] = Field(
+        default_factory=list,
+        description='JSON list of public keys ("ed25519:BASE64"); one must have signed a bundle. Empty: none need have',
     )
 
 
@@ -197,6 +213,7 @@ class Settings(BaseSettings):
     audit: AuditSettings = AuditSettings()
     topics: TopicSettings = TopicSettings()
     worker: WorkerSettings = WorkerSettings()
+    bundle: BundleSettings = BundleSettings()
     snapshots: SnapshotSettings = SnapshotSettings()
     http: HttpSettings = HttpSettings()
     log_level: str = Field(

@@ -1,4 +1,4 @@
-"""`bundle show|verify|sign|compile|activate|export`: everything about bundles after training."""
+"""`bundle show|verify|sign|activate|compile|challenge|export`: everything about bundles after training."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import typer
 from rich.table import Table
 
 from scorer.bundle import Bundle
+from scorer.bundle.challenge import with_challengers
 from scorer.bundle.gate import Verdict
 from scorer.bundle.gate import verify as run_gate
 from scorer.bundle.signature import new_private_key, public_name, read_private_key
@@ -21,7 +22,9 @@ from scorer.cli.common import Json, counting, out, parse_time_ms, read_mapping, 
 from scorer.cli.common import settings as load_settings
 from scorer.errors import PromiseBroken, UsageError
 
-app = typer.Typer(help="Look into bundles, verify, sign, compile, activate and export them.", no_args_is_help=True)
+app = typer.Typer(
+    help="Look into bundles, verify, sign, activate, compile, challenge and export them.", no_args_is_help=True
+)
 
 Folder = Annotated[Path, typer.Argument(exists=True, file_okay=False, help="The bundle's folder.")]
 TrustedKeys = Annotated[
@@ -204,6 +207,24 @@ def compile_bundle(
         "score_distance_max": done.score_distance_max,
     }
     show({"bundle": done.bundle_id, **changed, **done.detail}, as_json=False, title="On the held-out rows")
+
+
+@app.command()
+def challenge(
+    folder: Folder,
+    challenger: Annotated[
+        list[Path], typer.Option("--with", exists=True, file_okay=False, help="A challenger's bundle.")
+    ],
+    output: Annotated[Path, typer.Option(help="Folder of the new bundle.")],
+    as_json: Json = False,
+) -> None:
+    """Write the bundle anew with the models of others as challengers: they score in shadow, for the audit trail alone.
+
+    Example: fraud-scorer bundle challenge bundles/cards --with bundles/cards-new --output bundles/cards-and-new
+    """
+    created_at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    made = with_challengers(folder, challenger, output, created_at=created_at)
+    show({"bundle": made.id, "challengers": [item.id for item in made.challengers]}, as_json=as_json, title=str(output))
 
 
 @app.command()

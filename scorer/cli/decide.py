@@ -9,9 +9,9 @@ import structlog
 import typer
 
 from scorer import acl
-from scorer.bundle import Bundle
 from scorer.cli.common import settings as load_settings
 from scorer.cli.common import stop_on_signals
+from scorer.fetch import load_bundle
 from scorer.health import HealthServer
 from scorer.kafka import Topics, client_config
 
@@ -31,7 +31,7 @@ def run(bundle: BundleOption) -> None:
     settings = load_settings()
     log = structlog.get_logger()
     acl.check(settings, acl.Role.WORKER)
-    worker = Worker(settings, Bundle.load(bundle))
+    worker = Worker(settings, load_bundle(bundle, trusted_keys=settings.bundle.trusted_keys))
     with (
         stop_on_signals() as stop,
         HealthServer(settings.http.host, settings.http.worker_port, live=worker.live, ready=worker.ready) as health,

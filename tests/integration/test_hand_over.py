@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -19,8 +20,8 @@ from scorer.send import Sender
 from scorer.services import Services
 from scorer.settings import Settings
 from scorer.setup import setup
-from tests.integration.handbook import handbook
-from tests.integration.running import TopicReader, metrics, process, test_settings, wait_for
+from tests.integration.handbook import CUSTOMER_FEATURES, CUSTOMER_POLICY, handbook, train_bundle
+from tests.integration.running import TopicReader, environment, metrics, process, test_settings, wait_for
 
 PAYMENTS = 10_000
 
@@ -124,12 +125,16 @@ def owned(child: subprocess.Popen[bytes]) -> float:
 
 
 def test_two_shards_move_between_workers_under_the_broker_assigned_protocol(
-    shards_settings: Settings, bundle: Path, tmp_path: Path
+    shards_settings: Settings, tmp_path: Path
 ) -> None:
     """KIP-848: one worker runs both shards; a second one joins in the middle of the stream and takes one over, then
     leaves, and the first goes on with both. Each payment is decided once, and both journals are equal on replay."""
-    settings = shards_settings
-    more = {"FRAUD_SCORER_WORKER__GROUP_PROTOCOL": "consumer", "FRAUD_SCORER_WORKER__SHARDS": "2"}
+    settings, bundle = shards_settings, train_bundle(tmp_path / "customers", CUSTOMER_FEATURES, CUSTOMER_POLICY)
+    more = {
+        "FRAUD_SCORER_WORKER__GROUP_PROTOCOL": "consumer",
+        "FRAUD_SCORER_WORKER__SHARDS": "2",
+        "FRAUD_SCORER_WORKER__SHARD_KEY": '["customer_id"]',
+    }
     reader = TopicReader(settings, kafka.Topics.of(settings.kafka).decisions)
     first_log, second_log = tmp_path / "first.log", tmp_path / "second.log"
     with process("run", ["--bundle", str(bundle)], settings, first_log, **more) as first:
@@ -168,3 +173,15 @@ def test_a_second_worker_with_the_same_static_member_id_is_told_so(
         ended, log = (first, first_log) if first.poll() is not None else (second, second_log)
         assert ended.returncode != 0
         assert "twin" in log.read_text()
+
+
+def test_shards_that_would_split_an_entity_are_refused(shards_settings: Settings, bundle: Path, tmp_path: Path) -> None:
+    """Two shards of a topic keyed by customer would each see a part of every terminal: the worker does not start, and
+    says which feature and what to do."""
+    more = {"FRAUD_SCORER_WORKER__SHARDS": "2", "FRAUD_SCORER_WORKER__SHARD_KEY": '["customer_id"]'}
+    command = [sys.executable, "-m", "scorer", "run", "--bundle", str(bundle)]
+    env = environment(shards_settings, **more)
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2
+    assert "terminal_count_7d" in done.stderr
+    assert "Run one shard" in done.stderr

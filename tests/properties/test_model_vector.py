@@ -233,9 +233,7 @@ def _cached(folder: Path, code: str = "") -> str:
 
 
 def test_kernels_are_cached_and_a_torn_file_is_made_again(tmp_path: Path) -> None:
-    """The second process compiles nothing; a damaged cache file is replaced; a folder that others may write to is not
-    used.
-    """
+    """The second process compiles nothing; a damaged cache file is replaced."""
     folder = tmp_path / "kernels"
     wanted = _cached(folder)
     files = sorted(folder.iterdir())
@@ -248,11 +246,19 @@ def test_kernels_are_cached_and_a_torn_file_is_made_again(tmp_path: Path) -> Non
         file.write_bytes(file.read_bytes()[:-20])
     assert _cached(folder) == wanted
     assert len(files[0].read_bytes()) == len(before)
-    shared = tmp_path / "shared"
-    shared.mkdir()
-    shared.chmod(0o777)
-    assert _cached(shared) == wanted
-    assert not list(shared.iterdir())
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o770, 0o702])
+def test_a_cache_that_others_may_write_to_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int
+) -> None:
+    """Object code is only taken from a folder that nobody else can put it in; an empty variable turns the cache off."""
+    monkeypatch.setenv(jit.CACHE_VARIABLE, str(tmp_path / "own"))
+    assert jit._folder() == tmp_path / "own"
+    (tmp_path / "own").chmod(mode)
+    assert jit._folder() is None
+    monkeypatch.setenv(jit.CACHE_VARIABLE, "")
+    assert jit._folder() is None
 
 
 def test_explaining_agrees_with_the_classic_algorithm() -> None:

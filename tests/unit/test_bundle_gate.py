@@ -225,6 +225,30 @@ def test_challengers_score_beside_the_model(tmp_path: Path) -> None:
     assert Bundle.load(tmp_path / "bundle").shadow_margins(rows[:0]).shape == (0, 2)
 
 
+def test_the_command_carries_challengers(
+    folder: Path, tmp_path: Path, command: Callable[..., tuple[int, str, str]]
+) -> None:
+    """`bundle challenge` keeps the champion's decisions and names each challenger by its bundle; other features are
+    refused.
+    """
+    other = _booster(7, 9)
+    rival = _write(tmp_path / "rival", model=bytes(other.save_raw("ubj")), golden=_golden(other))
+    code, out, err = command("challenge", folder, "--with", tmp_path / "rival", "--output", tmp_path / "both", "--json")
+    assert code == 0, err
+    assert json.loads(out.splitlines()[-1])["challengers"] == [rival.id]
+    before, both = Bundle.load(folder), Bundle.load(tmp_path / "both")
+    rows = _golden(other)[0]
+    assert (both.model.margins(rows) == before.model.margins(rows)).all()
+    assert (both.shadow_margins(rows)[:, 0] == rival.model.margins(rows)).all()
+    assert both.threshold_margin == before.threshold_margin
+    assert verify(tmp_path / "both").passed
+    _write(tmp_path / "wide", feature_set_yaml=FEATURE_SET.replace("window: 1h", "window: 2h"))
+    code, _, err = command("challenge", folder, "--with", tmp_path / "wide", "--output", tmp_path / "none")
+    assert code == 3
+    assert "a challenger sees the champion's features" in err
+    assert not (tmp_path / "none").exists()
+
+
 def test_a_bundle_without_challengers_has_no_shadow(folder: Path) -> None:
     """No challenger gives no column."""
     assert Bundle.load(folder).shadow_margins(np.zeros((4, 3), np.float32)).shape == (4, 0)

@@ -184,11 +184,19 @@ def test_a_snapshot_taken_beside_a_running_engine_is_one_moment(tmp_path: Path) 
         capture = engine.capture()
         copier = threading.Thread(target=capture.copy)
         copier.start()
-        while copier.is_alive() and at < 55_000:
+        while at < 55_000:
             play(engine, rows[at : at + 64])
             play(twin, rows[at : at + 64])
             at += 64
+            if not copier.is_alive():
+                break
         copier.join()
+        for _ in range(2):  # and some more, so that there is always something to copy again
+            capture.again()
+            capture.copy()
+            play(engine, rows[at : at + 64])
+            play(twin, rows[at : at + 64])
+            at += 64
         image = capture.finish()
         if image is not None:
             break
