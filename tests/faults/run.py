@@ -233,7 +233,8 @@ class Application:
             replay_topic(bundle, self.settings, output, shard=shard)  # checks each digest along the journal
             replayed += pq.read_table(output).to_pylist()
         names = bundle.feature_set.names
-        _same("audit rows", rows, {(r["partition"], r["offset"]): _row(r, names) for r in replayed})
+        expected_rows = {(r["partition"], r["offset"]): _row(r, names) for r in replayed}
+        _same("audit rows", dict(sorted(rows.items())), dict(sorted(expected_rows.items())))
         decided: dict[int, list[str]] = {}
         for message in self.decisions.messages:
             decided.setdefault(message.partition(), []).append(_identity(message.value()))
