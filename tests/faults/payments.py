@@ -21,12 +21,12 @@ FEATURES = """
 name: faults
 currency: EUR
 allowed_lateness: 10m
-entities: {customer: [customer_id], terminal: [terminal_id]}
+entities: {customer: [customer_id], pair: [customer_id, terminal_id]}
 features:
   - {name: amount, payment: amount}
   - {name: customer_count_1h, entity: customer, aggregate: count, window: 1h}
   - {name: customer_mean_1d, entity: customer, aggregate: mean, of: amount, window: 1d}
-  - {name: terminal_count_1h, entity: terminal, aggregate: count, window: 1h}
+  - {name: pair_count_1h, entity: pair, aggregate: count, window: 1h}
   - {name: customer_gap, entity: customer, aggregate: since_last}
 """
 POLICY = """
@@ -36,7 +36,7 @@ rules:
   - {name: large, when: [{feature: amount, at_least: 480}], then: flag, reason: LARGE_AMOUNT}
 reasons:
   - {code: UNUSUAL, sentence: Unusual for this customer., features: [amount, customer_mean_1d, customer_gap]}
-  - {code: BUSY, sentence: Many payments in a short time., features: [customer_count_1h, terminal_count_1h]}
+  - {code: BUSY, sentence: Many payments in a short time., features: [customer_count_1h, pair_count_1h]}
 """
 START_MS = 1_767_225_600_000
 Payment = tuple[bytes, bytes]  # key, value

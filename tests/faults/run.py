@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import secrets
 import signal
@@ -90,7 +91,7 @@ class Application:
         self.broker, self._nursery, self._folder, self._bundle = broker, nursery, folder, bundle
         prefix = f"faults-{secrets.token_hex(4)}-"
         section = {"shards": shards, "session_timeout_ms": SESSION_MS, "transaction_timeout_ms": 3_000,
-                   "batch_payments_max": 64, "no_progress_s": 30.0} | worker  # fmt: skip
+                   "batch_payments_max": 64, "no_progress_s": 30.0, "shard_key": ["customer_id"]} | worker  # fmt: skip
         self._worker = {k: v for k, v in section.items() if v is not None}
         self.settings = load(
             kafka={"bootstrap_servers": broker.bootstrap_servers, "topic_prefix": prefix},
@@ -130,7 +131,10 @@ class Application:
             f"{PREFIX}KAFKA__BOOTSTRAP_SERVERS": self.broker.proxied_servers,
             f"{PREFIX}KAFKA__TOPIC_PREFIX": self.settings.kafka.topic_prefix,
             f"{PREFIX}HTTP__WORKER_PORT": str(port),
-            **{f"{PREFIX}WORKER__{k.upper()}": str(v) for k, v in self._worker.items()},
+            **{
+                f"{PREFIX}WORKER__{k.upper()}": json.dumps(v) if isinstance(v, list) else str(v)
+                for k, v in self._worker.items()
+            },
             **({f"{PREFIX}FAULT": fault} if fault else {}),
             **more,
         }
@@ -229,7 +233,8 @@ class Application:
             replay_topic(bundle, self.settings, output, shard=shard)  # checks each digest along the journal
             replayed += pq.read_table(output).to_pylist()
         names = bundle.feature_set.names
-        _same("audit rows", rows, {(r["partition"], r["offset"]): _row(r, names) for r in replayed})
+        expected_rows = {(r["partition"], r["offset"]): _row(r, names) for r in replayed}
+        _same("audit rows", dict(sorted(rows.items())), dict(sorted(expected_rows.items())))
         decided: dict[int, list[str]] = {}
         for message in self.decisions.messages:
             decided.setdefault(message.partition(), []).append(_identity(message.value()))
@@ -275,8 +280,6 @@ class Application:
 
 
 def _identity(value: bytes) -> str:
-    import json  # noqa: PLC0415
-
     return str(json.loads(value)["payment_id"])
 
 

@@ -7,7 +7,7 @@ who goes on, and a process that is killed is simply never asked again.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import TYPE_CHECKING, Any
 
 from tests.simulation.broker import ABORTING, ClientError, Concurrent, FencedEpoch, InvalidState, StaleMember, TimedOut
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 Thread = Iterator[None]
 NO_PROGRESS_MS = 60_000
 BATCH_MAX = 3
+REFUSALS_MAX = 5  # by the group, of one batch
 
 
 class Violation(Exception):
@@ -113,12 +114,29 @@ class Process:
         while not owned.stop:
             try:
                 yield from self._own(owned)
-            except _Rebuild:
+            except (_Rebuild, FencedEpoch) as exc:
                 yield
-            except (FencedEpoch, _NoProgress):
-                self.failed = self.failed or not owned.stop
+                if (yield from self._confirmed(owned)):
+                    continue
+                if isinstance(exc, FencedEpoch):
+                    self.failed = True
+                    break
+                while not owned.stop:  # it waits to be released
+                    yield
+            except _NoProgress:
+                self.failed = True
                 break
         owned.ended = True
+
+    def _confirmed(self, owned: _Owned) -> Generator[None, None, bool]:
+        """scorer.membership: whether the group takes a commit of this member now; a rebalance is waited out."""
+        while not owned.stop:
+            yield
+            if self.name not in self.world.group.members:
+                return False
+            if self.metadata is not None and self.world.group.known(self.metadata):
+                return not owned.stop
+        return False
 
     def _own(self, owned: _Owned) -> Thread:
         world, shard = self.world, owned.number
@@ -221,7 +239,7 @@ class Process:
         _, raw, decisions = flying.batch
         if world.crowded():
             yield
-        again = True
+        again, refusals = True, 0
         while again:
             again = False
             steps: list[tuple[Callable[..., Any], tuple[Any, ...]]] = [
@@ -237,6 +255,10 @@ class Process:
                 world.committed(self, shard, ownership)
             except ClientError as exc:
                 flying.error = exc
+                if isinstance(exc, StaleMember) and self.name in world.group.members and refusals < REFUSALS_MAX:
+                    # Of an older generation: rolled back, and sent again under the new one.
+                    refusals += 1
+                    again = yield from self._rolled_back(flying, owner, epoch)
                 if (
                     isinstance(exc, TimedOut)
                     and function == broker.end
@@ -252,7 +274,16 @@ class Process:
             raise StaleMember
         self.world.broker.send_offsets(owner, epoch, offsets, metadata)
 
-    def _aborted(self, owner: str, epoch: int) -> Iterator[None]:
+    def _rolled_back(self, flying: _Flying, owner: str, epoch: int) -> Generator[None, None, bool]:
+        try:
+            yield from self._asked(self.world.broker.end, owner, epoch, ABORTING)
+        except ClientError as exc:
+            flying.error = exc
+            return False
+        flying.error = None
+        return True
+
+    def _aborted(self, owner: str, epoch: int) -> Generator[None, None, bool]:
         """Broken on purpose: the producer is used again after a timed-out commit. It aborts what it thinks is open and
         sends the batch once more; an answer that there is nothing to abort is taken for the commit's."""
         try:
