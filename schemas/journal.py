@@ -65,6 +65,9 @@ class JournalRecord(Contract):
         ge=-1, lt=_INT64_END, description="Stream time after the batch, epoch ms; -1 before the first payment."
     )
     bundle: Identifier = Field(description="Id of the bundle that decided.", examples=["cards-3f9c2a11d07b"])
+    degraded: bool = Field(
+        default=False, description="Decided without the model because a deadline was near: a clock's choice, kept as data."
+    )
     decisions: Count = Field(description="Number of decisions.", examples=[4_095])
     dead_letters: Count = Field(description="Number of dead letters.", examples=[1])
     digest: Sha256 = Field(description="Digest of the batch's audit rows (schemas.audit_digest).")

@@ -52,12 +52,16 @@ class ControlRecord:
 
 @dataclass(frozen=True)
 class Batch:
-    """What one micro-batch consumes: records, control records that apply before them, and the positions they move."""
+    """What one micro-batch consumes: records, control records that apply before them, and the positions they move.
+
+    `degraded`: decide without the model, because a deadline is near. A clock's choice, so it comes in as data.
+    """
 
     records: Records
     inputs: Sequence[InputRange]
     control: Sequence[ControlRecord]
     control_range: ControlRange
+    degraded: bool = False
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ late merely because it was read late.
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
@@ -38,13 +39,15 @@ class Gatherer:
         self._gather_s_max = gather_ms_max / 1000.0
         self._skew_ms = skew_ms
         self._commit_s = 0.005
+        self._total_s = 0.01
         self._rate = 0.0
         self._last_batch_at = time.monotonic()
         self._control_since: float | None = None
 
-    def committed(self, seconds: float) -> None:
-        """A commit took so long."""
-        self._commit_s += _WEIGHT * (seconds - self._commit_s)
+    def committed(self, *, commit_s: float, total_s: float) -> None:
+        """A commit took so long, and its batch so long from closing to there."""
+        self._commit_s += _WEIGHT * (commit_s - self._commit_s)
+        self._total_s += _WEIGHT * (total_s - self._total_s)
 
     @property
     def linger_s(self) -> float:
@@ -83,7 +86,9 @@ class Gatherer:
         elapsed = max(1e-6, now - self._last_batch_at)
         self._rate += _WEIGHT * (payments / elapsed - self._rate)
         self._last_batch_at = now
-        return inputs.batch(counts, min(control, CONTROL_PER_BATCH_MAX))
+        # Lists and rules alone are quick; whatever the queue has eaten, the commit still has to come.
+        degraded = time.time() * 1000.0 + self._total_s * 1000.0 > inputs.earliest_deadline_ms(counts)
+        return replace(inputs.batch(counts, min(control, CONTROL_PER_BATCH_MAX)), degraded=degraded)
 
     def _choose(self) -> dict[int, int]:
         """How many records to take from each partition."""

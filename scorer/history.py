@@ -7,7 +7,9 @@ in the order in which it did.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import takewhile
 
 from confluent_kafka import Consumer, KafkaError, TopicPartition
 from confluent_kafka.admin import AdminClient
@@ -24,6 +26,81 @@ class NoProgress(FraudScorerError):
     """Reading stopped moving: a hanging transaction, a truncated log or a broker that does not answer."""
 
 
+class JournalReader:
+    """A shard's committed journal records from an offset on, each checked to follow the one before it.
+
+    `position` is the offset that comes next. Transaction markers take offsets, so positions say how far we are, not
+    counts.
+    """
+
+    def __init__(self, settings: KafkaSettings, shard: int, *, position: int, sequence: int, previous: str) -> None:
+        """`sequence` and `previous`: number of the record that must come next, and the head it must name."""
+        self._partition = TopicPartition(kafka.Topics.of(settings).journal, shard, position)
+        self._sequence, self._previous = sequence, previous
+        self.position = position
+        self._consumer: Consumer = kafka.reader(
+            settings, group=f"{settings.topic_prefix}fraud-scorer-journal-reader", memory_kib=4096
+        )
+        self._consumer.assign([self._partition])
+
+    def read(self, wait_s: float) -> list[tuple[int, JournalRecord]]:
+        """What has come, each with its offset, waiting at most `wait_s` for the first.
+
+        Raises MissingRange when records before it are gone, PromiseBroken when the chain does not hold.
+        """
+        first = self._consumer.poll(wait_s)
+        if first is None:
+            return []
+        found = []
+        for message in (first, *self._consumer.consume(1000, 0)):
+            error, offset = message.error(), kafka.present(message.offset(), "offset")
+            if error is not None:
+                self._on_error(error, offset)
+                continue
+            value = message.value()
+            if value is not None:
+                found.append((offset, self._checked(JournalRecord.from_bytes(value))))
+            self.position = offset + 1
+        return found
+
+    def _checked(self, record: JournalRecord) -> JournalRecord:
+        name = f"{self._partition.topic}/{self._partition.partition}"
+        if self._sequence == 0 and record.sequence != 0:
+            raise MissingRange(
+                f"{name} begins with batch {record.sequence}: batches 0 to {record.sequence - 1} are gone, and no "
+                "snapshot reaches that far. Restore the topic, or start a new application "
+                "(FRAUD_SCORER_WORKER__APPLICATION)"
+            )
+        if (record.sequence, record.previous) != (self._sequence, self._previous):
+            raise PromiseBroken(
+                f"{name}: batch {record.sequence} does not follow batch {self._sequence - 1}; the journal was changed"
+            )
+        self._sequence, self._previous = record.sequence + 1, record.head
+        return record
+
+    def _on_error(self, error: KafkaError, offset: int) -> None:
+        if error.code() == KafkaError._PARTITION_EOF:
+            self.position = max(self.position, offset)  # the offset that would come next
+        elif error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
+            raise MissingRange(
+                f"{self._partition.topic}/{self._partition.partition}: offset {self.position} is gone, and the journal "
+                "is needed from there on. Restore the topic, or start a new application "
+                "(FRAUD_SCORER_WORKER__APPLICATION)"
+            )
+        elif error.fatal():
+            raise kafka.KafkaFailure(f"reading {self._partition.topic} failed: {error.str()}")
+
+    def close(self) -> None:
+        """Stop reading."""
+        self._consumer.close()
+
+
+def journal_bounds(settings: KafkaSettings, client: AdminClient, shard: int) -> tuple[int, int]:
+    """First offset of a shard's journal, and the one after its last record or marker."""
+    partition = TopicPartition(kafka.Topics.of(settings).journal, shard)
+    return kafka.starts(client, [partition])[0], kafka.ends(client, [partition])[0]
+
+
 def read_journal(
     settings: KafkaSettings, client: AdminClient, shard: int, *, no_progress_s: float
 ) -> list[JournalRecord]:
@@ -32,73 +109,39 @@ def read_journal(
     Raises MissingRange when the beginning is gone, PromiseBroken when the chain does not hold,
     NoProgress when reading stalls.
     """
-    topic = kafka.Topics.of(settings).journal
-    partition = TopicPartition(topic, shard)
-    start, end = kafka.starts(client, [partition])[0], kafka.ends(client, [partition])[0]
-    if end == 0:
-        return []
+    start, end = journal_bounds(settings, client, shard)
+    reader = JournalReader(settings, shard, position=start, sequence=0, previous=FIRST_PREVIOUS)
     records: list[JournalRecord] = []
-    consumer = kafka.reader(settings, group=f"{settings.topic_prefix}fraud-scorer-journal-reader")
+    deadline = time.monotonic() + no_progress_s
     try:
-        consumer.assign([TopicPartition(topic, shard, start)])
-        for raw in _to_end(consumer, partition, end, no_progress_s):
-            record = JournalRecord.from_bytes(raw)
-            expected = (records[-1].sequence + 1, records[-1].head) if records else (0, FIRST_PREVIOUS)
-            if not records and record.sequence != 0:
-                raise MissingRange(
-                    f"{topic}/{shard} begins with batch {record.sequence}: batches 0 to {record.sequence - 1} "
-                    "are gone, and there is no snapshot. Restore the topic, or start a new application "
-                    "(FRAUD_SCORER_WORKER__APPLICATION)"
-                )
-            if (record.sequence, record.previous) != expected:
-                raise PromiseBroken(
-                    f"{topic}/{shard}: batch {record.sequence} does not follow batch {expected[0] - 1}; "
-                    "the journal has been changed"
-                )
-            records.append(record)
+        while reader.position < end:
+            before = reader.position
+            records += [record for _, record in reader.read(0.5)]
+            if reader.position > before:
+                deadline = time.monotonic() + no_progress_s
+            elif time.monotonic() > deadline:
+                raise stalled(settings, shard, end, no_progress_s)
     finally:
-        consumer.close()
+        reader.close()
     if start > 0 and not records:
-        raise MissingRange(f"{topic}/{shard} was emptied: offsets 0 to {start - 1} are gone, and there is no snapshot")
+        raise emptied(settings, shard, start)
     return records
 
 
-def _to_end(consumer: Consumer, partition: TopicPartition, end: int, no_progress_s: float) -> Iterator[bytes]:
-    """Values of `partition` up to offset `end`. Control records take offsets, so positions decide, not counts."""
-    deadline = time.monotonic() + no_progress_s
-    while True:
-        message = consumer.poll(0.5)
-        error = None if message is None else message.error()
-        if message is None:
-            pass
-        elif error is None:
-            deadline = time.monotonic() + no_progress_s
-            value = message.value()
-            if value is not None:
-                yield value
-            if kafka.present(message.offset(), "offset") + 1 >= end:
-                return
-        elif error.code() == KafkaError._PARTITION_EOF:
-            if kafka.present(message.offset(), "offset") >= end:  # the offset that would come next
-                return
-        elif error.fatal():
-            raise kafka.KafkaFailure(f"reading {partition.topic} failed: {error.str()}")
-        if time.monotonic() > deadline:
-            raise NoProgress(
-                f"{partition.topic}/{partition.partition}: no progress towards offset {end} for {no_progress_s:.0f} s; "
-                "an open transaction may hold it up, or the log was truncated"
-            )
+def stalled(settings: KafkaSettings, shard: int, end: int, no_progress_s: float) -> NoProgress:
+    """The error of a journal that cannot be read to its end."""
+    return NoProgress(
+        f"{kafka.Topics.of(settings).journal}/{shard}: no progress towards offset {end} for {no_progress_s:.0f} s; "
+        "an open transaction may hold it up, or the log was truncated"
+    )
 
 
-def positions_after(
-    records: Sequence[JournalRecord], partitions: Sequence[int], starts: Sequence[int]
-) -> dict[int, int]:
-    """Where each payments partition goes on after `records`; a partition never read goes on at its start."""
-    result = dict(zip(partitions, starts, strict=True))
-    for record in records:
-        for r in record.inputs:
-            result[r.partition] = r.end
-    return result
+def emptied(settings: KafkaSettings, shard: int, start: int) -> MissingRange:
+    """The error of a journal that once had records and has none now."""
+    return MissingRange(
+        f"{kafka.Topics.of(settings).journal}/{shard} was emptied: offsets 0 to {start - 1} are gone, and no snapshot "
+        "reaches that far. Restore the topic, or start a new application (FRAUD_SCORER_WORKER__APPLICATION)"
+    )
 
 
 def first_positions(records: Sequence[JournalRecord]) -> dict[int, int]:
@@ -130,34 +173,45 @@ def batches(
 ) -> Iterator[tuple[JournalRecord, Batch]]:
     """The batches of `records`, read again through `inputs`, which stands at their first positions."""
     for record in records:
-        wanted = {r.partition: r for r in record.inputs}
-        deadline = time.monotonic() + no_progress_s
-        while not _complete(record, inputs):
-            for lane in (*(inputs.lanes[p] for p in wanted), inputs.control):
-                inputs.resume(lane)
-            if inputs.fill(0.5):
-                deadline = time.monotonic() + no_progress_s
-            if time.monotonic() > deadline:
-                raise NoProgress(
-                    f"batch {record.sequence} of shard {record.shard} cannot be read again: "
-                    f"no records for {no_progress_s:.0f} s"
-                )
-        counts = {p: sum(1 for raw in _until(inputs.lanes[p].buffer, r.end)) for p, r in wanted.items()}
-        control = sum(1 for raw in _until(inputs.control.buffer, record.control.end))
-        batch = inputs.batch(counts, control)
-        if list(batch.inputs) != list(record.inputs):
+        yield record, reread(record, inputs, no_progress_s=no_progress_s)
+
+
+def reread(record: JournalRecord, inputs: Inputs, *, no_progress_s: float) -> Batch:
+    """The batch of one journal record, from `inputs`, which stands where it begins.
+
+    Raises MissingRange when the log does not hold it (any more), NoProgress when reading stalls.
+    """
+    wanted = {r.partition: r for r in record.inputs}
+    for p, r in wanted.items():
+        if inputs.lanes[p].position > r.start:
             raise MissingRange(
-                f"batch {record.sequence} of shard {record.shard}: "
-                "the log no longer holds the offsets that the journal names"
+                f"batch {record.sequence} of shard {record.shard} begins at offset {r.start} of payments partition {p}, "
+                f"and the log begins at {inputs.lanes[p].position}: the records between are gone (retention). Restore "
+                "the topic, or start a new application (FRAUD_SCORER_WORKER__APPLICATION) with empty windows"
             )
-        yield record, batch
+    deadline = time.monotonic() + no_progress_s
+    while not _complete(record, inputs):
+        for lane in (*(inputs.lanes[p] for p in wanted), inputs.control):
+            inputs.resume(lane)
+        if inputs.fill(0.5):
+            deadline = time.monotonic() + no_progress_s
+        if time.monotonic() > deadline:
+            raise NoProgress(
+                f"batch {record.sequence} of shard {record.shard} cannot be read again: "
+                f"no records for {no_progress_s:.0f} s"
+            )
+    counts = {p: _held(inputs.lanes[p].buffer, r.end) for p, r in wanted.items()}
+    batch = inputs.batch(counts, _held(inputs.control.buffer, record.control.end))
+    if list(batch.inputs) != list(record.inputs):
+        raise MissingRange(
+            f"batch {record.sequence} of shard {record.shard}: the log no longer holds the offsets that the journal names"
+        )
+    return replace(batch, degraded=record.degraded)
 
 
-def _until(buffer: Iterable[Raw], end: int) -> Iterator[Raw]:
-    for raw in buffer:
-        if raw.offset >= end:
-            return
-        yield raw
+def _held(buffer: Sequence[Raw], end: int) -> int:
+    """How many of the buffer's records stand before offset `end`."""
+    return sum(1 for _ in takewhile(lambda raw: raw.offset < end, buffer))
 
 
 def _complete(record: JournalRecord, inputs: Inputs) -> bool:

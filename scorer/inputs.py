@@ -6,8 +6,11 @@ that runs ahead of the others is paused, so that memory stays bounded whatever t
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -24,6 +27,9 @@ CONTROL_BUFFER_MAX = 20_000
 LANE_BYTES_MAX = 64 * 1024 * 1024
 
 
+NO_DEADLINE = math.inf
+
+
 class MissingRange(FraudScorerError):
     """Records that the shard must read are gone from the log."""
 
@@ -35,6 +41,26 @@ class Raw(NamedTuple):
     timestamp_ms: int
     key: bytes | None
     value: bytes | None
+    deadline_ms: float = NO_DEADLINE  # epoch ms until which its decision is worth having
+
+
+@dataclass(frozen=True)
+class Deadlines:
+    """Until when a payment's decision is worth having: so long after its timestamp, or as a header of its own says."""
+
+    after_ms: float | None = None
+    header: str | None = None
+
+    def of(self, message: Message, timestamp_ms: int) -> float:
+        """Epoch ms; NO_DEADLINE without one. A header that holds no number counts as none."""
+        headers: Iterable[tuple[str, bytes | None]] = (message.headers() or ()) if self.header else ()  # type: ignore[assignment]
+        for name, value in headers:
+            if name == self.header and value is not None and value.isdigit():
+                return float(value)
+        return NO_DEADLINE if self.after_ms is None else timestamp_ms + self.after_ms
+
+    def __bool__(self) -> bool:
+        return self.after_ms is not None or self.header is not None
 
 
 class Lane:
@@ -73,10 +99,12 @@ class Inputs:
         positions: dict[int, int],
         control_position: int,
         buffered_max: int,
+        deadlines: Deadlines = Deadlines(),
     ) -> None:
         """`positions` maps each payments partition of the shard to the offset to read next."""
         self._consumer = consumer
         self._payments_topic = payments
+        self._deadlines = deadlines
         self._lane_max = max(1024, buffered_max // max(1, len(positions)))
         self.lanes = {p: Lane(TopicPartition(payments, p, offset)) for p, offset in sorted(positions.items())}
         self.control = Lane(TopicPartition(control, 0, control_position))
@@ -111,8 +139,11 @@ class Inputs:
                 self._on_error(error, message, is_payment)
                 continue
             offset = present(message.offset(), "offset")
-            raw = Raw(offset, message.timestamp()[1], message.key(), message.value())
+            timestamp_ms = message.timestamp()[1]
+            raw = Raw(offset, timestamp_ms, message.key(), message.value())
             if is_payment:
+                if self._deadlines:
+                    raw = raw._replace(deadline_ms=self._deadlines.of(message, timestamp_ms))
                 lane = self.lanes[present(message.partition(), "partition")]
                 count += 1
             else:
@@ -164,6 +195,13 @@ class Inputs:
             raise KafkaFailure(f"watermarks cannot be read: {describe(exc)}") from exc
         # Below zero: no fetch has been answered yet, so nothing is known.
         return 0 <= high <= known
+
+    def earliest_deadline_ms(self, counts: dict[int, int]) -> float:
+        """The first deadline among the first `counts[p]` records of each partition, epoch ms."""
+        if not self._deadlines:
+            return NO_DEADLINE
+        rows = (raw for p, count in counts.items() for raw in islice(self.lanes[p].buffer, count))
+        return min((raw.deadline_ms for raw in rows), default=NO_DEADLINE)
 
     def batch(self, counts: dict[int, int], control_count: int) -> Batch:
         """Hand out the first `counts[p]` records of each partition and the first `control_count` control records."""

@@ -35,11 +35,15 @@ SEQUENCE = Gauge("fraud_scorer_journal_sequence", "Number of the last committed 
 REBUILDS = Counter(
     "fraud_scorer_rebuilds_total", "Times a shard dropped producer and state and rebuilt them.", ["shard", "reason"]
 )
-RECOVERY_BATCHES = Gauge(
-    "fraud_scorer_recovery_batches", "Batches to re-run in the recovery that runs or ran last.", ["shard", "of"]
+RECOVERY_OFFSETS = Gauge(
+    "fraud_scorer_recovery_offsets", "Journal offsets to pass in the recovery that runs or ran last.", ["shard", "of"]
+)
+FOLLOWED = Gauge(
+    "fraud_scorer_followed_sequence", "Batches of the shard's journal that this process has decided again.", ["shard"]
 )
 RECOVERY_SECONDS = Gauge("fraud_scorer_recovery_seconds", "How long the last recovery took.", ["shard"])
 OWNED = Gauge("fraud_scorer_owned_shards", "Shards this worker owns.")
+STANDBYS = Gauge("fraud_scorer_standby_shards", "Shards that this worker follows warm without owning them.")
 BUNDLE = Gauge("fraud_scorer_bundle_info", "1 for the bundle that decides.", ["shard", "bundle"])
 BUNDLES_REFUSED = Counter(
     "fraud_scorer_bundles_refused_total", "Activations refused because the bundle is unfit.", ["shard"]

@@ -24,8 +24,7 @@ from scorer.bundle import Bundle
 from scorer.dedupe import Outcome
 from scorer.enrich import Batch, ControlRecord, Enricher, Records, Rejected
 from scorer.errors import PromiseBroken, UsageError
-from scorer.model.link import sigmoid
-from scorer.policy import APPROVE, FLAG, LATE_REASON, PolicyRunner
+from scorer.policy import APPROVE, FLAG, LATE_REASON, PolicyRunner, Verdicts
 
 NORMAL, DEGRADED, DUPLICATE, LATE = range(4)
 LIST_VALUES_MAX = 1_000_000
@@ -112,7 +111,8 @@ class Pipeline:
         payments, rows, fresh = enriched.payments, enriched.rows, enriched.fresh
         n = len(rows)
         features = enriched.features
-        margins, outcomes = self._decide(enriched.first, features, enriched.late)
+        decide = self._decide_degraded if batch.degraded else self._decide
+        margins, outcomes = decide(enriched.first, features, enriched.late)
         self.dedupe.record(enriched.entry[fresh], margins, outcomes)
         if len(fresh) < n:
             # A repeated payment has the decision of the first one; its features were not computed again.
@@ -133,7 +133,7 @@ class Pipeline:
             decision=np.fromiter((o.decision for o in outcomes), np.uint8, n),
             mode=modes,
             margin=margins,
-            score=sigmoid(margins),
+            score=self.bundle.scores(margins),
             reasons=[o.reasons for o in outcomes],
             fired=[o.fired for o in outcomes],
             features=features,
@@ -187,16 +187,26 @@ class Pipeline:
             contributions = model.contributions(features[explained])
             for i, row in zip(explained.tolist(), contributions, strict=True):
                 reasons[i] = self._policy.explain(row, reasons[i])
-        for i in np.flatnonzero(late).tolist():
-            reasons[i] = (*reasons[i], LATE_REASON)
+        return margins, self._outcomes(verdicts, late, NORMAL)
+
+    def _decide_degraded(
+        self, payments: PaymentBatch, features: npt.NDArray[np.float32], late: npt.NDArray[np.bool_]
+    ) -> tuple[npt.NDArray[np.float32], list[Outcome]]:
+        """Without the model: the margin is the one before its first tree, which says no more than how common fraud is."""
+        margins = np.full(len(features), self.bundle.model.base_margin, dtype=np.float32)
+        verdicts = self._policy.decide_degraded(payments, features, self.lists.values)
+        return margins, self._outcomes(verdicts, late, DEGRADED)
+
+    def _outcomes(self, verdicts: Verdicts, late: npt.NDArray[np.bool_], usual_mode: int) -> list[Outcome]:
         # Nearly all payments are approved without a word: one outcome serves them all.
-        outcomes = [Outcome(APPROVE, NORMAL, (), (), self.bundle.id)] * len(margins)
+        outcomes = [Outcome(APPROVE, usual_mode, (), (), self.bundle.id)] * len(late)
         decision, special = verdicts.decision, late | (verdicts.decision != APPROVE)
-        special |= np.fromiter(map(bool, verdicts.fired), np.bool_, len(margins))
+        special |= np.fromiter(map(bool, verdicts.fired), np.bool_, len(late))
         for i in np.flatnonzero(special).tolist():
-            mode = LATE if late[i] else NORMAL
-            outcomes[i] = Outcome(int(decision[i]), mode, reasons[i], verdicts.fired[i], self.bundle.id)
-        return margins, outcomes
+            reasons = (*verdicts.reasons[i], LATE_REASON) if late[i] else verdicts.reasons[i]
+            mode = LATE if late[i] and usual_mode == NORMAL else usual_mode
+            outcomes[i] = Outcome(int(decision[i]), mode, reasons, verdicts.fired[i], self.bundle.id)
+        return outcomes
 
     def _journal(self, batch: Batch, columns: AuditColumns, dead_letters: int) -> JournalRecord:
         stream_ms = self.engine.stream_time_ms
@@ -207,6 +217,7 @@ class Pipeline:
             control=batch.control_range,
             stream_time_ms=-1 if stream_ms is None else stream_ms,
             bundle=self.bundle.id,
+            degraded=batch.degraded,
             decisions=len(columns.payment_id),
             dead_letters=dead_letters,
             digest=digest(columns, self._context),

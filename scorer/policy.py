@@ -33,6 +33,8 @@ APPROVE, FLAG = 0, 1
 # Given when no reason group explains a flagged score: the model's margin is above the threshold, and no group pushed it up.
 SCORE_REASON = "MODEL_SCORE"
 LATE_REASON = "LATE"
+# Given to a payment that the policy flags because the deadline left no time for the model.
+DEGRADED_REASON = "DEGRADED"
 
 Code = Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_]{0,47}$")]
 
@@ -117,6 +119,12 @@ class ReasonGroup(_Strict):
     features: list[str] = Field(min_length=1)
 
 
+class Degraded(_Strict):
+    """What happens to a payment whose deadline leaves no time for the model: lists and rules decide, else `otherwise`."""
+
+    otherwise: Literal["approve", "flag"] = "approve"
+
+
 class Policy(_Strict):
     """The whole policy. It knows feature names; `check` holds it against a feature set."""
 
@@ -126,20 +134,22 @@ class Policy(_Strict):
     lists: list[ListRule] = Field(default_factory=list, max_length=64)
     reasons: list[ReasonGroup] = Field(default_factory=list, max_length=128)
     reason_count_max: int = Field(4, ge=1, le=16)
+    degraded: Degraded = Degraded()
 
     @model_validator(mode="after")
     def _check(self) -> Policy:
-        names = [item.name for item in (*self.rules, *self.lists)]
+        deciding: list[Rule | ListRule] = [*self.rules, *self.lists]
+        names = [item.name for item in deciding]
         twice = {name for name in names if names.count(name) > 1}
         if twice:
-            raise ValueError(f"the name {sorted(twice)[0]!r} is used twice among rules and lists")
+            raise ValueError(f"the name {min(twice)!r} is used twice among rules and lists")
         for item in self.lists:
             if item.field not in KEY_FIELDS:
                 raise ValueError(f"list {item.name}: unknown field {item.field!r}; known are {', '.join(KEY_FIELDS)}")
         grouped = [feature for group in self.reasons for feature in group.features]
         twice = {name for name in grouped if grouped.count(name) > 1}
         if twice:
-            raise ValueError(f"the feature {sorted(twice)[0]!r} stands in two reason groups")
+            raise ValueError(f"the feature {min(twice)!r} stands in two reason groups")
         return self
 
     @classmethod
@@ -168,12 +178,14 @@ class Policy(_Strict):
         for group in self.reasons:
             if group.code == code:
                 return group.sentence
-        for item in (*self.rules, *self.lists):
+        deciding: list[Rule | ListRule] = [*self.rules, *self.lists]
+        for item in deciding:
             if item.reason == code:
                 return f"{'Rule' if isinstance(item, Rule) else 'List'} {item.name} applies."
         return {
             SCORE_REASON: "The model's score is above the threshold.",
             LATE_REASON: "The payment came too late to enter the windows.",
+            DEGRADED_REASON: "The deadline left no time for the model, and the policy flags then.",
         }.get(code, code)
 
 
@@ -207,10 +219,30 @@ class PolicyRunner:
         margins: npt.NDArray[np.float32],
         lists: Mapping[str, AbstractSet[str]],
     ) -> Verdicts:
-        """Decide n payments. Margins are compared, not scores: a float32 that is bit-equal everywhere. Reasons of payments flagged
-        by score are added later by `explain`, for those payments alone."""
-        n = len(margins)
-        by_score = margins >= self.threshold_margin
+        """Decide n payments. Margins are compared, not scores: a float32 that is bit-equal everywhere.
+
+        Reasons of payments flagged by score are added later by `explain`, for those payments alone.
+        """
+        return self._decide(batch, features, margins >= self.threshold_margin, lists)
+
+    def decide_degraded(
+        self, batch: PaymentBatch, features: npt.NDArray[np.float32], lists: Mapping[str, AbstractSet[str]]
+    ) -> Verdicts:
+        """Decide n payments without a margin: lists and rules as always, for the rest the policy's `degraded.otherwise`."""
+        flag = self.policy.degraded.otherwise == "flag"
+        verdicts = self._decide(batch, features, np.full(len(features), flag), lists)
+        for i in np.flatnonzero(verdicts.by_score).tolist():
+            verdicts.reasons[i] = (*verdicts.reasons[i], DEGRADED_REASON)[: self.policy.reason_count_max]
+        return verdicts
+
+    def _decide(
+        self,
+        batch: PaymentBatch,
+        features: npt.NDArray[np.float32],
+        by_score: npt.NDArray[np.bool_],
+        lists: Mapping[str, AbstractSet[str]],
+    ) -> Verdicts:
+        n = len(by_score)
         decision = by_score.astype(np.uint8)
         hits: list[tuple[str, str, str, npt.NDArray[np.bool_]]] = []
         for item in self.policy.lists:
@@ -244,7 +276,7 @@ class PolicyRunner:
 
         `contributions` float64 [F + 1] are margin units, the last one the bias. Ties keep the policy's order.
         """
-        weights = [(float(contributions[columns].sum()), code) for code, columns in self._groups]
+        weights = [(round(float(contributions[columns].sum()), 9), code) for code, columns in self._groups]
         ranked = [code for weight, code in sorted(weights, key=lambda item: -item[0]) if weight > 0.0]
         codes = tuple(dict.fromkeys((*before, *ranked)))[: self.policy.reason_count_max]
         return codes or (SCORE_REASON,)

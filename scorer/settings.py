@@ -106,8 +106,21 @@ class WorkerSettings(_Section):
     buffered_payments_max: int = Field(
         default=32_768, ge=1024, le=10_000_000, description="payments read ahead of their decision at most"
     )
+    deadline_ms: float | None = Field(
+        default=None,
+        gt=0,
+        description="a decision is worth having for so long after the payment's broker timestamp; when the queue makes "
+        "that impossible, lists and rules decide without the model (mode degraded). Empty: no deadline",
+    )
+    deadline_header: str | None = Field(
+        default=None,
+        description="name of a payment header that holds its own deadline, epoch ms in digits; wins over deadline_ms",
+    )
     no_progress_s: float = Field(
         default=60.0, gt=0, description="recovery or commit without progress for so long stops the worker loudly"
+    )
+    standby_shards_max: int = Field(
+        default=1, ge=0, le=1000, description="shards of others that a worker follows warm; each takes a shard's memory"
     )
     instance_id: str | None = Field(
         default=None, description="static group membership: a restart within the session timeout keeps its shards"

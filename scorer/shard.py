@@ -1,7 +1,7 @@
 """One shard, owned: recover its state from the journal, then decide its payments batch after batch.
 
 1. init_transactions: fences the former owner and settles what it left open
-2. read the journal to its end; re-run every batch, checking each digest
+2. bring the state to the journal's end (scorer.follow), from a warm standby's state or from scratch
 3. decide: while batch n commits, batch n+1 is gathered and computed; state runs ahead by that one batch
 4. any failed transaction: stop using producer and state at once (the caller rebuilds from 1, or exits when fenced)
 """
@@ -12,138 +12,77 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import structlog
-from confluent_kafka import KafkaException, TopicPartition
+from confluent_kafka import KafkaException
 
-from schemas.journal import JournalRecord
-from scorer import history, kafka, metrics
-from scorer.bundle import Bundle, BundleError
+from scorer import kafka, metrics
+from scorer.bundle import BundleError
 from scorer.enrich import Batch
 from scorer.errors import UsageError
+from scorer.follow import Follower
 from scorer.gather import Gatherer
 from scorer.inputs import Inputs
 from scorer.pipeline import FLAG, Pipeline
 from scorer.publish import MODES, Committed, Publisher
-from scorer.recovery import Bundles, rerun
+from scorer.recovery import Bundles
 from scorer.settings import Settings
 
 log = structlog.get_logger()
 
 INIT_TIMEOUT_S = 60.0
 GAUGES_EVERY_S = 1.0
-PROGRESS_EVERY_S = 2.0
+
+
+class _InFlight(NamedTuple):
+    commit: Future[Committed]
+    closed_at: float  # time.perf_counter() when its batch was closed
 
 
 class Shard:
     """Runs one shard on the calling thread until told to stop."""
 
-    def __init__(self, settings: Settings, bundle: Bundle, number: int, *, group_metadata: Callable[[], Any]) -> None:
+    def __init__(self, settings: Settings, bundles: Bundles, number: int, *, group_metadata: Callable[[], Any]) -> None:
         self._settings = settings
         self._number = number
         self._label = str(number)
         self._topics = kafka.Topics.of(settings.kafka)
         self._group_metadata = group_metadata
-        self._bundles = Bundles(bundle)
+        self._bundles = bundles
         self._log = log.bind(shard=number)
         self._gauges_at = 0.0
         self.recovered = threading.Event()
 
-    def run(self, stop: threading.Event) -> None:
+    def run(self, stop: threading.Event, warm: Follower | None = None) -> None:
         """Own the shard until `stop` is set; then the batch in flight is committed and everything closed.
 
-        Raises kafka.Fenced, kafka.Rebuild or another FraudScorerError; then nothing after the last commit took effect.
+        `warm`: a standby's state to start from; it is closed here. Raises kafka.Fenced, kafka.Rebuild or another
+        FraudScorerError; then nothing after the last commit took effect.
         """
         self.recovered.clear()
-        client = kafka.admin(self._settings.kafka)
-        partitions = [
-            p
-            for p in range(kafka.partition_count(client, self._topics.payments))
-            if p % self._settings.worker.shards == self._number
-        ]
         producer = kafka.transactional_producer(self._settings, f"shard-{self._number}")
+        follower = warm
         try:
-            producer.init_transactions(INIT_TIMEOUT_S)
-        except KafkaException as exc:
-            raise kafka.failure(exc) from exc
-        pipeline, inputs = self._recover(client, partitions, stop)
-        publisher = Publisher(producer, self._topics, shard=self._number, group_metadata=self._group_metadata)
-        try:
-            if not stop.is_set():
-                self.recovered.set()
-                self._decide(pipeline, inputs, publisher, stop)
+            try:
+                producer.init_transactions(INIT_TIMEOUT_S)
+            except KafkaException as exc:
+                raise kafka.failure(exc) from exc
+            follower = follower or Follower(self._settings, self._bundles, self._number)
+            follower.catch_up(stop)
+            follower.release_journal()
+            publisher = Publisher(producer, self._topics, shard=self._number, group_metadata=self._group_metadata)
+            try:
+                if not stop.is_set():
+                    self.recovered.set()
+                    self._decide(follower.pipeline, follower.inputs, publisher, stop)
+            finally:
+                self.recovered.clear()
+                publisher.close()
         finally:
-            self.recovered.clear()
-            publisher.close()
-            inputs.close()
-
-    def _recover(self, client: Any, partitions: list[int], stop: threading.Event) -> tuple[Pipeline, Inputs]:
-        started = time.monotonic()
-        records = history.read_journal(
-            self._settings.kafka, client, self._number, no_progress_s=self._settings.worker.no_progress_s
-        )
-        pipeline = Pipeline(self._bundles.initial, shard=self._number)
-        here = [TopicPartition(self._topics.payments, p) for p in partitions]
-        if not records:
-            positions, control = (
-                dict(zip(partitions, kafka.starts(client, here), strict=True)),
-                kafka.starts(client, [TopicPartition(self._topics.control, 0)])[0],
-            )
-            return pipeline, self._inputs(positions, control)
-        self._check_partitions(records, partitions)
-        history.check_retained(records, client, self._topics)
-        if records[0].bundle != self._bundles.initial.id:
-            self._log.info("shard.other_bundle", journal=records[0].bundle, given=self._bundles.initial.id)
-        positions = history.positions_after([], partitions, kafka.starts(client, here)) | history.first_positions(
-            records
-        )
-        inputs = self._inputs(positions, records[0].control.start)
-        metrics.RECOVERY_BATCHES.labels(self._label, "all").set(len(records))
-        shown = time.monotonic()
-        for n, (record, batch) in enumerate(
-            history.batches(records, inputs, no_progress_s=self._settings.worker.no_progress_s), start=1
-        ):
-            rerun(pipeline, record, batch, self._bundles)
-            metrics.RECOVERY_BATCHES.labels(self._label, "done").set(n)
-            if time.monotonic() - shown > PROGRESS_EVERY_S:
-                shown = time.monotonic()
-                self._log.info(
-                    "shard.recovering",
-                    batches=n,
-                    of=len(records),
-                    remaining_s=round((shown - started) / n * (len(records) - n), 1),
-                )
-            if stop.is_set():
-                break
-        seconds = time.monotonic() - started
-        metrics.RECOVERY_SECONDS.labels(self._label).set(seconds)
-        self._log.info("shard.recovered", batches=len(records), seconds=round(seconds, 3))
-        return pipeline, inputs
-
-    def _check_partitions(self, records: list[JournalRecord], partitions: list[int]) -> None:
-        strangers = {r.partition for record in records for r in record.inputs} - set(partitions)
-        if strangers:
-            raise UsageError(
-                f"the journal of shard {self._number} holds partitions {sorted(strangers)} that are not this shard's "
-                "now: the number of shards or partitions was changed. Set it back, or start a new application "
-                "(FRAUD_SCORER_WORKER__APPLICATION)"
-            )
-
-    def _inputs(self, positions: dict[int, int], control: int) -> Inputs:
-        worker = self._settings.worker
-        return Inputs(
-            kafka.reader(
-                self._settings.kafka,
-                group=f"{self._settings.kafka.topic_prefix}{worker.application}-reader-{self._number}",
-            ),
-            payments=self._topics.payments,
-            control=self._topics.control,
-            positions=positions,
-            control_position=control,
-            buffered_max=worker.buffered_payments_max,
-        )
+            if follower is not None:
+                follower.close()
 
     def _decide(self, pipeline: Pipeline, inputs: Inputs, publisher: Publisher, stop: threading.Event) -> None:
         worker = self._settings.worker
@@ -155,10 +94,11 @@ class Shard:
         )
         self._log.info("shard.deciding", bundle=pipeline.bundle.id, sequence=pipeline.sequence)
         metrics.BUNDLE.labels(self._label, pipeline.bundle.id).set(1)
-        flying: Future[Committed] | None = None
+        flying: _InFlight | None = None
         while not stop.is_set():
             batch = gatherer.next()
-            if flying is not None and flying.done():
+            closed_at = time.perf_counter()
+            if flying is not None and flying.commit.done():
                 self._landed(flying, gatherer)
                 flying = None
             self._gauges(pipeline, inputs, gatherer)
@@ -170,14 +110,14 @@ class Shard:
             metrics.COMPUTE.labels(self._label).observe(time.perf_counter() - started)
             if flying is not None:
                 self._landed(flying, gatherer)
-            flying = publisher.submit(outcomes)
+            flying = _InFlight(publisher.submit(outcomes), closed_at)
         if flying is not None:
             self._landed(flying, gatherer)
 
-    def _landed(self, flying: Future[Committed], gatherer: Gatherer) -> None:
+    def _landed(self, flying: _InFlight, gatherer: Gatherer) -> None:
         """Wait for a commit; its failure is raised here, before anything else is done with the state."""
-        committed = flying.result()
-        gatherer.committed(committed.commit_s)
+        committed = flying.commit.result()
+        gatherer.committed(commit_s=committed.commit_s, total_s=time.perf_counter() - flying.closed_at)
         outcomes, label = committed.outcomes, self._label
         metrics.COMMIT.labels(label).observe(committed.commit_s)
         metrics.BATCHES.labels(label).inc()

@@ -16,8 +16,10 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from scorer import kafka, metrics
 from scorer.bundle import Bundle
 from scorer.errors import FraudScorerError
+from scorer.recovery import Bundles
 from scorer.settings import Settings
 from scorer.shard import Shard
+from scorer.standby import Standby
 from scorer.warmup import warm_up
 
 log = structlog.get_logger()
@@ -37,9 +39,10 @@ class _Owned:
     """A shard's thread,
     which rebuilds the shard after a failed transaction and ends with the reason when it cannot go on."""
 
-    def __init__(self, shard: Shard, number: int) -> None:
+    def __init__(self, shard: Shard, number: int, standby: Standby | None) -> None:
         self.shard = shard
         self.number = number
+        self._standby = standby
         self.stop = threading.Event()
         self.failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name=f"shard-{number}", daemon=True)
@@ -50,7 +53,8 @@ class _Owned:
         while not self.stop.is_set():
             began = time.monotonic()
             try:
-                self.shard.run(self.stop)
+                warm, self._standby = (self._standby.take() if self._standby else None), None
+                self.shard.run(self.stop, warm)
             except kafka.Rebuild as exc:
                 metrics.REBUILDS.labels(str(self.number), "transaction").inc()
                 backoff_s = (
@@ -89,7 +93,9 @@ class Worker:
     def __init__(self, settings: Settings, bundle: Bundle) -> None:
         self._settings = settings
         self._bundle = bundle
+        self._bundles = Bundles(bundle)
         self._owned: dict[int, _Owned] = {}
+        self._standbys: dict[int, Standby] = {}
         self._joined = False
         self._warm = False
         self._failure: BaseException | None = None
@@ -138,13 +144,18 @@ class Worker:
                     self._on_error(error)
                 if self._failure is not None:
                     raise self._failure
-                for owned in self._owned.values():
-                    if owned.failure is not None:
-                        raise owned.failure
+                parts: list[_Owned | Standby] = [*self._owned.values(), *self._standbys.values()]
+                for part in parts:
+                    if part.failure is not None:
+                        raise part.failure
+                if self._joined:
+                    self._keep_standbys()
         finally:
             # Committing needs the membership, so shards end before the member leaves.
             self._drain(list(self._owned))
             self._member.close()
+            for standby in self._standbys.values():
+                standby.close()
             log.info("worker.left")
 
     def _on_error(self, error: KafkaError) -> None:
@@ -170,8 +181,8 @@ class Worker:
         for partition in partitions:
             number = partition.partition
             log.info("shard.assigned", shard=number)
-            shard = Shard(self._settings, self._bundle, number, group_metadata=lambda: self._metadata)
-            self._owned[number] = _Owned(shard, number)
+            shard = Shard(self._settings, self._bundles, number, group_metadata=lambda: self._metadata)
+            self._owned[number] = _Owned(shard, number, self._standbys.pop(number, None))
         metrics.OWNED.set(len(self._owned))
 
     def _revoked(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
@@ -184,6 +195,17 @@ class Worker:
         log.warning("shard.lost", shards=[p.partition for p in partitions])
         self._drain([p.partition for p in partitions])
         consumer.incremental_unassign(partitions)
+
+    def _keep_standbys(self) -> None:
+        """Follow shards that others own, as many as the settings allow."""
+        wanted = self._settings.worker.standby_shards_max - len(self._standbys)
+        if wanted <= 0:
+            return
+        for number in range(self._settings.worker.shards):
+            if wanted > 0 and number not in self._owned and number not in self._standbys:
+                self._standbys[number] = Standby(self._settings, self._bundles, number)
+                wanted -= 1
+        metrics.STANDBYS.set(len(self._standbys))
 
     def _drain(self, numbers: list[int]) -> None:
         for number in numbers:

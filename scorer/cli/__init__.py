@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from scorer.cli import data, decide, demo, modelling
+from scorer.cli import bundle, data, decide, demo, modelling
 from scorer.errors import FraudScorerError
 from scorer.services.cli import app as services
 
@@ -31,7 +31,7 @@ app.command()(data.send)
 app.command()(modelling.features)
 app.command()(modelling.train)
 app.command()(modelling.replay)
-app.add_typer(modelling.bundle, name="bundle")
+app.add_typer(bundle.app, name="bundle")
 app.add_typer(services, name="services")
 app.command()(data.settings)
 app.command()(data.schemas)

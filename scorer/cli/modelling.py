@@ -1,4 +1,4 @@
-"""`features`, `train`, `replay`, `bundle show`: what a risk team works with."""
+"""`features`, `train`, `replay`: what a risk team works with."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from rich.table import Table
 
 from features.feature_set import FeatureSet
 from schemas.durations import parse_duration_ms
 from scorer.bundle import Bundle
-from scorer.cli.common import Json, counting, out, parse_time_ms, read_mapping, read_text, show
+from scorer.cli.common import Json, counting, parse_time_ms, read_mapping, read_text, show
 from scorer.cli.common import settings as load_settings
 from scorer.errors import UsageError
 from scorer.replay import Report, file_batches, replay_file, replay_topic, training_table, write_training_table
@@ -21,8 +20,6 @@ from scorer.replay import Report, file_batches, replay_file, replay_topic, train
 InputOption = Annotated[Path, typer.Option("--input", exists=True, dir_okay=False, help="Parquet, CSV or JSON lines.")]
 MappingOption = Annotated[Path | None, typer.Option("--mapping", help="Which column is which field (YAML).")]
 SetOption = Annotated[Path, typer.Option("--feature-set", exists=True, dir_okay=False, help="The feature set (YAML).")]
-
-bundle = typer.Typer(help="Look into bundles.", no_args_is_help=True)
 
 
 def features(
@@ -125,28 +122,6 @@ def replay(
     if source == "topic":
         result["batches_equal"] = report.batches_checked
     show(_with_report(result, report), as_json=as_json, title=f"Replayed with {loaded.id}")
-
-
-@bundle.command("show")
-def bundle_show(folder: Annotated[Path, typer.Argument(exists=True, file_okay=False)], as_json: Json = False) -> None:
-    """What a bundle is: checked, then described.
-
-    Example: fraud-scorer bundle show bundles/cards
-    """
-    loaded = Bundle.load(folder)
-    manifest = loaded.manifest
-    result: dict[str, Any] = {
-        "id": loaded.id, "created_at": manifest.created_at, "features": len(manifest.feature_names), "feature_fingerprint": manifest.feature_fingerprint,
-        "trees": loaded.model.tree_count, "currency": manifest.currency, "threshold_score": manifest.threshold_score, **manifest.metrics,
-    }  # fmt: skip
-    if as_json:
-        show({**result, "manifest": manifest.model_dump(mode="json")}, as_json=True, title="")
-        return
-    show(result, as_json=False, title=str(folder))
-    table = Table("reason", "sentence", "features", title="Reasons", title_justify="left")
-    for group in loaded.policy.reasons:
-        table.add_row(group.code, group.sentence, ", ".join(group.features))
-    out.print(table)
 
 
 def _with_report(result: dict[str, Any], report: Report) -> dict[str, Any]:

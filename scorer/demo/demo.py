@@ -169,7 +169,8 @@ class Demo:
             while time.monotonic() < quiet_at:
                 message = consumer.poll(0.1)
                 if message is not None and message.error() is None:
-                    ends[message.partition()] = message.offset() + 1
+                    partition, offset = message.partition(), message.offset()
+                    ends[kafka.present(partition, "partition")] = kafka.present(offset, "offset") + 1
                     quiet_at = time.monotonic() + COUNT_QUIET_S
         finally:
             consumer.close()

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from scorer.model import explain, kernels, link
+from scorer.model import explain, link
+from scorer.model.checkpoint import is_checkpoint, lower_checkpoint
 from scorer.model.document import MODEL_BYTES_MAX
 from scorer.model.errors import ModelFormatError, ModelInputError, ModelUnsupportedError
-from scorer.model.lower import Table, lower
+from scorer.model.lightgbm_text import is_lightgbm, lower_lightgbm
+from scorer.model.lower import lower
+from scorer.model.plan import Plan
+from scorer.model.table import Table
 
-# Below this many rows interleaving trees is quicker than interleaving rows.
-_BATCH_FROM = 8
+SUFFIXES = (".ubj", ".json", ".txt", ".tl")
+_FLOAT32 = np.dtype(np.float32)
 
 
 class CompiledModel:
@@ -22,33 +27,54 @@ class CompiledModel:
     a float64 array would have to be rounded, and the caller should know.
     """
 
-    def __init__(self, table: Table) -> None:
+    def __init__(self, table: Table, *, vector: bool = True) -> None:
+        """`vector` false keeps to the plain evaluator: for tests, and for machines whose LLVM misbehaves."""
         self.table = table
-        self._packed = kernels.pack(table)
+        self.plan = Plan(table, vector=vector)
         self._unexplained = explain.first_bad_cover(table)
-        self._bias = float(table.base_margin) + float(np.sum(explain.tree_means(table)))
+        self._explainer = explain.Explainer(table, vector=vector and self._unexplained is None)
+        means = float(np.sum(explain.tree_means(table)))
+        self._bias = float(table.base_margin) + means / table.divisor + table.offset
 
     @classmethod
-    def from_file(cls, path: str | Path, *, base_margin: float | None = None) -> CompiledModel:
-        """Load an xgboost model (.json or .ubj).
+    def from_file(cls, path: str | Path, *, base_margin: float | None = None, vector: bool = True) -> CompiledModel:
+        """Load an xgboost model (.json or .ubj), a LightGBM text (.txt) or a treelite checkpoint (.tl).
 
         `base_margin` is the float32 that a bundle recorded; without it the model's own base_score decides.
         Raises ModelFormatError or ModelUnsupportedError; OSError if the file cannot be read.
         """
         path = Path(path)
-        if path.suffix not in (".json", ".ubj"):
+        if path.suffix not in SUFFIXES:
             raise ModelFormatError(
-                f"{path.name} is neither .json nor .ubj; write it with booster.save_model('model.ubj')"
+                f"{path.name} is none of {', '.join(SUFFIXES)}; write it with xgboost's booster.save_model('model.ubj'), "
+                "LightGBM's booster.save_model('model.txt') or treelite's model.serialize('model.tl')"
             )
         size = path.stat().st_size
         if size > MODEL_BYTES_MAX:
             raise ModelFormatError(f"{path.name} has {size} bytes, more than the {MODEL_BYTES_MAX} allowed")
-        return cls.from_bytes(path.read_bytes(), base_margin=base_margin)
+        return cls.from_bytes(path.read_bytes(), base_margin=base_margin, vector=vector)
 
     @classmethod
-    def from_bytes(cls, data: bytes, *, base_margin: float | None = None) -> CompiledModel:
-        """As `from_file`, for bytes at hand (whose hash was checked, say); JSON and UBJ are told apart by content."""
-        return cls(lower(data, stored_base_margin=None if base_margin is None else np.float32(base_margin)))
+    def from_bytes(cls, data: bytes, *, base_margin: float | None = None, vector: bool = True) -> CompiledModel:
+        """As `from_file`, for bytes at hand (whose hash was checked, say); formats are told apart by content."""
+        stored = None if base_margin is None else np.float32(base_margin)
+        if len(data) > MODEL_BYTES_MAX:
+            raise ModelFormatError(f"the model has {len(data)} bytes, more than the {MODEL_BYTES_MAX} allowed")
+        if is_lightgbm(data) or is_checkpoint(data):
+            table = lower_lightgbm(data) if is_lightgbm(data) else lower_checkpoint(data)
+            if stored is not None and stored != np.float32(table.offset):
+                raise ModelFormatError(f"the stored base margin {stored} is not the model's own, {table.offset}")
+        else:
+            table = lower(data, stored_base_margin=stored)
+        return cls(table, vector=vector)
+
+    @classmethod
+    def from_treelite(cls, model: Any, *, vector: bool = True) -> CompiledModel:
+        """Compile a treelite model at training time: `treelite.sklearn.import_model(forest)`, say.
+
+        `model.serialize_bytes()` are the bytes for a bundle. Margins are those of treelite's interpreter.
+        """
+        return cls.from_bytes(bytes(model.serialize_bytes()), vector=vector)
 
     @property
     def feature_count(self) -> int:
@@ -62,28 +88,36 @@ class CompiledModel:
 
     @property
     def base_margin(self) -> np.float32:
-        """The margin before the first tree."""
-        return self.table.base_margin
+        """The margin that every row has before its trees' leaves."""
+        return self.table.base_margin if self.table.finished else np.float32(self.table.offset)
+
+    @property
+    def link(self) -> str:
+        """How a margin becomes a score: `logistic` or `identity`."""
+        return self.table.link
 
     def margins(self, X: np.ndarray) -> np.ndarray:
-        """float32 [n]: each row's margin (log-odds), bit for bit xgboost's inplace_predict(predict_type="margin")."""
-        out = np.empty(len(X), dtype=np.float32)
-        self.margins_into(X, out)
+        """float32 [n]: each row's margin (log-odds), bit for bit xgboost's inplace_predict(predict_type="margin").
+
+        For LightGBM and treelite models: the float32 nearest to what treelite's interpreter (GTIL) computes.
+        """
+        rows = self._rows(X)
+        out = np.empty(len(rows), dtype=_FLOAT32)
+        self.plan.margins_into(rows, out)
         return out
 
     def margins_into(self, X: np.ndarray, out: np.ndarray) -> None:
-        """As `margins`, into a contiguous float32 [n]; allocates nothing when X is C-contiguous."""
+        """As `margins`, into a contiguous float32 [n]; for xgboost models nothing is allocated when X is C-contiguous."""
         rows = self._rows(X)
-        if out.dtype != np.float32 or out.shape != (len(rows),):
+        if out.dtype != _FLOAT32 or out.shape != (len(rows),):
             raise ModelInputError(f"out is {out.dtype} {out.shape}, wanted float32 ({len(rows)},)")
         if not (out.flags.c_contiguous and out.flags.writeable):
             raise ModelInputError("out must be contiguous and writable")
-        kernel = kernels.margins_batch if len(rows) >= _BATCH_FROM else kernels.margins_single
-        kernel(rows, *self._packed, self.table.base_margin, out)
+        self.plan.margins_into(rows, out)
 
     def scores(self, X: np.ndarray) -> np.ndarray:
         """float64 [n]: the probability of fraud of each row, the same bits on every machine."""
-        return link.sigmoid(self.margins(X))
+        return link.scores(self.margins(X), self.table.link)
 
     def contributions(self, X: np.ndarray) -> np.ndarray:
         """float64 [n, f + 1]: each feature's share of the margin, the last column the bias; a row sums to its margin.
@@ -98,24 +132,29 @@ class CompiledModel:
                 f"tree {self._unexplained} has a split without cover (sum_hessian); its margins cannot be explained"
             )
         out = np.zeros((len(rows), table.feature_count + 1), dtype=np.float64)
+        self._explainer.contributions_into(rows, out)
+        if table.divisor != 1.0:
+            out /= table.divisor
         out[:, -1] = self._bias
-        explain.contributions_into(
-            rows,
-            table.root,
-            table.depth,
-            table.feature,
-            table.threshold,
-            table.left,
-            table.default_left,
-            table.value,
-            table.cover,
-            out,
-        )
         return out
+
+    def reasons(self, X: np.ndarray, k: int = 4) -> np.ndarray:
+        """int32 [n, k]: the features that raise each row's margin most, strongest first; -1 where fewer than k raise
+        it.
+
+        Contributions are compared to nine decimals, so that what differs by rounding alone is a tie; ties keep the
+        features' order. Raises ModelInputError unless 1 <= k <= feature_count, and as `contributions`.
+        """
+        if not 1 <= k <= self.feature_count:
+            raise ModelInputError(f"{k} reasons are wanted, the model has {self.feature_count} features")
+        shares = np.round(self.contributions(X)[:, :-1], 9)
+        order = np.argsort(-shares, axis=1, kind="stable")[:, :k]
+        raised = np.take_along_axis(shares, order, axis=1) > 0
+        return np.where(raised, order, -1).astype(np.int32)
 
     def _rows(self, X: np.ndarray) -> np.ndarray:
         if X.ndim != 2 or X.shape[1] != self.table.feature_count:
             raise ModelInputError(f"rows have shape {X.shape}, the model wants (n, {self.table.feature_count})")
-        if X.dtype != np.float32:
+        if X.dtype != _FLOAT32:
             raise ModelInputError(f"rows are {X.dtype}, the model wants float32")
         return X if X.flags.c_contiguous else np.ascontiguousarray(X)

@@ -18,6 +18,7 @@ import numpy as np
 from numba import types
 
 from scorer.model.errors import ModelInputError
+from scorer.model.table import IDENTITY
 
 # ln 2 in two parts; the first has 21 zero bits at its end, so k x _LN2_HIGH is exact for every k here (|k| < 2^11).
 _LN2_HIGH = float.fromhex("0x1.62e42fee00000p-1")
@@ -89,12 +90,23 @@ def sigmoid(margins: np.ndarray) -> np.ndarray:
     return out
 
 
-def _ordered(margin: np.float32) -> int:
+def scores(margins: np.ndarray, link: str) -> np.ndarray:
+    """Scores float64 [n] in [0, 1] of margins float32 [n] by the table's link; NaN stays NaN."""
+    if link == IDENTITY:
+        if margins.dtype != np.float32 or margins.ndim != 1:
+            raise ModelInputError(f"margins are {margins.dtype} with {margins.ndim} dimensions, wanted float32 with 1")
+        return np.asarray(np.clip(margins.astype(np.float64), 0.0, 1.0))
+    return sigmoid(margins)
+
+
+def ordered(margin: np.float32) -> int:
+    """A float32's place among all float32: integers in the same order."""
     bits = int(margin.view(np.int32))
     return bits if bits >= 0 else -(bits & 0x7FFFFFFF)
 
 
-def _from_ordered(rank: int) -> np.float32:
+def from_ordered(rank: int) -> np.float32:
+    """The float32 at a place."""
     bits = rank if rank >= 0 else (-rank) | 0x80000000
     return np.uint32(bits).view(np.float32)
 
@@ -106,12 +118,12 @@ def margin_for_score(score: float) -> np.float32:
     """
     if not 0.0 <= score <= 1.0:
         raise ModelInputError(f"the score {score} is not in [0, 1]")
-    largest = _ordered(np.finfo(np.float32).max)
+    largest = ordered(np.finfo(np.float32).max)
     low, high = -largest, largest
     while low < high:
         middle = (low + high) // 2
-        if _sigmoid(_from_ordered(middle)) >= score:
+        if _sigmoid(from_ordered(middle)) >= score:
             high = middle
         else:
             low = middle + 1
-    return np.float32(_from_ordered(low))
+    return np.float32(from_ordered(low))

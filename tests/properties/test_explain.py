@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from scorer.model import CompiledModel
-from scorer.model.lower import Table
+from scorer.model.table import Table
 
 xgb = pytest.importorskip("xgboost")
 

@@ -193,7 +193,7 @@ def test_file_and_bytes_are_one_model(booster: Any, tmp_path: Path) -> None:
         path = tmp_path / f"model.{suffix}"
         booster.save_model(path)
         assert (CompiledModel.from_file(path).margins(rows).view(np.uint32) == wanted.view(np.uint32)).all()
-    with pytest.raises(ModelFormatError, match=r"neither \.json nor \.ubj"):
+    with pytest.raises(ModelFormatError, match=r"model\.pkl is none of \.ubj, \.json, \.txt, \.tl"):
         CompiledModel.from_file(tmp_path / "model.pkl")
 
 

@@ -242,7 +242,7 @@ def test_training_without_xgboost_names_the_extra() -> None:
     """Where xgboost is not installed the error says what to install."""
     code = (
         "import sys; sys.modules['xgboost'] = None\nimport scorer.train as t\n"
-        "try: t._xgboost()\nexcept t.TrainError as e: print(e)"
+        "try: t.import_xgboost()\nexcept t.TrainError as e: print(e)"
     )
     root = Path(__file__).resolve().parents[2]
     done = subprocess.run([sys.executable, "-c", code], check=True, cwd=root, capture_output=True, text=True)

@@ -1,0 +1,42 @@
+"""The bundle: a folder that holds all a worker needs to decide, and proves what it is before it is used.
+
+    manifest.json          sha256 of all other files, feature fingerprint, threshold, calibration, training window,
+    metrics, versions manifest.sig           Ed25519 signatures of the manifest (may be absent) model.ubj | .json
+    the xgboost model; model.txt: LightGBM; model.tl: a treelite checkpoint feature_set.yaml       what the model sees
+    policy.yaml            what decides, besides the score golden.f32             rows and the source model's margins
+    for them (little-endian float32 [rows, features + 1]) challenger-ID.ubj      models that score in shadow
+
+Data only: nothing in a bundle is ever executed.
+"""
+
+from __future__ import annotations
+
+from scorer.bundle.bundle import Bundle, Challenger, NewChallenger, write_bundle
+from scorer.bundle.errors import (
+    BundleContentError,
+    BundleError,
+    BundleExistsError,
+    BundleGateError,
+    BundleManifestError,
+    BundleMismatchError,
+    BundleSignatureError,
+)
+from scorer.bundle.manifest import Manifest, TrainingWindow
+from scorer.model.calibrate import Calibration
+
+__all__ = [
+    "Bundle",
+    "BundleContentError",
+    "BundleError",
+    "BundleExistsError",
+    "BundleGateError",
+    "BundleManifestError",
+    "BundleMismatchError",
+    "BundleSignatureError",
+    "Calibration",
+    "Challenger",
+    "Manifest",
+    "NewChallenger",
+    "TrainingWindow",
+    "write_bundle",
+]

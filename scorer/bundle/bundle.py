@@ -1,0 +1,269 @@
+"""`Bundle`: a loaded, checked bundle, and how it is read and written.
+
+Files are read once, hashed, and used from those bytes, so that what was checked is what serves. A bundle is identified
+by "<name>-<first 12 hex digits of its manifest's sha256>".
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+
+from features.feature_set import FeatureSet, FeatureSetError
+from scorer.bundle.errors import BundleContentError, BundleGateError, BundleManifestError, BundleMismatchError
+from scorer.bundle.folder import checked, listing, read, write_folder
+from scorer.bundle.manifest import (
+    FEATURE_SET,
+    FORMAT_VERSION,
+    GOLDEN,
+    MANIFEST,
+    POLICY,
+    SIGNATURE,
+    ChallengerInfo,
+    Manifest,
+    TrainingWindow,
+)  # fmt: skip
+from scorer.bundle.signature import require_trusted, signers
+from scorer.model import CompiledModel, ModelError
+from scorer.model.calibrate import Calibration
+from scorer.policy import Policy, PolicyError
+
+
+@dataclass(frozen=True)
+class Challenger:
+    """A model that scores in shadow: what it would have said is audited, nothing else."""
+
+    id: str
+    model: CompiledModel
+    calibration: Calibration
+
+
+@dataclass(frozen=True)
+class NewChallenger:
+    """A challenger to be written: its id, its model's bytes and their suffix, its calibration."""
+
+    id: str
+    model: bytes
+    suffix: str = ".ubj"
+    calibration: Calibration = field(default_factory=Calibration)
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A loaded, checked bundle. Immutable and shareable between threads."""
+
+    id: str
+    manifest: Manifest
+    model: CompiledModel
+    feature_set: FeatureSet
+    policy: Policy
+    challengers: tuple[Challenger, ...] = ()
+    signed_by: tuple[str, ...] = ()
+    """Public keys whose signatures fit; whether one is trusted is for `load` to say."""
+    golden: np.ndarray | None = None
+    """float32 [rows, features + 1]: inputs and the source model's margins."""
+
+    @property
+    def threshold_margin(self) -> np.float32:
+        """Payments whose margin is at least this are flagged by their score."""
+        return np.float32(self.manifest.threshold_margin)
+
+    def scores(self, margins: np.ndarray) -> np.ndarray:
+        """float64 [n]: the calibrated probability of fraud for margins float32 [n]."""
+        return self.manifest.calibration.apply(margins, self.model.link)
+
+    def shadow_margins(self, features: np.ndarray) -> np.ndarray:
+        """float32 [n, challengers]: what the challengers say of rows float32 [n, k], in the order of `challengers`."""
+        out = np.empty((len(features), len(self.challengers)), dtype=np.float32)
+        for column, challenger in enumerate(self.challengers):
+            out[:, column] = challenger.model.margins(features)
+        return out
+
+    @classmethod
+    def load(cls, path: str | Path, *, trusted_keys: Iterable[str] | None = None) -> Bundle:
+        """Load and check the folder at `path` (which may itself be a symlink to it).
+
+        With `trusted_keys` ("ed25519:BASE64") a bundle that none of them signed is refused; without, a signature must
+        fit if there is one. Golden rows must give the stored margins, bit for bit. Raises BundleContentError,
+        BundleManifestError, BundleMismatchError, BundleSignatureError or BundleGateError.
+        """
+        folder = Path(path)
+        names = listing(folder)
+        if MANIFEST not in names:
+            raise BundleContentError(f"{folder} has no {MANIFEST}; it is not a bundle")
+        raw = read(folder, MANIFEST)
+        signature = read(folder, SIGNATURE) if SIGNATURE in names else None
+        keys = tuple(trusted_keys or ())
+        if keys:  # before anything else of the bundle is looked at
+            require_trusted(raw, signature, keys)
+        manifest = _parse_manifest(raw, folder)
+        expected = {MANIFEST, *manifest.files}
+        if extra := sorted(names - expected - {SIGNATURE}):
+            raise BundleContentError(f"{folder} holds {extra[0]!r}, which its manifest does not name; take it out")
+        if missing := sorted(expected - names):
+            raise BundleContentError(f"{folder} lacks {missing[0]!r}, which its manifest names; copy the bundle again")
+        contents = {name: checked(folder, name, digest) for name, digest in manifest.files.items()}
+        return _assemble(manifest, raw, contents, tuple(signers(raw, signature)) if signature is not None else ())
+
+
+def write_bundle(
+    output: Path,
+    *,
+    name: str,
+    created_at: str,
+    model: bytes,
+    model_file: str = "model.ubj",
+    feature_set_yaml: str,
+    policy_yaml: str,
+    threshold_score: float,
+    calibration: Calibration | None = None,
+    golden: tuple[np.ndarray, np.ndarray] | None = None,
+    challengers: Sequence[NewChallenger] = (),
+    training: TrainingWindow | None = None,
+    metrics: dict[str, float] | None = None,
+    versions: dict[str, str] | None = None,
+) -> Bundle:
+    """Write a bundle to the folder `output` (which must not exist) and return it, loaded back and checked.
+
+    `golden`: rows float32 [n, k] and the margins float32 [n] that the source model itself gave them.
+    All or nothing. `created_at` is data, so the same inputs give the same bytes and the same id. Raises BundleError.
+    """
+    contents = {model_file: model, FEATURE_SET: feature_set_yaml.encode(), POLICY: policy_yaml.encode()}
+    for item in challengers:
+        contents[f"challenger-{item.id}{item.suffix}"] = item.model
+    if golden is not None:
+        contents[GOLDEN] = np.column_stack(golden).astype("<f4").tobytes()
+    curve = calibration or Calibration()
+    try:
+        feature_set = FeatureSet.from_yaml(feature_set_yaml)
+        compiled = CompiledModel.from_bytes(model)
+        manifest = Manifest(
+            format_version=FORMAT_VERSION,
+            name=name,
+            created_at=created_at,
+            files={key: hashlib.sha256(data).hexdigest() for key, data in contents.items()},
+            feature_fingerprint=feature_set.fingerprint,
+            feature_names=feature_set.names,
+            currency=feature_set.currency,
+            base_margin=float(compiled.base_margin),
+            threshold_score=threshold_score,
+            threshold_margin=float(curve.margin_for(threshold_score, compiled.link)),
+            calibration=curve,
+            golden_rows=0 if golden is None else len(golden[0]),
+            challengers=[
+                ChallengerInfo(
+                    id=item.id,
+                    base_margin=float(CompiledModel.from_bytes(item.model).base_margin),
+                    calibration=item.calibration,
+                )
+                for item in sorted(challengers, key=lambda item: item.id)
+            ],
+            training=training,
+            metrics=metrics or {},
+            versions=versions or {},
+        )
+    except (ValidationError, FeatureSetError, ModelError) as error:
+        raise BundleManifestError(f"no bundle can be made of this: {_reason(error)}") from error
+    contents[MANIFEST] = manifest.to_bytes()
+    return write_folder(output, contents, Bundle.load)
+
+
+def _assemble(manifest: Manifest, raw: bytes, contents: dict[str, bytes], signed_by: tuple[str, ...]) -> Bundle:
+    try:
+        feature_set = FeatureSet.from_yaml(_text(contents[FEATURE_SET], FEATURE_SET))
+        policy = Policy.from_yaml(_text(contents[POLICY], POLICY))
+    except (FeatureSetError, PolicyError) as error:
+        raise BundleContentError(str(error)) from error
+    model = _compile(contents, manifest.model_file, manifest.base_margin)
+
+    def same(what: str, stated: Any, found: Any, where: str) -> None:
+        if stated != found:
+            raise BundleMismatchError(f"{what}: the manifest says {stated}, {where} says {found}")
+
+    same("feature fingerprint", manifest.feature_fingerprint, feature_set.fingerprint, FEATURE_SET)
+    same("feature names", manifest.feature_names, feature_set.names, FEATURE_SET)
+    same("currency", manifest.currency, feature_set.currency, FEATURE_SET)
+    same("feature count", len(manifest.feature_names), model.feature_count, manifest.model_file)
+    try:
+        margin = float(manifest.calibration.margin_for(manifest.threshold_score, model.link))
+    except ModelError as error:
+        raise BundleMismatchError(f"threshold_score and calibration: {error}") from error
+    same("threshold margin", manifest.threshold_margin, margin, "threshold_score")
+    if policy.flag.score is not None:
+        same("threshold score", manifest.threshold_score, policy.flag.score, POLICY)
+    try:
+        policy.check(feature_set.names)
+    except PolicyError as error:
+        raise BundleMismatchError(f"{POLICY} and {FEATURE_SET}: {error}") from error
+    challengers = []
+    for item in manifest.challengers:
+        file = manifest.challenger_file(item.id)
+        shadow = _compile(contents, file, item.base_margin)
+        same("feature count", len(manifest.feature_names), shadow.feature_count, file)
+        challengers.append(Challenger(item.id, shadow, item.calibration))
+    golden = _golden(manifest, contents, model) if manifest.golden_rows else None
+    bundle_id = f"{manifest.name}-{hashlib.sha256(raw).hexdigest()[:12]}"
+    return Bundle(bundle_id, manifest, model, feature_set, policy, tuple(challengers), signed_by, golden)
+
+
+def _compile(contents: dict[str, bytes], file: str, base_margin: float) -> CompiledModel:
+    try:
+        return CompiledModel.from_bytes(contents[file], base_margin=base_margin)
+    except ModelError as error:
+        raise BundleContentError(f"{file}: {error}") from error
+
+
+def _golden(manifest: Manifest, contents: dict[str, bytes], model: CompiledModel) -> np.ndarray:
+    width = len(manifest.feature_names) + 1
+    if len(contents[GOLDEN]) != manifest.golden_rows * width * 4:
+        raise BundleContentError(
+            f"{GOLDEN} has {len(contents[GOLDEN])} bytes, wanted {manifest.golden_rows} rows x {width} float32"
+        )
+    golden = np.frombuffer(contents[GOLDEN], dtype="<f4").reshape(manifest.golden_rows, width)
+    ours, theirs = model.margins(np.ascontiguousarray(golden[:, :-1])), np.ascontiguousarray(golden[:, -1])
+    different = np.flatnonzero(ours.view(np.uint32) != theirs.view(np.uint32))
+    if len(different):
+        row = int(different[0])
+        raise BundleGateError(
+            f"the compiled model differs from its source on {len(different)} of {len(ours)} golden rows, first on row {row}: "
+            f"{ours[row]!r}, stored is {theirs[row]!r}"
+        )
+    return golden
+
+
+def _parse_manifest(raw: bytes, folder: Path) -> Manifest:
+    try:
+        document = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise BundleManifestError(f"{folder / MANIFEST} is not JSON") from error
+    version = document.get("format_version") if isinstance(document, dict) else None
+    # Looked at before all else: a later format may have fields that this one would call unknown.
+    if version != FORMAT_VERSION:
+        raise BundleManifestError(
+            f"{MANIFEST} in {folder} has format_version {version!r:.40}, this program reads {FORMAT_VERSION}"
+        )
+    try:
+        return Manifest.model_validate(document)
+    except ValidationError as error:
+        raise BundleManifestError(f"{folder / MANIFEST}: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}".lstrip(": ")
+    return str(error)
+
+
+def _text(data: bytes, name: str) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise BundleContentError(f"{name} is not UTF-8") from error

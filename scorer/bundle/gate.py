@@ -1,0 +1,185 @@
+"""The gate: what a bundle must show before it is activated. Loading is its first part; this is the rest, and the report
+of it all.
+
+Each check is said in words, whatever comes of it; the gate is passed when all are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import treelite
+
+from scorer.bundle.bundle import Bundle
+from scorer.bundle.errors import BundleError
+from scorer.bundle.folder import checked
+from scorer.model import CompiledModel, ModelError
+from scorer.model.checkpoint import is_checkpoint
+from scorer.model.document import is_ubj
+from scorer.model.lightgbm_text import is_lightgbm
+
+RANDOM_ROWS = 2_000
+_SEED = 20_250_101
+# treelite's interpreter starts at 0 and adds xgboost's base last: each of the additions may round by half a unit in the
+# last place of the largest partial sum.
+_UNIT = float(np.finfo(np.float32).eps)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at."""
+
+    name: str
+    passed: bool
+    detail: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the gate found; `bundle` is None when it could not even be loaded."""
+
+    checks: tuple[Check, ...]
+    bundle: Bundle | None
+
+    @property
+    def passed(self) -> bool:
+        return all(check.passed for check in self.checks)
+
+
+def verify(path: str | Path, *, trusted_keys: Iterable[str] | None = None, rows: int = RANDOM_ROWS) -> Verdict:
+    """Load the bundle and run every check on it. Raises nothing for a bad bundle: it is in the verdict."""
+    keys = tuple(trusted_keys or ())
+    try:
+        bundle = Bundle.load(path, trusted_keys=keys)
+    except BundleError as error:
+        return Verdict((Check("load", False, str(error)),), None)
+    manifest = bundle.manifest
+    signed = f"by {', '.join(bundle.signed_by)}" if bundle.signed_by else "no signature, and no trusted key was given"
+    golden = bundle.golden
+    checks = [
+        Check("files", True, f"{len(manifest.files)} files have the sha256 that the manifest states"),
+        Check("signature", True, signed),
+        Check("feature set", True, f"fingerprint {manifest.feature_fingerprint[:12]} is that of feature_set.yaml"),
+        Check(
+            "golden rows",
+            golden is not None,
+            f"{len(golden)} rows have the source model's margins, bit for bit" if golden is not None
+            else "the bundle has no golden rows; train it with this version, or write them with bundle compile",
+        ),
+    ]  # fmt: skip
+    sample = _random_rows(bundle, rows)
+    for name, check in (
+        ("vector and plain", lambda: _plain(bundle, Path(path), sample)),
+        ("treelite", lambda: _treelite(bundle, Path(path), sample)),
+        ("scores", lambda: _scores(bundle, sample)),
+        ("calibration", lambda: _calibration(bundle)),
+        ("explanations", lambda: _explanations(bundle, sample)),
+    ):
+        checks.append(_run(name, check))
+    return Verdict(tuple(checks), bundle)
+
+
+def _run(name: str, check: Callable[[], tuple[bool, str]]) -> Check:
+    try:
+        passed, detail = check()
+    except (ModelError, BundleError, treelite.TreeliteError) as error:
+        passed, detail = False, str(error)
+    return Check(name, passed, detail)
+
+
+def _random_rows(bundle: Bundle, count: int) -> np.ndarray:
+    """Values at and around the model's cuts, far ones, and missing ones: the same rows for the same model."""
+    rng = np.random.default_rng(_SEED)
+    table = bundle.model.table
+    rows = rng.normal(size=(count, bundle.model.feature_count)).astype(np.float32)
+    for column in range(rows.shape[1]):
+        cuts = table.threshold[table.feature == column]
+        cuts = cuts[np.isfinite(cuts)]
+        if not len(cuts):
+            continue
+        with np.errstate(over="ignore"):
+            pool = np.concatenate(
+                [cuts, np.nextafter(cuts, np.float32(np.inf)), np.nextafter(cuts, np.float32(-np.inf))]
+            )
+        rows[:, column] = rng.choice(pool, count)
+    rows[rng.random(rows.shape) < 0.1] = np.nan
+    rows[rng.random(rows.shape) < 0.02] = np.float32(3e38)
+    return rows
+
+
+def _source(bundle: Bundle, path: Path) -> bytes:
+    name = bundle.manifest.model_file
+    return checked(path, name, bundle.manifest.files[name])
+
+
+def _plain(bundle: Bundle, path: Path, rows: np.ndarray) -> tuple[bool, str]:
+    plan = bundle.model.plan
+    plain = CompiledModel.from_bytes(_source(bundle, path), base_margin=bundle.manifest.base_margin, vector=False)
+    wanted = plain.margins(rows).view(np.uint32)
+    counts = (len(rows), 1, 7, 16)
+    different = sum(int((bundle.model.margins(rows[:n]).view(np.uint32) != wanted[:n]).sum()) for n in counts)
+    kind = f"{plan.vector_trees} of {bundle.model.tree_count} trees in byte lanes" if plan.vector_trees else plan.reason
+    return different == 0, f"{different} of {len(rows)} random rows differ ({kind})"
+
+
+def _treelite(bundle: Bundle, path: Path, rows: np.ndarray) -> tuple[bool, str]:
+    data = _source(bundle, path)
+    if is_lightgbm(data):
+        model = treelite.frontend.load_lightgbm_model(path / bundle.manifest.model_file)
+    elif is_checkpoint(data):
+        model = treelite.Model.deserialize_bytes(data)
+    elif is_ubj(data):
+        model = treelite.frontend.from_xgboost_ubjson(data)
+    else:
+        model = treelite.frontend.from_xgboost_json(data)
+    theirs = treelite.gtil.predict(model, rows, nthread=1, pred_margin=True).reshape(len(rows), -1)[:, -1]
+    ours = bundle.model.margins(rows)
+    table = bundle.model.table
+    if table.base_margin == 0 and not (is_ubj(data) or data[:1] == b"{"):
+        different = int((theirs.astype(np.float32) != ours).sum())
+        return different == 0, f"{different} of {len(rows)} random rows differ from treelite's interpreter"
+    largest = abs(float(table.base_margin)) + sum(
+        float(np.abs(part).max()) for part in np.split(table.value, table.root[1:])
+    )
+    allowed = (table.tree_count + 2) * _UNIT * largest
+    worst = float(np.abs(theirs.astype(np.float64) - ours).max())
+    return (
+        worst <= allowed,
+        f"largest distance {worst:.3g} on {len(rows)} random rows, {allowed:.3g} by order of additions",
+    )
+
+
+def _scores(bundle: Bundle, rows: np.ndarray) -> tuple[bool, str]:
+    margins = bundle.model.margins(rows)
+    scores = bundle.scores(margins)
+    fit = np.isfinite(margins).all() and bool(((scores >= 0) & (scores <= 1)).all())
+    return bool(
+        fit
+    ), f"{len(rows)} random rows score from {np.nanmin(scores):.3g} to {np.nanmax(scores):.3g}, no NaN" if fit else (
+        f"{int((~np.isfinite(margins)).sum())} margins are not finite, {int((~((scores >= 0) & (scores <= 1))).sum())} scores not in [0, 1]"
+    )
+
+
+def _calibration(bundle: Bundle) -> tuple[bool, str]:
+    grid = np.unique(
+        np.concatenate([np.linspace(-40, 40, 4_001), np.linspace(-2, 2, 2_001), [float(bundle.threshold_margin)]])
+    ).astype(np.float32)
+    scores = bundle.scores(grid)
+    rises = bool((np.diff(scores) >= 0).all())
+    threshold = bundle.manifest.threshold_score
+    agree = bool(((scores >= threshold) == (grid >= bundle.threshold_margin)).all())
+    kind = bundle.manifest.calibration.kind
+    if rises and agree:
+        return True, f"{kind}: never falls; score >= {threshold:.6g} where margin >= {bundle.threshold_margin!r}"
+    return False, f"{kind}: " + ("the threshold on margins decides otherwise" if rises else "the score falls somewhere")
+
+
+def _explanations(bundle: Bundle, rows: np.ndarray) -> tuple[bool, str]:
+    few = rows[:64]
+    sums = bundle.model.contributions(few).sum(axis=1)
+    margins = bundle.model.margins(few).astype(np.float64)
+    worst = float((np.abs(sums - margins) / np.maximum(1.0, np.abs(margins))).max())
+    return worst <= 1e-5, f"contributions sum to the margin within {worst:.2g} of it"

@@ -1,0 +1,106 @@
+"""manifest.json: what a bundle says of itself."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Annotated, Self
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from scorer.model.calibrate import Calibration, Finite
+
+FORMAT_VERSION = 1
+MANIFEST, SIGNATURE = "manifest.json", "manifest.sig"
+FEATURE_SET, POLICY, GOLDEN = "feature_set.yaml", "policy.yaml", "golden.f32"
+MODELS = ("model.ubj", "model.json", "model.txt", "model.tl")
+CHALLENGERS_MAX = 4
+_CHALLENGER = re.compile(r"^challenger-([a-z0-9_-]{1,62})\.(ubj|json|txt|tl)$")
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TrainingWindow(_Strict):
+    """Where the model's data came from: epoch ms of event time, `until` exclusive, and rows of known label."""
+
+    train_from_ms: int
+    train_until_ms: int
+    train_rows: int = Field(ge=0)
+    train_frauds: int = Field(ge=0)
+    validation_from_ms: int
+    validation_until_ms: int
+    validation_rows: int = Field(ge=0)
+    validation_frauds: int = Field(ge=0)
+    label_gap_ms: int = Field(ge=0)
+    seed: int
+
+
+class ChallengerInfo(_Strict):
+    """A model that scores in shadow: same features, own file and calibration."""
+
+    id: str = Field(pattern=r"^[a-z0-9_-]{1,62}$")
+    base_margin: Finite
+    calibration: Calibration = Calibration()
+
+
+class Manifest(_Strict):
+    """manifest.json. Field order there is alphabetical; the file's own sha256 names the bundle."""
+
+    format_version: int
+    name: str = Field(pattern=r"^[a-z][a-z0-9_-]{0,62}$")
+    created_at: str = Field(min_length=1, max_length=64)
+    files: dict[str, Sha256] = Field(max_length=16)
+    feature_fingerprint: Sha256
+    feature_names: list[str] = Field(min_length=1, max_length=65_536)
+    currency: str = Field(pattern=r"^[A-Z]{3}$")
+    # The float32 the model starts from on the machine whose gate it passed: logf may differ by a bit elsewhere.
+    base_margin: Finite
+    threshold_score: Finite = Field(ge=0, le=1)
+    # The smallest float32 margin whose score reaches threshold_score; decisions compare margins.
+    threshold_margin: Finite
+    calibration: Calibration = Calibration()
+    # Rows of golden.f32: inputs and the source model's own margins, which the compiled model must give bit for bit.
+    golden_rows: int = Field(default=0, ge=0, le=65_536)
+    challengers: list[ChallengerInfo] = Field(default_factory=list, max_length=CHALLENGERS_MAX)
+    training: TrainingWindow | None = None
+    metrics: dict[str, Finite] = Field(default_factory=dict, max_length=256)
+    versions: dict[str, str] = Field(default_factory=dict, max_length=64)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for name in ("base_margin", "threshold_margin"):
+            value = getattr(self, name)
+            # Compared by range first: beyond float32 the conversion itself would warn.
+            if abs(value) > float(np.finfo(np.float32).max) or float(np.float32(value)) != value:
+                raise ValueError(f"{name} is not a float32")
+        models = [name for name in MODELS if name in self.files]
+        wanted = {FEATURE_SET, POLICY, *models} | ({GOLDEN} if self.golden_rows else set())
+        shadows = {match[1]: name for name in self.files if (match := _CHALLENGER.match(name))}
+        if [item.id for item in self.challengers] != sorted({item.id for item in self.challengers}):
+            raise ValueError("challengers are listed in the order of their ids, each once")
+        if set(shadows) != {item.id for item in self.challengers}:
+            raise ValueError(
+                f"challengers are {[c.id for c in self.challengers]}, their files {sorted(shadows.values())}"
+            )
+        if len(models) != 1 or set(self.files) - set(shadows.values()) != wanted:
+            raise ValueError(f"files are {sorted(self.files)}; wanted {sorted(wanted)} and one of {MODELS}")
+        return self
+
+    @property
+    def model_file(self) -> str:
+        """The file of the model that decides."""
+        return next(name for name in MODELS if name in self.files)
+
+    def challenger_file(self, challenger: str) -> str:
+        """The file of a challenger."""
+        return next(name for name in self.files if (match := _CHALLENGER.match(name)) and match[1] == challenger)
+
+    def to_bytes(self) -> bytes:
+        """The manifest as written: sorted keys, two spaces, one newline at the end."""
+        document = self.model_dump(mode="json")
+        return (json.dumps(document, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()

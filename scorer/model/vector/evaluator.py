@@ -1,0 +1,91 @@
+"""`VectorRun`: consecutive trees in byte-lane form, with the kernels of their depth; and the call from numba."""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from scorer.model.table import Table
+from scorer.model.vector import jit, lanes, single
+from scorer.model.vector import ranks as rank_kernels
+from scorer.model.vector.tables import Ranks, describe
+
+_ROWS = types.Array(types.float32, 2, "C", readonly=True)
+_OUT = types.Array(types.float32, 1, "C")
+_OUT_WIDE = types.Array(types.float64, 1, "C")
+
+
+@intrinsic
+def _call(typing_context, address, rows, count, descriptor, out):  # type: ignore[no-untyped-def]  # noqa: ARG001
+    """Call the C function `void (ptr, i64, ptr, ptr)` at an address: no lookup, no GIL, cacheable by numba."""
+    signature = types.void(types.int64, _ROWS, types.int64, types.int64, out)
+
+    def generate(context, builder, sig, args):  # type: ignore[no-untyped-def]
+        word = ir.IntType(64)
+        kind = ir.FunctionType(ir.VoidType(), [word, word, word, word])
+        function = builder.inttoptr(args[0], kind.as_pointer())
+        data = [
+            builder.ptrtoint(cgutils.create_struct_proxy(of)(context, builder, value=value).data, word)  # type: ignore[no-untyped-call]
+            for of, value in ((sig.args[1], args[1]), (sig.args[4], args[4]))
+        ]
+        builder.call(function, [data[0], args[2], args[3], data[1]])
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+@numba.njit(
+    [types.void(_ROWS, out, types.float64, types.int64, types.int64) for out in (_OUT, _OUT_WIDE)],
+    cache=True,
+    nogil=True,
+)
+def run(rows, out, base, kernel, descriptor):  # type: ignore[no-untyped-def]
+    """out [n] (float32, or float64 for a wide table) = base + the trees of `descriptor`, by the function at address
+    `kernel`; base NaN: out + them.
+    """
+    if not np.isnan(base):
+        for row in range(rows.shape[0]):
+            out[row] = base
+    _call(kernel, rows, rows.shape[0], descriptor, out)  # type: ignore[call-arg]
+
+
+def source(depth: int, planes: int, real: str, machine: jit.Host) -> tuple[str, tuple[str, ...]]:
+    """The module for trees of one depth, and the functions it exports."""
+    permute = machine.permutes
+    parts = [rank_kernels.DECLARATIONS, lanes.DECLARATIONS]
+    if permute:
+        parts += [rank_kernels.PERMUTE, lanes.PERMUTE]
+    parts += [rank_kernels.rank_block(permute), lanes.batch(depth, permute, real)]
+    names: tuple[str, ...] = ("batch",)
+    if machine.permutes_bytes and planes <= single.PLANES_MAX:
+        wide = planes > single.PLANES_MAX // 2
+        parts += [single.DECLARATIONS, single.row_planes()]
+        parts += [single.some_rows(depth, wide, rows, real) for rows in (1, single.ROWS_TOGETHER)]
+        parts.append(single.few(real))
+        names = ("batch", "few")
+    return "\n".join([*parts, "!0 = !{}"]), names
+
+
+class VectorRun:
+    """Some consecutive trees in byte lanes. Holds the arrays that its descriptor points at."""
+
+    def __init__(self, table: Table, ranks: Ranks, first: int, last: int, machine: jit.Host) -> None:
+        """Trees first … last - 1 of `table`. Raises jit.JitUnavailableError where LLVM cannot compile here."""
+        self._descriptor = describe(table, ranks, first, last)
+        self.first, self.trees = first, last - first
+        text, names = source(
+            self._descriptor.depth, self._descriptor.planes, "double" if table.wide else "float", machine
+        )
+        kernels = jit.addresses(text, names, machine)
+        self.descriptor = self._descriptor.address
+        self.batch = kernels["batch"]
+        self.few = kernels.get("few", 0)
+        """The bit kernel's address; 0 where the CPU has none or the model has too many planes for it."""
+        self.byte_count = self._descriptor.byte_count
+
+
+__all__ = ["VectorRun", "run", "source"]

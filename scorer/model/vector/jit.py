@@ -1,0 +1,160 @@
+"""Compiling IR for the host's own CPU, and keeping the object code on disk: the only file access of the model package.
+
+The cache holds code, so it is trusted like the installation itself: a folder that belongs to this user and that nobody
+else may write to, or no cache at all. A kernel is a function of its text, LLVM's version and the CPU; the file's name
+is the hash of all three, and the file begins with the hash of its content, so a torn write is compiled again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import stat
+import tempfile
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import llvmlite
+import llvmlite.binding as llvm
+
+CACHE_VARIABLE = "FRAUD_SCORER_KERNEL_CACHE"
+"""Environment variable: folder of the compiled kernels; empty turns the cache off."""
+_HASH_BYTES = 32
+_OPTIMISE = 3
+
+
+class JitUnavailableError(RuntimeError):
+    """LLVM cannot compile or load code here; the plain evaluator serves instead."""
+
+
+@dataclass(frozen=True)
+class Host:
+    """The CPU that kernels are compiled for."""
+
+    triple: str
+    cpu: str
+    features: str
+
+    @property
+    def permutes(self) -> bool:
+        """Whether a 512-bit register can be looked up by index."""
+        return self.triple.startswith("x86_64") and "+avx512f" in self.features and "+avx512bw" in self.features
+
+    @property
+    def permutes_bytes(self) -> bool:
+        """Whether 128 bytes in two registers can be looked up by index (AVX-512 VBMI)."""
+        return self.permutes and "+avx512vbmi," in f"{self.features},"
+
+
+_lock = threading.Lock()
+_loaded: dict[str, dict[str, int]] = {}
+# Code stays for the life of the process: an evaluator may hold its address, and there are few kernels (one per depth).
+_kept: list[Any] = []
+
+
+def host() -> Host:
+    """The CPU of this machine, as LLVM names it. Raises JitUnavailableError."""
+    try:
+        llvm.initialize_native_target()
+        llvm.initialize_native_asmprinter()
+        return Host(llvm.get_process_triple(), llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten())
+    except (RuntimeError, OSError) as error:
+        raise JitUnavailableError(f"LLVM does not know this CPU: {error}") from error
+
+
+def addresses(source: str, names: tuple[str, ...], machine: Host) -> dict[str, int]:
+    """The addresses of functions `names` in the module `source`, compiled once per process and once per cache.
+
+    Raises JitUnavailableError.
+    """
+    stamp = "\n".join(
+        (source, machine.triple, machine.cpu, machine.features, llvmlite.__version__, str(llvm.llvm_version_info))
+    )
+    key = hashlib.sha256(stamp.encode()).hexdigest()
+    with _lock:
+        if key not in _loaded:
+            try:
+                _loaded[key] = _load(key, source, names, machine)
+            except (RuntimeError, OSError, AttributeError) as error:
+                raise JitUnavailableError(f"LLVM cannot compile the kernels here: {error}") from error
+        return _loaded[key]
+
+
+def _target_machine(machine: Host) -> Any:
+    target = llvm.Target.from_triple(machine.triple)
+    return target.create_target_machine(
+        cpu=machine.cpu, features=machine.features, opt=_OPTIMISE, reloc="pic", codemodel="jitdefault", jit=True
+    )
+
+
+def _load(key: str, source: str, names: tuple[str, ...], machine: Host) -> dict[str, int]:
+    folder = _folder()
+    code = _read(folder, key)
+    if code is None:
+        code = _compile(source, machine)
+        _write(folder, key, code)
+    compiler = llvm.create_lljit_compiler(_target_machine(machine))
+    builder = llvm.JITLibraryBuilder().add_object_img(code).add_current_process()
+    for name in names:
+        builder.export_symbol(name)
+    library = builder.link(compiler, f"kernels-{key[:16]}")
+    _kept.extend((compiler, library))
+    return {name: int(library[name]) for name in names}
+
+
+def _compile(source: str, machine: Host) -> bytes:
+    module = llvm.parse_assembly(source)
+    module.verify()
+    target = _target_machine(machine)
+    options = llvm.create_pipeline_tuning_options(speed_level=_OPTIMISE)
+    options.loop_unrolling = False  # what should be unrolled is written unrolled
+    builder = llvm.create_pass_builder(target, options)
+    builder.getModulePassManager().run(module, builder)
+    return bytes(target.emit_object(module))
+
+
+def _folder() -> Path | None:
+    named = os.environ.get(CACHE_VARIABLE)
+    if named == "":
+        return None
+    folder = Path(named) if named else _default_folder()
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = folder.stat()
+    except (OSError, RuntimeError):
+        return None  # a read-only home: compile in memory
+    shared = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    return None if shared or found.st_uid != os.geteuid() else folder
+
+
+def _default_folder() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "fraud-scorer" / "kernels"
+
+
+def _read(folder: Path | None, key: str) -> bytes | None:
+    if folder is None:
+        return None
+    try:
+        data = (folder / f"{key}.o").read_bytes()
+    except OSError:
+        return None
+    code = data[_HASH_BYTES:]
+    return code if hashlib.sha256(code).digest() == data[:_HASH_BYTES] else None
+
+
+def _write(folder: Path | None, key: str, code: bytes) -> None:
+    if folder is None:
+        return
+    with contextlib.suppress(OSError):  # a full disk costs the next start 0.4 s, nothing else
+        handle, temporary = tempfile.mkstemp(dir=folder, prefix=".", suffix=".o")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(hashlib.sha256(code).digest() + code)
+            Path(temporary).replace(folder / f"{key}.o")
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise

@@ -1,0 +1,269 @@
+"""The vector kernels against the plain walk (itself held against xgboost): every depth, layout, CPU and number of rows."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from scorer.model import CompiledModel
+from scorer.model import plan as planning
+from scorer.model.plan import spans
+from scorer.model.table import LESS, RawTree, Table, join, lower_tree
+from scorer.model.vector import jit, tables
+from scorer.model.vector.evaluator import VectorRun
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def _tree(rng: np.random.Generator, depth: int, features: int, cuts: np.ndarray, grow: float, wide: bool) -> RawTree:
+    """A random tree of exactly `depth` along its leftmost path, elsewhere stopping early with chance 1 - grow."""
+    left, right, feature, threshold, value, level = [-1], [-1], [-1], [0.0], [0.0], [0]
+    at = 0
+    while at < len(left):
+        leftmost = at == 0 or (left[parent_of(at, left)] == at and on_spine(at, left))
+        if level[at] < depth and (leftmost or rng.random() < grow):
+            left[at], right[at] = len(left), len(left) + 1
+            feature[at] = int(rng.integers(0, features))
+            threshold[at] = float(rng.choice(cuts))
+            for _ in range(2):
+                left.append(-1)
+                right.append(-1)
+                feature.append(-1)
+                threshold.append(0.0)
+                value.append(float(rng.normal()))
+                level.append(level[at] + 1)
+        at += 1
+    n = len(left)
+    return RawTree(
+        np.array(left), np.array(right), np.array(feature, np.int32), np.array(threshold, np.float32),
+        np.full(n, LESS, np.int8), rng.integers(0, 2, n).astype(np.uint8),
+        np.array(value, np.float64 if wide else np.float32), np.ones(n),
+    )  # fmt: skip
+
+
+def parent_of(node: int, left: list[int]) -> int:
+    return next(i for i in range(node) if left[i] in (node, node - 1) and left[i] > 0)
+
+
+def on_spine(node: int, left: list[int]) -> bool:
+    at = 0
+    while left[at] > 0:
+        at = left[at]
+        if at == node:
+            return True
+    return False
+
+
+def _table(
+    seed: int, depths: list[int], *, features: int = 5, cuts: int = 300, grow: float = 0.8, wide: bool = False
+) -> Table:
+    rng = np.random.default_rng(seed)
+    values = np.unique(np.concatenate([rng.normal(size=cuts), [0.0, -0.0]]).astype(np.float32))
+    trees = [lower_tree(_tree(rng, d, features, values, grow, wide), i, features) for i, d in enumerate(depths)]
+    return join(trees, features, np.float32(-0.75))
+
+
+def _rows(table: Table, seed: int, count: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    rows = rng.normal(size=(count, table.feature_count)).astype(np.float32)
+    cuts = table.threshold[table.feature >= 0]
+    if len(cuts):
+        pool = np.concatenate([cuts, np.nextafter(cuts, np.float32(9)), np.nextafter(cuts, np.float32(-9))])
+        at_cut = rng.random(rows.shape) < 0.3
+        rows[at_cut] = rng.choice(pool, int(at_cut.sum()))
+    odd = rng.random(rows.shape) < 0.2
+    rows[odd] = rng.choice(np.array([np.nan, np.inf, -np.inf, -0.0, 1e-45], np.float32), int(odd.sum()))
+    return rows
+
+
+def _assert_equal(
+    table: Table, seed: int, counts: tuple[int, ...] = (1, 2, 3, 4, 7, 15, 16, 63, 64, 65, 200)
+) -> CompiledModel:
+    vector, plain = CompiledModel(table), CompiledModel(table, vector=False)
+    for count in counts:
+        rows = _rows(table, seed + count, count)
+        ours, theirs = vector.margins(rows), plain.margins(rows)
+        assert (ours.view(np.uint32) == theirs.view(np.uint32)).all(), f"{count} rows"
+    return vector
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    depths=st.lists(st.integers(0, 8), min_size=1, max_size=20),
+    cuts=st.sampled_from([1, 3, 40, 254, 255, 256, 700]),
+    features=st.sampled_from([1, 3, 30]),
+    wide=st.booleans(),
+)
+def test_vector_equals_walk(seed: int, depths: list[int], cuts: int, features: int, wide: bool) -> None:
+    """Every number of rows, trees, cuts and features gives the walk's bits, in both precisions."""
+    _assert_equal(_table(seed, depths, cuts=cuts, features=features, wide=wide), seed, (1, 5, 16, 130))
+
+
+@pytest.mark.parametrize("depth", range(9))
+@pytest.mark.parametrize("wide", [False, True])
+def test_every_depth(depth: int, wide: bool) -> None:
+    """Each depth has its own kernels; all of them give the walk's bits."""
+    model = _assert_equal(_table(depth, [depth] * 11, wide=wide), depth)
+    assert model.plan.vector_trees == 11
+
+
+def test_more_trees_than_a_chunk_holds() -> None:
+    """The kernel for few rows works in chunks of 256 trees; 256, 257 and 600 trees give the walk's bits."""
+    table = _table(4, [3] * 600, features=3)
+    for trees in (255, 256, 257, 600):
+        cut = _first_trees(table, trees)
+        _assert_equal(cut, trees, (1, 4, 5, 64))
+
+
+def _first_trees(table: Table, trees: int) -> Table:
+    end = int(table.root[trees]) if trees < table.tree_count else len(table.left)
+    names = ("feature", "threshold", "left", "right", "default_left", "value", "cover")
+    return replace(
+        table,
+        root=table.root[:trees],
+        depth=table.depth[:trees],
+        **{name: getattr(table, name)[:end] for name in names},
+    )
+
+
+def test_many_planes_leave_the_kernel_for_few_rows_and_then_lanes() -> None:
+    """Past 256 planes few rows are walked, past 2,048 all rows; the bits stay the same."""
+    some = _table(1, [8] * 40, features=200, cuts=900)
+    assert 256 < tables.rank_features(some).plane_count <= tables.PLANES_STACK_MAX  # type: ignore[union-attr]
+    assert _assert_equal(some, 1).plan.vector_trees == 40
+    rng = np.random.default_rng(0)
+    many = _table(2, [8] * 30, features=1_200, cuts=3_000, grow=1.0)
+    assert tables.rank_features(many) is None
+    model = _assert_equal(many, int(rng.integers(9)), (1, 16, 70))
+    assert model.plan.vector_trees == 0
+    assert "more cuts" in model.plan.reason
+
+
+def test_thousands_of_cuts_of_one_feature() -> None:
+    """A feature of 4,000 cuts is ranked exactly: 12 levels of search, 16 planes a direction."""
+    table = _table(3, [8] * 60, features=1, cuts=4_000, grow=1.0)
+    assert len(np.unique(table.threshold[table.feature >= 0])) > 2_048
+    assert _assert_equal(table, 3).plan.vector_trees == 60
+
+
+def test_deep_trees_are_walked_between_shallow_ones() -> None:
+    """A chain of depth 40 among shallow trees does not grow the padded table, and the order of additions stays."""
+    table = _table(5, [4] * 70 + [40] + [6] * 70, grow=0.5)
+    model = _assert_equal(table, 5)
+    assert model.plan.vector_trees == 140
+    assert model.plan.byte_count < 1 << 20
+
+
+def test_spans_join_what_is_cheaper_joined() -> None:
+    """Single trees of another depth are padded, long runs are not, and deep trees stand apart."""
+    depths = np.array([6] * 50 + [5] + [6] * 50)
+    assert [(s.first, s.last, s.depth) for s in spans(depths)] == [(0, 101, 6)]
+    mixed = spans(np.array([8] + [1, 2] * 5_000))
+    assert mixed[0].depth == 8
+    assert mixed[0].last < 100
+    assert {s.depth for s in mixed[1:]} == {3}
+    assert [s.depth for s in spans(np.array([6, 12, 6]))] == [6, 9, 6]
+
+
+def test_alternating_depths_are_walked() -> None:
+    """Dozens of runs would each rank the rows anew; one walk takes them all."""
+    model = _assert_equal(_table(6, [3, 10] * 12, grow=0.3), 6, (1, 30))
+    assert model.plan.vector_trees == 0
+    assert "differ too much" in model.plan.reason
+
+
+@pytest.mark.parametrize("cpu", ["x86-64", "x86-64-v3", "x86-64-v4"])
+@pytest.mark.parametrize("depth", [3, 6, 8])
+def test_other_cpus_give_the_same_bits(cpu: str, depth: int) -> None:
+    """Kernels compiled for an older CPU of this family (SSE2, AVX2, AVX-512 without VBMI) give the same bits."""
+    here = jit.host()
+    needed = {"x86-64": "+sse2", "x86-64-v3": "+avx2", "x86-64-v4": "+avx512bw"}[cpu]
+    if not here.triple.startswith("x86_64"):
+        assert here.triple  # another family: its own kernels are what all other tests run
+        return
+    features = "+avx512f,+avx512bw,+avx512vl,+avx512dq,+avx512cd" if cpu == "x86-64-v4" else ""
+    if needed not in here.features.split(","):
+        return
+    table = _table(depth, [depth] * 9)
+    run = VectorRun(table, tables.rank_features(table), 0, 9, jit.Host(here.triple, cpu, features))  # type: ignore[arg-type]
+    assert run.few == 0
+    rows = _rows(table, 1, 150)
+    out = np.empty(150, np.float32)
+    planning.run(rows, out, float(table.base_margin), run.batch, run.descriptor)
+    assert (out.view(np.uint32) == CompiledModel(table, vector=False).margins(rows).view(np.uint32)).all()
+
+
+def test_without_a_compiler_the_walk_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where LLVM cannot compile, the model says why and gives the same margins by the plain walk."""
+
+    def none() -> jit.Host:
+        raise jit.JitUnavailableError("no target for this machine")
+
+    monkeypatch.setattr(planning, "this_host", none)
+    table = _table(7, [5] * 10)
+    model = _assert_equal(table, 7, (1, 40))
+    assert model.plan.vector_trees == 0
+    assert model.plan.reason == "no target for this machine"
+
+
+def _cached(folder: Path, code: str = "") -> str:
+    program = (
+        "import numpy as np, sys; sys.path.insert(0, '.')\n"
+        f"{code}\n"
+        "from tests.properties.test_model_vector import _table, _rows\nfrom scorer.model import CompiledModel\n"
+        "table = _table(1, [4] * 9)\nmodel = CompiledModel(table)\n"
+        "print(model.margins(_rows(table, 1, 70)).tobytes().hex(), model.plan.vector_trees)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True, cwd=ROOT,
+        env=os.environ | {jit.CACHE_VARIABLE: str(folder)},
+    )  # fmt: skip
+    return done.stdout
+
+
+def test_kernels_are_cached_and_a_torn_file_is_made_again(tmp_path: Path) -> None:
+    """The second process compiles nothing; a damaged cache file is replaced; a folder that others may write to is not
+    used.
+    """
+    folder = tmp_path / "kernels"
+    wanted = _cached(folder)
+    files = sorted(folder.iterdir())
+    assert files
+    assert all(file.suffix == ".o" for file in files)
+    refuse = "from scorer.model.vector import jit\ndef no(*a): raise RuntimeError('compiled')\njit._compile = no"
+    assert _cached(folder, refuse) == wanted
+    before = files[0].read_bytes()
+    for file in files:
+        file.write_bytes(file.read_bytes()[:-20])
+    assert _cached(folder) == wanted
+    assert len(files[0].read_bytes()) == len(before)
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o777)
+    assert _cached(shared) == wanted
+    assert not list(shared.iterdir())
+
+
+def test_explaining_agrees_with_the_classic_algorithm() -> None:
+    """Quadrature and the path algorithm give the same contributions, on deep trees with features met again and again."""
+    table = _table(9, [12, 7, 3, 0, 9], features=4, grow=0.9)
+    rng = np.random.default_rng(1)
+    cover = np.ones(len(table.left))
+    for node in range(len(table.left) - 1, -1, -1):
+        if table.feature[node] >= 0:
+            cover[node] = cover[table.left[node]] + cover[table.left[node] + 1]
+        else:
+            cover[node] = rng.integers(1, 50)
+    table = replace(table, cover=cover)
+    rows = _rows(table, 4, 21)
+    fast, classic = CompiledModel(table), CompiledModel(table, vector=False)
+    assert np.allclose(fast.contributions(rows), classic.contributions(rows), atol=1e-9)
