@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from scorer.cli import bundle, data, decide, demo, modelling
+from scorer.cli import bundle, data, decide, demo, modelling, replay, train
 from scorer.errors import FraudScorerError
 from scorer.services.cli import app as services
 
@@ -29,8 +29,8 @@ app.command()(data.setup)
 app.command()(data.simulate)
 app.command()(data.send)
 app.command()(modelling.features)
-app.command()(modelling.train)
-app.command()(modelling.replay)
+app.command()(train.train)
+app.command()(replay.replay)
 app.add_typer(bundle.app, name="bundle")
 app.add_typer(services, name="services")
 app.command()(data.settings)
