@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from confluent_kafka import KafkaException, Producer, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
 
 from schemas.audit import AuditHeader, encode
 from schemas.dead_letter import dead_letter_record
@@ -21,6 +21,9 @@ from scorer.kafka import KafkaFailure, Rebuild, Topics, describe, failure
 from scorer.pipeline import Outcomes
 
 COMMIT_TIMEOUT_S = 30.0
+# A rebalance changes the group's generation; the batch is committed again under the new one once this member knows it.
+GENERATION_WAIT_S = 5.0
+GENERATION_RETRY_S = 0.05
 MODES = ("normal", "degraded", "duplicate", "late")
 
 
@@ -62,22 +65,37 @@ class Publisher:
                 journal=outcomes.journal.to_bytes().decode(),
             ),
         )
+        until = time.monotonic() + GENERATION_WAIT_S
+        while True:
+            try:
+                self._transaction(outcomes, audit)
+                return Committed(outcomes, time.perf_counter() - started, sum(map(len, audit)))
+            except KafkaException as exc:
+                if not _of_an_older_generation(exc) or time.monotonic() > until:
+                    raise failure(exc) from exc
+                self._abort()
+                time.sleep(GENERATION_RETRY_S)
+            except BufferError as exc:
+                raise Rebuild("the producer's queue did not drain") from exc
+
+    def _abort(self) -> None:
+        """Roll back a transaction that the group refused; the producer and the outcomes can then be used again."""
         try:
-            self._producer.begin_transaction()
-            self._produce_decisions(outcomes)
-            self._produce_dead_letters(outcomes)
-            for chunk in audit:
-                self._produce(self._topics.audit, chunk, partition=self._shard)
-            self._produce(self._topics.journal, outcomes.journal.to_bytes(), partition=self._shard)
-            positions = [TopicPartition(self._topics.payments, r.partition, r.end) for r in outcomes.journal.inputs]
-            if positions:  # fresh group metadata every time: the member's generation changes with each rebalance
-                self._producer.send_offsets_to_transaction(positions, self._group_metadata(), COMMIT_TIMEOUT_S)
-            self._producer.commit_transaction(COMMIT_TIMEOUT_S)
+            self._producer.abort_transaction(COMMIT_TIMEOUT_S)
         except KafkaException as exc:
             raise failure(exc) from exc
-        except BufferError as exc:
-            raise Rebuild("the producer's queue did not drain") from exc
-        return Committed(outcomes, time.perf_counter() - started, sum(map(len, audit)))
+
+    def _transaction(self, outcomes: Outcomes, audit: list[bytes]) -> None:
+        self._producer.begin_transaction()
+        self._produce_decisions(outcomes)
+        self._produce_dead_letters(outcomes)
+        for chunk in audit:
+            self._produce(self._topics.audit, chunk, partition=self._shard)
+        self._produce(self._topics.journal, outcomes.journal.to_bytes(), partition=self._shard)
+        positions = [TopicPartition(self._topics.payments, r.partition, r.end) for r in outcomes.journal.inputs]
+        if positions:  # fresh group metadata every time: the member's generation changes with each rebalance
+            self._producer.send_offsets_to_transaction(positions, self._group_metadata(), COMMIT_TIMEOUT_S)
+        self._producer.commit_transaction(COMMIT_TIMEOUT_S)
 
     def _produce_decisions(self, outcomes: Outcomes) -> None:
         """One message per payment, with the payment's own key, to the partition of the same number."""
@@ -132,3 +150,12 @@ class Publisher:
             self._producer.produce(topic, value, **options)
         except KafkaException as exc:  # such as a record above message.max.bytes, which is the client's word against it
             raise KafkaFailure(f"a record for {topic} was refused ({describe(exc)})") from exc
+
+
+def _of_an_older_generation(exc: KafkaException) -> bool:
+    """Whether the group refused the offsets because a rebalance is on or has just been; all else is well."""
+    error = exc.args[0]
+    return error.txn_requires_abort() and error.code() in (
+        KafkaError.ILLEGAL_GENERATION,
+        KafkaError.REBALANCE_IN_PROGRESS,
+    )

@@ -16,6 +16,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from scorer import kafka, metrics
 from scorer.bundle import Bundle
 from scorer.errors import FraudScorerError
+from scorer.membership import Membership
 from scorer.recovery import Bundles
 from scorer.settings import Settings
 from scorer.shard import Shard
@@ -39,8 +40,9 @@ class _Owned:
     """A shard's thread,
     which rebuilds the shard after a failed transaction and ends with the reason when it cannot go on."""
 
-    def __init__(self, shard: Shard, number: int, standby: Standby | None) -> None:
+    def __init__(self, shard: Shard, number: int, membership: Membership, standby: Standby | None) -> None:
         self.shard = shard
+        self._membership = membership
         self.number = number
         self._standby = standby
         self.stop = threading.Event()
@@ -64,9 +66,25 @@ class _Owned:
                 )
                 log.warning("shard.rebuild", shard=self.number, reason=str(exc), wait_s=backoff_s)
                 self.stop.wait(backoff_s)
+                if not self._membership.confirmed(self.number, self.stop):
+                    return self._lost(exc)
+            except kafka.Fenced as exc:
+                # By a new owner, or by one that woke up and did not know yet that it is none: the group says which.
+                if not self._membership.confirmed(self.number, self.stop):
+                    return self._lost(exc)
+                metrics.REBUILDS.labels(str(self.number), "fenced").inc()
+                log.warning("shard.rebuild", shard=self.number, reason=f"{exc}, but the group says it is ours")
             except BaseException as exc:  # noqa: BLE001 - handed to the main thread, which ends the process with it
                 self.failure = exc
-                return
+                return None
+        return None
+
+    def _lost(self, cause: kafka.KafkaFailure) -> None:
+        """The shard is not ours any more: fenced in a commit, the process ends; else it waits to be released."""
+        if isinstance(cause, kafka.Fenced):
+            self.failure = cause
+        else:
+            self.stop.wait()
 
     @property
     def alive(self) -> bool:
@@ -99,8 +117,7 @@ class Worker:
         self._joined = False
         self._warm = False
         self._failure: BaseException | None = None
-        self._member: Consumer | None = None
-        self._metadata: object = None
+        self._membership = Membership(settings)
 
     def live(self) -> tuple[bool, str]:
         """The process works as long as no shard has failed."""
@@ -130,15 +147,12 @@ class Worker:
                 f"{topics.journal} has {journal} partitions, "
                 f"the setting FRAUD_SCORER_WORKER__SHARDS says {settings.worker.shards}: they must be equal"
             )
-        self._member = kafka.member(settings, f"{settings.kafka.topic_prefix}{settings.worker.application}")
-        self._member.subscribe([topics.journal], on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost)
+        member = self._membership.consumer
+        member.subscribe([topics.journal], on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost)
         try:
             while not stop.is_set():
-                message = self._member.poll(POLL_S)
-                # Asked for here and kept: the call waits for a poll that runs, and a commit must not (nor can it, while
-                # a revocation callback inside poll waits for that very commit). A generation that changed meanwhile
-                # fails the commit: Rebuild.
-                self._metadata = self._member.consumer_group_metadata()
+                message = member.poll(POLL_S)
+                self._membership.refresh()
                 error = None if message is None else message.error()
                 if error is not None:
                     self._on_error(error)
@@ -153,7 +167,7 @@ class Worker:
         finally:
             # Committing needs the membership, so shards end before the member leaves.
             self._drain(list(self._owned))
-            self._member.close()
+            member.close()
             for standby in self._standbys.values():
                 standby.close()
             log.info("worker.left")
@@ -181,8 +195,8 @@ class Worker:
         for partition in partitions:
             number = partition.partition
             log.info("shard.assigned", shard=number)
-            shard = Shard(self._settings, self._bundles, number, group_metadata=lambda: self._metadata)
-            self._owned[number] = _Owned(shard, number, self._standbys.pop(number, None))
+            shard = Shard(self._settings, self._bundles, number, group_metadata=lambda: self._membership.metadata)
+            self._owned[number] = _Owned(shard, number, self._membership, self._standbys.pop(number, None))
         metrics.OWNED.set(len(self._owned))
 
     def _revoked(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
@@ -214,7 +228,7 @@ class Worker:
                 continue
             if not owned.drain(HAND_OVER_S):
                 self._failure = FraudScorerError(f"shard {number} did not end within {HAND_OVER_S:.0f} s")
-            elif owned.failure is not None and not isinstance(owned.failure, kafka.Fenced):
+            elif owned.failure is not None:
                 self._failure = self._failure or owned.failure
             log.info("shard.released", shard=number)
         metrics.OWNED.set(len(self._owned))

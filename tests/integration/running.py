@@ -40,10 +40,12 @@ def environment(settings: Settings, **more: str) -> dict[str, str]:
 
 
 @contextmanager
-def process(name: str, arguments: list[str], settings: Settings, log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """`fraud-scorer NAME …`, ready; killed at the end if it still runs."""
+def process(
+    name: str, arguments: list[str], settings: Settings, log: Path, **more: str
+) -> Iterator[subprocess.Popen[bytes]]:
+    """`fraud-scorer NAME …`, ready; killed at the end if it still runs. `more` is its environment's own."""
     (port,) = free_ports(1)
-    env = environment(settings, **{f"{PREFIX}HTTP__{'WORKER' if name == 'run' else 'SINK'}_PORT": str(port)})
+    env = environment(settings, **{f"{PREFIX}HTTP__{'WORKER' if name == 'run' else 'SINK'}_PORT": str(port)}, **more)
     with log.open("ab") as out:
         child = subprocess.Popen(
             [sys.executable, "-m", "scorer", name, *arguments],

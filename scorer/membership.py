@@ -1,0 +1,74 @@
+"""Membership in the group: who owns a shard is what the group says, and nobody fences another on older news.
+
+A worker that was frozen, or cut off, still believes in shards that the group has given to others. Were it to call
+init_transactions then, it would fence the rightful owner. So before a shard is taken up again after a failure, and when
+a commit was fenced, the group itself is asked: it takes an offset of the journal from none but a present member of the
+present generation (KIP-447 fences transactional offset commits in the same way).
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+
+from scorer import kafka
+from scorer.history import journal_bounds
+from scorer.settings import Settings
+
+RETRY_S = 0.1
+# A rebalance that runs is over within the session timeout; then the answer is yes or no.
+_UNDECIDED = {
+    KafkaError.ILLEGAL_GENERATION,
+    KafkaError.REBALANCE_IN_PROGRESS,
+    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+    KafkaError.COORDINATOR_NOT_AVAILABLE,
+    KafkaError.NOT_COORDINATOR,
+    KafkaError._TRANSPORT,
+    KafkaError._ALL_BROKERS_DOWN,
+    KafkaError._TIMED_OUT,
+    KafkaError._WAIT_COORD,
+    KafkaError.REQUEST_TIMED_OUT,
+}
+
+
+class Membership:
+    """The group member whose assignment of journal partitions is ownership of shards."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._client = kafka.admin(settings.kafka)
+        self._topic = kafka.Topics.of(settings.kafka).journal
+        self.consumer: Consumer = kafka.member(settings, f"{settings.kafka.topic_prefix}{settings.worker.application}")
+        self.metadata: Any = None
+
+    def refresh(self) -> None:
+        """Note the present generation for commits; called by the thread that polls, after each poll.
+
+        Asked for here and kept: the call waits for a poll that runs, and a commit must not (nor can it, while a
+        revocation callback inside poll waits for that very commit).
+        """
+        self.metadata = self.consumer.consumer_group_metadata()
+
+    def confirmed(self, shard: int, stop: threading.Event) -> bool:
+        """Whether the group still counts this member as the owner of `shard`. False as well once `stop` is set.
+
+        Waits out a rebalance, and a coordinator that is away, for as long as `stop` is not set.
+        """
+        _, end = journal_bounds(self._settings.kafka, self._client, shard)
+        position = TopicPartition(self._topic, shard, end)
+        patience = time.monotonic() + self._settings.worker.session_timeout_ms / 1000.0
+        while not stop.is_set():
+            try:
+                self.consumer.commit(offsets=[position], asynchronous=False)
+                return True
+            except KafkaException as exc:
+                error = exc.args[0]
+                if error.code() not in _UNDECIDED:
+                    return False
+                if error.code() == KafkaError.ILLEGAL_GENERATION and time.monotonic() > patience:
+                    return False
+            stop.wait(RETRY_S)
+        return False

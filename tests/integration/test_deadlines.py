@@ -1,0 +1,71 @@
+"""A deadline that the queue has eaten: lists and rules decide without the model, and a replay decides the same."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+import time
+from pathlib import Path
+
+from scorer import kafka
+from scorer.bundle import Bundle
+from scorer.replay import replay_topic
+from scorer.send import Sender
+from scorer.services import Services
+from scorer.setup import setup
+from tests.integration.handbook import handbook
+from tests.integration.running import TopicReader, metrics, process, test_settings, wait_for
+
+
+def test_payments_past_their_deadline_are_decided_degraded_and_replayed_the_same(
+    services: Services, topics_prefix: str, database: str, bundle: Path, tmp_path: Path
+) -> None:
+    """A backlog whose deadlines have passed is decided by rules alone, marked in decision, metric and journal; a payment whose
+    own header leaves time is decided by the model; replay along the journal gives every digest again."""
+    settings = test_settings(
+        services.kafka.bootstrap_servers,
+        topics_prefix,
+        postgres={"url": database},
+        worker={"deadline_ms": 500.0, "deadline_header": "deadline"},
+    )
+    setup(settings)
+    topics = kafka.Topics.of(settings.kafka)
+    Sender(settings).run(handbook(5_000), stop=threading.Event())
+    time.sleep(1.0)  # nobody decides: the deadlines pass
+    decisions = TopicReader(settings, topics.decisions)
+    log = tmp_path / "worker.log"
+    more = {"FRAUD_SCORER_WORKER__DEADLINE_MS": "500", "FRAUD_SCORER_WORKER__DEADLINE_HEADER": "deadline"}
+    with process("run", ["--bundle", str(bundle)], settings, log, **more) as worker:
+        wait_for(lambda: decisions.fill() >= 5_000, 60, "the backlog")
+        producer = kafka.plain_producer(settings.kafka)
+        payment = {
+            "payment_id": "patient",
+            "event_time": int(time.time() * 1000),
+            "amount_minor": 100,
+            "currency": "EUR",
+            "customer_id": "c",
+            "terminal_id": "t",
+        }
+        deadline = str(int(time.time() * 1000) + 3_600_000).encode()
+        producer.produce(topics.payments, json.dumps(payment).encode(), headers=[("deadline", deadline)])
+        assert producer.flush(30) == 0
+        wait_for(lambda: decisions.fill() >= 5_001, 60, "the patient payment")
+        counted = metrics(worker.port)  # type: ignore[attr-defined]
+        worker.send_signal(signal.SIGTERM)
+        assert worker.wait(60) == 0
+    decided = {d["payment_id"]: d for d in decisions.json()}
+    patient = decided.pop("patient")
+    assert patient["mode"] == "normal"
+    assert {d["mode"] for d in decided.values()} == {"degraded"}
+    assert len({d["margin"] for d in decided.values()}) == 1  # the model was not asked
+    # The rule on large amounts still flags.
+    flagged = [d for d in decided.values() if d["decision"] == "flag"]
+    assert flagged
+    assert all(d["reasons"] == ["LARGE_AMOUNT"] for d in flagged)
+    by_mode = {name: value for name, value in counted.items() if 'mode="degraded"' in name and "_total" in name}
+    assert sum(by_mode.values()) == 5_000
+    report = replay_topic(Bundle.load(bundle), settings, None)
+    assert report.decisions == 5_001
+    assert report.batches_checked > 0
+    decisions.close()
