@@ -19,7 +19,7 @@ from schemas.durations import parse_duration_ms
 from scorer.cli.common import Json, counting, err, out, parse_time_ms, read_mapping, read_text, show
 from scorer.cli.modelling import InputOption, MappingOption, SetOption, with_report
 from scorer.errors import UsageError
-from scorer.replay import file_batches, training_table, until_ms
+from scorer.replay import file_batches, training_table
 
 
 def train(
@@ -48,13 +48,15 @@ def train(
     ] = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads for xgboost.")] = 2,
     report_file: Annotated[
-        Path | None, typer.Option("--report", help="JSON to write: metrics, recipe, trials, what each feature is worth.")
+        Path | None,
+        typer.Option("--report", help="JSON to write: metrics, recipe, trials, what each feature is worth."),
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Train a model on a file's payments and write a bundle.
 
-    Example: fraud-scorer train --feature-set cards.yaml --policy policy.yaml --input history.parquet --mapping m.yaml --from 2018-05-01 --until 2018-08-22 --trials 20 --output bundles/cards
+    Example: fraud-scorer train --feature-set cards.yaml --policy policy.yaml --input history.parquet --mapping m.yaml
+    --from 2018-05-01 --until 2018-08-22 --trials 20 --output bundles/cards
     """
     from scorer.train import train as fit  # noqa: PLC0415 - xgboost is an extra
 
@@ -66,8 +68,8 @@ def train(
         raise UsageError(f"--label-gap: {exc}") from exc
     begin_ms, end_ms = parse_time_ms(begin, "--from"), parse_time_ms(until, "--until")
     with counting("payments", quiet=as_json) as progress:
-        batches = file_batches(file, read_mapping(mapping))
-        table = training_table(declared, until_ms(batches, end_ms), progress=progress)
+        batches = file_batches(file, read_mapping(mapping), until_ms=end_ms)
+        table = training_table(declared, batches, progress=progress)
     keep = np.ones(len(table.label), dtype=np.bool_)
     if begin_ms is not None:
         keep &= table.event_time_ms >= begin_ms
@@ -77,11 +79,25 @@ def train(
         raise UsageError("no payment of the file lies in the window: check --from and --until")
     with _progress(quiet=as_json) as (rounds, tried):
         report = fit(
-            table.features[keep], table.label[keep], table.event_time_ms[keep], table.label_known_at_ms[keep], text, policy_text, output,
-            seed=seed, label_gap_ms=gap_ms, created_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), name=name or declared.name,
-            threads=threads, trials=trials, refit=refit, as_of_ms=parse_time_ms(as_of, "--as-of"), accepted=accept or (),
-            progress=rounds, trial_progress=tried,
-        )  # fmt: skip
+            table.features[keep],
+            table.label[keep],
+            table.event_time_ms[keep],
+            table.label_known_at_ms[keep],
+            text,
+            policy_text,
+            output,
+            seed=seed,
+            label_gap_ms=gap_ms,
+            created_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            name=name or declared.name,
+            threads=threads,
+            trials=trials,
+            refit=refit,
+            as_of_ms=parse_time_ms(as_of, "--as-of"),
+            accepted=accept or (),
+            progress=rounds,
+            trial_progress=tried,
+        )
     document = dataclasses.asdict(report) | {"output": str(report.output), "training": report.training.model_dump()}
     if report_file is not None:
         report_file.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
@@ -101,13 +117,17 @@ def train(
             title="",
         )
         return
-    show(with_report(result, table.report), as_json=False, title="Trained (figures: later days that the model had not seen)")
-    worth = Table("feature", "gain", "AP lost when shuffled", "impact", "direction", "missing", "verdict", title="What each feature is worth", title_justify="left")  # fmt: skip
+    show(
+        with_report(result, table.report),
+        as_json=False,
+        title="Trained (figures: later days that the measured model had not seen)",
+    )
+    heads = ("feature", "gain", "AP lost when shuffled", "impact", "direction", "missing", "verdict")
+    worth = Table(*heads, title="What each feature is worth", title_justify="left")
     for row in report.features:
-        worth.add_row(
-            row.name, f"{row.gain:.1%}", f"{row.loss:+.4f}", f"{row.impact:.3f}",
-            "" if row.direction is None else f"{row.direction:+.2f}", f"{row.missing:.0%}", row.verdict,
-        )  # fmt: skip
+        direction = "" if row.direction is None else f"{row.direction:+.2f}"
+        figures = (f"{row.gain:.1%}", f"{row.loss:+.4f}", f"{row.impact:.3f}", direction, f"{row.missing:.0%}")
+        worth.add_row(row.name, *figures, row.verdict)
     out.print(worth)
 
 

@@ -41,7 +41,7 @@ class Recipe:
     """How much more a fraud weighs than a genuine payment; the calibration puts the scores right again."""
 
     def parameters(self, feature_set: FeatureSet, *, seed: int, threads: int) -> dict[str, Any]:
-        """What xgboost takes. base_score is left to it: then the score is near a probability from the first round on."""
+        """What xgboost takes. base_score is left to it: then a score is near a probability from the first round on."""
         given = asdict(self)
         del given["fraud_weight"]
         return given | {
@@ -66,7 +66,7 @@ class Data:
 
     X: np.ndarray
     fraud: np.ndarray
-    held_out_X: np.ndarray
+    held_out: np.ndarray
     held_out_fraud: np.ndarray
 
 
@@ -79,7 +79,7 @@ class Matrices:
         reference = self._reference(data.X, data.fraud, seed)
         self.fraud = data.fraud
         self.train = self._matrix(data.X, data.fraud, ref=reference)
-        self.held_out = self._matrix(data.held_out_X, data.held_out_fraud, ref=self.train)
+        self.held_out = self._matrix(data.held_out, data.held_out_fraud, ref=self.train)
 
     def _reference(self, X: np.ndarray, fraud: np.ndarray, seed: int) -> Any:
         """The matrix that gives the cuts: all frauds, weighing half, and a sample of the genuine payments."""

@@ -1,8 +1,8 @@
 """Why no bundle came of a training.
 
-    TrainError                      (FraudScorerError)
-    ├── LeakageError                a feature alone separates fraud from genuine: it probably knows the label
-    └── GateError                   the compiled model and xgboost disagree on a row; no bundle was written
+TrainError                      (FraudScorerError)
+├── LeakageError                a feature alone separates fraud from genuine: it probably knows the label
+└── GateError                   the compiled model and xgboost disagree on a row; no bundle was written
 """
 
 from __future__ import annotations

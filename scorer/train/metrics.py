@@ -46,9 +46,7 @@ def threshold_for_share(scores: np.ndarray, share: float) -> float:
     return float(values[allowed[0]])
 
 
-def card_precision(
-    day: np.ndarray, customer: np.ndarray, scores: np.ndarray, truth: np.ndarray, k: int
-) -> list[float]:
+def card_precision(day: np.ndarray, customer: np.ndarray, scores: np.ndarray, truth: np.ndarray, k: int) -> list[float]:
     """Per day in order: of the k customers with the highest scores, the share that had a fraud that day.
 
     Customers found leave the days after. day and customer int64 [n], truth bool [n]. Equal scores: the smaller customer

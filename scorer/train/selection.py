@@ -1,9 +1,9 @@
 """What each feature is worth: for people who decide which ones to keep.
 
-    gain        its share of all loss that splits took away in training
-    loss        how much average precision on validation falls when its values are shuffled among payments
-    impact      mean size of its contribution to the margin (SHAP), over frauds and as many genuine payments
-    direction   correlation of its value with its contribution: +1 more means riskier, -1 more means safer
+gain        its share of all loss that splits took away in training
+loss        how much average precision on validation falls when its values are shuffled among payments
+impact      mean size of its contribution to the margin (SHAP), over frauds and as many genuine payments
+direction   correlation of its value with its contribution: +1 more means riskier, -1 more means safer
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ def worth(
     fraud: np.ndarray,
     seed: int,
 ) -> list[FeatureWorth]:
-    """The report, by falling loss, then gain. X float32 [n, k] and fraud bool [n] are validation rows; `alone` float64 [k]
-    and `empty` bool [k] come from the training part."""
+    """The report, by falling loss, then gain. X float32 [n, k] and fraud bool [n] are validation rows; `alone` float64
+    [k] and `empty` bool [k] come from the training part."""
     rng = np.random.default_rng(seed)
     frauds, genuine = np.flatnonzero(fraud), np.flatnonzero(~fraud)
     few = rng.choice(genuine, min(len(genuine), _SHUFFLED_GENUINE_MAX), replace=False)

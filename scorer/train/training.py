@@ -1,10 +1,10 @@
 """From a feature matrix in time order to a bundle whose compiled model equals xgboost bit for bit.
 
-    rows of known label ──▶ split by time ──▶ search ──▶ boost, stop early on AP ──▶ measure, calibrate, threshold
-                                                                  └─▶ boost again on all that is known ──▶ gate ──▶ bundle
+    rows of known label ─▶ split by time ─▶ search ─▶ boost, stop early on AP ─▶ measure, calibrate, threshold
+                                                            └─▶ boost again on all that is known ─▶ gate ─▶ bundle
 
-Measured, calibrated and thresholded is the model that never saw the validation part. Written is the second one, with the
-same recipe and as many rounds: the newest weeks are the ones most like tomorrow. xgboost is imported when training
+Measured, calibrated and thresholded is the model that never saw the validation part. Written is the second one, with
+the same recipe and as many rounds: the newest weeks are the ones most like tomorrow. xgboost is imported when training
 starts, never by serving.
 """
 
@@ -121,7 +121,7 @@ def train(
     fraud = label == 1
     data = Data(X[split.train], fraud[split.train], X[split.validation], fraud[split.validation])
     refuse_infinite(data.X, names)
-    refuse_infinite(data.held_out_X, names)
+    refuse_infinite(data.held_out, names)
     alone = precision_alone(data.X, data.fraud, seed)
     refuse_leakage(alone, names, accepted)
     empty = np.isnan(data.X).all(axis=0)
@@ -140,7 +140,7 @@ def train(
     rounds = booster.num_boosted_rounds()
     gain: dict[str, float] = booster.get_score(importance_type="total_gain")
     raw, measured, source = _compiled(xgboost, booster, threads)
-    margins = _gate(measured, source, data.held_out_X)
+    margins = _gate(measured, source, data.held_out)
 
     # Two numbers, fitted where the model was not: the score becomes a probability, and payments keep their order.
     calibration = fit_platt(margins, data.held_out_fraud.astype(np.float64))
@@ -150,11 +150,9 @@ def train(
         threshold = threshold_for_share(scores, float(policy.flag.share or 0))
     metrics = summary(data.held_out_fraud, scores, scores >= threshold) | {
         "calibration_error": calibration_error(scores, data.held_out_fraud),
-        "calibration_error_before": calibration_error(
-            Calibration().apply(margins, measured.link), data.held_out_fraud
-        ),
+        "calibration_error_before": calibration_error(Calibration().apply(margins, measured.link), data.held_out_fraud),
     }
-    features = worth(measured, names, gain, alone, empty, data.held_out_X, data.held_out_fraud, seed)
+    features = worth(measured, names, gain, alone, empty, data.held_out, data.held_out_fraud, seed)
     model = measured
     if refit:
         del matrices
@@ -163,7 +161,7 @@ def train(
         again = Matrices(xgboost, everything, names, max_bin=recipe.max_bin, seed=seed, threads=threads)
         again.weigh(recipe.fraud_weight)
         raw, model, source = _compiled(xgboost, boost_rounds(xgboost, again.train, parameters, rounds), threads)
-        _gate(model, source, data.held_out_X)
+        _gate(model, source, data.held_out)
     bundle = write_bundle(
         Path(output),
         name=name,
@@ -173,7 +171,7 @@ def train(
         policy_yaml=policy_yaml,
         threshold_score=float(threshold),
         calibration=calibration,
-        golden=_golden(source, data.held_out_X),
+        golden=_golden(source, data.held_out),
         training=_window(split, label, event_time_ms, label_gap_ms, seed, refit=refit),
         metrics=metrics,
         versions=versions(),
@@ -201,7 +199,7 @@ def train(
 
 
 def _compiled(xgboost: Any, booster: Any, threads: int) -> tuple[bytes, CompiledModel, Any]:
-    """The model's file, compiled, and as read back by xgboost: the gate compares with what a reader of the file gets."""
+    """The model's file, compiled, and as xgboost reads it back: the gate compares with what a reader of it gets."""
     raw = bytes(booster.save_raw("ubj"))
     source = xgboost.Booster({"nthread": threads})
     source.load_model(bytearray(raw))
@@ -245,6 +243,6 @@ def _gate(model: CompiledModel, source: Any, rows: np.ndarray) -> np.ndarray:
 
 
 def _golden(source: Any, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows spread over the validation part, and what xgboost itself says of them: whoever loads the bundle checks these."""
+    """Rows spread over the validation part, and what xgboost itself says of them: every loading checks these."""
     few = np.ascontiguousarray(rows[np.linspace(0, len(rows) - 1, min(_GOLDEN_ROWS, len(rows))).astype(np.int64)])
     return few, np.asarray(source.inplace_predict(few, predict_type="margin"), dtype=np.float32)

@@ -14,7 +14,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scorer.train import training
 from features.feature_set import FeatureSet
 from scorer.bundle import Bundle
 from scorer.model import CompiledModel
@@ -28,6 +27,7 @@ from scorer.train import (
     average_precision,
     threshold_for_share,
     train,
+    training,
 )
 
 xgb = pytest.importorskip("xgboost")
@@ -186,7 +186,7 @@ def test_labels_known_after_the_day_of_training_do_not_exist(data: Data, tmp_pat
 
 
 def test_a_feature_that_knows_the_label_is_refused(data: Data, tmp_path: Path) -> None:
-    """A column made from the label is named as suspected leakage, upward, downward or by its gaps; it can be accepted."""
+    """A column made from the label is refused as suspected leakage, upward, downward or by its gaps, until accepted."""
     noise = np.random.default_rng(3).random(len(data.label)).astype(np.float32)
     fraud = data.label == 1
     above = fraud + noise * np.float32(0.5)
@@ -213,7 +213,9 @@ def test_the_search_is_bounded_and_repeats_itself(data: Data, tmp_path: Path) ->
 
 def test_monotone_features_never_lower_the_margin(data: Data, tmp_path: Path) -> None:
     """With `monotone: increasing` a larger value, all else equal, never gives a smaller margin."""
-    constrained = FEATURE_SET.replace("{name: amount, payment: amount}", "{name: amount, payment: amount, monotone: increasing}")
+    constrained = FEATURE_SET.replace(
+        "{name: amount, payment: amount}", "{name: amount, payment: amount, monotone: increasing}"
+    )
     report = _train(data, tmp_path / "monotone", feature_set_yaml=constrained)
     model = Bundle.load(report.output).model
     rows = np.repeat(data.X[:50], 40, axis=0)

@@ -1,0 +1,31 @@
+"""History through the same pure function: files and topics to features, scores and decisions.
+Writes files, never to Kafka.
+
+A file is one shard with one partition whose offsets are its row numbers; the order of its rows is the journal order. A
+topic is replayed along its journal, batch by batch as it was decided; where the bundle is the one that decided, every
+digest is checked.
+"""
+
+from __future__ import annotations
+
+from scorer.replay.batches import BATCH_ROWS, LabelledBatch, chained, file_batches
+from scorer.replay.file import replay_file
+from scorer.replay.output import Writer
+from scorer.replay.report import Progress, Report
+from scorer.replay.table import TrainingTable, training_table, write_training_table
+from scorer.replay.topic import replay_topic
+
+__all__ = [
+    "BATCH_ROWS",
+    "LabelledBatch",
+    "Progress",
+    "Report",
+    "TrainingTable",
+    "Writer",
+    "chained",
+    "file_batches",
+    "replay_file",
+    "replay_topic",
+    "training_table",
+    "write_training_table",
+]

@@ -1,0 +1,58 @@
+"""Replay of a topic along its journal, batch by batch as it was decided."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+
+from scorer import history, kafka
+from scorer.bundle import Bundle
+from scorer.errors import FraudScorerError
+from scorer.inputs import Inputs
+from scorer.pipeline import Pipeline
+from scorer.recovery import Bundles, rerun
+from scorer.replay.output import Writer
+from scorer.replay.report import Progress, Report
+from scorer.settings import Settings
+
+
+def replay_topic(
+    bundle: Bundle, settings: Settings, output: Path | None, *, shard: int = 0, progress: Progress = lambda _: None
+) -> Report:
+    """Re-run a shard's journal over the payments topic.
+    Where `bundle` is the one that decided, every digest must be equal.
+
+    Raises PromiseBroken at the first batch that gives something else, MissingRange when records are gone.
+    """
+    client = kafka.admin(settings.kafka)
+    topics = kafka.Topics.of(settings.kafka)
+    no_progress_s = settings.worker.no_progress_s
+    records = history.read_journal(settings.kafka, client, shard, no_progress_s=no_progress_s)
+    if not records:
+        raise FraudScorerError(
+            f"the journal of shard {shard} is empty: nothing has been decided on {topics.payments} yet"
+        )
+    history.check_retained(records, client, topics)
+    inputs = Inputs(
+        kafka.reader(settings.kafka, group=f"{settings.kafka.topic_prefix}fraud-scorer-replay", fetch_wait_ms=100),
+        payments=topics.payments,
+        control=topics.control,
+        positions=history.first_positions(records),
+        control_position=records[0].control.start,
+        buffered_max=settings.worker.buffered_payments_max,
+    )
+    pipeline, report, bundles = Pipeline(bundle, shard=shard), Report(), Bundles(bundle)
+    same = records[0].bundle == bundle.id
+    try:
+        with ExitStack() as stack:
+            writer = stack.enter_context(Writer(output, bundle.feature_set.names)) if output else None
+            for record, batch in history.batches(records, inputs, no_progress_s=no_progress_s):
+                outcomes = rerun(pipeline, record, batch, bundles) if same else pipeline.run(batch)
+                report.batches_checked += same
+                report.add(outcomes)
+                if writer:
+                    writer.write(outcomes)
+                progress(report.payments)
+    finally:
+        inputs.close()
+    return report
