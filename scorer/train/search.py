@@ -10,13 +10,11 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import numpy as np
-
 from features.feature_set import FeatureSet
 from scorer.train.boost import Data, Matrices, Recipe, boost
 
 # A trial sees at most this many genuine payments a fraud: they say little more about which recipe is best, and cost.
-TRIAL_GENUINE_PER_FRAUD = 30
+TRIAL_GENUINE_PER_FRAUD = 12
 TRIAL_ROUNDS_MAX = 300
 
 TrialProgress = Callable[[int, int, float], None]
@@ -45,17 +43,23 @@ def search(
 ) -> list[Trial]:
     """All trials in their order, the default recipe first."""
     matrices = Matrices(
-        xgboost, _thinned(data, seed), feature_set.names, max_bin=Recipe().max_bin, seed=seed, threads=threads
+        xgboost,
+        data,
+        feature_set.names,
+        Recipe(),
+        genuine_per_fraud=TRIAL_GENUINE_PER_FRAUD,
+        seed=seed,
+        threads=threads,
     )
     done: list[Trial] = []
 
     def judge(trial: Any) -> float:
-        recipe = _propose(trial, int((~matrices.fraud).sum()) / max(1, int(matrices.fraud.sum())))
+        recipe = _propose(trial, int((~data.fraud).sum()) / max(1, int(data.fraud.sum())))
         matrices.weigh(recipe.fraud_weight)
         booster, precision = boost(
             xgboost,
             matrices,
-            recipe.parameters(feature_set, seed=seed, threads=threads),
+            recipe.parameters(feature_set, data.fraud, seed=seed, threads=threads),
             rounds_max=TRIAL_ROUNDS_MAX,
             progress=None,
         )
@@ -67,7 +71,7 @@ def search(
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=seed))
     default = asdict(Recipe())
-    del default["max_bin"]
+    del default["max_bin"], default["genuine_per_fraud"]
     study.enqueue_trial(default)
     study.optimize(judge, n_trials=trials)
     return done
@@ -77,22 +81,11 @@ def _propose(trial: Any, imbalance: float) -> Recipe:
     return replace(
         Recipe(),
         max_depth=trial.suggest_int("max_depth", 3, 8),
-        eta=trial.suggest_float("eta", 0.03, 0.3, log=True),
-        min_child_weight=trial.suggest_float("min_child_weight", 0.5, 50.0, log=True),
+        eta=trial.suggest_float("eta", 0.03, 0.2, log=True),
+        leaf_share_min=trial.suggest_float("leaf_share_min", 1e-4, 1e-2, log=True),
         subsample=trial.suggest_float("subsample", 0.5, 1.0),
-        colsample_bytree=trial.suggest_float("colsample_bytree", 0.3, 1.0),
+        column_share=trial.suggest_float("column_share", 0.2, 1.0),
         reg_lambda=trial.suggest_float("reg_lambda", 0.1, 30.0, log=True),
         gamma=trial.suggest_float("gamma", 0.0, 2.0),
         fraud_weight=trial.suggest_float("fraud_weight", 1.0, max(1.001, min(imbalance, 20.0)), log=True),
     )
-
-
-def _thinned(data: Data, seed: int) -> Data:
-    """At most TRIAL_GENUINE_PER_FRAUD genuine payments a fraud in the training part; validation stays whole."""
-    frauds, genuine = np.flatnonzero(data.fraud), np.flatnonzero(~data.fraud)
-    keep = max(len(frauds) * TRIAL_GENUINE_PER_FRAUD, 10_000)
-    if len(genuine) <= keep:
-        return data
-    chosen = np.random.default_rng(seed).choice(genuine, keep, replace=False)
-    rows = np.sort(np.concatenate([frauds, chosen]))
-    return replace(data, X=data.X[rows], fraud=data.fraud[rows])

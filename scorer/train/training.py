@@ -133,9 +133,9 @@ def train(
             xgboost, optuna, feature_set, data, trials=trials, seed=seed, threads=threads, progress=trial_progress
         )
         recipe = max(tried, key=lambda trial: trial.average_precision).recipe
-    parameters = recipe.parameters(feature_set, seed=seed, threads=threads)
-    matrices = Matrices(xgboost, data, names, max_bin=recipe.max_bin, seed=seed, threads=threads)
-    matrices.weigh(recipe.fraud_weight)
+    keep = recipe.genuine_per_fraud
+    matrices = Matrices(xgboost, data, names, recipe, genuine_per_fraud=keep, seed=seed, threads=threads)
+    parameters = recipe.parameters(feature_set, data.fraud, seed=seed, threads=threads)
     booster, _ = boost(xgboost, matrices, parameters, rounds_max=ROUNDS_MAX, progress=progress)
     rounds = booster.num_boosted_rounds()
     gain: dict[str, float] = booster.get_score(importance_type="total_gain")
@@ -158,8 +158,8 @@ def train(
         del matrices
         everything = Data(X[split.known], fraud[split.known], X[:0], fraud[:0])
         refuse_infinite(everything.X, names)
-        again = Matrices(xgboost, everything, names, max_bin=recipe.max_bin, seed=seed, threads=threads)
-        again.weigh(recipe.fraud_weight)
+        again = Matrices(xgboost, everything, names, recipe, genuine_per_fraud=keep, seed=seed, threads=threads)
+        parameters = recipe.parameters(feature_set, everything.fraud, seed=seed, threads=threads)
         raw, model, source = _compiled(xgboost, boost_rounds(xgboost, again.train, parameters, rounds), threads)
         _gate(model, source, data.held_out)
     bundle = write_bundle(
