@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from scorer.cli import bundle, data, decide, demo, modelling, replay, train
+from scorer.cli import backtest, bundle, data, decide, demo, modelling, replay, train
 from scorer.errors import FraudScorerError
 from scorer.services.cli import app as services
 
@@ -31,6 +31,8 @@ app.command()(data.send)
 app.command()(modelling.features)
 app.command()(train.train)
 app.command()(replay.replay)
+app.command("backtest")(backtest.backtest_command)
+app.command("what-if")(backtest.what_if_command)
 app.add_typer(bundle.app, name="bundle")
 app.add_typer(services, name="services")
 app.command()(data.settings)

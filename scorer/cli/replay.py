@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from scorer.bundle import Bundle
-from scorer.cli.common import Json, counting, read_mapping, show
+from scorer.cli.common import Json, counting, parse_time_ms, read_mapping, show
 from scorer.cli.common import settings as load_settings
 from scorer.cli.modelling import MappingOption, with_report
 from scorer.errors import UsageError
@@ -19,9 +19,12 @@ def replay(
     bundle: Annotated[Path, typer.Option("--bundle", exists=True, file_okay=False, help="The bundle to decide with.")],
     source: Annotated[str, typer.Option("--input", help="A file, or `topic`: the payments topic along its journal.")],
     output: Annotated[
-        Path | None, typer.Option(help="Parquet to write: features, score, decision, reasons a payment.")
+        Path | None,
+        typer.Option(help="NAME.parquet, or a folder of parts (an interrupted run goes on): all about each decision."),
     ] = None,
     mapping: MappingOption = None,
+    begin: Annotated[str | None, typer.Option("--from", help="Of a file: write payments from this time on.")] = None,
+    until: Annotated[str | None, typer.Option("--until", help="Of a file: write payments before this time.")] = None,
     shard: Annotated[int, typer.Option(min=0, help="With topic: which shard's journal.")] = 0,
     as_json: Json = False,
 ) -> None:
@@ -30,11 +33,21 @@ def replay(
     Example: fraud-scorer replay --bundle bundles/cards --input topic --output d.parquet
     """
     loaded = Bundle.load(bundle)
+    if source == "topic" and (begin or until):
+        raise UsageError("--from and --until cut files; a topic is replayed along its whole journal")
     with counting("payments", quiet=as_json) as progress:
         if source == "topic":
             report = replay_topic(loaded, load_settings(), output, shard=shard, progress=progress)
         elif Path(source).is_file():
-            report = replay_file(loaded, Path(source), read_mapping(mapping), output, progress=progress)
+            report = replay_file(
+                loaded,
+                Path(source),
+                read_mapping(mapping),
+                output,
+                begin_ms=parse_time_ms(begin, "--from"),
+                until_ms=parse_time_ms(until, "--until"),
+                progress=progress,
+            )
         else:
             raise UsageError(f"--input {source}: neither a file nor the word `topic`")
     result: dict[str, Any] = {"decisions": report.decisions, "flagged": report.flagged}

@@ -10,20 +10,24 @@ from __future__ import annotations
 
 from scorer.replay.batches import BATCH_ROWS, LabelledBatch, chained, file_batches
 from scorer.replay.file import replay_file
-from scorer.replay.output import Writer
+from scorer.replay.output import KEPT_FIELDS, decision_schema, decision_table, feature_column, open_output
 from scorer.replay.report import Progress, Report
 from scorer.replay.table import TrainingTable, training_table, write_training_table
 from scorer.replay.topic import replay_topic
 
 __all__ = [
     "BATCH_ROWS",
+    "KEPT_FIELDS",
     "LabelledBatch",
     "Progress",
     "Report",
     "TrainingTable",
-    "Writer",
     "chained",
+    "decision_schema",
+    "decision_table",
+    "feature_column",
     "file_batches",
+    "open_output",
     "replay_file",
     "replay_topic",
     "training_table",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from pathlib import Path
 
 from scorer import history, kafka
@@ -11,7 +10,7 @@ from scorer.errors import FraudScorerError
 from scorer.inputs import Inputs
 from scorer.pipeline import Pipeline
 from scorer.recovery import Bundles, rerun
-from scorer.replay.output import Writer
+from scorer.replay.output import decision_schema, decision_table, open_output
 from scorer.replay.report import Progress, Report
 from scorer.settings import Settings
 
@@ -43,16 +42,24 @@ def replay_topic(
     )
     pipeline, report, bundles = Pipeline(bundle, shard=shard), Report(), Bundles(bundle)
     same = records[0].bundle == bundle.id
+    names = bundle.feature_set.names
+    schema = decision_schema(names)
+    about: dict[str, object] = {"bundle": bundle.id, "topic": topics.payments, "shard": shard}
+    writer = open_output(output, names, about) if output else None
     try:
-        with ExitStack() as stack:
-            writer = stack.enter_context(Writer(output, bundle.feature_set.names)) if output else None
-            for record, batch in history.batches(records, inputs, no_progress_s=no_progress_s):
-                outcomes = rerun(pipeline, record, batch, bundles) if same else pipeline.run(batch)
-                report.batches_checked += same
-                report.add(outcomes)
-                if writer:
-                    writer.write(outcomes)
-                progress(report.payments)
+        for record, batch in history.batches(records, inputs, no_progress_s=no_progress_s):
+            outcomes = rerun(pipeline, record, batch, bundles) if same else pipeline.run(batch)
+            report.batches_checked += same
+            report.add(outcomes)
+            if writer is not None:
+                writer.write(decision_table(outcomes, schema, None, None))
+            progress(report.payments)
+    except BaseException:
+        if writer is not None:
+            writer.abandon()
+        raise
     finally:
         inputs.close()
+    if writer is not None:
+        writer.close()
     return report
