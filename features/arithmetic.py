@@ -1,4 +1,5 @@
-"""Arithmetic of the kernel: 128-bit integers, the standard deviation, distances, and a power of two that is the same everywhere."""
+"""Arithmetic of the kernel: 128-bit integers, the standard deviation, distances, and a power of two that is the same
+everywhere."""
 
 from __future__ import annotations
 
@@ -43,8 +44,10 @@ def add_square(arena, cell, amount, sign):  # type: ignore[no-untyped-def]
 
 @kernel
 def deviation(n, total, low, high):  # type: ignore[no-untyped-def]
-    """Population standard deviation from exact sums: sqrt(n·Σx² - (Σx)²) / n, the difference taken in 128-bit integers."""
-    # n·Σx² modulo 2^128: the wrapped difference is the true one as long as that is below 2^128, which n² · range² / 4 is.
+    """Population standard deviation from exact sums: sqrt(n·Σx² - (Σx)²) / n, the difference taken in 128-bit
+    integers."""
+    # n·Σx² modulo 2^128: the wrapped difference is the true one as long as that is below 2^128, which n² · range² / 4
+    # is.
     h1, l1 = multiply(np.uint64(n), low)
     h1 += np.uint64(n) * high
     h2, l2 = multiply(np.uint64(total), np.uint64(total))
@@ -64,8 +67,8 @@ def distance_km(lat1, lon1, lat2, lon2):  # type: ignore[no-untyped-def]
 def halved(times):  # type: ignore[no-untyped-def]
     """2^-times for times >= 0, to 3 units in the last place.
 
-    Additions and multiplications only, in a fixed order, and no call of the C library: the same bits on every machine, so that a
-    decayed sum replays to the digit.
+    Additions and multiplications only, in a fixed order, and no call of the C library: the same bits on every machine,
+    so that a decayed sum replays to the digit.
     """
     if times >= _HALVINGS_MAX:
         return 0.0

@@ -2,11 +2,13 @@
 
     capture = engine.capture()      between two batches; sets the marks to zero
     capture.copy()                  on any thread, while batches run: the bulk, torn where a batch was writing
-    image = capture.finish()        between two batches: only what was written meanwhile is copied again
+    capture.again()                 between two batches: True when little was written meanwhile; else `copy` once more
+    image = capture.finish()        between two batches: what was written since is copied again
 
-Kernels mark every 256 bytes that they write. So what the bulk copy saw half-written is marked, and after `finish` the image is the state
-between two batches, bit for bit; the payments wait for `finish` alone. Rows of the log never change once they are written and
-are not copied at all: the image holds their memory.
+Kernels mark every 256 bytes that they write. So what a copy saw half-written is marked, and after `finish` the image is
+the state between two batches, bit for bit; the payments wait for `again` and `finish` alone. Each round is shorter than
+the last as long as payments write less than a thread can copy, which holds up to some 100,000 payments/s. Rows of the
+log never change once they are written and are not copied at all: the image holds their memory.
 """
 
 from __future__ import annotations
@@ -27,11 +29,20 @@ if TYPE_CHECKING:
 
 # Raised with every change of what the arrays mean.
 FORMAT = 1
+# 256 bytes each, some 0.15 µs: about a millisecond of `finish`.
+GRANULES_LAST = 8_192
+# Beyond two rounds on another thread the payments are too quick for it: then their own thread copies so much after each
+# batch, 3 ms, more than a batch of 256 writes. Batches of thousands outrun that, too; after the last round `finish`
+# takes what it takes.
+ROUNDS_APART = 2
+GRANULES_STEP = 16_384
+ROUNDS_MAX = 500
 
 
 @dataclass(frozen=True)
 class Image:
-    """Named arrays and facts that give a state back. `sealed`: arrays that will never change again, by name the object they belong to."""
+    """Named arrays and facts that give a state back. `sealed`: arrays that will never change again, by name the object
+    they belong to."""
 
     meta: Mapping[str, Any]
     arrays: Mapping[str, npt.NDArray[Any]]
@@ -41,12 +52,12 @@ class Image:
 @dataclass
 class _Shadow:
     source: npt.NDArray[Any]
-    dirty: npt.NDArray[np.uint8]
     target: npt.NDArray[Any]
+    dirty: npt.NDArray[np.uint8] = field(default_factory=lambda: np.zeros(0, np.uint8))
 
 
 class Capture:
-    """One snapshot in the making. `begin`, `refresh` and `finish` belong to the engine's owner, `copy` to any thread."""
+    """One snapshot in the making. `again` and `finish` belong to the engine's owner, `copy` to any thread, in turns."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -54,23 +65,28 @@ class Capture:
         s = engine.state
         self._scalars = s.scalars.copy()
         self._shadows = {
-            name: _Shadow(source, dirty, np.zeros(source.shape, source.dtype))
-            for name, source, dirty in (
-                ("arena", s.arena, s.arena_dirty),
-                ("pool", s.pool, s.pool_dirty),
-                ("late", s.late, s.late_dirty),
-                ("distincts", s.distincts, s.distincts_dirty),
+            name: _Shadow(source, np.zeros(source.shape, source.dtype))
+            for name, source in (
+                ("arena", s.arena),
+                ("pool", s.pool),
+                ("late", s.late),
+                ("distincts", s.distincts),
             )
         }
-        for shadow in self._shadows.values():
-            shadow.dirty[:] = 0
+        engine.fresh_marks()
         engine.segments.labels_dirty[:] = 0
         self._labels = {number: engine.segments.get(number).labels for number in engine.segments.numbers()}
         self._label_copies: dict[int, npt.NDArray[np.uint8]] = {}
         self._copied = False
+        self._rounds = 0
 
     def copy(self) -> None:
-        """The bulk. Takes as long as it takes; holds the GIL only between arrays."""
+        """The bulk; the next time, what was written before the last `again`. Takes as long as it takes, without the
+        GIL."""
+        if self._copied:
+            for name, shadow in self._shadows.items():
+                self._copy_marked(name, shadow.dirty, len(shadow.dirty))
+            return
         sizes = _used(self._scalars, self._engine.state)
         for name, shadow in self._shadows.items():
             used = min(sizes.get(name, len(shadow.source)), len(shadow.source))
@@ -79,14 +95,34 @@ class Capture:
             self._label_copies[number] = labels.copy()
         self._copied = True
 
-    def refresh(self) -> int:
-        """Copy again what was written since; how many pieces of 256 bytes. Between batches; makes a later `finish` shorter."""
+    def again(self) -> bool:
+        """Whether `finish` would be short now. If not, the marks are set aside for another `copy`."""
         if self._generation != self._engine.generation:
-            return 0
-        return sum(
-            int(copy_granules(shadow.source.ctypes.data, shadow.target.ctypes.data, shadow.dirty, st.GRANULE_BYTES, shadow.source.nbytes))
-            for shadow in self._shadows.values()
-        )  # fmt: skip
+            return True
+        marks = self._marks()
+        written = sum(np.count_nonzero(mark) for mark in marks.values())
+        self._rounds += 1
+        if written <= GRANULES_LAST or self._rounds >= ROUNDS_MAX:
+            return True
+        if self._rounds > ROUNDS_APART:
+            room = GRANULES_STEP
+            for name, mark in marks.items():
+                room -= self._copy_marked(name, mark, room)
+            return False
+        for name, mark in marks.items():
+            self._shadows[name].dirty = mark
+        self._engine.fresh_marks()
+        return False
+
+    def _marks(self) -> dict[str, npt.NDArray[np.uint8]]:
+        s = self._engine.state
+        return {"arena": s.arena_dirty, "pool": s.pool_dirty, "late": s.late_dirty, "distincts": s.distincts_dirty}
+
+    def _copy_marked(self, name: str, marks: npt.NDArray[np.uint8], granules_max: int) -> int:
+        shadow = self._shadows[name]
+        source, target = shadow.source.ctypes.data, shadow.target.ctypes.data
+        reach = 8 * p.MARK_WORDS
+        return int(copy_granules(source, target, marks, granules_max, st.GRANULE_BYTES, reach, shadow.source.nbytes))
 
     def finish(self) -> Image | None:
         """The state as it is now. None when arrays have been replaced meanwhile (they grew): begin another capture.
@@ -97,14 +133,16 @@ class Capture:
             raise ValueError("the capture's bulk has not been copied yet")
         if self._generation != self._engine.generation:
             return None
-        self.refresh()
+        for name, mark in self._marks().items():
+            self._copy_marked(name, mark, len(mark))
         engine, s, t = self._engine, self._engine.state, self._engine.plan.tables
         sizes = _used(s.scalars, s)
         arrays: dict[str, npt.NDArray[Any]] = {
             name: shadow.target[: sizes.get(name, len(shadow.target))] for name, shadow in self._shadows.items()
         }
         arrays |= {
-            "scalars": s.scalars.copy(), "passed": s.passed.copy(), "pool_free": s.pool_free.copy(), "slots": s.slots.copy(),
+            "scalars": s.scalars.copy(), "passed": s.passed.copy(), "pool_free": s.pool_free.copy(),
+            "slots": s.slots.copy(),
             "owner": s.owner[: sizes["owner"]].copy(), "orphans": s.orphans[s.orphans[:, 2] != 0],
             "pending": engine.pending_labels(),
         }  # fmt: skip
@@ -122,7 +160,8 @@ class Capture:
             if t.scalars[p.LABELS_MATTER]:
                 arrays[f"labels-{number}"] = self._labels_of(number)[:count]
         meta = {
-            "format": FORMAT, "fingerprint": engine.feature_set.fingerprint, "stream_time_ms": engine.stream_time_ms, "segment_shift": shift,
+            "format": FORMAT, "fingerprint": engine.feature_set.fingerprint, "stream_time_ms": engine.stream_time_ms,
+            "segment_shift": shift,
             "keys": int(s.scalars[st.KEYS]), "rows": following, "labels_refused": engine.counts().labels_refused,
         }  # fmt: skip
         return Image(meta, arrays, sealed)
@@ -133,10 +172,14 @@ class Capture:
         ring = self._engine.segments.addresses.shape[1]
         each = len(dirty) // ring
         place = (number & (ring - 1)) * each
-        before = self._label_copies.get(number)
-        if before is None or dirty[place : place + each].any():
-            before = self._label_copies[number] = self._engine.segments.get(number).labels.copy()
-        return before
+        source, found = self._engine.segments.get(number).labels, self._label_copies.get(number)
+        if found is None:
+            found = self._label_copies[number] = source.copy()
+            return found
+        rows = len(source) // each
+        for k in np.flatnonzero(dirty[place : place + each]).tolist():
+            found[k * rows : (k + 1) * rows] = source[k * rows : (k + 1) * rows]
+        return found
 
 
 def _used(scalars: npt.NDArray[np.int64], s: st.State) -> dict[str, int]:

@@ -1,4 +1,5 @@
-"""From a decoded batch to what the kernel reads: hashed keys, converted amounts, filter bits and the payment's own columns."""
+"""From a decoded batch to what the kernel reads: hashed keys, converted amounts, filter bits and the payment's own
+columns."""
 
 from __future__ import annotations
 
@@ -48,7 +49,7 @@ class Columns:
 
         Half-even rounding of one IEEE product: the same on every machine.
         """
-        currencies = batch.column("currency").tolist()
+        currencies = [row.currency for row in batch.rows]
         if currencies.count(self._base) == len(currencies):
             return batch.amount_minor, np.ones(len(currencies), dtype=np.bool_)
         factors = np.array([self._factors.get(c, np.nan) for c in currencies], dtype=np.float64)
@@ -59,7 +60,8 @@ class Columns:
     def prepare(
         self, batch: PaymentBatch, amount: npt.NDArray[np.int64], ids: npt.NDArray[np.uint64]
     ) -> npt.NDArray[np.uint64]:
-        """Kernel columns of `batch` (B_ words of the plan), uint64 [n, ·]; converted amounts and hashed payment ids are given."""
+        """Kernel columns of `batch` (B_ words of the plan), uint64 [n, ·]; converted amounts and hashed payment ids are
+        given."""
         n = len(batch.rows)
         rows = np.empty((n, self.width), dtype=np.uint64)
         hashes = np.empty((len(self._fields), n, 2), dtype=np.uint64)
@@ -67,30 +69,45 @@ class Columns:
             self._hash_few(batch, hashes)
         else:
             for f, name in enumerate(self._fields):
-                hash_into(batch.column(name), hashes[f])
+                hash_into(batch.text(name), hashes[f])
         where = self._where(batch, amount) if self._clauses else np.zeros(n, dtype=np.uint64)
         if self._plan.positions:
             latitude, longitude = batch.column("latitude"), batch.column("longitude")
         else:
             latitude = longitude = self._nowhere
         _pack(
-            hashes, self._entity_start, self._entity_fields, self._distinct_fields, batch.event_time_ms, amount, where, ids, latitude, longitude,
+            hashes, self._entity_start, self._entity_fields, self._distinct_fields, batch.event_time_ms, amount, where,
+            ids, latitude, longitude,
             rows,
         )  # fmt: skip
         return rows
 
+    def key(self, entity: int, values: Sequence[str]) -> tuple[np.uint64, np.uint64]:
+        """The hashed key of an entity whose fields have these values."""
+        hashes = np.zeros((len(self._fields), 1, 2), dtype=np.uint64)
+        data, offsets = joined(values)
+        found = np.empty((len(values), 2), dtype=np.uint64)
+        siphash_128(data, offsets, found, True)
+        for value, name in zip(found, self._plan.entities[entity], strict=True):
+            hashes[self._fields.index(name), 0] = value
+        rows = np.empty((1, self.width), dtype=np.uint64)
+        one, ids = np.zeros(1, dtype=np.int64), np.zeros((1, 2), dtype=np.uint64)
+        _pack(
+            hashes, self._entity_start, self._entity_fields, self._distinct_fields, one, one, one.view(np.uint64), ids,
+            self._nowhere, self._nowhere, rows,
+        )  # fmt: skip
+        return rows[0, p.B_KEYS + 2 * entity], rows[0, p.B_KEYS + 2 * entity + 1]
+
     def _hash_few(self, batch: PaymentBatch, hashes: npt.NDArray[np.uint64]) -> None:
         assert self._of_row is not None
         values = [self._of_row(row) for row in batch.rows]
-        if len(self._fields) == 1:
-            flat = values
-        else:
-            flat = [row[f] for f in range(len(self._fields)) for row in values]
+        flat = values if len(self._fields) == 1 else [row[f] for f in range(len(self._fields)) for row in values]
         data, offsets = joined(flat)
         siphash_128(data, offsets, hashes.reshape(-1, 2), True)
 
     def fill(self, batch: PaymentBatch, amount: npt.NDArray[np.int64], out: npt.NDArray[np.float32]) -> None:
-        """Write those of the payment's own columns into `out`, float32 [n, F], that the kernel does not compute itself."""
+        """Write those of the payment's own columns into `out`, float32 [n, F], that the kernel does not compute
+        itself."""
         for column, feature in self._plan.payment_columns:
             out[:, column] = self._payment_column(feature, batch, amount)
 
@@ -134,7 +151,8 @@ class Columns:
 def _pack(  # type: ignore[no-untyped-def]
     hashes, entity_start, entity_fields, distinct_fields, time_ms, amount, where, ids, latitude, longitude, rows
 ) -> None:
-    """Write prepared payments. A composite key mixes its parts in order, different for every entity; it is missing when a part is."""
+    """Write prepared payments. A composite key mixes its parts in order, different for every entity; it is missing when
+    a part is."""
     entities = len(entity_start) - 1
     placed = len(latitude) > 0
     for i in range(len(rows)):

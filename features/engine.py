@@ -4,11 +4,12 @@
     amount, convertible = engine.convert(batch)
     features, late = engine.apply(batch, amount, ids)        # batch in journal order; moves the state on
 
-The engine is deterministic: the same batches and labels in the same order give the same values, however the batches are cut.
-"""
+The engine is deterministic: the same batches and labels in the same order give the same values, however the batches are
+cut."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,15 +21,17 @@ from features import plan as p
 from features import state as st
 from features.capture import FORMAT, Capture, Image
 from features.columns import Columns
-from features.feature_set import FeatureSet
+from features.contributing import Contributing, contributing
+from features.feature_set import FeatureSet, FeatureSetError
 from features.hashing import hash_strings
 from features.plan import lower
 from features.restore import check, restored
 from features.segments import FILE_SHIFT, MEMORY_SHIFT, Segments
-from features.table import grown
+from features.table import get, grown
 from schemas.decode import PaymentBatch
 
-# Labels that came before stream time reached their `known_at`; 32 bytes each. When full, further ones are refused and counted.
+# Labels that came before stream time reached their `known_at`; 32 bytes each. When full, further ones are refused and
+# counted.
 LABELS_PENDING_MAX = 4_000_000
 _NO_LABELS = np.zeros((0, 4), dtype=np.int64)
 
@@ -52,8 +55,8 @@ class EngineCounts:
 class Engine:
     """Rolling features of one shard, exact. Not thread-safe: one shard has one owner.
 
-    `folder`: where the event log's segments are kept (one engine each); in memory without one. `segment_shift`: log2 of the rows of
-    a segment, 6 to 24. Raises SegmentError when the folder cannot be used.
+    `folder`: where the event log's segments are kept (one engine each); in memory without one. `segment_shift`: log2 of
+    the rows of a segment, 6 to 24. Raises SegmentError when the folder cannot be used.
     """
 
     def __init__(
@@ -77,7 +80,8 @@ class Engine:
 
     @classmethod
     def restore(cls, feature_set: FeatureSet, image: Image, *, folder: Path | None = None) -> Engine:
-        """An engine that goes on where the image was taken. Raises StateMismatch when it is not for this set or version."""
+        """An engine that goes on where the image was taken. Raises StateMismatch when it is not for this set or
+        version."""
         check(image.meta, fingerprint=feature_set.fingerprint, format_version=FORMAT)
         engine = cls(feature_set, folder=folder, segment_shift=int(image.meta["segment_shift"]))
         try:
@@ -93,8 +97,41 @@ class Engine:
         """Begin a snapshot; between two batches."""
         return Capture(self)
 
+    def fresh_marks(self) -> None:
+        """Begin new maps of what is written; the old ones are whoever's has taken them."""
+        s = self._state
+        maps = {
+            name: np.zeros_like(getattr(s, name))
+            for name in ("arena_dirty", "pool_dirty", "late_dirty", "distincts_dirty")
+        }
+        self._use(s._replace(**maps))
+
+    def contributing(self, key: Sequence[str], feature: str) -> Contributing:
+        """The payments inside the window of `feature` now, for the key given (one text for each field of its entity).
+
+        Those that its filter lets pass, in order of event time. Reads the window's part of the log: for people, not for
+        the decision path. Raises FeatureSetError when the feature is not a windowed aggregate or the key has another
+        number of fields.
+        """
+        declared = {f.name: f for f in self.feature_set.features}.get(feature)
+        if declared is None or declared.entity is None or declared.window is None:
+            raise FeatureSetError(f"{feature!r} is not a feature with a window in the set {self.feature_set.name}")
+        fields = self.feature_set.entities[declared.entity]
+        if len(key) != len(fields):
+            raise FeatureSetError(
+                f"{feature}: its entity has the fields {', '.join(fields)}; {len(key)} values were given"
+            )
+        f = self.feature_set.names.index(feature)
+        strip = self._strip_of(list(self.feature_set.entities).index(declared.entity), key)
+        return contributing(self._tables, self._state, f, strip, declared.delay)
+
+    def _strip_of(self, entity: int, key: Sequence[str]) -> int:
+        low, high = self._columns.key(entity, key)
+        return int(get(self._state.keys, low, high))
+
     def pending_labels(self) -> npt.NDArray[np.int64]:
-        """Labels that stream time has not reached yet, int64 [m, 4]: known_at ms, id low, id high, 1 fraud or 2 genuine."""
+        """Labels that stream time has not reached yet, int64 [m, 4]: known_at ms, id low, id high, 1 fraud or 2
+        genuine."""
         self._take_incoming()
         return self._labels
 
@@ -114,7 +151,8 @@ class Engine:
         return None if value < 0 else value
 
     def convert(self, batch: PaymentBatch) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-        """Amounts in the set's currency (int64 [n], minor units) and which payments have an exchange rate (bool [n])."""
+        """Amounts in the set's currency (int64 [n], minor units) and which payments have an exchange rate (bool
+        [n])."""
         return self._columns.convert(batch)
 
     def add_label(self, payment_id: str, *, fraud: bool, known_at_ms: int) -> None:
@@ -129,8 +167,9 @@ class Engine:
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
         """Features of each payment, float32 [n, F], and which came later than allowed, bool [n].
 
-        `batch` is in journal order and holds no duplicates; `amount` comes from `convert`; `ids` uint64 [n, 2] are the hashed
-        payment ids (features.hashing.hash_strings). Raises SegmentError when the log's disk is full; then nothing has changed.
+        `batch` is in journal order and holds no duplicates; `amount` comes from `convert`; `ids` uint64 [n, 2] are the
+        hashed payment ids (features.hashing.hash_strings). Raises SegmentError when the log's disk is full; then
+        nothing has changed.
         """
         n = len(batch.rows)
         out = np.empty((n, len(self._tables.reads)), dtype=np.float32)
@@ -141,7 +180,8 @@ class Engine:
         return out, self.apply_prepared(self._columns.prepare(batch, amount, ids), out)
 
     def apply_prepared(self, rows: npt.NDArray[np.uint64], out: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
-        """`apply` for columns that are prepared already (features.columns), the payment's own ones filled into `out`."""
+        """`apply` for columns that are prepared already (features.columns), the payment's own ones filled into
+        `out`."""
         late = np.zeros(len(rows), dtype=np.bool_)
         self._take_incoming()
         self._make_room(len(rows))
@@ -198,7 +238,8 @@ class Engine:
         self._incoming.clear()
 
     def _make_room(self, n: int) -> None:
-        """Grow what n payments can fill; what rows entering a delayed window can fill, the kernel asks for (`_enlarge`)."""
+        """Grow what n payments can fill; what rows entering a delayed window can fill, the kernel asks for
+        (`_enlarge`)."""
         s, t = self._state, self._tables
         following = int(s.scalars[st.NEXT_SEQ])
         changed = self.segments.cover(following, following + n, s.passed[:, 0])
@@ -240,7 +281,8 @@ class Engine:
         self._use(s)
 
     def _compacted_late(self, s: st.State) -> st.State:
-        """Drop late rows that have passed every edge; grow at half full, so that rows are moved at most twice on average."""
+        """Drop late rows that have passed every edge; grow at half full, so that rows are moved at most twice on
+        average."""
         gone, count = int(s.passed[:, 1].min()), int(s.scalars[st.LATE_COUNT])
         s.late[: count - gone] = s.late[gone:count].copy()
         s.late_dirty[:] = 1

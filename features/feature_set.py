@@ -1,7 +1,7 @@
 """The feature set: a declarative list of entities, windows and aggregates, read from YAML and checked by pydantic.
 
-A feature set says what a model sees. It is data: the same text trains the model, travels in the bundle and drives the live
-engine, and its fingerprint (sha256 over the canonical form) tells them apart.
+A feature set says what a model sees. It is data: the same text trains the model, travels in the bundle and drives the
+live engine, and its fingerprint (sha256 over the canonical form) tells them apart.
 
     name: cards
     currency: EUR
@@ -28,7 +28,8 @@ from schemas.currencies import CURRENCY_EXPONENT
 from schemas.durations import parse_duration_ms
 
 KEY_FIELDS = (
-    "payment_id", "customer_id", "account_id", "card_token", "merchant_id", "terminal_id", "device_id", "ip", "mcc", "channel",
+    "payment_id", "customer_id", "account_id", "card_token", "merchant_id", "terminal_id", "device_id", "ip", "mcc",
+    "channel",
     "country", "merchant_country", "currency",
 )  # fmt: skip
 POSITION_FIELDS = ("latitude", "longitude", "merchant_latitude", "merchant_longitude")
@@ -53,7 +54,8 @@ def is_field(name: str) -> bool:
 
 
 class FeatureSetError(ValueError):
-    """The feature set says something that the engine cannot or must not do; the message names the place and the way out."""
+    """The feature set says something that the engine cannot or must not do; the message names the place and the way
+    out."""
 
 
 def _duration(value: object) -> int:
@@ -80,7 +82,8 @@ class _Strict(BaseModel):
 
 
 class Rates(_Strict):
-    """Exchange rates: units of the set's currency for one unit of another, versioned because a changed rate changes features."""
+    """Exchange rates: units of the set's currency for one unit of another, versioned because a changed rate changes
+    features."""
 
     version: str = Field(min_length=1, max_length=64)
     per_unit: dict[str, Annotated[float, Field(gt=0, lt=1e9)]]
@@ -100,12 +103,14 @@ Condition = Scalar | list[Scalar] | Range
 
 
 class Feature(_Strict):
-    """One column of the model's input. Exactly one of `payment`, `aggregate`, `ratio`, `difference`, `zscore` is given."""
+    """One column of the model's input. Exactly one of `payment`, `aggregate`, `ratio`, `difference`, `zscore` is
+    given."""
 
     name: Name
     # What training may assume: a larger value never makes a payment less (increasing) or more (decreasing) suspicious.
     monotone: Literal["increasing", "decreasing"] | None = None
-    # A value of the payment itself: amount, hour_of_day, day_of_week, a position field, a declared category, attributes.NAME.
+    # A value of the payment itself: amount, hour_of_day, day_of_week, a position field, a declared category,
+    # attributes.NAME.
     payment: str | None = None
     categories: list[str] | None = Field(None, min_length=1, max_length=10_000)
     # A rolling aggregate over the payments of one entity.
@@ -139,7 +144,8 @@ class Feature(_Strict):
         given = [k for k in ("payment", "aggregate", "ratio", "difference", "zscore") if getattr(self, k) is not None]
         if len(given) != 1:
             raise ValueError(
-                f"feature {self.name}: give exactly one of payment, aggregate, ratio, difference, zscore; found {given or 'none'}"
+                f"feature {self.name}: give exactly one of payment, aggregate, ratio, difference, zscore; found "
+                f"{given or 'none'}"
             )
         if self.kind != "aggregate":
             extra = [
@@ -229,7 +235,8 @@ class Feature(_Strict):
 
 
 class FeatureSet(_Strict):
-    """The declaration as a whole. `FeatureSet.from_yaml` reads it; `names` is the column order; `fingerprint` its identity."""
+    """The declaration as a whole. `FeatureSet.from_yaml` reads it; `names` is the column order; `fingerprint` its
+    identity."""
 
     name: Name
     currency: str
@@ -272,7 +279,8 @@ class FeatureSet(_Strict):
                 raise ValueError(f"feature {feature.name}: the name is used twice")
             if feature.entity is not None and feature.entity not in self.entities:
                 raise ValueError(
-                    f"feature {feature.name}: unknown entity {feature.entity!r}; declared are {', '.join(self.entities) or 'none'}"
+                    f"feature {feature.name}: unknown entity {feature.entity!r}; declared are "
+                    f"{', '.join(self.entities) or 'none'}"
                 )
             for operand in feature.operands:
                 if operand not in seen:
@@ -282,7 +290,8 @@ class FeatureSet(_Strict):
         clauses = {json.dumps(f.model_dump(mode="json")["where"], sort_keys=True) for f in self.features if f.where}
         if len(clauses) > WHERES_MAX:
             raise ValueError(
-                f"features: {len(clauses)} different where clauses; there may be {WHERES_MAX}, so let features share theirs"
+                f"features: {len(clauses)} different where clauses; there may be {WHERES_MAX}, so let features share "
+                f"theirs"
             )
         return self
 
@@ -304,11 +313,13 @@ class FeatureSet(_Strict):
             values = [] if isinstance(condition, Range) else condition if isinstance(condition, list) else [condition]
             if any(isinstance(value, str | bool) for value in values):
                 raise ValueError(
-                    f"feature {feature.name}: where {name}: a feature is a number; write a number, a list of numbers or a range"
+                    f"feature {feature.name}: where {name}: a feature is a number; write a number, a list of numbers "
+                    f"or a range"
                 )
 
     def check_sharding(self, shard_key: Sequence[str], shards: int) -> None:
-        """Refuse a set whose entities `shards` shards would split. `shard_key`: the fields that decide a payment's partition.
+        """Refuse a set whose entities `shards` shards would split. `shard_key`: the fields that decide a payment's
+        partition.
 
         A key of an entity stays in one shard when the entity has all fields of the shard key. Raises FeatureSetError.
         """
@@ -316,10 +327,12 @@ class FeatureSet(_Strict):
             return
         for feature in self.features:
             fields = self.entities[feature.entity] if feature.entity is not None else []
-            if feature.entity is not None and not set(shard_key) <= set(fields):
+            if feature.entity is not None and not (shard_key and set(shard_key) <= set(fields)):
                 raise FeatureSetError(
-                    f"feature {feature.name}: payments are shared out among {shards} shards by {', '.join(shard_key) or 'no field'}, so each shard would see "
-                    f"only a part of every {feature.entity} ({', '.join(fields)}). Run one shard, key the payments topic by {', '.join(fields)}, leave the "
+                    f"feature {feature.name}: payments are shared out among {shards} shards by "
+                    f"{', '.join(shard_key) or 'no field'}, so each shard would see "
+                    f"only a part of every {feature.entity} ({', '.join(fields)}). Run one shard, key the payments "
+                    f"topic by {', '.join(fields)}, leave the "
                     "feature out, or compute it in a stage of its own behind a re-keyed topic"
                 )
 
@@ -330,7 +343,8 @@ class FeatureSet(_Strict):
 
     @property
     def fingerprint(self) -> str:
-        """Hex sha256 over the canonical JSON of everything that can change a value; comments and layout do not count."""
+        """Hex sha256 over the canonical JSON of everything that can change a value; comments and layout do not
+        count."""
         # A constraint on training changes no value.
         document = self.model_dump(mode="json", exclude={"features": {"__all__": {"monotone"}}})
         canonical = json.dumps(document, sort_keys=True, separators=(",", ":"))
@@ -359,7 +373,7 @@ class FeatureSet(_Strict):
 M = TypeVar("M", bound=BaseModel)
 
 
-class _LineLoader(yaml.SafeLoader):
+class _LineLoader(yaml.SafeLoader):  # type: ignore[misc]
     """SafeLoader that refuses a key given twice: YAML lets the last one win, silently."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -370,11 +384,13 @@ class _LineLoader(yaml.SafeLoader):
                     problem=f"the key {key_node.value!r} is given twice", problem_mark=key_node.start_mark
                 )
             seen.add(key_node.value)
-        return super().construct_mapping(node, deep=deep)
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep=deep)
+        return mapping
 
 
 def read_yaml_model(model: type[M], text: str, *, where: str, error: type[Exception]) -> M:
-    """Parse YAML `text` into `model`; any mistake becomes `error` naming `where`, the line and what to write instead."""
+    """Parse YAML `text` into `model`; any mistake becomes `error` naming `where`, the line and what to write
+    instead."""
     try:
         data = yaml.load(text, Loader=_LineLoader)  # noqa: S506 - a SafeLoader
         node = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -402,15 +418,19 @@ def read_yaml_model(model: type[M], text: str, *, where: str, error: type[Except
 
 
 def _line_of(node: yaml.Node | None, path: list[Any], feature: str | None) -> int:
-    """The line of the YAML node at `path`, or of the feature named; the nearest node found otherwise."""
+    """The line of the YAML node at `path`, or of the feature named (a name used twice: the second); the nearest node
+    found otherwise."""
     if feature is not None and not path and isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            if key.value == "features" and isinstance(value, yaml.SequenceNode):
-                for item in value.value:
-                    if isinstance(item, yaml.MappingNode) and any(
-                        k.value == "name" and v.value == feature for k, v in item.value
-                    ):
-                        return int(item.start_mark.line) + 1
+        lines = [
+            int(item.start_mark.line) + 1
+            for key, value in node.value
+            if key.value == "features" and isinstance(value, yaml.SequenceNode)
+            for item in value.value
+            if isinstance(item, yaml.MappingNode)
+            and any(k.value == "name" and v.value == feature for k, v in item.value)
+        ]
+        if lines:
+            return lines[-1]
     for part in path:
         if isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
             node = node.value[part]

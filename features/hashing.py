@@ -1,11 +1,11 @@
 """Keys as 128-bit numbers: SipHash-2-4 with 128-bit output over UTF-8 bytes.
 
-An entity key, a payment id or a value to count is a string at the door and 128 bits from there on. Two different strings of a
-shard collide with probability below n² / 2^129: for 10^10 keys about 10^-19, so equality of hashes is taken for equality.
-The hash key is a constant, because replay on another machine must give the same numbers.
+An entity key, a payment id or a value to count is a string at the door and 128 bits from there on. Two different
+strings of a shard collide with probability below n² / 2^129: for 10^10 keys about 10^-19, so equality of hashes is
+taken for equality. The hash key is a constant, because replay on another machine must give the same numbers.
 
-Source: Aumasson and Bernstein, "SipHash: a fast short-input PRF", 2012, and the authors' reference for the 128-bit variant.
-"""
+Source: Aumasson and Bernstein, "SipHash: a fast short-input PRF", 2012, and the authors' reference for the 128-bit
+variant."""
 
 from __future__ import annotations
 
@@ -50,7 +50,8 @@ def _round(v0, v1, v2, v3):  # type: ignore[no-untyped-def]
 
 @nb.njit(cache=True, nogil=True)
 def siphash_128(data: npt.NDArray[np.uint8], offsets: npt.NDArray[np.int32], out: U64, empty_as_zero: bool) -> None:
-    """Hash the strings `data[offsets[i]:offsets[i+1]]` into `out[i] = (low, high)`; an empty one into zeros when told so."""
+    """Hash the strings `data[offsets[i]:offsets[i+1]]` into `out[i] = (low, high)`; an empty one into zeros when told
+    so."""
     address = np.int64(data.ctypes.data)
     for i in range(len(offsets) - 1):
         start, end = np.int64(offsets[i]), np.int64(offsets[i + 1])
@@ -93,7 +94,9 @@ def joined(values: Sequence[str | bytes | None]) -> tuple[npt.NDArray[np.uint8],
 
 
 def _arrow(values: Any) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32], Any]:
-    array = pa.array(values, type=pa.binary(), from_pandas=False)
+    # Arrow's strings and binaries have the same layout; only a slice would begin somewhere else.
+    ready = isinstance(values, pa.StringArray) and values.offset == 0
+    array = values if ready else pa.array(values, type=pa.binary(), from_pandas=False)
     n = len(array)
     _, offsets_buffer, data_buffer = array.buffers()
     offsets = np.frombuffer(offsets_buffer, dtype=np.int32, count=n + 1) if n else np.zeros(1, np.int32)
@@ -106,10 +109,12 @@ def _arrow(values: Any) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32], A
 
 
 def hash_strings(values: Any) -> tuple[U64, npt.NDArray[np.bool_]]:
-    """128-bit hashes of `values` (n strings, bytes or None) as uint64 [n, 2], and which of them are present, bool [n]."""
+    """128-bit hashes of `values` (n strings, bytes or None) as uint64 [n, 2], and which of them are present, bool
+    [n]."""
     n = len(values)
     out = np.empty((n, 2), dtype=np.uint64)
     if n <= _FEW:
+        values = values.to_pylist() if isinstance(values, pa.Array) else values
         data, offsets = joined(values)
         siphash_128(data, offsets, out, False)
         return out, np.array([v is not None for v in values], dtype=np.bool_)

@@ -1,5 +1,8 @@
 """Verdicts on payments: when one becomes known, every window its payment stands in is corrected at once."""
 
+# Kernels are typed by numba; to a type checker their numbers are NumPy scalars.
+# mypy: disable-error-code="no-any-return, return-value, no-untyped-def, assignment, attr-defined"
+
 from __future__ import annotations
 
 import numpy as np

@@ -11,12 +11,15 @@
 Two payments of one log share 96 bits of id with probability n² / 2^97: for 10^10 payments 6·10^-10.
 """
 
+# Kernels are typed by numba; to a type checker their numbers are NumPy scalars.
+# mypy: disable-error-code="no-any-return, return-value, no-untyped-def, assignment, attr-defined"
+
 from __future__ import annotations
 
 import numpy as np
 
 from features import plan as p
-from features.memory import inlined, kernel, peek32, peek64, peek8, poke32, poke8
+from features.memory import inlined, kernel, peek8, peek32, peek64, poke8, poke32
 from features.state import LABEL_SHIFT, NEXT_SEQ, State
 
 NO_SLOT = 0xFFFFFFFF
@@ -57,12 +60,19 @@ def passes(t: p.Tables, row: int, bit: int) -> bool:
     return (peek64(row) >> (WHERE_SHIFT + bit)) & 1 == 1
 
 
+@inlined
+def index_home(t: p.Tables, low: np.uint64) -> int:
+    """The place in an index where an id is looked for first."""
+    return np.int64(((low >> np.uint64(32)) * np.uint64(t.scalars[p.INDEX_CAPACITY])) >> np.uint64(32))
+
+
 @kernel
 def index_row(t: p.Tables, index: int, in_segment: int, low: np.uint64) -> None:
-    """Make a row findable: `index` is the address of its segment's index, an open-addressing table of 4-byte entries."""
+    """Make a row findable: `index` is the address of its segment's index, an open-addressing table of 4-byte
+    entries."""
     capacity = t.scalars[p.INDEX_CAPACITY]
     shift = t.scalars[p.SEGMENT_SHIFT]
-    place = np.int64(((low >> np.uint64(32)) * np.uint64(capacity)) >> np.uint64(32))
+    place = index_home(t, low)
     while peek32(index + 4 * place) != 0:
         place = place + 1 if place + 1 < capacity else 0
     tag = (np.int64(low) & ((np.int64(1) << (31 - shift)) - 1)) << (shift + 1)
@@ -81,7 +91,7 @@ def find_row(t: p.Tables, s: State, low: np.uint64, high: np.uint64, now_ms: int
     high32 = np.uint32(high & np.uint64(0xFFFFFFFF))
     id_at, high_at = t.scalars[p.ROW_ID], row_bytes - 4
     limit_ms = now_ms - t.edge_offset[t.scalars[p.RETENTION]]
-    home = np.int64(((low >> np.uint64(32)) * np.uint64(capacity)) >> np.uint64(32))
+    home = index_home(t, low)
     segment = (s.scalars[NEXT_SEQ] - 1) >> shift
     oldest = s.passed[t.scalars[p.RETENTION], 0] >> shift
     while segment >= oldest:

@@ -1,32 +1,39 @@
 """Raw memory for kernels: numbers at addresses, arrays over addresses, prefetching.
 
-The event log lives in many mapped segments, which no single array can span, so its kernels read through addresses. The same
-means lets one small array of addresses stand for a whole state: handing 40 arrays to a kernel costs 8 µs a call, one costs 0.2.
-Whoever builds the addresses keeps the memory alive (features/state.py and features/segments.py).
+The event log lives in many mapped segments, which no single array can span, so its kernels read through addresses. The
+same means lets one small array of addresses stand for a whole state: handing 40 arrays to a kernel costs 8 µs a call,
+one costs 0.2. Whoever builds the addresses keeps the memory alive (features/state.py and features/segments.py).
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-import numba as nb
+import numba
 import numpy as np
 import numpy.typing as npt
 from llvmlite import ir
+from numba import extending
 from numba.core import cgutils, types
-from numba.extending import intrinsic
+
+# Typed as Any: to a type checker an intrinsic has the arguments of its typing function.
+intrinsic: Any = extending.intrinsic
+njit: Any = numba.njit  # `_nrt` is not in its published signature
+_tools: Any = cgutils
+_types: Any = types
 
 CACHE_LINE = 64
 
 
 def kernel(function: Any) -> Any:
     """Compile a function that allocates nothing: without reference counts, without the GIL, cached on disk."""
-    return nb.njit(cache=True, nogil=True, _nrt=False, error_model="numpy")(function)
+    return njit(cache=True, nogil=True, _nrt=False, error_model="numpy")(function)
 
 
 def inlined(function: Any) -> Any:
-    """The same, as part of its callers: a state is 20 arrays, and handing those on costs more than most of what is done with them."""
-    return nb.njit(cache=True, nogil=True, _nrt=False, forceinline=True, error_model="numpy")(function)
+    """The same, as part of its callers: a state is 20 arrays, and handing those on costs more than most of what is done
+    with them."""
+    return njit(cache=True, nogil=True, _nrt=False, forceinline=True, error_model="numpy")(function)
 
 
 def _load(kind: Any, bits: int) -> Any:
@@ -89,13 +96,13 @@ def poke8(context, address, value):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def prefetch(_context, address):  # type: ignore[no-untyped-def]
+def prefetch(_context, _address):  # type: ignore[no-untyped-def]
     """Ask for the cache line at `address`; any address is allowed, for nothing is read."""
 
     def generate(target: Any, builder: Any, _signature: Any, args: Any) -> Any:
         byte_pointer, word = ir.IntType(8).as_pointer(), ir.IntType(32)
         signature = ir.FunctionType(ir.VoidType(), [byte_pointer, word, word, word])
-        function = cgutils.get_or_insert_function(builder.module, signature, "llvm.prefetch.p0")
+        function = _tools.get_or_insert_function(builder.module, signature, "llvm.prefetch.p0")
         builder.call(function, [builder.inttoptr(args[0], byte_pointer), word(0), word(3), word(1)])
         return target.get_dummy_value()
 
@@ -103,30 +110,32 @@ def prefetch(_context, address):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def pointer(_context, address, like):  # type: ignore[no-untyped-def]
+def pointer(_context, _address, like):  # type: ignore[no-untyped-def]
     """`address` as a pointer to values of the type `like` (np.int64 …), for nb.carray."""
 
     def generate(target: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.inttoptr(args[0], target.get_value_type(signature.return_type))
 
-    return types.CPointer(like.dtype)(types.int64, like), generate
+    return _types.CPointer(like.dtype)(types.int64, like), generate
 
 
 @kernel
-def copy_granules(source: int, target: int, dirty, granule_bytes: int, bytes_max: int) -> int:  # type: ignore[no-untyped-def]
-    """Copy each granule that is marked in `dirty` from address to address and take its mark away; how many there were."""
+def copy_granules(source, target, dirty, granules_max, granule_bytes, reach_bytes, bytes_max):  # type: ignore[no-untyped-def]
+    """Copy granules that are marked in `dirty`, and `reach_bytes` behind each, from address to address, and take their
+    marks away; how many there were, at most `granules_max`."""
     copied = 0
-    words = granule_bytes // 8
     for g in range(len(dirty)):
-        if g + 8 < len(dirty) and dirty[g + 8]:
+        if copied >= granules_max:
+            break
+        if g + 16 < len(dirty) and dirty[g + 16]:
             for line in range(0, granule_bytes, CACHE_LINE):
-                prefetch(source + (g + 8) * granule_bytes + line)
+                prefetch(source + (g + 16) * granule_bytes + line)
         if dirty[g]:
             dirty[g] = 0
             copied += 1
             start = g * granule_bytes
-            for w in range(min(words, (bytes_max - start) // 8)):
-                poke64(target + start + 8 * w, peek64(source + start + 8 * w))
+            for at in range(start, min(start + granule_bytes + reach_bytes, bytes_max), 8):
+                poke64(target + at, peek64(source + at))
     return copied
 
 

@@ -3,20 +3,21 @@
 Words used here and in the kernel:
 
     row     one payment in the event log
-    edge    one distinct distance behind stream time at which rows enter or leave a window; all entities share its pointer
+    edge    one distinct distance behind stream time at which rows enter or leave a window; all entities share its
+            pointer
     strip   one live key of one entity: words of 64 bits in the arena
     cell    one of those words
     op      what a row does to the cells of one group when it enters it, and undoes when it leaves
     group   (entity, window, delay, filter): the aggregates that change together, in neighbouring cells
 
-A strip is a header (the key's own hash, so that the strip can take itself out of the key table, and how many of its rows are live)
-followed by the cells of all groups.
+A strip is a header (the key's own hash, so that the strip can take itself out of the key table, and how many of its
+rows are live) followed by the cells of all groups.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -37,24 +38,36 @@ MEDIAN_MAX = 128
 NUMERIC, EXTREME, MEDIAN_OF, LAST_ONE, FIRST_ONE, PLACE, DECAY, FRAUDS, VERDICT, RELEASE = range(10)
 # Words of an op. Cells are places in the strip.
 (
-    O_KIND, O_ENTITY, O_CELL, O_WHERE, O_ENTERS, O_LEAVES, O_SUM, O_SQUARES, O_FRAUD, O_DISTINCT, O_DISTINCT_END, O_EXPIRES_MS, O_AUX, O_WIDTH,
+    O_KIND, O_ENTITY, O_CELL, O_WHERE, O_ENTERS, O_LEAVES, O_SUM, O_SQUARES, O_FRAUD, O_DISTINCT, O_DISTINCT_END,
+    O_EXPIRES_MS, O_AUX, O_WIDTH,
     O_VOID,
 ) = range(15)  # fmt: skip
 OP_WORDS = 15
 
+# A change of one group, as inner loops read it: op, sign, place of the slot in a row and of cells in a strip (bytes; 0:
+# none), where bit or -1, and 1 when count, sum and frauds are not all that it changes.
+C_OP, C_SIGN, C_SLOT, C_CELL, C_WHERE, C_SUM, C_FRAUD, C_MORE = range(8)
+CHANGE_WORDS = 8
+# A mark in a dirty map covers its granule and so many words behind it: groups up to this width need one mark.
+MARK_WORDS = 8
+
 # How a column is read. PAYMENT columns are filled in before the kernel runs.
 (
-    PAYMENT, AMOUNT, HOUR, DAY, COUNT, SUM, MEAN, STD, MIN, MAX, MEDIAN, DISTINCT, FRAUD_COUNT, FRAUD_RATE, DECAYED_COUNT, DECAYED_SUM,
+    PAYMENT, AMOUNT, HOUR, DAY, COUNT, SUM, MEAN, STD, MIN, MAX, MEDIAN, DISTINCT, FRAUD_COUNT, FRAUD_RATE,
+    DECAYED_COUNT, DECAYED_SUM,
     SINCE_LAST, SINCE_FIRST, LAST, SPEED_KMH, SINCE_FRAUD, SINCE_FIRST_FRAUD, LAST_LABEL, RATIO, DIFFERENCE, ZSCORE,
 ) = range(26)  # fmt: skip
 _READ = {
-    "count": COUNT, "sum": SUM, "mean": MEAN, "std": STD, "min": MIN, "max": MAX, "median": MEDIAN, "distinct": DISTINCT,
+    "count": COUNT, "sum": SUM, "mean": MEAN, "std": STD, "min": MIN, "max": MAX, "median": MEDIAN,
+    "distinct": DISTINCT,
     "fraud_count": FRAUD_COUNT, "fraud_rate": FRAUD_RATE, "decayed_count": DECAYED_COUNT, "decayed_sum": DECAYED_SUM,
-    "since_last": SINCE_LAST, "since_first": SINCE_FIRST, "last": LAST, "speed_kmh": SPEED_KMH, "since_fraud": SINCE_FRAUD,
+    "since_last": SINCE_LAST, "since_first": SINCE_FIRST, "last": LAST, "speed_kmh": SPEED_KMH,
+    "since_fraud": SINCE_FRAUD,
     "since_first_fraud": SINCE_FIRST_FRAUD, "last_label": LAST_LABEL,
 }  # fmt: skip
 LABEL_AGGREGATES = ("fraud_count", "fraud_rate", "since_fraud", "since_first_fraud", "last_label")
-# Words of a read operation: kind, entity or operand, cell or operand, where bit or operand, include_current, window ms, two more cells, half-life ms.
+# Words of a read operation: kind, entity or operand, cell or operand, where bit or operand, include_current, window ms,
+# two more cells, half-life ms.
 R_KIND, R_ENTITY, R_CELL, R_WHERE, R_CURRENT, R_WINDOW, R_SECOND, R_THIRD, R_HALF_LIFE = range(9)
 READ_WORDS = 9
 
@@ -64,7 +77,8 @@ WHERES_INLINE = 12
 
 # Words of Tables.scalars.
 (
-    LATENESS_MS, KEYS_MAX, DISTINCT_COLUMNS, RETENTION, LABELS_MATTER, SERIES_OPS, DISTINCT_OPS, ROW_BYTES, ROW_WHERE, ROW_DISTINCT, ROW_ID,
+    LATENESS_MS, KEYS_MAX, DISTINCT_COLUMNS, RETENTION, LABELS_MATTER, SERIES_OPS, DISTINCT_OPS, ROW_BYTES, ROW_WHERE,
+    ROW_DISTINCT, ROW_ID,
     ROW_SLOT, SEGMENT_SHIFT, INDEX_CAPACITY, KEY_PREFETCH,
 ) = range(15)  # fmt: skip
 
@@ -76,13 +90,14 @@ B_KEYS = 8
 class Tables(NamedTuple):
     """What the kernel reads; every array is constant during the life of an engine.
 
-    edge_offset  int64 [G]      distance behind stream time, ms; a row has passed edge g when event_time <= T - edge_offset[g]
+    edge_offset  int64 [G]      distance behind stream time, ms; a row has passed edge g when event_time <= T -
+                                edge_offset[g]
     edge_start   int64 [G+1]    its operations are edge_ops[edge_start[g]:edge_start[g+1]]
-    edge_ops     int64 [·, 2]   op, +1 entering or -1 leaving; ops of one entity stand together
+    edge_ops     int64 [·, 8]   C_ words below, +1 entering or -1 leaving; ops of one entity stand together
     touch_start  int64 [G+1]    and what they touch: edge_touches[touch_start[g]:touch_start[g+1]]
-    edge_touches int64 [·, 2]   entity, cell: for prefetching
+    edge_touches int64 [·, 2]   slot's place in the row, cell's in the strip, bytes: for prefetching
     ops          int64 [·, 15]  O_ words above
-    prompt       int64 [·]      ops without a delay: those that a payment in time does at once
+    prompt       int64 [·, 8]   C_ words: ops without a delay, which a payment in time does at once
     label_ops    int64 [·]      ops that a label changes
     distincts    int64 [·, 2]   distinct column, cell
     entity       int64 [E, 2]   words of a strip, edge that releases a row or -1 (never)
@@ -116,8 +131,8 @@ class Tables(NamedTuple):
 class Plan:
     """The tables, and what the columns of a batch must be prepared from.
 
-    `wheres` are the filters' conditions on fields of the payment, by bit; conditions on earlier features are in the tables.
-    """
+    `wheres` are the filters' conditions on fields of the payment, by bit; conditions on earlier features are in the
+    tables."""
 
     tables: Tables
     entities: tuple[tuple[str, ...], ...]
@@ -143,7 +158,7 @@ class _Layout:
     expires: dict[Group, int] = field(default_factory=dict)
 
     def where(self, feature: Feature) -> int:
-        clause = dict(sorted(feature.where.items()))
+        clause: dict[str, object] = dict(sorted(feature.where.items()))
         if not clause:
             return -1
         if clause not in self.clauses:
@@ -196,12 +211,14 @@ def lower(feature_set: FeatureSet, *, segment_shift: int) -> Plan:
         release[O_ENTERS], release[O_LEAVES], release[O_WIDTH], release[O_VOID] = -1, int(entity_table[e, 1]), 1, 1
         ops.append(release)
     op_table = np.array(ops, dtype=np.int64).reshape(-1, OP_WORDS)
-    edge_start, edge_ops, touch_start, touches = _edge_tables(op_table, len(edges))
+    labels = any(f.aggregate in LABEL_AGGREGATES for f in feature_set.features)
+    scalars = _scalars(feature_set, layout, op_table, edge_of[max(edges)], labels, segment_shift)
+    row_slot = int(scalars[ROW_SLOT])
+    edge_start, edge_ops, touch_start, touches = _edge_tables(op_table, len(edges), row_slot)
     reads = np.zeros((len(feature_set.features), READ_WORDS), dtype=np.int64)
     for f, feature in enumerate(feature_set.features):
         reads[f] = _read(feature, layout, cells, names, entities)
     test_start, tests, intervals = _tests(layout, names)
-    labels = any(f.aggregate in LABEL_AGGREGATES for f in feature_set.features)
     prompt = [o for o, op in enumerate(ops) if op[O_ENTERS] < 0 and op[O_KIND] not in (FRAUDS, VERDICT, RELEASE)]
     tables = Tables(
         edge_offset=np.array(edges, dtype=np.int64),
@@ -210,7 +227,13 @@ def lower(feature_set: FeatureSet, *, segment_shift: int) -> Plan:
         touch_start=touch_start,
         edge_touches=touches,
         ops=op_table,
-        prompt=np.array(sorted(prompt, key=lambda o: (ops[o][O_ENTITY], ops[o][O_CELL])), dtype=np.int64),
+        prompt=np.array(
+            [
+                _change(op_table, o, 1, row_slot)
+                for o in sorted(prompt, key=lambda o: (ops[o][O_ENTITY], ops[o][O_CELL]))
+            ],
+            dtype=np.int64,
+        ).reshape(-1, CHANGE_WORDS),
         label_ops=np.array(
             [
                 o
@@ -225,7 +248,7 @@ def lower(feature_set: FeatureSet, *, segment_shift: int) -> Plan:
         test_start=test_start,
         tests=tests,
         intervals=intervals,
-        scalars=_scalars(feature_set, layout, op_table, edge_of[max(edges)], labels, segment_shift),
+        scalars=scalars,
         minor_units=np.array([10.0 ** CURRENCY_EXPONENT[feature_set.currency]]),
     )
     return Plan(
@@ -258,7 +281,8 @@ def _group(feature: Feature, layout: _Layout) -> Group:
     if kind in ("decayed_count", "decayed_sum"):
         return (DECAY, entity, bit, feature.half_life)
     latest = {
-        "since_last": LAST_ONE, "last": LAST_ONE, "since_first": FIRST_ONE, "speed_kmh": PLACE, "since_fraud": FRAUDS, "since_first_fraud": FRAUDS,
+        "since_last": LAST_ONE, "last": LAST_ONE, "since_first": FIRST_ONE, "speed_kmh": PLACE, "since_fraud": FRAUDS,
+        "since_first_fraud": FRAUDS,
         "last_label": VERDICT,
     }  # fmt: skip
     if kind in latest:
@@ -268,7 +292,8 @@ def _group(feature: Feature, layout: _Layout) -> Group:
     return (NUMERIC, entity, bit, feature.delay, feature.window)
 
 
-# Cells of a group beside NUMERIC ones: a block; last time and amount; first time; time and position; time and two sums; a block; time, seq, label.
+# Cells of a group beside NUMERIC ones: a block; last time and amount; first time; time and position; time and two sums;
+# a block; time, seq, label.
 _CELLS = {EXTREME: 1, MEDIAN_OF: 1, LAST_ONE: 2, FIRST_ONE: 1, PLACE: 3, DECAY: 3, FRAUDS: 1, VERDICT: 3}
 
 
@@ -326,7 +351,14 @@ def _ops(
     return ops, distincts
 
 
-def _edge_tables(ops: I64, edges: int) -> tuple[I64, I64, I64, I64]:
+def _change(ops: I64, o: int, sign: int, row_slot: int) -> list[int]:
+    op = ops[o]
+    more = op[O_KIND] != NUMERIC or op[O_SQUARES] or op[O_DISTINCT] != op[O_DISTINCT_END]
+    entity, cells = int(op[O_ENTITY]), [int(op[word]) * 8 for word in (O_CELL, O_SUM, O_FRAUD)]
+    return [o, sign, row_slot + 4 * entity, cells[0], int(op[O_WHERE]), cells[1], cells[2], int(bool(more))]
+
+
+def _edge_tables(ops: I64, edges: int, row_slot: int) -> tuple[I64, I64, I64, I64]:
     per_edge: list[list[tuple[int, int]]] = [[] for _ in range(edges)]
     for o, op in enumerate(ops):
         if op[O_ENTERS] >= 0:
@@ -342,12 +374,12 @@ def _edge_tables(ops: I64, edges: int) -> tuple[I64, I64, I64, I64]:
             for o, _ in changes
             for c in (ops[o, O_CELL], ops[o, O_CELL] + ops[o, O_WIDTH] - 1)
         }
-        touches.append([(e, line << 3) for e, line in sorted(lines)])
-    flat = [change for changes in per_edge for change in changes]
+        touches.append([(row_slot + 4 * e, line << 6) for e, line in sorted(lines)])
+    flat = [_change(ops, o, sign, row_slot) for changes in per_edge for o, sign in changes]
     flat_touches = [touch for group in touches for touch in group]
     return (
         np.cumsum([0] + [len(changes) for changes in per_edge], dtype=np.int64),
-        np.array(flat, dtype=np.int64).reshape(-1, 2),
+        np.array(flat, dtype=np.int64).reshape(-1, CHANGE_WORDS),
         np.cumsum([0] + [len(group) for group in touches], dtype=np.int64),
         np.array(flat_touches, dtype=np.int64).reshape(-1, 2),
     )
@@ -425,14 +457,15 @@ def _intervals(condition: object) -> list[tuple[float, float]]:
         if condition.below is not None:
             high = min(high, np.nextafter(np.float32(condition.below), np.float32(-np.inf)))
         return [(float(low), float(high))]
-    values = condition if isinstance(condition, list) else [condition]
+    values: list[Any] = condition if isinstance(condition, list) else [condition]
     return [(float(np.float32(value)), float(np.float32(value))) for value in values]
 
 
 def _scalars(
     feature_set: FeatureSet, layout: _Layout, ops: I64, retention: int, labels: bool, segment_shift: int
 ) -> I64:
-    """Limits and the layout of a row: time and flags, amount, more filter bits, distinct values, id; then 4-byte slots and the rest of the id."""
+    """Limits and the layout of a row: time and flags, amount, more filter bits, distinct values, id; then 4-byte slots
+    and the rest of the id."""
     words = np.zeros(16, dtype=np.int64)
     words[LATENESS_MS], words[KEYS_MAX] = feature_set.allowed_lateness, feature_set.keys_max
     words[DISTINCT_COLUMNS], words[RETENTION], words[LABELS_MATTER] = (

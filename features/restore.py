@@ -23,16 +23,21 @@ class StateMismatch(Exception):
 def check(meta: Mapping[str, Any], *, fingerprint: str, format_version: int) -> None:
     """Raise StateMismatch when an image was made by another version or for another feature set."""
     if meta.get("format") != format_version:
-        raise StateMismatch(f"the state has format {meta.get('format')}, this version reads {format_version}; rebuild it from the journal")
+        raise StateMismatch(
+            f"the state has format {meta.get('format')}, this version reads {format_version}; rebuild it from the "
+            f"journal"
+        )
     if meta.get("fingerprint") != fingerprint:
         raise StateMismatch(
-            f"the state was made by the feature set {str(meta.get('fingerprint'))[:12]}, this shard computes {fingerprint[:12]}; "
+            f"the state was made by the feature set {str(meta.get('fingerprint'))[:12]}, this shard computes "
+            f"{fingerprint[:12]}; "
             "restore with the same feature set, or rebuild from the journal"
         )
 
 
 def restored(t: p.Tables, segments: Segments, arrays: Mapping[str, npt.NDArray[Any]], shift: int) -> st.State:
-    """The state behind an image; the log's rows are written into `segments`, which is empty. Raises StateMismatch, SegmentError."""
+    """The state behind an image; the log's rows are written into `segments`, which is empty. Raises StateMismatch,
+    SegmentError."""
     try:
         return _restored(t, segments, arrays, shift)
     except (KeyError, ValueError) as exc:
@@ -42,7 +47,9 @@ def restored(t: p.Tables, segments: Segments, arrays: Mapping[str, npt.NDArray[A
 def _restored(t: p.Tables, segments: Segments, arrays: Mapping[str, npt.NDArray[Any]], shift: int) -> st.State:
     scalars = np.array(arrays["scalars"], dtype=np.int64)
     chunks = len(arrays["owner"])
-    s = st.fresh_state(t, arena_words=max(chunks, 2) * st.CHUNK_WORDS, pool_words=max(1 << 12, len(arrays["pool"])))
+    # Twice as much as is in use, untouched memory as yet, so that the first batch does not have to grow anything.
+    spare = 2 * (chunks + len(t.entity))
+    s = st.fresh_state(t, arena_words=spare * st.CHUNK_WORDS, pool_words=max(1 << 14, 2 * len(arrays["pool"])))
     s.arena[: len(arrays["arena"])] = arrays["arena"]
     s.pool[: len(arrays["pool"])] = arrays["pool"]
     s.owner[:chunks] = arrays["owner"]

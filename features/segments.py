@@ -1,10 +1,12 @@
-"""The event log's memory: a chain of segments of equal size, mapped from files in a folder or taken from memory when there is none.
+"""The event log's memory: a chain of segments of equal size, mapped from files in a folder or taken from memory when
+there is none.
 
     one segment    rows (features/log.py) | index by payment id | labels, one byte a row; each begins at a page
 
-Rows and index of a full segment never change again. Only the newest segment and those under a window's edge are touched, so the
-others are handed back to the page cache; a segment is deleted when every window has passed it. The files belong to the running
-engine and are never read by the next one, which starts from a snapshot (features/snapshot.py): a torn file cannot become a wrong feature.
+Rows and index of a full segment never change again. Only the newest segment and those under a window's edge are
+touched, so the others are handed back to the page cache; a segment is deleted when every window has passed it. The
+files belong to the running engine and are never read by the next one, which starts from a snapshot
+(features/snapshot.py): a torn file cannot become a wrong feature.
 """
 
 from __future__ import annotations
@@ -25,12 +27,14 @@ from features import plan as p
 from features.state import LABEL_SHIFT
 
 PAGE = mmap.PAGESIZE
-# 60 MB and 4 MB at 58 bytes a row. Few large files; small pieces of memory, because most logs in memory are short.
-FILE_SHIFT, MEMORY_SHIFT = 20, 16
+# 60 MB and 8 MB at 58 bytes a row. Few large files; smaller pieces of memory, because most logs in memory are short,
+# but above the 4 MiB from which NumPy asks for huge pages.
+FILE_SHIFT, MEMORY_SHIFT = 20, 17
 
 
 class SegmentError(Exception):
-    """The log cannot be kept in its folder; the message names folder, reason and way out. State must be rebuilt elsewhere."""
+    """The log cannot be kept in its folder; the message names folder, reason and way out. State must be rebuilt
+    elsewhere."""
 
 
 @dataclass(eq=False)
@@ -78,7 +82,8 @@ class Segments:
         return self._live[number]
 
     def cover(self, first_seq: int, end_seq: int, passed: npt.NDArray[np.int64]) -> bool:
-        """Map what rows `first_seq` to `end_seq` need; whether addresses changed. `passed`: first row not passed, of each edge.
+        """Map what rows `first_seq` to `end_seq` need; whether addresses changed. `passed`: first row not passed, of
+        each edge.
 
         Raises SegmentError when the folder has no room.
         """
@@ -124,7 +129,8 @@ class Segments:
                 self._warm.add(number)
             elif self._live[number].mapping is not None:
                 self._warm.discard(number)
-                # Labels may have warmed it again, so that it is asked for at every new segment. Pages of a shared mapping keep their content.
+                # Labels may have warmed it again, so that it is asked for at every new segment. Pages of a shared
+                # mapping keep their content.
                 self._live[number].mapping.madvise(mmap.MADV_DONTNEED)
 
     def _new(self, number: int) -> Segment:

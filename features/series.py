@@ -1,13 +1,19 @@
 """Short sorted lists that belong to a key: what min, max, median and known frauds need beyond a running number.
 
-A series is a block of the pool, an int64 array shared by all keys. Its cell in the strip holds the block's place (0: no block yet).
+A series is a block of the pool, an int64 array shared by all keys. Its cell in the strip holds the block's place (0: no
+block yet).
 
-    block of class c, 8 << c words:  word 0  count | first << 32      word 1  c      then (time, value) pairs, sorted by time
+    block of class c, 8 << c words:  word 0  count | first << 32      word 1  c      then (time, value) pairs, sorted by
+    time
 
-Blocks double when they fill and go back to a list of free blocks of their class with their key. A minimum keeps only payments that
-no later one undercuts (and a maximum likewise), so every payment is written once and dropped once however long the window is: a hot
-key costs the same as any other (the monotonic queue; Tangwongsan et al., "In-Order Sliding-Window Aggregation", 2017, section 1).
+Blocks double when they fill and go back to a list of free blocks of their class with their key. A minimum keeps only
+payments that no later one undercuts (and a maximum likewise), so every payment is written once and dropped once however
+long the window is: a hot key costs the same as any other (the monotonic queue; Tangwongsan et al., "In-Order
+Sliding-Window Aggregation", 2017, section 1).
 """
+
+# Kernels are typed by numba; to a type checker their numbers are NumPy scalars.
+# mypy: disable-error-code="no-any-return, return-value, no-untyped-def, assignment, attr-defined"
 
 from __future__ import annotations
 
@@ -77,7 +83,8 @@ def expire(s: State, block: int, limit_ms: int):  # type: ignore[no-untyped-def]
 
 @kernel
 def _spacious(s: State, cell: int) -> int:
-    """The cell's block with room for one more pair behind the last: moved to the front of it, or to a block of another size."""
+    """The cell's block with room for one more pair behind the last: moved to the front of it, or to a block of another
+    size."""
     block = s.arena[cell]
     if block == 0:
         block = _take_block(s, 0)
@@ -136,7 +143,8 @@ def push_extreme(s: State, cell: int, time_ms: int, amount: int, largest: int, l
 
 @kernel
 def push_sorted(s: State, cell: int, time_ms: int, value: int, count_max: int, limit_ms: int) -> None:
-    """Insert a pair by time, after those of equal time; expired pairs go, and beyond `count_max` the oldest one does."""
+    """Insert a pair by time, after those of equal time; expired pairs go, and beyond `count_max` the oldest one
+    does."""
     if s.arena[cell] != 0:
         first, end = expire(s, s.arena[cell], limit_ms)
         if end - first >= count_max:
@@ -160,7 +168,8 @@ def push_sorted(s: State, cell: int, time_ms: int, value: int, count_max: int, l
 
 @kernel
 def push_fraud(s: State, cell: int, time_ms: int, seq: int, settled_ms: int) -> None:
-    """Insert a known fraud. Of those at or before `settled_ms`, which no label can change any more, the first and the last are kept."""
+    """Insert a known fraud. Of those at or before `settled_ms`, which no label can change any more, the first and the
+    last are kept."""
     block = s.arena[cell]
     if block != 0:
         base = block + 2
@@ -197,7 +206,8 @@ def remove_pair(s: State, cell: int, time_ms: int, value: int) -> None:
 
 @kernel
 def median(s: State, cell: int, limit_ms: int, current: int, count_max: int, scratch):  # type: ignore[no-untyped-def]
-    """Median of the amounts later than `limit_ms` among the last `count_max`; `current` >= 0 is the last of them. NaN for none."""
+    """Median of the amounts later than `limit_ms` among the last `count_max`; `current` >= 0 is the last of them. NaN
+    for none."""
     n = 0
     if current >= 0:
         scratch[0] = current

@@ -1,16 +1,21 @@
 """What an engine remembers, as arrays, and the one small array of addresses through which kernels reach them.
 
-    arena     strips of 64-bit words, one a live key of an entity: who the key is, how many of its rows are live, its running numbers.
+    arena     strips of 64-bit words, one a live key of an entity: who the key is, how many of its rows are live, its
+              running numbers.
               Shared out in chunks that hold strips of one entity, so that all keys can be listed without their table.
     pool      blocks of sorted pairs (features/series.py)
-    late      late payments still in the log, (event time, seq) sorted by time; the log itself is in order of arrival, where those
+    late      late payments still in the log, (event time, seq) sorted by time; the log itself is in order of arrival,
+              where those
               in time are sorted by themselves
     keys, distincts, orphans   hash tables (features/table.py)
     segments  addresses of the log's segments (features/segments.py), entry (seq >> shift) & (ring - 1)
 
-Beside arena, pool, late and distincts stand maps of one byte for each 256 bytes that says "written since the map was cleared": what
-lets a snapshot be taken while payments go on (features/capture.py).
+Beside arena, pool, late and distincts stand maps of one byte for each 256 bytes that says "written since the map was
+cleared": what lets a snapshot be taken while payments go on (features/capture.py).
 """
+
+# Kernels are typed by numba; to a type checker their numbers are NumPy scalars.
+# mypy: disable-error-code="no-any-return, return-value, no-untyped-def, assignment, attr-defined"
 
 from __future__ import annotations
 
@@ -30,7 +35,8 @@ U8 = npt.NDArray[np.uint8]
 
 # Words of State.scalars. The first block is part of a snapshot; the rest is rebuilt.
 (
-    STREAM_MS, NEXT_SEQ, LATE_COUNT, KEYS, DISTINCTS, ORPHANS, KEYS_REFUSED, ORPHANS_DROPPED, LABELS_APPLIED, POOL_NEXT, POOL_CLASS_MAX,
+    STREAM_MS, NEXT_SEQ, LATE_COUNT, KEYS, DISTINCTS, ORPHANS, KEYS_REFUSED, ORPHANS_DROPPED, LABELS_APPLIED,
+    POOL_NEXT, POOL_CLASS_MAX,
     CHUNKS, LATE_FIRST, DROPPED_LATE,
 ) = range(14)  # fmt: skip
 SCALARS = 16
@@ -48,10 +54,11 @@ LABEL_SHIFT = 12
 class State(NamedTuple):
     """The arrays; they grow between calls of a kernel, never inside one. E entities, G edges.
 
-    scalars int64 [16] · passed int64 [G, 2]: first seq, and first position in `late`, that has not passed edge g · arena int64 and the
-    same memory as float64 · pool int64 · pool_free int64 [40]: first free block of each class · late int64 [cap, 2] · keys, distincts,
-    orphans uint64 [cap, 3] · slots int64 [E, 3]: first free strip (0: none), next strip and end of the entity's newest chunk ·
-    owner int64 [chunks]: entity of each chunk · rows, index, labels int64 [ring]: addresses of the segments' parts
+    scalars int64 [16] · passed int64 [G, 2]: first seq, and first position in `late`, that has not passed edge g ·
+    arena int64 and the same memory as float64 · pool int64 · pool_free int64 [40]: first free block of each class ·
+    late int64 [cap, 2] · keys, distincts, orphans uint64 [cap, 3] · slots int64 [E, 3]: first free strip (0: none),
+    next strip and end of the entity's newest chunk · owner int64 [chunks]: entity of each chunk · rows, index, labels
+    int64 [ring]: addresses of the segments' parts
     """
 
     scalars: I64
@@ -123,7 +130,8 @@ def enlarged(array: npt.NDArray[Any], length: int) -> npt.NDArray[Any]:
 
 
 def addresses(s: State, t: p.Tables) -> I64:
-    """(address, length) of every array of the tables and the state, for `view_tables` and `view_state`; the arrays must outlive it."""
+    """(address, length) of every array of the tables and the state, for `view_tables` and `view_state`; the arrays must
+    outlive it."""
     pairs = [(a.ctypes.data, len(a)) for a in (*t, *s)]
     return np.array(pairs, dtype=np.int64).reshape(-1)
 
@@ -147,11 +155,11 @@ def view_tables(c):  # type: ignore[no-untyped-def]
     return p.Tables(
         _flat(c, 0, np.int64),
         _flat(c, 2, np.int64),
-        _rows(c, 4, 2, np.int64),
+        _rows(c, 4, p.CHANGE_WORDS, np.int64),
         _flat(c, 6, np.int64),
         _rows(c, 8, 2, np.int64),
         _rows(c, 10, p.OP_WORDS, np.int64),
-        _flat(c, 12, np.int64),
+        _rows(c, 12, p.CHANGE_WORDS, np.int64),
         _flat(c, 14, np.int64),
         _rows(c, 16, 2, np.int64),
         _rows(c, 18, 2, np.int64),

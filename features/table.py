@@ -1,8 +1,13 @@
-"""An open-addressing hash table from 128-bit keys to 63-bit numbers, as one flat array that kernels and snapshots share.
+"""An open-addressing hash table from 128-bit keys to 63-bit numbers, as one flat array that kernels and snapshots
+share.
 
-Layout: uint64 [capacity, 3] of (key low, key high, value + 1); a third word of 0 is an empty place. Capacity is a power of two,
-linear probing, deletion by shifting back (Knuth, TAOCP 6.4, algorithm R), so that no tombstones pile up as keys come and go.
+Layout: uint64 [capacity, 3] of (key low, key high, value + 1); a third word of 0 is an empty place. Capacity is a power
+of two, linear probing, deletion by shifting back (Knuth, TAOCP 6.4, algorithm R), so that no tombstones pile up as keys
+come and go.
 """
+
+# Kernels are typed by numba; to a type checker their numbers are NumPy scalars.
+# mypy: disable-error-code="no-any-return, return-value, no-untyped-def, assignment, attr-defined"
 
 from __future__ import annotations
 
@@ -75,7 +80,8 @@ def put(table: Table, low: np.uint64, high: np.uint64, value: int) -> int:
 
 @kernel
 def remove_at(table: Table, place: int) -> int:
-    """Empty the place `place`, moving later keys of its run back so that none is cut off; the last place that changed."""
+    """Empty the place `place`, moving later keys of its run back so that none is cut off; the last place that
+    changed."""
     mask = np.uint64(len(table) - 1)
     hole = np.uint64(place)
     i = hole

@@ -5,6 +5,7 @@ that can be decoded alone: `pyarrow.ipc.open_stream(value)` reads it without thi
 
     header          compact JSON of `AuditHeader`, without the two below
     feature_names   JSON list, the column order of `features`
+    (challengers    the column order of `challenger_margins`, stands in the header; that column is absent without any)
     journal         the JournalRecord of the batch as it stands on the journal topic
 
 A batch without decisions (dead letters only) is one chunk without rows, so that the sink sees every journal record.
@@ -44,6 +45,7 @@ from schemas.audit_digest import (
 CHUNK_BYTES_MAX = 512 * 1024  # brokers refuse records over 1 MiB by default; half leaves room for key and headers
 CHUNKS_MAX = 4096  # 2 GiB a batch: far above any micro-batch, a bound for whoever gathers the chunks
 FEATURES_MAX = 4096
+CHALLENGERS_MAX = 64
 EVENT_TIME_MS_MAX = 253_402_300_799_999  # end of the year 9999: Postgres and Python's datetime both hold it
 DECISIONS = ("approve", "flag")
 MODES = ("normal", "degraded", "duplicate", "late")
@@ -67,7 +69,8 @@ _FIXED = {
     "margin": np.dtype(np.float32),
     "score": np.dtype(np.float64),
 }
-_NULLABLE = frozenset({"customer_id", "merchant_id"})
+# What a risk team looks for; a payment may lack each of them.
+NULLABLE = ("customer_id", "account_id", "merchant_id", "terminal_id", "mcc", "channel", "country")
 COLUMN_NAMES = (
     "payment_id",
     "partition",
@@ -75,8 +78,7 @@ COLUMN_NAMES = (
     "event_time_ms",
     "amount_minor",
     "currency",
-    "customer_id",
-    "merchant_id",
+    *NULLABLE,
     "decision",
     "mode",
     "margin",
@@ -84,7 +86,9 @@ COLUMN_NAMES = (
     "reasons",
     "fired",
     "features",
+    "challenger_margins",
 )
+_MATRICES = ("features", "challenger_margins")
 
 
 class AuditContext(BaseModel):
@@ -97,6 +101,12 @@ class AuditContext(BaseModel):
     feature_fingerprint: str = Field(min_length=1, max_length=128, description="Fingerprint of the feature set.")
     feature_names: tuple[Annotated[str, Field(max_length=256)], ...] = Field(
         min_length=1, max_length=FEATURES_MAX, description="Names of the columns of `features`, in order."
+    )
+    challengers: tuple[Annotated[str, Field(min_length=1, max_length=256)], ...] = Field(
+        default=(),
+        strict=False,
+        max_length=CHALLENGERS_MAX,
+        description="Ids of the bundles that scored beside it, in the order of `challenger_margins`.",
     )
 
 
@@ -124,7 +134,12 @@ class AuditRow(BaseModel):
     amount_minor: int = Field(description="Amount in minor units of `currency`.", examples=[5716])
     currency: str = Field(description="ISO 4217 code.", examples=["EUR"])
     customer_id: str | None = Field(description="Customer, when the payment names one.", examples=["c_000042"])
+    account_id: str | None = Field(description="Account, when the payment names one.", examples=["a_000042"])
     merchant_id: str | None = Field(description="Merchant, when the payment names one.", examples=["m_0815"])
+    terminal_id: str | None = Field(description="Terminal, when the payment names one.", examples=["t_3311"])
+    mcc: str | None = Field(description="Merchant category code, when given.", examples=["5411"])
+    channel: str | None = Field(description="Channel, when given.", examples=["ecom"])
+    country: str | None = Field(description="Country of the payment, when given.", examples=["FR"])
     decision: Literal["approve", "flag"] = Field(description="What was decided.")
     mode: Literal["normal", "degraded", "duplicate", "late"] = Field(description="How it was decided.")
     margin: float = Field(description="The model's raw output, a float32.", examples=[-2.25])
@@ -132,6 +147,9 @@ class AuditRow(BaseModel):
     reasons: tuple[str, ...] = Field(description="Reason codes, strongest first.", examples=[["UNUSUAL_AMOUNT"]])
     fired: tuple[str, ...] = Field(description="Names of the rules and lists that fired.", examples=[["card_testing"]])
     features: tuple[float, ...] = Field(description="Feature values, float32; NaN where undefined.")
+    challenger_margins: tuple[float, ...] = Field(
+        description="Margins that the challengers gave, float32; NaN where one did not score."
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,7 +167,12 @@ class AuditColumns:
     amount_minor: npt.NDArray[np.int64]
     currency: Sequence[str]
     customer_id: Sequence[str | None]
+    account_id: Sequence[str | None]
     merchant_id: Sequence[str | None]
+    terminal_id: Sequence[str | None]
+    mcc: Sequence[str | None]
+    channel: Sequence[str | None]
+    country: Sequence[str | None]
     decision: npt.NDArray[np.uint8]
     mode: npt.NDArray[np.uint8]
     margin: npt.NDArray[np.float32]
@@ -157,6 +180,7 @@ class AuditColumns:
     reasons: Sequence[Sequence[str]]
     fired: Sequence[Sequence[str]]
     features: npt.NDArray[np.float32]  # [n, k]
+    challenger_margins: npt.NDArray[np.float32]  # [n, C], NaN where not scored; C may be 0
 
     def __len__(self) -> int:
         return len(self.payment_id)
@@ -165,11 +189,14 @@ class AuditColumns:
     def record_batch(self) -> pa.RecordBatch:
         """The columns as checked Arrow, NaN canonical; made once and shared by digest and encode."""
         n = len(self)
-        if self.features.ndim != 2:
-            raise AuditError(f"features must be a matrix [rows, features], not {self.features.ndim}-dimensional")
-        schema = arrow_schema(self.features.shape[1])
+        for name in _MATRICES:
+            if (matrix := getattr(self, name)).ndim != 2:
+                raise AuditError(f"{name} must be a matrix [rows, columns], not {matrix.ndim}-dimensional")
+            if len(matrix) != n:
+                raise AuditError(f"column {name} has {len(matrix)} rows, payment_id has {n}")
+        schema = arrow_schema(self.features.shape[1], self.challenger_margins.shape[1])
         arrays = []
-        for name, kind in zip(COLUMN_NAMES, schema.types, strict=True):
+        for name, kind in zip(schema.names, schema.types, strict=True):
             values = getattr(self, name)
             if len(values) != n:
                 raise AuditError(f"column {name} has {len(values)} rows, payment_id has {n}")
@@ -184,21 +211,23 @@ class AuditColumns:
     def row(self, number: int) -> AuditRow:
         """Row `number` as people see it. Raises IndexError."""
         values: dict[str, Any] = {name: getattr(self, name)[number] for name in COLUMN_NAMES}
+        values = {name: v.as_py() if isinstance(v, pa.Scalar) else v for name, v in values.items()}
         for name in _FIXED:
             values[name] = values[name].item()
         values |= {name: tuple(values[name]) for name in ("reasons", "fired")}
-        values |= {"features": tuple(values["features"].tolist())}
+        values |= {name: tuple(values[name].tolist()) for name in _MATRICES}
         return AuditRow(**values | {"decision": DECISIONS[values["decision"]], "mode": MODES[values["mode"]]})
 
     @classmethod
     def from_record_batch(cls, batch: pa.RecordBatch) -> AuditColumns:
         """The Python view of a batch of `arrow_schema` (as `decode_chunk` returns it)."""
         columns: dict[str, Any] = {}
-        for name in COLUMN_NAMES:
+        columns["challenger_margins"] = np.empty((batch.num_rows, 0), np.float32)
+        for name in batch.schema.names:
             column = batch.column(name)
             if name in _FIXED:
                 columns[name] = column.to_numpy(zero_copy_only=True)
-            elif name == "features":
+            elif name in _MATRICES:
                 width = column.type.list_size
                 columns[name] = column.flatten().to_numpy(zero_copy_only=True).reshape(batch.num_rows, width)
             else:
@@ -207,19 +236,27 @@ class AuditColumns:
 
 
 @lru_cache(maxsize=64)
-def arrow_schema(feature_count: int) -> pa.Schema:
-    """The schema of a chunk without its metadata. Raises AuditError unless 1 <= feature_count <= 4096."""
+def arrow_schema(feature_count: int, challenger_count: int = 0) -> pa.Schema:
+    """The schema of a chunk without its metadata. Raises AuditError unless 1 <= feature_count <= 4096.
+
+    Without challengers there is no column for them: Arrow's lists of fixed size 0 do not know how many they are.
+    """
+    if not 0 <= challenger_count <= CHALLENGERS_MAX:
+        raise AuditError(f"{challenger_count} challengers: an audit record holds up to {CHALLENGERS_MAX}")
+    widths = {"features": feature_count, "challenger_margins": challenger_count}
     if not 1 <= feature_count <= FEATURES_MAX:
         raise AuditError(f"{feature_count} features: an audit record holds 1 to {FEATURES_MAX}")
     fields = []
     for name in COLUMN_NAMES:
         if name in _FIXED:
             kind = pa.from_numpy_dtype(_FIXED[name])
-        elif name == "features":
-            kind = pa.list_(pa.field("item", pa.float32(), nullable=False), feature_count)
+        elif name in _MATRICES:
+            if not widths[name]:
+                continue
+            kind = pa.list_(pa.field("item", pa.float32(), nullable=False), widths[name])
         else:
             kind = type_list if name in {"reasons", "fired"} else type_string
-        fields.append(pa.field(name, kind, nullable=name in _NULLABLE))
+        fields.append(pa.field(name, kind, nullable=name in NULLABLE))
     return pa.schema(fields)
 
 
@@ -228,7 +265,7 @@ def digest(columns: AuditColumns, context: AuditContext) -> str:
 
     Raises AuditError for columns that cannot be audited.
     """
-    _check_feature_count(columns, context)
+    _check_widths(columns, context)
     return digest_parts([columns.parts], len(columns), canonical_context(context))
 
 
@@ -241,7 +278,9 @@ def digest_chunks(batches: Sequence[pa.RecordBatch], context: AuditContext) -> s
 
 def canonical_context(context: AuditContext) -> bytes:
     """The context's part of the digest's canonical bytes."""
-    return _context_bytes(context.bundle, context.threshold, context.feature_fingerprint, context.feature_names)
+    return _context_bytes(
+        context.bundle, context.threshold, context.feature_fingerprint, context.feature_names, context.challengers
+    )
 
 
 def encode(columns: AuditColumns, header: AuditHeader) -> list[bytes]:
@@ -250,7 +289,7 @@ def encode(columns: AuditColumns, header: AuditHeader) -> list[bytes]:
     `rows`, `first_row`, `chunk` and `chunks` of `header` are set here. Raises AuditError for columns that cannot be
     audited, and when one row alone fills a chunk.
     """
-    _check_feature_count(columns, header)
+    _check_widths(columns, header)
     _ = columns.parts  # checked before anything is written
     batch = columns.record_batch
     fields = header.model_dump(exclude={"feature_names", "journal"}) | {"rows": batch.num_rows}
@@ -305,8 +344,11 @@ def decode_chunk(value: bytes) -> tuple[AuditHeader, pa.RecordBatch]:
         raise AuditError(f"the chunk's header cannot be read ({type(exc).__name__})") from exc
     if len(batches) != 1:
         raise AuditError(f"a chunk holds one record batch, this one holds {len(batches)}")
-    if not schema.equals(arrow_schema(len(header.feature_names)), check_metadata=False):
-        raise AuditError(f"the columns are not those of an audit record with {len(header.feature_names)} features")
+    if not schema.equals(arrow_schema(len(header.feature_names), len(header.challengers)), check_metadata=False):
+        raise AuditError(
+            f"the columns are not those of an audit record with {len(header.feature_names)} features and "
+            f"{len(header.challengers)} challengers"
+        )
     batch = batches[0].replace_schema_metadata(None)
     if not (header.chunk < header.chunks and header.first_row + batch.num_rows <= header.rows):
         raise AuditError(f"chunk {header.chunk} of {header.chunks} does not fit a batch of {header.rows} rows")
@@ -320,25 +362,28 @@ def decode_chunk(value: bytes) -> tuple[AuditHeader, pa.RecordBatch]:
 
 
 def _arrow(name: str, values: Any, kind: pa.DataType) -> pa.Array:
-    if name == "features" or name in _FIXED:
+    if name in _MATRICES or name in _FIXED:
         expected = _FIXED.get(name, np.dtype(np.float32))
         if getattr(values, "dtype", None) != expected:
             given = getattr(values, "dtype", type(values).__name__)
             raise AuditError(f"column {name} must be a numpy array of {expected}, not {given}")
-        if name == "features":
+        if name in _MATRICES:
             return pa.FixedSizeListArray.from_arrays(pa.array(canonical32(values).reshape(-1)), type=kind)
         if expected == np.float32:
             return pa.array(canonical32(values))
         return pa.array(canonical64(values) if expected == np.float64 else np.ascontiguousarray(values))
+    if isinstance(values, pa.Array) and values.type == kind and values.offset == 0:
+        return values
     try:
         return pa.array(values, type=kind)
     except (pa.ArrowException, UnicodeError, TypeError) as exc:
         raise AuditError(f"column {name} holds something other than {kind} ({type(exc).__name__})") from None
 
 
-_TEXT_COLUMNS = [number for number, name in enumerate(COLUMN_NAMES) if name not in _FIXED and name != "features"]
+_TEXT_COLUMNS = [n for n, name in enumerate(COLUMN_NAMES) if name not in _FIXED and name not in _MATRICES]
 _LIST_COLUMNS = [COLUMN_NAMES.index("reasons"), COLUMN_NAMES.index("fired")]
-_NOT_NULL_COLUMNS = [number for number, name in enumerate(COLUMN_NAMES) if name not in _NULLABLE]
+_NOT_NULL_COLUMNS = [number for number, name in enumerate(COLUMN_NAMES) if name not in NULLABLE]
+_FEATURES = COLUMN_NAMES.index("features")
 _RANGES = [  # column, dtype, first value beyond
     (COLUMN_NAMES.index("decision"), np.uint8, len(DECISIONS)),
     (COLUMN_NAMES.index("mode"), np.uint8, len(MODES)),
@@ -349,14 +394,15 @@ _RANGES = [  # column, dtype, first value beyond
 def _checked_parts(batch: pa.RecordBatch) -> BatchParts:
     """The canonical byte runs, after a check of what Arrow's types leave open: nulls, NUL in text, codes, times."""
     columns = batch.columns
-    for number in _NOT_NULL_COLUMNS:
+    for number in _NOT_NULL_COLUMNS[: len(columns) - len(COLUMN_NAMES) or None]:  # the last may be absent
         if columns[number].null_count:
             raise AuditError(f"column {COLUMN_NAMES[number]} holds a null")
     for number in _LIST_COLUMNS:
         if columns[number].values.null_count:
             raise AuditError(f"column {COLUMN_NAMES[number]} holds a null in a list")
-    if columns[-1].values.null_count:
-        raise AuditError("column features holds a null; an undefined feature is NaN")
+    for number in range(_FEATURES, len(columns)):
+        if columns[number].values.null_count:
+            raise AuditError(f"column {COLUMN_NAMES[number]} holds a null; an undefined value is NaN")
     parts = batch_parts(columns)
     for number in _TEXT_COLUMNS:
         text = bytes(memoryview(parts[number][-1]))  # type: ignore[arg-type]  # texts are a buffer or bytes
@@ -376,19 +422,25 @@ def _checked_parts(batch: pa.RecordBatch) -> BatchParts:
 
 def _check_nan(batch: pa.RecordBatch) -> None:
     """A chunk holds canonical NaN only: what is hashed is what is stored."""
-    for name, values, canonical in (
-        ("features", batch.column("features").flatten().to_numpy(zero_copy_only=True), NAN32_BITS),
+    looked_at: list[tuple[str, npt.NDArray[Any], Any]] = [
         ("margin", batch.column("margin").to_numpy(zero_copy_only=True), NAN32_BITS),
         ("score", batch.column("score").to_numpy(zero_copy_only=True), NAN64_BITS),
-    ):
+    ]
+    looked_at += [
+        (name, batch.column(name).flatten().to_numpy(zero_copy_only=True), NAN32_BITS)
+        for name in batch.schema.names[_FEATURES:]
+    ]
+    for name, values, canonical in looked_at:
         nan = values[np.isnan(values)]
         if nan.size and (nan.view(canonical.dtype) != canonical).any():
             raise AuditError(f"column {name} holds a NaN whose bits are not the canonical ones")
 
 
-def _check_feature_count(columns: AuditColumns, context: AuditContext) -> None:
-    if columns.features.ndim != 2 or columns.features.shape[1] != len(context.feature_names):
-        raise AuditError(f"features has the shape {columns.features.shape} for {len(context.feature_names)} names")
+def _check_widths(columns: AuditColumns, context: AuditContext) -> None:
+    for name, names in (("features", context.feature_names), ("challenger_margins", context.challengers)):
+        matrix: npt.NDArray[np.float32] = getattr(columns, name)
+        if matrix.ndim != 2 or matrix.shape[1] != len(names):
+            raise AuditError(f"{name} has the shape {matrix.shape} for {len(names)} names")
 
 
 def _split(batch: pa.RecordBatch, room_bytes: int) -> list[pa.RecordBatch]:
@@ -407,9 +459,19 @@ def _split(batch: pa.RecordBatch, room_bytes: int) -> list[pa.RecordBatch]:
 
 
 @lru_cache(maxsize=64)
-def _context_bytes(bundle: str, threshold: float, feature_fingerprint: str, feature_names: tuple[str, ...]) -> bytes:
+def _context_bytes(
+    bundle: str,
+    threshold: float,
+    feature_fingerprint: str,
+    feature_names: tuple[str, ...],
+    challengers: tuple[str, ...],
+) -> bytes:
     return context_bytes(
-        bundle=bundle, threshold=threshold, feature_fingerprint=feature_fingerprint, feature_names=feature_names
+        bundle=bundle,
+        threshold=threshold,
+        feature_fingerprint=feature_fingerprint,
+        feature_names=feature_names,
+        challengers=challengers,
     )
 
 

@@ -7,22 +7,28 @@ Byte by byte, so that an auditor can write it again in any language. All numbers
                 uint32 byte length of `feature_fingerprint`, then its text
                 float64 `threshold`
                 uint32 number of features k, then for each feature name in order: uint32 byte length, text
+                uint32 number of challengers c, then for the id of each in order: uint32 byte length, text
     rows        uint64 number of rows n
     columns     one after the other, each for all n rows in decision order:
                 payment_id      string      partition       int32       offset          int64
                 event_time_ms   int64       amount_minor    int64       currency        string
-                customer_id     string      merchant_id     string      decision        uint8 (0 approve, 1 flag)
-                mode            uint8 (0 normal, 1 degraded, 2 duplicate, 3 late)       margin  float32
-                score           float64     reasons         list        fired           list
+                customer_id     string      account_id      string      merchant_id     string
+                terminal_id     string      mcc             string      channel         string
+                country         string
+                decision        uint8 (0 approve, 1 flag)
+                mode            uint8 (0 normal, 1 degraded, 2 duplicate, 3 late)
+                margin          float32     score           float64     reasons         list        fired   list
                 features        float32, n times k, row by row
+                challenger_margins          float32, n times c, row by row; nothing when c is 0
     string      n int32 byte lengths (-1 for null), then the texts of all rows without separator
     list        n int32 element counts, then all elements of all rows as one `string` column (lengths, then texts)
     NaN         always 0x7FC00000 (float32) or 0x7FF8000000000000 (float64), whatever bits the NaN had; every other
                 float, -0.0 included, is hashed with the bits it has
 
 In Postgres: the rows of table `decisions` of one (shard, sequence), ordered by row_number; event_time in milliseconds;
-context from `bundle` and `threshold` (equal in all rows of a batch), `batches.feature_fingerprint` and
-`feature_sets.feature_names`. How the rows were cut in chunks does not enter: columns are hashed whole.
+context from `bundle` and `threshold` (equal in all rows of a batch), `batches.feature_fingerprint`,
+`batches.challengers` and `feature_sets.feature_names`. How the rows were cut in chunks does not enter: columns are
+hashed whole.
 
 Pure: numpy, pyarrow and hashlib only. Where the processor has SHA instructions: 0.2 µs a row at 44 features.
 """
@@ -121,16 +127,25 @@ def batch_parts(columns: Sequence[pa.Array]) -> BatchParts:
     return [column_parts(column) for column in columns]
 
 
-def context_bytes(*, bundle: str, threshold: float, feature_fingerprint: str, feature_names: Sequence[str]) -> bytes:
+def context_bytes(
+    *,
+    bundle: str,
+    threshold: float,
+    feature_fingerprint: str,
+    feature_names: Sequence[str],
+    challengers: Sequence[str] = (),
+) -> bytes:
     """The part of the canonical bytes that is the same for all rows of a batch."""
     parts = [PREFIX]
     for text in (bundle, feature_fingerprint):
         raw = text.encode()
         parts += [struct.pack("<I", len(raw)), raw]
-    parts += [struct.pack("<d", threshold), struct.pack("<I", len(feature_names))]
-    for name in feature_names:
-        raw = name.encode()
-        parts += [struct.pack("<I", len(raw)), raw]
+    parts.append(struct.pack("<d", threshold))
+    for names in (feature_names, challengers):
+        parts.append(struct.pack("<I", len(names)))
+        for name in names:
+            raw = name.encode()
+            parts += [struct.pack("<I", len(raw)), raw]
     return b"".join(parts)
 
 

@@ -88,6 +88,7 @@ class PaymentBatch:
     amount_minor: npt.NDArray[np.int64]  # [n]
     rejects: list[Reject]  # by ascending index
     _columns: dict[str, npt.NDArray[Any]] = field(default_factory=dict, repr=False)
+    _texts: dict[str, pa.StringArray] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -107,6 +108,16 @@ class PaymentBatch:
             # In an array of doubles None becomes NaN.
             found = np.array(values, dtype=np.float64) if name in _NUMBERS else _objects(values)
             self._columns[name] = found
+        return found
+
+    def text(self, name: str) -> pa.StringArray:
+        """A text field of the contract as Arrow, [n], null where absent; cached. Raises KeyError for any other."""
+        found = self._texts.get(name)
+        if found is None:
+            if name not in _TEXTS:
+                raise KeyError(f"{name} is no text field of a payment; there are {', '.join(sorted(_TEXTS))}")
+            found = pa.array(list(map(attrgetter(name), self.rows)), type=pa.string())
+            self._texts[name] = found
         return found
 
     def attribute(self, name: str) -> npt.NDArray[np.object_]:
@@ -130,6 +141,7 @@ class PaymentBatch:
             amount_minor=self.amount_minor[order],
             rejects=self.rejects,
             _columns={name: column[order] for name, column in self._columns.items()},
+            _texts={name: column.take(pa.array(order)) for name, column in self._texts.items()},
         )
 
     def refuse_future(self, record_timestamp_ms: npt.NDArray[np.int64], max_future_skew_ms: int) -> PaymentBatch:

@@ -66,7 +66,7 @@ class JournalRecord(Contract):
     )
     bundle: Identifier = Field(description="Id of the bundle that decided.", examples=["cards-3f9c2a11d07b"])
     degraded: bool = Field(
-        default=False, description="Decided without the model because a deadline was near: a clock's choice, kept as data."
+        default=False, description="Decided without the model, a deadline being near: a clock's choice, kept as data."
     )
     decisions: Count = Field(description="Number of decisions.", examples=[4_095])
     dead_letters: Count = Field(description="Number of dead letters.", examples=[1])

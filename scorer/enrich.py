@@ -5,14 +5,15 @@ The training export stops here; the pipeline goes on to score and decide. Both r
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from features.capture import Image
 from features.engine import Engine
-from features.feature_set import FeatureSet
+from features.feature_set import POSITION_FIELDS, FeatureSet
 from features.hashing import hash_strings
 from schemas.dead_letter import DeadLetterReason
 from schemas.decode import PaymentBatch, decode_payments
@@ -96,36 +97,45 @@ class Enriched:
 class Enricher:
     """The windows and the dedupe table of one shard."""
 
-    def __init__(self, feature_set: FeatureSet) -> None:
+    def __init__(self, feature_set: FeatureSet, *, images: Mapping[str, Image] | None = None) -> None:
+        """`images`: of engine and dedupe table, to go on from. Raises StateMismatch when they do not fit."""
         self.feature_set = feature_set
-        self.engine = Engine(feature_set)
         self.dedupe = Dedupe(horizon_ms=feature_set.dedupe_horizon, capacity=feature_set.dedupe_capacity)
+        if images is None:
+            self.engine = Engine(feature_set)
+        else:
+            self.dedupe.restore(images["dedupe"])
+            self.engine = Engine.restore(feature_set, images["engine"])
 
     def enrich(self, records: Records) -> Enriched:
         """Decode, order, find repeated payments, compute features. Every record ends in `payments` or in `rejected`."""
         decoded = decode_payments(records.values, records.keys)
         rejected = [Rejected(r.index, r.error) for r in decoded.rejects]
-        payments = self._admissible(decoded, records, rejected)
+        payments, amount = self._admissible(decoded, records, rejected)
         order = journal_order(records.partition[payments.index], records.offset[payments.index], payments.event_time_ms)
-        payments = payments.take(order)
+        payments, amount = payments.take(order), amount[order]
         rows = payments.index.astype(np.int64)
 
-        ids, _ = hash_strings(payments.column("payment_id"))
+        ids, _ = hash_strings(payments.text("payment_id"))
         payload, _ = hash_strings([records.values[i] for i in rows.tolist()])
         stream_ms = self.engine.stream_time_ms
         entry, duplicate, conflict = self.dedupe.scan(
             ids, payload[:, 0].copy(), payments.event_time_ms, _NO_STREAM_TIME if stream_ms is None else stream_ms
         )
         fresh = np.flatnonzero(~duplicate)
-        first = payments if len(fresh) == len(rows) else payments.take(fresh)
-        amount, _ = self.engine.convert(first)
-        features, late = self.engine.apply(first, amount, ids[fresh])
+        all_fresh = len(fresh) == len(rows)
+        first = payments if all_fresh else payments.take(fresh)
+        features, late = self.engine.apply(
+            first, amount if all_fresh else amount[fresh], ids if all_fresh else ids[fresh]
+        )
         rejected.sort(key=lambda r: (int(records.partition[r.index]), int(records.offset[r.index])))
         return Enriched(payments, rows, entry, duplicate, conflict, fresh, first, features, late, rejected)
 
-    def _admissible(self, payments: PaymentBatch, records: Records, rejected: list[Rejected]) -> PaymentBatch:
+    def _admissible(
+        self, payments: PaymentBatch, records: Records, rejected: list[Rejected]
+    ) -> tuple[PaymentBatch, npt.NDArray[np.int64]]:
         """Take out what the contract allows but the feature set or the clock rules do not;
-        the reasons go to `rejected`."""
+        the reasons go to `rejected`. Gives the rest with their amounts in the set's currency."""
         feature_set = self.feature_set
         admissible = np.ones(len(payments.rows), dtype=np.bool_)
 
@@ -144,18 +154,19 @@ class Enricher:
             "later than the broker's timestamp by more than max_future_skew",
         )
         for name in feature_set.required:
-            values = payments.column(name)
-            missing = (
-                np.isnan(values)
-                if values.dtype != object
-                else np.fromiter((v is None for v in values), np.bool_, len(values))
-            )
+            if name in POSITION_FIELDS:
+                missing = np.isnan(payments.column(name))
+            else:
+                missing = np.asarray(payments.text(name).is_null())
             refuse(missing, DeadLetterReason.MISSING_FIELD, name, "required by the feature set")
-        _, convertible = self.engine.convert(payments)
+        amount, convertible = self.engine.convert(payments)
         refuse(
             ~convertible,
             DeadLetterReason.NO_EXCHANGE_RATE,
             "currency",
             "the feature set's rates do not convert this currency",
         )
-        return payments if admissible.all() else payments.take(np.flatnonzero(admissible))
+        if admissible.all():
+            return payments, amount
+        kept = np.flatnonzero(admissible)
+        return payments.take(kept), amount[kept]

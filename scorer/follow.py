@@ -12,23 +12,39 @@ from __future__ import annotations
 
 import threading
 import time
+from typing import NamedTuple
 
 import structlog
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
 
+from features.restore import StateMismatch
+from features.segments import SegmentError
+from features.snapshot import SnapshotError
 from schemas.journal import FIRST_PREVIOUS, JournalRecord
-from scorer import history, kafka, metrics
+from scorer import faults, history, kafka, metrics
+from scorer.bundle import BundleError
 from scorer.errors import UsageError
-from scorer.inputs import Deadlines, Inputs
+from scorer.inputs import Deadlines, Inputs, MissingRange
 from scorer.pipeline import Pipeline
 from scorer.recovery import Bundles, rerun
 from scorer.settings import Settings
+from scorer.shard_image import restored
+from scorer.snapshots import Stored, newest_first, refused, store_of
 
 log = structlog.get_logger()
 
 PROGRESS_EVERY_S = 2.0
 WAIT_S = 0.2
+
+
+class _Start(NamedTuple):
+    """Where following begins."""
+
+    pipeline: Pipeline
+    journal: history.JournalReader
+    positions: dict[int, int]
+    control_position: int
 
 
 class Follower:
@@ -44,14 +60,76 @@ class Follower:
         self._client = kafka.admin(settings.kafka)
         self._topics = kafka.Topics.of(settings.kafka)
         partitions = payments_partitions(settings, self._client, shard)
-        self.pipeline = Pipeline(bundles.initial, shard=shard)
-        start, _ = history.journal_bounds(settings.kafka, self._client, shard)
-        self._journal_start = start
+        self._journal_start, self._journal_end = history.journal_bounds(settings.kafka, self._client, shard)
         self._released = False
-        self._journal = history.JournalReader(
-            settings.kafka, shard, position=start, sequence=self.pipeline.sequence, previous=FIRST_PREVIOUS
+        at = self._from_snapshot() or self._from_scratch(partitions)
+        self.pipeline, self._journal = at.pipeline, at.journal
+        self.inputs = self._inputs(at.positions, at.control_position)
+
+    def _from_scratch(self, partitions: list[int]) -> _Start:
+        topics = [TopicPartition(self._topics.payments, p) for p in partitions]
+        starts = kafka.starts(self._client, [*topics, TopicPartition(self._topics.control, 0)])
+        return _Start(
+            Pipeline(self._bundles.initial, shard=self._shard),
+            history.JournalReader(
+                self._settings.kafka, self._shard, position=self._journal_start, sequence=0, previous=FIRST_PREVIOUS
+            ),
+            dict(zip(partitions, starts[:-1], strict=True)),
+            starts[-1],
         )
-        self.inputs = self._inputs(partitions)
+
+    def _from_snapshot(self) -> _Start | None:
+        """The newest snapshot that is whole, of this feature set, and of this very journal."""
+        store = store_of(self._settings, self._shard)
+        if store is None:
+            return None
+        try:
+            for stored in newest_first(store, self._shard):
+                try:
+                    return self._start_of(stored)
+                except (StateMismatch, SegmentError, BundleError, UsageError, MissingRange) as exc:
+                    refused(self._shard, str(exc))
+        except SnapshotError as exc:  # the store itself: the journal can do without
+            refused(self._shard, str(exc))
+        return None
+
+    def _start_of(self, stored: Stored) -> _Start:
+        known = stored.known
+        offset, sequence = int(known["journal_offset"]), int(known["sequence"])
+        name = f"snapshot {sequence}"
+        if not self._journal_start <= offset < self._journal_end:
+            raise StateMismatch(f"{name} ends at journal offset {offset}, which this journal does not have")
+        # Its own record is read first and must be the one that the state ends with: else it is of another journal.
+        journal = history.JournalReader(
+            self._settings.kafka, self._shard, position=offset, sequence=sequence - 1, previous=None
+        )
+        try:
+            last = self._first_record(journal)
+            if last.head != known["head"]:
+                raise StateMismatch(
+                    f"{name} ends with head {known['head'][:12]}, the journal has {last.head[:12]} there"
+                )
+            bundle = self._bundles.at(str(known["bundle"]), str(known["bundle_location"]))
+            started = time.monotonic()
+            pipeline = restored(bundle, known, stored.parts)
+        except BaseException:
+            journal.close()
+            raise
+        self._log.info(
+            "snapshot.restored", sequence=sequence, keys=pipeline.engine.counts().keys,
+            seconds=round(time.monotonic() - started, 3),
+        )  # fmt: skip
+        positions = {int(p): int(position) for p, position in known["positions"].items()}
+        return _Start(pipeline, journal, positions, int(known["control_position"]))
+
+    def _first_record(self, journal: history.JournalReader) -> JournalRecord:
+        deadline = time.monotonic() + self._settings.worker.no_progress_s
+        while True:
+            for _, record in journal.read(WAIT_S, records_max=1):
+                return record
+            if time.monotonic() > deadline:
+                end, patience = self._journal_end, self._settings.worker.no_progress_s
+                raise history.stalled(self._settings.kafka, self._shard, end, patience)
 
     @property
     def journal_position(self) -> int:
@@ -59,7 +137,7 @@ class Follower:
         return self._journal.position
 
     def follow(self, stop: threading.Event) -> None:
-        """Decide again whatever is committed, until `stop` is set. Raises what `catch_up` raises, but for NoProgress."""
+        """Decide again whatever is committed, until `stop` is set. Raises as `catch_up` does, but for NoProgress."""
         while not stop.is_set():
             self._step()
 
@@ -102,6 +180,7 @@ class Follower:
             self._check(record)
             batch = history.reread(record, self.inputs, no_progress_s=self._settings.worker.no_progress_s)
             rerun(self.pipeline, record, batch, self._bundles)
+            faults.point("in_recovery")
         metrics.FOLLOWED.labels(self._label).set(self.pipeline.sequence)
         return len(records)
 
@@ -109,8 +188,8 @@ class Follower:
         strangers = {r.partition for r in record.inputs} - set(self.inputs.lanes)
         if strangers:
             raise UsageError(
-                f"the journal of shard {self._shard} holds partitions {sorted(strangers)} that are not this shard's now: "
-                "the number of shards or partitions was changed. Set it back, or start a new application "
+                f"the journal of shard {self._shard} holds partitions {sorted(strangers)} that are not this shard's "
+                "now: the number of shards or partitions was changed. Set it back, or start a new application "
                 "(FRAUD_SCORER_WORKER__APPLICATION)"
             )
         if record.sequence == 0 and record.bundle != self._bundles.initial.id:
@@ -127,18 +206,14 @@ class Follower:
         self.release_journal()
         self.inputs.close()
 
-    def _inputs(self, partitions: list[int]) -> Inputs:
+    def _inputs(self, positions: dict[int, int], control_position: int) -> Inputs:
         worker, prefix = self._settings.worker, self._settings.kafka.topic_prefix
-        starts = kafka.starts(
-            self._client,
-            [*(TopicPartition(self._topics.payments, p) for p in partitions), TopicPartition(self._topics.control, 0)],
-        )
         return Inputs(
             kafka.reader(self._settings.kafka, group=f"{prefix}{worker.application}-reader-{self._shard}"),
             payments=self._topics.payments,
             control=self._topics.control,
-            positions=dict(zip(partitions, starts[:-1], strict=True)),
-            control_position=starts[-1],
+            positions=positions,
+            control_position=control_position,
             buffered_max=worker.buffered_payments_max,
             deadlines=Deadlines(worker.deadline_ms, worker.deadline_header),
         )
@@ -151,8 +226,8 @@ def payments_partitions(settings: Settings, client: AdminClient, shard: int) -> 
     decisions = kafka.partition_count(client, topics.decisions)
     if payments != decisions:
         raise UsageError(
-            f"{topics.payments} has {payments} partitions, {topics.decisions} has {decisions}: one of them was changed, "
-            "and a decision goes to the partition of its payment's number. Keys may have moved to other partitions: make "
+            f"{topics.payments} has {payments} partitions, {topics.decisions} has {decisions}: one was changed, and a "
+            "decision goes to the partition of its payment's number. Keys may have moved to other partitions: make "
             "both counts equal if that is meant, or start with other topics (FRAUD_SCORER_KAFKA__TOPIC_PREFIX)"
         )
     return [p for p in range(payments) if p % settings.worker.shards == shard]

@@ -33,8 +33,10 @@ class JournalReader:
     counts.
     """
 
-    def __init__(self, settings: KafkaSettings, shard: int, *, position: int, sequence: int, previous: str) -> None:
-        """`sequence` and `previous`: number of the record that must come next, and the head it must name."""
+    def __init__(
+        self, settings: KafkaSettings, shard: int, *, position: int, sequence: int, previous: str | None
+    ) -> None:
+        """`sequence`, `previous`: number of the record that must come next, and the head it must name (None: any)."""
         self._partition = TopicPartition(kafka.Topics.of(settings).journal, shard, position)
         self._sequence, self._previous = sequence, previous
         self.position = position
@@ -43,8 +45,8 @@ class JournalReader:
         )
         self._consumer.assign([self._partition])
 
-    def read(self, wait_s: float) -> list[tuple[int, JournalRecord]]:
-        """What has come, each with its offset, waiting at most `wait_s` for the first.
+    def read(self, wait_s: float, *, records_max: int = 1000) -> list[tuple[int, JournalRecord]]:
+        """What has come, each with its offset, waiting at most `wait_s` for the first; about `records_max` at most.
 
         Raises MissingRange when records before it are gone, PromiseBroken when the chain does not hold.
         """
@@ -52,7 +54,8 @@ class JournalReader:
         if first is None:
             return []
         found = []
-        for message in (first, *self._consumer.consume(1000, 0)):
+        more = self._consumer.consume(records_max - 1, 0) if records_max > 1 else []
+        for message in (first, *more):
             error, offset = message.error(), kafka.present(message.offset(), "offset")
             if error is not None:
                 self._on_error(error, offset)
@@ -71,6 +74,8 @@ class JournalReader:
                 "snapshot reaches that far. Restore the topic, or start a new application "
                 "(FRAUD_SCORER_WORKER__APPLICATION)"
             )
+        if self._previous is None:
+            self._previous = record.previous
         if (record.sequence, record.previous) != (self._sequence, self._previous):
             raise PromiseBroken(
                 f"{name}: batch {record.sequence} does not follow batch {self._sequence - 1}; the journal was changed"
@@ -185,9 +190,9 @@ def reread(record: JournalRecord, inputs: Inputs, *, no_progress_s: float) -> Ba
     for p, r in wanted.items():
         if inputs.lanes[p].position > r.start:
             raise MissingRange(
-                f"batch {record.sequence} of shard {record.shard} begins at offset {r.start} of payments partition {p}, "
-                f"and the log begins at {inputs.lanes[p].position}: the records between are gone (retention). Restore "
-                "the topic, or start a new application (FRAUD_SCORER_WORKER__APPLICATION) with empty windows"
+                f"batch {record.sequence} of shard {record.shard} begins at offset {r.start} of payments partition "
+                f"{p}, and the log begins at {inputs.lanes[p].position}: the records between are gone (retention). "
+                "Restore the topic, or start a new application (FRAUD_SCORER_WORKER__APPLICATION) with empty windows"
             )
     deadline = time.monotonic() + no_progress_s
     while not _complete(record, inputs):
@@ -204,7 +209,8 @@ def reread(record: JournalRecord, inputs: Inputs, *, no_progress_s: float) -> Ba
     batch = inputs.batch(counts, _held(inputs.control.buffer, record.control.end))
     if list(batch.inputs) != list(record.inputs):
         raise MissingRange(
-            f"batch {record.sequence} of shard {record.shard}: the log no longer holds the offsets that the journal names"
+            f"batch {record.sequence} of shard {record.shard}: "
+            "the log no longer holds the offsets that the journal names"
         )
     return replace(batch, degraded=record.degraded)
 

@@ -4,11 +4,14 @@ every trap of the client that is met by a setting is met here.
 KafkaFailure            the broker or the client failed
 ├── Fenced              another owner has taken the shard: this process must stop deciding for it
 └── Rebuild             the transaction's fate is unknown or it was aborted: drop producer and state,
-                        rebuild from the journal
+    │                   rebuild from the journal
+    └── Away            the broker does not answer, or has just come back: the same later
 """
 
 from __future__ import annotations
 
+import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -37,6 +40,33 @@ class Fenced(KafkaFailure):
 class Rebuild(KafkaFailure):
     """Nothing is known of the last transaction. librdkafka lacks KIP-890,
     so neither producer nor state may be used again."""
+
+
+class Away(Rebuild):
+    """The broker does not answer now. A shard rebuilds when it does; a command says so and ends."""
+
+
+# A broker that restarts gives these for seconds: its leaders are being elected, or the client's epochs are old.
+TRANSIENT = {
+    KafkaError._TRANSPORT,
+    KafkaError._ALL_BROKERS_DOWN,
+    KafkaError._RESOLVE,
+    KafkaError._TIMED_OUT,
+    KafkaError._TIMED_OUT_QUEUE,
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.FENCED_LEADER_EPOCH,
+    KafkaError.UNKNOWN_LEADER_EPOCH,
+    KafkaError.REQUEST_TIMED_OUT,
+    KafkaError.BROKER_NOT_AVAILABLE,
+}
+TRANSIENT_RETRY_S = 0.2
+_DENIED = {
+    KafkaError.TOPIC_AUTHORIZATION_FAILED,
+    KafkaError.GROUP_AUTHORIZATION_FAILED,
+    KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED,
+    KafkaError.CLUSTER_AUTHORIZATION_FAILED,
+}
 
 
 @dataclass(frozen=True)
@@ -73,6 +103,8 @@ def client_config(settings: KafkaSettings) -> dict[str, Any]:
         config["sasl.password"] = settings.sasl_password.get_secret_value()
     if settings.ssl_key_password is not None:
         config["ssl.key.password"] = settings.ssl_key_password.get_secret_value()
+    if settings.oauth_client_secret is not None:
+        config["sasl.oauthbearer.client.secret"] = settings.oauth_client_secret.get_secret_value()
     return config
 
 
@@ -120,16 +152,25 @@ def member(settings: Settings, group: str) -> Consumer:
         "enable.auto.commit": False,
         "enable.auto.offset.store": False,
         "auto.offset.reset": "earliest",
-        "partition.assignment.strategy": "cooperative-sticky",
-        "session.timeout.ms": settings.worker.session_timeout_ms,
-        # A cooperative hand-over takes two rounds of heartbeats: 6 s with the default of 3 s, about 1 s with this.
-        "heartbeat.interval.ms": 500,
         "max.poll.interval.ms": max(300_000, settings.worker.session_timeout_ms),
         "queued.max.messages.kbytes": 1024,
+        "group.protocol": settings.worker.group_protocol,
     }
+    if settings.worker.group_protocol == "classic":
+        config |= {
+            "partition.assignment.strategy": "cooperative-sticky",
+            "session.timeout.ms": settings.worker.session_timeout_ms,
+            # A cooperative hand-over takes two rounds of heartbeats: 6 s with the default of 3 s, 1 s with this.
+            "heartbeat.interval.ms": 500,
+        }
     if settings.worker.instance_id:
         config["group.instance.id"] = settings.worker.instance_id
     return Consumer(config)
+
+
+def transactional_id(settings: Settings, owner: str) -> str:
+    """The stable id of `owner`'s producer."""
+    return f"{settings.kafka.topic_prefix}{settings.worker.application}-{owner}"
 
 
 def transactional_producer(settings: Settings, owner: str) -> Producer:
@@ -138,7 +179,7 @@ def transactional_producer(settings: Settings, owner: str) -> Producer:
     return Producer(
         {
             **client_config(settings.kafka),
-            "transactional.id": f"{settings.kafka.topic_prefix}{settings.worker.application}-{owner}",
+            "transactional.id": transactional_id(settings, owner),
             "transaction.timeout.ms": settings.worker.transaction_timeout_ms,
             "enable.idempotence": True,
             "acks": "all",
@@ -180,7 +221,11 @@ def partition_count(client: AdminClient, topic: str) -> int:
     try:
         found = client.list_topics(topic, timeout=METADATA_TIMEOUT_S).topics[topic]
     except KafkaException as exc:
-        raise KafkaFailure(f"Kafka does not answer: {describe(exc)}") from exc
+        raise Away(f"Kafka does not answer: {describe(exc)}") from exc
+    if found.error is not None and found.error.code() in TRANSIENT:
+        raise Away(f"topic {topic} has no leader now ({found.error.name()})")
+    if found.error is not None and found.error.code() in _DENIED:
+        raise KafkaFailure(f"Kafka's authoriser refused: missing Read or Write on topic {topic}")
     if found.error is not None or not found.partitions:
         raise KafkaFailure(f"topic {topic} does not exist; run `fraud-scorer setup` first")
     return len(found.partitions)
@@ -189,16 +234,24 @@ def partition_count(client: AdminClient, topic: str) -> int:
 def offsets(client: AdminClient, partitions: list[TopicPartition], spec: OffsetSpec) -> list[int]:
     """Offsets of `partitions` by `spec`, aborted and open transactions included: the true ends of the logs."""
     # A consumer's watermark under read_committed is the last stable offset: before the end while a transaction is open.
-    futures = client.list_offsets(
-        dict.fromkeys(partitions, spec),
-        isolation_level=IsolationLevel.READ_UNCOMMITTED,
-        request_timeout=METADATA_TIMEOUT_S,
-    )
-    try:
-        found = {(tp.topic, tp.partition): future.result().offset for tp, future in futures.items()}
-    except KafkaException as exc:
-        raise KafkaFailure(f"offsets cannot be read: {describe(exc)}") from exc
-    return [found[tp.topic, tp.partition] for tp in partitions]
+    until = time.monotonic() + METADATA_TIMEOUT_S
+    while True:
+        futures = client.list_offsets(
+            dict.fromkeys(partitions, spec),
+            isolation_level=IsolationLevel.READ_UNCOMMITTED,
+            request_timeout=METADATA_TIMEOUT_S,
+        )
+        try:
+            found = {(tp.topic, tp.partition): future.result().offset for tp, future in futures.items()}
+            return [found[tp.topic, tp.partition] for tp in partitions]
+        except KafkaException as exc:
+            if exc.args[0].code() not in TRANSIENT:
+                raise KafkaFailure(f"offsets cannot be read: {describe(exc)}") from exc
+            if time.monotonic() > until:
+                raise Away(f"offsets cannot be read: {describe(exc)}") from exc
+        time.sleep(TRANSIENT_RETRY_S)
+        with suppress(KafkaException):
+            client.list_topics(timeout=METADATA_TIMEOUT_S)  # learns the new leaders and their epochs
 
 
 def ends(client: AdminClient, partitions: list[TopicPartition]) -> list[int]:
@@ -225,6 +278,9 @@ def describe(exc: KafkaException) -> str:
     return f"{error.name()}: {error.str()}" if isinstance(error, KafkaError) else str(exc)
 
 
+# What a group says to a commit made under a generation that is over: of the classic protocol, and of KIP-848.
+OLDER_GENERATION = frozenset({KafkaError.ILLEGAL_GENERATION, KafkaError.STALE_MEMBER_EPOCH})
+
 _FENCED = {
     KafkaError._FENCED,
     KafkaError.PRODUCER_FENCED,
@@ -233,9 +289,14 @@ _FENCED = {
 }
 
 
-def failure(exc: KafkaException) -> KafkaFailure:
-    """What a failed transactional call means for the shard: everything but fencing is mended by a rebuild."""
+def failure(exc: KafkaException, needs: str = "what `fraud-scorer acls worker --check` says") -> KafkaFailure:
+    """What a failed transactional call means for the shard: everything but fencing is mended by a rebuild.
+
+    `needs`: the ACL that the call needs, named when the authoriser refused.
+    """
     error = exc.args[0] if exc.args else None
     if isinstance(error, KafkaError) and error.code() in _FENCED:
         return Fenced(f"another worker owns this shard now ({error.name()})")
+    if isinstance(error, KafkaError) and error.code() in _DENIED:
+        return Rebuild(f"Kafka's authoriser refused ({error.name()}): missing {needs}")
     return Rebuild(f"the transaction failed ({describe(exc)})")

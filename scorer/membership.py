@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import threading
 import time
+from concurrent.futures import Future
+from queue import Queue
 from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
@@ -21,7 +23,7 @@ from scorer.settings import Settings
 RETRY_S = 0.1
 # A rebalance that runs is over within the session timeout; then the answer is yes or no.
 _UNDECIDED = {
-    KafkaError.ILLEGAL_GENERATION,
+    *kafka.OLDER_GENERATION,
     KafkaError.REBALANCE_IN_PROGRESS,
     KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
     KafkaError.COORDINATOR_NOT_AVAILABLE,
@@ -43,32 +45,55 @@ class Membership:
         self._topic = kafka.Topics.of(settings.kafka).journal
         self.consumer: Consumer = kafka.member(settings, f"{settings.kafka.topic_prefix}{settings.worker.application}")
         self.metadata: Any = None
+        self._questions: Queue[tuple[TopicPartition, Future[KafkaError | None]]] = Queue()  # one a shard at most
 
     def refresh(self) -> None:
         """Note the present generation for commits; called by the thread that polls, after each poll.
 
         Asked for here and kept: the call waits for a poll that runs, and a commit must not (nor can it, while a
-        revocation callback inside poll waits for that very commit).
+        revocation callback inside poll waits for that very commit). Questions of `confirmed` are answered here too: the
+        client makes a synchronous commit of another thread wait for a gap between two polls, a minute if need be.
         """
         self.metadata = self.consumer.consumer_group_metadata()
+        self._answer()
 
     def confirmed(self, shard: int, stop: threading.Event) -> bool:
         """Whether the group still counts this member as the owner of `shard`. False as well once `stop` is set.
 
         Waits out a rebalance, and a coordinator that is away, for as long as `stop` is not set.
         """
-        _, end = journal_bounds(self._settings.kafka, self._client, shard)
-        position = TopicPartition(self._topic, shard, end)
         patience = time.monotonic() + self._settings.worker.session_timeout_ms / 1000.0
         while not stop.is_set():
-            try:
-                self.consumer.commit(offsets=[position], asynchronous=False)
-                return True
-            except KafkaException as exc:
-                error = exc.args[0]
-                if error.code() not in _UNDECIDED:
-                    return False
-                if error.code() == KafkaError.ILLEGAL_GENERATION and time.monotonic() > patience:
-                    return False
+            error = self._ask(shard, stop)
+            if error is None:
+                return not stop.is_set()
+            if error.code() not in _UNDECIDED:
+                return False
+            if error.code() in kafka.OLDER_GENERATION and time.monotonic() > patience:
+                return False
             stop.wait(RETRY_S)
         return False
+
+    def _ask(self, shard: int, stop: threading.Event) -> KafkaError | None:
+        """Have the polling thread commit the journal's end; its error, None when the group took it."""
+        try:
+            _, end = journal_bounds(self._settings.kafka, self._client, shard)
+        except kafka.KafkaFailure:
+            return KafkaError(KafkaError._ALL_BROKERS_DOWN)
+        answer: Future[KafkaError | None] = Future()
+        self._questions.put((TopicPartition(self._topic, shard, end), answer))
+        while not stop.is_set():
+            try:
+                return answer.result(RETRY_S)
+            except TimeoutError:
+                continue
+        return None
+
+    def _answer(self) -> None:
+        while not self._questions.empty():
+            position, answer = self._questions.get_nowait()
+            try:
+                self.consumer.commit(offsets=[position], asynchronous=False)
+                answer.set_result(None)
+            except KafkaException as exc:
+                answer.set_result(exc.args[0])

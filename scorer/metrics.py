@@ -43,6 +43,16 @@ FOLLOWED = Gauge(
 )
 RECOVERY_SECONDS = Gauge("fraud_scorer_recovery_seconds", "How long the last recovery took.", ["shard"])
 OWNED = Gauge("fraud_scorer_owned_shards", "Shards this worker owns.")
+SNAPSHOTS = Counter("fraud_scorer_snapshots_total", "Snapshots written.", ["shard"])
+SNAPSHOTS_FAILED = Counter("fraud_scorer_snapshots_failed_total", "Snapshots that could not be written.", ["shard"])
+SNAPSHOTS_REFUSED = Counter(
+    "fraud_scorer_snapshots_refused_total", "Snapshots that recovery could not use and passed over.", ["shard"]
+)
+SNAPSHOT_SEQUENCE = Gauge("fraud_scorer_snapshot_sequence", "Journal sequence of the newest snapshot.", ["shard"])
+SNAPSHOT_BYTES = Gauge("fraud_scorer_snapshot_bytes", "Size of the newest snapshot's state.", ["shard"])
+SNAPSHOT_PAUSE = Histogram(
+    "fraud_scorer_snapshot_pause_seconds", "How long payments waited for a snapshot.", ["shard"], buckets=_FAST_S
+)
 STANDBYS = Gauge("fraud_scorer_standby_shards", "Shards that this worker follows warm without owning them.")
 BUNDLE = Gauge("fraud_scorer_bundle_info", "1 for the bundle that decides.", ["shard", "bundle"])
 BUNDLES_REFUSED = Counter(

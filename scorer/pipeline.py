@@ -8,13 +8,14 @@ to live. It knows no Kafka, no clock, no log. What a clock decided comes in as d
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
-from schemas.audit import AuditColumns, AuditContext, digest
+from features.capture import Image
+from schemas.audit import NULLABLE, AuditColumns, AuditContext, digest
 from schemas.control import ListAdd, ListRemove, parse_control
 from schemas.decode import PaymentBatch
 from schemas.errors import ContractError
@@ -71,9 +72,10 @@ class _Lists:
 class Pipeline:
     """One shard's state and the function that moves it. `run` is deterministic in (state, batch, bundle)."""
 
-    def __init__(self, bundle: Bundle, *, shard: int = 0) -> None:
+    def __init__(self, bundle: Bundle, *, shard: int = 0, images: Mapping[str, Image] | None = None) -> None:
+        """`images`: of engine and dedupe table, to go on from (see scorer.shard_image). Raises StateMismatch."""
         self.shard = shard
-        self._enricher = Enricher(bundle.feature_set)
+        self._enricher = Enricher(bundle.feature_set, images=images)
         self.engine, self.dedupe = self._enricher.engine, self._enricher.dedupe
         self.lists = _Lists()
         self.sequence = 0
@@ -98,6 +100,7 @@ class Pipeline:
             threshold=bundle.manifest.threshold_score,
             feature_fingerprint=bundle.feature_set.fingerprint,
             feature_names=tuple(bundle.feature_set.names),
+            challengers=tuple(challenger.id for challenger in bundle.challengers),
         )
         for item in bundle.policy.lists:
             for value in item.values:
@@ -113,30 +116,33 @@ class Pipeline:
         features = enriched.features
         decide = self._decide_degraded if batch.degraded else self._decide
         margins, outcomes = decide(enriched.first, features, enriched.late)
-        self.dedupe.record(enriched.entry[fresh], margins, outcomes)
+        scores, shadow = self.bundle.scores(margins), self._shadow_margins(features, batch.degraded)
+        self.dedupe.record(enriched.entry[fresh], margins, scores, outcomes)
         if len(fresh) < n:
             # A repeated payment has the decision of the first one; its features were not computed again.
-            features = np.full((n, features.shape[1]), np.nan, dtype=np.float32)
-            features[fresh] = enriched.features
-            margins, outcomes = self.dedupe.recall(enriched.entry)
-        modes = np.fromiter((o.mode for o in outcomes), np.uint8, n)
+            features, shadow = _spread(features, fresh, n), _spread(shadow, fresh, n)
+            margins, scores, outcomes = self.dedupe.recall(enriched.entry)
+        kinds, kind = np.unique(outcomes, return_inverse=True)
+        decided = [self.dedupe.outcome(number) for number in kinds.tolist()]
+        modes = np.array([o.mode for o in decided], dtype=np.uint8)[kind]
         modes[enriched.duplicate] = DUPLICATE
+        each = kind.tolist()
         columns = AuditColumns(
             payment_id=payments.column("payment_id").tolist(),
             partition=records.partition[rows],
             offset=records.offset[rows],
             event_time_ms=payments.event_time_ms,
             amount_minor=payments.amount_minor,
-            currency=payments.column("currency").tolist(),
-            customer_id=payments.column("customer_id").tolist(),
-            merchant_id=payments.column("merchant_id").tolist(),
-            decision=np.fromiter((o.decision for o in outcomes), np.uint8, n),
+            currency=payments.text("currency"),
+            **{name: payments.text(name) for name in NULLABLE},
+            decision=np.array([o.decision for o in decided], dtype=np.uint8)[kind],
             mode=modes,
             margin=margins,
-            score=self.bundle.scores(margins),
-            reasons=[o.reasons for o in outcomes],
-            fired=[o.fired for o in outcomes],
+            score=scores,
+            reasons=list(map([o.reasons for o in decided].__getitem__, each)),
+            fired=list(map([o.fired for o in decided].__getitem__, each)),
             features=features,
+            challenger_margins=shadow,
         )
         journal = self._journal(batch, columns, len(enriched.rejected) + len(rejected_control))
         return Outcomes(
@@ -145,7 +151,7 @@ class Pipeline:
             rows=rows,
             payments=payments,
             columns=columns,
-            bundles=[o.bundle for o in outcomes],
+            bundles=list(map([o.bundle for o in decided].__getitem__, each)),
             rejected=enriched.rejected,
             rejected_control=rejected_control,
             journal=journal,
@@ -154,6 +160,12 @@ class Pipeline:
             late=int(enriched.late.sum()),
             context=self._context,
         )
+
+    def _shadow_margins(self, features: npt.NDArray[np.float32], degraded: bool) -> npt.NDArray[np.float32]:
+        """What the challengers say, float32 [n, C]; NaN when a deadline is near: they are what is dropped first."""
+        if degraded or not self.bundle.challengers:
+            return np.full((len(features), len(self.bundle.challengers)), np.nan, dtype=np.float32)
+        return self.bundle.shadow_margins(features)
 
     def _apply_control(self, control: Sequence[ControlRecord]) -> list[Rejected]:
         """Labels and lists change state; an activation is the shell's business,
@@ -175,7 +187,7 @@ class Pipeline:
 
     def _decide(
         self, payments: PaymentBatch, features: npt.NDArray[np.float32], late: npt.NDArray[np.bool_]
-    ) -> tuple[npt.NDArray[np.float32], list[Outcome]]:
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
         model = self.bundle.model
         margins = model.margins(features)
         if not np.isfinite(margins).all():
@@ -191,21 +203,23 @@ class Pipeline:
 
     def _decide_degraded(
         self, payments: PaymentBatch, features: npt.NDArray[np.float32], late: npt.NDArray[np.bool_]
-    ) -> tuple[npt.NDArray[np.float32], list[Outcome]]:
-        """Without the model: the margin is the one before its first tree, which says no more than how common fraud is."""
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
+        """Without the model: the margin is the one before its first tree, which says how common fraud is, no more."""
         margins = np.full(len(features), self.bundle.model.base_margin, dtype=np.float32)
         verdicts = self._policy.decide_degraded(payments, features, self.lists.values)
         return margins, self._outcomes(verdicts, late, DEGRADED)
 
-    def _outcomes(self, verdicts: Verdicts, late: npt.NDArray[np.bool_], usual_mode: int) -> list[Outcome]:
+    def _outcomes(self, verdicts: Verdicts, late: npt.NDArray[np.bool_], usual_mode: int) -> npt.NDArray[np.int32]:
+        """Outcomes by their number in the dedupe table, int32 [n]."""
+        bundle, number = self.bundle.id, self.dedupe.number
         # Nearly all payments are approved without a word: one outcome serves them all.
-        outcomes = [Outcome(APPROVE, usual_mode, (), (), self.bundle.id)] * len(late)
+        outcomes = np.full(len(late), number(Outcome(APPROVE, usual_mode, (), (), bundle)), dtype=np.int32)
         decision, special = verdicts.decision, late | (verdicts.decision != APPROVE)
         special |= np.fromiter(map(bool, verdicts.fired), np.bool_, len(late))
         for i in np.flatnonzero(special).tolist():
             reasons = (*verdicts.reasons[i], LATE_REASON) if late[i] else verdicts.reasons[i]
             mode = LATE if late[i] and usual_mode == NORMAL else usual_mode
-            outcomes[i] = Outcome(int(decision[i]), mode, reasons, verdicts.fired[i], self.bundle.id)
+            outcomes[i] = number(Outcome(int(decision[i]), mode, reasons, verdicts.fired[i], bundle))
         return outcomes
 
     def _journal(self, batch: Batch, columns: AuditColumns, dead_letters: int) -> JournalRecord:
@@ -226,6 +240,13 @@ class Pipeline:
         self.sequence += 1
         self.head = record.head
         return record
+
+
+def _spread(values: npt.NDArray[np.float32], rows: npt.NDArray[np.int64], n: int) -> npt.NDArray[np.float32]:
+    """`values` at the rows they belong to, NaN at the others, float32 [n, k]."""
+    result = np.full((n, values.shape[1]), np.nan, dtype=np.float32)
+    result[rows] = values
+    return result
 
 
 __all__ = ["FLAG", "Batch", "ControlRecord", "Outcomes", "Pipeline", "Records", "Rejected"]

@@ -1,7 +1,7 @@
 """The policy: from margins and features to decisions and reason codes, as data.
 
-Precedence, first that applies: a list or rule that flags; a list or rule that approves; the score threshold. Lists and rules give
-their own reason; a payment flagged by its score gets the reason groups that pushed the margin up most.
+Precedence, first that applies: a list or rule that flags; a list or rule that approves; the score threshold. Lists and
+rules give their own reason; a payment flagged by its score gets the reason groups that pushed the margin up most.
 
     name: cards
     flag: {share: 0.01}                # or {score: 0.9}
@@ -30,7 +30,8 @@ from schemas.decode import PaymentBatch
 from scorer.errors import UsageError
 
 APPROVE, FLAG = 0, 1
-# Given when no reason group explains a flagged score: the model's margin is above the threshold, and no group pushed it up.
+# Given when no reason group explains a flagged score: the model's margin is above the threshold, and no group pushed it
+# up.
 SCORE_REASON = "MODEL_SCORE"
 LATE_REASON = "LATE"
 # Given to a payment that the policy flags because the deadline left no time for the model.
@@ -48,7 +49,9 @@ class _Strict(BaseModel):
 
 
 class FlagBy(_Strict):
-    """What flags a payment when no list or rule decides: a probability, or the share of payments that people can look at."""
+    """What flags a payment when no list or rule decides: a probability, or the share of payments that people can look
+    at.
+    """
 
     score: float | None = Field(None, gt=0, lt=1)
     share: float | None = Field(None, gt=0, lt=1)
@@ -77,7 +80,9 @@ class FeatureCondition(_Strict):
         return self
 
     def holds(self, values: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
-        """Which of `values` satisfy all bounds given; compared as float64, so that 0.1 in YAML means the same everywhere."""
+        """Which of `values` satisfy all bounds given; compared as float64, so that 0.1 in YAML means the same
+        everywhere.
+        """
         exact = values.astype(np.float64)
         result = ~np.isnan(exact)
         for bound, compare in (
@@ -120,7 +125,7 @@ class ReasonGroup(_Strict):
 
 
 class Degraded(_Strict):
-    """What happens to a payment whose deadline leaves no time for the model: lists and rules decide, else `otherwise`."""
+    """What happens to a payment whose deadline leaves no time for the model: lists and rules, else `otherwise`."""
 
     otherwise: Literal["approve", "flag"] = "approve"
 
@@ -191,7 +196,9 @@ class Policy(_Strict):
 
 @dataclass(frozen=True)
 class Verdicts:
-    """What the policy says of n payments: decision uint8 [n] (0 approve, 1 flag), reason codes and fired names per payment."""
+    """What the policy says of n payments: decision uint8 [n] (0 approve, 1 flag), reason codes and fired names per
+    payment.
+    """
 
     decision: npt.NDArray[np.uint8]
     reasons: list[tuple[str, ...]]
@@ -228,7 +235,9 @@ class PolicyRunner:
     def decide_degraded(
         self, batch: PaymentBatch, features: npt.NDArray[np.float32], lists: Mapping[str, AbstractSet[str]]
     ) -> Verdicts:
-        """Decide n payments without a margin: lists and rules as always, for the rest the policy's `degraded.otherwise`."""
+        """Decide n payments without a margin: lists and rules as always, for the rest the policy's
+        `degraded.otherwise`.
+        """
         flag = self.policy.degraded.otherwise == "flag"
         verdicts = self._decide(batch, features, np.full(len(features), flag), lists)
         for i in np.flatnonzero(verdicts.by_score).tolist():
@@ -272,7 +281,8 @@ class PolicyRunner:
         return Verdicts(decision, reasons, fired, by_score & (decision == FLAG))
 
     def explain(self, contributions: npt.NDArray[np.float64], before: tuple[str, ...]) -> tuple[str, ...]:
-        """Reason codes of one payment flagged by its score: `before` (lists and rules), then the groups that raise the margin most.
+        """Reason codes of one payment flagged by its score: `before` (lists and rules), then the groups that raise the
+        margin most.
 
         `contributions` float64 [F + 1] are margin units, the last one the bias. Ties keep the policy's order.
         """

@@ -12,12 +12,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, Message, Producer, TopicPartition
 
 from schemas.audit import AuditHeader, encode
 from schemas.dead_letter import dead_letter_record
 from schemas.decision import encode_decisions
-from scorer.kafka import KafkaFailure, Rebuild, Topics, describe, failure
+from scorer import faults
+from scorer.kafka import OLDER_GENERATION, KafkaFailure, Rebuild, Topics, describe, failure, present
 from scorer.pipeline import Outcomes
 
 COMMIT_TIMEOUT_S = 30.0
@@ -34,6 +35,7 @@ class Committed:
     outcomes: Outcomes
     commit_s: float
     audit_bytes: int
+    journal_offset: int
 
 
 class Publisher:
@@ -44,6 +46,7 @@ class Publisher:
         self._topics = topics
         self._shard = shard
         self._group_metadata = group_metadata
+        self._journal_offset = -1
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"commit-{shard}")
 
     def submit(self, outcomes: Outcomes) -> Future[Committed]:
@@ -69,7 +72,9 @@ class Publisher:
         while True:
             try:
                 self._transaction(outcomes, audit)
-                return Committed(outcomes, time.perf_counter() - started, sum(map(len, audit)))
+                self._producer.poll(0)  # delivery reports of what the commit has flushed
+                seconds = time.perf_counter() - started
+                return Committed(outcomes, seconds, sum(map(len, audit)), self._journal_offset)
             except KafkaException as exc:
                 if not _of_an_older_generation(exc) or time.monotonic() > until:
                     raise failure(exc) from exc
@@ -88,14 +93,23 @@ class Publisher:
     def _transaction(self, outcomes: Outcomes, audit: list[bytes]) -> None:
         self._producer.begin_transaction()
         self._produce_decisions(outcomes)
+        faults.point("in_transaction")
         self._produce_dead_letters(outcomes)
         for chunk in audit:
             self._produce(self._topics.audit, chunk, partition=self._shard)
-        self._produce(self._topics.journal, outcomes.journal.to_bytes(), partition=self._shard)
+        self._produce(
+            self._topics.journal, outcomes.journal.to_bytes(), partition=self._shard, on_delivery=self._on_journal
+        )
         positions = [TopicPartition(self._topics.payments, r.partition, r.end) for r in outcomes.journal.inputs]
         if positions:  # fresh group metadata every time: the member's generation changes with each rebalance
             self._producer.send_offsets_to_transaction(positions, self._group_metadata(), COMMIT_TIMEOUT_S)
+        faults.point("before_commit")
         self._producer.commit_transaction(COMMIT_TIMEOUT_S)
+        faults.point("after_commit")
+
+    def _on_journal(self, error: KafkaError | None, message: Message) -> None:
+        if error is None:
+            self._journal_offset = present(message.offset(), "offset")
 
     def _produce_decisions(self, outcomes: Outcomes) -> None:
         """One message per payment, with the payment's own key, to the partition of the same number."""
@@ -127,6 +141,7 @@ class Publisher:
                 key=records.keys[item.index],
                 value=records.values[item.index],
                 error=item.error,
+                timestamp_ms=int(records.timestamp_ms[item.index]),
             )
             self._produce(self._topics.dead_letters, value, key=key, headers=headers)
         for item in outcomes.rejected_control:
@@ -155,7 +170,4 @@ class Publisher:
 def _of_an_older_generation(exc: KafkaException) -> bool:
     """Whether the group refused the offsets because a rebalance is on or has just been; all else is well."""
     error = exc.args[0]
-    return error.txn_requires_abort() and error.code() in (
-        KafkaError.ILLEGAL_GENERATION,
-        KafkaError.REBALANCE_IN_PROGRESS,
-    )
+    return error.txn_requires_abort() and error.code() in OLDER_GENERATION | {KafkaError.REBALANCE_IN_PROGRESS}

@@ -11,6 +11,7 @@ from schemas.journal import JournalRecord
 from scorer.bundle import Bundle
 from scorer.enrich import Batch, ControlRecord
 from scorer.errors import PromiseBroken, UsageError
+from scorer.fetch import load_bundle
 from scorer.pipeline import Outcomes, Pipeline
 
 
@@ -19,9 +20,11 @@ class Bundles:
     """The bundles a shard may need: the one it was started with, and those that control records name."""
 
     initial: Bundle
+    trusted_keys: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         self._known = {self.initial.id: self.initial}
+        self._locations: dict[str, str] = {}
 
     def activation(self, control: Sequence[ControlRecord]) -> Bundle | None:
         """The bundle that the last activation among `control` names, loaded and checked; None without one.
@@ -40,11 +43,28 @@ class Bundles:
         if wanted is None:
             return None
         if wanted.bundle not in self._known:
-            bundle = Bundle.load(wanted.location)
+            bundle = load_bundle(wanted.location, trusted_keys=self.trusted_keys)
             if bundle.id != wanted.bundle:
                 raise UsageError(f"{wanted.location} holds bundle {bundle.id}, the activation names {wanted.bundle}")
             self._known[bundle.id] = bundle
+            self._locations[bundle.id] = wanted.location
         return self._known[wanted.bundle]
+
+    def location(self, bundle_id: str) -> str:
+        """Where an activated bundle was loaded from; empty for the one given at the start."""
+        return self._locations.get(bundle_id, "")
+
+    def at(self, bundle_id: str, location: str) -> Bundle:
+        """The bundle that a snapshot's state decided with. Raises BundleError or UsageError when it cannot be had."""
+        if bundle_id not in self._known and location:
+            bundle = load_bundle(location, trusted_keys=self.trusted_keys)
+            self._known[bundle.id] = bundle
+            self._locations[bundle.id] = location
+        if bundle_id not in self._known:
+            raise UsageError(
+                f"bundle {bundle_id} is neither the one given ({self.initial.id}) nor at {location or 'a known place'}"
+            )
+        return self._known[bundle_id]
 
     def of(self, bundle_id: str, batch: Batch) -> Bundle:
         """The bundle that the journal names for `batch`."""

@@ -14,9 +14,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from psycopg import ProgrammingError
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
@@ -47,6 +49,18 @@ class KafkaSettings(_Section):
     ssl_key_password: SecretStr | None = Field(
         default=None, description="ssl.key.password, best from SSL_KEY_PASSWORD_FILE"
     )
+    oauth_client_secret: SecretStr | None = Field(
+        default=None, description="sasl.oauthbearer.client.secret, best from OAUTH_CLIENT_SECRET_FILE"
+    )
+
+    @field_validator("security")
+    @classmethod
+    def _only_security(cls, given: dict[str, str]) -> dict[str, str]:
+        # Anything else, such as enable.idempotence, would break what delivery rests on.
+        for name in given:
+            if not name.startswith(("security.", "sasl.", "ssl.", "enable.ssl.", "enable.sasl.", "https.")):
+                raise ValueError(f"{name} is no security setting; security.*, sasl.*, ssl.* pass through")
+        return given
 
 
 class PostgresSettings(_Section):
@@ -58,6 +72,22 @@ class PostgresSettings(_Section):
     )
     password: SecretStr | None = Field(
         default=None, description="replaces the password of the url, best from PASSWORD_FILE"
+    )
+
+
+class AuditSettings(_Section):
+    """What proves the audit trail outside Postgres. Keys: `fraud-scorer audit keygen`."""
+
+    anchors: str | None = Field(
+        default=None,
+        description="file or fsspec URL that heads are appended to; keep it where Postgres' owner cannot write",
+    )
+    signing_key: SecretStr | None = Field(
+        default=None,
+        description="Ed25519 private key (PEM), best from SIGNING_KEY_FILE; signs anchors, tombstones, erasures",
+    )
+    public_key: str | None = Field(
+        default=None, description="Ed25519 public key (PEM), best from PUBLIC_KEY_FILE; enough to verify"
     )
 
 
@@ -93,6 +123,11 @@ class WorkerSettings(_Section):
         le=1000,
         description="partitions of journal and audit; one shard keeps every entity's features exact",
     )
+    shard_key: list[str] = Field(
+        default_factory=list,
+        description='JSON list of the fields that key the payments topic, such as ["customer_id"]; with several '
+        "shards every entity of the feature set must have them all",
+    )
     batch_payments_max: int = Field(default=4096, ge=1, le=65_536, description="payments in one transaction at most")
     gather_ms_max: float = Field(
         default=15.0, ge=0, le=1000, description="longest wait for company before a batch is closed"
@@ -122,8 +157,39 @@ class WorkerSettings(_Section):
     standby_shards_max: int = Field(
         default=1, ge=0, le=1000, description="shards of others that a worker follows warm; each takes a shard's memory"
     )
+    group_protocol: Literal["classic", "consumer"] = Field(
+        default="classic",
+        description="consumer: the broker assigns (KIP-848, Kafka 4); the session timeout is then the broker's setting",
+    )
     instance_id: str | None = Field(
         default=None, description="static group membership: a restart within the session timeout keeps its shards"
+    )
+
+
+class BundleSettings(_Section):
+    """Which bundles a worker accepts."""
+
+    trusted_keys: list[str] = Field(
+        default_factory=list,
+        description='JSON list of public keys ("ed25519:BASE64"); one must have signed a bundle. Empty: none need have',
+    )
+
+
+class SnapshotSettings(_Section):
+    """Snapshots of a shard's state, so that recovery re-runs minutes of the journal and not its whole life."""
+
+    url: str | None = Field(
+        default=None,
+        description="fsspec URL, such as s3://bucket/snapshots or file:///var/lib/fraud; the cache by default",
+    )
+    every_payments: int = Field(
+        default=1_000_000, ge=0, description="a snapshot after so many payments; 0: not by count"
+    )
+    every_s: float = Field(
+        default=300.0, ge=0, description="a snapshot after so many seconds with payments; 0: not by time"
+    )
+    kept: int = Field(
+        default=3, ge=1, le=1000, description="snapshots kept: when the newest is bad, the next one serves"
     )
 
 
@@ -144,8 +210,11 @@ class Settings(BaseSettings):
 
     kafka: KafkaSettings = KafkaSettings()
     postgres: PostgresSettings = PostgresSettings()
+    audit: AuditSettings = AuditSettings()
     topics: TopicSettings = TopicSettings()
     worker: WorkerSettings = WorkerSettings()
+    bundle: BundleSettings = BundleSettings()
+    snapshots: SnapshotSettings = SnapshotSettings()
     http: HttpSettings = HttpSettings()
     log_level: str = Field(
         default="info", pattern="^(debug|info|warning|error)$", description="lowest level that is logged"
@@ -172,6 +241,8 @@ class Settings(BaseSettings):
     def postgres_url(self) -> str:
         """The connection URL with its password put in; never log it."""
         text = self.postgres.url.get_secret_value()
+        if "," in text or "://" not in text:
+            return self._postgres_by_libpq(text)
         try:
             url = make_url(text)
         except ArgumentError as exc:
@@ -179,6 +250,16 @@ class Settings(BaseSettings):
         if self.postgres.password is not None:
             url = url.set(password=self.postgres.password.get_secret_value())
         return url.set(drivername="postgresql").render_as_string(hide_password=False)
+
+    def _postgres_by_libpq(self, text: str) -> str:
+        """Several hosts (failover), or `name=value` pairs: only libpq reads those."""
+        try:
+            parts = conninfo_to_dict(text)
+        except ProgrammingError as exc:
+            raise UsageError("postgres.url: neither a URL nor name=value pairs that libpq reads") from exc
+        if self.postgres.password is not None:
+            parts["password"] = self.postgres.password.get_secret_value()
+        return make_conninfo("", **parts)
 
 
 class _FileSource(PydanticBaseSettingsSource):

@@ -18,7 +18,7 @@ import numpy as np
 import structlog
 from confluent_kafka import KafkaException
 
-from scorer import kafka, metrics
+from scorer import faults, kafka, metrics
 from scorer.bundle import BundleError
 from scorer.enrich import Batch
 from scorer.errors import UsageError
@@ -29,6 +29,7 @@ from scorer.pipeline import FLAG, Pipeline
 from scorer.publish import MODES, Committed, Publisher
 from scorer.recovery import Bundles
 from scorer.settings import Settings
+from scorer.snapshots import Snapshotter, store_of
 
 log = structlog.get_logger()
 
@@ -53,6 +54,7 @@ class Shard:
         self._bundles = bundles
         self._log = log.bind(shard=number)
         self._gauges_at = 0.0
+        self._snapshotter: Snapshotter | None = None
         self.recovered = threading.Event()
 
     def run(self, stop: threading.Event, warm: Follower | None = None) -> None:
@@ -62,29 +64,38 @@ class Shard:
         FraudScorerError; then nothing after the last commit took effect.
         """
         self.recovered.clear()
-        producer = kafka.transactional_producer(self._settings, f"shard-{self._number}")
+        owner = f"shard-{self._number}"
+        producer = kafka.transactional_producer(self._settings, owner)
         follower = warm
         try:
             try:
                 producer.init_transactions(INIT_TIMEOUT_S)
             except KafkaException as exc:
-                raise kafka.failure(exc) from exc
+                name = kafka.transactional_id(self._settings, owner)
+                raise kafka.failure(exc, needs=f"Write on transactional-id {name}") from exc
             follower = follower or Follower(self._settings, self._bundles, self._number)
             follower.catch_up(stop)
             follower.release_journal()
             publisher = Publisher(producer, self._topics, shard=self._number, group_metadata=self._group_metadata)
+            store = store_of(self._settings, self._number)
+            if store is not None:
+                self._snapshotter = Snapshotter(self._settings, self._number, store, self._bundles.location)
             try:
                 if not stop.is_set():
                     self.recovered.set()
-                    self._decide(follower.pipeline, follower.inputs, publisher, stop)
+                    self._decide(follower, publisher, stop)
             finally:
                 self.recovered.clear()
                 publisher.close()
+                if self._snapshotter is not None:
+                    self._snapshotter.close()
+                    self._snapshotter = None
         finally:
             if follower is not None:
                 follower.close()
 
-    def _decide(self, pipeline: Pipeline, inputs: Inputs, publisher: Publisher, stop: threading.Event) -> None:
+    def _decide(self, follower: Follower, publisher: Publisher, stop: threading.Event) -> None:
+        pipeline, inputs = follower.pipeline, follower.inputs
         worker = self._settings.worker
         gatherer = Gatherer(
             inputs,
@@ -104,13 +115,17 @@ class Shard:
             self._gauges(pipeline, inputs, gatherer)
             if batch is None:
                 continue
+            faults.point("after_consume")
             self._activate(pipeline, batch)
             started = time.perf_counter()
             outcomes = pipeline.run(batch)
+            faults.point("after_compute")
             metrics.COMPUTE.labels(self._label).observe(time.perf_counter() - started)
             if flying is not None:
                 self._landed(flying, gatherer)
             flying = _InFlight(publisher.submit(outcomes), closed_at)
+            if self._snapshotter is not None:
+                self._snapshotter.between_batches(pipeline, inputs, len(outcomes.records))
         if flying is not None:
             self._landed(flying, gatherer)
 
@@ -119,6 +134,8 @@ class Shard:
         committed = flying.commit.result()
         gatherer.committed(commit_s=committed.commit_s, total_s=time.perf_counter() - flying.closed_at)
         outcomes, label = committed.outcomes, self._label
+        if self._snapshotter is not None:
+            self._snapshotter.committed(outcomes.journal.sequence, committed.journal_offset)
         metrics.COMMIT.labels(label).observe(committed.commit_s)
         metrics.BATCHES.labels(label).inc()
         metrics.SEQUENCE.labels(label).set(outcomes.journal.sequence)

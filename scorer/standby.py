@@ -1,4 +1,4 @@
-"""A warm standby: a thread that follows the journal of a shard that somebody else owns, to take over without a rebuild."""
+"""A warm standby: a thread that follows the journal of a shard that somebody else owns, to take over at once."""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ from scorer.bundle import Bundle
 from scorer.enrich import Batch, ControlRecord, Records
 from scorer.errors import PromiseBroken
 from scorer.pipeline import Pipeline
+from scorer.shard_image import ShardCapture, facts, restored
 
 _TIME_MS = 1_577_836_800_000
 # Every field of the contract, so that no feature set can refuse it for a missing one.
@@ -58,4 +59,10 @@ def warm_up(bundle: Bundle) -> None:
             raise PromiseBroken(f"the warm-up's own payments were refused: {outcomes.rejected[0].error}")
         start += size
     grown(new_table(8), 0, 64)
+    # A snapshot's kernels, too: the first one must not wait for a compiler while payments wait for it.
+    capture = ShardCapture(pipeline)
+    capture.copy()
+    images = capture.finish()
+    if images is not None:
+        restored(bundle, facts(pipeline), images)
     bundle.model.contributions(np.zeros((1, bundle.model.feature_count), np.float32))

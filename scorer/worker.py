@@ -13,9 +13,10 @@ import time
 import structlog
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
+from features.feature_set import FeatureSetError
 from scorer import kafka, metrics
 from scorer.bundle import Bundle
-from scorer.errors import FraudScorerError
+from scorer.errors import FraudScorerError, UsageError
 from scorer.membership import Membership
 from scorer.recovery import Bundles
 from scorer.settings import Settings
@@ -109,9 +110,14 @@ class Worker:
     """One process of the decision path."""
 
     def __init__(self, settings: Settings, bundle: Bundle) -> None:
+        """Raises UsageError when the shards would split an entity of the bundle's feature set."""
+        try:
+            bundle.feature_set.check_sharding(settings.worker.shard_key, settings.worker.shards)
+        except FeatureSetError as exc:
+            raise UsageError(f"FRAUD_SCORER_WORKER__SHARDS={settings.worker.shards}: {exc}") from exc
         self._settings = settings
         self._bundle = bundle
-        self._bundles = Bundles(bundle)
+        self._bundles = Bundles(bundle, settings.bundle.trusted_keys)
         self._owned: dict[int, _Owned] = {}
         self._standbys: dict[int, Standby] = {}
         self._joined = False

@@ -1,10 +1,12 @@
 """The bundle: a folder that holds all a worker needs to decide, and proves what it is before it is used.
 
-    manifest.json          sha256 of all other files, feature fingerprint, threshold, calibration, training window,
-    metrics, versions manifest.sig           Ed25519 signatures of the manifest (may be absent) model.ubj | .json
-    the xgboost model; model.txt: LightGBM; model.tl: a treelite checkpoint feature_set.yaml       what the model sees
-    policy.yaml            what decides, besides the score golden.f32             rows and the source model's margins
-    for them (little-endian float32 [rows, features + 1]) challenger-ID.ubj      models that score in shadow
+    manifest.json       sha256 of all other files, feature fingerprint, threshold, calibration, training window, metrics
+    manifest.sig        Ed25519 signatures of the manifest (may be absent)
+    model.ubj | .json   the xgboost model; model.txt: LightGBM; model.tl: a treelite checkpoint
+    feature_set.yaml    what the model sees
+    policy.yaml         what decides, besides the score
+    golden.f32          rows and the source model's margins (little-endian float32 [rows, features + 1])
+    challenger-ID.ubj   models that score in shadow
 
 Data only: nothing in a bundle is ever executed.
 """

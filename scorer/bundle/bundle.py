@@ -232,8 +232,8 @@ def _golden(manifest: Manifest, contents: dict[str, bytes], model: CompiledModel
     if len(different):
         row = int(different[0])
         raise BundleGateError(
-            f"the compiled model differs from its source on {len(different)} of {len(ours)} golden rows, first on row {row}: "
-            f"{ours[row]!r}, stored is {theirs[row]!r}"
+            f"the compiled model differs from its source on {len(different)} of {len(ours)} golden rows, first on row "
+            f"{row}: {ours[row]!r}, stored is {theirs[row]!r}"
         )
     return golden
 

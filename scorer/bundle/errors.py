@@ -1,11 +1,12 @@
 """What can be wrong with a bundle.
 
-BundleError                     (FraudScorerError) ├── BundleContentError          a file is missing, unknown, not a
-plain file, too large, or has another hash ├── BundleManifestError         the manifest cannot be read, or is of another
-format version ├── BundleMismatchError         two parts contradict each other; the message names both sides ├──
-BundleSignatureError        no trusted key signed it, or a signature does not fit ├── BundleGateError             the
-compiled model does not give the margins that its source gave, or a score is no number └── BundleExistsError
-something stands where the bundle is to be written
+BundleError                     (FraudScorerError)
+├── BundleContentError          a file is missing, unknown, not a plain file, too large, or has another hash
+├── BundleManifestError         the manifest cannot be read, or is of another format version
+├── BundleMismatchError         two parts contradict each other; the message names both sides
+├── BundleSignatureError        no trusted key signed it, or a signature does not fit
+├── BundleGateError             the compiled model does not give the margins that its source gave
+└── BundleExistsError           something stands where the bundle is to be written
 """
 
 from __future__ import annotations

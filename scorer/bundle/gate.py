@@ -6,6 +6,7 @@ Each check is said in words, whatever comes of it; the gate is passed when all a
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,8 +129,14 @@ def _plain(bundle: Bundle, path: Path, rows: np.ndarray) -> tuple[bool, str]:
 def _treelite(bundle: Bundle, path: Path, rows: np.ndarray) -> tuple[bool, str]:
     data = _source(bundle, path)
     if is_lightgbm(data):
-        model = treelite.frontend.load_lightgbm_model(path / bundle.manifest.model_file)
+        with (
+            tempfile.TemporaryDirectory() as folder
+        ):  # treelite wants a path; the bytes that were checked, not the file's
+            copy = Path(folder) / "model.txt"
+            copy.write_bytes(data)
+            model = treelite.frontend.load_lightgbm_model(copy)
     elif is_checkpoint(data):
+        # Its reader trusts lengths; ours has gone through the same bytes before, and has checked them all.
         model = treelite.Model.deserialize_bytes(data)
     elif is_ubj(data):
         model = treelite.frontend.from_xgboost_ubjson(data)
@@ -155,12 +162,10 @@ def _treelite(bundle: Bundle, path: Path, rows: np.ndarray) -> tuple[bool, str]:
 def _scores(bundle: Bundle, rows: np.ndarray) -> tuple[bool, str]:
     margins = bundle.model.margins(rows)
     scores = bundle.scores(margins)
-    fit = np.isfinite(margins).all() and bool(((scores >= 0) & (scores <= 1)).all())
-    return bool(
-        fit
-    ), f"{len(rows)} random rows score from {np.nanmin(scores):.3g} to {np.nanmax(scores):.3g}, no NaN" if fit else (
-        f"{int((~np.isfinite(margins)).sum())} margins are not finite, {int((~((scores >= 0) & (scores <= 1))).sum())} scores not in [0, 1]"
-    )
+    finite, inside = np.isfinite(margins), (scores >= 0) & (scores <= 1)
+    if finite.all() and inside.all():
+        return True, f"{len(rows)} random rows score from {scores.min():.3g} to {scores.max():.3g}, no NaN"
+    return False, f"{int((~finite).sum())} margins are not finite, {int((~inside).sum())} scores are not in [0, 1]"
 
 
 def _calibration(bundle: Bundle) -> tuple[bool, str]:

@@ -7,7 +7,20 @@ import sys
 
 import typer
 
-from scorer.cli import backtest, bundle, data, decide, demo, modelling, replay, train
+from scorer.cli import (
+    acls,
+    audit,
+    backtest,
+    bundle,
+    data,
+    dead_letters,
+    decide,
+    demo,
+    features,
+    labels,
+    replay,
+    train,
+)
 from scorer.errors import FraudScorerError
 from scorer.services.cli import app as services
 
@@ -28,13 +41,17 @@ app.command()(decide.sink)
 app.command()(data.setup)
 app.command()(data.simulate)
 app.command()(data.send)
-app.command()(modelling.features)
+app.add_typer(features.app, name="features")
 app.command()(train.train)
 app.command()(replay.replay)
 app.command("backtest")(backtest.backtest_command)
 app.command("what-if")(backtest.what_if_command)
 app.add_typer(bundle.app, name="bundle")
+app.add_typer(dead_letters.app, name="dead-letters")
+app.add_typer(audit.app, name="audit")
+app.add_typer(labels.app, name="labels")
 app.add_typer(services, name="services")
+app.command()(acls.acls)
 app.command()(data.settings)
 app.command()(data.schemas)
 

@@ -1,4 +1,4 @@
-"""`bundle show|verify|sign|compile|activate|export`: everything about bundles after training."""
+"""`bundle show|verify|sign|activate|compile|challenge|export`: everything about bundles after training."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import typer
 from rich.table import Table
 
 from scorer.bundle import Bundle
+from scorer.bundle.challenge import with_challengers
 from scorer.bundle.gate import Verdict
 from scorer.bundle.gate import verify as run_gate
 from scorer.bundle.signature import new_private_key, public_name, read_private_key
@@ -21,7 +22,9 @@ from scorer.cli.common import Json, counting, out, parse_time_ms, read_mapping, 
 from scorer.cli.common import settings as load_settings
 from scorer.errors import PromiseBroken, UsageError
 
-app = typer.Typer(help="Look into bundles, verify, sign, compile, activate and export them.", no_args_is_help=True)
+app = typer.Typer(
+    help="Look into bundles, verify, sign, activate, compile, challenge and export them.", no_args_is_help=True
+)
 
 Folder = Annotated[Path, typer.Argument(exists=True, file_okay=False, help="The bundle's folder.")]
 TrustedKeys = Annotated[
@@ -41,9 +44,15 @@ def show_bundle(folder: Folder, as_json: Json = False) -> None:
     plan = loaded.model.plan
     curve = manifest.calibration
     result: dict[str, Any] = {
-        "id": loaded.id, "created_at": manifest.created_at, "features": len(manifest.feature_names), "feature_fingerprint": manifest.feature_fingerprint,
-        "trees": loaded.model.tree_count, "currency": manifest.currency, "threshold_score": manifest.threshold_score, **manifest.metrics,
-    }  # fmt: skip
+        "id": loaded.id,
+        "created_at": manifest.created_at,
+        "features": len(manifest.feature_names),
+        "feature_fingerprint": manifest.feature_fingerprint,
+        "trees": loaded.model.tree_count,
+        "currency": manifest.currency,
+        "threshold_score": manifest.threshold_score,
+        **manifest.metrics,
+    }
     if as_json:
         signed = {"signed_by": list(loaded.signed_by), "challengers": [item.id for item in loaded.challengers]}
         show({**result, **signed, "manifest": manifest.model_dump(mode="json")}, as_json=True, title="")
@@ -60,11 +69,11 @@ def show_bundle(folder: Folder, as_json: Json = False) -> None:
     }
     if manifest.training is not None:
         window = manifest.training
-        result["trained_on"] = (
-            f"{window.train_rows:,} rows, {window.train_frauds:,} frauds, {_day(window.train_from_ms)} to {_day(window.train_until_ms)}"
+        result["trained_on"] = f"{window.train_rows:,} rows, {window.train_frauds:,} frauds, " + _days(
+            window.train_from_ms, window.train_until_ms
         )
-        result["validated_on"] = (
-            f"{window.validation_rows:,} rows, {window.validation_frauds:,} frauds, {_day(window.validation_from_ms)} to {_day(window.validation_until_ms)}"
+        result["validated_on"] = f"{window.validation_rows:,} rows, {window.validation_frauds:,} frauds, " + _days(
+            window.validation_from_ms, window.validation_until_ms
         )
     result["versions"] = ", ".join(f"{name} {version}" for name, version in manifest.versions.items())
     show(result, as_json=False, title=str(folder))
@@ -201,6 +210,24 @@ def compile_bundle(
 
 
 @app.command()
+def challenge(
+    folder: Folder,
+    challenger: Annotated[
+        list[Path], typer.Option("--with", exists=True, file_okay=False, help="A challenger's bundle.")
+    ],
+    output: Annotated[Path, typer.Option(help="Folder of the new bundle.")],
+    as_json: Json = False,
+) -> None:
+    """Write the bundle anew with the models of others as challengers: they score in shadow, for the audit trail alone.
+
+    Example: fraud-scorer bundle challenge bundles/cards --with bundles/cards-new --output bundles/cards-and-new
+    """
+    created_at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    made = with_challengers(folder, challenger, output, created_at=created_at)
+    show({"bundle": made.id, "challengers": [item.id for item in made.challengers]}, as_json=as_json, title=str(output))
+
+
+@app.command()
 def export(
     folder: Folder,
     output: Annotated[Path, typer.Option(help="The file to write.")],
@@ -227,8 +254,8 @@ def export(
     )
 
 
-def _day(epoch_ms: int) -> str:
-    return time.strftime("%Y-%m-%d", time.gmtime(epoch_ms / 1000))
+def _days(begin_ms: int, end_ms: int) -> str:
+    return " to ".join(time.strftime("%Y-%m-%d", time.gmtime(at / 1000)) for at in (begin_ms, end_ms))
 
 
 def _keys(given: list[str] | None) -> list[str]:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import structlog
 import typer
 
-from scorer.bundle import Bundle
+from scorer import acl
 from scorer.cli.common import settings as load_settings
 from scorer.cli.common import stop_on_signals
+from scorer.fetch import load_bundle
 from scorer.health import HealthServer
 from scorer.kafka import Topics, client_config
 
@@ -29,7 +30,8 @@ def run(bundle: BundleOption) -> None:
 
     settings = load_settings()
     log = structlog.get_logger()
-    worker = Worker(settings, Bundle.load(bundle))
+    acl.check(settings, acl.Role.WORKER)
+    worker = Worker(settings, load_bundle(bundle, trusted_keys=settings.bundle.trusted_keys))
     with (
         stop_on_signals() as stop,
         HealthServer(settings.http.host, settings.http.worker_port, live=worker.live, ready=worker.ready) as health,
@@ -39,24 +41,32 @@ def run(bundle: BundleOption) -> None:
 
 
 def sink() -> None:
-    """Write the audit topic to Postgres, each batch exactly once.
+    """Write the audit topic to Postgres, each batch exactly once; labels, activations and dead letters as well.
 
     Example: fraud-scorer sink
     """
     from prometheus_client import REGISTRY  # noqa: PLC0415
 
-    from scorer.sink import AuditSink  # noqa: PLC0415
-    from scorer.sink.metrics import SinkMetrics  # noqa: PLC0415
+    from scorer.sink import AuditSink, RecordSink, SinkMetrics, Together, control_row, dead_letter_row  # noqa: PLC0415
 
     settings = load_settings()
     log = structlog.get_logger()
+    acl.check(settings, acl.Role.SINK)
     config = client_config(settings.kafka)
-    writer = AuditSink(
-        bootstrap_servers=config.pop("bootstrap.servers"),
-        client_config=config,
-        topic=Topics.of(settings.kafka).audit,
-        postgres_url=settings.postgres_url,
-        metrics=SinkMetrics(REGISTRY),
+    topics = Topics.of(settings.kafka)
+    shared: dict[str, Any] = {
+        "bootstrap_servers": config.pop("bootstrap.servers"),
+        "client_config": config,
+        "postgres_url": settings.postgres_url,
+        "metrics": SinkMetrics(REGISTRY),
+    }
+    writer = AuditSink(topic=topics.audit, origin_topic=topics.payments, **shared)
+    together = Together(
+        {
+            "audit": writer.run,
+            "control": RecordSink(topic=topics.control, row_of=control_row, **shared).run,
+            "dead-letters": RecordSink(topic=topics.dead_letters, row_of=dead_letter_row, **shared).run,
+        }
     )
     with (
         stop_on_signals() as stop,
@@ -68,4 +78,4 @@ def sink() -> None:
         ) as health,
     ):
         log.info("sink.start", metrics=f"{health.address}/metrics")
-        writer.run(stop)
+        together.run(stop)

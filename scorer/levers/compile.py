@@ -119,9 +119,15 @@ def early_exit(path: Path, X: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
     plain = seconds(lambda: bundle.model.margins(X))
     ours = seconds(lambda: early.decide(X))
     return {
-        "bundle": bundle.id, "lever": "early-exit", "rows": len(X), "trees": early.tree_count, "mean_trees": float(trees.mean()),
-        "decisions_changed": int((flags != wanted).sum()), "batch_us_before": plain / len(X) * 1e6, "batch_us_after": ours / len(X) * 1e6,
-    }  # fmt: skip
+        "bundle": bundle.id,
+        "lever": "early-exit",
+        "rows": len(X),
+        "trees": early.tree_count,
+        "mean_trees": float(trees.mean()),
+        "decisions_changed": int((flags != wanted).sum()),
+        "batch_us_before": plain / len(X) * 1e6,
+        "batch_us_after": ours / len(X) * 1e6,
+    }
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:
@@ -135,7 +141,8 @@ def _open(path: Path, X: np.ndarray, truth: np.ndarray) -> tuple[Bundle, bytes]:
         raise UsageError(f"the rows have {X.shape[1]} features, the bundle {bundle.model.feature_count}")
     if len(X) < ROWS_MIN or int(truth.sum()) < FRAUDS_MIN:
         raise UsageError(
-            f"{len(X)} rows with {int(truth.sum())} frauds are too few to measure on: {ROWS_MIN} and {FRAUDS_MIN} at least"
+            f"{len(X)} rows with {int(truth.sum())} frauds are too few to measure on: "
+            f"{ROWS_MIN} and {FRAUDS_MIN} at least"
         )
     name = bundle.manifest.model_file
     return bundle, checked(path, name, bundle.manifest.files[name])

@@ -34,9 +34,14 @@ def distil(
         max_bin=_MAX_BIN,
     )
     parameters = {
-        "objective": "binary:logistic", "max_depth": depth, "eta": min(0.3, 6.0 / trees), "tree_method": "hist", "max_bin": _MAX_BIN,
-        "seed": seed, "nthread": threads,
-    }  # fmt: skip
+        "objective": "binary:logistic",
+        "max_depth": depth,
+        "eta": min(0.3, 6.0 / trees),
+        "tree_method": "hist",
+        "max_bin": _MAX_BIN,
+        "seed": seed,
+        "nthread": threads,
+    }
     booster = xgboost.train(parameters, data, trees)
     raw = bytes(booster.save_raw("ubj"))
     rest = slice(border, None) if border < len(X) else slice(None)

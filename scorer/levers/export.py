@@ -34,9 +34,11 @@ class _Parts:
     def intro(self) -> list[str]:
         manifest = self.bundle.manifest
         return [
-            f"Bundle {self.bundle.id}: {self.bundle.model.tree_count} trees, {self.bundle.model.feature_count} features (float32, NaN is missing).",
+            f"Bundle {self.bundle.id}: {self.bundle.model.tree_count} trees.",
+            f"Input: {self.bundle.model.feature_count} features, float32, NaN is missing.",
             f"Feature set {manifest.feature_fingerprint[:12]}: {', '.join(manifest.feature_names)}",
-            f"Flag where margin >= {float(self.bundle.threshold_margin).hex()} (score >= {manifest.threshold_score:.9g}).",
+            f"Flag where margin >= {float(self.bundle.threshold_margin).hex()},",
+            f"which is score >= {manifest.threshold_score:.9g}.",
         ]
 
 
@@ -67,11 +69,13 @@ def to_c(bundle: Bundle) -> str:
     lines += [
         "#include <math.h>", "#include <stdint.h>", "",
         f"#define FRAUD_FEATURES {table.feature_count}", f"#define FRAUD_TREES {table.tree_count}", "",
-        "#if defined(FLT_EVAL_METHOD) && FLT_EVAL_METHOD > 0", "#define FRAUD_ROUNDED volatile", "#else", "#define FRAUD_ROUNDED", "#endif", "",
+        "#if defined(FLT_EVAL_METHOD) && FLT_EVAL_METHOD > 0", "#define FRAUD_ROUNDED volatile", "#else",
+        "#define FRAUD_ROUNDED", "#endif", "",
         f"struct fraud_node {{ float threshold; int32_t left; {code_kind} code; }};",
         f"static const struct fraud_node fraud_nodes[{max(1, len(nodes))}] = {{", *_rows(nodes), "};",
         f"static const {real} fraud_leaves[{max(1, len(leaves))}] = {{", *_rows(leaves), "};",
-        f"static const int32_t fraud_roots[{table.tree_count}] = {{", *_rows([str(int(root)) for root in table.root]), "};", "",
+        f"static const int32_t fraud_roots[{table.tree_count}] = {{",
+        *_rows([str(int(root)) for root in table.root]), "};", "",
         "float fraud_margin(const float *x) {",
         f"    FRAUD_ROUNDED {real} sum = {parts.number(float(table.base_margin), suffix)};",
         "    for (int tree = 0; tree < FRAUD_TREES; tree++) {",
@@ -93,9 +97,8 @@ def to_c(bundle: Bundle) -> str:
     if bundle.manifest.calibration.kind != "isotonic" and bundle.model.link != IDENTITY:
         lines += _C_SIGMOID
     lines += [*_c_score(bundle, parts), ""]
-    lines += [
-        f"int fraud_flag(const float *x) {{ return fraud_margin(x) >= {parts.number(float(bundle.threshold_margin), 'f')}; }}",
-    ]
+    threshold = parts.number(float(bundle.threshold_margin), "f")
+    lines += [f"int fraud_flag(const float *x) {{ return fraud_margin(x) >= {threshold}; }}"]
     return "\n".join(lines) + "\n"
 
 

@@ -78,7 +78,8 @@ def _tree(table: Table, index: int) -> dict[str, Any]:
         "split_type": [0] * count,
         "sum_hessian": [float(value) for value in table.cover[span]],
         "tree_param": {
-            "num_deleted": "0", "num_feature": str(table.feature_count), "num_nodes": str(count), "size_leaf_vector": "1",
+            "num_deleted": "0", "num_feature": str(table.feature_count), "num_nodes": str(count),
+            "size_leaf_vector": "1",
         },
     }  # fmt: skip
 

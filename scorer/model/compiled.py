@@ -46,8 +46,9 @@ class CompiledModel:
         path = Path(path)
         if path.suffix not in SUFFIXES:
             raise ModelFormatError(
-                f"{path.name} is none of {', '.join(SUFFIXES)}; write it with xgboost's booster.save_model('model.ubj'), "
-                "LightGBM's booster.save_model('model.txt') or treelite's model.serialize('model.tl')"
+                f"{path.name} is none of {', '.join(SUFFIXES)}; write it with xgboost's "
+                "booster.save_model('model.ubj'), LightGBM's booster.save_model('model.txt') or treelite's "
+                "model.serialize('model.tl')"
             )
         size = path.stat().st_size
         if size > MODEL_BYTES_MAX:
@@ -107,7 +108,7 @@ class CompiledModel:
         return out
 
     def margins_into(self, X: np.ndarray, out: np.ndarray) -> None:
-        """As `margins`, into a contiguous float32 [n]; for xgboost models nothing is allocated when X is C-contiguous."""
+        """As `margins`, into a contiguous float32 [n]; xgboost models allocate nothing when X is C-contiguous."""
         rows = self._rows(X)
         if out.dtype != _FLOAT32 or out.shape != (len(rows),):
             raise ModelInputError(f"out is {out.dtype} {out.shape}, wanted float32 ({len(rows)},)")

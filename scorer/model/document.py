@@ -203,6 +203,8 @@ def read_facts(document: dict[str, Any]) -> ModelFacts:
     if objective not in _OBJECTIVES:
         raise ModelUnsupportedError(f"objective {objective!r} is not served; train with {_OBJECTIVES[0]}")
     params = _at(learner, "learner_model_param")
+    if not isinstance(params, dict):
+        raise ModelFormatError("learner_model_param is not an object")
     for name in ("num_class", "num_target"):
         count = _count(params.get(name, "1"), name)
         if count > 1:
@@ -214,14 +216,16 @@ def read_facts(document: dict[str, Any]) -> ModelFacts:
     model = _at(booster, "gbtree", "model") if kind == "dart" else _at(booster, "model")
     trees, groups = _at(model, "trees"), _at(model, "tree_info")
     declared = _count(_at(model, "gbtree_model_param", "num_trees"), "num_trees")
-    if not isinstance(trees, list) or not declared == len(trees) == len(groups):
-        present = len(trees) if isinstance(trees, list) else 0
-        raise ModelFormatError(f"num_trees is {declared}, but {present} trees and {len(groups)} tree_info are there")
-    if declared == 0:
-        raise ModelFormatError("the model has no tree")
+    present = [len(part) if isinstance(part, list | np.ndarray) else 0 for part in (trees, groups)]
+    if not isinstance(trees, list) or present != [declared, declared]:
+        raise ModelFormatError(f"num_trees is {declared}, but {present[0]} trees and {present[1]} tree_info are there")
     weights = None
     if kind == "dart":
-        weights = np.asarray(_at(booster, "weight_drop"), dtype=np.float32)
+        try:
+            with np.errstate(over="ignore"):  # infinity is refused below
+                weights = np.asarray(_at(booster, "weight_drop"), dtype=np.float32)
+        except (ValueError, TypeError, OverflowError) as error:
+            raise ModelFormatError("dart weight_drop is not a list of numbers") from error
         if weights.shape != (declared,) or not np.isfinite(weights).all():
             raise ModelFormatError(f"dart weight_drop has shape {weights.shape} or is not finite, for {declared} trees")
     return ModelFacts(

@@ -9,87 +9,99 @@ mode, small devices).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 
-from scorer.model.compiled import CompiledModel
 from scorer.model.errors import ModelInputError
+from scorer.model.plan import Plan
 from scorer.model.table import Table
+from scorer.model.vector.evaluator import EarlyRun, run
+from scorer.model.vector.jit import JitUnavailableError, host
 
 # After these shares of the trees it is asked who is decided.
-STAGES = (0.125, 0.25, 0.5, 0.75, 1.0)
-
-
-@dataclass(frozen=True)
-class _Stage:
-    model: CompiledModel
-    last: int
-    most: float
-    """The remaining trees add at most this, roundings included."""
-    least: float
+STAGES = tuple(share / 16 for share in range(1, 17))
+# Without byte lanes every stage is a pass of its own over the rows that are left.
+_STAGES_WALKED = (0.125, 0.25, 0.5, 0.75, 1.0)
 
 
 class EarlyExit:
     """Decisions at one threshold. Immutable; threads may share it."""
 
-    def __init__(self, table: Table, threshold_margin: float, *, stages: tuple[float, ...] = STAGES) -> None:
-        """Raises ModelInputError for a model whose leaves are added in double precision, or averaged."""
-        if not table.finished:
-            raise ModelInputError("early exit takes xgboost models: others divide or shift their sum at the end")
-        self._threshold = np.float32(threshold_margin)
+    def __init__(self, table: Table, threshold_margin: float, *, vector: bool = True) -> None:
+        """Raises ModelInputError for a model without trees, or whose sum is divided or shifted at the end."""
+        if not table.finished or not table.tree_count:
+            raise ModelInputError("early exit takes xgboost models with trees: others divide or shift their sum")
         self.tree_count, self._features = table.tree_count, table.feature_count
-        ends = np.append(table.root[1:], len(table.left))
-        leaves = [
-            table.value[a:b][table.feature[a:b] < 0].astype(np.float64) for a, b in zip(table.root, ends, strict=True)
-        ]
-        most = np.array([part.max() for part in leaves])
-        least = np.array([part.min() for part in leaves])
-        # No partial sum exceeds this; an addition errs by 2^-24 of it at most, and is counted as 2^-23.
-        largest = abs(float(table.base_margin)) + float(np.maximum(np.abs(most), np.abs(least)).sum())
-        slack = float(np.finfo(np.float32).eps) * largest * 1.01
-        borders = sorted({max(1, round(share * table.tree_count)) for share in stages} | {table.tree_count})
-        self._stages = []
+        self._base, self._threshold = float(table.base_margin), np.float32(threshold_margin)
+        self._lanes: EarlyRun | None = None
+        self._stages: list[tuple[Plan, int, float, float]] = []
+        whole = Plan(table, vector=vector)
+        if whole.only_run is not None:
+            ends = self._ends(STAGES)
+            try:
+                self._whole = whole  # its arrays are the kernel's
+                self._lanes = EarlyRun(whole.only_run, ends, np.stack(self._bounds(table, ends), axis=1), host())
+                return
+            except JitUnavailableError:
+                pass
+        ends = self._ends(_STAGES_WALKED)
         first = 0
-        for last in borders:
-            rest = table.tree_count - last
-            part = _trees(table, first, last)
-            if first:
-                # The next stage goes on from the sums so far: -0.0 is what adds nothing.
-                part = replace(part, base_margin=np.float32(-0.0))
-            self._stages.append(
-                _Stage(
-                    CompiledModel(part),
-                    last,
-                    float(most[last:].sum()) + rest * slack,
-                    float(least[last:].sum()) - rest * slack,
-                )
-            )
+        for last, below, above in zip(ends.tolist(), *self._bounds(table, ends), strict=True):
+            self._stages.append((Plan(_trees(table, first, last), vector=vector), last, below, above))
             first = last
 
+    def _ends(self, shares: tuple[float, ...]) -> np.ndarray:
+        return np.unique([max(1, round(share * self.tree_count)) for share in shares]).astype(np.int32)
+
+    def _bounds(self, table: Table, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """float32 [stages] each: after that many trees a sum below the first, or not below the second, is decided."""
+        borders = np.append(table.root, len(table.left))
+        leaf = table.feature < 0
+        parts = [table.value[a:b][leaf[a:b]].astype(np.float64) for a, b in pairwise(borders.tolist())]
+        most, least = np.array([part.max() for part in parts]), np.array([part.min() for part in parts])
+        # No partial sum exceeds this; an addition errs by 2^-24 of it at most, and is counted as twice that.
+        largest = abs(self._base) + float(np.maximum(np.abs(most), np.abs(least)).sum())
+        slack = float(np.finfo(np.float32).eps) * largest
+        below, above = [], []
+        for end in ends:
+            rest = self.tree_count - int(end)
+            below.append(float(self._threshold) - float(most[end:].sum()) - rest * slack)
+            above.append(float(self._threshold) - float(least[end:].sum()) + rest * slack)
+        # To float32, each to its safe side; the last stage compares with the threshold itself, which is a float32.
+        low, high = np.array(below), np.array(above)
+        limit = float(np.finfo(np.float32).max)
+        near = [np.clip(side, -limit, limit).astype(np.float32) for side in (low, high)]
+        with np.errstate(over="ignore"):
+            down = np.where(near[0] > low, np.nextafter(near[0], np.float32(-np.inf)), near[0])
+            up = np.where(near[1] < high, np.nextafter(near[1], np.float32(np.inf)), near[1])
+        return down.astype(np.float32), up.astype(np.float32)
+
     def decide(self, X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """flag bool [n] and trees int32 [n] that it took, of rows float32 [n, f]: `margins(X) >= threshold`, for every
-        row.
+        """flag bool [n], and trees int32 [n] that it took, of rows float32 [n, f]: `margins(X) >= threshold` for each.
+
+        In byte lanes 64 rows go together: they are done when all of them are decided.
         """
         if X.ndim != 2 or X.shape[1] != self._features or X.dtype != np.float32:
             raise ModelInputError(f"rows are {X.dtype} {X.shape}, wanted float32 (n, {self._features})")
-        flag = np.zeros(len(X), dtype=bool)
-        trees = np.zeros(len(X), dtype=np.int32)
-        rows, waiting = X, np.arange(len(X))
-        sums = self._stages[0].model.margins(rows)
-        for number, stage in enumerate(self._stages):
-            if number:
-                stage.model.plan.add_into(np.ascontiguousarray(rows), sums)
-            wide = sums.astype(np.float64)
-            above = wide + stage.least >= self._threshold
-            below = wide + stage.most < self._threshold
-            done = above | below
-            flag[waiting[above]] = True
-            trees[waiting[done]] = stage.last
-            if done.all():
+        rows = np.ascontiguousarray(X)
+        if self._lanes is not None:
+            out = np.empty(len(rows), dtype=np.float32)
+            run(rows, out, self._base, self._lanes.kernel, self._lanes.descriptor)
+            return out > 0, np.abs(out).astype(np.int32)
+        flag = np.zeros(len(rows), dtype=bool)
+        trees = np.zeros(len(rows), dtype=np.int32)
+        waiting = np.arange(len(rows))
+        sums = np.full(len(rows), self._base, dtype=np.float32)
+        for plan, last, below, above in self._stages:
+            plan.add_into(rows, sums)
+            flag[waiting[sums >= above]] = True
+            done = (sums >= above) | (sums < below)
+            trees[waiting[done]] = last
+            rows, sums, waiting = rows[~done], sums[~done], waiting[~done]
+            if not len(rows):
                 break
-            keep = ~done
-            rows, sums, waiting = rows[keep], sums[keep], waiting[keep]
         return flag, trees
 
 

@@ -5,9 +5,9 @@ goes right" in the lower). A step is `left + (x >= threshold or (x is NaN and mi
 walk depends on its own last step only, so eight walks side by side hide each other's loads: eight rows of one tree in a
 batch, eight trees of one row otherwise.
 
-Measured for 300 trees x depth 6 x 44 features on one core: 2-3 µs a row in batches (xgboost 6.6), 3 µs for a single row
-(xgboost 240). Additions are float32, in tree order, from what `out` holds: what inplace_predict does. No fastmath: NaN
-must stay NaN.
+Measured for 300 trees x depth 6 x 44 features on one core: 2-3 µs a row in batches (xgboost 6.6), 3 µs for a single
+row (xgboost 240). Additions are float32, in tree order, from what `out` holds: what inplace_predict does. No fastmath:
+NaN must stay NaN.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def _step(rows, row, threshold, packed):  # type: ignore[no-untyped-def]
 
 @numba.njit(_SIGNATURES, cache=True, nogil=True, error_model="numpy")
 def margins_batch(rows, root, depth, packed, threshold, value, out):  # type: ignore[no-untyped-def]
-    """Margins of many rows: trees outside, rows inside, eight rows at a time. Added to out [n], of the type of value."""
+    """Margins of many rows: trees outside, rows inside, eight rows at a time. Added to out [n], typed as value."""
     count = rows.shape[0]
     for block in range(0, count, _BLOCK):
         end = np.uint64(min(block + _BLOCK, count))

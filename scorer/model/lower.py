@@ -48,6 +48,8 @@ def lower(data: bytes, *, stored_base_margin: np.float32 | None = None) -> Table
     base = base_margin(facts.base_score)
     if stored_base_margin is not None:
         base = checked_base(base, np.float32(stored_base_margin))
+    if not facts.tree_count:  # no round of training: every margin is the base; treelite reads no such file
+        return join([], facts.feature_count, base)
     # The model object must outlive the reading: its fields are views into memory that it owns.
     model = _read_treelite(data if facts.tree_weights is None else doc.without_tree_weights(document))
     _check_header(model, facts)

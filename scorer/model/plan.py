@@ -100,10 +100,10 @@ class Plan:
         self._base = float(table.base_margin)
         self._finished, self._divisor, self._offset = table.finished, table.divisor, table.offset
         self._packed = kernels.pack(table)
-        self.reason = "asked for" if not vector else ""
+        self.reason = "asked for" if not vector else "" if table.tree_count else "the model has no tree"
         """Why all trees are walked; empty when some run in byte lanes."""
         self._runs: list[VectorRun | tuple[np.ndarray, ...]] = []
-        if vector:
+        if vector and table.tree_count:
             self._runs = self._vector_runs(table)
         if not any(isinstance(item, VectorRun) for item in self._runs):
             self._runs = [self._packed]
@@ -138,6 +138,11 @@ class Plan:
         except JitUnavailableError as error:
             self.reason = str(error)
             return []
+
+    @property
+    def only_run(self) -> VectorRun | None:
+        """The run of all trees, where one takes them all."""
+        return self._only
 
     @property
     def byte_count(self) -> int:

@@ -23,6 +23,10 @@ FEATURES_MAX = 65_536
 LESS, LESS_EQUAL, GREATER, GREATER_EQUAL = 2, 3, 4, 5  # treelite's Operator
 LOGISTIC, IDENTITY = "logistic", "identity"
 _FLOAT32_MAX = np.finfo(np.float32).max
+_EMPTY = {
+    "feature": np.int32, "threshold": np.float32, "left": np.int32, "right": np.int32, "default_left": np.uint8,
+    "value": np.float32, "cover": np.float64,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -133,13 +137,15 @@ def lower_tree(raw: RawTree, index: int, feature_count: int) -> Tree:
     position = np.full(len(raw.left), -1, dtype=np.int32)
     position[order] = np.arange(len(order), dtype=np.int32)
     own = np.arange(len(order), dtype=np.int32)
+    # A leaf's children are any negative number: no place.
+    left, right = np.maximum(raw.left[order], 0), np.maximum(raw.right[order], 0)
     zero = raw.value.dtype.type(0)
     return Tree(
         depth=depth,
         feature=np.where(inner, raw.feature[order], -1).astype(np.int32),
         threshold=np.where(inner, raw.threshold[order], np.float32(np.nan)).astype(np.float32),
-        left=np.where(inner, position[raw.left[order]], own).astype(np.int32),
-        right=np.where(inner, position[raw.right[order]], own).astype(np.int32),
+        left=np.where(inner, position[left], own).astype(np.int32),
+        right=np.where(inner, position[right], own).astype(np.int32),
         default_left=np.where(inner, raw.default_left[order] != 0, True).astype(np.uint8),
         value=np.where(inner, zero, raw.value[order]).astype(raw.value.dtype),
         cover=raw.cover[order],
@@ -258,7 +264,7 @@ def join(
     shift = np.repeat(root, sizes)
 
     def joined(name: str) -> np.ndarray:
-        return np.concatenate([getattr(tree, name) for tree in trees])
+        return np.concatenate([getattr(tree, name) for tree in trees] or [np.zeros(0, dtype=_EMPTY[name])])
 
     table = Table(
         feature_count=feature_count,

@@ -5,7 +5,18 @@ from __future__ import annotations
 from scorer.sink.errors import SinkError
 from scorer.sink.metrics import SinkMetrics
 from scorer.sink.read_batch import read_batch
+from scorer.sink.records import RecordSink, Together, control_row, dead_letter_row
 from scorer.sink.sink import AuditSink
 from scorer.sink.store import set_position
 
-__all__ = ["AuditSink", "SinkError", "SinkMetrics", "read_batch", "set_position"]
+__all__ = [
+    "AuditSink",
+    "RecordSink",
+    "SinkError",
+    "SinkMetrics",
+    "Together",
+    "control_row",
+    "dead_letter_row",
+    "read_batch",
+    "set_position",
+]

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from schemas.audit import DECISIONS, MODES, AuditHeader
+from schemas.audit import DECISIONS, MODES, NULLABLE, AuditHeader
 from scorer.sink.kernels import put_blocks, put_text_arrays, put_texts
 
 # Signature, flags, length of the header extension: https://www.postgresql.org/docs/current/sql-copy.html
@@ -23,7 +23,8 @@ HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 TRAILER = b"\xff\xff"
 
 _OID_FLOAT4, _OID_TEXT = 700, 25
-_POSTGRES_EPOCH_MS = 946_684_800_000  # 2000-01-01: timestamptz counts microseconds from there
+_POSTGRES_EPOCH_MS = 946_684_800_000  # 2000-01-01: timestamptz counts microseconds from there, date days
+_POSTGRES_EPOCH_DAY = 10_957  # days from 1970-01-01
 
 _FIXED = {
     "event_time": ">i8",
@@ -32,24 +33,29 @@ _FIXED = {
     "amount_minor": ">i8",
     "score": ">f8",
     "threshold": ">f8",
+    "day": ">i4",
     "shard": ">i4",
     "row_number": ">i4",
     "origin_partition": ">i4",
     "margin": ">f4",
 }
-_TEXTS = ("payment_id", "currency", "customer_id", "merchant_id")
+_TEXTS = ("payment_id", "currency", *NULLABLE)
+_MATRICES = ("features", "challenger_margins")
 # The order of the fields in a row, hence of the columns in the COPY statement.
-COLUMNS = (*_FIXED, "bundle", "features", *_TEXTS, "decision", "mode", "reasons", "fired")
+COLUMNS = (*_FIXED, "bundle", *_MATRICES, *_TEXTS, "decision", "mode", "reasons", "fired")
 _NO_NULLS = np.empty(0, np.bool_)
 _DECISIONS, _MODES = pa.array(DECISIONS), pa.array(MODES)
 
 
-def rows_bytes(header: AuditHeader, batch: pa.RecordBatch) -> npt.NDArray[np.uint8]:
-    """The rows of a chunk that `schemas.audit.decode_chunk` validated, as COPY bytes without header and trailer."""
+def rows_bytes(header: AuditHeader, batch: pa.RecordBatch, day: int) -> npt.NDArray[np.uint8]:
+    """The rows of a chunk that `schemas.audit.decode_chunk` validated, as COPY bytes without header and trailer.
+
+    `day` is that of the batch, in days since 1970-01-01.
+    """
     n = batch.num_rows
     if n == 0:
         return np.empty(0, np.uint8)
-    blocks = _blocks(header, batch)
+    blocks = _blocks(header, batch, day)
     texts = [_text_buffers(batch.column(name)) for name in _TEXTS]
     texts.append(_text_buffers(_DECISIONS.take(batch.column("decision"))))
     texts.append(_text_buffers(_MODES.take(batch.column("mode"))))
@@ -74,10 +80,10 @@ def rows_bytes(header: AuditHeader, batch: pa.RecordBatch) -> npt.NDArray[np.uin
     return out
 
 
-def _blocks(header: AuditHeader, batch: pa.RecordBatch) -> npt.NDArray[np.uint8]:
+def _blocks(header: AuditHeader, batch: pa.RecordBatch, day: int) -> npt.NDArray[np.uint8]:
     """Everything of fixed width, uint8[n, width]."""
     bundle = header.bundle.encode()
-    kind, template = _block_dtype(len(header.feature_names), len(bundle))
+    kind, template = _block_dtype((len(header.feature_names), len(header.challengers)), len(bundle))
     block = np.empty(batch.num_rows, kind)
     block[:] = template
 
@@ -90,35 +96,43 @@ def _blocks(header: AuditHeader, batch: pa.RecordBatch) -> npt.NDArray[np.uint8]
     block["amount_minor"] = column("amount_minor")
     block["score"] = column("score")
     block["threshold"] = header.threshold
+    block["day"] = day - _POSTGRES_EPOCH_DAY
     block["shard"] = header.shard
     block["row_number"] = np.arange(header.first_row, header.first_row + batch.num_rows)
     block["origin_partition"] = column("partition")
     block["margin"] = column("margin")
     block["bundle"] = np.frombuffer(bundle, np.uint8)
-    # As integers: byte-swapping a float32 through the float unit could quieten a NaN; bits are what is kept.
-    features = batch.column("features").flatten().to_numpy(zero_copy_only=True).view(np.uint32)
-    block["features"]["value"] = features.reshape(batch.num_rows, len(header.feature_names))
+    for name, width in zip(_MATRICES, (len(header.feature_names), len(header.challengers)), strict=True):
+        if width:
+            # As integers: byte-swapping a float32 through the float unit could quieten a NaN; bits are what is kept.
+            values = batch.column(name).flatten().to_numpy(zero_copy_only=True).view(np.uint32)
+            block[name]["value"] = values.reshape(batch.num_rows, width)
     return block.view(np.uint8).reshape(batch.num_rows, kind.itemsize)
 
 
 @lru_cache(maxsize=16)
-def _block_dtype(feature_count: int, bundle_length: int) -> tuple[np.dtype[Any], npt.NDArray[Any]]:
+def _block_dtype(widths: tuple[int, int], bundle_length: int) -> tuple[np.dtype[Any], npt.NDArray[Any]]:
     """The record of the fixed-width fields, packed, and one with every length and array header filled in."""
     fields: list[tuple[Any, ...]] = [("field_count", ">i2")]
     for name, kind in _FIXED.items():
         fields += [(f"{name}_length", ">i4"), (name, kind)]
     fields += [("bundle_length", ">i4"), ("bundle", np.uint8, (bundle_length,))]
-    fields += [("features_length", ">i4"), ("features_header", ">i4", (5,))]
-    fields += [("features", [("length", ">i4"), ("value", ">u4")], (feature_count,))]
+    for name, width in zip(_MATRICES, widths, strict=True):
+        # Dimensions, no nulls, element type; then, unless it is empty, size and lower bound of the one dimension.
+        fields += [(f"{name}_length", ">i4"), (f"{name}_header", ">i4", (5 if width else 3,))]
+        if width:
+            fields.append((name, [("length", ">i4"), ("value", ">u4")], (width,)))
     record = np.dtype(fields)
     template = np.zeros((), record)
     template["field_count"] = len(COLUMNS)
     for name, kind in _FIXED.items():
         template[f"{name}_length"] = np.dtype(kind).itemsize
     template["bundle_length"] = bundle_length
-    template["features_length"] = 20 + 8 * feature_count
-    template["features_header"] = (1, 0, _OID_FLOAT4, feature_count, 1)  # dimensions, no nulls, type, size, lower bound
-    template["features"]["length"] = 4
+    for name, width in zip(_MATRICES, widths, strict=True):
+        template[f"{name}_length"] = 20 + 8 * width if width else 12
+        template[f"{name}_header"] = (1, 0, _OID_FLOAT4, width, 1) if width else (0, 0, _OID_FLOAT4)
+        if width:
+            template[name]["length"] = 4
     return record, template
 
 

@@ -11,6 +11,17 @@ class SinkMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self.rows = Counter("fraud_scorer_sink_rows", "Decision rows committed to Postgres.", registry=registry)
         self.batches = Counter("fraud_scorer_sink_batches", "Micro-batches committed to Postgres.", registry=registry)
+        self.records = Counter(
+            "fraud_scorer_sink_records", "Rows from the control and dead-letter topics.", ["table"], registry=registry
+        )
+        self.set_aside = Counter(
+            "fraud_scorer_sink_set_aside",
+            "Audit records set aside instead of written; every one is an alert. See table set_aside.",
+            ["kind"],
+            registry=registry,
+        )
+        for kind in ("unreadable", "incomplete", "contradiction", "card_number", "refused"):
+            self.set_aside.labels(kind)
         self.lag_records = Gauge(
             "fraud_scorer_sink_lag_records",
             "Records of the audit topic that are not in Postgres yet; transaction markers count.",

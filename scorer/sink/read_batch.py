@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import sqlalchemy as sa
 
-from schemas.audit import DECISIONS, MODES, AuditColumns, AuditContext
+from schemas.audit import DECISIONS, MODES, NULLABLE, AuditColumns, AuditContext
 from scorer.sink import schema
 from scorer.sink.errors import AuditBroken
 
@@ -15,6 +16,7 @@ from scorer.sink.errors import AuditBroken
 _EVENT_TIME_MS = sa.cast(sa.extract("epoch", schema.decisions.c.event_time) * 1000, sa.BigInteger).label(
     "event_time_ms"
 )
+_AS_THEY_ARE = ("payment_id", "currency", *NULLABLE, "reasons", "fired")
 
 
 def read_batch(connection: sa.Connection, shard: int, sequence: int) -> tuple[AuditContext, AuditColumns]:
@@ -36,6 +38,7 @@ def read_batch(connection: sa.Connection, shard: int, sequence: int) -> tuple[Au
         threshold=header.threshold,
         feature_fingerprint=header.feature_fingerprint,
         feature_names=tuple(header.feature_names),
+        challengers=tuple(header.challengers),
     )
     found = connection.execute(
         sa.select(rows, _EVENT_TIME_MS)
@@ -49,29 +52,30 @@ def read_batch(connection: sa.Connection, shard: int, sequence: int) -> tuple[Au
             raise AuditBroken(f"{place}: row {row.row_number} names another bundle or threshold than its batch")
         if len(row.features) != len(context.feature_names):
             raise AuditBroken(f"{place}: row {row.row_number} holds {len(row.features)} features")
-    return context, _columns(found, len(context.feature_names), place)
+        if len(row.challenger_margins) != len(context.challengers):
+            raise AuditBroken(f"{place}: row {row.row_number} holds {len(row.challenger_margins)} challengers' margins")
+    return context, _columns(found, context, place)
 
 
-def _columns(found: Sequence[sa.Row[tuple[object, ...]]], feature_count: int, place: str) -> AuditColumns:
+def _columns(found: Sequence[sa.Row[tuple[object, ...]]], context: AuditContext, place: str) -> AuditColumns:
     try:
         decision = np.array([DECISIONS.index(row.decision) for row in found], np.uint8)
         mode = np.array([MODES.index(row.mode) for row in found], np.uint8)
     except ValueError:
         raise AuditBroken(f"{place}: a row holds a decision or mode that the sink never writes") from None
+    matrices = {
+        name: np.array([getattr(row, name) for row in found], np.float32).reshape(len(found), len(names))
+        for name, names in (("features", context.feature_names), ("challenger_margins", context.challengers))
+    }
+    columns: dict[str, Any] = {name: [getattr(row, name) for row in found] for name in _AS_THEY_ARE} | matrices
     return AuditColumns(
-        payment_id=[row.payment_id for row in found],
         partition=np.array([row.origin_partition for row in found], np.int32),
         offset=np.array([row.origin_offset for row in found], np.int64),
         event_time_ms=np.array([row.event_time_ms for row in found], np.int64),
         amount_minor=np.array([row.amount_minor for row in found], np.int64),
-        currency=[row.currency for row in found],
-        customer_id=[row.customer_id for row in found],
-        merchant_id=[row.merchant_id for row in found],
         decision=decision,
         mode=mode,
         margin=np.array([row.margin for row in found], np.float32),
         score=np.array([row.score for row in found], np.float64),
-        reasons=[row.reasons for row in found],
-        fired=[row.fired for row in found],
-        features=np.array([row.features for row in found], np.float32).reshape(len(found), feature_count),
+        **columns,
     )

@@ -1,7 +1,7 @@
-"""The sink's side of Kafka: reads the audit topic from positions that Postgres gives, committed transactions only.
+"""The sink's side of Kafka: reads a topic from positions that Postgres gives, committed transactions only.
 
-No consumer group is joined and no offset is committed: the position is Postgres' alone. Only the thread that runs it
-touches the consumer.
+Nothing is assigned by a group here and no offset is committed: the position is Postgres' alone (which partitions are
+this sink's is another matter, `scorer.sink.membership`). Only the thread that runs it touches the consumer.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ _MESSAGES_MAX = 1024  # a read; the queue below bounds it in bytes first
 
 @dataclass(frozen=True)
 class Record:
-    """A record of the audit topic; `value` None for one without a value."""
+    """A record of the topic; `value` None for one without a value. `message` has timestamp and headers."""
 
     partition: int
     offset: int
     value: bytes | None
+    message: Message
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class End:
     offset: int
 
 
-class AuditReader:
+class TopicReader:
     """One topic, read with manual assignment. Methods raise KafkaUnavailable when trying again later may help."""
 
     def __init__(
@@ -111,7 +112,7 @@ class AuditReader:
         if error is None:
             if partition is None or offset is None:
                 raise SinkError(f"a record of {self._topic} came without partition or offset")
-            return Record(partition, offset, message.value())
+            return Record(partition, offset, message.value(), message)
         code = error.code()
         if code == KafkaError._PARTITION_EOF and partition is not None and offset is not None:
             return End(partition, offset)
@@ -123,7 +124,7 @@ class AuditReader:
 
     def _missing(self, partition: int, position: str, start: int) -> MissingRange:
         return MissingRange(
-            f"audit records {self._topic}/{partition} from {position} up to {start} are gone from the topic and not in "
+            f"records {self._topic}/{partition} from {position} up to {start} are gone from the topic and not in "
             f"Postgres. Restore them, or accept the gap: "
             f"scorer.sink.set_position(url, {self._topic!r}, {partition}, {start})"
         )

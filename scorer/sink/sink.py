@@ -15,17 +15,18 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 
 import structlog
 from prometheus_client import CollectorRegistry
 
-from scorer.sink.assemble import Assembler, Batch, Position
-from scorer.sink.errors import KafkaUnavailable, SinkError, StoreUnavailable
+from scorer.sink.assemble import Assembler, Batch, Position, SetAside
+from scorer.sink.errors import KafkaUnavailable, RowsRefused, SinkError, StoreUnavailable
+from scorer.sink.membership import Membership
 from scorer.sink.metrics import SinkMetrics
 from scorer.sink.offsets import TopicOffsets
-from scorer.sink.reader import AuditReader, End, Record
+from scorer.sink.reader import End, Record, TopicReader
 from scorer.sink.store import Store
 
 _READ_TIMEOUT_S = 0.2  # how long stop may wait for an idle topic
@@ -35,6 +36,7 @@ _PAUSE_MIN_S, _PAUSE_MAX_S = (
     10.0,
 )  # doubling: a restart of Postgres costs a second or two, an outage ten at its end
 _PARTITIONS_CHECK_S = 60.0
+_GROUP_WAIT_S = 30.0
 _LAG_S = 1.0  # asked and told in turn: the lag metric is about two seconds old
 _MARKERS_SAVE_S = (
     5.0  # idle this long: positions move over the trailing transaction markers, so that retention may take them
@@ -42,7 +44,7 @@ _MARKERS_SAVE_S = (
 
 
 class _PartitionsChanged(Exception):
-    """The topic has other partitions than at the start of the session."""
+    """The group has given this sink other partitions than at the start of the session."""
 
 
 @dataclass
@@ -51,7 +53,7 @@ class _Session:
 
     assemblers: dict[int, Assembler]
     committed: dict[int, Position]
-    ready: list[Batch] = field(default_factory=list)
+    ready: list[Batch | SetAside] = field(default_factory=list)
     ready_bytes: int = 0
     written_at_s: float = 0.0
 
@@ -70,11 +72,13 @@ class AuditSink:
         transaction_bytes_max: int = 8 * 1024 * 1024,
         batch_bytes_max: int = 256 * 1024 * 1024,
         metrics: SinkMetrics | None = None,
+        origin_topic: str = "payments",
     ) -> None:
         """Connects to nothing yet.
 
         `client_config`: librdkafka settings for security and the like; those that exactness needs are set by the sink.
-        `partitions`: those of the topic to write; None for all, new ones included.
+        `partitions`: those of the topic to write; None for those that the group of sinks gives this one.
+        `origin_topic`: the payments topic that rows point into.
         `transaction_bytes_max`: audit bytes after which a transaction is closed; a larger batch still goes whole.
         `batch_bytes_max`: a larger micro-batch stops the sink (memory is bounded by it).
         """
@@ -87,6 +91,8 @@ class AuditSink:
         self._batch_bytes_max = batch_bytes_max
         self._metrics = metrics or SinkMetrics(CollectorRegistry())
         self._log = structlog.get_logger().bind(part="sink", topic=topic)
+        self._origin_topic = origin_topic
+        self._membership: Membership | None = None
         self._offsets = TopicOffsets(bootstrap_servers, client_config, topic)
         self._ready = False
         self._ends: dict[int, int] = {}  # partition → offset up to which everything is in Postgres
@@ -94,7 +100,7 @@ class AuditSink:
         self._pause_s = _PAUSE_MIN_S
 
     def ready(self) -> bool:
-        """Whether rows can flow: Postgres and Kafka answer and the partitions are this sink's."""
+        """Whether rows can flow: Postgres and Kafka answer and the partitions are this sink's, be it none of them."""
         return self._ready
 
     def lag(self) -> dict[int, int]:
@@ -117,6 +123,13 @@ class AuditSink:
 
     def run(self, stop: threading.Event) -> None:
         """Works until `stop` is set; what it has read by then is written. Raises SinkError when it cannot go on."""
+        with ExitStack() as stack:
+            if self._only is None:
+                member = Membership(self._bootstrap_servers, self._client_config, self._topic)
+                self._membership = stack.enter_context(member)
+            self._run(stop)
+
+    def _run(self, stop: threading.Event) -> None:
         try:
             while not stop.is_set():
                 try:
@@ -148,15 +161,16 @@ class AuditSink:
     def _run_session(self, stop: threading.Event) -> None:
         """Steps 1 to 3 until `stop`, with a consumer and a connection of its own: what failed is not used again."""
         with (
-            closing(AuditReader(self._bootstrap_servers, self._client_config, self._topic, self._offsets)) as reader,
-            Store(self._url, self._topic) as store,
+            closing(TopicReader(self._bootstrap_servers, self._client_config, self._topic, self._offsets)) as reader,
+            Store(self._url, self._topic, self._origin_topic) as store,
         ):
-            partitions = self._partitions(reader)
+            partitions = self._partitions(reader, stop)
             if not self._lock(store, partitions, stop):
                 return
             committed = store.positions(partitions)
             self._metrics.postgres_up.set(1)
-            reader.assign({p: position.next_offset for p, position in committed.items()})
+            if committed:
+                reader.assign({p: position.next_offset for p, position in committed.items()})
             self._metrics.kafka_up.set(1)
             session = _Session(
                 {p: Assembler(self._topic, p, at, self._batch_bytes_max) for p, at in committed.items()}, committed
@@ -166,9 +180,14 @@ class AuditSink:
             self._log.info("sink_reads", positions={p: position.next_offset for p, position in committed.items()})
             self._work(reader, store, session, stop)
 
-    def _work(self, reader: AuditReader, store: Store, session: _Session, stop: threading.Event) -> None:
+    def _work(self, reader: TopicReader, store: Store, session: _Session, stop: threading.Event) -> None:
         session.written_at_s = checked_at_s = lag_at_s = time.monotonic()
         while not stop.is_set():
+            if self._membership is not None and self._membership.partitions != tuple(session.assemblers):
+                raise _PartitionsChanged
+            if not session.assemblers:
+                stop.wait(_READ_TIMEOUT_S)
+                continue
             events = reader.read(_READ_TIMEOUT_S)
             try:
                 ends = self._take(store, session, events)
@@ -189,8 +208,8 @@ class AuditSink:
                 session.written_at_s = now_s
             if now_s - checked_at_s > _PARTITIONS_CHECK_S:
                 checked_at_s = now_s
-                if self._partitions(reader) != sorted(session.assemblers):
-                    raise _PartitionsChanged
+                if self._membership is None:
+                    self._partitions(reader, stop)
         self._save_markers(store, session)
 
     def _take(self, store: Store, session: _Session, events: Sequence[Record | End]) -> dict[int, int]:
@@ -202,11 +221,9 @@ class AuditSink:
                 if not assembler.pending_bytes:
                     ends[event.partition] = event.offset
                 continue
-            batch = assembler.add(event.offset, event.value)
-            if batch is None:
-                continue
-            session.ready.append(batch)
-            session.ready_bytes += batch.size_bytes
+            for item in assembler.add(event.offset, event.value):
+                session.ready.append(item)
+                session.ready_bytes += item.size_bytes if isinstance(item, Batch) else len(item.value or b"")
             if session.ready_bytes >= self._transaction_bytes_max:
                 self._write(store, session)
         return ends
@@ -214,16 +231,57 @@ class AuditSink:
     def _write(self, store: Store, session: _Session) -> None:
         if not session.ready:
             return
-        with self._metrics.commit_seconds.time():
-            store.write(session.ready)
-        for batch in session.ready:
-            session.committed[batch.partition] = batch.after
-            self._ends[batch.partition] = batch.after.next_offset
-        self._metrics.batches.inc(len(session.ready))
-        self._metrics.rows.inc(sum(batch.rows for batch in session.ready))
+        try:
+            with self._metrics.commit_seconds.time():
+                store.write(session.ready)
+        except RowsRefused as exc:
+            self._log.warning("sink_writes_one_by_one", reason=str(exc))
+            store.forget()
+            session.ready = [self._write_alone(store, item) for item in session.ready]
+        for item in session.ready:
+            session.committed[item.partition] = item.after
+            self._ends[item.partition] = item.after.next_offset
+            if isinstance(item, SetAside):
+                self._metrics.set_aside.labels(item.kind).inc()
+                self._log.error(
+                    "audit_record_set_aside",
+                    partition=item.partition,
+                    offset=item.offset,
+                    kind=item.kind,
+                    reason=item.reason,
+                )
+            else:
+                self._metrics.batches.inc()
+                self._metrics.rows.inc(item.rows)
         session.ready, session.ready_bytes = [], 0
         session.written_at_s = time.monotonic()
         self._pause_s = _PAUSE_MIN_S
+
+    def _write_alone(self, store: Store, item: Batch | SetAside) -> Batch | SetAside:
+        """One item in a transaction of its own; a batch whose rows Postgres refuses is set aside, chunk by chunk."""
+        try:
+            store.write([item])
+        except RowsRefused as exc:
+            if isinstance(item, SetAside):
+                raise
+            # In the chain it has its place: the next batch follows it, though its rows are not in the tables.
+            chunks = [
+                SetAside(
+                    item.partition,
+                    offset,
+                    "refused",
+                    str(exc),
+                    value,
+                    item.journal.shard,
+                    item.journal.sequence,
+                    item.before,
+                    item.after,
+                )
+                for offset, value in item.values
+            ]
+            store.write(chunks)
+            return chunks[-1]
+        return item
 
     def _save_markers(self, store: Store, session: _Session) -> None:
         """Moves positions behind the transaction markers after the last batch, so that retention may remove those."""
@@ -248,13 +306,21 @@ class AuditSink:
                 return False
         return True
 
-    def _partitions(self, reader: AuditReader) -> list[int]:
+    def _partitions(self, reader: TopicReader, stop: threading.Event) -> list[int]:
+        """This sink's partitions, once they are known. Raises KafkaUnavailable; SinkError without those asked for."""
         found = reader.partitions()
-        if self._only is None:
-            return found
-        if missing := set(self._only) - set(found):
-            raise SinkError(f"topic {self._topic} has no partition {sorted(missing)}; it has {found}")
-        return self._only
+        if self._only is not None:
+            if missing := set(self._only) - set(found):
+                raise SinkError(f"topic {self._topic} has no partition {sorted(missing)}; it has {found}")
+            return self._only
+        deadline_s = time.monotonic() + _GROUP_WAIT_S
+        while not stop.is_set():
+            if self._membership is not None and self._membership.partitions is not None:
+                return list(self._membership.partitions)
+            if time.monotonic() > deadline_s:
+                raise KafkaUnavailable(f"the group of sinks on {self._topic} gives no partitions yet")
+            stop.wait(0.02)
+        return []
 
     def _show_lag(self) -> None:
         for partition, records in self.lag().items():

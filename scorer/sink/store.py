@@ -3,49 +3,65 @@
 The order inside the one transaction of `write`:
 
     1. positions, from the offset they must have to the new one (compare and set: a second writer fails here)
-    2. feature sets not yet known
+    2. feature sets and bundles not yet known
     3. COPY of all rows, binary
-    4. one row for each batch
+    4. one row for each batch, one for each record set aside
     5. commit
+
+Partitions of new days are made before it, in a transaction of their own: to have one too many is no harm.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
+import numpy as np
 import psycopg
-import pyarrow.compute as pc
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
+from schemas.audit import MODES, AuditContext
+from schemas.cards import mask_card_numbers
 from scorer.sink import copy_rows, schema
-from scorer.sink.assemble import Batch, Position
-from scorer.sink.errors import AuditBroken, SchemaMismatch, SinkError, StoreRefused, StoreUnavailable
+from scorer.sink.assemble import Batch, Position, SetAside
+from scorer.sink.errors import RowsRefused, SchemaMismatch, SinkError, StoreRefused, StoreUnavailable
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _COPY = f"COPY decisions ({', '.join(copy_rows.COLUMNS)}) FROM STDIN (FORMAT BINARY)"
 # SQLSTATEs that time cures: connection, transaction rollback, resources, operator intervention, system error; a lock
 # not to be had, and a server that is read only (25006: a standby during a failover).
 _TRANSIENT = ("08", "40", "53", "57", "58", "55P03", "25006", "25P03")
-_FEATURE_SETS_KNOWN_MAX = 1024
+# Those that lie in the rows themselves: data exception, integrity constraint, limits exceeded.
+_ROWS = ("22", "23", "54")
+_KNOWN_MAX = 1024
+_DIGITS = re.compile(rb"(?:\d[ -]*){13,}")
+_LOCK_TIMEOUT = "10s"  # then the sink lets go of everything, tells, and begins again
+_COUNTED = (("duplicates", "duplicate"), ("late", "late"), ("degraded", "degraded"))
+
+Moves = dict[int, tuple[Position, Position]]
 
 
 class Store:
     """One connection to the audit database. Every method raises StoreUnavailable when trying again later may help."""
 
-    def __init__(self, url: str, topic: str) -> None:
+    def __init__(self, url: str, topic: str, origin_topic: str = "payments") -> None:
         """Connects. Raises StoreUnavailable; SchemaMismatch when the database is not at this version's migration."""
         self._topic = topic
-        self._feature_sets: dict[str, tuple[str, ...]] = {}
+        self._origin_topic = origin_topic
+        self._contexts: dict[str, AuditContext] = {}
+        self._days: set[int] = set()
         with _postgres_errors():
             self._connection = schema.engine(url).connect()
         try:
-            with self._transaction():
+            with self._transaction() as connection:
+                connection.execute(sa.text(f"SET lock_timeout = '{_LOCK_TIMEOUT}'"))
                 revision = schema.current_revision(self._connection)
             if revision != schema.REVISION:
                 raise SchemaMismatch(
@@ -89,7 +105,7 @@ class Store:
             found = connection.execute(sa.select(table).where(table.c.topic == self._topic)).all()
             positions = {p: Position() for p in partitions}
             positions |= {
-                row.partition: Position(row.next_offset, row.shard, row.sequence, row.head)
+                row.partition: Position(row.next_offset, row.shard, row.sequence, row.head, row.gap)
                 for row in found
                 if row.partition in positions
             }
@@ -99,35 +115,63 @@ class Store:
                 connection.execute(postgresql.insert(table).on_conflict_do_nothing(), rows)
         return positions
 
-    def write(self, batches: Sequence[Batch]) -> None:
-        """Rows, batch rows and positions of `batches` (in order, at least one) in one transaction.
+    def write(self, items: Sequence[Batch | SetAside]) -> None:
+        """Rows, batch rows, what was set aside and positions of `items` (in order) in one transaction.
 
-        Raises AuditBroken, StoreRefused; StoreUnavailable: then only the positions in Postgres say what is committed.
+        Raises RowsRefused (nothing is written; with one batch at a time one learns which), StoreRefused, SinkError;
+        StoreUnavailable: then only the positions in Postgres say what is committed.
         """
-        moves: dict[int, tuple[Position, Position]] = {}
-        for batch in batches:
-            first, _ = moves.get(batch.partition, (batch.before, batch.before))
-            moves[batch.partition] = (first, batch.after)
-        known = dict(self._feature_sets)
+        batches = [item for item in items if isinstance(item, Batch)]
+        aside = [_set_aside_row(self._topic, item) for item in items if isinstance(item, SetAside)]
+        self._make_days({batch.day for batch in batches})
+        known = dict(self._contexts)
+        with self._transaction() as connection:
+            for partition, (before, after) in moves_of(items).items():
+                self._move(connection, partition, before, after)
+            for batch in batches:
+                self._context(connection, known, batch)
+            if batches:
+                self._copy(connection, batches)
+                rows = [_batch_row(self._topic, self._origin_topic, batch) for batch in batches]
+                connection.execute(sa.insert(schema.batches), rows)
+            if aside:
+                # Between the chunks of a batch the position does not move: after a restart the same record comes again.
+                connection.execute(postgresql.insert(schema.set_aside).on_conflict_do_nothing(), aside)
+        # Only now: what a transaction that failed had inserted is not known to the database.
+        self._contexts = known if len(known) <= _KNOWN_MAX else {}
+
+    def write_records(self, rows: Mapping[sa.Table, list[dict[str, Any]]], moves: Moves) -> None:
+        """Rows of other tables, keyed by the records they came from, and positions, in one transaction."""
         with self._transaction() as connection:
             for partition, (before, after) in moves.items():
                 self._move(connection, partition, before, after)
-            for batch in batches:
-                self._feature_set(connection, known, batch.header.feature_fingerprint, batch.header.feature_names)
-            driver = connection.connection.driver_connection
-            if not isinstance(driver, psycopg.Connection):
-                raise TypeError(f"the sink writes through psycopg, not {type(driver).__name__}")
-            with driver.cursor() as cursor, cursor.copy(_COPY) as copy:
-                copy.write(copy_rows.HEADER)
-                for batch in batches:
-                    for header, rows in batch.chunks:
-                        copy.write(copy_rows.rows_bytes(header, rows).data)
-                copy.write(copy_rows.TRAILER)
-            connection.execute(sa.insert(schema.batches), [_batch_row(self._topic, batch) for batch in batches])
-        # Only now: what a transaction that failed had inserted is not known to the database.
-        self._feature_sets = known if len(known) <= _FEATURE_SETS_KNOWN_MAX else {}
+            for table, new in rows.items():
+                if new:
+                    connection.execute(sa.insert(table), new)
 
-    def advance(self, moves: dict[int, tuple[Position, Position]]) -> None:
+    def forget(self) -> None:
+        """Asks the database again for days and bundles, which others may have removed."""
+        self._days, self._contexts = set(), {}
+
+    def _copy(self, connection: sa.Connection, batches: Sequence[Batch]) -> None:
+        driver = connection.connection.driver_connection
+        if not isinstance(driver, psycopg.Connection):
+            raise TypeError(f"the sink writes through psycopg, not {type(driver).__name__}")
+        with driver.cursor() as cursor, cursor.copy(_COPY) as copy:
+            copy.write(copy_rows.HEADER)
+            for batch in batches:
+                for header, rows in batch.chunks:
+                    copy.write(copy_rows.rows_bytes(header, rows, batch.day).data)
+            copy.write(copy_rows.TRAILER)
+
+    def _make_days(self, days: set[int]) -> None:
+        """Partitions of the days, in transactions of their own: their locks must not last as long as a COPY."""
+        for day in sorted(days - self._days):
+            with self._transaction() as connection:
+                connection.execute(sa.select(sa.func.audit_day(_date(day))))
+            self._days = self._days | {day} if len(self._days) < _KNOWN_MAX else {day}
+
+    def advance(self, moves: Moves) -> None:
         """Moves positions over transaction markers, where there is nothing to write."""
         with self._transaction() as connection:
             for partition, (before, after) in moves.items():
@@ -143,19 +187,29 @@ class Store:
                 f"moved it. Nothing was written; run one sink for a partition and start it again"
             )
 
-    def _feature_set(
-        self, connection: sa.Connection, known: dict[str, tuple[str, ...]], fingerprint: str, names: tuple[str, ...]
-    ) -> None:
-        if fingerprint not in known:
-            table = schema.feature_sets
-            row = {"fingerprint": fingerprint, "feature_names": list(names)}
-            connection.execute(postgresql.insert(table).on_conflict_do_nothing(), row)
-            stored = connection.scalar(sa.select(table.c.feature_names).where(table.c.fingerprint == fingerprint))
-            known[fingerprint] = tuple(stored or ())
-        if known[fingerprint] != names:
-            raise AuditBroken(
+    def _context(self, connection: sa.Connection, known: dict[str, AuditContext], batch: Batch) -> None:
+        """The feature set and the bundle of a batch, added where they are new. Raises RowsRefused for other names."""
+        header = batch.header
+        if (found := known.get(header.bundle)) is not None and _same_bundle(found, header):
+            return
+        sets = schema.feature_sets
+        fingerprint, names = header.feature_fingerprint, header.feature_names
+        row = {"fingerprint": fingerprint, "feature_names": list(names)}
+        connection.execute(postgresql.insert(sets).on_conflict_do_nothing(), row)
+        stored = connection.scalar(sa.select(sets.c.feature_names).where(sets.c.fingerprint == fingerprint))
+        if tuple(stored or ()) != names:
+            raise RowsRefused(
                 f"feature set {fingerprint} has other feature names in the database than in the audit record"
             )
+        bundle = {
+            "bundle": header.bundle,
+            "threshold": header.threshold,
+            "feature_fingerprint": fingerprint,
+            "first_shard": header.shard,
+            "first_sequence": header.sequence,
+        }
+        connection.execute(postgresql.insert(schema.bundles).on_conflict_do_nothing(), bundle)
+        known[header.bundle] = header
 
     @contextmanager
     def _transaction(self) -> Iterator[sa.Connection]:
@@ -175,36 +229,91 @@ def set_position(url: str, topic: str, partition: int, next_offset: int) -> None
         store.advance({partition: (before, Position(next_offset, head=None))})
 
 
+def moves_of(items: Sequence[Batch | SetAside]) -> Moves:
+    """From where to where the items move each partition."""
+    moves: Moves = {}
+    for item in items:
+        first, _ = moves.get(item.partition, (item.before, item.before))
+        moves[item.partition] = (first, item.after)
+    return moves
+
+
+def _same_bundle(known: AuditContext, header: AuditContext) -> bool:
+    return (known.feature_fingerprint, known.feature_names) == (header.feature_fingerprint, header.feature_names)
+
+
+def _set_aside_row(topic: str, item: SetAside) -> dict[str, object]:
+    masked = None if item.value is None else _masked(item.value)
+    return {
+        "topic": topic,
+        "partition": item.partition,
+        "offset": item.offset,
+        "kind": item.kind,
+        "reason": item.reason,
+        "shard": item.shard,
+        "sequence": item.sequence,
+        "value": masked,
+        "value_sha256": None if item.value is None else hashlib.sha256(item.value).hexdigest(),
+        "masked": masked != item.value,
+    }
+
+
+def _masked(value: bytes) -> bytes:
+    """`value` without anything that may hold a card number.
+
+    In Arrow's buffers one text follows the other, so a card number may have digits of its neighbours at its ends, where
+    no Luhn check finds it: every 13 digits in a row are masked, whatever they are. The topic still has them.
+    """
+    return _DIGITS.sub(lambda match: re.sub(rb"\d", b"*", match[0]), mask_card_numbers(value))
+
+
 def _position_row(position: Position) -> dict[str, object]:
     return {
         "next_offset": position.next_offset,
         "shard": position.shard,
         "sequence": position.sequence,
         "head": position.head,
+        "gap": position.gap,
     }
 
 
-def _batch_row(topic: str, batch: Batch) -> dict[str, object]:
-    bounds = [pc.min_max(rows.column("event_time_ms")).as_py() for _, rows in batch.chunks if rows.num_rows]
+def _batch_row(topic: str, origin_topic: str, batch: Batch) -> dict[str, object]:
+    times = [rows.column("event_time_ms").to_numpy(zero_copy_only=True) for _, rows in batch.chunks if rows.num_rows]
+    modes = sum(
+        (
+            np.bincount(rows.column("mode").to_numpy(zero_copy_only=True), minlength=len(MODES))
+            for _, rows in batch.chunks
+        ),
+        np.zeros(len(MODES), np.int64),
+    )
     return {
         "shard": batch.journal.shard,
         "sequence": batch.journal.sequence,
+        "day": _date(batch.day),
         "audit_topic": topic,
         "audit_partition": batch.partition,
         "audit_offset": batch.offset,
+        "origin_topic": origin_topic,
         "stream_time": None if batch.journal.stream_time_ms < 0 else _time(batch.journal.stream_time_ms),
-        "event_time_min": _time(min(bound["min"] for bound in bounds)) if bounds else None,
-        "event_time_max": _time(max(bound["max"] for bound in bounds)) if bounds else None,
+        "event_time_min": _time(min(int(part.min()) for part in times)) if times else None,
+        "event_time_max": _time(max(int(part.max()) for part in times)) if times else None,
         "decisions": batch.journal.decisions,
+        "flagged": sum(int(rows.column("decision").to_numpy(zero_copy_only=True).sum()) for _, rows in batch.chunks),
+        **{name: int(modes[MODES.index(mode)]) for name, mode in _COUNTED},
         "dead_letters": batch.journal.dead_letters,
         "bundle": batch.header.bundle,
         "threshold": batch.header.threshold,
         "feature_fingerprint": batch.header.feature_fingerprint,
+        "challengers": list(batch.header.challengers),
         "digest": batch.journal.digest,
         "previous": batch.journal.previous,
         "head": batch.journal.head,
         "journal": json.loads(batch.header.journal),
     }
+
+
+def _date(day: int) -> date:
+    return _EPOCH.date() + timedelta(days=day)
 
 
 def _time(epoch_ms: int) -> datetime:
@@ -229,6 +338,7 @@ def _postgres_errors() -> Iterator[None]:
             raise StoreUnavailable(f"Postgres refuses the login ({name}, SQLSTATE {state})") from exc
         table = getattr(getattr(origin, "diag", None), "table_name", None)
         constraint = getattr(getattr(origin, "diag", None), "constraint_name", None)
-        raise StoreRefused(
+        kind = RowsRefused if state is not None and state.startswith(_ROWS) else StoreRefused
+        raise kind(
             f"Postgres refuses the audit rows: {name}, SQLSTATE {state}, table {table}, constraint {constraint}"
         ) from exc

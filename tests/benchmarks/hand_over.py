@@ -1,8 +1,9 @@
 """How long decisions pause when a shard changes hands. `python -m tests.benchmarks.hand_over` prints one JSON object.
 
-Two workers, payments at a steady rate, then the owner is ended by SIGTERM or SIGKILL while the other one stands by, warm or
-(for comparison) without a standby's state. The pause is the longest time between two decisions by the broker's timestamps,
-around the hand-over; a killed member is noticed only after the group's session timeout, which is taken off in `after_session_s`.
+Two workers, payments at a steady rate, then the owner is ended by SIGTERM or SIGKILL while the other one stands by,
+warm or (for comparison) without a standby's state. The pause is the longest time between two decisions by the broker's
+timestamps, around the hand-over; a killed member is noticed only after the group's session timeout, which is taken off
+in `after_session_s`.
 """
 
 from __future__ import annotations

@@ -12,7 +12,13 @@ from schemas.audit import AuditColumns, AuditContext, AuditHeader, digest, encod
 from schemas.journal import ControlRange, InputRange, JournalRecord
 
 NAMES = ("amount", "customer_count_1h", "customer_mean_7d", "terminal_risk_28d", "amount_to_mean")
-CONTEXT = AuditContext(bundle="cards-0123456789ab", threshold=0.5, feature_fingerprint="ab" * 32, feature_names=NAMES)
+CONTEXT = AuditContext(
+    bundle="cards-0123456789ab",
+    threshold=0.5,
+    feature_fingerprint="ab" * 32,
+    feature_names=NAMES,
+    challengers=("cards-challenger",),
+)
 
 
 def rows(seed: int, count: int) -> AuditColumns:
@@ -31,7 +37,12 @@ def rows(seed: int, count: int) -> AuditColumns:
         amount_minor=random.integers(0, 10**12, count),
         currency=random.choice(["EUR", "JPY", "BHD"], count).astype(object),
         customer_id=[None if i % 7 == 0 else f"c_{i % 50}" for i in range(count)],
+        account_id=[None if i % 5 == 0 else f"a_{i % 70}" for i in range(count)],
         merchant_id=[None if i % 11 == 0 else f'm "{i % 9}", {{}}\\' for i in range(count)],
+        terminal_id=[f"t_{i % 30}" for i in range(count)],
+        mcc=[None if i % 3 else "5411" for i in range(count)],
+        channel=[("ecom", "pos", None)[i % 3] for i in range(count)],
+        country=["FR"] * count,
         decision=flagged.astype(np.uint8),
         mode=random.integers(0, 4, count).astype(np.uint8),
         margin=random.normal(size=count).astype(np.float32),
@@ -39,6 +50,7 @@ def rows(seed: int, count: int) -> AuditColumns:
         reasons=[["UNUSUAL_AMOUNT", "VELOCITY"] if flag else [] for flag in flagged],
         fired=[["card_testing"] if flag and i % 2 else [] for i, flag in enumerate(flagged)],
         features=features,
+        challenger_margins=random.normal(size=(count, len(CONTEXT.challengers))).astype(np.float32),
     )
 
 

@@ -54,15 +54,20 @@ reasons:
 """
 
 
-def train_bundle(folder: Path) -> Path:
+# Without the terminal: what two shards of a topic keyed by customer can compute.
+CUSTOMER_FEATURES = "\n".join(line for line in FEATURES.splitlines() if "entity: terminal" not in line)
+CUSTOMER_POLICY = "\n".join(line for line in POLICY.splitlines() if "TERMINAL" not in line)
+
+
+def train_bundle(folder: Path, features: str = FEATURES, policy: str = POLICY) -> Path:
     """A bundle trained on the first 60,000 payments."""
     blocks = itertools.islice(read_payments(HANDBOOK, Mapping.from_yaml(MAPPING), rows_per_block=20_000), 3)
     table = training_table(
-        FeatureSet.from_yaml(FEATURES),
+        FeatureSet.from_yaml(features),
         chained((b.keys, b.values, label_records(b), b.label, b.label_known_at_ms) for b in blocks),
     )
     train(
-        table.features, table.label, table.event_time_ms, table.label_known_at_ms, FEATURES, POLICY, folder,
+        table.features, table.label, table.event_time_ms, table.label_known_at_ms, features, policy, folder,
         seed=1, label_gap_ms=0, created_at="2026-01-01T00:00:00Z", name="handbook",
     )  # fmt: skip
     return folder

@@ -18,4 +18,5 @@ if __name__ == "__main__":
         topic=topic,
         postgres_url=url,
         transaction_bytes_max=int(transaction_bytes),
+        partitions=[0],  # no group: a killed member would hold up the next one for the session timeout
     ).run(stop)

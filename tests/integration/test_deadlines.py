@@ -21,8 +21,8 @@ from tests.integration.running import TopicReader, metrics, process, test_settin
 def test_payments_past_their_deadline_are_decided_degraded_and_replayed_the_same(
     services: Services, topics_prefix: str, database: str, bundle: Path, tmp_path: Path
 ) -> None:
-    """A backlog whose deadlines have passed is decided by rules alone, marked in decision, metric and journal; a payment whose
-    own header leaves time is decided by the model; replay along the journal gives every digest again."""
+    """A backlog whose deadlines have passed is decided by rules alone, marked in decision, metric and journal; one
+    whose own header leaves time is decided by the model; replay along the journal gives every digest again."""
     settings = test_settings(
         services.kafka.bootstrap_servers,
         topics_prefix,

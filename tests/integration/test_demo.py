@@ -21,7 +21,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("run", ["first start trains", "later starts find the bundle"])
 def test_it_reconciles_every_count(run: str, services: Services, cache: Path) -> None:
-    """payments = decisions + dead letters = audit rows + dead letters, some flagged, exit 0; again with the bundle kept."""
+    """payments = decisions + dead letters = audit rows + dead letters, some flagged, exit 0; twice."""
     environment = {
         **os.environ,
         "FRAUD_SCORER_KAFKA__BOOTSTRAP_SERVERS": services.kafka.bootstrap_servers,

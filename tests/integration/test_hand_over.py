@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -19,8 +20,8 @@ from scorer.send import Sender
 from scorer.services import Services
 from scorer.settings import Settings
 from scorer.setup import setup
-from tests.integration.handbook import handbook
-from tests.integration.running import TopicReader, metrics, process, test_settings, wait_for
+from tests.integration.handbook import CUSTOMER_FEATURES, CUSTOMER_POLICY, handbook, train_bundle
+from tests.integration.running import TopicReader, environment, metrics, process, test_settings, wait_for
 
 PAYMENTS = 10_000
 
@@ -29,6 +30,18 @@ PAYMENTS = 10_000
 def settings(services: Services, topics_prefix: str, database: str) -> Settings:
     made = test_settings(
         services.kafka.bootstrap_servers, topics_prefix, postgres={"url": database}, worker={"batch_payments_max": 256}
+    )
+    setup(made)
+    return made
+
+
+@pytest.fixture
+def shards_settings(services: Services, topics_prefix: str, database: str) -> Settings:
+    made = test_settings(
+        services.kafka.bootstrap_servers,
+        topics_prefix,
+        postgres={"url": database},
+        worker={"batch_payments_max": 256, "shards": 2},
     )
     setup(made)
     return made
@@ -87,7 +100,7 @@ def test_a_standby_takes_over_warm(
 def test_a_frozen_worker_that_wakes_is_fenced(
     settings: Settings, decisions: TopicReader, bundle: Path, tmp_path: Path
 ) -> None:
-    """SIGSTOP past the session timeout, a standby takes over, SIGCONT: the zombie commits nothing and exits non-zero."""
+    """SIGSTOP past the session timeout, a standby takes over, SIGCONT: the zombie commits nothing and exits with 1."""
     first_log, second_log = tmp_path / "first.log", tmp_path / "second.log"
     with process("run", ["--bundle", str(bundle)], settings, first_log) as first:
         sending = stream(settings)
@@ -96,7 +109,8 @@ def test_a_frozen_worker_that_wakes_is_fenced(
             wait_for(lambda: followed(second) > 10, 60, "the standby to follow")
             os.kill(first.pid, signal.SIGSTOP)
             owned = "fraud_scorer_owned_shards"
-            wait_for(lambda: metrics(second.port).get(owned) == 1.0, 60, "the standby to take over")  # type: ignore[attr-defined]
+            port = second.port  # type: ignore[attr-defined]
+            wait_for(lambda: metrics(port).get(owned) == 1.0, 60, "the standby to take over")
             before = decisions.fill()
             wait_for(lambda: decisions.fill() > before + 500, 60, "the standby to decide")
             os.kill(first.pid, signal.SIGCONT)
@@ -104,3 +118,70 @@ def test_a_frozen_worker_that_wakes_is_fenced(
             check(settings, decisions, bundle, sending)
             second.send_signal(signal.SIGTERM)
             assert second.wait(60) == 0, second_log.read_text()[-2000:]
+
+
+def owned(child: subprocess.Popen[bytes]) -> float:
+    return metrics(child.port).get("fraud_scorer_owned_shards", 0.0)  # type: ignore[attr-defined]
+
+
+def test_two_shards_move_between_workers_under_the_broker_assigned_protocol(
+    shards_settings: Settings, tmp_path: Path
+) -> None:
+    """KIP-848: one worker runs both shards; a second one joins in the middle of the stream and takes one over, then
+    leaves, and the first goes on with both. Each payment is decided once, and both journals are equal on replay."""
+    settings, bundle = shards_settings, train_bundle(tmp_path / "customers", CUSTOMER_FEATURES, CUSTOMER_POLICY)
+    more = {
+        "FRAUD_SCORER_WORKER__GROUP_PROTOCOL": "consumer",
+        "FRAUD_SCORER_WORKER__SHARDS": "2",
+        "FRAUD_SCORER_WORKER__SHARD_KEY": '["customer_id"]',
+    }
+    reader = TopicReader(settings, kafka.Topics.of(settings.kafka).decisions)
+    first_log, second_log = tmp_path / "first.log", tmp_path / "second.log"
+    with process("run", ["--bundle", str(bundle)], settings, first_log, **more) as first:
+        sending = stream(settings)
+        wait_for(lambda: owned(first) == 2 and reader.fill() > PAYMENTS // 8, 120, "both shards to decide")
+        with process("run", ["--bundle", str(bundle)], settings, second_log, **more) as second:
+            wait_for(lambda: owned(first) == 1 and owned(second) == 1, 60, "one shard each")
+            before = reader.fill()
+            wait_for(lambda: reader.fill() > before + 500, 60, "both to decide")
+            second.send_signal(signal.SIGTERM)
+            assert second.wait(60) == 0, second_log.read_text()[-2000:]
+        sending.join(120)
+        wait_for(lambda: reader.fill() >= PAYMENTS, 120, "all decisions")
+        first.send_signal(signal.SIGTERM)
+        assert first.wait(60) == 0, first_log.read_text()[-2000:]
+    ids = [decided["payment_id"] for decided in reader.json()]
+    assert len(ids) == len(set(ids)) == PAYMENTS
+    assert "shard.rebuild" not in first_log.read_text() + second_log.read_text()
+    replayed = [replay_topic(Bundle.load(bundle), settings, None, shard=shard).decisions for shard in (0, 1)]
+    assert sum(replayed) == PAYMENTS
+    assert min(replayed) > 0
+    reader.close()
+
+
+def test_a_second_worker_with_the_same_static_member_id_is_told_so(
+    settings: Settings, bundle: Path, tmp_path: Path
+) -> None:
+    """Two workers with one static member id: one of them ends with an error that names the id."""
+    more = {"FRAUD_SCORER_WORKER__INSTANCE_ID": "twin"}
+    first_log, second_log = tmp_path / "first.log", tmp_path / "second.log"
+    with (
+        process("run", ["--bundle", str(bundle)], settings, first_log, **more) as first,
+        process("run", ["--bundle", str(bundle)], settings, second_log, **more) as second,
+    ):
+        wait_for(lambda: first.poll() is not None or second.poll() is not None, 60, "one of the twins to end")
+        ended, log = (first, first_log) if first.poll() is not None else (second, second_log)
+        assert ended.returncode != 0
+        assert "twin" in log.read_text()
+
+
+def test_shards_that_would_split_an_entity_are_refused(shards_settings: Settings, bundle: Path, tmp_path: Path) -> None:
+    """Two shards of a topic keyed by customer would each see a part of every terminal: the worker does not start, and
+    says which feature and what to do."""
+    more = {"FRAUD_SCORER_WORKER__SHARDS": "2", "FRAUD_SCORER_WORKER__SHARD_KEY": '["customer_id"]'}
+    command = [sys.executable, "-m", "scorer", "run", "--bundle", str(bundle)]
+    env = environment(shards_settings, **more)
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2
+    assert "terminal_count_7d" in done.stderr
+    assert "Run one shard" in done.stderr

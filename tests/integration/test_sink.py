@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import psycopg
 import pytest
-import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
@@ -22,59 +21,12 @@ from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
 from psycopg import sql
 
-from schemas.audit import digest
 from scorer import assets
 from scorer.services import Services
-from scorer.sink import AuditSink, SinkError, read_batch, schema, set_position
-from scorer.sink.errors import AuditBroken, MissingRange, PoisonChunk, SchemaMismatch
-from tests.integration.audit_batches import CONTEXT, Shard, make_topic, rows
-
-DEADLINE_S = 60.0
-
-
-def wait_for(condition: Callable[[], object], what: str) -> None:
-    """Waits for what other processes do; the deadline only bounds a failure."""
-    end = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < end, f"waited {DEADLINE_S:.0f} s for {what}"
-        time.sleep(0.02)
-
-
-class Running:
-    """A sink in a thread of its own."""
-
-    def __init__(self, servers: str, topic: str, url: str, **settings: object) -> None:
-        self.sink = AuditSink(bootstrap_servers=servers, client_config={}, topic=topic, postgres_url=url, **settings)
-        self.error: BaseException | None = None
-        self.stop = threading.Event()
-        self.thread = threading.Thread(target=self._run, daemon=True)
-        self.thread.start()
-
-    def _run(self) -> None:
-        try:
-            self.sink.run(self.stop)
-        except SinkError as exc:
-            self.error = exc
-
-    def finish(self) -> None:
-        self.stop.set()
-        self.thread.join(DEADLINE_S)
-        assert not self.thread.is_alive()
-
-    def fails(self) -> BaseException:
-        """The error that ended it."""
-        self.thread.join(DEADLINE_S)
-        assert self.error is not None
-        return self.error
-
-
-@contextmanager
-def running(servers: str, topic: str, url: str, **settings: object) -> Iterator[Running]:
-    sink = Running(servers, topic, url, **settings)
-    try:
-        yield sink
-    finally:
-        sink.finish()
+from scorer.sink import schema, set_position
+from scorer.sink.errors import AuditBroken, MissingRange, SchemaMismatch
+from tests.integration.audit_batches import Shard, make_topic, rows
+from tests.integration.sinks import Running, assert_equal_to, query, running, wait_for
 
 
 @pytest.fixture
@@ -95,38 +47,13 @@ def migrated(database: str) -> str:
     return database
 
 
-def query(url: str, statement: str) -> list[tuple]:
-    with psycopg.connect(url) as connection:
-        return connection.execute(statement).fetchall()
-
-
-def assert_equal_to(url: str, *shards: Shard) -> None:
-    """Postgres holds exactly the batches that the shards wrote, and each digest can be made again from its rows."""
-    expected = sum(len(columns) for shard in shards for columns in shard.written.values())
-    assert query(url, "SELECT count(*) FROM decisions") == [(expected,)]
-    assert query(url, "SELECT count(*) FROM batches") == [(sum(len(shard.written) for shard in shards),)]
-    with schema.engine(url).connect() as connection:
-        for shard in shards:
-            for sequence, columns in shard.written.items():
-                context, back = read_batch(connection, shard.number, sequence)
-                assert context == CONTEXT
-                assert list(back.payment_id) == list(columns.payment_id)
-                assert digest(back, context) == shard.records[sequence].digest
-            heads = sa.select(schema.batches.c.sequence, schema.batches.c.head).where(
-                schema.batches.c.shard == shard.number
-            )
-            assert dict(connection.execute(heads).all()) == {s: r.head for s, r in shard.records.items()}
-
-
 def test_migrations_go_up_and_down(database: str) -> None:
     """Up makes exactly the tables the code knows, every one and every column with a comment; down leaves nothing."""
     schema.migrate(database)
     schema.migrate(database)
     with schema.engine(database).connect() as connection:
         assert schema.current_revision(connection) == schema.REVISION
-        context = MigrationContext.configure(
-            connection, opts={"include_name": lambda name, kind, _: name != "decisions_default" or kind != "table"}
-        )
+        context = MigrationContext.configure(connection)
         differences = [d for d in compare_metadata(context, schema.metadata) if "comment" not in str(d[0])]
         assert differences == []
     assert ScriptDirectory(str(assets.path("migrations"))).get_current_head() == schema.REVISION
@@ -134,9 +61,10 @@ def test_migrations_go_up_and_down(database: str) -> None:
         database,
         """
         SELECT c.relname, a.attname FROM pg_class c LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0
-        WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p')
-          AND c.relname NOT IN ('alembic_version', 'decisions_default')
-          AND (col_description(c.oid, a.attnum) IS NULL OR obj_description(c.oid, 'pg_class') IS NULL)
+        WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p', 'v')
+          AND c.relname <> 'alembic_version'
+          AND ((col_description(c.oid, a.attnum) IS NULL AND c.relkind <> 'v')
+               OR obj_description(c.oid, 'pg_class') IS NULL)
         """,
     )
     assert uncommented == []
@@ -197,6 +125,8 @@ def test_killed_in_the_middle_nothing_is_missing_or_doubled(servers: str, topic:
         "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'fraud-scorer' "
         "AND wait_event_type = 'Lock' AND query LIKE 'INSERT INTO batches%'"
     )
+    with psycopg.connect(migrated) as setup:
+        setup.execute("SELECT audit_day('2026-01-01')")  # to make the day needs the lock that is held below
     for _ in range(2):
         before = query(migrated, state)
         with psycopg.connect(migrated) as holder:
@@ -275,13 +205,42 @@ def test_connection_cut_inside_the_transaction(servers: str, topic: str, migrate
     assert_equal_to(migrated, shard)
 
 
-def test_second_sink_waits(servers: str, topic: str, migrated: str) -> None:
-    """Two sinks on one partition: the second is not ready until the first has gone, and then goes on."""
+def test_partitions_are_shared_out(servers: str, topics_prefix: str, migrated: str) -> None:
+    """Two sinks share two shards; when one leaves, the other writes both. A sink too many stands by, ready."""
+    topic = f"{topics_prefix}audit"
+    make_topic(servers, topic, 2)
+    shards = [Shard(servers, topic, 0), Shard(servers, topic, 1)]
+
+    def write(seed: int) -> None:
+        for shard in shards:
+            shard.write(rows(seed + shard.number, 100))
+
+    write(0)
+    with running(servers, topic, migrated) as first:
+        wait_for(lambda: len(first.sink.lag()) == 2 and first.sink.drained(), "the first sink")
+        with running(servers, topic, migrated) as second, running(servers, topic, migrated) as third:
+            sinks = (first.sink, second.sink, third.sink)
+            wait_for(
+                lambda: sorted(len(sink.lag()) for sink in sinks) == [0, 1, 1] and all(s.ready() for s in sinks),
+                "the partitions to be shared out",
+            )
+            write(10)
+            wait_for(lambda: all(sink.drained() for sink in sinks if sink.lag()), "both to drain")
+            first.finish()
+            second.finish()
+            write(20)
+            wait_for(lambda: len(third.sink.lag()) == 2 and third.sink.drained(), "the third to take over")
+    assert [sink.error for sink in (first, second, third)] == [None] * 3
+    assert_equal_to(migrated, *shards)
+
+
+def test_two_sinks_on_one_partition(servers: str, topic: str, migrated: str) -> None:
+    """Sinks told to write the same partition: the second is not ready until the first has gone, and then goes on."""
     shard = Shard(servers, topic)
     shard.write(rows(1, 100))
-    with running(servers, topic, migrated) as first:
+    with running(servers, topic, migrated, partitions=[0]) as first:
         wait_for(first.sink.drained, "the first sink")
-        with running(servers, topic, migrated) as second:
+        with running(servers, topic, migrated, partitions=[0]) as second:
             waits = second.sink._metrics.errors.labels("waiting")._value
             wait_for(lambda: waits.get() >= 1, "the second sink to be refused")
             assert not second.sink.ready()
@@ -292,64 +251,112 @@ def test_second_sink_waits(servers: str, topic: str, migrated: str) -> None:
     assert_equal_to(migrated, shard)
 
 
+def set_aside(url: str) -> list[tuple]:
+    return query(url, 'SELECT "offset", kind, shard, sequence, value FROM set_aside ORDER BY "offset"')
+
+
 @pytest.mark.parametrize("value", [None, b"", b"not arrow"], ids=["null", "empty", "junk"])
-def test_poison_stops_the_sink(servers: str, topic: str, migrated: str, value: bytes | None) -> None:
-    """A record that is no audit chunk: what came before it is committed, nothing after it, and the error says where."""
+def test_poison_is_set_aside_and_the_sink_goes_on(servers: str, topic: str, migrated: str, value: bytes | None) -> None:
+    """A record that is no audit chunk is kept in set_aside and counted; every batch around it is written."""
     shard = Shard(servers, topic)
     shard.write(rows(1, 10))
-    shard.write(rows(2, 20))
-    good = dict(shard.written), dict(shard.records)
     shard.send([value])
     shard.write(rows(3, 30))
-    error = Running(servers, topic, migrated).fails()
-    assert isinstance(error, PoisonChunk)
-    assert (error.topic, error.partition) == (topic, 0)
-    shard.written, shard.records = good
-    assert_equal_to(migrated, shard)
-    assert query(migrated, f"SELECT next_offset <= {error.offset} FROM positions") == [(True,)]
-    # Started again it stops at the same place; moved past it by an operator it goes on.
-    assert str(Running(servers, topic, migrated).fails()) == str(error)
-
-
-def test_operator_moves_the_position(servers: str, topic: str, migrated: str) -> None:
-    """After poison, set_position past it lets the sink go on with the batches that follow."""
-    shard = Shard(servers, topic)
-    shard.write(rows(1, 10))
-    shard.send([b"junk"])
-    shard.write(rows(3, 30))
-    error = Running(servers, topic, migrated).fails()
-    assert isinstance(error, PoisonChunk)
-    set_position(migrated, topic, 0, error.offset + 1)
     with running(servers, topic, migrated) as sink:
-        wait_for(sink.sink.drained, "the rest")
+        wait_for(sink.sink.drained, "the sink to drain")
+        assert sink.sink._metrics.set_aside.labels("unreadable")._value.get() == 1
+    assert sink.error is None
     assert_equal_to(migrated, shard)
+    assert [(kind, raw) for _, kind, _, _, raw in set_aside(migrated)] == [("unreadable", value)]
+
+
+def test_poison_between_chunks(servers: str, topic: str, migrated: str) -> None:
+    """Junk between the chunks of a batch does not cost the batch; a batch cut short is set aside, the next written."""
+    shard = Shard(servers, topic)
+    first, record = shard.chunks(rows(1, 20_000))
+    assert len(first) > 2
+    shard.send([first[0], b"junk", *first[1:]])
+    shard.sequence, shard.head = 0, record.head
+    shard.written[0], shard.records[0] = rows(1, 20_000), record
+    second, lost = shard.chunks(rows(2, 20_000))
+    shard.send(second[:-1])  # without its last chunk
+    shard.sequence, shard.head = 1, lost.head
+    shard.write(rows(3, 10))
+    for _ in range(2):  # and again from the positions
+        with running(servers, topic, migrated, transaction_bytes_max=1) as sink:
+            wait_for(sink.sink.drained, "the sink to drain")
+        assert sink.error is None
+        assert_equal_to(migrated, shard)
+        kinds = [(kind, sequence) for _, kind, _, sequence, _ in set_aside(migrated)]
+        assert kinds == [("unreadable", None), *[("incomplete", 1)] * (len(second) - 1)]
 
 
 @pytest.mark.parametrize(
-    ("changes", "named"),
-    [
-        ({"digest": "0" * 64}, "digest"),
-        ({"previous": "1" * 64}, "record before it"),
-        ({"sequence": 5}, "missing between"),
-        ({"decisions": 11}, "number of decisions"),
-        ({"bundle": "other"}, "bundle"),
-    ],
-    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+    "changes",
+    [{"digest": "0" * 64}, {"previous": "1" * 64}, {"decisions": 11}, {"bundle": "other"}, {"stream_time_ms": 2**60}],
+    ids=lambda value: next(iter(value)),
 )
-def test_batch_that_contradicts_its_journal_stops_the_sink(
-    servers: str, topic: str, migrated: str, changes: dict[str, object], named: str
+def test_batch_that_contradicts_its_journal_is_set_aside(
+    servers: str, topic: str, migrated: str, changes: dict[str, object]
 ) -> None:
-    """A digest, chain, count or bundle that does not hold is never written."""
+    """A digest, chain, count or bundle that does not hold is never written as decisions; later batches are."""
+    shard = Shard(servers, topic)
+    shard.write(rows(1, 10))
+    shard.write(rows(2, 10), **changes)
+    shard.write(rows(3, 10))
+    del shard.written[1], shard.records[1]
+    with running(servers, topic, migrated) as sink:
+        wait_for(sink.sink.drained, "the sink to drain")
+    assert sink.error is None
+    assert_equal_to(migrated, shard)
+    assert [row[1:4] for row in set_aside(migrated)] == [("contradiction", 0, 1)]
+
+
+def test_a_repeated_or_forged_batch_is_set_aside(servers: str, topic: str, migrated: str) -> None:
+    """A batch sent again, and one that somebody else slips in, are set aside; the true chain goes on without a gap."""
+    shard = Shard(servers, topic)
+    chunks, record = shard.chunks(rows(1, 10))
+    shard.send(chunks)
+    shard.send(chunks)
+    shard.sequence, shard.head = 0, record.head
+    shard.written[0], shard.records[0] = rows(1, 10), record
+    shard.send(shard.chunks(rows(5, 10), previous="2" * 64)[0])
+    shard.write(rows(2, 10))
+    with running(servers, topic, migrated) as sink:
+        wait_for(sink.sink.drained, "the sink to drain")
+    assert sink.error is None
+    assert_equal_to(migrated, shard)
+    assert [row[3] for row in set_aside(migrated)] == [0, 1]
+
+
+def test_a_batch_lost_on_the_topic_stops_the_sink(servers: str, topic: str, migrated: str) -> None:
+    """Batches that are missing without having been set aside are lost: the sink stops with exit code 3."""
     shard = Shard(servers, topic)
     shard.write(rows(1, 10))
     good = dict(shard.written), dict(shard.records)
-    shard.write(rows(2, 10), **changes)
+    shard.write(rows(2, 10), sequence=5)
     error = Running(servers, topic, migrated).fails()
     assert isinstance(error, AuditBroken)
-    assert named in str(error)
+    assert "missing between" in str(error)
     assert error.exit_code == 3
     shard.written, shard.records = good
     assert_equal_to(migrated, shard)
+
+
+def test_rows_that_postgres_refuses_are_set_aside(servers: str, topic: str, migrated: str) -> None:
+    """A batch whose rows cannot be stored is set aside alone; those in the same transaction are written."""
+    shard = Shard(servers, topic)
+    shard.write(rows(1, 10))
+    # 9,000 characters that no compression shortens: more than an index entry holds.
+    endless = "".join(hashlib.sha512(str(i).encode()).hexdigest() for i in range(70))
+    shard.write(replace(rows(2, 3), payment_id=["a", endless, "b"]))
+    shard.write(rows(3, 10))
+    del shard.written[1], shard.records[1]
+    with running(servers, topic, migrated) as sink:
+        wait_for(sink.sink.drained, "the sink to drain")
+    assert sink.error is None
+    assert_equal_to(migrated, shard)
+    assert [row[1:4] for row in set_aside(migrated)] == [("refused", 0, 1)]
 
 
 def test_records_removed_before_they_were_read(servers: str, topic: str, migrated: str) -> None:

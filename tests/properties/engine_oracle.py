@@ -1,11 +1,13 @@
-"""The window rules of the design, written the plain way: every payment rescans all events. Covers every aggregate and option.
+"""The window rules of the design, written the plain way: every payment rescans all events. Covers every aggregate and
+option.
 
-A payment is a dict of contract fields, `t` its event time and `amount` minor units of the set's currency. Labels: (id, known, fraud).
-"""
+A payment is a dict of contract fields, `t` its event time and `amount` minor units of the set's currency. Labels: (id,
+known, fraud)."""
 
 from __future__ import annotations
 
 import math
+import operator
 from typing import Any
 
 import numpy as np
@@ -37,7 +39,11 @@ class Oracle:
 
     def value(self, f: Feature, row: Row) -> float:
         if f.kind == "payment":
-            return number(self.field(f.payment, row)) if f.categories is None else ordinal(f.categories, row.get(f.payment))
+            return (
+                number(self.field(f.payment, row))
+                if f.categories is None
+                else ordinal(f.categories, row.get(f.payment))
+            )
         if f.kind != "aggregate":
             a = [row["own"][name] for name in f.operands]
             if f.kind == "difference":
@@ -71,9 +77,9 @@ class Oracle:
                 same = (lambda bound: float(np.float32(bound))) if earlier else float
                 if not isinstance(value, int | float) or math.isnan(value):
                     return False
-                tests = [(condition.at_least, lambda b: value >= b), (condition.above, lambda b: value > b),
-                         (condition.at_most, lambda b: value <= b), (condition.below, lambda b: value < b)]  # fmt: skip
-                if not all(test(same(bound)) for bound, test in tests if bound is not None):
+                tests = [(condition.at_least, operator.ge), (condition.above, operator.gt),
+                         (condition.at_most, operator.le), (condition.below, operator.lt)]  # fmt: skip
+                if not all(test(value, same(bound)) for bound, test in tests if bound is not None):
                     return False
             elif value is None or value not in (condition if isinstance(condition, list) else [condition]):
                 return False
@@ -90,21 +96,50 @@ class Oracle:
         return (self.now - choose(times)) / 1000 if times else NAN
 
     # Aggregates: (feature, the payments in its window, the current payment).
-    def count(self, f, rows, _): return float(len(rows))
-    def sum(self, f, rows, _): return sum(r["amount"] for r in rows) / 100
-    def mean(self, f, rows, _): return sum(r["amount"] for r in rows) / len(rows) / 100 if rows else NAN
-    def min(self, f, rows, _): return min(r["amount"] for r in rows) / 100 if rows else NAN
-    def max(self, f, rows, _): return max(r["amount"] for r in rows) / 100 if rows else NAN
-    def distinct(self, f, rows, _): return float(len({r[f.of] for r in rows} - {None}))
-    def fraud_count(self, f, rows, _): return float(len(self.frauds(rows)))
-    def fraud_rate(self, f, rows, _): return len(self.frauds(rows)) / len(rows) if rows else NAN
-    def since_last(self, f, rows, _): return self.since([r["t"] for r in rows], max)
-    def since_first(self, f, rows, _): return self.since([r["t"] for r in rows], min)
-    def since_fraud(self, f, rows, _): return self.since([r["t"] for r in self.frauds(rows)], max)
-    def since_first_fraud(self, f, rows, _): return self.since([r["t"] for r in self.frauds(rows)], min)
-    def decayed_count(self, f, rows, _): return sum(2.0 ** -((self.now - r["t"]) / f.half_life) for r in rows)
-    def decayed_sum(self, f, rows, _): return sum(r["amount"] * 2.0 ** -((self.now - r["t"]) / f.half_life) for r in rows) / 100
-    def last(self, f, rows, _): return latest(rows)["amount"] / 100 if rows else NAN
+    def count(self, f, rows, _):
+        return float(len(rows))
+
+    def sum(self, f, rows, _):
+        return sum(r["amount"] for r in rows) / 100
+
+    def mean(self, f, rows, _):
+        return sum(r["amount"] for r in rows) / len(rows) / 100 if rows else NAN
+
+    def min(self, f, rows, _):
+        return min(r["amount"] for r in rows) / 100 if rows else NAN
+
+    def max(self, f, rows, _):
+        return max(r["amount"] for r in rows) / 100 if rows else NAN
+
+    def distinct(self, f, rows, _):
+        return float(len({r[f.of] for r in rows} - {None}))
+
+    def fraud_count(self, f, rows, _):
+        return float(len(self.frauds(rows)))
+
+    def fraud_rate(self, f, rows, _):
+        return len(self.frauds(rows)) / len(rows) if rows else NAN
+
+    def since_last(self, f, rows, _):
+        return self.since([r["t"] for r in rows], max)
+
+    def since_first(self, f, rows, _):
+        return self.since([r["t"] for r in rows], min)
+
+    def since_fraud(self, f, rows, _):
+        return self.since([r["t"] for r in self.frauds(rows)], max)
+
+    def since_first_fraud(self, f, rows, _):
+        return self.since([r["t"] for r in self.frauds(rows)], min)
+
+    def decayed_count(self, f, rows, _):
+        return sum(2.0 ** -((self.now - r["t"]) / f.half_life) for r in rows)
+
+    def decayed_sum(self, f, rows, _):
+        return sum(r["amount"] * 2.0 ** -((self.now - r["t"]) / f.half_life) for r in rows) / 100
+
+    def last(self, f, rows, _):
+        return latest(rows)["amount"] / 100 if rows else NAN
 
     def std(self, f, rows, _):
         a = [r["amount"] for r in rows]
@@ -125,7 +160,10 @@ class Oracle:
             return NAN
         a, b = latest(placed), row
         p, q = math.radians(a["latitude"]), math.radians(b["latitude"])
-        h = math.sin((q - p) / 2) ** 2 + math.cos(p) * math.cos(q) * math.sin(math.radians(b["longitude"] - a["longitude"]) / 2) ** 2
+        h = (
+            math.sin((q - p) / 2) ** 2
+            + math.cos(p) * math.cos(q) * math.sin(math.radians(b["longitude"] - a["longitude"]) / 2) ** 2
+        )
         return 2 * 6371.0088 * math.asin(min(1.0, math.sqrt(h))) * 3_600_000 / abs(b["t"] - a["t"])
 
 

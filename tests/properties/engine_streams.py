@@ -1,4 +1,5 @@
-"""Streams for the engine's proofs: feature sets that use every aggregate and option, payments that come in every kind of order."""
+"""Streams for the engine's proofs: feature sets that use every aggregate and option, payments that come in every kind
+of order."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ from schemas.decode import decode_payments
 
 T0 = 1_767_225_600_000
 
-# Keys of customer and pair are kept for life (since_first …); keys of terminal and device go when their windows are empty.
+# Keys of customer and pair are kept for life (since_first …); keys of terminal and device go when their windows are
+# empty.
 PROOF = FeatureSet.from_yaml("""
 name: proof
 currency: EUR
@@ -45,7 +47,8 @@ features:
   - {name: most_online, entity: device, aggregate: max, of: amount, window: 40s, where: {channel: ecom}}
   - {name: middle, entity: customer, aggregate: median, of: amount, window: 2m}
   - {name: middle_late, entity: device, aggregate: median, of: amount, window: 30s, delay: 10s}
-  - {name: middle_now, entity: device, aggregate: median, of: amount, window: 90s, include_current: true, where: {channel: [pos]}}
+  - {name: middle_now, entity: device, aggregate: median, of: amount, window: 90s, include_current: true,
+     where: {channel: [pos]}}
   - {name: shops, entity: customer, aggregate: distinct, of: merchant_id, window: 1m, include_current: true}
   - {name: shops_late, entity: customer, aggregate: distinct, of: merchant_id, window: 1m, delay: 25s}
   - {name: online, entity: customer, aggregate: count, window: 1m, where: {channel: ecom}}
@@ -78,9 +81,11 @@ features:
   - {name: difference, difference: [amount, mean]}
   - {name: zscore, zscore: [amount, mean, std]}
   - {name: unusual, entity: customer, aggregate: count, window: 2m, include_current: true, where: {ratio: {above: 1.2}}}
-  - {name: unusual_sum, entity: device, aggregate: sum, of: amount, window: 1m, delay: 5s, where: {ratio: {above: 0.5}, channel: pos}}
+  - {name: unusual_sum, entity: device, aggregate: sum, of: amount, window: 1m, delay: 5s,
+     where: {ratio: {above: 0.5}, channel: pos}}
   - {name: nth, entity: terminal, aggregate: count, window: 2m, where: {n_now: [1, 3]}}
-  - {name: nested, entity: terminal, aggregate: max, of: amount, window: 2m, where: {unusual: {at_least: 1}, hour: {below: 24}}}
+  - {name: nested, entity: terminal, aggregate: max, of: amount, window: 2m,
+     where: {unusual: {at_least: 1}, hour: {below: 24}}}
 """)
 
 FACTORS = {"EUR": 1.0, "USD": 0.92, "JPY": 0.0061 * 100}
@@ -88,7 +93,8 @@ assert conversion_factors(PROOF) == FACTORS
 
 
 def payments(count_max: int, *, lateness_ms: int = 40_000) -> st.SearchStrategy[list[dict[str, Any]]]:
-    """Steps of a stream: mostly onwards, some backwards (late, or beyond the lateness), some standing still, some far ahead."""
+    """Steps of a stream: mostly onwards, some backwards (late, or beyond the lateness), some standing still, some far
+    ahead."""
     step = st.one_of(
         st.integers(0, 15_000), st.just(0), st.integers(-lateness_ms, -1), st.sampled_from([1, 20_000, 60_000, 200_000])
     )
@@ -107,7 +113,7 @@ def payments(count_max: int, *, lateness_ms: int = 40_000) -> st.SearchStrategy[
             "label": st.one_of(st.none(), st.tuples(st.integers(-30_000, 90_000), st.booleans())),
             "again": st.one_of(st.none(), st.integers(90_001, 250_000)),
         }),
-        min_size=1,
+        min_size=count_max // 3,  # short ones fill no window
         max_size=count_max,
     )  # fmt: skip
 
@@ -132,7 +138,18 @@ def built(steps: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[tuple
     return rows, labels
 
 
-_SENT = ("payment_id", "currency", "customer_id", "merchant_id", "terminal_id", "device_id", "channel", "latitude", "longitude", "attributes")  # fmt: skip
+_SENT = (
+    "payment_id",
+    "currency",
+    "customer_id",
+    "merchant_id",
+    "terminal_id",
+    "device_id",
+    "channel",
+    "latitude",
+    "longitude",
+    "attributes",
+)
 
 
 def document(row: dict[str, Any]) -> bytes:
@@ -161,8 +178,15 @@ def pieces(rows: list[Any], cuts: Iterable[int]) -> list[list[Any]]:
     return [rows[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)]
 
 
-def run(rows: list[dict[str, Any]], labels: list[tuple[str, int, bool]], cuts: Iterable[int] = (), *, folder: Path | None = None,
-        segment_shift: int = 6, feature_set: FeatureSet = PROOF) -> np.ndarray:  # fmt: skip
+def run(
+    rows: list[dict[str, Any]],
+    labels: list[tuple[str, int, bool]],
+    cuts: Iterable[int] = (),
+    *,
+    folder: Path | None = None,
+    segment_shift: int = 6,
+    feature_set: FeatureSet = PROOF,
+) -> np.ndarray:
     """All rows through a new engine, in batches cut at the places given."""
     engine = Engine(feature_set, folder=folder, segment_shift=segment_shift)
     give_labels(engine, labels)

@@ -81,7 +81,7 @@ def test_platt_finds_the_line(slope: float, intercept: float) -> None:
     data=st.data(),
 )
 def test_isotonic_pools_as_defined(margins: list[float], data: st.DataObject) -> None:
-    """Pools' values equal the min-max definition of isotonic regression: the greatest least mean over runs of margins."""
+    """Pools' values equal the min-max definition of isotonic regression: the greatest least mean over runs."""
     target = np.array(
         data.draw(st.lists(st.sampled_from([0.0, 1.0, 0.5]), min_size=len(margins), max_size=len(margins)))
     )

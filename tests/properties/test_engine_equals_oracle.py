@@ -6,17 +6,16 @@ import os
 from typing import Any
 
 import numpy as np
+from engine_oracle import Oracle
+from engine_streams import FACTORS, PROOF, built, feed, give_labels, payments, pieces, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from features.capture import Image
 from features.engine import Engine
 
-from engine_oracle import Oracle
-from engine_streams import FACTORS, PROOF, built, feed, give_labels, payments, pieces, run
-
 # `ENGINE_EXAMPLES=5000 pytest tests/properties/test_engine_equals_oracle.py` is the long form.
-EXAMPLES = int(os.environ.get("ENGINE_EXAMPLES", "150"))
+EXAMPLES = int(os.environ.get("ENGINE_EXAMPLES", "60"))
 
 cuts = st.lists(st.integers(1, 59), max_size=6)
 
@@ -29,7 +28,8 @@ def agree(actual: np.ndarray, expected: np.ndarray) -> None:
 @settings(max_examples=EXAMPLES, deadline=None)
 @given(payments(60), cuts)
 def test_every_feature_equals_a_rescan_of_all_events(steps: list[dict[str, Any]], cuts: list[int]) -> None:
-    """Every aggregate and option gives what rescanning all events gives, late payments and corrected labels included."""
+    """Every aggregate and option gives what rescanning all events gives, late payments and corrected labels
+    included."""
     rows, labels = built(steps)
     oracle = Oracle(PROOF, labels, FACTORS)
     expected = np.array([oracle.features(row) for row in rows], dtype=np.float32)
@@ -46,7 +46,7 @@ def test_batch_borders_change_no_bit(steps: list[dict[str, Any]], cuts: list[int
     np.testing.assert_array_equal(run(rows, labels, range(len(rows))), whole)
 
 
-@settings(max_examples=EXAMPLES // 2, deadline=None)
+@settings(max_examples=EXAMPLES, deadline=None)
 @given(payments(120), st.lists(st.integers(1, 119), min_size=1, max_size=4), st.integers(0, 3))
 def test_snapshot_and_restore_at_any_point_change_no_bit(
     steps: list[dict[str, Any]], stops: list[int], meanwhile: int

@@ -137,7 +137,7 @@ def test_scikit_learn_margin_equals_gtil(kind: str, depth: int) -> None:
 @pytest.mark.parametrize("threshold", [0.1, 1.0, -0.0, 1e-50, -1e-50, 1e300, -1e300, float("inf"), 3.4028235e38])
 @pytest.mark.parametrize("default_left", [True, False])
 def test_every_comparison_with_a_double_is_exact(operator: str, threshold: float, default_left: bool) -> None:
-    """Each operator against a double threshold decides as GTIL does, for the float32 values around it and the odd ones."""
+    """Each operator against a double threshold decides as GTIL does, for the float32 around it and odd ones."""
     builder = treelite.model_builder.ModelBuilder(
         threshold_type="float64",
         leaf_output_type="float64",

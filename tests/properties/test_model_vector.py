@@ -1,10 +1,12 @@
-"""The vector kernels against the plain walk (itself held against xgboost): every depth, layout, CPU and number of rows."""
+"""The vector kernels against the plain walk (itself held against xgboost): every depth, layout, CPU, number of rows."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -231,9 +233,7 @@ def _cached(folder: Path, code: str = "") -> str:
 
 
 def test_kernels_are_cached_and_a_torn_file_is_made_again(tmp_path: Path) -> None:
-    """The second process compiles nothing; a damaged cache file is replaced; a folder that others may write to is not
-    used.
-    """
+    """The second process compiles nothing; a damaged cache file is replaced."""
     folder = tmp_path / "kernels"
     wanted = _cached(folder)
     files = sorted(folder.iterdir())
@@ -246,15 +246,23 @@ def test_kernels_are_cached_and_a_torn_file_is_made_again(tmp_path: Path) -> Non
         file.write_bytes(file.read_bytes()[:-20])
     assert _cached(folder) == wanted
     assert len(files[0].read_bytes()) == len(before)
-    shared = tmp_path / "shared"
-    shared.mkdir()
-    shared.chmod(0o777)
-    assert _cached(shared) == wanted
-    assert not list(shared.iterdir())
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o770, 0o702])
+def test_a_cache_that_others_may_write_to_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int
+) -> None:
+    """Object code is only taken from a folder that nobody else can put it in; an empty variable turns the cache off."""
+    monkeypatch.setenv(jit.CACHE_VARIABLE, str(tmp_path / "own"))
+    assert jit._folder() == tmp_path / "own"
+    (tmp_path / "own").chmod(mode)
+    assert jit._folder() is None
+    monkeypatch.setenv(jit.CACHE_VARIABLE, "")
+    assert jit._folder() is None
 
 
 def test_explaining_agrees_with_the_classic_algorithm() -> None:
-    """Quadrature and the path algorithm give the same contributions, on deep trees with features met again and again."""
+    """Quadrature and the path algorithm give the same contributions, on deep trees that meet features again."""
     table = _table(9, [12, 7, 3, 0, 9], features=4, grow=0.9)
     rng = np.random.default_rng(1)
     cover = np.ones(len(table.left))
@@ -267,3 +275,27 @@ def test_explaining_agrees_with_the_classic_algorithm() -> None:
     rows = _rows(table, 4, 21)
     fast, classic = CompiledModel(table), CompiledModel(table, vector=False)
     assert np.allclose(fast.contributions(rows), classic.contributions(rows), atol=1e-9)
+
+
+@pytest.mark.parametrize("call", ["margins", "contributions"])
+def test_kernels_hold_no_lock_of_the_interpreter(call: str) -> None:
+    """While one thread scores or explains a large batch in one call, another goes on running Python."""
+    model = CompiledModel(_table(8, [6] * 60))
+    rows = _rows(model.table, 8, 1_000)
+    many = np.tile(rows, (1_500 if call == "margins" else 20, 1))
+    done = threading.Event()
+
+    def work() -> None:
+        getattr(model, call)(many)
+        done.set()
+
+    getattr(model, call)(rows)
+    thread = threading.Thread(target=work)
+    turns = 0
+    thread.start()
+    while not done.is_set():
+        turns += 1
+        time.sleep(0.001)
+    thread.join()
+    # The call takes some 100 ms; with the lock held there would be a turn before it and one after.
+    assert turns > 5

@@ -15,52 +15,13 @@ from hypothesis import strategies as st
 
 from schemas import audit
 from schemas.audit import AuditColumns, AuditContext, AuditError, AuditHeader, decode, decode_chunk, digest, encode
-
-TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=("Cs",)), max_size=12)
-FLOAT32 = st.floats(width=32, allow_nan=True, allow_infinity=True)
-FLOAT64 = st.floats(allow_nan=True, allow_infinity=True)
-INT64 = st.integers(-(2**63), 2**63 - 1)
+from tests.audit_columns import TEXT, about_of, columns, context
 
 
-@st.composite
-def columns(draw: st.DrawFn, rows_min: int = 0) -> AuditColumns:
-    """Any audit columns of up to 12 rows and 5 features."""
-    n, k = draw(st.integers(rows_min, 12)), draw(st.integers(1, 5))
-
-    def many(values: st.SearchStrategy, dtype: type | None = None):
-        drawn = draw(st.lists(values, min_size=n, max_size=n))
-        return drawn if dtype is None else np.array(drawn, dtype)
-
-    return AuditColumns(
-        payment_id=many(TEXT),
-        partition=many(st.integers(0, 2**31 - 1), np.int32),
-        offset=many(INT64, np.int64),
-        event_time_ms=many(st.integers(0, audit.EVENT_TIME_MS_MAX), np.int64),
-        amount_minor=many(INT64, np.int64),
-        currency=many(TEXT),
-        customer_id=many(st.none() | TEXT),
-        merchant_id=many(st.none() | TEXT),
-        decision=many(st.integers(0, 1), np.uint8),
-        mode=many(st.integers(0, 3), np.uint8),
-        margin=many(FLOAT32, np.float32),
-        score=many(FLOAT64, np.float64),
-        reasons=many(st.lists(TEXT, max_size=3)),
-        fired=many(st.lists(TEXT, max_size=3)),
-        features=np.array(draw(st.lists(FLOAT32, min_size=n * k, max_size=n * k)), np.float32).reshape(n, k),
+def header(features: int, challengers: int = 0, **changes: object) -> AuditHeader:
+    return AuditHeader(
+        **context(features, challengers).model_dump() | {"shard": 3, "sequence": 7, "journal": '{"a":"ü"}'} | changes
     )
-
-
-def context(features: int) -> AuditContext:
-    return AuditContext(
-        bundle="cards-0123456789ab",
-        threshold=0.5,
-        feature_fingerprint="ab" * 32,
-        feature_names=tuple(f"feature_{i}" for i in range(features)),
-    )
-
-
-def header(features: int, **changes: object) -> AuditHeader:
-    return AuditHeader(**context(features).model_dump() | {"shard": 3, "sequence": 7, "journal": '{"a":"ü"}'} | changes)
 
 
 def plain(rows: int, text: str = "x") -> AuditColumns:
@@ -72,8 +33,7 @@ def plain(rows: int, text: str = "x") -> AuditColumns:
         event_time_ms=np.full(rows, 1_767_225_600_000, np.int64),
         amount_minor=np.full(rows, 100, np.int64),
         currency=["EUR"] * rows,
-        customer_id=[None] * rows,
-        merchant_id=["m"] * rows,
+        **{name: [None] * rows for name in audit.NULLABLE} | {"merchant_id": ["m"] * rows},
         decision=np.zeros(rows, np.uint8),
         mode=np.zeros(rows, np.uint8),
         margin=np.zeros(rows, np.float32),
@@ -81,6 +41,7 @@ def plain(rows: int, text: str = "x") -> AuditColumns:
         reasons=[[]] * rows,
         fired=[["rule"]] * rows,
         features=np.zeros((rows, 2), np.float32),
+        challenger_margins=np.zeros((rows, 0), np.float32),
     )
 
 
@@ -108,6 +69,7 @@ def digest_by_the_book(given: AuditColumns, about: AuditContext) -> str:
 
     out += [text(about.bundle), text(about.feature_fingerprint), struct.pack("<d", about.threshold)]
     out += [struct.pack("<I", len(about.feature_names)), *map(text, about.feature_names)]
+    out += [struct.pack("<I", len(about.challengers)), *map(text, about.challengers)]
     out.append(struct.pack("<Q", len(given)))
     strings(given.payment_id)
     numbers("i", given.partition)
@@ -115,8 +77,8 @@ def digest_by_the_book(given: AuditColumns, about: AuditContext) -> str:
     numbers("q", given.event_time_ms)
     numbers("q", given.amount_minor)
     strings(given.currency)
-    strings(given.customer_id)
-    strings(given.merchant_id)
+    for name in ("customer_id", "account_id", "merchant_id", "terminal_id", "mcc", "channel", "country"):
+        strings(getattr(given, name))
     numbers("B", given.decision)
     numbers("B", given.mode)
     out.extend(float32(value) for value in given.margin.tolist())
@@ -127,6 +89,7 @@ def digest_by_the_book(given: AuditColumns, about: AuditContext) -> str:
     lists(given.reasons)
     lists(given.fired)
     out.extend(float32(value) for value in given.features.reshape(-1).tolist())
+    out.extend(float32(value) for value in given.challenger_margins.reshape(-1).tolist())
     return hashlib.sha256(b"".join(out)).hexdigest()
 
 
@@ -148,19 +111,19 @@ def same(left: AuditColumns, right: AuditColumns) -> bool:
 @settings(deadline=None)
 def test_columns_come_back(given: AuditColumns) -> None:
     """Encoding and decoding gives the same columns, header and digest."""
-    k = given.features.shape[1]
-    (chunk,) = encode(given, header(k))
+    k, c = given.features.shape[1], given.challenger_margins.shape[1]
+    (chunk,) = encode(given, header(k, c))
     about, back = decode(chunk)
-    assert about == header(k, rows=len(given))
+    assert about == header(k, c, rows=len(given))
     assert same(given, back)
-    assert digest(back, about) == digest(given, context(k))
+    assert digest(back, about) == digest(given, context(k, c))
 
 
 @given(columns())
 @settings(deadline=None)
 def test_digest_is_what_the_description_says(given: AuditColumns) -> None:
     """The fast digest equals a value-by-value one written from its description."""
-    about = context(given.features.shape[1])
+    about = about_of(given)
     assert digest(given, about) == digest_by_the_book(given, about)
 
 
@@ -168,7 +131,8 @@ def test_digest_is_what_the_description_says(given: AuditColumns) -> None:
 @settings(max_examples=300, deadline=None)
 def test_one_changed_cell_changes_the_digest(given: AuditColumns, data: st.DataObject) -> None:
     """No cell of any column can change without the digest changing."""
-    name = data.draw(st.sampled_from(audit.COLUMN_NAMES))
+    names = audit.COLUMN_NAMES if given.challenger_margins.shape[1] else audit.COLUMN_NAMES[:-1]
+    name = data.draw(st.sampled_from(names))
     row = data.draw(st.integers(0, len(given) - 1))
     values = getattr(given, name)
     if isinstance(values, np.ndarray):
@@ -186,9 +150,9 @@ def test_one_changed_cell_changes_the_digest(given: AuditColumns, data: st.DataO
         if name in {"reasons", "fired"}:
             changed[row] = data.draw(st.lists(TEXT, max_size=3).filter(lambda new: new != old))
         else:
-            strategy = st.none() | TEXT if name in {"customer_id", "merchant_id"} else TEXT
+            strategy = st.none() | TEXT if name in audit.NULLABLE else TEXT
             changed[row] = data.draw(strategy.filter(lambda new: new != old))
-    about = context(given.features.shape[1])
+    about = about_of(given)
     assert digest(replace(given, **{name: changed}), about) != digest(given, about)
 
 
@@ -208,7 +172,7 @@ def test_order_of_rows_is_digested(given: AuditColumns, random) -> None:
             for name in audit.COLUMN_NAMES
         }
     )
-    about = context(given.features.shape[1])
+    about = about_of(given)
     assert digest(swapped, about) != digest(numbered, about)
 
 
@@ -219,12 +183,14 @@ def test_order_of_rows_is_digested(given: AuditColumns, random) -> None:
         {"threshold": 0.25},
         {"feature_fingerprint": "cd"},
         {"feature_names": ("feature_0", "other")},
+        {"challengers": ("other",)},
     ],
     ids=lambda change: next(iter(change)),
 )
 def test_context_is_digested(change: dict[str, object]) -> None:
     """Another bundle, threshold or feature set gives another digest of the same rows."""
-    assert digest(plain(2), context(2).model_copy(update=change)) != digest(plain(2), context(2))
+    given = replace(plain(2), challenger_margins=np.zeros((2, 1), np.float32))
+    assert digest(given, context(2, 1).model_copy(update=change)) != digest(given, context(2, 1))
 
 
 @given(st.integers(0, 2**22 - 1), st.booleans())
@@ -293,6 +259,8 @@ def test_row_reads_as_people_see_it() -> None:
         ({"features": np.zeros((2, 2), np.float64)}, "features"),
         ({"features": np.zeros((2, 3), np.float32)}, "features"),
         ({"features": np.zeros(4, np.float32)}, "features"),
+        ({"challenger_margins": np.zeros((2, 1), np.float32)}, "challenger_margins"),
+        ({"challenger_margins": np.zeros((3, 0), np.float32)}, "challenger_margins"),
         ({"decision": np.array([0, 2], np.uint8)}, "decision"),
         ({"mode": np.array([0, 4], np.uint8)}, "mode"),
         ({"event_time_ms": np.array([0, -1], np.int64)}, "event_time_ms"),

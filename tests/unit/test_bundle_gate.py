@@ -5,8 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -31,11 +29,11 @@ from scorer.bundle import (
 )
 from scorer.bundle.gate import verify
 from scorer.bundle.signature import public_name, sign
+from scorer.cli import main
 from scorer.errors import UsageError
 
 xgb = pytest.importorskip("xgboost")
 
-ROOT = Path(__file__).resolve().parents[2]
 FEATURE_SET = """
 name: cards
 currency: EUR
@@ -227,6 +225,30 @@ def test_challengers_score_beside_the_model(tmp_path: Path) -> None:
     assert Bundle.load(tmp_path / "bundle").shadow_margins(rows[:0]).shape == (0, 2)
 
 
+def test_the_command_carries_challengers(
+    folder: Path, tmp_path: Path, command: Callable[..., tuple[int, str, str]]
+) -> None:
+    """`bundle challenge` keeps the champion's decisions and names each challenger by its bundle; other features are
+    refused.
+    """
+    other = _booster(7, 9)
+    rival = _write(tmp_path / "rival", model=bytes(other.save_raw("ubj")), golden=_golden(other))
+    code, out, err = command("challenge", folder, "--with", tmp_path / "rival", "--output", tmp_path / "both", "--json")
+    assert code == 0, err
+    assert json.loads(out.splitlines()[-1])["challengers"] == [rival.id]
+    before, both = Bundle.load(folder), Bundle.load(tmp_path / "both")
+    rows = _golden(other)[0]
+    assert (both.model.margins(rows) == before.model.margins(rows)).all()
+    assert (both.shadow_margins(rows)[:, 0] == rival.model.margins(rows)).all()
+    assert both.threshold_margin == before.threshold_margin
+    assert verify(tmp_path / "both").passed
+    _write(tmp_path / "wide", feature_set_yaml=FEATURE_SET.replace("window: 1h", "window: 2h"))
+    code, _, err = command("challenge", folder, "--with", tmp_path / "wide", "--output", tmp_path / "none")
+    assert code == 3
+    assert "a challenger sees the champion's features" in err
+    assert not (tmp_path / "none").exists()
+
+
 def test_a_bundle_without_challengers_has_no_shadow(folder: Path) -> None:
     """No challenger gives no column."""
     assert Bundle.load(folder).shadow_margins(np.zeros((4, 3), np.float32)).shape == (4, 0)
@@ -290,8 +312,16 @@ def test_the_gate_passes_a_sound_bundle(folder: Path) -> None:
     verdict = verify(folder)
     assert verdict.passed, verdict.checks
     assert [check.name for check in verdict.checks] == [
-        "files", "signature", "feature set", "golden rows", "vector and plain", "treelite", "scores", "calibration", "explanations",
-    ]  # fmt: skip
+        "files",
+        "signature",
+        "feature set",
+        "golden rows",
+        "vector and plain",
+        "treelite",
+        "scores",
+        "calibration",
+        "explanations",
+    ]
 
 
 def test_the_gate_fails_without_golden_rows(tmp_path: Path) -> None:
@@ -302,37 +332,94 @@ def test_the_gate_fails_without_golden_rows(tmp_path: Path) -> None:
     assert [check.name for check in verdict.checks if not check.passed] == ["golden rows"]
 
 
-def _command(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "scorer", "bundle", *map(str, arguments)], check=False, capture_output=True, text=True, cwd=ROOT,
-        env=os.environ | environment,
-    )  # fmt: skip
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Run `fraud-scorer bundle …` in this process; gives exit code, stdout and stderr."""
+
+    def run(*arguments: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["fraud-scorer", "bundle", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as exit_:
+            main()
+        done = capsys.readouterr()
+        return int(exit_.value.code or 0), done.out, done.err
+
+    return run
 
 
-def test_the_commands_verify_and_sign(folder: Path, tmp_path: Path) -> None:
-    """`bundle sign --new-key`, then `bundle verify` with that key: exit 0; after tampering: exit 3 and the reason in
-    one line.
-    """
+def test_the_commands_verify_and_sign(
+    folder: Path, tmp_path: Path, command: Callable[..., tuple[int, str, str]]
+) -> None:
+    """`bundle sign --new-key`, then `bundle verify` with that key: exit 0; after tampering: exit 3 and one line why."""
     key = tmp_path / "signing.pem"
-    made = _command("sign", folder, "--key", key, "--new-key", "--json")
-    assert made.returncode == 0, made.stderr
-    name = json.loads(made.stdout.splitlines()[-1])["signed_by"]
+    code, out, err = command("sign", folder, "--key", key, "--new-key", "--json")
+    assert code == 0, err
+    name = json.loads(out.splitlines()[-1])["signed_by"]
     assert key.stat().st_mode & 0o077 == 0
-    done = _command("verify", folder, "--trusted-key", name, "--json")
-    assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout.splitlines()[-1])
+    code, out, err = command("verify", folder, "--trusted-key", name, "--json")
+    assert code == 0, err
+    report = json.loads(out.splitlines()[-1])
     assert report["passed"]
     assert len(report["checks"]) == 9
+    assert name in command("show", folder)[1].replace("\n", "")
     (folder / "policy.yaml").write_text(POLICY + " ")
-    failed = _command("verify", folder, "--trusted-key", name)
-    assert failed.returncode == 3
-    assert "policy.yaml" in failed.stderr
-    assert len(failed.stderr.strip().splitlines()) == 1
+    code, out, err = command("verify", folder, "--trusted-key", name)
+    assert code == 3
+    assert "policy.yaml" in err
+    assert len(err.strip().splitlines()) == 1
 
 
-def test_an_unfit_bundle_is_not_sent(folder: Path) -> None:
+def test_an_unfit_bundle_is_not_sent(folder: Path, command: Callable[..., tuple[int, str, str]]) -> None:
     """`bundle activate` runs the gate before it looks for a broker: an unfit bundle ends with exit 3."""
     (folder / "golden.f32").write_bytes(b"")
-    done = _command("activate", folder)
-    assert done.returncode == 3
-    assert "golden.f32" in done.stderr
+    code, _, err = command("activate", folder)
+    assert code == 3
+    assert "golden.f32" in err
+
+
+MAPPING = """
+payment_id: TX
+event_time: AT
+amount: AMOUNT
+currency: {constant: EUR}
+customer_id: CUSTOMER
+label: FRAUD
+"""
+
+
+@pytest.fixture
+def held_out(tmp_path: Path) -> tuple[Path, Path]:
+    """A CSV of 900 payments with labels, and its mapping."""
+    rng = np.random.default_rng(0)
+    lines = ["TX,AT,AMOUNT,CUSTOMER,FRAUD"]
+    for number in range(900):
+        fraud = int(rng.random() < 0.1)
+        at = f"2025-01-{1 + number // 60:02d}T{number // 4 % 24:02d}:{number % 60:02d}:00Z"
+        lines.append(f"t{number},{at},{rng.exponential(20) * (1 + 5 * fraud):.2f},c{number % 40},{fraud}")
+    (tmp_path / "later.csv").write_text("\n".join(lines) + "\n")
+    (tmp_path / "mapping.yaml").write_text(MAPPING)
+    return tmp_path / "later.csv", tmp_path / "mapping.yaml"
+
+
+def test_the_commands_compile_and_export(
+    folder: Path, tmp_path: Path, held_out: tuple[Path, Path], command: Callable[..., tuple[int, str, str]]
+) -> None:
+    """Levers measure on payments from a file, write a bundle that passes the gate, and exports are written once."""
+    file, mapping = held_out
+    given = (folder, "--input", file, "--mapping", mapping, "--json")
+    for lever, output in (("--quantise-leaves", "q"), ("--prune", "p"), ("--distil", "s")):
+        code, out, err = command("compile", *given, lever, "--output", tmp_path / output)
+        assert code == 0, err
+        report = json.loads(out.splitlines()[-1])
+        assert {"file_bytes", "batch_us", "single_us", "average_precision", "auc"} <= report["before"].keys()
+        assert report["before"].keys() == report["after"].keys()
+        assert command("verify", tmp_path / output)[0] == 0
+    code, out, err = command("compile", *given, "--early-exit")
+    assert code == 0, err
+    assert json.loads(out.splitlines()[-1])["decisions_changed"] == 0
+    assert command("compile", *given, "--prune", "--distil", "--output", tmp_path / "x")[0] == 2
+    assert command("compile", *given, "--prune")[0] == 2
+    for kind, name in (("c", "m.c"), ("python", "m.py")):
+        assert command("export", folder, "--format", kind, "--output", tmp_path / name)[0] == 0
+        assert (tmp_path / name).read_text().count("margin") > 2
+        assert command("export", folder, "--format", kind, "--output", tmp_path / name)[0] == 2  # never overwritten

@@ -8,10 +8,11 @@ from collections.abc import Iterator
 
 import numpy as np
 from hypothesis import given, settings
-from test_audit import columns, header
+from test_audit import header
 
-from schemas.audit import DECISIONS, MODES, AuditColumns, decode_chunk, encode
+from schemas.audit import DECISIONS, MODES, NULLABLE, AuditColumns, decode_chunk, encode
 from scorer.sink import copy_rows
+from tests.audit_columns import columns
 
 
 def fields(stream: bytes) -> Iterator[dict[str, bytes | None]]:
@@ -53,11 +54,14 @@ def array(raw: bytes, oid: int) -> list[bytes]:
 @settings(max_examples=150, deadline=None)  # the first example compiles the kernels
 def test_stream_holds_the_columns(given: AuditColumns) -> None:
     """Every cell stands in the stream where Postgres looks for it, sliced batches included."""
-    k = given.features.shape[1]
-    about, batch = decode_chunk(encode(given, header(k))[0])
+    k, c = given.features.shape[1], given.challenger_margins.shape[1]
+    about, batch = decode_chunk(encode(given, header(k, c))[0])
     half = batch.num_rows // 2
     later = about.model_copy(update={"first_row": half})
-    parts = [copy_rows.rows_bytes(about, batch.slice(0, half)), copy_rows.rows_bytes(later, batch.slice(half))]
+    parts = [
+        copy_rows.rows_bytes(about, batch.slice(0, half), 20_454),
+        copy_rows.rows_bytes(later, batch.slice(half), 20_454),
+    ]
     rows = list(fields(b"".join(part.tobytes() for part in parts)))
     assert len(rows) == len(given)
     for i, row in enumerate(rows):
@@ -72,16 +76,19 @@ def test_stream_holds_the_columns(given: AuditColumns) -> None:
         assert row["shard"] == struct.pack(">i", about.shard)
         assert row["row_number"] == struct.pack(">i", i)
         assert row["origin_partition"] == struct.pack(">i", given.partition[i])
+        assert row["day"] == struct.pack(">i", 20_454 - 10_957)  # 2026-01-01, counted from 2000-01-01
         assert row["margin"] == struct.pack(">I", canonical_bits(given.margin[i]))
         assert row["bundle"] == about.bundle.encode()
         assert row["decision"] == DECISIONS[given.decision[i]].encode()
         assert row["mode"] == MODES[given.mode[i]].encode()
-        for name in ("payment_id", "currency", "customer_id", "merchant_id"):
+        for name in ("payment_id", "currency", *NULLABLE):
             value = getattr(given, name)[i]
             assert row[name] == (None if value is None else value.encode())
         for name in ("reasons", "fired"):
             assert array(row[name], 25) == [element.encode() for element in getattr(given, name)[i]]
-        assert array(row["features"], 700) == [struct.pack(">I", canonical_bits(value)) for value in given.features[i]]
+        for name in ("features", "challenger_margins"):
+            matrix = getattr(given, name)
+            assert array(row[name], 700) == [struct.pack(">I", canonical_bits(value)) for value in matrix[i]]
 
 
 def canonical_bits(value: np.float32) -> int:

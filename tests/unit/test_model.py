@@ -95,7 +95,6 @@ DAMAGED = {
     "no column": (lambda d: _tree(d).pop("left_children"), "treelite"),
     "a tree is gone": (lambda d: _model(d)["trees"].pop(), "num_trees is 3, but 2 trees"),
     "tree_info too short": (_put(_model, "tree_info", [0]), "1 tree_info"),
-    "no trees": (lambda d: _model(d).update(trees=[], tree_info=[], gbtree_model_param={"num_trees": "0"}), "no tree"),
     "base_score NaN": (_parameter("base_score", "nan"), "base_score is nan"),
     "base_score above 1": (_parameter("base_score", "[1.5E0]"), "base_score is 1.5"),
     "base_score is text": (_parameter("base_score", "[half]"), "base_score is not a number"),
@@ -289,3 +288,31 @@ def test_serving_does_not_import_xgboost() -> None:
     code = "import sys, scorer.bundle, scorer.train, scorer.model; sys.exit('xgboost' in sys.modules)"
     root = Path(__file__).resolve().parents[2]
     assert subprocess.run([sys.executable, "-c", code], check=False, cwd=root).returncode == 0
+
+
+@pytest.mark.parametrize("kind", ["ubj", "json"])
+def test_a_model_without_trees_gives_its_base(kind: str) -> None:
+    """No round of training leaves the base margin, for one row and for many, and no feature is a reason."""
+    rows = np.random.default_rng(0).normal(size=(100, 5)).astype(np.float32)
+    parameters = {"objective": "binary:logistic", "base_score": 0.2, "nthread": 1}
+    trained = xgb.train(parameters, xgb.DMatrix(rows, np.arange(100) % 2, nthread=1), 0)
+    model = CompiledModel.from_bytes(bytes(trained.save_raw(kind)))
+    assert model.tree_count == 0
+    for count in (1, 100):
+        wanted = trained.inplace_predict(rows[:count], predict_type="margin").astype(np.float32)
+        assert (model.margins(rows[:count]).view(np.uint32) == wanted.view(np.uint32)).all()
+    assert (model.contributions(rows)[:, :-1] == 0).all()
+    assert (model.reasons(rows, 3) == -1).all()
+
+
+def test_reasons_are_what_raises_the_margin_most(booster: Any) -> None:
+    """Reasons are features by falling contribution, only those that raise the margin; ties keep the features' order."""
+    model = CompiledModel.from_bytes(bytes(booster.save_raw("ubj")))
+    rows = np.random.default_rng(1).normal(size=(50, 5)).astype(np.float32)
+    shares = model.contributions(rows)[:, :-1].round(9)
+    for row, reasons in zip(shares, model.reasons(rows, 4), strict=True):
+        wanted = sorted((f for f in range(5) if row[f] > 0), key=lambda f: (-row[f], f))[:4]
+        assert reasons.tolist() == wanted + [-1] * (4 - len(wanted))
+    for k in (0, 6):
+        with pytest.raises(ModelInputError, match=f"{k} reasons"):
+            model.reasons(rows, k)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numba
 import numpy as np
 from llvmlite import ir
@@ -12,7 +14,7 @@ from numba.extending import intrinsic
 from scorer.model.table import Table
 from scorer.model.vector import jit, lanes, single
 from scorer.model.vector import ranks as rank_kernels
-from scorer.model.vector.tables import Ranks, describe
+from scorer.model.vector.tables import Descriptor, Ranks, describe, with_stages
 
 _ROWS = types.Array(types.float32, 2, "C", readonly=True)
 _OUT = types.Array(types.float32, 1, "C")
@@ -26,10 +28,11 @@ def _call(typing_context, address, rows, count, descriptor, out):  # type: ignor
 
     def generate(context, builder, sig, args):  # type: ignore[no-untyped-def]
         word = ir.IntType(64)
+        proxy: Any = cgutils.create_struct_proxy
         kind = ir.FunctionType(ir.VoidType(), [word, word, word, word])
         function = builder.inttoptr(args[0], kind.as_pointer())
         data = [
-            builder.ptrtoint(cgutils.create_struct_proxy(of)(context, builder, value=value).data, word)  # type: ignore[no-untyped-call]
+            builder.ptrtoint(proxy(of)(context, builder, value=value).data, word)
             for of, value in ((sig.args[1], args[1]), (sig.args[4], args[4]))
         ]
         builder.call(function, [data[0], args[2], args[3], data[1]])
@@ -87,5 +90,25 @@ class VectorRun:
         """The bit kernel's address; 0 where the CPU has none or the model has too many planes for it."""
         self.byte_count = self._descriptor.byte_count
 
+    @property
+    def table(self) -> Descriptor:
+        """The padded trees."""
+        return self._descriptor
 
-__all__ = ["VectorRun", "run", "source"]
+
+class EarlyRun:
+    """All trees of a table in byte lanes, with the stages of an early exit."""
+
+    def __init__(self, run: VectorRun, ends: np.ndarray, bounds: np.ndarray, machine: jit.Host) -> None:
+        """ends int32 [stages], bounds float32 [stages, 2]. Raises jit.JitUnavailableError."""
+        self._descriptor = with_stages(run.table, ends, bounds)
+        permute = machine.permutes
+        parts = [rank_kernels.DECLARATIONS, lanes.DECLARATIONS]
+        if permute:
+            parts += [rank_kernels.PERMUTE, lanes.PERMUTE]
+        parts += [rank_kernels.rank_block(permute), lanes.early(run.table.depth, permute), "!0 = !{}"]
+        self.kernel = jit.addresses("\n".join(parts), ("early",), machine)["early"]
+        self.descriptor = self._descriptor.address
+
+
+__all__ = ["EarlyRun", "VectorRun", "run", "source"]

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import os
 import stat
 import tempfile
-import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,8 +49,9 @@ class Host:
         return self.permutes and "+avx512vbmi," in f"{self.features},"
 
 
-_lock = threading.Lock()
+# Two threads that meet an unknown kernel both load it, and both copies are right: no lock is needed.
 _loaded: dict[str, dict[str, int]] = {}
+_numbers = itertools.count()
 # Code stays for the life of the process: an evaluator may hold its address, and there are few kernels (one per depth).
 _kept: list[Any] = []
 
@@ -74,13 +75,12 @@ def addresses(source: str, names: tuple[str, ...], machine: Host) -> dict[str, i
         (source, machine.triple, machine.cpu, machine.features, llvmlite.__version__, str(llvm.llvm_version_info))
     )
     key = hashlib.sha256(stamp.encode()).hexdigest()
-    with _lock:
-        if key not in _loaded:
-            try:
-                _loaded[key] = _load(key, source, names, machine)
-            except (RuntimeError, OSError, AttributeError) as error:
-                raise JitUnavailableError(f"LLVM cannot compile the kernels here: {error}") from error
-        return _loaded[key]
+    if key not in _loaded:
+        try:
+            _loaded[key] = _load(key, source, names, machine)
+        except (RuntimeError, OSError, AttributeError) as error:
+            raise JitUnavailableError(f"LLVM cannot compile the kernels here: {error}") from error
+    return _loaded[key]
 
 
 def _target_machine(machine: Host) -> Any:
@@ -100,7 +100,7 @@ def _load(key: str, source: str, names: tuple[str, ...], machine: Host) -> dict[
     builder = llvm.JITLibraryBuilder().add_object_img(code).add_current_process()
     for name in names:
         builder.export_symbol(name)
-    library = builder.link(compiler, f"kernels-{key[:16]}")
+    library = builder.link(compiler, f"kernels-{key[:16]}-{next(_numbers)}")
     _kept.extend((compiler, library))
     return {name: int(library[name]) for name in names}
 

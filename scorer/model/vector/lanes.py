@@ -12,12 +12,12 @@ from scorer.model.vector.text import GROUP, LANES, Text, function, splat
 
 _B = f"<{LANES} x i8>"
 _W = f"<{LANES // 2} x i16>"
-_F, _I = f"<{GROUP} x float>", f"<{GROUP} x i32>"
+_F, _G, _I = f"<{GROUP} x float>", f"<{GROUP} x double>", f"<{GROUP} x i32>"
 _PERMUTED_DEPTH = 7  # leaves of deeper trees are gathered
 
 DECLARATIONS = f"""
 declare {_B} @llvm.ssub.sat.v{LANES}i8({_B}, {_B})
-declare <{GROUP} x double> @llvm.masked.gather.v{GROUP}f64.v{GROUP}p0(<{GROUP} x ptr>, i32, <{GROUP} x i1>, <{GROUP} x double>)
+declare {_G} @llvm.masked.gather.v{GROUP}f64.v{GROUP}p0(<{GROUP} x ptr>, i32, <{GROUP} x i1>, {_G})
 """
 PERMUTE = f"declare {_F} @llvm.x86.avx512.permvar.sf.512({_F}, {_I})\n"
 
@@ -54,6 +54,75 @@ def batch(depth: int, permute: bool, real: str) -> str:
         _copy(t, "out", real, sums, own, rows)
     t.do("ret void")
     return function("void @batch(ptr %rows, i64 %count, ptr %desc, ptr %out)", t)
+
+
+def early(depth: int, permute: bool) -> str:
+    """`@early(rows, count, desc, out)`: 64 rows at a time, until all 64 are decided by the bounds of some stage.
+
+    out float32 [count] holds the base margin, and is given back as the number of trees that were added: positive where
+    the row is flagged, negative where not.
+    """
+    t = Text()
+    stride, stages = t.word("row_stride"), t.word("stages")
+    nodes, leaves = t.pointer("nodes"), t.pointer("leaves")
+    stage_end, bounds = t.pointer("stage_end"), t.pointer("stage_bounds")
+    planes = t.let(f"alloca i8, i64 {t.let('shl i64 ' + t.word('planes') + ', 6')}, align 64")
+    sums = t.let(f"alloca [{LANES} x float], align 64")
+    t.do(f"store <{LANES} x float> zeroinitializer, ptr {sums}, align 64")
+    groups = LANES // GROUP
+    with t.loop("block", 0, "%count", LANES) as block:
+        left = t.let(f"sub i64 %count, {block.index}")
+        whole = t.let(f"icmp sge i64 {left}, {LANES}")
+        rows = t.let(f"select i1 {whole}, i64 {LANES}, i64 {left}")
+        first = t.at("float", "%rows", t.let(f"mul i64 {block.index}, {stride}"))
+        t.do(f"call void @rank_block(ptr {first}, i64 {rows}, ptr %desc, ptr {planes})")
+        own = t.at("float", "%out", block.index)
+        _copy(t, "in", "float", own, sums, rows)
+        begin = [t.load(_F, t.at("float", sums, g * GROUP), 64) for g in range(groups)]
+        before = t.block
+        t.do("br label %stage")
+        t.label("stage")
+        phis_at = len(t.lines)
+        t.do("")
+        last = t.let(f"sext i32 {t.load('i32', t.at('i32', stage_end, '%s'), 4)} to i64")
+        tree = t.loop("tree", "%from", last)
+        totals = [tree.carry(_F, f"%t{g}") for g in range(groups)]
+        with tree:
+            base = t.let(f"shl i64 {tree.index}, {depth}")
+            index = _leaf_index(t, depth, t.at("[2 x i32]", nodes, base), planes)
+            values = _leaf_values(t, depth, permute, "float", t.at("float", leaves, base), index)
+            tree.keep(*[t.let(f"fadd {_F} {a}, {b}") for a, b in zip(totals, values, strict=True)])
+        pair = t.at("[2 x float]", bounds, "%s")
+        below = _spread_float(t, t.load("float", pair, 4))
+        above = _spread_float(t, t.load("float", t.at("float", pair, 1), 4))
+        flags, open_rows = [], "0"
+        for total in totals:
+            flags.append(t.let(f"fcmp oge {_F} {total}, {above}"))
+            low = t.let(f"fcmp oge {_F} {total}, {below}")
+            high = t.let(f"fcmp olt {_F} {total}, {above}")
+            between = t.let(f"bitcast <{GROUP} x i1> {t.let(f'and <{GROUP} x i1> {low}, {high}')} to i{GROUP}")
+            open_rows = t.let(f"or i{GROUP} {open_rows}, {between}")
+        following = t.let("add i64 %s, 1")
+        more = t.let(f"icmp slt i64 {following}, {stages}")
+        waiting = t.let(f"icmp ne i{GROUP} {open_rows}, 0")
+        t.do(f"br i1 {t.let(f'and i1 {more}, {waiting}')}, label %stage, label %decided")
+        pairs = [("i64", "%s", "0", following), ("i64", "%from", "0", last)]
+        pairs += [(_F, f"%t{g}", begin[g], totals[g]) for g in range(groups)]
+        t.lines[phis_at] = "\n".join(f"  {n} = phi {k} [{a}, %{before}], [{b}, %{t.block}]" for k, n, a, b in pairs)
+        t.label("decided")
+        took = t.let(f"sitofp i64 {last} to float")
+        positive, negative = _spread_float(t, took), _spread_float(t, t.let(f"fneg float {took}"))
+        for g in range(groups):
+            result = t.let(f"select <{GROUP} x i1> {flags[g]}, {_F} {positive}, {_F} {negative}")
+            t.do(f"store {_F} {result}, ptr {t.at('float', sums, g * GROUP)}, align 64")
+        _copy(t, "out", "float", sums, own, rows)
+    t.do("ret void")
+    return function("void @early(ptr %rows, i64 %count, ptr %desc, ptr %out)", t)
+
+
+def _spread_float(t: Text, value: str) -> str:
+    first = t.let(f"insertelement {_F} poison, float {value}, i64 0")
+    return t.let(f"shufflevector {_F} {first}, {_F} poison, {_I} zeroinitializer")
 
 
 def _copy(t: Text, name: str, real: str, source: str, target: str, count: str) -> None:
@@ -131,4 +200,4 @@ def _leaf_values(t: Text, depth: int, permute: bool, real: str, leaves: str, ind
     return values
 
 
-__all__ = ["DECLARATIONS", "PERMUTE", "batch"]
+__all__ = ["DECLARATIONS", "PERMUTE", "batch", "early"]

@@ -67,7 +67,7 @@ def step(t: Text, q: str, x: str, cut: str) -> str:
 
 
 def rank_block(permute: bool) -> str:
-    """`@rank_block(rows, count, desc, planes)`: planes of `count` <= 64 rows; lanes beyond hold something, never read."""
+    """`@rank_block(rows, count, desc, planes)`: planes of `count` <= 64 rows; lanes beyond hold anything."""
     t = Text()
     groups = LANES // GROUP
     t.do(f"%column = alloca [{LANES} x float], align 64")
@@ -94,9 +94,7 @@ def rank_block(permute: bool) -> str:
             ranks = _gathered_search(t, "search", [ONE] * groups, 0, levels, own_cuts, xs)
         size = t.let(f"shl i64 1, {levels}")
         size32 = t.let(f"trunc i64 {size} to i32")
-        spread = t.let(
-            f"shufflevector {_I} {t.let(f'insertelement {_I} poison, i32 {size32}, i64 0')}, {_I} poison, {_I} zeroinitializer"
-        )
+        spread = _spread(t, size32)
         ranks = [t.let(f"sub {_I} {q}, {spread}") for q in ranks]
         missing = [t.let(f"fcmp uno {_F} {x}, {x}") for x in xs]
         last = t.let(f"add i64 {first_plane}, {planes}")

@@ -14,9 +14,12 @@ WORDS = (
     "points",  # quadrature points
     "trees",
     "tree",  # int32 [trees, 2]: first node and nodes
-    "nodes",  # int32 [n, 4]: left child (counted in its tree; 0 for a leaf), slot of the feature, node of the same feature above or -1, missing goes left
+    # int32 [n, 4]: left child (counted in its tree; 0 for a leaf), slot of the feature, the node that the former split
+    # on it led to (-1 for none), 1 where missing goes left
+    "nodes",
     "threshold",  # float32 [n]
-    "factors",  # float64 [n, points, 3]: row goes this way; it does not; it did not at the feature's former split already
+    # float64 [n, points, 3]: row goes this way; it does not; it did not at the feature's former split already
+    "factors",
     "shares",  # float64 [n, points, 2]: row goes this way; it does not
     "features",  # slots: features that some tree splits on
     "columns",  # int32 [slots]

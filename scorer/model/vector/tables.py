@@ -1,4 +1,4 @@
-"""From packed trees to the kernels' tables: exact ranks, planes, perfect trees; and the descriptor that points at them."""
+"""From packed trees to the kernels' tables: exact ranks, planes, perfect trees, and the descriptor that names them."""
 
 from __future__ import annotations
 
@@ -171,6 +171,9 @@ def describe(table: Table, ranks: Ranks, first: int, last: int) -> Descriptor:
         "plane_feature": plane_feature,
         "plane_base": padded_planes[:, 0],
         "plane_missing": padded_planes[:, 1],
+        "stages": 0,
+        "stage_end": 0,
+        "stage_bounds": 0,
     }
     words = np.zeros(len(WORDS), dtype=np.int64)
     arrays = []
@@ -183,6 +186,16 @@ def describe(table: Table, ranks: Ranks, first: int, last: int) -> Descriptor:
         else:
             words[place] = value
     return Descriptor(words, tuple(arrays), depth, ranks.plane_count)
+
+
+def with_stages(descriptor: Descriptor, ends: np.ndarray, bounds: np.ndarray) -> Descriptor:
+    """The same trees with the stages of an early exit: ends int32 [stages], bounds float32 [stages, 2]."""
+    words = descriptor.words.copy()
+    arrays = aligned(ends), aligned(bounds)
+    words[WORDS.index("stages")] = len(ends)
+    words[WORDS.index("stage_end")] = arrays[0].ctypes.data
+    words[WORDS.index("stage_bounds")] = arrays[1].ctypes.data
+    return Descriptor(words, descriptor.arrays + arrays, descriptor.depth, descriptor.planes)
 
 
 def aligned(values: np.ndarray) -> np.ndarray:

@@ -30,6 +30,9 @@ WORDS = (
     "plane_feature",  # int32 [planes_padded]
     "plane_base",  # int32 [planes_padded]
     "plane_missing",  # int32 [planes_padded]
+    "stages",  # early exit: how often it is asked who is decided
+    "stage_end",  # int32 [stages]: trees added by then
+    "stage_bounds",  # float32 [stages, 2]: a sum below the first is decided, and one at or above the second
 )
 
 

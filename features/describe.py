@@ -1,0 +1,163 @@
+"""A feature set in words, and what it costs: for `fraud-scorer features explain` and for people who review a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from features import plan as p
+from features.feature_set import Feature, FeatureSet, Range
+from features.segments import FILE_SHIFT
+from schemas.durations import UNIT_MS
+
+# A place of the key table is 24 bytes; at 5/8 full and doubling it is between that and half of it: 58 bytes a key on
+# average.
+KEY_TABLE_BYTES = 24 * 8 // 5 * 3 // 2
+
+
+@dataclass(frozen=True)
+class FeatureCost:
+    """One column: what it is in words, and the cells that its group takes. A group that several features share is
+    counted for each."""
+
+    name: str
+    sentence: str
+    bytes_per_key: int
+
+
+@dataclass(frozen=True)
+class SetCost:
+    """A feature set: its columns, and the memory of everything together."""
+
+    fingerprint: str
+    features: list[FeatureCost]
+    bytes_per_key: Mapping[str, int]
+    bytes_per_payment: int
+    log_kept_ms: int
+    windows: int
+
+
+def describe(feature_set: FeatureSet) -> SetCost:
+    """Words and memory of each feature, of each entity's key and of each payment in the log."""
+    plan = p.lower(feature_set, segment_shift=FILE_SHIFT)
+    t = plan.tables
+    words = t.entity[:, 0] if len(t.entity) else np.zeros(0, np.int64)
+    index = 4 * int(t.scalars[p.INDEX_CAPACITY]) >> FILE_SHIFT
+    return SetCost(
+        fingerprint=feature_set.fingerprint,
+        features=[FeatureCost(f.name, sentence(feature_set, f), _bytes(f)) for f in feature_set.features],
+        bytes_per_key={name: 8 * int(words[e]) + KEY_TABLE_BYTES for e, name in enumerate(feature_set.entities)},
+        bytes_per_payment=int(t.scalars[p.ROW_BYTES]) + index + int(t.scalars[p.LABELS_MATTER]),
+        log_kept_ms=int(t.edge_offset[-1]),
+        windows=len({f.window for f in feature_set.features if f.window is not None}),
+    )
+
+
+def _bytes(f: Feature) -> int:
+    """Bytes of the cells that a feature reads. Series (min, max, median, frauds) have blocks of 64 bytes and more
+    beside their cell."""
+    if f.kind != "aggregate":
+        return 0
+    words = {
+        "count": 1, "sum": 2, "mean": 2, "std": 4, "fraud_count": 2, "fraud_rate": 2, "distinct": 2, "min": 9,
+        "max": 9, "median": 9,
+        "since_last": 1, "last": 2, "since_first": 1, "speed_kmh": 3, "since_fraud": 1, "since_first_fraud": 1,
+        "last_label": 3,
+        "decayed_count": 3, "decayed_sum": 3,
+    }  # fmt: skip
+    return 8 * words[f.aggregate or ""]
+
+
+def duration(ms: int) -> str:
+    """The longest whole unit: 90000 → "90s"."""
+    for unit in ("d", "h", "m", "s"):
+        if ms % UNIT_MS[unit] == 0:
+            return f"{ms // UNIT_MS[unit]}{unit}"
+    return f"{ms}ms"
+
+
+def sentence(feature_set: FeatureSet, f: Feature) -> str:
+    """One feature in words."""
+    if f.kind == "payment":
+        what = {
+            "amount": f"the payment's amount in {feature_set.currency}",
+            "hour_of_day": "the hour of the day, UTC",
+            "day_of_week": "the day of the week, Monday 0",
+        }
+        numbered = f", numbered by {len(f.categories)} declared categories" if f.categories is not None else ""
+        return what.get(f.payment or "", f"the payment's {f.payment}") + numbered
+    if f.kind == "ratio":
+        return "{} ÷ {}".format(*f.operands)
+    if f.kind == "difference":
+        return "{} - {}".format(*f.operands)
+    if f.kind == "zscore":
+        return "({} - {}) ÷ {}".format(*f.operands)
+    return _aggregate(feature_set, f)
+
+
+def _aggregate(feature_set: FeatureSet, f: Feature) -> str:
+    key = " and ".join(feature_set.entities[f.entity or ""])
+    amounts = f"amounts in {feature_set.currency}"
+    subject = {
+        "count": "number of payments", "sum": f"sum of {amounts}", "mean": f"mean of {amounts}",
+        "min": f"smallest of {amounts}",
+        "max": f"largest of {amounts}", "std": f"standard deviation of {amounts}",
+        "median": f"median of {amounts} (the last 128 at most)",
+        "distinct": f"number of different {f.of}", "fraud_count": "number of payments known to be fraud",
+        "fraud_rate": "share of payments known to be fraud", "since_last": "seconds since the last payment",
+        "since_first": "seconds since the first payment ever",
+        "last": f"amount of the last payment in {feature_set.currency}",
+        "speed_kmh": "speed from the last position in km/h",
+        "since_fraud": "seconds since the last payment known to be fraud",
+        "since_first_fraud": "seconds since the first payment known to be fraud",
+        "last_label": "whether the last payment with a known label was fraud",
+        "decayed_count": "number of payments", "decayed_sum": f"sum of {amounts}",
+    }[f.aggregate or ""]  # fmt: skip
+    parts = [f"{subject} with the same {key}"]
+    if f.half_life is not None:
+        parts.append(f"each counting half as much every {duration(f.half_life)}")
+    if f.window is not None:
+        parts.append(
+            f"in the {duration(f.window)} up to {duration(f.delay)} ago"
+            if f.delay
+            else f"in the last {duration(f.window)}"
+        )
+    if f.include_current:
+        parts.append("this one included")
+    if f.where:
+        parts.append("where " + " and ".join(f"{name} {_condition(condition)}" for name, condition in f.where.items()))
+    return ", ".join(parts)
+
+
+def _condition(condition: object) -> str:
+    if isinstance(condition, Range):
+        bounds = (("≥", condition.at_least), (">", condition.above), ("≤", condition.at_most), ("<", condition.below))
+        return " and ".join(f"{sign} {bound:g}" for sign, bound in bounds if bound is not None)
+    if isinstance(condition, list):
+        return "is one of " + ", ".join(str(value) for value in condition)
+    return f"is {condition}"
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema (2020-12) of a feature set, for editors that complete and check YAML."""
+    schema = FeatureSet.model_json_schema()
+    text = {"type": "string", "pattern": r"^\d+(ms|s|m|h|d)$", "examples": ["250ms", "30s", "10m", "24h", "7d"]}
+    for definition in (schema, *schema["$defs"].values()):
+        for name in (
+            "window",
+            "delay",
+            "half_life",
+            "allowed_lateness",
+            "max_future_skew",
+            "dedupe_horizon",
+            "label_horizon",
+        ):
+            if name in definition.get("properties", {}):
+                described = definition["properties"][name].get("description")
+                definition["properties"][name] = {**text, **({"description": described} if described else {})}
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    schema["$id"] = "urn:fraud-scorer:feature_set"
+    return schema

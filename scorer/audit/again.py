@@ -1,0 +1,65 @@
+"""A batch decided again from the topics, along the journal, for `audit explain --replay`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from scorer import history, kafka
+from scorer.bundle import Bundle
+from scorer.errors import UsageError
+from scorer.inputs import Inputs
+from scorer.pipeline import Outcomes, Pipeline
+from scorer.recovery import Bundles, rerun
+from scorer.settings import Settings
+
+
+@dataclass(frozen=True)
+class Again:
+    """The batch's outcomes, and the pipeline as it stood after it.
+
+    Whoever asks what was in the windows asks the pipeline's engine.
+    """
+
+    outcomes: Outcomes
+    pipeline: Pipeline
+
+
+def replay_until(
+    settings: Settings, bundle: Bundle, *, shard: int, sequence: int, progress: Callable[[int, int], None]
+) -> Again:
+    """Re-runs the journal of a shard up to batch `sequence`, checking each digest.
+
+    `bundle` is the one that the shard began with; later ones come through the control topic.
+
+    Raises PromiseBroken at the first batch that gives something else, MissingRange when records are gone.
+    """
+    client = kafka.admin(settings.kafka)
+    topics = kafka.Topics.of(settings.kafka)
+    no_progress_s = settings.worker.no_progress_s
+    records = history.read_journal(settings.kafka, client, shard, no_progress_s=no_progress_s)
+    records = [record for record in records if record.sequence <= sequence]
+    if not records or records[-1].sequence != sequence:
+        raise UsageError(f"the journal of shard {shard} has no batch {sequence}")
+    history.check_retained(records, client, topics)
+    inputs = Inputs(
+        kafka.reader(settings.kafka, group=f"{settings.kafka.topic_prefix}fraud-scorer-explain", fetch_wait_ms=100),
+        payments=topics.payments,
+        control=topics.control,
+        positions=history.first_positions(records),
+        control_position=records[0].control.start,
+        buffered_max=settings.worker.buffered_payments_max,
+    )
+    pipeline, bundles = Pipeline(bundle, shard=shard), Bundles(bundle)
+    outcomes: Outcomes | None = None
+    try:
+        for number, (record, batch) in enumerate(
+            history.batches(records, inputs, no_progress_s=no_progress_s), start=1
+        ):
+            outcomes = rerun(pipeline, record, batch, bundles)
+            progress(number, len(records))
+    finally:
+        inputs.close()
+    if outcomes is None:
+        raise UsageError(f"the journal of shard {shard} has no batch {sequence}")
+    return Again(outcomes, pipeline)

@@ -1,0 +1,130 @@
+"""Anchors: heads written down outside Postgres, one line each, in a file or object that is only ever appended to.
+
+    {"body":{"kind":"anchor","line":3,"line_before":"sha256 of the line before","shard":0,"sequence":41,"head":"…",
+     "day":"2026-01-02","at":"2026-01-02T03:04:05Z"},"key":"…","signature":"…"}
+
+Lines are chained (`line`, `line_before`) so that one taken out of the middle is missed; signed when a key is set.
+Tombstones and erasures are noted there too, with their own `kind`. Whoever holds a copy of the last line alone can tell
+whether anything before it was changed. A local file is opened for appending; elsewhere (fsspec) it is read and written
+anew, so give the bucket object lock or versioning.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
+
+from scorer.audit.findings import Finding
+from scorer.audit.signing import SignatureBroken, Signer, Verifier, body_of, unsigned
+from scorer.errors import UsageError
+from scorer.sink import schema
+
+FIRST = "0" * 64
+
+
+class AnchorFile:
+    """The lines at a path or fsspec URL."""
+
+    def __init__(self, place: str) -> None:
+        self.place = place
+
+    def lines(self) -> list[str]:
+        """All lines, in order; none where there is no file yet. Raises UsageError."""
+        try:
+            with fsspec.open(self.place, "rt", encoding="utf-8") as file:
+                return [line.rstrip("\n") for line in file if line.strip()]
+        except FileNotFoundError:
+            return []
+        except (OSError, ValueError, ImportError) as exc:
+            raise UsageError(f"anchors {self.place} cannot be read: {exc}") from exc
+
+    def append(self, bodies: list[dict[str, Any]], signer: Signer | None) -> list[str]:
+        """Adds a line for each body, chained to those there. Returns the new lines."""
+        known = self.lines()
+        previous = hashlib.sha256(known[-1].encode()).hexdigest() if known else FIRST
+        new: list[str] = []
+        for body in bodies:
+            full = {**body, "line": len(known) + len(new), "line_before": previous, "at": _now()}
+            new.append(signer.sign(full) if signer is not None else unsigned(full))
+            previous = hashlib.sha256(new[-1].encode()).hexdigest()
+        text = "".join(line + "\n" for line in new)
+        if "://" not in self.place:
+            path = Path(self.place)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # O_APPEND: nothing that stands there can be overwritten through this descriptor.
+            with os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644), "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+        else:
+            with fsspec.open(self.place, "wt", encoding="utf-8") as file:
+                file.write("".join(line + "\n" for line in known) + text)
+        return new
+
+
+def read_anchors(file: AnchorFile, verifier: Verifier | None) -> tuple[list[dict[str, Any]], list[Finding]]:
+    """The bodies, and what is wrong with the lines themselves."""
+    bodies, findings, previous = [], [], FIRST
+    for number, line in enumerate(file.lines()):
+        try:
+            body = body_of(line, verifier)
+            if body.get("line") != number or body.get("line_before") != previous:
+                raise SignatureBroken("it does not follow the line before it")
+            bodies.append(body)
+        except SignatureBroken as exc:
+            findings.append(Finding(-1, number, "anchor_forged", f"line {number + 1} of {file.place}: {exc}"))
+        previous = hashlib.sha256(line.encode()).hexdigest()
+    return bodies, findings
+
+
+def anchor(url: str, file: AnchorFile, signer: Signer | None) -> list[dict[str, Any]]:
+    """Anchors the newest head of every shard that has moved since its last anchor. Returns the bodies written."""
+    bodies, findings = read_anchors(file, signer.verifier if signer else None)
+    if findings:
+        raise UsageError(f"anchors {file.place} are broken: {findings[0].detail}; keep the file and begin a new one")
+    last = {body["shard"]: body for body in bodies if body["kind"] == "anchor"}
+    with schema.engine(url).connect() as connection:
+        new = [
+            {"kind": "anchor", "shard": shard, "sequence": row.sequence, "head": row.head, "day": str(row.day)}
+            for shard, row in newest(connection).items()
+            if last.get(shard, {}).get("sequence") != row.sequence
+        ]
+        if not new:
+            return []
+        lines = file.append(new, signer)
+        rows = [
+            {name: body[name] for name in ("shard", "sequence", "head")} | {"place": file.place, "document": line}
+            for body, line in zip(new, lines, strict=True)
+        ]
+        with connection.begin_nested() if connection.in_transaction() else connection.begin():
+            connection.execute(postgresql.insert(schema.anchors).on_conflict_do_nothing(), rows)
+        connection.commit()
+    return new
+
+
+def newest(connection: sa.Connection) -> dict[int, Any]:
+    """The last batch of each shard: sequence, head, day."""
+    table = schema.batches
+    result = {}
+    shards = connection.scalars(sa.select(schema.positions.c.shard).where(schema.positions.c.shard.is_not(None))).all()
+    for shard in sorted({*shards}):
+        row = connection.execute(
+            sa.select(table.c.sequence, table.c.head, table.c.day)
+            .where(table.c.shard == shard)
+            .order_by(table.c.sequence.desc())
+            .limit(1)
+        ).one_or_none()
+        if row is not None:
+            result[shard] = row
+    return result
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,122 @@
+"""`audit retain`: whole days leave, a signed tombstone for each shard stays, and the rest still verifies.
+
+A day's partitions hold whole batches of each chain's oldest part (see migrations), so a tombstone needs only the ends:
+the head before the day's first batch and the head of its last. What is removed is verified first: a tombstone must not
+be laid over a change. The newest batch of every shard stays, however old: the chain goes on from it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import date
+from typing import Any
+
+import psycopg
+from psycopg import sql
+
+from scorer.audit.anchor import AnchorFile
+from scorer.audit.signing import Signer
+from scorer.audit.verify import Scope, verify
+from scorer.errors import PromiseBroken
+from scorer.sink.schema import connect_text
+
+_LOCK_TIMEOUT = "5s"  # dropping needs every reader and writer gone for a moment; better to fail than to hold them up
+
+
+@dataclass
+class Retained:
+    """What `retain` removed."""
+
+    days: list[date] = field(default_factory=list)
+    batches: int = 0
+    decisions: int = 0
+
+
+def retain(
+    url: str, *, before: date, signer: Signer, anchors: AnchorFile | None = None, processes: int = 1
+) -> Retained:
+    """Removes the days before `before`. Needs the owner's login. Raises PromiseBroken when they do not verify."""
+    result = Retained()
+    with psycopg.connect(connect_text(url), autocommit=True) as connection:
+        connection.execute(sql.SQL("SET lock_timeout = {}").format(sql.Literal(_LOCK_TIMEOUT)))
+        days = _removable(connection, before)
+        if not days:
+            return result
+        ends = connection.execute(
+            "SELECT shard, max(sequence) FROM batches WHERE day <= %s GROUP BY shard", (days[-1],)
+        ).fetchall()
+        for shard, last in ends:
+            report = verify(url, scope=Scope(shard=shard, last=last), verifier=signer.verifier, processes=processes)
+            if not report.good:
+                raise PromiseBroken(
+                    f"nothing was removed: {report.findings[0].sentence}. Days that do not verify are evidence"
+                )
+        for day in days:
+            _remove(connection, day, signer, anchors, result)
+    return result
+
+
+def _removable(connection: psycopg.Connection, before: date) -> list[date]:
+    """Days before `before`, oldest first, up to the first that holds the newest batch of a shard."""
+    days = [
+        row[0] for row in connection.execute("SELECT DISTINCT day FROM batches WHERE day < %s ORDER BY 1", (before,))
+    ]
+    newest = connection.execute(
+        "SELECT min(day) FROM (SELECT max(day) AS day FROM batches GROUP BY shard) newest"
+    ).fetchone()
+    last_kept = None if newest is None else newest[0]
+    return [day for day in days if last_kept is None or day < last_kept]
+
+
+def _remove(
+    connection: psycopg.Connection, day: date, signer: Signer, anchors: AnchorFile | None, result: Retained
+) -> None:
+    with connection.transaction():
+        bodies: list[dict[str, Any]] = []
+        for shard, first, last, batches, decisions in connection.execute(
+            "SELECT shard, min(sequence), max(sequence), count(*), sum(decisions)::bigint FROM batches WHERE day = %s "
+            "GROUP BY shard ORDER BY shard",
+            (day,),
+        ).fetchall():
+            previous = _one(connection, "previous", day, shard, first)
+            head = _one(connection, "head", day, shard, last)
+            bodies.append(
+                {
+                    "kind": "tombstone",
+                    "shard": shard,
+                    "day": day.isoformat(),
+                    "first_sequence": first,
+                    "last_sequence": last,
+                    "batches": batches,
+                    "decisions": decisions,
+                    "previous": previous,
+                    "head": head,
+                }
+            )
+        for body in bodies:
+            connection.execute(
+                "INSERT INTO tombstones (shard, day, first_sequence, last_sequence, document) "
+                "VALUES (%s, %s, %s, %s, %s)",
+                (body["shard"], day, body["first_sequence"], body["last_sequence"], signer.sign(body)),
+            )
+            result.batches += body["batches"]
+            result.decisions += body["decisions"]
+        for parent in ("decisions", "batches"):
+            child = sql.Identifier(f"{parent}_{day:%Y%m%d}")
+            connection.execute(sql.SQL("DROP TABLE {}").format(child))
+        # Last, before the commit: a note of a tombstone that then fails to commit is found by verify, and harmless.
+        if anchors is not None:
+            anchors.append(bodies, signer)
+    result.days.append(day)
+
+
+def _one(connection: psycopg.Connection, column: str, day: date, shard: int, sequence: int) -> str:
+    row = connection.execute(
+        sql.SQL("SELECT {} FROM batches WHERE day = %s AND shard = %s AND sequence = %s").format(
+            sql.Identifier(column)
+        ),
+        (day, shard, sequence),
+    ).fetchone()
+    if row is None:
+        raise PromiseBroken(f"batch {shard}/{sequence} went away while its day was removed")
+    return str(row[0])

@@ -1,0 +1,70 @@
+"""Named points where a test lets something go wrong: no more than a call that returns, unless a setting says otherwise.
+
+    FRAUD_SCORER_FAULT=in_transaction:3:kill        at the third passing of that point SIGKILL this process
+    FRAUD_SCORER_FAULT=after_consume:5:stop,before_commit:9:timeout       several, separated by commas
+
+Points, in the order in which a batch passes them: after_consume, after_compute, in_transaction, before_commit (all is
+produced, the commit not asked for), after_commit (it is done, nobody knows yet); and in_recovery. Actions: kill
+(SIGKILL), term (SIGTERM), stop (SIGSTOP), timeout (what the client says when a transactional call timed out),
+sleep=SECONDS. It is read once, on import. Whoever can set a process's environment can end it anyway.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from typing import Final
+
+from confluent_kafka import KafkaError, KafkaException
+
+from scorer.errors import UsageError
+
+SETTING: Final = "FRAUD_SCORER_FAULT"
+POINTS: Final = frozenset({
+    "after_consume", "after_compute", "in_transaction", "before_commit", "after_commit", "in_recovery",
+})  # fmt: skip
+_SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "stop": signal.SIGSTOP}
+
+
+class Faults:
+    """What shall go wrong where. Counts passings; safe to call from several threads."""
+
+    def __init__(self, text: str) -> None:
+        """`text` is the setting. Raises UsageError naming the part that cannot be read."""
+        self._wanted: dict[tuple[str, int], str] = {}
+        self._passed: dict[str, int] = {}
+        self._lock = threading.Lock()
+        for part in text.split(","):
+            point, _, rest = part.partition(":")
+            nth, _, action = rest.partition(":")
+            known = action in _SIGNALS or action == "timeout" or action.startswith("sleep=")
+            if point not in POINTS or not nth.isdecimal() or not known:
+                raise UsageError(
+                    f"setting {SETTING}: {part!r} is not POINT:NTH:ACTION with a point of {', '.join(sorted(POINTS))} "
+                    "and an action of kill, term, stop, timeout, sleep=SECONDS"
+                )
+            self._wanted[point, int(nth)] = action
+
+    def point(self, name: str) -> None:
+        """Passing `name`: do what is wanted at this passing, if anything."""
+        with self._lock:
+            count = self._passed[name] = self._passed.get(name, 0) + 1
+        action = self._wanted.get((name, count))
+        if action is None:
+            return
+        if action in _SIGNALS:
+            os.kill(os.getpid(), _SIGNALS[action])
+        elif action == "timeout":
+            raise KafkaException(KafkaError(KafkaError._TIMED_OUT, f"fault at {name}"))
+        else:
+            time.sleep(float(action.removeprefix("sleep=")))
+
+
+def _nothing(name: str) -> None:  # noqa: ARG001 - the signature of Faults.point
+    return
+
+
+point: Callable[[str], None] = Faults(os.environ[SETTING]).point if os.environ.get(SETTING) else _nothing

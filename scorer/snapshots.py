@@ -1,0 +1,188 @@
+"""Snapshots of a shard while it decides: begun and finished between two batches, copied and written on a thread.
+
+    idle ──due──▶ copying ──copied──▶ finished (images of batch n) ──batch n committed──▶ writing ──▶ idle
+
+A snapshot is of the state after batch n and is written only when n is committed; when the commit fails, it is dropped
+with the state. It names the journal offset of n, so recovery begins there, after holding n's head against its own.
+Payments wait for `begin` and `finish` alone; how long is a metric.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+
+from features.capture import Image
+from features.snapshot import SnapshotError, SnapshotStore
+from scorer import metrics
+from scorer.inputs import Inputs
+from scorer.pipeline import Pipeline
+from scorer.settings import Settings
+from scorer.shard_image import ShardCapture, facts
+
+log = structlog.get_logger()
+
+# A snapshot that could not be finished or written is tried again no sooner.
+RETRY_S = 30.0
+
+
+def store_of(settings: Settings, shard: int) -> SnapshotStore | None:
+    """Where the snapshots of a shard are kept; None when they are switched off."""
+    where = settings.snapshots
+    if not where.every_payments and not where.every_s:
+        return None
+    url = where.url or f"{(settings.cache.expanduser() / 'snapshots').as_uri()}"
+    name = f"{settings.kafka.topic_prefix}{settings.worker.application}"
+    return SnapshotStore(f"{url.rstrip('/')}/{name}/shard-{shard}")
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A snapshot as it was read: where the state stands, and its images."""
+
+    known: dict[str, Any]
+    parts: dict[str, Image]
+
+
+def newest_first(store: SnapshotStore, shard: int) -> Iterator[Stored]:
+    """Every readable snapshot from the newest on; those that are not are counted and logged."""
+    for found in store.newest_first():
+        if isinstance(found, SnapshotError):
+            refused(shard, str(found))
+        else:
+            _, known, parts = found
+            yield Stored(known, parts)
+
+
+def refused(shard: int, reason: str) -> None:
+    """Count and log a snapshot that cannot be used."""
+    metrics.SNAPSHOTS_REFUSED.labels(str(shard)).inc()
+    log.warning("snapshot.refused", shard=shard, reason=reason)
+
+
+@dataclass
+class _Finished:
+    sequence: int
+    known: dict[str, Any]
+    parts: Mapping[str, Image]
+
+
+class Snapshotter:
+    """Takes the snapshots of one owned shard. All calls from the shard's own thread."""
+
+    def __init__(
+        self, settings: Settings, shard: int, store: SnapshotStore, bundle_location: Callable[[str], str]
+    ) -> None:
+        self._every_payments = settings.snapshots.every_payments
+        self._every_s = settings.snapshots.every_s
+        self._kept = settings.snapshots.kept
+        self._shard, self._label = shard, str(shard)
+        self._store = store
+        self._bundle_location = bundle_location
+        self._capture: ShardCapture | None = None
+        self._finished: _Finished | None = None
+        self._thread: threading.Thread | None = None
+        self._failed: str | None = None
+        self._payments = 0
+        self._last_at = time.monotonic()
+        self._not_before = 0.0
+
+    def between_batches(self, pipeline: Pipeline, inputs: Inputs, payments: int) -> None:
+        """The state is that after a batch of `payments`, and nobody writes to it now."""
+        self._payments += payments
+        if self._thread is not None and self._thread.is_alive():
+            return
+        if self._failed is not None:
+            self._give_up(self._failed)
+        if self._capture is None:
+            if self._finished is None and self._due():
+                self._begin(pipeline)
+            return
+        self._finish(pipeline, inputs)
+
+    def committed(self, sequence: int, journal_offset: int) -> None:
+        """Batch `sequence` is committed, its journal record stands at `journal_offset`."""
+        finished = self._finished
+        if finished is None or finished.sequence != sequence + 1:
+            return
+        self._finished = None
+        finished.known["journal_offset"] = journal_offset
+        self._start(lambda: self._write(finished), "write")
+
+    def close(self) -> None:
+        """Wait for a copy or a write that runs."""
+        if self._thread is not None:
+            self._thread.join()
+
+    def _due(self) -> bool:
+        now = time.monotonic()
+        enough = bool(self._every_payments) and self._payments >= self._every_payments
+        late = bool(self._every_s) and now - self._last_at >= self._every_s and self._payments > 0
+        return (enough or late) and now >= self._not_before
+
+    def _begin(self, pipeline: Pipeline) -> None:
+        started = time.perf_counter()
+        self._capture = capture = ShardCapture(pipeline)
+        self._pause(started)
+        self._start(capture.copy, "copy")
+
+    def _finish(self, pipeline: Pipeline, inputs: Inputs) -> None:
+        assert self._capture is not None
+        started = time.perf_counter()
+        if not self._capture.again():
+            self._pause(started)
+            self._start(self._capture.copy, "copy")
+            return
+        parts = self._capture.finish()
+        self._capture = None
+        self._pause(started)
+        if parts is None:
+            self._not_before = time.monotonic() + 1.0  # arrays grew meanwhile; they do so ever more rarely
+            return
+        known = facts(pipeline) | {
+            "positions": {str(p): lane.position for p, lane in inputs.lanes.items()},
+            "control_position": inputs.control.position,
+            "bundle_location": self._bundle_location(pipeline.bundle.id),
+        }
+        self._finished = _Finished(pipeline.sequence, known, parts)
+        self._payments, self._last_at = 0, time.monotonic()
+
+    def _pause(self, started: float) -> None:
+        metrics.SNAPSHOT_PAUSE.labels(self._label).observe(time.perf_counter() - started)
+
+    def _start(self, work: Callable[[], None], name: str) -> None:
+        def run() -> None:
+            try:
+                work()
+            except (SnapshotError, OSError, MemoryError) as exc:
+                self._failed = str(exc)
+
+        self._thread = threading.Thread(target=run, name=f"snapshot-{name}-{self._shard}", daemon=True)
+        self._thread.start()
+
+    def _write(self, finished: _Finished) -> None:
+        started = time.monotonic()
+        written = self._store.write(finished.sequence, finished.known, finished.parts)
+        try:
+            self._store.prune(self._kept)
+        except SnapshotError as exc:  # a damaged one among those to keep: nothing is deleted until it has aged out
+            log.warning("snapshot.not_pruned", shard=self._shard, reason=str(exc))
+        seconds = time.monotonic() - started
+        metrics.SNAPSHOTS.labels(self._label).inc()
+        metrics.SNAPSHOT_SEQUENCE.labels(self._label).set(written.sequence)
+        metrics.SNAPSHOT_BYTES.labels(self._label).set(written.bytes)
+        log.info(
+            "snapshot.written", shard=self._shard, sequence=written.sequence, bytes=written.bytes,
+            bytes_uploaded=written.bytes_uploaded, seconds=round(seconds, 3),
+        )  # fmt: skip
+
+    def _give_up(self, reason: str) -> None:
+        metrics.SNAPSHOTS_FAILED.labels(self._label).inc()
+        log.warning("snapshot.failed", shard=self._shard, reason=reason)
+        self._failed, self._capture, self._finished = None, None, None
+        self._not_before = time.monotonic() + RETRY_S

@@ -1,0 +1,112 @@
+"""A Kafka of the tests' own on Java: any property may be set, and a second listener stands behind a proxy."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from shutil import rmtree
+from types import TracebackType
+
+from scorer.services import jars
+from scorer.services.kafka import BROKER
+from scorer.services.local import prepare
+from scorer.services.process import ManagedService, Place, Plan, free_port, port_open
+from tests.faults.proxy import Proxy
+
+# A member that is silent for 1.5 s has lost its shards: a frozen worker is replaced in a test's time.
+QUICK = {"group.min.session.timeout.ms": "500", "transaction.abort.timed.out.transaction.cleanup.interval.ms": "500"}
+_LOG4J = """\
+status = error
+appender.out.type = Console
+appender.out.name = out
+appender.out.layout.type = PatternLayout
+appender.out.layout.pattern = [%d] %p %m (%c)%n
+rootLogger.level = WARN
+rootLogger.appenderRef.out.ref = out
+"""
+
+
+class OwnBroker:
+    """One node, or one of several of a cluster. stop, kill and start keep ports and data."""
+
+    def __init__(
+        self,
+        properties: Mapping[str, str] | None = None,
+        *,
+        listener: str = "PLAINTEXT",
+        proxied_listener: str | None = None,
+        node: int = 1,
+        controllers: Mapping[int, int] | None = None,
+        cluster: str = "ZnJhdWQtc2NvcmVyLXRlc3Q",
+    ) -> None:
+        """`listener`, `proxied_listener`: their security protocols. `controllers`: port of each node's controller."""
+        self._folder = Path(tempfile.mkdtemp(prefix="fraud-scorer-broker-"))
+        place = Place(self._folder, os.environ, lambda _: None, temporary=True)
+        prepare(place)
+        java, reason = jars.find_java(os.environ)
+        assert java is not None, reason
+        libraries = jars.ensure_jars(os.environ, lambda _: None)
+        home = place.service_folder("kafka")
+        (home / "log4j2.properties").write_text(_LOG4J)
+        base = [str(java), "-cp", f"{libraries}/*", f"-Dlog4j2.configurationFile={home / 'log4j2.properties'}"]
+        base += [f"-Djava.io.tmpdir={home}", "-XX:-UsePerfData", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]
+        port, behind, proxied = free_port(), free_port(), proxied_listener or listener
+        controllers = controllers or {node: free_port()}
+        self.proxy = Proxy(("127.0.0.1", behind))
+        self.bootstrap_servers = f"127.0.0.1:{port}"
+        self.proxied_servers = f"127.0.0.1:{self.proxy.port}"
+        lines = BROKER | QUICK | {
+            "node.id": str(node),
+            "listeners": f"DIRECT://127.0.0.1:{port},PROXIED://127.0.0.1:{behind},"
+            f"CONTROLLER://127.0.0.1:{controllers[node]}",
+            "advertised.listeners": f"DIRECT://127.0.0.1:{port},PROXIED://127.0.0.1:{self.proxy.port}",
+            "listener.security.protocol.map": f"DIRECT:{listener},PROXIED:{proxied},CONTROLLER:PLAINTEXT",
+            "inter.broker.listener.name": "DIRECT",
+            "controller.quorum.voters": ",".join(f"{n}@127.0.0.1:{p}" for n, p in controllers.items()),
+            "log.dirs": str(home / "data"),
+        }  # fmt: skip
+        path = home / "server.properties"
+        path.write_text("".join(f"{name}={value}\n" for name, value in (lines | dict(properties or {})).items()))
+        tool = ["-Xmx128m", "kafka.tools.StorageTool", "format", "--cluster-id", cluster, "--config", str(path)]
+        subprocess.run([*base, *tool], check=True, capture_output=True, timeout=120)
+        self.log = place.log_folder / "kafka.log"
+        self.service = ManagedService(
+            Plan(
+                name="kafka",
+                kind="java",
+                address=self.bootstrap_servers,
+                port=port,
+                argv=[*base, "-Xmx384m", "kafka.Kafka", str(path)],
+                environment=place.small_environment(),
+                folder=home,
+                answers=lambda: port_open(port),
+                ready_timeout_s=90.0,
+                stop_timeout_s=30.0,
+            ),
+            place,
+        )
+
+    def start(self) -> None:
+        self.service.start()
+
+    def kill(self) -> None:
+        """SIGKILL: what a crash of the broker looks like."""
+        self.service.kill()
+
+    def stop(self) -> None:
+        self.service.stop()
+
+    def __enter__(self) -> OwnBroker:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.proxy.close()
+        self.service.kill()  # nothing of it is needed any more
+        self.service.close()
+        rmtree(self._folder, ignore_errors=True)

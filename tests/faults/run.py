@@ -1,0 +1,315 @@
+"""One application on a broker of the tests' own: supervised workers, a payment system, the reckoning."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from confluent_kafka import Consumer, KafkaError, Producer, TopicPartition
+
+from schemas.audit import AuditHeader, decode_chunk, digest_chunks
+from schemas.dead_letter import DeadLetter
+from schemas.journal import JournalRecord
+from scorer import kafka
+from scorer.bundle import Bundle
+from scorer.demo import free_ports
+from scorer.replay import replay_topic
+from scorer.settings import PREFIX, Settings, load
+from scorer.setup import create_topics
+from tests.faults.broker import OwnBroker
+from tests.faults.nursery import Child, Nursery
+from tests.faults.payments import Payment, undisturbed
+from tests.integration.running import is_ready, wait_for
+
+SESSION_MS = 2_000
+RESTART_S = 0.2
+
+
+class Torn(AssertionError):
+    """The outcome is not that of an undisturbed run."""
+
+
+class Topic:
+    """Everything that read_committed readers see of a topic."""
+
+    def __init__(self, settings: Settings, topic: str) -> None:
+        self._client = kafka.admin(settings.kafka)
+        self._partitions = [TopicPartition(topic, p, 0) for p in range(kafka.partition_count(self._client, topic))]
+        self._consumer: Consumer = kafka.reader(settings.kafka, group="test-reader")
+        self._consumer.assign(self._partitions)
+        self._reached: dict[int, int] = {}
+        self.messages: list[Any] = []
+
+    def fill(self) -> int:
+        """Take what has come, and say how much there is by now. A broker that is away is no error here."""
+        for message in self._consumer.consume(5_000, 0.02):
+            error = message.error()
+            if error is None:
+                self.messages.append(message)
+            elif error.code() != KafkaError._PARTITION_EOF:
+                continue
+            self._reached[message.partition()] = message.offset() + (error is None)
+        return len(self.messages)
+
+    def read_to_end(self) -> None:
+        """All that is committed now, past every transaction marker."""
+        ends = kafka.ends(self._client, self._partitions)
+        deadline = time.monotonic() + 30
+        while any(self._reached.get(p, 0) < end for p, end in enumerate(ends)):
+            self.fill()
+            if time.monotonic() > deadline:
+                raise Torn(f"{self._partitions[0].topic} cannot be read to its end: {self._reached} of {ends}")
+
+    def close(self) -> None:
+        self._consumer.close()
+
+
+class Application:
+    """Topics, workers and payments of one run."""
+
+    def __init__(
+        self,
+        broker: OwnBroker,
+        nursery: Nursery,
+        folder: Path,
+        bundle: Path,
+        *,
+        partitions: int = 1,
+        shards: int = 1,
+        **worker: Any,
+    ) -> None:
+        self.broker, self._nursery, self._folder, self._bundle = broker, nursery, folder, bundle
+        prefix = f"faults-{secrets.token_hex(4)}-"
+        section = {"shards": shards, "session_timeout_ms": SESSION_MS, "transaction_timeout_ms": 3_000,
+                   "batch_payments_max": 64, "no_progress_s": 30.0} | worker  # fmt: skip
+        self._worker = {k: v for k, v in section.items() if v is not None}
+        self.settings = load(
+            kafka={"bootstrap_servers": broker.bootstrap_servers, "topic_prefix": prefix},
+            topics={"payments_partitions": partitions},
+            worker=self._worker,
+        )
+        create_topics(self.settings)
+        self.topics = kafka.Topics.of(self.settings.kafka)
+        wait_for(self._topics_are_there, 20, "the topics")
+        self.sent: list[Payment] = []
+        self._producer: Producer = kafka.plain_producer(self.settings.kafka)
+        self.decisions = Topic(self.settings, self.topics.decisions)
+        self.dead_letters = Topic(self.settings, self.topics.dead_letters)
+        self.workers: dict[str, Child] = {}
+        self.exits: Counter[str] = Counter()
+        self._ended_at: dict[str, float] = {}
+        self._lives = 0
+
+    def _topics_are_there(self) -> bool:
+        """A broker that has just restarted knows new topics a moment after it made them."""
+        client = kafka.admin(self.settings.kafka)
+        try:
+            for topic in vars(self.topics).values():
+                kafka.partition_count(client, topic)
+        except kafka.KafkaFailure:
+            return False
+        return True
+
+    # workers
+
+    def start(self, name: str, fault: str | None = None, **more: str) -> Child:
+        """Start a worker; `fault` as scorer.faults reads it."""
+        (port,) = free_ports(1)
+        self._lives += 1
+        environment = {
+            **{k: v for k, v in os.environ.items() if not k.startswith(PREFIX)},
+            f"{PREFIX}KAFKA__BOOTSTRAP_SERVERS": self.broker.proxied_servers,
+            f"{PREFIX}KAFKA__TOPIC_PREFIX": self.settings.kafka.topic_prefix,
+            f"{PREFIX}HTTP__WORKER_PORT": str(port),
+            **{f"{PREFIX}WORKER__{k.upper()}": str(v) for k, v in self._worker.items()},
+            **({f"{PREFIX}FAULT": fault} if fault else {}),
+            **more,
+        }
+        child = self._nursery.start(environment, port, self._folder / f"{name}-{self._lives}.log")
+        self.workers[name] = child
+        return child
+
+    def ready(self, name: str, seconds: float = 40) -> Child:
+        """Wait until the worker says that it is ready."""
+        child = self.workers[name]
+        self.wait(lambda: is_ready(child.port), seconds, f"{name} to be ready")
+        return child
+
+    def kill(self, name: str, number: signal.Signals = signal.SIGKILL) -> None:
+        self.workers[name].signal(number)
+
+    def supervise(self) -> None:
+        """Start again what has ended, as an operator's supervisor would, and note how it ended."""
+        now = time.monotonic()
+        for name, child in list(self.workers.items()):
+            code = child.poll()
+            if code is None:
+                continue
+            if name not in self._ended_at:
+                self._ended_at[name] = now
+                self.exits[self._how(child, code)] += 1
+            elif now - self._ended_at[name] > RESTART_S:
+                del self._ended_at[name]
+                self.start(name)
+
+    def _how(self, child: Child, code: int) -> str:
+        said = child.said().strip().splitlines()
+        last = said[-1] if said else ""
+        if code == 3 or "Traceback" in child.said():
+            raise Torn(f"a worker ended with {code}:\n{child.said()}")
+        return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit {code}" + (f": {last}" if code else "")
+
+    # payments
+
+    def pay(self, given: list[Payment]) -> None:
+        """Hand payments to the client; by key they go to a partition."""
+        for key, value in given:
+            self._producer.produce(self.topics.payments, value, key=key)
+        self.sent += given
+        self._producer.poll(0)
+
+    def decided(self) -> int:
+        """Decisions and dead letters seen so far."""
+        return self.decisions.fill() + self.dead_letters.fill()
+
+    def wait(self, condition: Callable[[], object], seconds: float, what: str, *, supervised: bool = False) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            if supervised:
+                self.supervise()
+            if time.monotonic() > deadline:
+                logs = "\n".join(f"--- {name}\n{child.said()[-2500:]}" for name, child in self.workers.items())
+                raise Torn(f"waited {seconds:.0f} s for {what}\n{logs}")
+            time.sleep(0.02)
+
+    def finish(self, seconds: float = 90, *, supervised: bool = True) -> None:
+        """All payments sent are decided; the workers drain and exit 0."""
+        self.wait(lambda: self._producer.flush(0.05) == 0, 60, "the payments to reach Kafka", supervised=supervised)
+        n = len(self.sent)
+        self.wait(lambda: self.decided() >= n, seconds, f"{n} payments to be decided", supervised=supervised)
+        for name, child in self.workers.items():
+            child.signal(signal.SIGCONT)
+            self.kill(name, signal.SIGTERM)
+        for child in self.workers.values():
+            code = child.wait(40)
+            said = child.said()
+            # Asked a second time while it was leaving, or before it could hear: then the signal alone ended it.
+            unheard = code == -signal.SIGTERM and ("worker.left" in said or "worker.start" not in said)
+            if code not in (0, -signal.SIGKILL) and not unheard and "another worker owns" not in said:
+                raise Torn(f"a worker was asked to stop and ended with {code}:\n{child.said()}")
+
+    def close(self) -> None:
+        for child in self.workers.values():
+            with contextlib.suppress(ProcessLookupError):
+                child.signal(signal.SIGKILL)
+        self.decisions.close()
+        self.dead_letters.close()
+
+    # the reckoning
+
+    def check(self) -> None:
+        """Raise Torn unless decisions, audit rows, dead letters and journal are those of an undisturbed run."""
+        self.decisions.read_to_end()
+        self.dead_letters.read_to_end()
+        _same("records decided", len(self.decisions.messages) + len(self.dead_letters.messages), len(self.sent))
+        bundle = Bundle.load(self._bundle)
+        rows = self._audit_rows(bundle)
+        replayed: list[dict[str, Any]] = []
+        for shard in range(self.settings.worker.shards):
+            output = self._folder / f"replay-{shard}.parquet"
+            replay_topic(bundle, self.settings, output, shard=shard)  # checks each digest along the journal
+            replayed += pq.read_table(output).to_pylist()
+        names = bundle.feature_set.names
+        _same("audit rows", rows, {(r["partition"], r["offset"]): _row(r, names) for r in replayed})
+        decided: dict[int, list[str]] = {}
+        for message in self.decisions.messages:
+            decided.setdefault(message.partition(), []).append(_identity(message.value()))
+        audited: dict[int, list[str]] = {}
+        for r in sorted(replayed, key=lambda r: (r["partition"], r["offset"])):
+            audited.setdefault(r["partition"], []).append(r["payment_id"])
+        _same("decisions of each partition, in order", decided, audited)
+        if self.settings.topics.payments_partitions == 1:
+            expected = undisturbed(bundle, self.sent)
+            _same("decisions", [m.value() for m in self.decisions.messages], expected.decisions)
+            _same("dead letters", self._letters(), expected.dead_letters)
+            features = np.array([rows[key][-1] for key in sorted(rows)], np.float32)
+            if not np.array_equal(features.view(np.uint32), _canonical(expected.features)):
+                raise Torn("the features in the audit are not those of an undisturbed run")
+
+    def _letters(self) -> list[tuple[int, str]]:
+        letters = [DeadLetter.from_headers(message.headers()) for message in self.dead_letters.messages]
+        return sorted((letter.offset, letter.reason.value) for letter in letters)
+
+    def _audit_rows(self, bundle: Bundle) -> dict[tuple[int, int], tuple[Any, ...]]:
+        """Rows by (partition, offset); each batch's digest recomputed and held against its journal record."""
+        topic = Topic(self.settings, self.topics.audit)
+        topic.read_to_end()
+        topic.close()
+        batches: dict[tuple[int, int], list[tuple[AuditHeader, Any]]] = {}
+        for message in topic.messages:
+            header, batch = decode_chunk(message.value())
+            batches.setdefault((header.shard, header.sequence), []).append((header, batch))
+        rows: dict[tuple[int, int], tuple[Any, ...]] = {}
+        for (shard, sequence), chunks in batches.items():
+            header = chunks[0][0]
+            record = JournalRecord.from_bytes(header.journal.encode())
+            _same("the batch of an audit record", (record.shard, record.sequence), (shard, sequence))
+            _same("an audit digest", digest_chunks([batch for _, batch in chunks], header), record.digest)
+            for _, batch in chunks:
+                for r in batch.to_pylist():
+                    key = (r["partition"], r["offset"])
+                    if key in rows:
+                        raise Torn(f"the payment at {key} has two audit rows")
+                    rows[key] = (r["payment_id"], float(r["score"]), float(r["margin"]), tuple(r["reasons"]),
+                                 tuple(_bits(r["features"])))  # fmt: skip
+        return rows
+
+
+def _identity(value: bytes) -> str:
+    import json  # noqa: PLC0415
+
+    return str(json.loads(value)["payment_id"])
+
+
+def _canonical(features: Any) -> Any:
+    bits = np.ascontiguousarray(features, np.float32)
+    return np.where(np.isnan(bits), np.float32("nan"), bits + np.float32(0.0)).view(np.uint32)
+
+
+def _bits(features: Any) -> list[float]:
+    return list(features)
+
+
+def _row(r: dict[str, Any], names: list[str]) -> tuple[Any, ...]:
+    features = [r[name] if name in r and name != "score" else r[f"feature.{name}"] for name in names]
+    return (r["payment_id"], float(r["score"]), float(r["margin"]), tuple(r["reasons"]), tuple(features))
+
+
+def _same(what: str, found: Any, expected: Any) -> None:
+    if repr(found) != repr(expected) and found != expected:  # repr: NaN is equal to itself
+        raise Torn(f"{what} differ: {_first_difference(found, expected)}")
+
+
+def _first_difference(found: Any, expected: Any) -> str:
+    if isinstance(found, dict) and isinstance(expected, dict):
+        missing, more = list(expected.keys() - found.keys())[:5], list(found.keys() - expected.keys())[:5]
+        if missing or more:
+            return f"missing {missing}, more {more}"
+        for key, value in found.items():
+            if repr(value) != repr(expected[key]):
+                return f"{key}: {str(value)[:300]} instead of {str(expected[key])[:300]}"
+    if isinstance(found, list) and isinstance(expected, list):
+        for i, (a, b) in enumerate(zip(found, expected, strict=False)):
+            if repr(a) != repr(b):
+                return f"[{i}]: {str(a)[:300]} instead of {str(b)[:300]}"
+        return f"{len(found)} instead of {len(expected)}"
+    return f"{str(found)[:300]} instead of {str(expected)[:300]}"

@@ -1,0 +1,147 @@
+"""Faults drawn from a seed, run during a stream of payments; the outcome is held against an undisturbed run."""
+
+from __future__ import annotations
+
+import random
+import signal
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.faults.broker import OwnBroker
+from tests.faults.nursery import Nursery
+from tests.faults.payments import payments
+from tests.faults.run import Application
+
+POINTS = ("after_consume", "after_compute", "in_transaction", "before_commit", "after_commit", "in_recovery")
+ACTIONS = ("kill", "kill", "stop", "timeout", "term", "sleep=0.7")
+TRANSACTIONAL = ("in_transaction", "before_commit", "after_commit")  # where a call to the broker can time out
+WORKERS = ("a", "b")
+FROZEN_AT_POINT_S = 3.0
+
+
+@dataclass
+class Schedule:
+    """What goes wrong, and when in seconds from the first payment."""
+
+    seed: int
+    partitions: int
+    shards: int
+    payments: int
+    rate: float
+    at_points: dict[str, str] = field(default_factory=dict)  # worker: fault
+    events: list[tuple[float, str, str, float]] = field(default_factory=list)  # (when, what, worker, seconds)
+
+    @classmethod
+    def drawn(cls, seed: int) -> Schedule:
+        rng = random.Random(seed)
+        partitions = rng.choice((1, 1, 4))
+        made = cls(
+            seed=seed,
+            partitions=partitions,
+            shards=rng.choice((1, 2)) if partitions > 1 else 1,
+            payments=rng.randrange(600, 2_000),
+            rate=rng.choice((500.0, 1_500.0)),
+        )
+        for worker in WORKERS:
+            if rng.random() < 0.5:
+                point, action = rng.choice(POINTS), rng.choice(ACTIONS)
+                if action == "timeout" and point not in TRANSACTIONAL:
+                    action = "kill"
+                made.at_points[worker] = f"{point}:{rng.randrange(1, 30)}:{action}"
+        for _ in range(rng.randrange(0, 4)):
+            what = rng.choice(("kill", "term", "freeze", "freeze", "cut", "hang", "slow", "broker"))
+            if what == "broker" and rng.random() < 0.6:
+                what = "kill"
+            when = round(rng.uniform(0.0, made.payments / made.rate), 2)
+            made.events.append((when, what, rng.choice(WORKERS), round(rng.uniform(0.2, 4.0), 2)))
+        made.events.sort()
+        return made
+
+    def __str__(self) -> str:
+        lines = [f"seed {self.seed}: {self.payments} payments at {self.rate:.0f}/s, {self.partitions} partitions, "
+                 f"{self.shards} shards"]  # fmt: skip
+        lines += [f"  worker {worker}: {fault}" for worker, fault in sorted(self.at_points.items())]
+        lines += [f"  {when:5.2f} s  {what} {worker} ({seconds} s)" for when, what, worker, seconds in self.events]
+        return "\n".join(lines)
+
+
+class Runner:
+    """Runs schedules on one broker and one nursery."""
+
+    def __init__(self, broker: OwnBroker, nursery: Nursery, bundle: Path) -> None:
+        self._broker, self._nursery, self._bundle = broker, nursery, bundle
+        self.exits: dict[str, int] = {}
+
+    def run(self, schedule: Schedule) -> None:
+        """Raises Torn when the outcome is another one than undisturbed."""
+        with tempfile.TemporaryDirectory() as folder:
+            app = Application(
+                self._broker, self._nursery, Path(folder), self._bundle,
+                partitions=schedule.partitions, shards=schedule.shards,
+            )  # fmt: skip
+            try:
+                for worker in WORKERS:
+                    app.start(worker, schedule.at_points.get(worker))
+                self._stream(app, schedule)
+                app.finish()
+                app.check()
+            finally:
+                self._broker.proxy.heal()
+                self._broker.start()
+                app.close()
+                for how, count in app.exits.items():
+                    self.exits[how] = self.exits.get(how, 0) + count
+
+    def _stream(self, app: Application, schedule: Schedule) -> None:
+        stream = payments(schedule.seed, schedule.payments)
+        due: list[tuple[float, Callable[[], None]]] = []
+        events = list(schedule.events)
+        started = time.monotonic()
+        while stream or events or due:
+            now = time.monotonic() - started
+            count = min(len(stream), int(now * schedule.rate) - len(app.sent))
+            if count > 0:
+                app.pay(stream[:count])
+                del stream[:count]
+            while events and events[0][0] <= now:
+                _, what, worker, seconds = events.pop(0)
+                undo = self._happens(app, what, worker)
+                if undo is not None:
+                    due.append((now + seconds, undo))
+            for entry in [entry for entry in due if entry[0] <= now]:
+                due.remove(entry)
+                entry[1]()
+            app.supervise()
+            app.decided()
+        # A worker that a point has frozen is awakened when another has long taken over.
+        if any(fault.endswith("stop") for fault in schedule.at_points.values()):
+            time.sleep(FROZEN_AT_POINT_S)
+        for child in app.workers.values():
+            child.signal(signal.SIGCONT)
+
+    def _happens(self, app: Application, what: str, worker: str) -> Callable[[], None] | None:
+        """Let it happen; gives what ends it."""
+        proxy, child = self._broker.proxy, app.workers[worker]
+        if what == "kill":
+            app.kill(worker)
+        elif what == "term":
+            app.kill(worker, signal.SIGTERM)
+        elif what == "freeze":
+            child.signal(signal.SIGSTOP)
+            return lambda: child.signal(signal.SIGCONT)
+        elif what == "slow":
+            proxy.delay_s = 0.03
+            return proxy.heal
+        elif what == "cut":
+            proxy.cut()
+            return proxy.heal
+        elif what == "hang":
+            proxy.hang()
+            return proxy.heal
+        elif what == "broker":
+            self._broker.kill()
+            return self._broker.start
+        return None

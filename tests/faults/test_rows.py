@@ -1,0 +1,311 @@
+"""FAULTS.md row by row, on real Kafka: what must hold of each named case. Snapshots (12), Postgres (14, 15), malformed
+input (16, 17), bundles (19, 20) and catching up (23) have tests of their own in tests/integration and tests/unit."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from confluent_kafka import Producer, TopicPartition
+from confluent_kafka.admin import NewPartitions
+
+from scorer import kafka
+from tests.faults.broker import OwnBroker
+from tests.faults.nursery import CLOCK_AHEAD
+from tests.faults.payments import Payment, payments
+from tests.faults.run import SESSION_MS, Application
+from tests.integration.running import metrics
+
+Make = Callable[..., Application]
+
+
+def stream(app: Application, given: list[Payment], *, rate: float = 500.0, until: Callable[[], object] = bool) -> None:
+    """Send `given` at a rate under the supervisor; then wait for `until`, if it is given."""
+    started, sent = time.monotonic(), 0
+    while sent < len(given):
+        count = min(len(given), int((time.monotonic() - started) * rate)) - sent
+        app.pay(given[sent : sent + count])
+        sent += count
+        app.decided()
+        app.supervise()
+        time.sleep(0.01)
+    if until is not bool:
+        app.wait(until, 60, "what the test waits for", supervised=True)
+
+
+def decided(app: Application, count: int) -> None:
+    app.wait(lambda: app.decided() >= count, 60, f"{count} decisions")
+
+
+def test_row_1_killed_at_each_named_step_and_terminated_in_the_middle(application: Make) -> None:
+    """SIGKILL after consuming, after computing, inside the transaction, before and after the commit, and in recovery:
+    the outcome is equal. SIGTERM in the middle of a batch: drained, exit 0."""
+    # Static membership: a restart has its shard again at once, not when the killed one's session ends.
+    app = application(standby_shards_max=0, instance_id="a")
+    points = ["after_consume", "after_compute", "in_transaction", "before_commit", "after_commit", "in_recovery"]
+    given = payments(1, 1_500)
+    for n, point in enumerate(points):
+        child = app.start("a", f"{point}:2:kill")
+        while child.poll() is None:
+            app.pay(given[:4])
+            del given[:4]
+            app.decided()
+            time.sleep(0.05)
+        assert child.code == -signal.SIGKILL, (point, child.said())
+        assert given, f"{n} points used up the payments"
+    child = app.start("a", "after_compute:5:term")
+    stream_without_supervisor(app, given[:300], child.poll)
+    del given[:300]
+    assert child.wait(20) == 0, child.said()
+    app.start("a")
+    app.pay(given)
+    app.finish()
+    app.check()
+
+
+def stream_without_supervisor(app: Application, given: list[Payment], ended: Callable[[], object]) -> None:
+    while given and ended() is None:
+        app.pay(given[:15])
+        del given[:15]
+        time.sleep(0.05)
+    app.pay(given)
+    app.wait(lambda: ended() is not None, 30, "the worker to end")
+
+
+def test_row_2_a_commit_that_times_out_rebuilds_and_tears_nothing(application: Make) -> None:
+    """Done or not: after a commit that timed out producer and state are rebuilt, counted, and all is equal."""
+    app = application()
+    app.start("a", "before_commit:4:timeout,after_commit:8:timeout")
+    app.ready("a")
+    stream(app, payments(2, 500))
+    decided(app, 500)
+    counted = metrics(app.workers["a"].port)
+    assert sum(value for name, value in counted.items() if name.startswith("fraud_scorer_rebuilds_total")) == 2, counted
+    app.finish()
+    app.check()
+
+
+def test_rows_3_and_8_a_frozen_owner_with_an_open_transaction_is_replaced_and_fenced(application: Make) -> None:
+    """Frozen before its commit, past the session timeout: the standby settles the open transaction and goes on;
+    awakened, the former owner is fenced and exits non-zero; all is equal."""
+    app = application()
+    frozen = app.start("a", "before_commit:6:stop")
+    app.ready("a")
+    app.start("b")
+    app.ready("b")
+    given = payments(3, 600)
+    stream(app, given[:300])
+    decided(app, 300)  # the standby has them all, the open transaction of the former owner notwithstanding
+    frozen.signal(signal.SIGCONT)
+    assert frozen.wait(20) == 1, frozen.said()
+    assert "another worker owns this shard" in frozen.said() or "put this member out" in frozen.said()
+    del app.workers["a"]
+    stream(app, given[300:])
+    app.finish(supervised=False)
+    app.check()
+
+
+def test_rows_4_and_22_workers_join_and_leave_whatever_their_clocks_say(application: Make) -> None:
+    """Two shards move between workers that come and go in the middle of batches, one of them with a clock that is an
+    hour ahead: no gap, no duplicate, and event time rules."""
+    app = application(partitions=4, shards=2)
+    given = payments(4, 1_200)
+    app.start("a")
+    app.ready("a")
+    stream(app, given[:400])
+    app.start("b", **{CLOCK_AHEAD: "3600"})
+    stream(app, given[400:800])
+    app.kill("a", signal.SIGTERM)
+    assert app.workers.pop("a").wait(30) == 0
+    stream(app, given[800:])
+    app.finish(supervised=False)
+    app.check()
+
+
+def test_row_6_two_workers_with_one_static_member_id(application: Make) -> None:
+    """The one that is put out exits loudly and names the id; the other decides everything."""
+    app = application(instance_id="blue-1")
+    first = app.start("a")
+    app.ready("a")
+    given = payments(6, 400)
+    stream(app, given[:200])
+    app.start("b")
+    assert first.wait(30) == 1, first.said()
+    assert "blue-1" in first.said()
+    del app.workers["a"]
+    stream(app, given[200:])
+    app.finish(supervised=False)
+    app.check()
+
+
+def test_row_7_handed_over_while_still_recovering(application: Make) -> None:
+    """A worker that is asked to go while it recovers goes at once; the next one recovers, and all is equal."""
+    app = application(standby_shards_max=0, batch_payments_max=16, instance_id="a")
+    app.start("a")
+    app.ready("a")
+    given = payments(7, 600)
+    stream(app, given[:400])
+    decided(app, 400)
+    app.kill("a")
+    app.workers.pop("a").wait(10)
+    slow = app.start("b", "in_recovery:3:sleep=2")
+    app.wait(lambda: "shard.assigned" in slow.said(), 30, "the shard to be assigned")
+    time.sleep(1.0)
+    app.kill("b", signal.SIGTERM)
+    assert slow.wait(20) == 0, slow.said()
+    app.start("b")
+    stream(app, given[400:])
+    app.finish()
+    app.check()
+
+
+def test_row_9_the_journals_start_is_gone(application: Make) -> None:
+    """A worker does not start on half a journal: it names the missing batches and what can be done."""
+    app = application(standby_shards_max=0)
+    app.start("a")
+    app.ready("a")
+    stream(app, payments(9, 300))
+    decided(app, 300)
+    app.finish()
+    client = kafka.admin(app.settings.kafka)
+    journal = TopicPartition(app.topics.journal, 0)
+    gone = TopicPartition(app.topics.journal, 0, kafka.ends(client, [journal])[0] // 2)
+    client.delete_records([gone])[gone].result(15)
+    child = app.start("a")
+    assert child.wait(40) == 1, child.said()
+    assert "batches 0 to" in child.said()
+    assert "are gone" in child.said()
+
+
+def test_row_10_a_hanging_transaction_stops_recovery_loudly(application: Make) -> None:
+    """Recovery that makes no progress ends with the offset it could not reach, after its deadline."""
+    app = application(no_progress_s=2.0, standby_shards_max=0)
+    app.start("a")
+    app.ready("a")
+    app.pay(payments(10, 50))
+    app.finish()
+    hanging = Producer(
+        {
+            "bootstrap.servers": app.settings.kafka.bootstrap_servers,
+            "transactional.id": f"{app.topics.journal}-stranger",
+        }
+    )
+    hanging.init_transactions(15)
+    hanging.begin_transaction()
+    hanging.produce(app.topics.journal, b"x", partition=0)
+    hanging.flush(10)
+    child = app.start("a")
+    assert child.wait(40) == 1, child.said()
+    assert "no progress towards offset" in child.said()
+    hanging.abort_transaction(15)
+    app.start("a")
+    app.pay(payments(11, 50))
+    app.finish()
+
+
+def test_row_11_payments_that_are_gone_before_they_were_decided(application: Make) -> None:
+    """A position below the input's start is refused, with the offsets; so is a changed number of partitions."""
+    app = application(standby_shards_max=0)
+    app.start("a")
+    app.ready("a")
+    app.pay(payments(12, 50))
+    app.finish()
+    client = kafka.admin(app.settings.kafka)
+    app.pay(payments(13, 50))
+    app.wait(lambda: kafka.ends(client, [TopicPartition(app.topics.payments, 0)])[0] >= 100, 20, "the payments")
+    gone = TopicPartition(app.topics.payments, 0, 70)
+    client.delete_records([gone])[gone].result(15)
+    child = app.start("a")
+    assert child.wait(40) == 1, child.said()
+    assert "are gone" in child.said()
+
+    client.create_partitions([NewPartitions(app.topics.payments, 3)])[app.topics.payments].result(15)
+    child = app.start("a")
+    assert child.wait(40) != 0, child.said()
+    assert "partitions" in child.said()
+
+
+def test_row_13_the_broker_is_killed_and_comes_back(application: Make, broker: OwnBroker) -> None:
+    """While the broker is away the worker waits and is not ready; then it goes on by itself, and all is equal."""
+    app = application()
+    worker = app.start("a")
+    app.ready("a")
+    given = payments(14, 800)
+    stream(app, given[:300])
+    broker.kill()
+    app.pay(given[300:500])
+    time.sleep(2.0)
+    broker.start()
+    stream(app, given[500:])
+    decided(app, 800)
+    assert worker.poll() is None, worker.said()
+    app.finish(supervised=False)
+    app.check()
+
+
+def test_row_13_the_network_hangs_and_is_cut(application: Make, broker: OwnBroker) -> None:
+    """Half-open connections, then refused ones, then slow ones: nothing is lost, nothing comes twice."""
+    app = application()
+    app.start("a")
+    app.ready("a")
+    given = payments(15, 900)
+    stream(app, given[:300])
+    broker.proxy.hang()
+    stream(app, given[300:600])
+    time.sleep(SESSION_MS / 1000)  # the session ends while nothing is heard
+    broker.proxy.cut()
+    time.sleep(0.5)
+    broker.proxy.heal()
+    broker.proxy.delay_s = 0.02
+    stream(app, given[600:])
+    app.finish()
+    app.check()
+
+
+def test_row_18_a_repeated_payment_has_the_same_decision_and_counts_once(application: Make) -> None:
+    """Same bytes or other bytes: the decision is the first one's, marked duplicate; other bytes are counted."""
+    app = application()
+    app.start("a")
+    app.ready("a")
+    key, value = payments(18, 1)[0]
+    other = value.replace(b'"amount_minor": ', b'"amount_minor": 1')
+    app.pay([(key, value), (key, value), (key, other)])
+    decided(app, 3)
+    conflicts = lambda: [  # noqa: E731 - counted a moment after the commit
+        value for name, value in metrics(app.workers["a"].port).items() if "conflict" in name and "total" in name
+    ]
+    app.wait(lambda: conflicts() == [1.0], 10, "the conflict to be counted")
+    app.finish()
+    app.check()
+    texts = [message.value().replace(b"duplicate", b"normal") for message in app.decisions.messages]
+    assert texts[0] == texts[1] == texts[2]
+
+
+def test_row_21_a_burst_with_a_hot_key_stays_in_memory(application: Make) -> None:
+    """40,000 payments at once, half of them of one key: memory grows by a bounded amount, and all are decided."""
+    app = application(batch_payments_max=4096, buffered_payments_max=8192)
+    child = app.start("a")
+    app.ready("a")
+    app.pay(payments(20, 200))
+    decided(app, 200)
+    before = _resident_bytes(child.pid)
+    burst = payments(21, 20_000)
+    hot = [(b"hot", value.replace(b'"payment_id": "p', b'"payment_id": "h')) for _, value in burst]
+    app.pay([each for pair in zip(burst, hot, strict=True) for each in pair])
+    peak = before
+
+    def all_decided() -> bool:
+        nonlocal peak
+        peak = max(peak, _resident_bytes(child.pid))
+        return app.decided() >= 40_200
+
+    app.wait(all_decided, 90, "the burst to be decided")
+    assert peak - before < 300 * 1024 * 1024, f"grew by {(peak - before) / 1e6:.0f} MB"
+    app.finish()
+    app.check()
+
+
+def _resident_bytes(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096

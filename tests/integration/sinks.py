@@ -1,0 +1,85 @@
+"""Audit sinks in threads, for the tests that break what they stand on."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import psycopg
+import sqlalchemy as sa
+
+from schemas.audit import digest
+from scorer.sink import AuditSink, SinkError, read_batch, schema
+from tests.integration.audit_batches import CONTEXT, Shard
+
+DEADLINE_S = 60.0
+
+
+def wait_for(condition: Callable[[], object], what: str) -> None:
+    """Waits for what other processes do; the deadline only bounds a failure."""
+    end = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < end, f"waited {DEADLINE_S:.0f} s for {what}"
+        time.sleep(0.02)
+
+
+class Running:
+    """A sink in a thread of its own."""
+
+    def __init__(self, servers: str, topic: str, url: str, **settings: object) -> None:
+        self.sink = AuditSink(bootstrap_servers=servers, client_config={}, topic=topic, postgres_url=url, **settings)
+        self.error: BaseException | None = None
+        self.stop = threading.Event()
+        self.thread = threading.Thread(target=self._run, daemon=True)
+        self.thread.start()
+
+    def _run(self) -> None:
+        try:
+            self.sink.run(self.stop)
+        except SinkError as exc:
+            self.error = exc
+
+    def finish(self) -> None:
+        self.stop.set()
+        self.thread.join(DEADLINE_S)
+        assert not self.thread.is_alive()
+
+    def fails(self) -> BaseException:
+        """The error that ended it."""
+        self.thread.join(DEADLINE_S)
+        assert self.error is not None
+        return self.error
+
+
+@contextmanager
+def running(servers: str, topic: str, url: str, **settings: object) -> Iterator[Running]:
+    sink = Running(servers, topic, url, **settings)
+    try:
+        yield sink
+    finally:
+        sink.finish()
+
+
+def query(url: str, statement: str) -> list[tuple]:
+    with psycopg.connect(url) as connection:
+        return connection.execute(statement).fetchall()
+
+
+def assert_equal_to(url: str, *shards: Shard) -> None:
+    """Postgres holds exactly the batches that the shards wrote, and each digest can be made again from its rows."""
+    expected = sum(len(columns) for shard in shards for columns in shard.written.values())
+    assert query(url, "SELECT count(*) FROM decisions") == [(expected,)]
+    assert query(url, "SELECT count(*) FROM batches") == [(sum(len(shard.written) for shard in shards),)]
+    with schema.engine(url).connect() as connection:
+        for shard in shards:
+            for sequence, columns in shard.written.items():
+                context, back = read_batch(connection, shard.number, sequence)
+                assert context == CONTEXT
+                assert list(back.payment_id) == list(columns.payment_id)
+                assert digest(back, context) == shard.records[sequence].digest
+            heads = sa.select(schema.batches.c.sequence, schema.batches.c.head).where(
+                schema.batches.c.shard == shard.number
+            )
+            assert dict(connection.execute(heads).all()) == {s: r.head for s, r in shard.records.items()}

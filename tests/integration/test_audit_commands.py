@@ -1,0 +1,325 @@
+"""The commands over a real trail: worker and sink on Kafka and Postgres, then `audit` and `labels` as people call them.
+
+`unittest.mock.patch` sets environment variables here; nothing is mocked.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Iterator
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import psycopg
+import pytest
+import xgboost as xgb
+
+from scorer import kafka
+from scorer.audit.signing import Signer
+from scorer.bundle import write_bundle
+from scorer.cli import app
+from scorer.errors import FraudScorerError, UsageError
+from scorer.services import Services
+from scorer.settings import PREFIX, Settings
+from scorer.setup import setup
+from tests.integration.audit_trail import forge
+from tests.integration.running import environment, process, test_settings, wait_for
+
+PAYMENTS = 600
+START_MS = 1_767_225_600_000
+FEATURES = """
+name: audit
+currency: EUR
+allowed_lateness: 10m
+entities: {customer: [customer_id]}
+features:
+  - {name: amount, payment: amount}
+  - {name: customer_count_1d, entity: customer, aggregate: count, window: 1d}
+  - {name: customer_mean_7d, entity: customer, aggregate: mean, of: amount, window: 7d, include_current: true}
+  - {name: customer_frauds_7d, entity: customer, aggregate: fraud_count, window: 7d}
+"""
+POLICY = """
+name: audit
+flag: {score: 0.7}
+rules:
+  - {name: large, when: [{feature: amount, at_least: 900}], then: flag, reason: LARGE_AMOUNT}
+lists:
+  - {name: blocked, field: terminal_id, then: flag, reason: BLOCKED_TERMINAL}
+reasons:
+  - {code: UNUSUAL_AMOUNT, sentence: The amount is unusual for this customer., features: [amount, customer_mean_7d]}
+  - {code: FREQUENT, sentence: The customer pays often., features: [customer_count_1d, customer_frauds_7d]}
+"""
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle whose model has learnt something, whatever."""
+    random = np.random.default_rng(5)
+    X = random.lognormal(3, 2, size=(2000, 4)).astype(np.float32)
+    model = xgb.train(
+        {"objective": "binary:logistic", "max_depth": 4, "seed": 1}, xgb.DMatrix(X, (X[:, 0] > X[:, 2]).astype(int)), 20
+    )
+    folder = tmp_path_factory.mktemp("bundle") / "audit"
+    write_bundle(
+        folder, name="audit", created_at="2026-01-01T00:00:00Z", model=bytes(model.save_raw("ubj")),
+        feature_set_yaml=FEATURES, policy_yaml=POLICY, threshold_score=0.7,
+    )  # fmt: skip
+    return folder
+
+
+def payment(number: int, **changes: object) -> bytes:
+    random = np.random.default_rng(number)
+    return json.dumps(
+        {
+            "payment_id": f"p_{number}",
+            "event_time": START_MS + 60_000 * number,
+            "amount_minor": int(random.integers(100, 100_000)),
+            "currency": "EUR",
+            "customer_id": f"c_{number % 7}",
+            "account_id": f"a_{number % 9}",
+            "terminal_id": f"t_{number % 5}",
+            "channel": "ecom",
+        }
+        | changes
+    ).encode()
+
+
+class Running:
+    """The trail of one module's tests."""
+
+    def __init__(self, settings: Settings, folder: Path) -> None:
+        self.settings, self.folder = settings, folder
+        self.database = settings.postgres.url.get_secret_value()
+
+    def send(self, topic: str, *values: bytes) -> None:
+        producer = kafka.plain_producer(self.settings.kafka)
+        for value in values:
+            producer.produce(topic, value, partition=0)
+        assert producer.flush(30) == 0
+
+    def command(self, *arguments: str, code: int = 0, **more: str) -> dict[str, Any]:
+        """`fraud-scorer …` with --json, in this process (a start costs seconds); its result."""
+        output, found = io.StringIO(), 0
+        given = environment(self.settings, FRAUD_SCORER_LOG_LEVEL="error", **more)
+        with patch.dict(os.environ, given, clear=True), redirect_stdout(output):
+            try:
+                app([*arguments, "--json"], standalone_mode=False)
+            except FraudScorerError as exc:
+                found, reason = exc.exit_code, str(exc)
+        assert found == code, reason
+        lines = output.getvalue().splitlines()
+        result: dict[str, Any] = json.loads(lines[-1]) if lines else {"error": reason}
+        return result
+
+    def count(self, table: str) -> int:
+        with psycopg.connect(self.database) as connection:
+            return connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0]  # type: ignore[index]
+
+
+@pytest.fixture(scope="module")
+def running(services: Services, bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """Worker and sink at work, some payments decided, one of them bad and one twice."""
+    folder = tmp_path_factory.mktemp("audit")
+    name = f"audit_{os.getpid()}"
+    with psycopg.connect(services.postgres.url, autocommit=True) as server:
+        server.execute(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING 'UTF8'")
+        url = services.postgres.url.rsplit("/", 1)[0] + f"/{name}"
+        try:
+            settings = test_settings(
+                services.kafka.bootstrap_servers, f"{name}-", postgres={"url": url},
+                worker={"batch_payments_max": 64}, topics={"payments_partitions": 1},
+            )  # fmt: skip
+            setup(settings)
+            trail = Running(settings, folder)
+            topics = kafka.Topics.of(settings.kafka)
+            trail.send(topics.control, b'{"type":"list_add","list":"blocked","value":"t_x"}', b"nonsense")
+            with (
+                process("sink", [], settings, folder / "sink.log"),
+                process("run", ["--bundle", str(bundle)], settings, folder / "worker.log"),
+            ):
+                trail.send(topics.payments, *(payment(n) for n in range(PAYMENTS)))
+                wait_for(lambda: trail.count("decisions") == PAYMENTS, 60, "the first decisions")
+                trail.send(topics.payments, payment(3), payment(PAYMENTS, terminal_id="t_x"), b"no payment")
+                wait_for(lambda: trail.count("decisions") == PAYMENTS + 2, 60, "the other decisions")
+                yield trail
+        finally:
+            server.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def test_the_other_topics_reach_their_tables(running: Running) -> None:
+    """Changes of lists and dead letters stand in Postgres with their origin, each once."""
+    wait_for(lambda: running.count("dead_letters") == 2 and running.count("control_changes") == 1, 30, "the records")
+    topics = kafka.Topics.of(running.settings.kafka)
+    with psycopg.connect(running.database) as connection:
+        letters = connection.execute("SELECT origin_topic, reason FROM dead_letters ORDER BY 1").fetchall()
+        assert letters == [(topics.control, "not_json"), (topics.payments, "not_json")]
+        assert connection.execute("SELECT record->>'value' FROM control_changes").fetchall() == [("t_x",)]
+        bundles = connection.execute("SELECT threshold, first_sequence FROM bundles").fetchall()
+        assert bundles == [(0.7, 0)]
+
+
+def test_verify_anchor_and_the_journal(running: Running) -> None:
+    """The trail equals the journal topic and the anchors; since the last anchor there is nothing new."""
+    anchors = str(running.folder / "anchors.jsonl")
+    signer = Signer.generate()
+    key = {f"{PREFIX}AUDIT__SIGNING_KEY": signer.to_pem().decode(), f"{PREFIX}AUDIT__ANCHORS": anchors}
+    anchored = running.command("audit", "anchor", **key)
+    assert anchored["signed"]
+    result = running.command("audit", "verify", **key)
+    assert result["verified"]
+    assert result["decisions"] == PAYMENTS + 2
+    assert result["heads_equal_to_journal"] == result["batches"] == anchored["anchored"][0]["sequence"] + 1
+    assert result["heads_anchored"] == 1
+    assert running.command("audit", "verify", "--since-anchor", **key)["batches"] == 0
+
+
+def test_verify_names_the_column_by_the_topic(running: Running) -> None:
+    """While Kafka still holds the chunks, the very row and column that was edited is named."""
+    with psycopg.connect(running.database, autocommit=True) as connection:
+        connection.execute("UPDATE decisions SET amount_minor = amount_minor + 1 WHERE payment_id = 'p_77'")
+        place = connection.execute(
+            "SELECT shard, sequence, row_number FROM decisions WHERE payment_id = 'p_77'"
+        ).fetchone()
+        result = running.command("audit", "verify", code=3)
+        connection.execute("UPDATE decisions SET amount_minor = amount_minor - 1 WHERE payment_id = 'p_77'")
+    assert place is not None
+    bad = result["first_bad"]
+    assert (bad["shard"], bad["sequence"], bad["kind"]) == (*place[:2], "row_edited")
+    assert bad["detail"].startswith(f"row {place[2]} column amount_minor changed")
+
+
+def test_explain_proves_every_decision(running: Running, bundle: Path) -> None:
+    """Margin, score, decision and reasons come out again of the logged features, and of the topic along the journal."""
+    result = running.command("audit", "explain", "p_3", "--bundle", str(bundle), "--replay")
+    first, second = result["decisions"]
+    assert (first["mode"], second["mode"]) == ("normal", "duplicate")
+    assert first["equal"] is True
+    assert {"margin", "decision", "replay: features", "replay: batch digest"} <= {p["what"] for p in first["proof"]}
+    assert set(first["features"]) == {"amount", "customer_count_1d", "customer_mean_7d", "customer_frauds_7d"}
+    with psycopg.connect(running.database) as connection:
+        flagged = connection.execute("SELECT payment_id FROM flagged ORDER BY score DESC LIMIT 1").fetchone()
+        by_rule = connection.execute("SELECT payment_id FROM flagged WHERE 'large' = ANY (fired) LIMIT 1").fetchone()
+    assert flagged is not None
+    assert by_rule is not None
+    for payment_id in (flagged[0], by_rule[0], f"p_{PAYMENTS}"):
+        (decided,) = running.command("audit", "explain", payment_id, "--bundle", str(bundle))["decisions"]
+        assert (decided["decision"], decided["equal"]) == ("flag", True)
+        assert all(reason["sentence"] != reason["code"] for reason in decided["reasons"])
+    assert decided["fired"] == ["blocked"]
+    assert decided["notes"] == ["Taken from the row: the payment stood on blocked."]
+
+
+def test_explain_finds_an_edit(running: Running, bundle: Path) -> None:
+    """A feature value or a decision that was edited no longer fits its proof: exit 3."""
+    for change in ("features[1] = 1e6", "decision = CASE decision WHEN 'flag' THEN 'approve' ELSE 'flag' END"):
+        with psycopg.connect(running.database, autocommit=True) as connection:
+            kept = connection.execute("SELECT features, decision FROM decisions WHERE payment_id = 'p_5'").fetchone()
+            connection.execute(f"UPDATE decisions SET {change} WHERE payment_id = 'p_5'")
+            result = running.command("audit", "explain", "p_5", "--bundle", str(bundle), code=3)
+            connection.execute("UPDATE decisions SET features = %s, decision = %s WHERE payment_id = 'p_5'", kept)
+        assert result["decisions"][0]["equal"] is False
+
+
+def test_labels_keep_their_history_and_reach_the_features(running: Running) -> None:
+    """A chargeback, then an analyst's other verdict: both are kept with who and when, and the last one is what
+    later payments of the customer see."""
+    topics = kafka.Topics.of(running.settings.kafka)
+
+    def frauds(number: int, minute: int) -> float:
+        value = payment(number, event_time=START_MS + 60_000 * minute, customer_id="c_2", amount_minor=100)
+        running.send(topics.payments, value)
+        with psycopg.connect(running.database, autocommit=True) as connection:
+            statement = f"SELECT value FROM decision_features WHERE payment_id = 'p_{number}' AND name LIKE '%frauds%'"
+            wait_for(lambda: connection.execute(statement).fetchone() is not None, 30, "the decision")
+            return float(connection.execute(statement).fetchone()[0])  # type: ignore[index]
+
+    assert frauds(2001, 601) == 0
+    file = running.folder / "chargebacks.csv"
+    file.write_text("payment_id,verdict,known_at\np_2,fraud,2026-01-01T10:02:00Z\np_9,fraud,2026-01-01T10:02:00Z\n")
+    assert running.command("labels", "add", "--input", str(file), "--source", "chargeback") == {"labels": 2, "fraud": 2}
+    wait_for(lambda: running.count("labels") == 2, 30, "the chargebacks")
+    assert frauds(2002, 603) == 2
+    running.command(
+        "labels",
+        "add",
+        "p_9",
+        "--genuine",
+        "--known-at",
+        "2026-01-01T10:04:00Z",
+        "--source",
+        "analyst",
+        "--analyst",
+        "ann",
+    )
+    wait_for(lambda: running.count("labels") == 3, 30, "the verdict")
+    assert frauds(2003, 605) == 1
+    history = running.command("labels", "history", "p_9")["labels"]
+    assert [(label["fraud"], label["source"], label["analyst"]) for label in history] == [
+        (True, "chargeback", None),
+        (False, "analyst", "ann"),
+    ]
+    with psycopg.connect(running.database) as connection:
+        assert connection.execute("SELECT fraud FROM labels_current WHERE payment_id = 'p_9'").fetchone() == (False,)
+        assert connection.execute("SELECT count(*) FROM outcomes WHERE fraud").fetchone() == (1,)
+
+
+def test_a_bad_line_sends_no_label(running: Running) -> None:
+    """A file with a line that is no label is refused whole, naming line and field; a card number never leaves."""
+    before = running.count("labels")
+    file = running.folder / "labels.csv"
+    for line, named in (("p_1,maybe", "fraud"), ("4111111111111111,fraud", "card number"), ("p_1,fraud,x", "cells")):
+        file.write_text(f"payment_id,fraud\np_1,fraud\n{line}\n")
+        error = running.command("labels", "add", "--input", str(file), code=2)["error"]
+        assert "line 3" in error
+        assert named in error
+        assert "4111" not in error
+    assert running.count("labels") == before
+
+
+def test_a_perfect_forgery_differs_from_the_journal_topic(running: Running) -> None:
+    """With digest, heads and every later link made again, Postgres agrees with itself; the journal topic does not."""
+    with psycopg.connect(running.database) as connection:
+        place = connection.execute("SELECT shard, sequence FROM flagged ORDER BY sequence LIMIT 1").fetchone()
+    assert place is not None
+    tables = ("decisions", "batches", "positions")
+    with psycopg.connect(running.database) as connection:
+        for table in tables:
+            connection.execute(f"CREATE TABLE kept_{table} AS SELECT * FROM {table}")
+    forge(running.database, *place, onwards=True)
+    assert running.command("audit", "verify", "--no-journal")["verified"]
+    bad = running.command("audit", "verify", code=3)["first_bad"]
+    assert (bad["shard"], bad["sequence"], bad["kind"]) == (*place, "forged")
+    assert "column decision" in bad["detail"]
+    with psycopg.connect(running.database) as connection:
+        connection.execute(f"TRUNCATE {', '.join(tables)}")
+        for table in tables:
+            connection.execute(f"INSERT INTO {table} SELECT * FROM kept_{table}")
+    assert running.command("audit", "verify")["verified"]
+
+
+def test_days_are_kept_and_people_forgotten(running: Running) -> None:
+    """keygen, retain and erase by command: without a key nothing leaves; with it the trail still equals the journal."""
+    keys = running.folder / "keys"
+    with pytest.raises(AssertionError, match="SIGNING_KEY_FILE"):
+        running.command("audit", "retain", "--keep", "365d")
+    with patch.dict(os.environ), redirect_stdout(io.StringIO()):
+        app(["audit", "keygen", "--output", str(keys)], standalone_mode=False)
+        with pytest.raises(UsageError, match="kept"):
+            app(["audit", "keygen", "--output", str(keys)], standalone_mode=False)
+    assert (keys / "audit-signing-key.pem").stat().st_mode & 0o777 == 0o600
+    sign = {f"{PREFIX}AUDIT__SIGNING_KEY_FILE": str(keys / "audit-signing-key.pem")}
+    kept = running.command("audit", "retain", "--keep", "1d", "--as-of", "2027-01-01", **sign)
+    # The day that holds the newest batch stays; batches before the first payment, if there were any, are of no day.
+    assert set(kept["days"]) <= {"1970-01-01"}
+    erased = running.command("audit", "erase", "--customer", "c_6", **sign)
+    assert erased["rows"] > 50
+    public = {f"{PREFIX}AUDIT__PUBLIC_KEY_FILE": str(keys / "audit-public-key.pem")}
+    result = running.command("audit", "verify", **public)
+    assert (result["verified"], result["erased_batches"]) == (True, erased["batches"])
+    assert result["heads_equal_to_journal"] == result["batches"]
+    assert "PUBLIC_KEY" in running.command("audit", "verify", code=2)["error"]

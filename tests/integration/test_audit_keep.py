@@ -1,0 +1,146 @@
+"""Retention and erasure: what leaves the trail leaves it whole."""
+
+from __future__ import annotations
+
+import re
+from datetime import date
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from scorer.audit.anchor import AnchorFile, anchor
+from scorer.audit.erasure import erase
+from scorer.audit.retention import retain
+from scorer.audit.signing import Signer
+from scorer.audit.verify import verify
+from scorer.errors import PromiseBroken, UsageError
+from tests.integration.audit_trail import Trail, migrated, sql
+
+
+@pytest.fixture
+def trail(database: str) -> Trail:
+    """Two shards over four days."""
+    trail = Trail(migrated(database))
+    for day in range(4):
+        for shard in range(2):
+            trail.write(shard, (30, 0, 20), day=day, seed=day)
+    return trail
+
+
+def kinds(url: str, **options: object) -> list[tuple[int, int, str]]:
+    return [(f.shard, f.sequence, f.kind) for f in verify(url, **options).findings]  # type: ignore[arg-type]
+
+
+def test_whole_days_leave_and_the_rest_verifies(trail: Trail, tmp_path: Path) -> None:
+    """Days before the limit are gone with their partitions; signed tombstones carry the chain on, anchors included."""
+    signer, file = Signer.generate(), AnchorFile(str(tmp_path / "anchors.jsonl"))
+    anchor(trail.url, file, signer)
+    done = retain(trail.url, before=date(2026, 1, 3), signer=signer, anchors=file)
+    assert (done.days, done.batches, done.decisions) == ([date(2026, 1, 1), date(2026, 1, 2)], 12, 200)
+    report = verify(trail.url, verifier=signer.verifier, anchors=file)
+    assert report.findings == []
+    assert (report.batches, report.tombstones, report.heads_anchored) == (12, 4, 2)
+    trail.write(0, (10,), day=4)
+    assert verify(trail.url, verifier=signer.verifier, anchors=file).good
+    assert retain(trail.url, before=date(2026, 1, 3), signer=signer, anchors=file).days == []
+    # However little is to be kept: the chains go on from their newest batches (shard 1 has none on the last day).
+    assert retain(trail.url, before=date(2030, 1, 1), signer=signer).days == [date(2026, 1, 3)]
+    assert verify(trail.url, verifier=signer.verifier).good
+    with psycopg.connect(trail.url) as connection:
+        left = connection.execute("SELECT DISTINCT day FROM decisions ORDER BY 1").fetchall()
+    assert left == [(date(2026, 1, 4),), (date(2026, 1, 5),)]
+
+
+def test_a_tombstone_is_not_laid_over_a_change(trail: Trail) -> None:
+    """Days that do not verify are evidence: nothing is removed."""
+    sql(trail.url, "UPDATE decisions SET amount_minor = 1 WHERE shard = 1 AND sequence = 3 AND row_number = 2")
+    with pytest.raises(PromiseBroken, match="batch 1/3: row_edited"):
+        retain(trail.url, before=date(2026, 1, 3), signer=Signer.generate())
+    assert kinds(trail.url) == [(1, 3, "row_edited")]
+    assert retain(trail.url, before=date(2026, 1, 2), signer=Signer.generate()).days == [date(2026, 1, 1)]
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        ("DELETE FROM tombstones WHERE shard = 1", (1, 0, "day_dropped")),
+        ("DELETE FROM tombstones WHERE shard = 1 AND day = '2026-01-01'", (1, 0, "tombstone_forged")),
+        (
+            "UPDATE tombstones SET document = replace(document, '\"batches\":3', '\"batches\":2')",
+            (0, 0, "tombstone_forged"),
+        ),
+        (
+            "INSERT INTO tombstones SELECT shard, '2026-01-03', 6, 8, document FROM tombstones "
+            "WHERE day = '2026-01-02'; "
+            "DROP TABLE decisions_20260103; DROP TABLE batches_20260103",
+            (0, 6, "tombstone_forged"),
+        ),
+    ],
+    ids=["deleted", "one deleted", "edited", "forged"],
+)
+def test_changed_tombstones_are_found(trail: Trail, change: str, found: tuple[int, int, str]) -> None:
+    """A tombstone taken away, edited or made by somebody without the key explains nothing."""
+    signer = Signer.generate()
+    retain(trail.url, before=date(2026, 1, 3), signer=signer)
+    assert verify(trail.url, verifier=signer.verifier).good
+    sql(trail.url, *change.split("; "))
+    assert kinds(trail.url, verifier=signer.verifier)[0] == found
+    assert kinds(trail.url, verifier=Signer.generate().verifier)[0] == (0, 0, "tombstone_forged")
+    with pytest.raises(UsageError, match="PUBLIC_KEY"):
+        verify(trail.url)
+
+
+def test_a_person_is_erased_and_the_chain_stays_whole(trail: Trail, tmp_path: Path) -> None:
+    """No identifier of the person is left anywhere; rows, amounts and decisions stay, everything still verifies."""
+    signer, file = Signer.generate(), AnchorFile(str(tmp_path / "anchors.jsonl"))
+    with psycopg.connect(trail.url) as connection:
+        mine = connection.execute(
+            "SELECT payment_id, account_id, amount_minor FROM decisions WHERE customer_id = 'c_1' ORDER BY 3"
+        ).fetchall()
+        connection.execute(
+            "INSERT INTO labels VALUES ('control', 1, %s, true, now(), NULL, 'chargeback', NULL, now())", mine[0][:1]
+        )
+    anchor(trail.url, file, signer)
+    done = erase(trail.url, column="customer_id", value="c_1", signer=signer, anchors=file)
+    assert (done.rows, done.labels) == (len(mine), 1)
+    with psycopg.connect(trail.url) as connection:
+        hidden = connection.execute(
+            "SELECT DISTINCT customer_id FROM decisions WHERE customer_id LIKE 'erased-%'"
+        ).fetchall()
+        assert len(hidden) == 1, "the rows still hang together as somebody's"
+        amounts = connection.execute(
+            "SELECT amount_minor FROM decisions WHERE customer_id = %s ORDER BY 1", hidden[0]
+        ).fetchall()
+        assert amounts == [row[2:] for row in mine]
+        dump = "".join(
+            str(connection.execute(f"SELECT {table}::text FROM {table}").fetchall())
+            for table in ("decisions", "batches", "labels", "erasures", "set_aside", "control_changes")
+        )
+        assert not {"c_1", *(row[0] for row in mine)} & {*re.split(r"""[(),"'\\]""", dump)}
+    report = verify(trail.url, verifier=signer.verifier, anchors=file)
+    assert report.findings == []
+    assert report.erased == done.batches > 1
+    # A second person, partly in the same batches.
+    erase(trail.url, column="account_id", value="a_2", signer=signer)
+    assert verify(trail.url, verifier=signer.verifier, anchors=file).good
+    assert erase(trail.url, column="customer_id", value="c_1", signer=signer).rows == 0
+
+
+def test_an_edit_that_poses_as_an_erasure_is_found(trail: Trail) -> None:
+    """Without the key a row cannot be changed under an erasure's name, nor after one."""
+    signer = Signer.generate()
+    erase(trail.url, column="customer_id", value="c_1", signer=signer)
+    sql(trail.url, "UPDATE decisions SET customer_id = 'erased-0' WHERE shard = 1 AND sequence = 2 AND row_number = 2")
+    assert kinds(trail.url, verifier=signer.verifier) == [(1, 2, "row_edited")]
+    other = Signer.generate()
+    with psycopg.connect(trail.url) as connection:
+        document = connection.execute("SELECT document FROM erasures WHERE shard = 1 AND sequence = 2").fetchone()
+        assert document is not None
+        body = signer.verifier.open(document[0])
+        connection.execute("UPDATE erasures SET document = %s WHERE shard = 1 AND sequence = 2", (other.sign(body),))
+    assert kinds(trail.url, verifier=signer.verifier)[0] == (1, 2, "erasure_forged")
+    with pytest.raises(UsageError, match="identifier of a person"):
+        erase(trail.url, column="merchant_id", value="m", signer=signer)
+    with pytest.raises(PromiseBroken, match="evidence"):
+        erase(trail.url, column="customer_id", value="c_3", signer=signer)

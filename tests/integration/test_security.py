@@ -1,0 +1,390 @@
+"""Kafka with an authoriser: SASL, mTLS and OAUTHBEARER pass through; least privilege is enough, and less is named."""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import (
+    AclBinding,
+    AclBindingFilter,
+    AclOperation,
+    AclPermissionType,
+    AdminClient,
+    ResourcePatternType,
+    ResourceType,
+)
+
+from scorer import kafka
+from scorer.acl import Acl, AclMissing, Role, check, missing, needed
+from scorer.dead_letters import Filter, redrive
+from scorer.demo import free_ports
+from scorer.errors import UsageError
+from scorer.services import Services
+from scorer.settings import PREFIX, Settings, described, load
+from scorer.setup import create_topics
+from scorer.sink import AuditSink, schema
+from tests.faults.broker import OwnBroker
+from tests.faults.nursery import Nursery
+from tests.faults.payments import make_bundle, payments
+from tests.integration.certificates import Authority
+from tests.integration.running import TopicReader, environment, is_ready, wait_for
+
+USERS = ("worker", "sink", "reader", "redrive", "payments", "setup", "nobody")
+_RESOURCES = {
+    "topic": ResourceType.TOPIC,
+    "group": ResourceType.GROUP,
+    "transactional-id": ResourceType.TRANSACTIONAL_ID,
+    "cluster": ResourceType.BROKER,
+}
+_OPERATIONS = {
+    "Read": AclOperation.READ,
+    "Write": AclOperation.WRITE,
+    "Create": AclOperation.CREATE,
+    "Describe": AclOperation.DESCRIBE,
+    "DescribeConfigs": AclOperation.DESCRIBE_CONFIGS,
+}
+
+
+def sasl(user: str) -> dict[str, str]:
+    return {"security.protocol": "SASL_PLAINTEXT", "sasl.mechanism": "PLAIN", "sasl.username": user}
+
+
+class Secured:
+    """A broker with users, certificates and no grants but the ones that a test makes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.authority = Authority(folder)
+        self.authority.issue("broker")
+        users = " ".join(f'user_{name}="{name}-secret"' for name in ("admin", *USERS))
+        plain = "org.apache.kafka.common.security.plain.PlainLoginModule required"
+        bearer = "org.apache.kafka.common.security.oauthbearer.OAuthBearerLoginModule required"
+        self.broker = OwnBroker(
+            {
+                "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+                "super.users": "User:admin;User:ANONYMOUS",  # anonymous: the controller's own listener
+                "sasl.enabled.mechanisms": "PLAIN,OAUTHBEARER",
+                "sasl.mechanism.inter.broker.protocol": "PLAIN",
+                "listener.name.direct.plain.sasl.jaas.config": (
+                    f'{plain} username="admin" password="admin-secret" {users};'
+                ),
+                "listener.name.direct.oauthbearer.sasl.jaas.config": f'{bearer} unsecuredLoginStringClaim_sub="admin";',
+                "listener.name.proxied.ssl.client.auth": "required",
+                "listener.name.proxied.ssl.keystore.type": "PEM",
+                "listener.name.proxied.ssl.keystore.location": str(folder / "broker.pem"),
+                "listener.name.proxied.ssl.truststore.type": "PEM",
+                "listener.name.proxied.ssl.truststore.location": str(self.authority.certificate),
+            },
+            listener="SASL_PLAINTEXT",
+            proxied_listener="SSL",
+        )
+        self.admin: AdminClient = kafka.admin(self.settings("admin", "").kafka)
+
+    def settings(self, user: str, prefix: str, **sections: Any) -> Settings:
+        return load(
+            kafka={
+                "bootstrap_servers": self.broker.bootstrap_servers,
+                "topic_prefix": prefix,
+                "security": sasl(user),
+                "sasl_password": f"{user}-secret",
+            },
+            **sections,
+        )
+
+    def grant(self, principal: str, grants: list[Acl]) -> None:
+        bindings = [
+            AclBinding(
+                _RESOURCES[acl.resource],
+                acl.name,
+                ResourcePatternType.PREFIXED if acl.prefixed else ResourcePatternType.LITERAL,
+                principal,
+                "*",
+                _OPERATIONS[operation],
+                AclPermissionType.ALLOW,
+            )
+            for acl in grants
+            for operation in acl.operations
+        ]
+        for future in self.admin.create_acls(bindings).values() if bindings else ():
+            future.result(15)
+
+    def revoke(self, principal: str) -> None:
+        every = AclBindingFilter(
+            ResourceType.ANY, None, ResourcePatternType.ANY, principal, None, AclOperation.ANY, AclPermissionType.ANY
+        )
+        for future in self.admin.delete_acls([every]).values():
+            future.result(15)
+
+
+@pytest.fixture(scope="module")
+def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
+    made = Secured(tmp_path_factory.mktemp("secured"))
+    with made.broker:
+        yield made
+
+
+@pytest.fixture
+def prefix(secured: Secured) -> Iterator[str]:
+    """Topics of the test's own, made by the role that does so with its least privileges."""
+    name = f"test-{secrets.token_hex(4)}-"
+    settings = secured.settings("setup", name)
+    secured.grant("User:setup", needed(settings, Role.SETUP))
+    wait_for(partial(_made, settings), 15, "the grants")
+    yield name
+    for user in USERS:
+        secured.revoke(f"User:{user}")
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_bundle(tmp_path_factory.mktemp("bundle") / "faults")
+
+
+def test_least_privilege_is_enough_for_every_role(
+    secured: Secured, prefix: str, bundle: Path, services: Services, database: str, tmp_path: Path
+) -> None:
+    """With no more than its listed ACLs the payment system sends and reads decisions, the worker decides, the sink
+    writes, a reader reads, and a redrive puts a dead letter back."""
+    by_role = {role: secured.settings(role.value, prefix) for role in Role}
+    for role, settings in by_role.items():
+        secured.grant(f"User:{role.value}", needed(settings, role))
+        wait_for(partial(_complete, settings, role), 10, f"the grants of {role.value}")
+    # A consumer of one's own needs its own group's name.
+    for user in ("payments", "reader"):
+        secured.grant(f"User:{user}", [Acl("group", "test-reader", ("Read",))])
+    topics = kafka.Topics.of(by_role[Role.WORKER].kafka)
+    given = payments(1, 300)
+    producer = kafka.plain_producer(by_role[Role.PAYMENTS].kafka)
+    for key, value in given:
+        producer.produce(topics.payments, value, key=key)
+    assert producer.flush(30) == 0
+    decisions = TopicReader(by_role[Role.PAYMENTS], topics.decisions)
+    letters = TopicReader(by_role[Role.READER], topics.dead_letters)
+    secret = tmp_path / "password"
+    secret.write_text("worker-secret\n")
+    log = tmp_path / "worker.log"
+    log.touch()
+    with Nursery(bundle) as nursery:
+        port = 0
+        child = nursery.start(
+            environment(
+                by_role[Role.WORKER],
+                **{
+                    f"{PREFIX}KAFKA__SECURITY": _json(sasl("worker")),
+                    f"{PREFIX}KAFKA__SASL_PASSWORD_FILE": str(secret),  # the password is in no environment
+                    f"{PREFIX}HTTP__WORKER_PORT": "0",
+                },
+            ),
+            port,
+            log,
+        )
+        try:
+            wait_for(
+                lambda: child.poll() is not None or decisions.fill() + letters.fill() >= len(given), 60, "decisions"
+            )
+            assert child.poll() is None, child.said()
+        finally:
+            child.signal(signal.SIGTERM)
+        assert child.wait(30) == 0, child.said()
+    assert "secret" not in log.read_text()
+    assert len(decisions.messages) + len(letters.messages) == len(given)
+    assert redrive(by_role[Role.REDRIVE], Filter(), dry_run=False, limit=1).sent == 1
+    decisions.close()
+    letters.close()
+
+    schema.migrate(database)
+    config = kafka.client_config(by_role[Role.SINK].kafka)
+    servers, stop = config.pop("bootstrap.servers"), threading.Event()
+    sink = AuditSink(bootstrap_servers=servers, client_config=config, topic=topics.audit, postgres_url=database)
+    thread = threading.Thread(target=sink.run, args=(stop,))
+    thread.start()
+    try:
+        wait_for(lambda: _rows(database) == len(decisions.messages), 30, "the audit rows")
+    finally:
+        stop.set()
+        thread.join(30)
+
+
+@pytest.mark.parametrize("role", list(Role))
+def test_less_gives_a_message_that_names_the_missing_acl(secured: Secured, prefix: str, role: Role) -> None:
+    """Whichever grant of a role is missing, the message names just that one, and the command that grants it."""
+    user = f"User:{role.value}"
+    settings = secured.settings(role.value, prefix)
+    wanted = [
+        replace(acl, operations=(operation,))
+        for acl in needed(settings, role)
+        for operation in acl.operations
+        if acl.resource != "transactional-id"
+    ]
+    for without in wanted:
+        secured.revoke(user)
+        secured.grant(user, [acl for acl in wanted if acl != without])
+        wait_for(partial(_lacks, settings, role, without), 10, f"{without} to be missing")
+        with pytest.raises(AclMissing) as caught:
+            check(settings, role)
+        assert f"on {without.resource} {without.name}" in str(caught.value)
+        assert without.operations[0] in str(caught.value)
+        assert f"kafka-acls.sh --add --allow-principal '{user}' --operation" in str(caught.value)
+
+
+def test_a_worker_without_its_transactional_id_says_so(
+    secured: Secured, prefix: str, bundle: Path, tmp_path: Path
+) -> None:
+    """The one thing that a broker cannot be asked about is named when it is refused, and the worker goes on by itself
+    once it is granted."""
+    settings = secured.settings("worker", prefix)
+    grants = needed(settings, Role.WORKER)
+    secured.grant("User:worker", [acl for acl in grants if acl.resource != "transactional-id"])
+    log = tmp_path / "worker.log"
+    log.touch()
+    with Nursery(bundle) as nursery:
+        (port,) = free_ports(1)
+        child = nursery.start(
+            environment(
+                settings,
+                **{
+                    f"{PREFIX}KAFKA__SECURITY": _json(sasl("worker")),
+                    f"{PREFIX}KAFKA__SASL_PASSWORD": "worker-secret",
+                    f"{PREFIX}HTTP__WORKER_PORT": str(port),
+                },
+            ),
+            port,
+            log,
+        )
+        wait_for(
+            lambda: f"Write on transactional-id {prefix}fraud-scorer-shard-0" in log.read_text(), 30, "the message"
+        )
+        assert not is_ready(port)
+        secured.grant("User:worker", grants)
+        wait_for(lambda: is_ready(port), 40, "the worker to go on")
+        child.signal(signal.SIGTERM)
+        assert child.wait(30) == 0, child.said()
+
+
+def test_mutual_tls_passes_through(secured: Secured, prefix: str) -> None:
+    """With a client certificate and an encrypted key whose password comes from a file, the certificate's name is the
+    principal; without a certificate the broker does not answer."""
+    certificate, key = secured.authority.issue("payment-system", password="key-secret")
+    tls = {
+        "security.protocol": "SSL",
+        "ssl.ca.location": str(secured.authority.certificate),
+        "ssl.certificate.location": str(certificate),
+        "ssl.key.location": str(key),
+    }
+    settings = load(
+        kafka={
+            "bootstrap_servers": secured.broker.proxied_servers,
+            "topic_prefix": prefix,
+            "security": tls,
+            "ssl_key_password": "key-secret",
+        }
+    )
+    assert len(missing(settings, Role.PAYMENTS)) == 3
+    secured.grant("User:CN=payment-system", needed(settings, Role.PAYMENTS))
+    wait_for(lambda: missing(settings, Role.PAYMENTS) == [], 10, "the grants")
+    producer = kafka.plain_producer(settings.kafka)
+    producer.produce(kafka.Topics.of(settings.kafka).payments, b"x")
+    assert producer.flush(15) == 0
+    without = {name: tls[name] for name in ("security.protocol", "ssl.ca.location")}
+    bare = settings.kafka.model_copy(update={"security": without, "ssl_key_password": None})
+    with pytest.raises(KafkaException):
+        kafka.admin(bare).list_topics(timeout=3)
+
+
+def test_oauthbearer_passes_through(secured: Secured, prefix: str) -> None:
+    """A token's subject is the principal."""
+    settings = load(
+        kafka={
+            "bootstrap_servers": secured.broker.bootstrap_servers,
+            "topic_prefix": prefix,
+            "security": {
+                "security.protocol": "SASL_PLAINTEXT",
+                "sasl.mechanism": "OAUTHBEARER",
+                "enable.sasl.oauthbearer.unsecure.jwt": "true",
+                "sasl.oauthbearer.config": "principal=reader",
+            },
+        }
+    )
+    assert missing(settings, Role.READER) != []
+    secured.grant("User:reader", needed(settings, Role.READER))
+    wait_for(lambda: missing(settings, Role.READER) == [], 10, "the grants")
+
+
+def test_secrets_are_not_shown_and_other_settings_do_not_pass() -> None:
+    """`fraud-scorer settings` hides every secret, and what is no security setting cannot ride along."""
+    settings = load(
+        kafka={
+            "security": {"sasl.oauthbearer.client.secret": "inline-s", "ssl.key.pem": "pem-s", "sasl.username": "u"},
+            "sasl_password": "password-s",
+            "ssl_key_password": "key-s",
+            "oauth_client_secret": "oauth-s",
+        }
+    )
+    shown = " ".join(value for _, value, _, _ in described(settings))
+    assert not re.search(r"(inline|pem|password|key|oauth)-s\b", shown)
+    config = kafka.client_config(settings.kafka)
+    assert config["sasl.oauthbearer.client.secret"] == "oauth-s"
+    assert (config["sasl.password"], config["ssl.key.password"]) == ("password-s", "key-s")
+    with pytest.raises(UsageError, match=r"enable\.idempotence is no security setting"):
+        load(kafka={"security": {"enable.idempotence": "false"}})
+
+
+def test_the_documentation_lists_what_each_role_needs() -> None:
+    """deploy/kafka/ACL.md and the code say the same."""
+    text = Path("deploy/kafka/ACL.md").read_text()
+    settings = load(kafka={"topic_prefix": ""})
+    for role in Role:
+        section = text.split(f"## {role.value}\n", 1)[1].split("\n## ", 1)[0]
+        listed = re.findall(r"^- (.+)$", section, re.MULTILINE)
+        assert listed == [str(acl) for acl in needed(settings, role)], role
+
+
+def test_the_command_prints_what_an_operator_runs() -> None:
+    """`fraud-scorer acls worker` gives kafka-acls.sh lines."""
+    done = subprocess.run(
+        [sys.executable, "-m", "scorer", "acls", "worker", "--principal", "User:w"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "kafka-acls.sh --add --allow-principal 'User:w' --operation Read --topic 'payments'" in done.stdout
+
+
+def _lacks(settings: Settings, role: Role, acl: Acl) -> bool:
+    """Just this one, though without Describe the broker tells nothing else of its resource either."""
+    found = missing(settings, role)
+    return [each.name for each in found] == [acl.name] and acl.operations[0] in found[0].operations
+
+
+def _complete(settings: Settings, role: Role) -> bool:
+    return missing(settings, role) == []
+
+
+def _made(settings: Settings) -> bool:
+    """A grant is seen by the broker a moment after it is made."""
+    try:
+        create_topics(settings)
+    except kafka.KafkaFailure:
+        return False
+    return True
+
+
+def _json(security: dict[str, str]) -> str:
+    return json.dumps(security)
+
+
+def _rows(url: str) -> int:
+    with psycopg.connect(url) as connection:
+        found = connection.execute("SELECT count(*) FROM decisions").fetchone()
+        return int(found[0]) if found else 0

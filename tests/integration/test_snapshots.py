@@ -1,0 +1,83 @@
+"""Recovery from snapshots: quick when the newest is good, right when it is not."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+import time
+from pathlib import Path
+
+from scorer import kafka
+from scorer.bundle import Bundle
+from scorer.replay import replay_topic
+from scorer.send import Sender
+from scorer.services import Services
+from scorer.setup import setup
+from tests.integration.handbook import handbook
+from tests.integration.running import TopicReader, metrics, process, test_settings, wait_for
+
+PAYMENTS = 15_000
+
+
+def test_a_killed_worker_goes_on_from_the_newest_good_snapshot(
+    services: Services, topics_prefix: str, database: str, bundle: Path, tmp_path: Path
+) -> None:
+    """Killed after snapshots were taken, a successor re-runs only what came later. With the newest one damaged it takes
+    the one before; with all of them damaged it rebuilds from the journal. Every digest is equal on replay."""
+    settings = test_settings(
+        services.kafka.bootstrap_servers, topics_prefix, postgres={"url": database}, worker={"batch_payments_max": 256}
+    )
+    setup(settings)
+    store = tmp_path / "snapshots"
+    more = {
+        "FRAUD_SCORER_SNAPSHOTS__URL": store.as_uri(),
+        "FRAUD_SCORER_SNAPSHOTS__EVERY_PAYMENTS": "2000",
+        "FRAUD_SCORER_WORKER__STANDBY_SHARDS_MAX": "0",
+    }
+    decisions = TopicReader(settings, kafka.Topics.of(settings.kafka).decisions)
+    blocks = handbook(PAYMENTS)
+    third = len(blocks) // 3
+    sent = 0
+
+    def generation(number: int) -> tuple[str, dict[str, float]]:
+        """One worker: decides a third of the payments and is killed."""
+        nonlocal sent
+        log = tmp_path / f"worker-{number}.log"
+        with process("run", ["--bundle", str(bundle)], settings, log, **more) as worker:
+            part = blocks[number * third : (number + 1) * third]
+            Sender(settings).run(part, stop=threading.Event(), rate=3000)
+            sent += sum(len(block.values) for block in part)
+            wait_for(lambda: decisions.fill() >= sent, 120, "the decisions")
+            time.sleep(0.5)  # for a snapshot that is being written
+            counted = metrics(worker.port)  # type: ignore[attr-defined]
+            worker.send_signal(signal.SIGKILL)
+            worker.wait()
+        return log.read_text(), counted
+
+    _, counted = generation(0)
+    written = 'fraud_scorer_snapshots_total{shard="0"}'
+    assert counted[written] >= 2
+    manifests = sorted(next(store.rglob("manifests")).iterdir())
+
+    newest = manifests[-1]
+    newest.write_text(newest.read_text().replace('"sequence', '"sequenze', 1))
+    text, counted = generation(1)
+    assert "snapshot.restored" in text
+    assert counted['fraud_scorer_snapshots_refused_total{shard="0"}'] == 1
+    restored = next(json.loads(line) for line in text.splitlines() if "snapshot.restored" in line)
+    assert restored["sequence"] == int(manifests[-2].stem)
+
+    for block in next(store.rglob("blocks")).iterdir():
+        content = bytearray(block.read_bytes())
+        content[len(content) // 2] ^= 1
+        block.write_bytes(bytes(content))
+    text, counted = generation(2)
+    assert "snapshot.restored" not in text
+    assert counted['fraud_scorer_snapshots_refused_total{shard="0"}'] >= 2
+
+    ids = [decided["payment_id"] for decided in decisions.json()]
+    assert len(ids) == len(set(ids)) == sent
+    report = replay_topic(Bundle.load(bundle), settings, None)
+    assert (report.payments, report.decisions) == (sent, sent)
+    decisions.close()

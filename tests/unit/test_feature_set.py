@@ -1,0 +1,135 @@
+"""What a feature set may not say is refused with file, line and what to write instead; what it says is told in
+words."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from features.describe import describe, json_schema
+from features.feature_set import FeatureSet, FeatureSetError
+from tests.benchmarks.streams import bench_set
+
+HEAD = """name: t
+currency: EUR
+entities: {customer: [customer_id], pair: [customer_id, merchant_id]}
+features:
+  - {name: amount, payment: amount}
+  - {name: n, entity: customer, aggregate: count, window: 1h}
+"""
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{name: n, entity: customer, aggregate: count, window: 2h}", "7: .*name is used twice"),
+        ("{name: x, entity: custmer, aggregate: count, window: 2h}", "7: .*unknown entity 'custmer'.*customer, pair"),
+        ("{name: x, payment: amuont}", "7: .*unknown payment field 'amuont'; known are amount"),
+        ("{name: x, payment: channel}", "7: .*declare its categories"),
+        (
+            "{name: x, entity: customer, aggregate: avg, of: amount, window: 1h}",
+            "7: .*unknown aggregate 'avg'; known are count",
+        ),
+        ("{name: x, entity: customer, aggregate: count}", "7: .*needs a window such as 24h"),
+        ("{name: x, entity: customer, aggregate: count, window: 0s}", "7: .*at least 1ms"),
+        ("{name: x, entity: customer, aggregate: count, window: 30}", "7: .*no unit; write 30s"),
+        ("{name: x, entity: customer, aggregate: sum, window: 1h}", "7: .*needs `of: amount`"),
+        ("{name: x, entity: customer, aggregate: count, of: amount, window: 1h}", "7: .*takes no `of`"),
+        (
+            "{name: x, entity: customer, aggregate: distinct, of: amount, window: 1h}",
+            "7: .*distinct counts one of payment_id",
+        ),
+        ("{name: x, entity: customer, aggregate: since_last, delay: 1h}", "7: .*leave them out"),
+        ("{name: x, entity: customer, aggregate: since_first, window: 1h}", "7: .*leave the window out"),
+        ("{name: x, entity: customer, aggregate: decayed_count}", "7: .*needs a half_life such as 7d"),
+        (
+            "{name: x, entity: customer, aggregate: decayed_count, half_life: 1d, window: 7d}",
+            "7: .*leave window and delay out",
+        ),
+        ("{name: x, entity: customer, aggregate: count, window: 7d, half_life: 1d}", "7: .*takes no half_life"),
+        ("{name: x, entity: customer, aggregate: fraud_count, window: 7d, include_current: true}", "7: .*no label yet"),
+        ("{name: x, ratio: [n, later]}", "7: .*'later' must be a feature that stands before it"),
+        ("{name: x, ratio: [n, amount], window: 1h}", "7: .*window belong to an aggregate"),
+        ("{name: x, payment: amount, ratio: [n, amount]}", "7: .*exactly one of"),
+        (
+            "{name: x, entity: customer, aggregate: count, window: 1h, where: {chanel: pos}}",
+            "7: .*'chanel', which is neither",
+        ),
+        ("{name: x, entity: customer, aggregate: count, window: 1h, where: {x: 1}}", "7: .*must stand before it"),
+        ("{name: x, entity: customer, aggregate: count, window: 1h, where: {n: many}}", "7: .*a feature is a number"),
+        ("{name: x, entity: customer, aggregate: count, window: 1h, where: {channel: []}}", "7: .*empty list"),
+        (
+            "{name: x, entity: customer, aggregate: count, window: 1h, where: {amount: {}}}",
+            "7: .*at_least, above, at_most or below",
+        ),
+        ("{name: Bad, payment: amount}", "7: "),
+        ("{name: x, payment: amount, name: y}", "7: .*given twice"),
+    ],
+)
+def test_a_mistake_is_refused_with_its_line_and_the_way_out(line: str, message: str, tmp_path: Path) -> None:
+    """Every mistake names file and line, and says what to write instead."""
+    path = tmp_path / "set.yaml"
+    path.write_text(HEAD + f"  - {line}\n", encoding="utf-8")
+    with pytest.raises(FeatureSetError, match=message) as error:
+        FeatureSet.from_yaml(path)
+    assert str(error.value).startswith(str(path))
+
+
+def test_too_many_filters_are_refused_when_the_set_is_read() -> None:
+    """65 different filters do not fit the bits that a payment carries."""
+    lines = "".join(
+        f"  - {{name: f{k}, entity: customer, aggregate: count, window: 1h, where: {{amount: {{above: {k}}}}}}}\n"
+        for k in range(65)
+    )
+    with pytest.raises(FeatureSetError, match="65 different where clauses"):
+        FeatureSet.from_yaml(HEAD + lines)
+
+
+def test_a_set_whose_keys_the_sharding_splits_is_refused() -> None:
+    """Two shards keyed by merchant split customers; keyed by customer they split neither customers nor pairs."""
+    declared = FeatureSet.from_yaml(HEAD + "  - {name: p, entity: pair, aggregate: count, window: 1h}\n")
+    declared.check_sharding(["merchant_id"], 1)
+    declared.check_sharding(["customer_id"], 8)
+    with pytest.raises(
+        FeatureSetError, match=r"feature n: .*8 shards by merchant_id.*customer.*key the payments topic by customer_id"
+    ):
+        declared.check_sharding(["merchant_id"], 8)
+    with pytest.raises(FeatureSetError, match="feature n"):
+        declared.check_sharding([], 2)
+
+
+def test_the_fingerprint_is_of_what_changes_values() -> None:
+    """Comments and layout do not change it, a window does."""
+    declared = FeatureSet.from_yaml(HEAD)
+    assert FeatureSet.from_yaml("# a comment\n" + HEAD.replace("  - ", "    - ")).fingerprint == declared.fingerprint
+    assert FeatureSet.from_yaml(HEAD.replace("1h", "2h")).fingerprint != declared.fingerprint
+    assert FeatureSet.from_yaml(HEAD.replace("1h", "60m")).fingerprint == declared.fingerprint
+
+
+def test_every_feature_is_told_in_words() -> None:
+    """Each column has a sentence of its own with window, key and filter."""
+    declared = FeatureSet.from_yaml(
+        HEAD
+        + "  - {name: m, entity: pair, aggregate: mean, of: amount, window: 7d, delay: 2d,\n"
+        + "     where: {channel: [ecom, moto], n: {above: 3}}}\n"
+    )
+    sentences = {f.name: f.sentence for f in describe(declared).features}
+    assert sentences["n"] == "number of payments with the same customer_id, in the last 1h"
+    assert sentences["m"] == (
+        "mean of amounts in EUR with the same customer_id and merchant_id, in the 7d up to 2d ago, where channel is "
+        "one of ecom, moto and n > 3"
+    )
+    assert len({f.sentence for f in describe(FeatureSet.from_yaml(bench_set())).features}) == 44
+
+
+def test_the_schema_for_editors_names_everything_that_can_be_written() -> None:
+    """The JSON Schema knows every field of a feature, and durations as text."""
+    schema = json.loads(json.dumps(json_schema()))
+    feature = schema["$defs"]["Feature"]["properties"]
+    assert {"name", "entity", "aggregate", "window", "delay", "half_life", "include_current", "where", "zscore"} <= set(
+        feature
+    )
+    assert feature["window"]["type"] == "string"
+    assert schema["properties"]["allowed_lateness"]["type"] == "string"

@@ -1,0 +1,208 @@
+"""What the engine promises beyond its values: exact sums for ever, bounded memory, a log on disk, explanations."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numba as nb
+import numpy as np
+import pytest
+
+from features import plan as p
+from features import segments
+from features.arithmetic import add_square, deviation, halved
+from features.describe import describe
+from features.engine import Engine
+from features.feature_set import FeatureSet, FeatureSetError
+from features.segments import SegmentError
+from tests.benchmarks.streams import bench_set, prepared
+from tests.properties.engine_streams import PROOF, feed, give_labels
+
+T0 = 1_767_225_600_000
+
+
+def feature_set(*features: str, head: str = "") -> FeatureSet:
+    lines = "".join(f"  - {feature}\n" for feature in features)
+    return FeatureSet.from_yaml(f"name: t\ncurrency: EUR\nentities: {{c: [customer_id]}}\n{head}features:\n{lines}")
+
+
+def rows_of(s: FeatureSet, times: Any, amounts: Any, keys: Any) -> np.ndarray:
+    rows = np.zeros((len(times), p.B_KEYS + 2 * len(s.entities)), dtype=np.uint64)
+    rows[:, p.B_TIME], rows[:, p.B_AMOUNT] = times, amounts
+    rows[:, p.B_PRESENT] = (1 << len(s.entities)) - 1
+    rows[:, p.B_ID] = np.arange(len(times), dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(1)
+    for e in range(len(s.entities)):
+        rows[:, p.B_KEYS + 2 * e] = (np.asarray(keys, dtype=np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+        rows[:, p.B_KEYS + 2 * e + 1] = np.asarray(keys, dtype=np.uint64) + np.uint64(7)
+    return rows
+
+
+def play(engine: Engine, rows: np.ndarray) -> np.ndarray:
+    out = np.empty((len(rows), len(engine.feature_set.features)), dtype=np.float32)
+    engine.apply_prepared(rows, out)
+    return out
+
+
+@nb.njit(cache=True)
+def _add_and_remove(arena, pairs, seed):  # type: ignore[no-untyped-def]
+    """`pairs` additions, each removed again later, as edges do it; a few stay."""
+    np.random.seed(seed)
+    ring = np.zeros(1024, np.int64)
+    for k in range(pairs):
+        place = k & 1023
+        if k >= 1024:
+            arena[0] -= ring[place]
+            add_square(arena, 1, ring[place], -1)
+        ring[place] = np.random.randint(0, 10**12)
+        arena[0] += ring[place]
+        add_square(arena, 1, ring[place], 1)
+    return ring
+
+
+def test_sums_and_squares_are_exact_after_a_hundred_million_additions_and_removals() -> None:
+    """10^8 additions and removals of amounts up to 10^12 leave exactly what is still inside."""
+    arena = np.zeros(3, dtype=np.int64)
+    left = [int(x) for x in _add_and_remove(arena, 50_000_000, 7)]
+    assert int(arena[0]) == sum(left)
+    assert (int(arena.view(np.uint64)[2]) << 64) + int(arena.view(np.uint64)[1]) == sum(x * x for x in left)
+
+
+def test_a_deviation_keeps_its_digits_on_large_amounts_with_a_small_spread() -> None:
+    """Amounts of 10^11 that differ by cents have the deviation of those cents."""
+    amounts = [10**11 + d for d in (0, 1, 2, 3, 5, 8)]
+    squares = sum(a * a for a in amounts)
+    found = deviation(len(amounts), sum(amounts), np.uint64(squares & ((1 << 64) - 1)), np.uint64(squares >> 64))
+    assert found == pytest.approx(float(np.std([0, 1, 2, 3, 5, 8])), rel=1e-12)
+
+
+def test_halving_is_right_and_ends_at_zero() -> None:
+    """2^-x to 3 units in the last place over the whole range of doubles."""
+    for x in (0.0, 1e-300, 1e-9, 0.5, 1.0, 1.25, 52.7, 1000.0, 1073.5):
+        assert halved(x) == pytest.approx(2.0**-x, rel=1e-15)
+    assert halved(1e9) == 0.0
+
+
+def test_a_hot_key_costs_no_more_than_others() -> None:
+    """Half of all traffic on one key, amounts falling for a maximum and rising for a minimum, does not become
+    quadratic."""
+    s = feature_set(
+        "{name: least, entity: c, aggregate: min, of: amount, window: 30d}",
+        "{name: most, entity: c, aggregate: max, of: amount, window: 1h}",
+        "{name: n, entity: c, aggregate: count, window: 30d}",
+    )
+    n = 300_000
+    times = T0 + np.arange(n) * 1000
+    amounts = {"falling": 10**9 - np.arange(n), "rising": 1 + np.arange(n)}
+    keys = np.where(np.arange(n) % 2 == 0, 0, np.arange(n))
+    play(Engine(s), rows_of(s, times[:100], amounts["rising"][:100], keys[:100]))  # compiles
+    for shape in amounts.values():
+        engine, before = Engine(s), time.process_time()
+        for at in range(0, n, 4096):
+            play(engine, rows_of(s, times[at : at + 4096], shape[at : at + 4096], keys[at : at + 4096]))
+        assert (time.process_time() - before) / n < 20e-6
+
+
+def test_idle_keys_give_their_place_back() -> None:
+    """200,000 keys that come once and never again leave no key, no block and no distinct value behind."""
+    s = feature_set(
+        "{name: n, entity: c, aggregate: count, window: 1h}",
+        "{name: least, entity: c, aggregate: min, of: amount, window: 1h}",
+    )
+    engine = Engine(s, segment_shift=12)
+    for k in range(50):
+        keys = np.arange(4000) + 4000 * k
+        play(engine, rows_of(s, T0 + np.arange(4000) + k * 3_600_000, np.full(4000, 5), keys))
+        assert engine.counts().keys <= 8_000
+    play(engine, rows_of(s, [T0 + 10**9], [1], [0]))
+    assert engine.counts().keys == 1
+    assert engine.counts().log_rows <= 1
+    assert engine.counts().arena_bytes < 5_000_000
+
+
+def test_new_keys_beyond_keys_max_are_refused_and_counted() -> None:
+    """A full table refuses new keys: they are scored as keys without history, the known ones go on, and a metric counts
+    them."""
+    s = feature_set("{name: n, entity: c, aggregate: count, window: 1h, include_current: true}", head="keys_max: 3\n")
+    engine = Engine(s)
+    out = play(engine, rows_of(s, T0 + np.arange(8), np.ones(8), [0, 1, 2, 3, 3, 0, 1, 3]))
+    assert out[:, 0].tolist() == [1, 1, 1, 1, 1, 2, 2, 1]
+    assert engine.counts().keys == 3
+    assert engine.counts().keys_refused == 3
+    # When the known ones have gone idle there is room again.
+    assert play(engine, rows_of(s, T0 + 4_000_000 + np.arange(2), [1, 1], [3, 3]))[:, 0].tolist() == [1, 2]
+
+
+def test_the_log_on_disk_gives_the_same_bits(tmp_path: Path) -> None:
+    """Segments in files and segments in memory give the same features; passed segments are deleted, the rest on
+    close."""
+    s = FeatureSet.from_yaml(bench_set().replace("label_horizon: 40d", "label_horizon: 31d"))
+    rows = prepared(s, 40_000, keys=2_000, span_ms=100 * 86_400_000, seed=3)
+    on_disk, in_memory = Engine(s, folder=tmp_path, segment_shift=10), Engine(s)
+    for at in range(0, len(rows), 1500):
+        np.testing.assert_array_equal(play(on_disk, rows[at : at + 1500]), play(in_memory, rows[at : at + 1500]))
+    files = list(tmp_path.glob("segment-*.log"))
+    assert 40_000 * 31 / 100 / 1024 - 2 <= len(files) <= 40_000 * 31 / 100 / 1024 + 4
+    on_disk.close()
+    assert not list(tmp_path.glob("segment-*.log"))
+
+
+def test_a_folder_belongs_to_one_engine(tmp_path: Path) -> None:
+    """A second engine on the same folder is refused; what a former engine left is cleared, never read."""
+    s = feature_set("{name: n, entity: c, aggregate: count, window: 1h}")
+    (tmp_path / "segment-000000000000.log").write_bytes(b"left by a crash")
+    engine = Engine(s, folder=tmp_path)
+    with pytest.raises(SegmentError, match="in use by another engine"):
+        Engine(s, folder=tmp_path)
+    assert play(engine, rows_of(s, [T0, T0 + 1], [1, 1], [0, 0]))[:, 0].tolist() == [0, 1]
+    engine.close()
+    Engine(s, folder=tmp_path).close()
+
+
+def test_a_full_disk_is_a_clear_error_before_anything_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No room for a segment: the batch is refused with folder, need and way out, and the state is as before."""
+    s = feature_set("{name: n, entity: c, aggregate: count, window: 1h}")
+    engine = Engine(s, folder=tmp_path, segment_shift=6)
+    play(engine, rows_of(s, T0 + np.arange(60), np.ones(60), np.zeros(60)))
+    counts = engine.counts()
+
+    def full(_descriptor: int, _offset: int, _size: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(segments.os, "posix_fallocate", full)
+        with pytest.raises(SegmentError, match=r"segment-0+1\.log.*No space left.*free some"):
+            play(engine, rows_of(s, T0 + 60 + np.arange(60), np.ones(60), np.zeros(60)))
+    assert engine.counts() == counts
+    assert play(engine, rows_of(s, [T0 + 60], [1], [0]))[0, 0] == 60
+
+
+def test_the_payments_inside_a_window_explain_its_value() -> None:
+    """`contributing` lists exactly the payments that the feature counts now, and nothing for an unknown key."""
+
+    engine = Engine(PROOF, segment_shift=6)
+    same = {"currency": "EUR", "customer_id": "c1", "terminal_id": "t1"}
+    rows = [
+        {**same, "payment_id": f"p{i}", "t": T0 + 1000 * t, "amount": 100 * (i + 1), "channel": channel}
+        for i, (t, channel) in enumerate([(0, "pos"), (50, "ecom"), (45, "pos"), (70, "ecom"), (100, "pos")])
+    ]
+    give_labels(engine, [("p1", T0, True)])
+    feed(engine, rows)
+    assert engine.contributing(["c1"], "n").amount_minor.tolist() == [300, 200, 400, 500]
+    online = engine.contributing(["c1"], "online")
+    assert online.amount_minor.tolist() == [200, 400]
+    assert online.label.tolist() == [1, 0]
+    assert engine.contributing(["t1"], "late_n").amount_minor.tolist() == [300, 200, 400]
+    assert len(engine.contributing(["nobody"], "n").seq) == 0
+    with pytest.raises(FeatureSetError, match="gap"):
+        engine.contributing(["c1"], "gap")
+    with pytest.raises(FeatureSetError, match="customer_id"):
+        engine.contributing(["c1", "m1"], "n")
+
+
+def test_a_row_of_the_benchmark_set_takes_at_most_64_bytes() -> None:
+    """Row, label and index entry together, for four entities."""
+    assert describe(FeatureSet.from_yaml(bench_set())).bytes_per_payment <= 64

@@ -1,0 +1,211 @@
+"""Snapshots: complete, incremental, refused by name when they are damaged, and taken while payments go on."""
+
+from __future__ import annotations
+
+import json
+import threading
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from features.capture import Image
+from features.engine import Engine
+from features.feature_set import FeatureSet
+from features.restore import StateMismatch
+from features.snapshot import (
+    SnapshotDamaged,
+    SnapshotError,
+    SnapshotMissing,
+    SnapshotStore,
+    SnapshotVersion,
+    strings_as_arrays,
+    strings_from_arrays,
+)
+from tests.benchmarks.streams import bench_set, prepared
+
+SET = FeatureSet.from_yaml(bench_set())
+
+
+def play(engine: Engine, rows: np.ndarray) -> np.ndarray:
+    out = np.empty((len(rows), len(engine.feature_set.features)), dtype=np.float32)
+    engine.apply_prepared(rows, out)
+    return out
+
+
+def image_of(engine: Engine) -> Image:
+    capture = engine.capture()
+    capture.copy()
+    image = capture.finish()
+    assert image is not None
+    return image
+
+
+@pytest.fixture
+def stream() -> np.ndarray:
+    return prepared(SET, 6_000, keys=400, span_ms=40 * 86_400_000, seed=1)
+
+
+def test_a_snapshot_read_back_goes_on_with_the_same_bits(stream: np.ndarray, tmp_path: Path) -> None:
+    """An engine restored from a store continues exactly as the one that was snapshotted."""
+    engine = Engine(SET, segment_shift=9)
+    play(engine, stream[:4_000])
+    store = SnapshotStore(f"file://{tmp_path}")
+    store.write(7, {"head": "abc"}, {"engine": image_of(engine)})
+    meta, parts = SnapshotStore(str(tmp_path)).read(7)
+    assert meta == {"head": "abc"}
+    restored = Engine.restore(SET, parts["engine"])
+    assert replace(restored.counts(), arena_bytes=0) == replace(engine.counts(), arena_bytes=0)
+    np.testing.assert_array_equal(play(restored, stream[4_000:]), play(engine, stream[4_000:]))
+
+
+def test_a_second_snapshot_uploads_only_what_changed(stream: np.ndarray, tmp_path: Path) -> None:
+    """Full segments of the log are uploaded once; a snapshot of an unchanged state uploads nothing but its manifest."""
+    engine = Engine(SET, segment_shift=9)
+    store = SnapshotStore(str(tmp_path))
+    play(engine, stream[:4_000])
+    first = store.write(1, {}, {"engine": image_of(engine)})
+    again = store.write(2, {}, {"engine": image_of(engine)})
+    play(engine, stream[4_000:4_100])
+    later = store.write(3, {}, {"engine": image_of(engine)})
+    assert first.bytes_uploaded > 0
+    assert again.bytes_uploaded == 0
+    row_bytes, segments = engine.segments.row_bytes, 4_000 >> 9
+    assert later.bytes_uploaded <= later.bytes - segments * (row_bytes << 9)
+
+
+def damage_block(folder: Path) -> None:
+    block = max((folder / "blocks").iterdir(), key=lambda path: path.stat().st_size)
+    data = bytearray(block.read_bytes())
+    data[len(data) // 2] ^= 1
+    block.write_bytes(data)
+
+
+def truncate_block(folder: Path) -> None:
+    block = max((folder / "blocks").iterdir(), key=lambda path: path.stat().st_size)
+    block.write_bytes(block.read_bytes()[:-1])
+
+
+def lose_block(folder: Path) -> None:
+    max((folder / "blocks").iterdir(), key=lambda path: path.stat().st_size).unlink()
+
+
+def truncate_manifest(folder: Path) -> None:
+    manifest = max((folder / "manifests").iterdir())
+    manifest.write_bytes(manifest.read_bytes()[:-10])
+
+
+def edit_manifest(folder: Path) -> None:
+    manifest = max((folder / "manifests").iterdir())
+    manifest.write_bytes(manifest.read_bytes().replace(b"head", b"dead"))
+
+
+@pytest.mark.parametrize(
+    ("damage", "error"),
+    [
+        (damage_block, SnapshotDamaged),
+        (truncate_block, SnapshotDamaged),
+        (lose_block, SnapshotMissing),
+        (truncate_manifest, SnapshotDamaged),
+        (edit_manifest, SnapshotDamaged),
+    ],
+)
+def test_a_damaged_snapshot_is_refused_by_name(
+    damage: Any, error: type[SnapshotError], stream: np.ndarray, tmp_path: Path
+) -> None:
+    """A truncated, changed or missing part is named, and never gives an engine."""
+    engine = Engine(SET, segment_shift=9)
+    play(engine, stream)
+    SnapshotStore(str(tmp_path)).write(5, {"head": "x"}, {"engine": image_of(engine)})
+    damage(tmp_path)
+    with pytest.raises(error, match="snapshot 5"):
+        SnapshotStore(str(tmp_path)).read(5)
+
+
+def test_the_next_older_snapshot_is_offered_when_the_newest_is_damaged(stream: np.ndarray, tmp_path: Path) -> None:
+    """newest_first gives a reason for the damaged one and then the one before it."""
+    engine = Engine(SET, segment_shift=9)
+    store = SnapshotStore(str(tmp_path))
+    store.write(1, {"head": "old"}, {"engine": image_of(engine)})
+    play(engine, stream)
+    store.write(2, {"head": "new"}, {"engine": image_of(engine)})
+    truncate_manifest(tmp_path)
+    found = list(SnapshotStore(str(tmp_path)).newest_first())
+    assert isinstance(found[0], SnapshotDamaged)
+    assert not isinstance(found[1], SnapshotError)
+    assert found[1][:2] == (1, {"head": "old"})
+
+
+def test_another_layout_format_or_feature_set_is_refused(stream: np.ndarray, tmp_path: Path) -> None:
+    """A snapshot of another version or feature set is refused with both sides named."""
+    engine = Engine(SET, segment_shift=9)
+    play(engine, stream)
+    image = image_of(engine)
+    other = FeatureSet.from_yaml(bench_set().replace("name: bench", "name: other"))
+    with pytest.raises(StateMismatch, match=other.fingerprint[:12]):
+        Engine.restore(other, image)
+    with pytest.raises(StateMismatch, match="format 0"):
+        Engine.restore(SET, Image({**image.meta, "format": 0}, image.arrays))
+    without = {name: array for name, array in image.arrays.items() if name != "pool"}
+    with pytest.raises(StateMismatch, match="pool"):
+        Engine.restore(SET, Image(image.meta, without))
+    SnapshotStore(str(tmp_path)).write(1, {}, {"engine": image})
+    manifest = next((tmp_path / "manifests").iterdir())
+    body = json.loads(manifest.read_bytes())["body"].replace('"layout":1', '"layout":99')
+    import hashlib  # noqa: PLC0415
+
+    manifest.write_text(json.dumps({"sha256": hashlib.sha256(body.encode()).hexdigest(), "body": body}))
+    with pytest.raises(SnapshotVersion, match="99"):
+        SnapshotStore(str(tmp_path)).read(1)
+
+
+def test_pruning_keeps_what_the_kept_snapshots_need(stream: np.ndarray, tmp_path: Path) -> None:
+    """After pruning to one, that one still reads back and the others' blocks are gone."""
+    engine = Engine(SET, segment_shift=9)
+    store = SnapshotStore(str(tmp_path))
+    for n in range(3):
+        play(engine, stream[n * 2_000 : (n + 1) * 2_000])
+        store.write(n, {}, {"engine": image_of(engine)})
+    assert store.prune(1) > 0
+    assert store.sequences() == [2]
+    Engine.restore(SET, store.read(2)[1]["engine"])
+
+
+def test_a_snapshot_taken_beside_a_running_engine_is_one_moment(tmp_path: Path) -> None:
+    """The bulk is copied on another thread while batches run; the image is the state at `finish`, bit for bit."""
+    rows = prepared(SET, 60_000, keys=5_000, span_ms=40 * 86_400_000, seed=2)
+    engine, twin = Engine(SET, segment_shift=12), Engine(SET, segment_shift=12)
+    play(engine, rows[:40_000])
+    play(twin, rows[:40_000])
+    at = 40_000
+    for _ in range(20):  # growing arrays end a capture early; then it begins again
+        capture = engine.capture()
+        copier = threading.Thread(target=capture.copy)
+        copier.start()
+        while at < 55_000:
+            play(engine, rows[at : at + 64])
+            play(twin, rows[at : at + 64])
+            at += 64
+            if not copier.is_alive():
+                break
+        copier.join()
+        for _ in range(2):  # and some more, so that there is always something to copy again
+            capture.again()
+            capture.copy()
+            play(engine, rows[at : at + 64])
+            play(twin, rows[at : at + 64])
+            at += 64
+        image = capture.finish()
+        if image is not None:
+            break
+    assert image is not None
+    restored = Engine.restore(SET, image)
+    np.testing.assert_array_equal(play(restored, rows[at:]), play(twin, rows[at:]))
+
+
+def test_texts_survive_as_arrays() -> None:
+    """Lists of texts go through arrays unchanged, empty ones and empty lists included."""
+    for values in ([], [""], ["a", "", "ünï", "x" * 1000]):
+        assert strings_from_arrays(strings_as_arrays(values)) == values
