@@ -103,8 +103,8 @@ class FolderOutput:
     """A folder of parts `part-00000.parquet`, each of 2^20 decisions but the last one, which take their names when
     complete.
 
-    An interrupted run goes on: the windows are computed again from the start (they are the state), the parts
-    that are there are not written again. `_replay.json` says what the parts are of; another source or bundle is refused.
+    An interrupted run goes on: the windows are computed again from the start (they are the state), the parts that are
+    there are not written again. `_replay.json` says what they are of; another source or bundle is refused.
     """
 
     def __init__(self, folder: Path, schema: pa.Schema, about: dict[str, object]) -> None:
