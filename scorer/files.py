@@ -20,13 +20,11 @@ from collections.abc import Mapping as Mapping_
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
@@ -329,49 +327,13 @@ def _present(columns: FieldColumns, row: int) -> dict[str, object] | None:
     return present or None
 
 
-# What JSON text must escape; everything else stands in it as it is.
-_ESCAPED = r'["\\\x00-\x1f]'
-
-
 def _encode(fields: dict[str, list[object]]) -> list[bytes]:
     """Rows of the columns as JSON objects in the contract's order, without fields that have no value."""
-    return _joined(fields) or _encoded(fields)
-
-
-def _encoded(fields: dict[str, list[object]]) -> list[bytes]:
-    """Row by row: whatever the fields hold."""
     encode, names = msgspec.json.encode, list(fields)
     return [
         encode({name: value for name, value in zip(names, row, strict=True) if value is not None})
         for row in zip(*fields.values(), strict=True)
     ]
-
-
-def _joined(fields: dict[str, list[object]]) -> list[bytes] | None:
-    """The same bytes, column by column: texts that need no escape and whole numbers of 64 bits, the first field in
-    every row. None where the columns are anything else (row by row takes five times as long, and can do it)."""
-    pieces: list[Any] = []
-    for position, (name, values) in enumerate(fields.items()):
-        try:
-            column = pa.array(values)
-        except (pa.ArrowException, OverflowError):
-            return None
-        if pa.types.is_null(column.type) and position:
-            continue
-        quote = ""
-        if pa.types.is_string(column.type):
-            if pc.any(pc.match_substring_regex(column, _ESCAPED)).as_py():
-                return None
-            quote = '"'
-        elif not pa.types.is_int64(column.type):
-            return None
-        if position == 0 and column.null_count:
-            return None
-        head = f'{"," if position else "{"}"{name}":{quote}'
-        piece = pc.binary_join_element_wise(head, column.cast(pa.string()), quote, "")
-        pieces.append(pc.fill_null(piece, ""))
-    whole: list[bytes] = pc.binary_join_element_wise(*pieces, "}", "").cast(pa.binary()).to_pylist()
-    return whole
 
 
 class _Line(msgspec.Struct):
