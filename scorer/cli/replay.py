@@ -23,8 +23,10 @@ def replay(
         typer.Option(help="NAME.parquet, or a folder of parts (an interrupted run goes on): all about each decision."),
     ] = None,
     mapping: MappingOption = None,
-    begin: Annotated[str | None, typer.Option("--from", help="Of a file: write payments from this time on.")] = None,
-    until: Annotated[str | None, typer.Option("--until", help="Of a file: write payments before this time.")] = None,
+    begin: Annotated[
+        str | None, typer.Option("--from", help="Write payments from this time on; earlier ones fill windows.")
+    ] = None,
+    until: Annotated[str | None, typer.Option("--until", help="Write payments before this time.")] = None,
     shard: Annotated[int, typer.Option(min=0, help="With topic: which shard's journal.")] = 0,
     as_json: Json = False,
 ) -> None:
@@ -33,19 +35,26 @@ def replay(
     Example: fraud-scorer replay --bundle bundles/cards --input topic --output d.parquet
     """
     loaded = Bundle.load(bundle)
-    if source == "topic" and (begin or until):
-        raise UsageError("--from and --until cut files; a topic is replayed along its whole journal")
+    begin_ms, until_ms = parse_time_ms(begin, "--from"), parse_time_ms(until, "--until")
     with counting("payments", quiet=as_json) as progress:
         if source == "topic":
-            report = replay_topic(loaded, load_settings(), output, shard=shard, progress=progress)
+            report = replay_topic(
+                loaded,
+                load_settings(),
+                output,
+                shard=shard,
+                begin_ms=begin_ms,
+                until_ms=until_ms,
+                progress=progress,
+            )
         elif Path(source).is_file():
             report = replay_file(
                 loaded,
                 Path(source),
                 read_mapping(mapping),
                 output,
-                begin_ms=parse_time_ms(begin, "--from"),
-                until_ms=parse_time_ms(until, "--until"),
+                begin_ms=begin_ms,
+                until_ms=until_ms,
                 progress=progress,
             )
         else:

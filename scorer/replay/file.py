@@ -8,7 +8,7 @@ from scorer.bundle import Bundle
 from scorer.mapping import Mapping
 from scorer.pipeline import Pipeline
 from scorer.replay.batches import file_batches
-from scorer.replay.output import decision_schema, decision_table, open_output
+from scorer.replay.output import decision_schema, decision_table, in_window, open_output
 from scorer.replay.report import Progress, Report
 
 
@@ -45,9 +45,7 @@ def replay_file(
             report.add(outcomes)
             if writer is not None:
                 table = decision_table(outcomes, schema, labelled.label, labelled.label_known_at_ms)
-                times = outcomes.columns.event_time_ms
-                kept = (times >= (begin_ms or 0)) & (times < (1 << 62 if until_ms is None else until_ms))
-                writer.write(table if kept.all() else table.filter(kept))
+                writer.write(in_window(outcomes, table, begin_ms, until_ms))
             progress(report.payments)
     except BaseException:
         if writer is not None:

@@ -68,6 +68,17 @@ def decision_table(
     return pa.Table.from_arrays(columns, schema=schema)
 
 
+def in_window(outcomes: Outcomes, table: pa.Table, begin_ms: int | None, until_ms: int | None) -> pa.Table:
+    """The rows of `decision_table` whose event time lies in [begin_ms, until_ms), epoch ms; None is no bound."""
+    times = outcomes.columns.event_time_ms
+    kept = np.ones(len(times), dtype=np.bool_)
+    if begin_ms is not None:
+        kept &= times >= begin_ms
+    if until_ms is not None:
+        kept &= times < until_ms
+    return table if kept.all() else table.filter(pa.array(kept))
+
+
 class Output(Protocol):
     """Where a replay's decisions go."""
 

@@ -10,16 +10,23 @@ from scorer.errors import FraudScorerError
 from scorer.inputs import Inputs
 from scorer.pipeline import Pipeline
 from scorer.recovery import Bundles, rerun
-from scorer.replay.output import decision_schema, decision_table, open_output
+from scorer.replay.output import decision_schema, decision_table, in_window, open_output
 from scorer.replay.report import Progress, Report
 from scorer.settings import Settings
 
 
 def replay_topic(
-    bundle: Bundle, settings: Settings, output: Path | None, *, shard: int = 0, progress: Progress = lambda _: None
+    bundle: Bundle,
+    settings: Settings,
+    output: Path | None,
+    *,
+    shard: int = 0,
+    begin_ms: int | None = None,
+    until_ms: int | None = None,
+    progress: Progress = lambda _: None,
 ) -> Report:
     """Re-run a shard's journal over the payments topic.
-    Where `bundle` is the one that decided, every digest must be equal.
+    Where `bundle` is the one that decided, every digest must be equal. Written are payments of [begin_ms, until_ms).
 
     Raises PromiseBroken at the first batch that gives something else, MissingRange when records are gone.
     """
@@ -45,6 +52,7 @@ def replay_topic(
     names = bundle.feature_set.names
     schema = decision_schema(names)
     about: dict[str, object] = {"bundle": bundle.id, "topic": topics.payments, "shard": shard}
+    about |= {"from_ms": begin_ms, "until_ms": until_ms}
     writer = open_output(output, names, about) if output else None
     try:
         for record, batch in history.batches(records, inputs, no_progress_s=no_progress_s):
@@ -52,7 +60,8 @@ def replay_topic(
             report.batches_checked += same
             report.add(outcomes)
             if writer is not None:
-                writer.write(decision_table(outcomes, schema, None, None))
+                table = decision_table(outcomes, schema, None, None)
+                writer.write(in_window(outcomes, table, begin_ms, until_ms))
             progress(report.payments)
     except BaseException:
         if writer is not None:
