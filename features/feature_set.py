@@ -107,6 +107,8 @@ class Feature(_Strict):
     given."""
 
     name: Name
+    # What training may assume: a larger value never makes a payment less (increasing) or more (decreasing) suspicious.
+    monotone: Literal["increasing", "decreasing"] | None = None
     # A value of the payment itself: amount, hour_of_day, day_of_week, a position field, a declared category,
     # attributes.NAME.
     payment: str | None = None
@@ -343,7 +345,9 @@ class FeatureSet(_Strict):
     def fingerprint(self) -> str:
         """Hex sha256 over the canonical JSON of everything that can change a value; comments and layout do not
         count."""
-        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        # A constraint on training changes no value.
+        document = self.model_dump(mode="json", exclude={"features": {"__all__": {"monotone"}}})
+        canonical = json.dumps(document, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     @property

@@ -95,6 +95,26 @@ def read_payments(
     return _mapped(path, kind, packed, mapping, rows_per_block)
 
 
+def rows_before(path: Path, mapping: Mapping, end_ms: int) -> int | None:
+    """How many rows of a Parquet file reach its last payment before `end_ms` (epoch ms), wherever that stands.
+
+    Reads the time column alone. None where only reading everything would tell: other files, a constant time.
+    """
+    if _SUFFIXES.get(path.suffix.lower()) != "parquet" or not isinstance(mapping.event_time, str):
+        return None
+    file = pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False)
+    row = last = 0
+    for batch in file.iter_batches(batch_size=ROWS_PER_BLOCK, columns=[mapping.event_time], use_threads=False):
+        try:
+            times = times_ms(_plain(batch.column(0)))
+        except CellError:
+            return None  # told, with its row, by whoever reads the payments
+        before = np.flatnonzero(np.fromiter((t is not None and t < end_ms for t in times), np.bool_, len(times)))
+        last = row + int(before[-1]) + 1 if len(before) else last
+        row += len(times)
+    return last
+
+
 def label_records(block: FileBlock) -> list[bytes]:
     """Control-topic records of the rows with label >= 0, in the block\'s order; one record for each such row."""
     encode = msgspec.json.encode

@@ -38,6 +38,10 @@ class TrainingWindow(_Strict):
     validation_frauds: int = Field(ge=0)
     label_gap_ms: int = Field(ge=0)
     seed: int
+    # Rows of the second fit, whose model is the one written: all that was known on the day of training, validation
+    # included. 0: the model that was measured was written.
+    refit_rows: int = Field(default=0, ge=0)
+    refit_frauds: int = Field(default=0, ge=0)
 
 
 class ChallengerInfo(_Strict):

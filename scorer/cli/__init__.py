@@ -7,7 +7,20 @@ import sys
 
 import typer
 
-from scorer.cli import acls, audit, bundle, data, dead_letters, decide, demo, features, labels, modelling
+from scorer.cli import (
+    acls,
+    audit,
+    backtest,
+    bundle,
+    data,
+    dead_letters,
+    decide,
+    demo,
+    features,
+    labels,
+    replay,
+    train,
+)
 from scorer.errors import FraudScorerError
 from scorer.services.cli import app as services
 
@@ -29,8 +42,10 @@ app.command()(data.setup)
 app.command()(data.simulate)
 app.command()(data.send)
 app.add_typer(features.app, name="features")
-app.command()(modelling.train)
-app.command()(modelling.replay)
+app.command()(train.train)
+app.command()(replay.replay)
+app.command("backtest")(backtest.backtest_command)
+app.command("what-if")(backtest.what_if_command)
 app.add_typer(bundle.app, name="bundle")
 app.add_typer(dead_letters.app, name="dead-letters")
 app.add_typer(audit.app, name="audit")

@@ -17,7 +17,7 @@ import pytest
 from schemas.control import parse_control
 from schemas.decode import decode_payments
 from schemas.label import Label
-from scorer.files import FileBlock, FileError, label_records, read_payments
+from scorer.files import FileBlock, FileError, label_records, read_payments, rows_before
 from scorer.mapping import Mapping, MappingError
 from scorer.simulate import World
 
@@ -336,3 +336,15 @@ label: TX_FRAUD
     decoded = decode_payments(first.values, first.keys)
     assert decoded.rejects == []
     assert decoded.amount_minor.tolist() == [int(Decimal(repr(amount)) * 100) for amount in amounts]
+
+
+def test_rows_before_reaches_the_last_early_payment_wherever_it_stands(tmp_path: Path) -> None:
+    """A file that is not in time order is read as far as its last payment before the end, never less."""
+    mapping = Mapping.from_yaml("payment_id: id\nevent_time: at\namount_minor: m\ncurrency: {constant: EUR}\n")
+    times = [1_700_000_000_000 + 1000 * second for second in (5, 1, 9, 2, 8, 7)]
+    table = pa.table({"id": list("abcdef"), "at": pa.array(times, pa.timestamp("ms")), "m": [1] * 6})
+    pq.write_table(table, tmp_path / "f.parquet")
+    assert rows_before(tmp_path / "f.parquet", mapping, 1_700_000_003_000) == 4
+    assert rows_before(tmp_path / "f.parquet", mapping, 1_700_000_000_000) == 0
+    assert rows_before(tmp_path / "f.parquet", mapping, 1_800_000_000_000) == 6
+    assert rows_before(tmp_path / "f.csv", mapping, 1_700_000_003_000) is None

@@ -14,17 +14,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scorer import train as training
+from features.feature_set import FeatureSet
 from scorer.bundle import Bundle
 from scorer.model import CompiledModel
 from scorer.train import (
     GateError,
+    LeakageError,
+    Recipe,
     TrainError,
     TrainingReport,
     area_under_roc,
     average_precision,
     threshold_for_share,
     train,
+    training,
 )
 
 xgb = pytest.importorskip("xgboost")
@@ -113,11 +116,12 @@ def test_the_bundle_is_what_the_report_says(
     assert report.trees <= len(steps)
 
 
-def test_metrics_are_those_of_the_written_model(
-    trained: tuple[TrainingReport, list[tuple[int, int, float]]], data: Data
+def test_metrics_are_those_of_the_measured_model(
+    trained: tuple[TrainingReport, list[tuple[int, int, float]]], data: Data, tmp_path: Path
 ) -> None:
-    """Recall, precision and flagged share are recounted from the bundle's own margins over the validation rows."""
-    report, _ = trained
+    """Without a second fit, recall, precision and flagged share are those of the bundle over the validation rows."""
+    report = _train(data, tmp_path / "measured", refit=False)
+    assert report.metrics == trained[0].metrics
     bundle = Bundle.load(report.output)
     rows = (data.label >= 0) & (data.event_time_ms >= report.training.validation_from_ms)
     truth = data.label[rows] == 1
@@ -158,6 +162,82 @@ def test_training_repeats_itself(
     for file in again.output.iterdir():
         assert file.read_bytes() == (trained[0].output / file.name).read_bytes()
     assert _train(data, tmp_path / "other", seed=8).bundle_id != again.bundle_id
+
+
+def test_the_second_fit_sees_everything_known(
+    trained: tuple[TrainingReport, list[tuple[int, int, float]]], data: Data
+) -> None:
+    """The model written has learned from all rows of known label, with as many trees as the measured one had."""
+    report, _ = trained
+    assert report.training.refit_rows == int((data.label >= 0).sum())
+    assert report.training.refit_frauds == int((data.label == 1).sum())
+    assert report.training.refit_rows > report.training.train_rows + report.training.validation_rows
+
+
+def test_labels_known_after_the_day_of_training_do_not_exist(data: Data, tmp_path: Path) -> None:
+    """Rows whose label became known after `as_of_ms` change nothing: the bundle equals one trained without them."""
+    as_of = 20 * DAY_MS
+    report = _train(data, tmp_path / "then", as_of_ms=as_of)
+    known = data.label_known_at_ms <= as_of
+    fewer = Data(data.X[known], data.label[known], data.event_time_ms[known], data.label_known_at_ms[known])
+    assert _train(fewer, tmp_path / "fewer").bundle_id == report.bundle_id
+    with pytest.raises(TrainError, match="became known later than the day of training"):
+        _train(data, tmp_path / "early", as_of_ms=0)
+
+
+def test_a_feature_that_knows_the_label_is_refused(data: Data, tmp_path: Path) -> None:
+    """A column made from the label is refused as suspected leakage, upward, downward or by its gaps, until accepted."""
+    noise = np.random.default_rng(3).random(len(data.label)).astype(np.float32)
+    fraud = data.label == 1
+    above = fraud + noise * np.float32(0.5)
+    for leak in (above, -above, np.where(fraud, np.nan, noise)):
+        X = data.X.copy()
+        X[:, 3] = leak
+        with pytest.raises(LeakageError, match=r"customer_count_7d .*--accept customer_count_7d"):
+            _train(replace(data, X=X), tmp_path / "leak")
+    assert _train(replace(data, X=X), tmp_path / "leak", accepted=["customer_count_7d"]).metrics["auc"] > 0.99
+
+
+def test_the_search_is_bounded_and_repeats_itself(data: Data, tmp_path: Path) -> None:
+    """The same seed tries the same recipes; as many as asked, the default first, the best one trains the bundle."""
+    steps: list[tuple[int, int, float]] = []
+    first = _train(data, tmp_path / "one", trials=3, trial_progress=lambda *step: steps.append(step))
+    again = _train(data, tmp_path / "two", trials=3)
+    assert first.bundle_id == again.bundle_id
+    assert [step[:2] for step in steps] == [(1, 3), (2, 3), (3, 3)]
+    assert first.trials[0].recipe == Recipe()
+    best = max(first.trials, key=lambda trial: trial.average_precision)
+    assert first.recipe == best.recipe
+    assert steps[-1][2] == best.average_precision
+
+
+def test_monotone_features_never_lower_the_margin(data: Data, tmp_path: Path) -> None:
+    """With `monotone: increasing` a larger value, all else equal, never gives a smaller margin."""
+    constrained = FEATURE_SET.replace(
+        "{name: amount, payment: amount}", "{name: amount, payment: amount, monotone: increasing}"
+    )
+    report = _train(data, tmp_path / "monotone", feature_set_yaml=constrained)
+    model = Bundle.load(report.output).model
+    rows = np.repeat(data.X[:50], 40, axis=0)
+    rows[:, 0] = np.tile(np.linspace(0, 8, 40, dtype=np.float32), 50)
+    margins = model.margins(rows).reshape(50, 40)
+    assert (np.diff(margins, axis=1) >= 0).all()
+    assert FeatureSet.from_yaml(constrained).fingerprint == FeatureSet.from_yaml(FEATURE_SET).fingerprint
+
+
+def test_the_selection_report_tells_signal_from_noise(
+    trained: tuple[TrainingReport, list[tuple[int, int, float]]],
+) -> None:
+    """Features that decide the label carry, upward; one without signal loses next to nothing when it is shuffled."""
+    worth = {row.name: row for row in trained[0].features}
+    assert set(worth) == {"amount", "hour", "customer_count_1h", "customer_count_7d"}
+    for name in ("amount", "customer_count_1h"):
+        assert worth[name].verdict == "carries"
+        assert worth[name].loss > 0.05
+        assert (worth[name].direction or 0) > 0.3
+    for name in ("hour", "customer_count_7d"):
+        assert worth[name].loss < 0.05
+        assert worth[name].impact < worth["amount"].impact
 
 
 def test_a_share_becomes_a_threshold(data: Data, tmp_path: Path) -> None:

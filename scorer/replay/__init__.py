@@ -1,0 +1,35 @@
+"""History through the same pure function: files and topics to features, scores and decisions.
+Writes files, never to Kafka.
+
+A file is one shard with one partition whose offsets are its row numbers; the order of its rows is the journal order. A
+topic is replayed along its journal, batch by batch as it was decided; where the bundle is the one that decided, every
+digest is checked.
+"""
+
+from __future__ import annotations
+
+from scorer.replay.batches import BATCH_ROWS, LabelledBatch, chained, file_batches
+from scorer.replay.file import replay_file
+from scorer.replay.output import KEPT_FIELDS, decision_schema, decision_table, feature_column, open_output
+from scorer.replay.report import Progress, Report
+from scorer.replay.table import TrainingTable, training_table, write_training_table
+from scorer.replay.topic import replay_topic
+
+__all__ = [
+    "BATCH_ROWS",
+    "KEPT_FIELDS",
+    "LabelledBatch",
+    "Progress",
+    "Report",
+    "TrainingTable",
+    "chained",
+    "decision_schema",
+    "decision_table",
+    "feature_column",
+    "file_batches",
+    "open_output",
+    "replay_file",
+    "replay_topic",
+    "training_table",
+    "write_training_table",
+]

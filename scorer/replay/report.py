@@ -1,0 +1,39 @@
+"""What a replay counts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from scorer.pipeline import Outcomes
+
+Progress = Callable[[int], None]
+"""Called after each batch with the number of payments so far."""
+
+
+@dataclass
+class Report:
+    """What a replay did."""
+
+    payments: int = 0
+    decisions: int = 0
+    dead_letters: int = 0
+    duplicates: int = 0
+    late: int = 0
+    flagged: int = 0
+    batches_checked: int = 0
+    reasons_refused: dict[str, int] = field(default_factory=dict)
+
+    def refuse(self, reason: str) -> None:
+        self.dead_letters += 1
+        self.reasons_refused[reason] = self.reasons_refused.get(reason, 0) + 1
+
+    def add(self, outcomes: Outcomes) -> None:
+        """Count what came of a batch."""
+        self.payments += len(outcomes.records)
+        self.decisions += len(outcomes.rows)
+        self.duplicates += outcomes.duplicates
+        self.late += outcomes.late
+        self.flagged += int(outcomes.columns.decision.sum())
+        for item in outcomes.rejected:
+            self.refuse(item.error.reason.value)

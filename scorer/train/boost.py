@@ -1,0 +1,181 @@
+"""Boosting: the recipe, the bins, early stopping in time, the second fit on everything known.
+
+Bins. 256 bins of equal numbers of payments cannot isolate the tail of an amount: one payment in a hundred is fraud, and
+the frauds share one or two bins. Instead of more bins the cuts are taken from a reference in which frauds weigh half:
+half of all cuts then lie where frauds are. Measured on two folds of the handbook's data (97 features, 10 % of the
+genuine payments): average precision .757 with 4,096 plain bins, .764 with 256 balanced ones, in a ninth of the time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from features.feature_set import FeatureSet
+
+ROUNDS_MAX = 600
+# A handful of trees may rank best by luck, but gives so few different scores that no threshold can cut between them.
+ROUNDS_MIN = 40
+PATIENCE_ROUNDS = 40
+# A sample this large places cuts well enough: a quantile of 100,000 rows errs by 0.3 % of the rows at most (2 sigma).
+REFERENCE_GENUINE_MAX = 100_000
+COLUMNS_MIN = 12
+# So much information is enough for a leaf's value however much data there is.
+LEAF_WEIGHT_MAX = 100.0
+# Fewer genuine payments than this are never thinned out: they cost nothing.
+GENUINE_KEPT_MIN = 20_000
+
+Progress = Callable[[int, int, float], None]
+"""Called after each round with (round, rounds at most, average precision on validation so far)."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Hyper-parameters of the booster, in measures that do not depend on how much data and how many features there are.
+
+    Measured on the handbook's four folds with 60 features: a rate of .05, a third of the columns a tree and leaves of
+    at least .3 % of the information gave average precision .763; a rate of .1, half of the columns and no bound .760.
+    """
+
+    max_depth: int = 5
+    eta: float = 0.05
+    leaf_share_min: float = 0.003
+    """Least share of all second derivatives that a leaf holds; keeps leaves of a few lucky frauds out."""
+    subsample: float = 0.8
+    column_share: float = 0.3
+    """Share of the columns that a tree may use, but at least COLUMNS_MIN of them."""
+    reg_lambda: float = 1.0
+    gamma: float = 0.0
+    max_bin: int = 512
+    fraud_weight: float = 1.0
+    """How much more a fraud weighs than a genuine payment; the calibration puts the scores right again."""
+    genuine_per_fraud: int = 20
+    """Of more genuine payments than this a sample is kept, which weighs as much as all of them."""
+
+    def parameters(self, feature_set: FeatureSet, fraud: np.ndarray, *, seed: int, threads: int) -> dict[str, Any]:
+        """What xgboost takes, for training rows of which `fraud` bool [n] are.
+
+        base_score is left to xgboost: then a score is near a probability from the first round on.
+        """
+        rate = float(fraud.mean())
+        information = len(fraud) * rate * (1.0 - rate)
+        return {
+            "objective": "binary:logistic",
+            "eval_metric": "aucpr",
+            "tree_method": "hist",
+            "max_depth": self.max_depth,
+            "eta": self.eta,
+            "min_child_weight": min(max(1.0, self.leaf_share_min * information), LEAF_WEIGHT_MAX),
+            "subsample": self.subsample,
+            "colsample_bytree": min(1.0, max(self.column_share, COLUMNS_MIN / len(feature_set.features))),
+            "reg_lambda": self.reg_lambda,
+            "gamma": self.gamma,
+            "max_bin": self.max_bin,
+            "monotone_constraints": monotone(feature_set),
+            "seed": seed,
+            "nthread": threads,
+        }
+
+
+def monotone(feature_set: FeatureSet) -> str:
+    """xgboost's constraint of each column: 1 never falls, -1 never rises, 0 free."""
+    signs = {"increasing": 1, "decreasing": -1, None: 0}
+    return f"({','.join(str(signs[feature.monotone]) for feature in feature_set.features)})"
+
+
+@dataclass(frozen=True)
+class Data:
+    """Rows to learn from and rows to stop on. X float32 [n, k], fraud bool [n]."""
+
+    X: np.ndarray
+    fraud: np.ndarray
+    held_out: np.ndarray
+    held_out_fraud: np.ndarray
+
+
+class Matrices:
+    """The data thinned out and binned once, for any number of fits."""
+
+    def __init__(
+        self,
+        xgboost: Any,
+        data: Data,
+        names: list[str],
+        recipe: Recipe,
+        *,
+        genuine_per_fraud: int,
+        seed: int,
+        threads: int,
+    ) -> None:
+        self._xgboost = xgboost
+        self._common = {"feature_names": names, "nthread": threads, "max_bin": recipe.max_bin}
+        rows, self._genuine_weight = thinned(data.fraud, genuine_per_fraud, seed)
+        X, self.fraud = data.X[rows], data.fraud[rows]
+        self.train = self._matrix(X, self.fraud, ref=self._reference(X, self.fraud, seed))
+        self.weigh(recipe.fraud_weight)
+        self.held_out = self._matrix(data.held_out, data.held_out_fraud, ref=self.train) if len(data.held_out) else None
+
+    def _reference(self, X: np.ndarray, fraud: np.ndarray, seed: int) -> Any:
+        """The matrix that gives the cuts: all frauds, weighing half, and a sample of the genuine payments."""
+        frauds, genuine = np.flatnonzero(fraud), np.flatnonzero(~fraud)
+        if len(genuine) > REFERENCE_GENUINE_MAX:
+            rng = np.random.default_rng(seed)
+            genuine = np.sort(rng.choice(genuine, REFERENCE_GENUINE_MAX, replace=False))
+        rows = np.concatenate([frauds, genuine])
+        weight = np.ones(len(rows), dtype=np.float32)
+        weight[: len(frauds)] = max(1.0, len(genuine) / max(1, len(frauds)))
+        return self._matrix(X[rows], fraud[rows], weight=weight)
+
+    def _matrix(self, X: np.ndarray, fraud: np.ndarray, **more: Any) -> Any:
+        return self._xgboost.QuantileDMatrix(X, fraud.astype(np.float32), **more, **self._common)
+
+    def weigh(self, fraud_weight: float) -> None:
+        """Let a fraud weigh this much in the next fit."""
+        self.train.set_weight(np.where(self.fraud, fraud_weight, self._genuine_weight).astype(np.float32))
+
+
+def thinned(fraud: np.ndarray, genuine_per_fraud: int, seed: int) -> tuple[np.ndarray, float]:
+    """Rows to keep, int64, of `fraud` bool [n]: all frauds and at most so many genuine payments for each; and how much
+    each of these weighs."""
+    genuine = np.flatnonzero(~fraud)
+    frauds = np.flatnonzero(fraud)
+    keep = max(len(frauds) * genuine_per_fraud, GENUINE_KEPT_MIN)
+    if len(genuine) <= keep:
+        return np.arange(len(fraud)), 1.0
+    chosen = np.random.default_rng(seed).choice(genuine, keep, replace=False)
+    return np.sort(np.concatenate([frauds, chosen])), len(genuine) / keep
+
+
+def boost(
+    xgboost: Any, matrices: Matrices, parameters: dict[str, Any], *, rounds_max: int, progress: Progress | None
+) -> tuple[Any, float]:
+    """Boost until average precision on the held-out rows stops rising; the best part, and its average precision."""
+
+    class Report(xgboost.callback.TrainingCallback):  # type: ignore[misc]
+        def after_iteration(self, model: Any, epoch: int, evals_log: Any) -> bool:  # noqa: ARG002
+            if progress is not None:
+                progress(epoch + 1, rounds_max, float(evals_log["validation"]["aucpr"][-1]))
+            return False
+
+    stop = xgboost.callback.EarlyStopping(
+        rounds=PATIENCE_ROUNDS, metric_name="aucpr", data_name="validation", maximize=True
+    )
+    booster = xgboost.train(
+        parameters,
+        matrices.train,
+        rounds_max,
+        evals=[(matrices.held_out, "validation")],
+        verbose_eval=False,
+        callbacks=[Report(), stop],
+    )
+    # inplace_predict sums all trees, whatever best_iteration says: what is saved is the best part alone.
+    rounds = min(max(booster.best_iteration + 1, ROUNDS_MIN), booster.num_boosted_rounds())
+    return booster[:rounds], float(booster.best_score)
+
+
+def boost_rounds(xgboost: Any, train: Any, parameters: dict[str, Any], rounds: int) -> Any:
+    """Boost a fixed number of rounds, on rows that include those which chose the number."""
+    return xgboost.train(parameters, train, rounds, verbose_eval=False)

@@ -1,0 +1,176 @@
+"""Quality: the shipped handbook features through training and the compiled model, on the handbook's four folds.
+
+    python -m tests.benchmarks.quality [--data ../shared/data/handbook.parquet] [--features FILE] [--report FILE]
+
+Protocol (Fraud Detection Handbook, chapter 5): training from 2018-05-01 to the end of the training week, seven days of
+delay, a test week. On test day d, customers with a fraud in the training week or on a day up to d - 8 are taken out.
+Average precision and AUC over a fold's test rows; card precision at 100 by day. The figure is the mean of the folds.
+Features may be taken from a file that `fraud-scorer features` wrote. The last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from features.feature_set import FeatureSet
+from scorer.bundle import Bundle
+from scorer.mapping import Mapping
+from scorer.replay import file_batches, training_table
+from scorer.train import area_under_roc, average_precision, card_precision, train
+
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLE = ROOT / "deploy" / "examples" / "handbook"
+DAY_MS = 86_400_000
+DELAY_DAYS = 7
+TRAIN_FROM = np.datetime64("2018-05-01")
+WEEKS = [np.datetime64("2018-08-15") - np.timedelta64(7 * k, "D") for k in range(4)]
+PUBLISHED = {
+    "XGBoost (chapter 5, best on test)": (0.871, 0.694, 0.304),
+    "Neural network (chapter 7)": (0.876, 0.675, 0.303),
+    "41 features, 84 days (earlier trial)": (0.884, 0.752, 0.310),
+}
+
+
+@dataclass(frozen=True)
+class Rows:
+    """All payments in the order of the file: features float32 [n, k], and what the protocol needs of each, [n]."""
+
+    features: np.ndarray
+    label: np.ndarray
+    known_at_ms: np.ndarray
+    time_ms: np.ndarray
+    customer: np.ndarray
+    scenario: np.ndarray
+
+    @property
+    def day(self) -> np.ndarray:
+        return self.time_ms // DAY_MS
+
+
+@dataclass(frozen=True)
+class Fold:
+    """One fold's figures on its test week."""
+
+    week: str
+    auc: float
+    average_precision: float
+    cp100: float
+    trees: int
+    rows_learned_from: int
+    validation_average_precision: float
+    train_s: float
+    frauds: int
+    found: dict[str, float]
+    """By scenario: the share of its frauds among as many best-scored payments as there are frauds."""
+
+
+def read_rows(data: Path, features: Path | None) -> Rows:
+    feature_set = FeatureSet.from_yaml(EXAMPLE / "feature_set.yaml")
+    if features is None:
+        table = training_table(feature_set, file_batches(data, Mapping.from_yaml(EXAMPLE / "mapping.yaml")))
+        ids, X, label = table.payment_id, table.features, table.label
+        known_at_ms, time_ms = table.label_known_at_ms, table.event_time_ms
+    else:
+        written = pq.read_table(features)
+        ids = written["payment_id"].to_pylist()
+        X = np.empty((len(ids), len(feature_set.names)), dtype=np.float32)
+        for column, name in enumerate(feature_set.names):
+            X[:, column] = written[name].to_numpy()
+        label = written["label"].to_numpy().astype(np.int8)
+        known_at_ms = written["label_known_at"].to_numpy().astype("datetime64[ms]").astype(np.int64)
+        time_ms = written["event_time"].to_numpy().astype("datetime64[ms]").astype(np.int64)
+    source = pq.read_table(data, columns=["TRANSACTION_ID", "CUSTOMER_ID", "TX_FRAUD_SCENARIO"])
+    number = source["TRANSACTION_ID"].to_numpy().astype(np.int64)
+    order = np.argsort(number)
+    place = order[np.searchsorted(number[order], np.array(ids, dtype=np.int64))]
+    customer = np.array(source["CUSTOMER_ID"].to_pylist(), dtype=np.int64)[place]
+    scenario = np.array(source["TX_FRAUD_SCENARIO"].to_pylist(), dtype=np.int64)[place]
+    return Rows(X, label, known_at_ms, time_ms, customer, scenario)
+
+
+def test_rows(rows: Rows, week: int) -> np.ndarray:
+    """Row numbers of the test week, without the customers known by then. `week`: first day of the training week."""
+    fraud = rows.label == 1
+    parts = []
+    for k in range(7):
+        known_days = (rows.day >= week) & (rows.day <= week + 6 + k)
+        known = np.unique(rows.customer[fraud & known_days])
+        today = np.flatnonzero(rows.day == week + 7 + DELAY_DAYS + k)
+        parts.append(today[~np.isin(rows.customer[today], known)])
+    return np.concatenate(parts)
+
+
+def run_fold(rows: Rows, start: np.datetime64, folder: Path, *, seed: int, trials: int, threads: int) -> Fold:
+    week = int(start.astype("datetime64[D]").astype(np.int64))
+    learned = (rows.day >= int(TRAIN_FROM.astype(np.int64))) & (rows.day < week + 7)
+    began = time.perf_counter()
+    report = train(
+        rows.features[learned], rows.label[learned], rows.time_ms[learned], rows.known_at_ms[learned],
+        (EXAMPLE / "feature_set.yaml").read_text(), (EXAMPLE / "policy.yaml").read_text(), folder / str(start),
+        seed=seed, label_gap_ms=DELAY_DAYS * DAY_MS, created_at="2018-09-01T00:00:00Z", name="handbook", trials=trials,
+        threads=threads,
+    )  # fmt: skip
+    took = time.perf_counter() - began
+    bundle = Bundle.load(report.output)
+    tested = test_rows(rows, week)
+    scores = bundle.model.margins(np.ascontiguousarray(rows.features[tested]))
+    truth = rows.label[tested] == 1
+    best = np.argsort(-scores, kind="stable")[: int(truth.sum())]
+    in_best = np.zeros(len(tested), dtype=np.bool_)
+    in_best[best] = True
+    found = {str(scenario): float(in_best[rows.scenario[tested] == scenario].mean()) for scenario in (1, 2, 3)}
+    daily = card_precision(rows.day[tested], rows.customer[tested], scores, truth, 100)
+    return Fold(
+        week=str(start), auc=area_under_roc(truth, scores), average_precision=average_precision(truth, scores),
+        cp100=float(np.mean(daily)), trees=report.trees, rows_learned_from=report.training.refit_rows,
+        validation_average_precision=report.metrics["average_precision"], train_s=took, frauds=int(truth.sum()), found=found,
+    )  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data" / "handbook.parquet")
+    parser.add_argument("--features", type=Path)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--trials", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2, help="1 is quicker on a machine that is busy otherwise")
+    parser.add_argument("--folds", type=int, nargs="*", default=[0, 1, 2, 3], help="which of the four, newest first")
+    arguments = parser.parse_args()
+    rows = read_rows(arguments.data, arguments.features)
+    folds: list[Fold] = []
+    print(f"{'training week':36} {'AUC':>6} {'AP':>6} {'CP@100':>6} {'trees':>6} {'train s':>8}  found of 1, 2, 3")
+    with tempfile.TemporaryDirectory() as folder:
+        for number in arguments.folds:
+            fold = run_fold(
+                rows,
+                WEEKS[number],
+                Path(folder),
+                seed=arguments.seed,
+                trials=arguments.trials,
+                threads=arguments.threads,
+            )
+            folds.append(fold)
+            shares = ", ".join(f"{share:.2f}" for share in fold.found.values())
+            print(
+                f"{fold.week:36} {fold.auc:6.4f} {fold.average_precision:6.4f} {fold.cp100:6.4f} {fold.trees:6d} "
+                f"{fold.train_s:8.1f}  {shares}",
+                flush=True,
+            )
+    names = ("auc", "average_precision", "cp100")
+    mean = {name: float(np.mean([getattr(fold, name) for fold in folds])) for name in names}
+    print(f"{'mean':36} {mean['auc']:6.4f} {mean['average_precision']:6.4f} {mean['cp100']:6.4f}")
+    for name, (auc, precision, cards) in PUBLISHED.items():
+        print(f"{name:36} {auc:6.3f} {precision:6.3f} {cards:6.3f}")
+    print(json.dumps(mean | {"folds": [asdict(fold) for fold in folds]}))
+
+
+if __name__ == "__main__":
+    main()
