@@ -49,6 +49,7 @@ class _Start(NamedTuple):
     journal: history.JournalReader
     positions: dict[int, int]
     control_position: int
+    fresh: bool
 
 
 class Follower:
@@ -68,7 +69,7 @@ class Follower:
         self._released = False
         at = self._from_snapshot() or self._from_scratch(partitions)
         self.pipeline, self._journal = at.pipeline, at.journal
-        self.inputs = self._inputs(at.positions, at.control_position)
+        self.inputs = self._inputs(at)
 
     def _from_scratch(self, partitions: list[int]) -> _Start:
         topics = [TopicPartition(self._topics.payments, p) for p in partitions]
@@ -84,6 +85,7 @@ class Follower:
             ),
             dict(zip(partitions, starts[:-1], strict=True)),
             starts[-1],
+            fresh=True,
         )
 
     def _from_snapshot(self) -> _Start | None:
@@ -130,7 +132,7 @@ class Follower:
             seconds=round(time.monotonic() - started, 3),
         )  # fmt: skip
         positions = {int(p): int(position) for p, position in known["positions"].items()}
-        return _Start(pipeline, journal, positions, int(known["control_position"]))
+        return _Start(pipeline, journal, positions, int(known["control_position"]), fresh=False)
 
     def _first_record(self, journal: history.JournalReader) -> JournalRecord:
         deadline = time.monotonic() + self._settings.worker.no_progress_s
@@ -217,16 +219,17 @@ class Follower:
         self.inputs.close()
         self.pipeline.close()
 
-    def _inputs(self, positions: dict[int, int], control_position: int) -> Inputs:
+    def _inputs(self, at: _Start) -> Inputs:
         worker, prefix = self._settings.worker, self._settings.kafka.topic_prefix
         return Inputs(
             kafka.reader(self._settings.kafka, group=f"{prefix}{worker.application}-reader-{self._shard}"),
             payments=self._topics.payments,
             control=self._topics.control,
-            positions=positions,
-            control_position=control_position,
+            positions=at.positions,
+            control_position=at.control_position,
             buffered_max=worker.buffered_payments_max,
             deadlines=Deadlines(worker.deadline_ms, worker.deadline_header),
+            fresh=at.fresh,
         )
 
 

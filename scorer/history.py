@@ -225,7 +225,7 @@ def _complete(record: JournalRecord, inputs: Inputs) -> bool:
     A range ends right after its last record, so that record must be there."""
     for r in record.inputs:
         buffer = inputs.lanes[r.partition].buffer
-        if not buffer or buffer[-1].offset < r.end - 1:
+        if r.end > r.start and (not buffer or buffer[-1].offset < r.end - 1):
             return False
     if record.control.end > inputs.control.position:
         buffer = inputs.control.buffer

@@ -100,11 +100,18 @@ class Inputs:
         control_position: int,
         buffered_max: int,
         deadlines: Deadlines = Deadlines(),
+        fresh: bool = False,
     ) -> None:
-        """`positions` maps each payments partition of the shard to the offset to read next."""
+        """`positions` maps each payments partition of the shard to the offset to read next.
+
+        `fresh`: no batch has been taken yet, in the whole life of the journal.
+        """
         self._consumer = consumer
         self._payments_topic = payments
         self._deadlines = deadlines
+        # The first batch of a journal names every partition, those too of which it takes nothing: else a partition not
+        # read yet would begin, after a restart, wherever retention has left it by then.
+        self._name_all = fresh
         self._lane_max = max(1024, buffered_max // max(1, len(positions)))
         self.lanes = {p: Lane(TopicPartition(payments, p, offset)) for p, offset in sorted(positions.items())}
         self.control = Lane(TopicPartition(control, 0, control_position))
@@ -208,15 +215,17 @@ class Inputs:
         rows: list[Raw] = []
         partitions: list[int] = []
         ranges = []
-        for p, count in counts.items():
-            if count == 0:
+        for p, lane in self.lanes.items():
+            count = counts.get(p, 0)
+            if count == 0 and not self._name_all:
                 continue
-            lane = self.lanes[p]
             taken = lane.take(count)
-            ranges.append(InputRange(partition=p, start=lane.position, end=taken[-1].offset + 1))
-            lane.position = taken[-1].offset + 1
+            end = taken[-1].offset + 1 if taken else lane.position
+            ranges.append(InputRange(partition=p, start=lane.position, end=end))
+            lane.position = end
             rows += taken
             partitions += [p] * count
+        self._name_all = False
         start = self.control.position
         control = self.control.take(control_count)
         if control:

@@ -152,7 +152,8 @@ def member(settings: Settings, group: str) -> Consumer:
         "enable.auto.commit": False,
         "enable.auto.offset.store": False,
         "auto.offset.reset": "earliest",
-        "max.poll.interval.ms": max(300_000, settings.worker.session_timeout_ms),
+        # Never below the session timeout: the client refuses that.
+        "max.poll.interval.ms": max(settings.worker.max_poll_interval_ms, settings.worker.session_timeout_ms),
         "queued.max.messages.kbytes": 1024,
         "group.protocol": settings.worker.group_protocol,
     }

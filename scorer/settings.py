@@ -151,6 +151,11 @@ class WorkerSettings(_Section):
         default=None,
         description="name of a payment header that holds its own deadline, epoch ms in digits; wins over deadline_ms",
     )
+    max_poll_interval_ms: int = Field(
+        default=300_000,
+        ge=1000,
+        description="a worker whose main thread stands still for so long leaves the group, and its shards go to others",
+    )
     no_progress_s: float = Field(
         default=60.0, gt=0, description="recovery or commit without progress for so long stops the worker loudly"
     )

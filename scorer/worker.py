@@ -206,7 +206,9 @@ class Worker:
         metrics.OWNED.set(len(self._owned))
 
     def _revoked(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        # Still a member of the old generation here: the batch in flight can be committed.
+        # Still a member of the old generation here, so the batch in flight can be committed; that generation is asked
+        # for anew, because the thread that does so after each poll is the one that waits in here.
+        self._membership.refresh()
         self._drain([p.partition for p in partitions])
         consumer.incremental_unassign(partitions)
 
@@ -228,6 +230,9 @@ class Worker:
         metrics.STANDBYS.set(len(self._standbys))
 
     def _drain(self, numbers: list[int]) -> None:
+        for number in numbers:  # all are asked before the first is waited for
+            if number in self._owned:
+                self._owned[number].stop.set()
         for number in numbers:
             owned = self._owned.pop(number, None)
             if owned is None:

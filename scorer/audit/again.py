@@ -64,6 +64,7 @@ def replay_until(
         positions=history.first_positions(records),
         control_position=records[0].control.start,
         buffered_max=settings.worker.buffered_payments_max,
+        fresh=True,
     )
     pipeline, bundles = Pipeline(bundle, shard=shard), Bundles(bundle)
     outcomes: Outcomes | None = None

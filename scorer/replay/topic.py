@@ -46,6 +46,7 @@ def replay_topic(
         positions=history.first_positions(records),
         control_position=records[0].control.start,
         buffered_max=settings.worker.buffered_payments_max,
+        fresh=records[0].sequence == 0,
     )
     pipeline, report, bundles = Pipeline(bundle, shard=shard), Report(), Bundles(bundle)
     same = records[0].bundle == bundle.id
