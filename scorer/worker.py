@@ -123,6 +123,8 @@ class Worker:
         self._joined = False
         self._warm = False
         self._failure: BaseException | None = None
+        self._polled_at = time.monotonic()
+        self._frozen_until = float("-inf")
         self._membership = Membership(settings)
 
     def live(self) -> tuple[bool, str]:
@@ -157,6 +159,8 @@ class Worker:
         member.subscribe([topics.journal], on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost)
         try:
             while not stop.is_set():
+                self._note_freeze(time.monotonic() - self._polled_at)
+                self._polled_at = time.monotonic()
                 message = member.poll(POLL_S)
                 self._membership.refresh()
                 error = None if message is None else message.error()
@@ -212,11 +216,25 @@ class Worker:
         self._drain([p.partition for p in partitions])
         consumer.incremental_unassign(partitions)
 
+    def _note_freeze(self, still_s: float) -> None:
+        """Remember that nothing was polled for longer than the session: this process was stopped, or starved."""
+        worker = self._settings.worker
+        # Beyond max.poll.interval the client itself leaves the group, and joins again: that mends itself.
+        if worker.session_timeout_ms <= still_s * 1000.0 < worker.max_poll_interval_ms:
+            self._frozen_until = time.monotonic()
+
     def _lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         # Somebody else owns them already; the batch in flight will be fenced. State is dropped with the shard.
         log.warning("shard.lost", shards=[p.partition for p in partitions])
         self._drain([p.partition for p in partitions])
         consumer.incremental_unassign(partitions)
+        self._note_freeze(time.monotonic() - self._polled_at)
+        since_s = time.monotonic() - self._frozen_until
+        if partitions and since_s < 2 * self._settings.worker.session_timeout_ms / 1000.0:
+            self._failure = self._failure or kafka.Fenced(
+                "this process stood still for longer than the session timeout, and others own its shards now; "
+                "restart it, and look for what stops it"
+            )
 
     def _keep_standbys(self) -> None:
         """Follow shards that others own, as many as the settings allow."""
