@@ -131,7 +131,8 @@ def run_fold(rows: Rows, start: np.datetime64, folder: Path, *, seed: int, trial
     return Fold(
         week=str(start), auc=area_under_roc(truth, scores), average_precision=average_precision(truth, scores),
         cp100=float(np.mean(daily)), trees=report.trees, rows_learned_from=report.training.refit_rows,
-        validation_average_precision=report.metrics["average_precision"], train_s=took, frauds=int(truth.sum()), found=found,
+        validation_average_precision=report.metrics["average_precision"], train_s=took, frauds=int(truth.sum()),
+        found=found,
     )  # fmt: skip
 
 
