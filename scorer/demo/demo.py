@@ -35,7 +35,8 @@ from scorer.settings import PREFIX, load
 from scorer.setup import setup
 from scorer.simulate import World
 
-READY_S = 120.0
+# The first start on a machine compiles every kernel: a minute on an idle core.
+READY_S = 300.0
 DRAIN_S = 120.0
 # Nothing is sent any more when payments are counted: a record that is there comes at once.
 COUNT_QUIET_S = 1.0

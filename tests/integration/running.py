@@ -56,7 +56,7 @@ def process(
         )
     child.port = port  # type: ignore[attr-defined]
     try:
-        wait_for(lambda: child.poll() is not None or is_ready(port), 120, f"{name} to be ready")
+        wait_for(lambda: child.poll() is not None or is_ready(port), 300, f"{name} to be ready")
         assert child.poll() is None, log.read_text()[-3000:]
         yield child
     finally:
