@@ -34,6 +34,8 @@ FLOAT32_MINOR_MAX = 2.0**23
 _NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,3})?", re.ASCII)
 _DIGITS = re.compile(r"[+-]?[0-9]{1,19}", re.ASCII)
 _EXACT = Context(prec=EXACT_DIGITS, traps=[InvalidOperation, Inexact])
+# RFC 8259, section 6; and no longer than any number that the contract takes.
+_JSON_NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?", re.ASCII)
 _LABELS = {"1": 1, "0": 0, "true": 1, "false": 0, "1.0": 1, "0.0": 0, "": -1}
 # The same instants in seconds, milliseconds, microseconds and nanoseconds do not overlap from 1973 to 5138.
 _EPOCH_UNITS = ((1e11, 1000, 1), (1e14, 1, 1), (1e17, 1, 1_000), (math.inf, 1, 1_000_000))
@@ -97,6 +99,25 @@ def _number(index: int, value: Any) -> float | None:
 def attributes(column: Column) -> list[str | float | int | bool | None]:
     """Text, finite numbers and booleans as they are; times as RFC 3339 text."""
     return [_attribute(i, value) for i, value in enumerate(python_values(column))]
+
+
+def text_attributes(column: Column) -> list[str | float | int | bool | None]:
+    """Attributes of a file that holds text alone (CSV): a cell that is a JSON number, true or false is that value, any
+    other text is text (007, +1, 1e999 and True stay text). Cell by cell, so no row changes what another means.
+    """
+    return [_text_attribute(value) for value in python_values(column)]
+
+
+def _text_attribute(value: Any) -> str | float | int | bool | None:
+    if value in ("true", "false"):
+        return bool(value == "true")
+    if not isinstance(value, str) or len(value) > NUMBER_CHARACTERS_MAX or not (m := _JSON_NUMBER.fullmatch(value)):
+        return value  # type: ignore[no-any-return]
+    if m[2] is None and m[3] is None:
+        # The contract takes 64 bits; longer digits are an identifier, and a float would change them.
+        return int(value) if -(1 << 63) <= int(value) < 1 << 63 else value
+    number = float(value)
+    return number if math.isfinite(number) else value
 
 
 def _attribute(index: int, value: Any) -> str | float | int | bool | None:

@@ -31,7 +31,18 @@ import pyarrow.parquet as pq
 from schemas.currencies import CURRENCY_EXPONENT
 from schemas.errors import ContractError
 from schemas.times import event_time_ms
-from scorer.cells import CellError, Column, attributes, labels, minor_units, numbers, texts, times_ms, whole_numbers
+from scorer.cells import (
+    CellError,
+    Column,
+    attributes,
+    labels,
+    minor_units,
+    numbers,
+    text_attributes,
+    texts,
+    times_ms,
+    whole_numbers,
+)
 from scorer.errors import FraudScorerError
 from scorer.mapping import NUMBER_FIELDS, TEXT_FIELDS, Constant, Mapping, MappingError
 
@@ -149,7 +160,7 @@ def _mapped(path: Path, kind: str, packed: bool, mapping: Mapping, rows_per_bloc
         batches = _parquet(path, mapping, rows_per_block) if kind == "parquet" else _csv(path, mapping)
     except (pa.ArrowException, OSError) as exc:
         raise FileError(f"{path}: not readable as {kind}: {_first_line(exc)}") from exc
-    return _blocks(path, mapping, _arrow_columns(path, kind, batches, rows_per_block))
+    return _blocks(path, mapping, _arrow_columns(path, kind, batches, rows_per_block), of_text=kind == "csv")
 
 
 def _parquet(path: Path, mapping: Mapping, rows_per_block: int) -> Iterator[pa.RecordBatch]:
@@ -257,7 +268,7 @@ def _json_columns(path: Path, packed: bool, mapping: Mapping, rows_per_block: in
         )
 
 
-def _blocks(path: Path, mapping: Mapping, blocks: Iterator[_Columns]) -> Iterator[FileBlock]:
+def _blocks(path: Path, mapping: Mapping, blocks: Iterator[_Columns], *, of_text: bool = False) -> Iterator[FileBlock]:
     for rows, columns in blocks:
         count = len(rows)
         field = "payment_id"
@@ -270,13 +281,14 @@ def _blocks(path: Path, mapping: Mapping, blocks: Iterator[_Columns]) -> Iterato
             return columns[source] if isinstance(source, str) else [source.constant] * count
 
         try:
-            yield _block(mapping, rows, column)
+            yield _block(mapping, rows, column, of_text=of_text)
         except CellError as exc:
             raise FileError(f"{path}: row {rows[exc.index]}: {field}: {exc}") from exc
 
 
-def _block(mapping: Mapping, rows: npt.NDArray[np.int64], column: _Get) -> FileBlock:
-    """One block's columns as payments. Raises CellError; `column` remembers which field was asked for last."""
+def _block(mapping: Mapping, rows: npt.NDArray[np.int64], column: _Get, *, of_text: bool) -> FileBlock:
+    """One block's columns as payments; `of_text`: the file has no types. Raises CellError; `column` remembers which
+    field was asked for last."""
     count = len(rows)
     payment_ids = texts(column("payment_id", mapping.payment_id))
     times = times_ms(column("event_time", mapping.event_time))
@@ -302,7 +314,12 @@ def _block(mapping: Mapping, rows: npt.NDArray[np.int64], column: _Get) -> FileB
         if source is not None:
             fields[name] = [*numbers(column(name, source))]
     if mapping.attributes:
-        extra = {name: attributes(column(f"attributes.{name}", source)) for name, source in mapping.attributes.items()}
+        extra = {
+            name: (text_attributes if of_text and isinstance(source, str) else attributes)(
+                column(f"attributes.{name}", source)
+            )
+            for name, source in mapping.attributes.items()
+        }
         fields["attributes"] = [_present(extra, i) for i in range(count)]
     event_time = np.array([-1 if t is None else t for t in times], dtype=np.int64)
     label = np.full(count, -1, dtype=np.int8)

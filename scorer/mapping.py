@@ -8,6 +8,10 @@ customer_id: CUSTOMER_ID
 label: TX_FRAUD                   # 0 or 1; nothing where unknown
 label_delay: 7d                   # a label becomes known that long after its payment
 attributes: {basket: ITEMS}
+
+Attributes keep the type that the file gives them. CSV has no types: there a cell that is a JSON number, true or false
+is that value, and any other text is text. So 3, -0.5 and 1e3 are numbers; 007, +1, True and whole numbers beyond 64
+bits stay text. Each cell is judged by itself.
 """
 
 from __future__ import annotations

@@ -102,6 +102,26 @@ def test_csv(tmp_path: Path) -> None:
         assert [json.loads(value) for value in only(path, mapping).values] == expected
 
 
+def test_csv_attributes_are_numbers_truth_or_text_cell_by_cell(tmp_path: Path) -> None:
+    """A CSV cell that is a JSON number, true or false is that value; any other text is text, whatever its column."""
+    cells: dict[str, object] = {
+        "3": 3, "9007199254740993": 9007199254740993, "-0.5": -0.5, "1e3": 1000.0, "0": 0, "true": True, "false": False,
+        "007": "007", "+1": "+1", "True": "True", "1e999": "1e999", ".5": ".5", "shoes": "shoes", "NaN": "NaN",
+        "12345678901234567890": "12345678901234567890",
+    }  # fmt: skip
+    path = tmp_path / "rows.csv"
+    mapping = Mapping.from_yaml(
+        "{payment_id: id, event_time: t, amount: {constant: 1}, currency: {constant: EUR}, "
+        "attributes: {x: x, k: {constant: '5'}}}"
+    )
+    path.write_text(
+        "id,t,x\n" + "".join(f"p{i},1767225600000,{cell}\n" for i, cell in enumerate(cells)), encoding="utf-8"
+    )
+    found = [json.loads(value)["attributes"] for value in only(path, mapping).values]
+    assert [(type(row["x"]), row["x"]) for row in found] == [(type(value), value) for value in cells.values()]
+    assert {row["k"] for row in found} == {"5"}
+
+
 def test_label_records(tmp_path: Path) -> None:
     """Known labels become control records with payment, verdict and times, one for each row with a label."""
     block = only(as_jsonl(tmp_path))
