@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from features import plan as p
-from features.feature_set import KEY_FIELDS, POSITION_FIELDS, Feature, FeatureSet, Range
+from features.feature_set import Feature, FeatureSet
+from features.filters import KEY_FIELDS, POSITION_FIELDS, Range
 from features.hashing import hash_into, joined, mix, siphash_128
 from features.plan import Plan
 from schemas.currencies import CURRENCY_EXPONENT

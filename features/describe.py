@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from features import plan as p
-from features.feature_set import Feature, FeatureSet, Range
+from features.feature_set import Feature, FeatureSet
+from features.filters import Range
 from features.segments import FILE_SHIFT
 from schemas.durations import UNIT_MS
 

@@ -16,24 +16,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal
 
-import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from features.filters import CALENDAR_FIELDS, KEY_FIELDS, POSITION_FIELDS, Condition, check, is_field
+from features.yaml_model import PlacedError, Strict, closest, read_yaml_model
 from schemas.currencies import CURRENCY_EXPONENT
 from schemas.durations import parse_duration_ms
-
-KEY_FIELDS = (
-    "payment_id", "customer_id", "account_id", "card_token", "merchant_id", "terminal_id", "device_id", "ip", "mcc",
-    "channel",
-    "country", "merchant_country", "currency",
-)  # fmt: skip
-POSITION_FIELDS = ("latitude", "longitude", "merchant_latitude", "merchant_longitude")
-CALENDAR_FIELDS = ("amount", "hour_of_day", "day_of_week")
 
 # With a `window`, or without one (then over the whole life of the key).
 WINDOWED = ("count", "sum", "mean", "std", "min", "max", "median", "distinct", "fraud_count", "fraud_rate")
@@ -46,11 +38,6 @@ ENTITIES_MAX = 16
 FEATURES_MAX = 512
 # One bit of a 64-bit word each.
 WHERES_MAX = 64
-
-
-def is_field(name: str) -> bool:
-    """Whether a filter's name means a field of the payment; any other name means an earlier feature."""
-    return name in KEY_FIELDS or name in POSITION_FIELDS or name in CALENDAR_FIELDS or name.startswith("attributes.")
 
 
 class FeatureSetError(ValueError):
@@ -77,11 +64,7 @@ PositiveDurationMs = Annotated[int, BeforeValidator(_duration), AfterValidator(_
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Rates(_Strict):
+class Rates(Strict):
     """Exchange rates: units of the set's currency for one unit of another, versioned because a changed rate changes
     features."""
 
@@ -89,20 +72,7 @@ class Rates(_Strict):
     per_unit: dict[str, Annotated[float, Field(gt=0, lt=1e9)]]
 
 
-class Range(_Strict):
-    """A half-open or closed range on a number; all bounds given must hold."""
-
-    at_least: float | None = None
-    above: float | None = None
-    at_most: float | None = None
-    below: float | None = None
-
-
-Scalar = str | float | bool
-Condition = Scalar | list[Scalar] | Range
-
-
-class Feature(_Strict):
+class Feature(Strict):
     """One column of the model's input. Exactly one of `payment`, `aggregate`, `ratio`, `difference`, `zscore` is
     given."""
 
@@ -202,13 +172,6 @@ class Feature(_Strict):
         elif self.of not in (None, "amount"):
             raise ValueError(f"feature {name}: {kind} is computed of amount, not of {self.of!r}; write of: amount")
         self._check_time()
-        for field, condition in self.where.items():
-            if isinstance(condition, Range) and not condition.model_fields_set:
-                raise ValueError(f"feature {name}: where {field}: a range needs at_least, above, at_most or below")
-            if isinstance(condition, list) and not condition:
-                raise ValueError(
-                    f"feature {name}: where {field}: an empty list lets no payment pass; name at least one value"
-                )
 
     def _check_time(self) -> None:
         """Window, delay, half-life and the current payment: what belongs to which aggregate."""
@@ -234,7 +197,7 @@ class Feature(_Strict):
             )
 
 
-class FeatureSet(_Strict):
+class FeatureSet(Strict):
     """The declaration as a whole. `FeatureSet.from_yaml` reads it; `names` is the column order; `fingerprint` its
     identity."""
 
@@ -259,24 +222,37 @@ class FeatureSet(_Strict):
     @model_validator(mode="after")
     def _check(self) -> FeatureSet:
         if self.currency not in CURRENCY_EXPONENT:
-            raise ValueError(f"currency: {self.currency!r} is not an ISO 4217 code")
+            raise PlacedError(
+                f"currency: {self.currency!r} is not an ISO 4217 code; write three capitals such as EUR", "currency"
+            )
         for entity, fields in self.entities.items():
             unknown = [f for f in fields if f not in KEY_FIELDS]
             if unknown:
-                raise ValueError(f"entities.{entity}: unknown field {unknown[0]!r}; known are {', '.join(KEY_FIELDS)}")
+                raise PlacedError(
+                    f"entities.{entity}: unknown field {unknown[0]!r}; {closest(unknown[0], KEY_FIELDS)}known are "
+                    f"{', '.join(KEY_FIELDS)}",
+                    "entities",
+                    entity,
+                    fields.index(unknown[0]),
+                )
             if len(set(fields)) != len(fields):
-                raise ValueError(f"entities.{entity}: a field is listed twice")
-        unknown = [f for f in self.required if f not in (*KEY_FIELDS, *POSITION_FIELDS)]
+                raise PlacedError(f"entities.{entity}: a field is listed twice", "entities", entity)
+        allowed = (*KEY_FIELDS, *POSITION_FIELDS)
+        unknown = [f for f in self.required if f not in allowed]
         if unknown:
-            raise ValueError(f"required: unknown field {unknown[0]!r}")
+            raise PlacedError(
+                f"required: unknown field {unknown[0]!r}; {closest(unknown[0], allowed)}known are {', '.join(allowed)}",
+                "required",
+                self.required.index(unknown[0]),
+            )
         if self.rates is not None:
             unknown = [c for c in self.rates.per_unit if c not in CURRENCY_EXPONENT]
             if unknown:
-                raise ValueError(f"rates: {unknown[0]!r} is not an ISO 4217 code")
+                raise PlacedError(f"rates: {unknown[0]!r} is not an ISO 4217 code", "rates", "per_unit", unknown[0])
         seen: set[str] = set()
-        for feature in self.features:
+        for index, feature in enumerate(self.features):
             if feature.name in seen:
-                raise ValueError(f"feature {feature.name}: the name is used twice")
+                raise PlacedError(f"feature {feature.name}: the name is used twice", "features", index, "name")
             if feature.entity is not None and feature.entity not in self.entities:
                 raise ValueError(
                     f"feature {feature.name}: unknown entity {feature.entity!r}; declared are "
@@ -285,7 +261,7 @@ class FeatureSet(_Strict):
             for operand in feature.operands:
                 if operand not in seen:
                     raise ValueError(f"feature {feature.name}: {operand!r} must be a feature that stands before it")
-            self._check_where(feature, seen)
+            self._check_where(index, feature, seen)
             seen.add(feature.name)
         clauses = {json.dumps(f.model_dump(mode="json")["where"], sort_keys=True) for f in self.features if f.where}
         if len(clauses) > WHERES_MAX:
@@ -295,27 +271,27 @@ class FeatureSet(_Strict):
             )
         return self
 
-    def _check_where(self, feature: Feature, seen: set[str]) -> None:
-        """A filter names a field of the payment, or a feature that stands before it and is then a number."""
+    def _check_where(self, index: int, feature: Feature, seen: set[str]) -> None:
+        """A filter names a field of the payment, or a feature that stands before it and is then a number; and some
+        payment can pass it."""
         for name, condition in feature.where.items():
-            if is_field(name):
-                continue
-            if name not in seen:
-                later = name in self.names
-                raise ValueError(
+            place = ("features", index, "where", name)
+            if not is_field(name) and name not in seen:
+                near = closest(name, (*KEY_FIELDS, *POSITION_FIELDS, *CALENDAR_FIELDS, *seen))
+                raise PlacedError(
                     f"feature {feature.name}: where names {name!r}, "
                     + (
                         "which must stand before it"
-                        if later
+                        if name in self.names
                         else "which is neither a field of the payment, nor attributes.NAME, nor an earlier feature"
-                    )
+                        + (f"; {near.strip()}" if near else "")
+                    ),
+                    *place,
                 )
-            values = [] if isinstance(condition, Range) else condition if isinstance(condition, list) else [condition]
-            if any(isinstance(value, str | bool) for value in values):
-                raise ValueError(
-                    f"feature {feature.name}: where {name}: a feature is a number; write a number, a list of numbers "
-                    f"or a range"
-                )
+            try:
+                check(name, condition)
+            except ValueError as exc:
+                raise PlacedError(f"feature {feature.name}: where {name}: {exc}", *place) from exc
 
     def check_sharding(self, shard_key: Sequence[str], shards: int) -> None:
         """Refuse a set whose entities `shards` shards would split. `shard_key`: the fields that decide a payment's
@@ -368,77 +344,3 @@ class FeatureSet(_Strict):
         where = str(source) if isinstance(source, Path) else "feature set"
         text = source.read_text(encoding="utf-8") if isinstance(source, Path) else source
         return read_yaml_model(cls, text, where=where, error=FeatureSetError)
-
-
-M = TypeVar("M", bound=BaseModel)
-
-
-class _LineLoader(yaml.SafeLoader):  # type: ignore[misc]
-    """SafeLoader that refuses a key given twice: YAML lets the last one win, silently."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            if key_node.value in seen:
-                raise yaml.MarkedYAMLError(
-                    problem=f"the key {key_node.value!r} is given twice", problem_mark=key_node.start_mark
-                )
-            seen.add(key_node.value)
-        mapping: dict[Any, Any] = super().construct_mapping(node, deep=deep)
-        return mapping
-
-
-def read_yaml_model(model: type[M], text: str, *, where: str, error: type[Exception]) -> M:
-    """Parse YAML `text` into `model`; any mistake becomes `error` naming `where`, the line and what to write
-    instead."""
-    try:
-        data = yaml.load(text, Loader=_LineLoader)  # noqa: S506 - a SafeLoader
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.MarkedYAMLError as exc:
-        line = exc.problem_mark.line + 1 if exc.problem_mark else "?"
-        raise error(f"{where}:{line}: not readable as YAML: {exc.problem}") from exc
-    except yaml.YAMLError as exc:
-        raise error(f"{where}: not readable as YAML: {exc}") from exc
-    if not isinstance(data, dict):
-        raise error(f"{where}: expected a mapping of settings, found {type(data).__name__}")
-    try:
-        return model.model_validate(data)
-    except ValidationError as exc:
-        first = exc.errors()[0]
-        message = re.sub(r"^Value error, ", "", first["msg"])
-        path = [
-            p
-            for p in first["loc"]
-            if isinstance(p, int) or not re.match(r"^(list\[|Range|str$|float$|bool$|function-)", str(p))
-        ]
-        named = re.match(r"feature (\w+):", message)
-        line = _line_of(node, path, named.group(1) if named else None)
-        place = ".".join(str(p) for p in path)
-        raise error(f"{where}:{line}: {place + ': ' if place else ''}{message}") from exc
-
-
-def _line_of(node: yaml.Node | None, path: list[Any], feature: str | None) -> int:
-    """The line of the YAML node at `path`, or of the feature named (a name used twice: the second); the nearest node
-    found otherwise."""
-    if feature is not None and not path and isinstance(node, yaml.MappingNode):
-        lines = [
-            int(item.start_mark.line) + 1
-            for key, value in node.value
-            if key.value == "features" and isinstance(value, yaml.SequenceNode)
-            for item in value.value
-            if isinstance(item, yaml.MappingNode)
-            and any(k.value == "name" and v.value == feature for k, v in item.value)
-        ]
-        if lines:
-            return lines[-1]
-    for part in path:
-        if isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
-            node = node.value[part]
-        elif isinstance(node, yaml.MappingNode):
-            found = [value for key, value in node.value if key.value == str(part)]
-            if not found:
-                break
-            node = found[0]
-        else:
-            break
-    return int(node.start_mark.line) + 1 if node is not None else 1

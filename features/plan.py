@@ -17,12 +17,13 @@ rows are live) followed by the cells of all groups.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from features.feature_set import Feature, FeatureSet, Range, is_field
+from features.feature_set import Feature, FeatureSet
+from features.filters import intervals, is_field
 from schemas.currencies import CURRENCY_EXPONENT
 
 I64 = npt.NDArray[np.int64]
@@ -431,34 +432,18 @@ def _edges(layout: _Layout, horizon: dict[str, int], pinned: set[str], feature_s
 def _tests(layout: _Layout, names: dict[str, int]) -> tuple[I64, I64, npt.NDArray[np.float64]]:
     """Filters on earlier features. Value and bound are compared as the float32 that the column holds."""
     per_column: list[list[tuple[int, int, int, int]]] = [[] for _ in names]
-    intervals: list[tuple[float, float]] = []
+    pairs: list[tuple[float, float]] = []
     for bit, clause in enumerate(layout.clauses):
         for name, condition in clause.items():
             if not is_field(name):
-                first = len(intervals)
-                intervals += _intervals(condition)
-                per_column[names[name]].append((bit, first, len(intervals), 0))
+                first = len(pairs)
+                pairs += intervals(condition)
+                per_column[names[name]].append((bit, first, len(pairs), 0))
     return (
         np.cumsum([0] + [len(tests) for tests in per_column], dtype=np.int64),
         np.array([test for tests in per_column for test in tests], dtype=np.int64).reshape(-1, 4),
-        np.array(intervals, dtype=np.float64).reshape(-1, 2),
+        np.array(pairs, dtype=np.float64).reshape(-1, 2),
     )
-
-
-def _intervals(condition: object) -> list[tuple[float, float]]:
-    if isinstance(condition, Range):
-        low, high = np.float32(-np.inf), np.float32(np.inf)
-        if condition.at_least is not None:
-            low = max(low, np.float32(condition.at_least))
-        if condition.above is not None:
-            low = max(low, np.nextafter(np.float32(condition.above), np.float32(np.inf)))
-        if condition.at_most is not None:
-            high = min(high, np.float32(condition.at_most))
-        if condition.below is not None:
-            high = min(high, np.nextafter(np.float32(condition.below), np.float32(-np.inf)))
-        return [(float(low), float(high))]
-    values: list[Any] = condition if isinstance(condition, list) else [condition]
-    return [(float(np.float32(value)), float(np.float32(value))) for value in values]
 
 
 def _scalars(

@@ -22,7 +22,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from features.feature_set import read_yaml_model
+from features.yaml_model import read_yaml_model
 from schemas.durations import parse_duration_ms
 from scorer.errors import UsageError
 

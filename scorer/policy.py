@@ -25,7 +25,9 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from features.feature_set import KEY_FIELDS, Name, read_yaml_model
+from features.feature_set import Name
+from features.filters import KEY_FIELDS
+from features.yaml_model import read_yaml_model
 from schemas.decode import PaymentBatch
 from scorer.errors import UsageError
 

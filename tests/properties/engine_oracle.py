@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from features.feature_set import KEY_FIELDS, Feature, FeatureSet, Range
+from features.feature_set import Feature, FeatureSet
+from features.filters import KEY_FIELDS, Range
 
 NAN = math.nan
 number = lambda value: float(value) if isinstance(value, int | float) else NAN  # noqa: E731

@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from features.feature_set import Feature, FeatureSet, Range
+from features.feature_set import Feature, FeatureSet
+from features.filters import Range
 
 # `ENGINE_SQL_ROWS=20000 pytest tests/properties/test_engine_equals_sql.py` is the long form.
 ROWS = int(os.environ.get("ENGINE_SQL_ROWS", "3000"))

@@ -77,6 +77,88 @@ def test_a_mistake_is_refused_with_its_line_and_the_way_out(line: str, message: 
     assert str(error.value).startswith(str(path))
 
 
+C = "name: x, entity: customer, aggregate: count, window: 1h, where: "
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        ("{mcc: 5411}", "7: .*write '5411' in quotes"),
+        ("{mcc: [742]}", "7: .*write '0742' in quotes"),
+        ("{country: NO}", "7: .*write 'NO' in quotes"),
+        ("{country: [SE, NO]}", "7: .*write 'NO' in quotes"),
+        ("{merchant_id: {above: 3}}", "7: .*is text and has no range"),
+        ("{country: Norway}", "7: .*no payment has the country 'Norway'"),
+        ("{channel: ECOM}", "7: .*no payment has the channel 'ECOM'"),
+        ("{currency: EURO}", "7: .*no payment has the currency 'EURO'"),
+        ("{amount: many}", "7: .*amount is a number"),
+        ("{latitude: '48.1'}", "7: .*latitude is a number"),
+        ("{hour_of_day: true}", "7: .*hour_of_day is a number"),
+        ("{hour_of_day: 24}", "7: .*never 24; it lies from 0 to 23"),
+        ("{day_of_week: 1.5}", "7: .*whole number"),
+        ("{hour_of_day: {above: 23}}", "7: .*never lies in this range; it lies from 0 to 23"),
+        ("{amount: {below: 0}}", "7: .*at least 0"),
+        ("{amount: {above: .nan}}", "7: .*above takes a finite number"),
+        ("{amount: {above: .inf}}", "7: .*above takes a finite number"),
+        ("{amount: .nan}", "7: .*write a finite number"),
+        ("{amount: {at_least: 10, below: 5}}", "7: .*the range is empty"),
+        ("{attributes.x: {at_least: 10, below: 10}}", "7: .*the range is empty"),
+        ("{n: {above: 0.1, below: 0.1000000001}}", "7: .*the range is empty"),
+        ("{n: {above: 1.0e+300}}", "7: .*float32"),
+        ("{n: 1.0e+300}", "7: .*never 1e[+]300"),
+        ("{amount: {atleast: 3}}", "7: .*unknown bound 'atleast'; did you mean at_least[?]"),
+        ("{amount: {above: '3'}}", "7: .*above takes a finite number"),
+        ("{amount: 2020-01-01}", "7: .*write text, a number"),
+    ],
+)
+def test_a_filter_that_no_payment_can_pass_is_refused(where: str, message: str) -> None:
+    """A condition that could never hold is refused where it stands, with what to write."""
+    with pytest.raises(FeatureSetError, match=message):
+        FeatureSet.from_yaml(HEAD + f"  - {{{C}{where}}}\n")
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        "{mcc: '5411', country: [SE, 'NO'], channel: ecom, currency: EUR}",
+        "{amount: {at_least: 10, at_most: 10}, hour_of_day: [22, 23], day_of_week: {below: 5}, latitude: {above: 60}}",
+        "{attributes.x: 3, attributes.y: [true, text, 1.5], attributes.z: {above: 1.0e+300}, n: {above: 3}}",
+    ],
+)
+def test_a_filter_that_payments_can_pass_is_taken(where: str) -> None:
+    """Text on text fields, numbers and ranges on numbers, anything on attributes."""
+    assert FeatureSet.from_yaml(HEAD + f"  - {{{C}{where}}}\n").features[-1].where
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            HEAD + "  - name: x\n    entity: customer\n    agregate: count\n",
+            "9: .*'agregate'; did you mean aggregate[?]",
+        ),
+        (HEAD.replace("EUR", "EURO"), "2: .*'EURO' is not an ISO 4217 code"),
+        (HEAD.replace("[customer_id]", "[custmer_id]"), "3: .*'custmer_id'; did you mean customer_id[?]"),
+        (HEAD + "required:\n  - customer_id\n  - countri\n", "9: .*'countri'; did you mean country[?]"),
+        (HEAD + "windows: 3\n", "7: .*unknown key 'windows'"),
+        (
+            HEAD + "  - name: x\n    entity: customer\n    aggregate: count\n    window: 1h\n    where:\n"
+            "      channel: ecom\n      mcc: 5411\n",
+            "13: .*write '5411' in quotes",
+        ),
+        ("? [a, b]\n: c\n", "1: .*a key must be a name"),
+        ("", "set.yaml: the file is empty"),
+    ],
+)
+def test_a_mistake_names_its_own_line_and_the_nearest_word(text: str, message: str, tmp_path: Path) -> None:
+    """Not the beginning of the block it stands in, and never a traceback."""
+    path = tmp_path / "set.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(FeatureSetError, match=message) as error:
+        FeatureSet.from_yaml(path)
+    assert str(error.value).startswith(str(path))
+
+
 def test_too_many_filters_are_refused_when_the_set_is_read() -> None:
     """65 different filters do not fit the bits that a payment carries."""
     lines = "".join(
