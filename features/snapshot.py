@@ -4,8 +4,9 @@ states.
     <url>/blocks/<sha256>                    up to 4 MiB of an array, under its own checksum
     <url>/manifests/<sequence, 20 digits>.json   facts, arrays, blocks; and the sha256 of all that
 
-A block that is there already is not written again, so a snapshot uploads what has changed since the last one: full
-segments of the log once, and of the arrays the blocks that differ. A manifest is written last, so that a snapshot is
+A block that is there already, and that this process has found to fit its name, is not written again, so a snapshot
+uploads what has changed since the last one: full segments of the log once, and of the arrays the blocks that differ.
+A manifest is written last, so that a snapshot is
 there completely or not at all; whatever does not fit its checksum is refused by name, and the caller takes the next
 older snapshot.
 """
@@ -71,6 +72,9 @@ class SnapshotStore:
         self._fs, self._root = fsspec.core.url_to_fs(url, **options)
         self._local = "file" in (self._fs.protocol if isinstance(self._fs.protocol, tuple) else (self._fs.protocol,))
         self._sizes: dict[str, int] | None = None
+        # Blocks that this process has written, or read and found right; others are read before a snapshot relies on
+        # them.
+        self._sound: set[str] = set()
         # Checksums of arrays that never change, by the object they belong to.
         self._sealed: WeakKeyDictionary[Any, list[str]] = WeakKeyDictionary()
 
@@ -91,14 +95,15 @@ class SnapshotStore:
                 owner = image.sealed.get(name)
                 known = self._sealed.get(owner) if owner is not None else None
                 flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-                if known is None or any(digest not in sizes for digest in known):
+                if known is None or any(digest not in sizes or digest not in self._sound for digest in known):
                     known = []
                     for start in range(0, len(flat), BLOCK_BYTES):
                         block = flat[start : start + BLOCK_BYTES].data
                         digest = hashlib.sha256(block).hexdigest()
-                        if sizes.get(digest) != len(block):
+                        if sizes.get(digest) != len(block) or not self._is_sound(digest):
                             self._put(f"{self._root}/blocks/{digest}", block)
                             sizes[digest] = len(block)
+                            self._sound.add(digest)
                             uploaded += len(block)
                         known.append(digest)
                     if owner is not None:
@@ -169,7 +174,7 @@ class SnapshotStore:
         for digest in stale:
             with contextlib.suppress(FileNotFoundError):
                 self._fs.rm_file(f"{self._root}/blocks/{digest}")
-            self._blocks_there().pop(digest, None)
+            self._distrust(digest)
         return len(stale)
 
     @staticmethod
@@ -189,6 +194,23 @@ class SnapshotStore:
                 found = []
             self._sizes = {str(item["name"]).rsplit("/", 1)[-1]: int(item["size"] or 0) for item in found}
         return self._sizes
+
+    def _is_sound(self, digest: str) -> bool:
+        """Whether the block of that name holds what its name says: looked at once, for its size alone tells little."""
+        if digest not in self._sound:
+            try:
+                data = self._fs.cat_file(f"{self._root}/blocks/{digest}")
+            except OSError:
+                return False
+            if hashlib.sha256(data).hexdigest() != digest:
+                return False
+            self._sound.add(digest)
+        return True
+
+    def _distrust(self, digest: str) -> None:
+        """The block is gone or damaged: the next snapshot that needs it writes it again."""
+        self._sound.discard(digest)
+        self._blocks_there().pop(digest, None)
 
     def _put(self, path: str, data: memoryview) -> None:
         """Write a file so that it is there whole or not at all. Object stores do that by themselves."""
@@ -251,9 +273,15 @@ class SnapshotStore:
         start = 0
         for digest in entry["blocks"]:
             path = f"{self._root}/blocks/{digest}"
-            data = self._read_block(sequence, path, flat[start:].data)
+            try:
+                data = self._read_block(sequence, path, flat[start:].data)
+            except SnapshotMissing:
+                self._distrust(digest)
+                raise
             if hashlib.sha256(data).hexdigest() != digest:
+                self._distrust(digest)
                 raise SnapshotDamaged(f"snapshot {sequence}: {name}: the block {path} does not fit its checksum")
+            self._sound.add(digest)
             if start + len(data) > len(flat):
                 raise SnapshotDamaged(f"snapshot {sequence}: {name} is longer than its manifest says")
             if isinstance(data, bytes):

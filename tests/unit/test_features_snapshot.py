@@ -138,6 +138,27 @@ def test_the_next_older_snapshot_is_offered_when_the_newest_is_damaged(stream: n
     assert found[1][:2] == (1, {"head": "old"})
 
 
+@pytest.mark.parametrize("damage", [damage_block, truncate_block, lose_block])
+@pytest.mark.parametrize("restart", [True, False])
+def test_a_damaged_block_does_not_spoil_later_snapshots(
+    damage: Any, restart: bool, stream: np.ndarray, tmp_path: Path
+) -> None:
+    """After a restart, or once a read has met the damage, the next snapshot writes the block again."""
+    engine = Engine(SET, segment_shift=9)
+    play(engine, stream)
+    store = SnapshotStore(str(tmp_path))
+    store.write(1, {}, {"engine": image_of(engine)})
+    damage(tmp_path)
+    if restart:
+        store = SnapshotStore(str(tmp_path))
+    else:
+        with pytest.raises(SnapshotError):
+            store.read(1)
+    assert 0 < store.write(2, {}, {"engine": image_of(engine)}).bytes_uploaded < 10 << 20
+    SnapshotStore(str(tmp_path)).read(2)
+    assert SnapshotStore(str(tmp_path)).write(3, {}, {"engine": image_of(engine)}).bytes_uploaded == 0
+
+
 def test_another_layout_format_or_feature_set_is_refused(stream: np.ndarray, tmp_path: Path) -> None:
     """A snapshot of another version or feature set is refused with both sides named."""
     engine = Engine(SET, segment_shift=9)
