@@ -18,11 +18,13 @@ from features.hashing import hash_into, joined, mix, siphash_128
 from features.plan import Plan
 from schemas.currencies import CURRENCY_EXPONENT
 from schemas.decode import PaymentBatch
+from schemas.fields import AMOUNT_MINOR_END
 
 HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS
-# Beyond 2^53 minor units a double no longer holds every integer, so the conversion would not be exact.
-AMOUNT_BASE_MAX = 1 << 53
+# The contract's own bound holds after conversion, too. Below 2^53 every minor unit is a double of its own; and an int64
+# holds the sum of 9.2 million payments of this size in one window of one key, 92 quadrillion euros.
+AMOUNT_BASE_MAX = AMOUNT_MINOR_END
 # Up to here a loop over rows is quicker than arrays.
 ROWS_FEW = 4
 
@@ -110,7 +112,10 @@ class Columns:
         """Write those of the payment's own columns into `out`, float32 [n, F], that the kernel does not compute
         itself."""
         for column, feature in self._plan.payment_columns:
-            out[:, column] = self._payment_column(feature, batch, amount)
+            with np.errstate(over="ignore"):
+                values = self._payment_column(feature, batch, amount).astype(np.float32)
+            values[np.isinf(values)] = np.nan  # no feature is ever infinite
+            out[:, column] = values
 
     def _payment_column(
         self, feature: Feature, batch: PaymentBatch, amount: npt.NDArray[np.int64]

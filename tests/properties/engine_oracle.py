@@ -34,7 +34,7 @@ class Oracle:
         self.now = max(self.now, payment["t"])
         row = {**payment, "amount": int(np.rint(payment["amount"] * self.factors[payment["currency"]])), "own": {}}
         for feature in self.set.features:
-            row["own"][feature.name] = float(np.float32(self.value(feature, row)))
+            row["own"][feature.name] = single(self.value(feature, row))
         if not late:
             self.rows.append(row)
         return list(row["own"].values())
@@ -139,6 +139,11 @@ class Oracle:
             + math.cos(p) * math.cos(q) * math.sin(math.radians(b["longitude"] - a["longitude"]) / 2) ** 2
         )
         return 2 * 6371.0088 * math.asin(min(1.0, math.sqrt(h))) * 3_600_000 / abs(b["t"] - a["t"])
+
+
+def single(value: float) -> float:
+    """As the float32 of a column; what lies beyond is NaN."""
+    return float(np.float32(value)) if abs(value) < 2.0**128 - 2.0**103 else NAN
 
 
 def latest(rows: list[Row]) -> Row:
