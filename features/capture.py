@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from features.engine import Engine
 
 # Raised with every change of what the arrays mean.
-FORMAT = 1
+FORMAT = 2
 # 256 bytes each, some 0.15 µs: about a millisecond of `finish`.
 GRANULES_LAST = 8_192
 # Beyond two rounds on another thread the payments are too quick for it: then their own thread copies so much after each
@@ -143,9 +143,9 @@ class Capture:
         arrays |= {
             "scalars": s.scalars.copy(), "passed": s.passed.copy(), "pool_free": s.pool_free.copy(),
             "slots": s.slots.copy(),
-            "owner": s.owner[: sizes["owner"]].copy(), "orphans": s.orphans[s.orphans[:, 2] != 0],
-            "pending": engine.pending_labels(),
+            "owner": s.owner[: sizes["owner"]].copy(), "orphans": _waiting(s),
         }  # fmt: skip
+        arrays |= {f"pending-{k}": run for k, run in enumerate(engine.pending.runs())}
         sealed: dict[str, object] = {}
         shift, following = engine.segment_shift, int(s.scalars[st.NEXT_SEQ])
         for number in engine.segments.numbers():
@@ -180,6 +180,14 @@ class Capture:
         for k in np.flatnonzero(dirty[place : place + each]).tolist():
             found[k * rows : (k + 1) * rows] = source[k * rows : (k + 1) * rows]
         return found
+
+
+def _waiting(s: st.State) -> npt.NDArray[np.uint64]:
+    """Labels that wait for their payment, in order of arrival."""
+    places = np.arange(s.scalars[st.ORPHAN_HEAD], s.scalars[st.ORPHAN_TAIL]) & (st.ORPHAN_RING - 1)
+    ring = s.ring[places]
+    live: npt.NDArray[np.uint64] = ring[ring[:, 2] != 0]
+    return live
 
 
 def _used(scalars: npt.NDArray[np.int64], s: st.State) -> dict[str, int]:

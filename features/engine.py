@@ -23,17 +23,12 @@ from features.capture import FORMAT, Capture, Image
 from features.columns import Columns
 from features.contributing import Contributing, contributing
 from features.feature_set import FeatureSet, FeatureSetError
-from features.hashing import hash_strings
+from features.pending import PendingLabels
 from features.plan import lower
 from features.restore import check, restored
 from features.segments import FILE_SHIFT, MEMORY_SHIFT, Segments
 from features.table import get, grown
 from schemas.decode import PaymentBatch
-
-# Labels that came before stream time reached their `known_at`; 32 bytes each. When full, further ones are refused and
-# counted.
-LABELS_PENDING_MAX = 4_000_000
-_NO_LABELS = np.zeros((0, 4), dtype=np.int64)
 
 
 @dataclass(frozen=True)
@@ -50,6 +45,7 @@ class EngineCounts:
     keys_refused: int
     orphan_labels: int
     orphan_labels_dropped: int
+    orphan_labels_expired: int
 
 
 class Engine:
@@ -71,9 +67,7 @@ class Engine:
         # Counts replacements of arrays that a running capture copies from.
         self.generation = 0
         self._use(st.fresh_state(self._tables))
-        self._labels = _NO_LABELS
-        self._incoming: list[tuple[int, str, int]] = []
-        self._labels_refused = 0
+        self.pending = PendingLabels()
         self._progress = np.zeros(2, dtype=np.int64)
         self._scratch = np.zeros(p.MEDIAN_MAX, dtype=np.int64)
         self._strips = np.zeros(len(self._tables.entity), dtype=np.int64)
@@ -89,8 +83,8 @@ class Engine:
         except BaseException:
             engine.close()
             raise
-        engine._labels = np.array(image.arrays["pending"], dtype=np.int64).reshape(-1, 4)
-        engine._labels_refused = int(image.meta["labels_refused"])
+        runs = sorted((int(name[8:]), run) for name, run in image.arrays.items() if name.startswith("pending-"))
+        engine.pending = PendingLabels([run for _, run in runs], refused=int(image.meta["labels_refused"]))
         return engine
 
     def capture(self) -> Capture:
@@ -129,12 +123,6 @@ class Engine:
         low, high = self._columns.key(entity, key)
         return int(get(self._state.keys, low, high))
 
-    def pending_labels(self) -> npt.NDArray[np.int64]:
-        """Labels that stream time has not reached yet, int64 [m, 4]: known_at ms, id low, id high, 1 fraud or 2
-        genuine."""
-        self._take_incoming()
-        return self._labels
-
     def close(self) -> None:
         """Give the log's files and folder back. The engine is of no use afterwards."""
         self.segments.close()
@@ -157,10 +145,7 @@ class Engine:
 
     def add_label(self, payment_id: str, *, fraud: bool, known_at_ms: int) -> None:
         """A verdict on a payment; visible to payments from stream time `known_at_ms` on."""
-        if len(self._labels) + len(self._incoming) >= LABELS_PENDING_MAX:
-            self._labels_refused += 1
-            return
-        self._incoming.append((known_at_ms, payment_id, 1 if fraud else 2))
+        self.pending.add(payment_id, fraud=fraud, known_at_ms=known_at_ms)
 
     def apply(
         self, batch: PaymentBatch, amount: npt.NDArray[np.int64], ids: npt.NDArray[np.uint64]
@@ -183,15 +168,17 @@ class Engine:
         """`apply` for columns that are prepared already (features.columns), the payment's own ones filled into
         `out`."""
         late = np.zeros(len(rows), dtype=np.bool_)
-        self._take_incoming()
+        if not len(rows):
+            return late
+        self.pending.gather()
         self._make_room(len(rows))
+        # All of them are applied: the batch's last one is visible to the payment that moves stream time furthest.
+        labels = self.pending.due(max(int(self._state.scalars[st.STREAM_MS]), int(rows[:, p.B_TIME].max())))
         progress = self._progress
         progress[:] = 0
         space = (progress, self._scratch, self._strips)
-        while k.apply(self._context, rows, self._labels, out, late, *space) == k.CRAMPED:
+        while k.apply(self._context, rows, labels, out, late, *space) == k.CRAMPED:
             self._enlarge()
-        if progress[k.LABELS_DONE]:
-            self._labels = self._labels[progress[k.LABELS_DONE] :].copy()
         return late
 
     def prepare(
@@ -212,30 +199,18 @@ class Engine:
             + self._state.keys.nbytes
             + self._state.distincts.nbytes
             + int(s[st.LATE_COUNT]) * 16,
-            labels_pending=len(self._labels) + len(self._incoming),
+            labels_pending=len(self.pending),
             labels_applied=int(s[st.LABELS_APPLIED]),
-            labels_refused=self._labels_refused,
+            labels_refused=self.pending.refused,
             keys_refused=int(s[st.KEYS_REFUSED]),
             orphan_labels=int(s[st.ORPHANS]),
             orphan_labels_dropped=int(s[st.ORPHANS_DROPPED]),
+            orphan_labels_expired=int(s[st.ORPHANS_EXPIRED]),
         )
 
     def _use(self, state: st.State) -> None:
         self._state = state
         self._context = st.addresses(state, self._tables)
-
-    def _take_incoming(self) -> None:
-        """Merge new labels into the waiting ones: by known_at, then by order of arrival."""
-        if not self._incoming:
-            return
-        ids, _ = hash_strings([payment_id for _, payment_id, _ in self._incoming])
-        new = np.empty((len(self._incoming), 4), dtype=np.int64)
-        new[:, 0] = [row[0] for row in self._incoming]
-        new[:, 1:3] = ids.view(np.int64)
-        new[:, 3] = [row[2] for row in self._incoming]
-        merged = np.concatenate([self._labels, new])
-        self._labels = np.ascontiguousarray(merged[np.argsort(merged[:, 0], kind="stable")])
-        self._incoming.clear()
 
     def _make_room(self, n: int) -> None:
         """Grow what n payments can fill; what rows entering a delayed window can fill, the kernel asks for
@@ -261,7 +236,7 @@ class Engine:
             changed = True
         keys = grown(s.keys, int(s.scalars[st.KEYS]), n * len(t.entity))
         orphans = int(s.scalars[st.ORPHANS])
-        kept = grown(s.orphans, orphans, min(len(self._labels), st.ORPHANS_MAX - orphans))
+        kept = grown(s.orphans, orphans, min(len(self.pending), st.ORPHANS_MAX - orphans))
         if changed or keys is not s.keys or kept is not s.orphans:
             self._use(s._replace(keys=keys, orphans=kept))
 

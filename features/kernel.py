@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from features import plan as p
 from features.arithmetic import add_square, deviation, distance_km, halved, multiply
-from features.labels import apply_label, set_label
+from features.labels import apply_label, set_label, take_orphan
 from features.log import (
     CAME_LATE,
     NO_SLOT,
@@ -370,7 +370,8 @@ def _degrees(bits: np.uint64) -> float:
 
 @inlined
 def _derive(read, out):  # type: ignore[no-untyped-def]
-    """A column made of earlier columns of the same payment. A zero divisor gives NaN."""
+    """A column made of earlier columns of the same payment. A zero divisor gives NaN; so will a
+    result beyond float32."""
     kind = read[p.R_KIND]
     x, y = np.float64(out[read[1]]), np.float64(out[read[2]])
     if kind == p.DIFFERENCE:
@@ -405,7 +406,8 @@ def _read_all(t: p.Tables, s: State, b, i: int, strips, now_ms: int, out, scratc
         place += 8 * p.READ_WORDS
         kind = peek64(place)
         if kind >= p.RATIO:
-            out[f] = _derive(t.reads[f], out)
+            derived = np.float32(_derive(t.reads[f], out))
+            out[f] = NAN if math.isinf(derived) else derived
         elif kind >= p.COUNT:
             strip = strips[peek64(place + 8 * p.R_ENTITY)]
             bit = peek64(place + 8 * p.R_WHERE)
@@ -604,13 +606,9 @@ def _insert(t: p.Tables, s: State, b, i: int, bits: np.uint64, strips, now_ms: i
         poke8(s.labels[segment] + in_segment, np.uint8(0))
         index_row(t, s.index[segment], in_segment, low)
         if s.scalars[ORPHANS] > 0:
-            place = find(s.orphans, low, high)
-            if place >= 0:
-                label = np.int64(s.orphans[place, 2]) - 1
-                remove_at(s.orphans, place)
-                s.scalars[ORPHANS] -= 1
-                if time_ms > now_ms - t.edge_offset[t.scalars[p.RETENTION]]:
-                    set_label(t, s, seq, label, now_ms)
+            label = take_orphan(t, s, low, high, now_ms)
+            if label != 0 and time_ms > now_ms - t.edge_offset[t.scalars[p.RETENTION]]:
+                set_label(t, s, seq, label, now_ms)
 
 
 @inlined

@@ -11,8 +11,19 @@ from features import plan as p
 from features.log import NO_SLOT, TIME_SHIFT, find_row, label_of, passes, row_address, write_label
 from features.memory import kernel, peek32, peek64
 from features.series import push_fraud, remove_pair
-from features.state import GRANULE_SHIFT, LABELS_APPLIED, ORPHANS, ORPHANS_DROPPED, ORPHANS_MAX, State
-from features.table import find, put
+from features.state import (
+    GRANULE_SHIFT,
+    LABELS_APPLIED,
+    ORPHAN_HEAD,
+    ORPHAN_RING,
+    ORPHAN_TAIL,
+    ORPHANS,
+    ORPHANS_DROPPED,
+    ORPHANS_EXPIRED,
+    ORPHANS_MAX,
+    State,
+)
+from features.table import find, put, remove_at
 
 FRAUD = 1
 
@@ -67,16 +78,85 @@ def set_label(t: p.Tables, s: State, seq: int, label: int, now_ms: int) -> None:
 @kernel
 def apply_label(t: p.Tables, s: State, low: np.uint64, high: np.uint64, label: int, now_ms: int) -> None:
     """Apply a verdict that has become known, or keep it for a payment that has not come yet."""
-    seq = find_row(t, s, low, high, now_ms) if t.scalars[p.LABELS_MATTER] else np.int64(-1)
+    if not t.scalars[p.LABELS_MATTER]:
+        return
+    seq = find_row(t, s, low, high, now_ms)
     if seq >= 0:
         set_label(t, s, seq, label, now_ms)
         return
-    # The payment has not come yet (or left the log long ago): keep the label for it, within bounds.
+    # The payment has not come yet, or never will: keep the label for it, within bounds of time and number.
+    _expire_orphans(t, s, now_ms)
     place = find(s.orphans, low, high)
     if place >= 0:
-        s.orphans[place, 2] = np.uint64(label + 1)
-    elif s.scalars[ORPHANS] < ORPHANS_MAX:
-        put(s.orphans, low, high, label)
-        s.scalars[ORPHANS] += 1
-    else:
+        at = (np.int64(s.orphans[place, 2]) - 1) & (ORPHAN_RING - 1)
+        s.ring[at, 2] = np.uint64((np.int64(s.ring[at, 2]) >> 2 << 2) | label)
+        return
+    if s.scalars[ORPHANS] >= ORPHANS_MAX:
+        _drop_oldest(s)
         s.scalars[ORPHANS_DROPPED] += 1
+    if s.scalars[ORPHAN_TAIL] - s.scalars[ORPHAN_HEAD] >= ORPHAN_RING:
+        _close_gaps(s)
+    seq = s.scalars[ORPHAN_TAIL]
+    at = seq & (ORPHAN_RING - 1)
+    s.ring[at, 0], s.ring[at, 1], s.ring[at, 2] = low, high, np.uint64(now_ms << 2 | label)
+    put(s.orphans, low, high, seq)
+    s.scalars[ORPHAN_TAIL] += 1
+    s.scalars[ORPHANS] += 1
+
+
+@kernel
+def take_orphan(t: p.Tables, s: State, low: np.uint64, high: np.uint64, now_ms: int) -> int:
+    """The label that waited for a payment, which has come now; 0 when there is none."""
+    _expire_orphans(t, s, now_ms)
+    place = find(s.orphans, low, high)
+    if place < 0:
+        return 0
+    at = (np.int64(s.orphans[place, 2]) - 1) & (ORPHAN_RING - 1)
+    label = np.int64(s.ring[at, 2]) & 3
+    s.ring[at, 2] = np.uint64(0)
+    remove_at(s.orphans, place)
+    s.scalars[ORPHANS] -= 1
+    return label
+
+
+@kernel
+def _expire_orphans(t: p.Tables, s: State, now_ms: int) -> None:
+    """Let go of labels that have waited for as long as a payment stays in the log."""
+    limit_ms = now_ms - t.edge_offset[t.scalars[p.RETENTION]]
+    while s.scalars[ORPHAN_HEAD] < s.scalars[ORPHAN_TAIL]:
+        entry = np.int64(s.ring[s.scalars[ORPHAN_HEAD] & (ORPHAN_RING - 1), 2])
+        if entry == 0:
+            s.scalars[ORPHAN_HEAD] += 1
+        elif entry >> 2 <= limit_ms:
+            _drop_oldest(s)
+            s.scalars[ORPHANS_EXPIRED] += 1
+        else:
+            break
+
+
+@kernel
+def _drop_oldest(s: State) -> None:
+    """Forget the label that has waited longest; there is one."""
+    while True:
+        at = s.scalars[ORPHAN_HEAD] & (ORPHAN_RING - 1)
+        s.scalars[ORPHAN_HEAD] += 1
+        if s.ring[at, 2] != 0:
+            break
+    remove_at(s.orphans, find(s.orphans, s.ring[at, 0], s.ring[at, 1]))
+    s.ring[at, 2] = np.uint64(0)
+    s.scalars[ORPHANS] -= 1
+
+
+@kernel
+def _close_gaps(s: State) -> None:
+    """Move the labels of the ring together. At least half of it is gaps, so a label is moved once on average."""
+    following = s.scalars[ORPHAN_HEAD]
+    for seq in range(s.scalars[ORPHAN_HEAD], s.scalars[ORPHAN_TAIL]):
+        at = seq & (ORPHAN_RING - 1)
+        if s.ring[at, 2] == 0:
+            continue
+        to = following & (ORPHAN_RING - 1)
+        s.ring[to, 0], s.ring[to, 1], s.ring[to, 2] = s.ring[at, 0], s.ring[at, 1], s.ring[at, 2]
+        s.orphans[find(s.orphans, s.ring[to, 0], s.ring[to, 1]), 2] = np.uint64(following + 1)
+        following += 1
+    s.scalars[ORPHAN_TAIL] = following

@@ -60,9 +60,12 @@ def _restored(t: p.Tables, segments: Segments, arrays: Mapping[str, npt.NDArray[
     found = _list_keys(t.entity, s.owner, s.arena, keys)
     if found != scalars[st.KEYS]:
         raise ValueError(f"{found} keys where {scalars[st.KEYS]} should be")
-    orphans = grown(s.orphans, 0, len(arrays["orphans"]))
-    for low, high, value in arrays["orphans"]:
-        put(orphans, low, high, np.int64(value) - 1)
+    waiting = arrays["orphans"]
+    orphans = grown(s.orphans, 0, len(waiting))
+    s.ring[: len(waiting)] = waiting
+    for at, (low, high, _) in enumerate(waiting):
+        put(orphans, low, high, at)
+    scalars[st.ORPHAN_HEAD], scalars[st.ORPHAN_TAIL] = 0, len(waiting)
     s = s._replace(
         scalars=scalars,
         late=late,

@@ -8,6 +8,8 @@
               where those
               in time are sorted by themselves
     keys, distincts, orphans   hash tables (features/table.py)
+    ring      labels that wait for their payment, in order of arrival: id low, id high, stream time when it came << 2 |
+              label (0: it has gone); `orphans` says at which place, counted from the first one ever
     segments  addresses of the log's segments (features/segments.py), entry (seq >> shift) & (ring - 1)
 
 Beside arena, pool, late and distincts stand maps of one byte for each 256 bytes that says "written since the map was
@@ -37,8 +39,8 @@ U8 = npt.NDArray[np.uint8]
 (
     STREAM_MS, NEXT_SEQ, LATE_COUNT, KEYS, DISTINCTS, ORPHANS, KEYS_REFUSED, ORPHANS_DROPPED, LABELS_APPLIED,
     POOL_NEXT, POOL_CLASS_MAX,
-    CHUNKS, LATE_FIRST, DROPPED_LATE,
-) = range(14)  # fmt: skip
+    CHUNKS, ORPHAN_HEAD, ORPHAN_TAIL, ORPHANS_EXPIRED,
+) = range(15)  # fmt: skip
 SCALARS = 16
 
 GRANULE_SHIFT = 5  # words: 256 bytes
@@ -46,7 +48,10 @@ GRANULE_BYTES = 8 << GRANULE_SHIFT
 CHUNK_WORDS = 1 << 13  # 64 KiB
 POOL_CLASSES = 40
 LATE_FIRST_ROWS = 1 << 10
+# Labels whose payment has not come. When full, the one that has waited longest makes room and is counted.
 ORPHANS_MAX = 65_536
+# Places of those in order of arrival; the gaps of labels that have found their payment are closed when it is full.
+ORPHAN_RING = 2 * ORPHANS_MAX
 # Labels of 4,096 rows are one granule of a snapshot; segments are at least that long.
 LABEL_SHIFT = 12
 
@@ -58,7 +63,7 @@ class State(NamedTuple):
     arena int64 and the same memory as float64 · pool int64 · pool_free int64 [40]: first free block of each class ·
     late int64 [cap, 2] · keys, distincts, orphans uint64 [cap, 3] · slots int64 [E, 3]: first free strip (0: none),
     next strip and end of the entity's newest chunk · owner int64 [chunks]: entity of each chunk · rows, index, labels
-    int64 [ring]: addresses of the segments' parts
+    int64 [segments]: addresses of the segments' parts · ring uint64 [131072, 3]
     """
 
     scalars: I64
@@ -81,6 +86,7 @@ class State(NamedTuple):
     index: I64
     labels: I64
     labels_dirty: U8
+    ring: U64
 
 
 def granules(words: int) -> int:
@@ -118,6 +124,7 @@ def fresh_state(t: p.Tables, *, arena_words: int = 2 * CHUNK_WORDS, pool_words: 
         index=np.zeros(1, np.int64),
         labels=np.zeros(1, np.int64),
         labels_dirty=np.zeros(1, np.uint8),
+        ring=np.zeros((ORPHAN_RING, 3), np.uint64),
     )
 
 
@@ -196,4 +203,5 @@ def view_state(c):  # type: ignore[no-untyped-def]
         _flat(c, _TABLES + 34, np.int64),
         _flat(c, _TABLES + 36, np.int64),
         _flat(c, _TABLES + 38, np.uint8),
+        _rows(c, _TABLES + 40, 3, np.uint64),
     )

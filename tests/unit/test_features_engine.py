@@ -12,13 +12,15 @@ import numba as nb
 import numpy as np
 import pytest
 
+from features import pending, segments
 from features import plan as p
-from features import segments
 from features.arithmetic import add_square, deviation, halved
 from features.describe import describe
 from features.engine import Engine
 from features.feature_set import FeatureSet, FeatureSetError
+from features.hashing import hash_strings
 from features.segments import SegmentError
+from features.state import ORPHANS_MAX
 from tests.benchmarks.streams import bench_set, prepared
 from tests.properties.engine_streams import PROOF, feed, give_labels
 
@@ -39,6 +41,14 @@ def rows_of(s: FeatureSet, times: Any, amounts: Any, keys: Any) -> np.ndarray:
         rows[:, p.B_KEYS + 2 * e] = (np.asarray(keys, dtype=np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
         rows[:, p.B_KEYS + 2 * e + 1] = np.asarray(keys, dtype=np.uint64) + np.uint64(7)
     return rows
+
+
+def restored(engine: Engine) -> Engine:
+    capture = engine.capture()
+    capture.copy()
+    image = capture.finish()
+    assert image is not None
+    return Engine.restore(engine.feature_set, image)
 
 
 def play(engine: Engine, rows: np.ndarray) -> np.ndarray:
@@ -201,6 +211,127 @@ def test_the_payments_inside_a_window_explain_its_value() -> None:
         engine.contributing(["c1"], "gap")
     with pytest.raises(FeatureSetError, match="customer_id"):
         engine.contributing(["c1", "m1"], "n")
+
+
+def test_no_feature_is_ever_infinite() -> None:
+    """Attributes beyond float32 and quotients that overflow are NaN, as is whatever is made of them."""
+    s = feature_set(
+        "{name: amount, payment: amount}",
+        "{name: x, payment: attributes.x}",
+        "{name: y, payment: attributes.y}",
+        "{name: ratio, ratio: [amount, y]}",
+        "{name: difference, difference: [x, y]}",
+        "{name: far, difference: [amount, x]}",
+        "{name: score, zscore: [amount, x, y]}",
+    )
+    names = s.names
+    for x, y in ((1e300, 1e-40), (-1e300, 1e-40), (3e38, -3e38), (-3e38, 3e38), (10**18, 0)):
+        row = {"payment_id": "p", "t": T0, "amount": 999_999_999_999, "currency": "EUR", "attributes": {"x": x, "y": y}}
+        found = dict(zip(names, feed(Engine(s), [row])[0].tolist(), strict=True))
+        assert not any(np.isinf(value) for value in found.values()), found
+        assert np.isnan(found["x"]) == (abs(x) == 1e300)
+        assert np.isnan(found["ratio"]) == (abs(y) in (1e-40, 0))
+
+
+def labelled(payment: int) -> tuple[str, dict[str, Any]]:
+    return f"p{payment}", {"payment_id": f"p{payment}", "amount": 1, "currency": "EUR", "customer_id": "c"}
+
+
+def test_a_label_without_its_payment_makes_room_for_younger_ones() -> None:
+    """More labels of payments that never come than there is room for: one that comes early still finds its payment, the
+    oldest are dropped and counted, wherever batches are cut and snapshots are taken."""
+    s = feature_set("{name: frauds, entity: c, aggregate: fraud_count, window: 30d}")
+    extra = 1_000
+    found = []
+    for way in ("whole", "cut", "restored"):
+        engine = Engine(s)
+        feed(engine, [{**labelled(0)[1], "t": T0}])
+        give_labels(engine, [(f"never{k}", T0 + 1, True) for k in range(ORPHANS_MAX + extra)])
+        if way != "whole":
+            feed(engine, [{**labelled(1)[1], "t": T0 + 1}])
+        if way == "restored":
+            engine = restored(engine)
+        give_labels(engine, [("p2", T0 + 1, True)])
+        rows = [] if way != "whole" else [{**labelled(1)[1], "t": T0 + 1}]
+        rows += [{**labelled(2)[1], "t": T0 + 2}, {**labelled(3)[1], "t": T0 + 3}]
+        values = feed(engine, rows)[-1]
+        assert values.tolist() == [1.0]
+        counts = engine.counts()
+        found.append((counts.orphan_labels, counts.orphan_labels_dropped, counts.orphan_labels_expired))
+    assert found == [(ORPHANS_MAX - 1, extra + 1, 0)] * 3
+
+
+def test_a_label_waits_no_longer_than_a_payment_stays_in_the_log() -> None:
+    """Labels of payments that never came are let go, and a payment that comes with such an id is not corrected."""
+    s = feature_set("{name: frauds, entity: c, aggregate: fraud_count, window: 1d}", head="label_horizon: 2d\n")
+    for days, value in ((1, 1.0), (2, 0.0)):
+        engine = Engine(s)
+        feed(engine, [{**labelled(0)[1], "t": T0}])
+        give_labels(engine, [("p2", T0 + 1, True), ("never", T0 + 1, True)])
+        feed(engine, [{**labelled(1)[1], "t": T0 + 1}])
+        engine = restored(engine)
+        later = T0 + 1 + days * 86_400_000
+        assert feed(engine, [{**labelled(2)[1], "t": later}, {**labelled(3)[1], "t": later}])[-1].tolist() == [value]
+        assert engine.counts().orphan_labels == (1 if days == 1 else 0)
+        assert engine.counts().orphan_labels_expired == (0 if days == 1 else 2)
+
+
+def test_labels_that_find_their_payments_leave_no_gaps_behind() -> None:
+    """Labels that come just before their payments, many times over, never push out one that waits."""
+    s = feature_set("{name: frauds, entity: c, aggregate: fraud_count, window: 30d}")
+    engine = Engine(s)
+    feed(engine, [{**labelled(0)[1], "t": T0}])
+    give_labels(engine, [("waits", T0, True)])
+    n = 50_000
+    for start in range(0, 4 * n, n):
+        give_labels(engine, [(f"q{k}", T0, False) for k in range(start, start + n)])
+        feed(engine, [{**labelled(start + 1)[1], "t": T0}])
+        feed(engine, [{**labelled(0)[1], "payment_id": f"q{k}", "t": T0} for k in range(start, start + n)])
+    counts = engine.counts()
+    assert (counts.orphan_labels, counts.orphan_labels_dropped, counts.labels_applied) == (1, 0, 4 * n)
+    last = {**labelled(0)[1], "t": T0}
+    assert feed(engine, [{**last, "payment_id": "waits"}, {**last, "payment_id": "z"}])[-1].tolist() == [1.0]
+
+
+def test_waiting_labels_keep_their_order_however_they_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Added in pieces of any size and taken out step by step: as if all had been sorted at once. Full: counted."""
+    generator = np.random.default_rng(5)
+    monkeypatch.setattr(pending, "MERGED_MAX", 64)
+    waiting, plain, taken = pending.PendingLabels(), [], []
+    now = 0
+    for k in range(600):
+        for _ in range(int(generator.integers(0, 9))):
+            known, fraud = now + int(generator.integers(1, 60)), bool(generator.integers(2))
+            waiting.add(f"p{len(plain)}", fraud=fraud, known_at_ms=known)
+            plain.append((known, 1 if fraud else 2, f"p{len(plain)}"))
+        waiting.gather()
+        if k % 50 == 49:
+            waiting = pending.PendingLabels(waiting.runs(), refused=waiting.refused)
+        now += int(generator.integers(0, 4))
+        taken += waiting.due(now).tolist()
+    taken += waiting.due(1 << 40).tolist()
+    assert len(waiting) == 0
+    plain.sort(key=lambda label: label[0])
+    ids = hash_strings([name for _, _, name in plain])[0].view(np.int64)
+    assert taken == [[known, *id_, label] for (known, label, _), id_ in zip(plain, ids.tolist(), strict=True)]
+    monkeypatch.setattr(pending, "LABELS_PENDING_MAX", 2)
+    for k in range(5):
+        waiting.add(f"p{k}", fraud=True, known_at_ms=1 << 41)
+    assert (len(waiting), waiting.refused) == (2, 3)
+
+
+def test_a_new_label_costs_little_however_many_wait() -> None:
+    """With 4 million labels waiting, one more does not sort them all again."""
+    waiting = pending.PendingLabels()
+    run = np.zeros((1_000_000, 4), dtype=np.int64)
+    run[:, 0] = np.arange(len(run))
+    waiting = pending.PendingLabels([run + k * len(run) for k in range(4)])
+    before = time.process_time()
+    for k in range(100):
+        waiting.add(f"p{k}", fraud=True, known_at_ms=1 << 41)
+        waiting.gather()
+        waiting.due(k)
+    assert (time.process_time() - before) / 100 < 0.005
 
 
 def test_a_row_of_the_benchmark_set_takes_at_most_64_bytes() -> None:
