@@ -14,7 +14,8 @@ import numpy.typing as npt
 
 from features.capture import Image
 from features.engine import Engine
-from features.feature_set import POSITION_FIELDS, FeatureSet
+from features.feature_set import FeatureSet
+from features.filters import POSITION_FIELDS
 from features.hashing import hash_strings
 from schemas.dead_letter import DeadLetterReason
 from schemas.decode import PaymentBatch, decode_payments

@@ -297,7 +297,7 @@ def _held_out(
 
     declared = Bundle.load(folder).feature_set
     with counting("payments", quiet=quiet) as progress:
-        table = training_table(declared, file_batches(file, read_mapping(mapping)), progress=progress)
+        table = training_table(declared, file_batches(file, read_mapping(mapping)), source=file, progress=progress)
     keep = table.label >= 0
     for bound, option, after in ((begin, "--from", True), (until, "--until", False)):
         at = parse_time_ms(bound, option)

@@ -91,6 +91,14 @@ def read_mapping(path: Path | None) -> Mapping | None:
     return None if path is None else Mapping.from_yaml(path)
 
 
+def check_output(path: Path) -> None:
+    """Refuse a file that cannot be written before anything is computed for it. Raises UsageError."""
+    if path.is_dir():
+        raise UsageError(f"--output {path} is a folder; name a file in it")
+    if not path.parent.is_dir():
+        raise UsageError(f"--output {path}: there is no folder {path.parent}; make it first (mkdir -p {path.parent})")
+
+
 def read_text(path: Path, what: str) -> str:
     """The text of a file that the user named. Raises UsageError."""
     try:

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from features.describe import describe, duration, json_schema
 from features.feature_set import FeatureSet, FeatureSetError
-from scorer.cli.common import Json, counting, out, read_mapping, show
+from scorer.cli.common import Json, check_output, counting, out, read_mapping, show
 from scorer.cli.modelling import MappingOption, with_report
 from scorer.errors import UsageError
 from scorer.replay import file_batches, training_table, write_training_table
@@ -58,9 +58,10 @@ def export(
             if value is None
         ]
         raise UsageError(f"features needs {', '.join(missing)}; `fraud-scorer features --help` shows an example")
+    check_output(output)
     declared = read_feature_set(feature_set)
     with counting("payments", quiet=as_json) as progress:
-        table = training_table(declared, file_batches(file, read_mapping(mapping)), progress=progress)
+        table = training_table(declared, file_batches(file, read_mapping(mapping)), source=file, progress=progress)
     write_training_table(table, declared.names, output)
     result = {
         "rows": len(table.payment_id),

@@ -21,7 +21,14 @@ def with_report(result: dict[str, Any], report: Report) -> dict[str, Any]:
         "dead_letters": report.dead_letters,
         "duplicates": report.duplicates,
         "late": report.late,
+        "labels_refused": report.labels_refused,
     }
+    if report.labels_refused:
+        typer.echo(
+            f"warning: {report.labels_refused} labels found no room in the engine, so features made of labels are too "
+            f"low; shorten the mapping's label_delay, or give a shorter history",
+            err=True,
+        )
     return {
         **counts,
         **result,

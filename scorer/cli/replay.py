@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from scorer.bundle import Bundle
-from scorer.cli.common import Json, counting, parse_time_ms, read_mapping, show
+from scorer.cli.common import Json, check_output, counting, parse_time_ms, read_mapping, show
 from scorer.cli.common import settings as load_settings
 from scorer.cli.modelling import MappingOption, with_report
 from scorer.errors import UsageError
@@ -34,6 +34,8 @@ def replay(
 
     Example: fraud-scorer replay --bundle bundles/cards --input topic --output d.parquet
     """
+    if output is not None and output.suffix == ".parquet":
+        check_output(output)
     loaded = Bundle.load(bundle)
     begin_ms, until_ms = parse_time_ms(begin, "--from"), parse_time_ms(until, "--until")
     with counting("payments", quiet=as_json) as progress:

@@ -69,7 +69,7 @@ def train(
     begin_ms, end_ms = parse_time_ms(begin, "--from"), parse_time_ms(until, "--until")
     with counting("payments", quiet=as_json) as progress:
         batches = file_batches(file, read_mapping(mapping), until_ms=end_ms)
-        table = training_table(declared, batches, progress=progress)
+        table = training_table(declared, batches, source=file, progress=progress)
     keep = np.ones(len(table.label), dtype=np.bool_)
     if begin_ms is not None:
         keep &= table.event_time_ms >= begin_ms

@@ -22,6 +22,8 @@ class Report:
     late: int = 0
     flagged: int = 0
     batches_checked: int = 0
+    # Labels that found no room in the engine: features of labels are too low from then on.
+    labels_refused: int = 0
     reasons_refused: dict[str, int] = field(default_factory=dict)
 
     def refuse(self, reason: str) -> None:

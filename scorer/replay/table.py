@@ -37,10 +37,14 @@ class TrainingTable:
 
 
 def training_table(
-    feature_set: FeatureSet, batches: Iterable[LabelledBatch], *, progress: Progress = lambda _: None
+    feature_set: FeatureSet,
+    batches: Iterable[LabelledBatch],
+    *,
+    source: object = None,
+    progress: Progress = lambda _: None,
 ) -> TrainingTable:
     """Run history through the live engine and keep every feature value with its label.
-    Repeated payments are left out."""
+    Repeated payments are left out. `source` names the input in the UsageError that an empty one gives."""
     enricher, report = Enricher(feature_set), Report()
     parts: list[
         tuple[list[str], npt.NDArray[np.int64], npt.NDArray[np.float32], npt.NDArray[np.int8], npt.NDArray[np.int64]]
@@ -66,7 +70,8 @@ def training_table(
         ))  # fmt: skip
         progress(report.payments)
     if not parts:
-        raise UsageError("there are no payments to learn from")
+        raise UsageError(f"{source or 'the input'}: there are no payments to learn from")
+    report.labels_refused = enricher.engine.counts().labels_without_room
     return TrainingTable(
         payment_id=[payment_id for part in parts for payment_id in part[0]],
         event_time_ms=np.concatenate([part[1] for part in parts]),
