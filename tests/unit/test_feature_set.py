@@ -221,7 +221,8 @@ def test_the_schema_for_editors_names_everything_that_can_be_written() -> None:
     assert schema["properties"]["allowed_lateness"]["type"] == "string"
     assert {"count", "fraud_rate", "speed_kmh"} < set(feature["aggregate"]["enum"])
     assert {"amount", "hour_of_day", "latitude", "mcc"} < set(feature["payment"]["anyOf"][0]["enum"])
-    assert "customer_id" in schema["properties"]["entities"]["additionalProperties"]["items"]["enum"]
+    (fields,) = schema["properties"]["entities"]["patternProperties"].values()
+    assert "customer_id" in fields["items"]["enum"]
     assert "EUR" in schema["properties"]["currency"]["enum"]
     for text, window, lateness in (("10m", True, True), ("0s", False, True), ("10", False, False)):
         assert bool(re.search(feature["window"]["pattern"], text)) == window
