@@ -423,3 +423,21 @@ def test_the_commands_compile_and_export(
         assert command("export", folder, "--format", kind, "--output", tmp_path / name)[0] == 0
         assert (tmp_path / name).read_text().count("margin") > 2
         assert command("export", folder, "--format", kind, "--output", tmp_path / name)[0] == 2  # never overwritten
+
+
+@pytest.mark.parametrize("sound", [True, False])
+def test_text_in_brackets_is_shown_and_the_exit_code_stays(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, sound: bool
+) -> None:
+    """A folder or file named like rich's markup is shown by its name; a bundle that fails still ends in 3."""
+    odd = tmp_path / "[red]"
+    folder.rename(odd)
+    if not sound:
+        (odd / "[blue]\x1b[2J").write_text("")
+    monkeypatch.setattr(sys, "argv", ["fraud-scorer", "bundle", "show" if sound else "verify", str(odd)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == (0 if sound else 3)
+    printed = capsys.readouterr()
+    assert ("[red]" if sound else "[blue]") in printed.out.replace("\n", "")
+    assert "\x1b" not in printed.out + printed.err
