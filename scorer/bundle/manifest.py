@@ -15,7 +15,8 @@ FORMAT_VERSION = 1
 MANIFEST, SIGNATURE = "manifest.json", "manifest.sig"
 FEATURE_SET, POLICY, GOLDEN = "feature_set.yaml", "policy.yaml", "golden.f32"
 MODELS = ("model.ubj", "model.json", "model.txt", "model.tl")
-CHALLENGERS_MAX = 4
+CHALLENGERS_MAX, CHALLENGER_ID_MAX = 4, 62
+_CHALLENGER_GOLDEN = "golden-{}.f32"
 _CHALLENGER = re.compile(r"^challenger-([a-z0-9_-]{1,62})\.(ubj|json|txt|tl)$")
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -50,6 +51,13 @@ class ChallengerInfo(_Strict):
     id: str = Field(pattern=r"^[a-z0-9_-]{1,62}$")
     base_margin: Finite
     calibration: Calibration = Calibration()
+    # Rows of golden-ID.f32, as the champion's golden.f32.
+    golden_rows: int = Field(default=0, ge=0, le=65_536)
+
+    @property
+    def golden_file(self) -> str:
+        """The file of its golden rows."""
+        return _CHALLENGER_GOLDEN.format(self.id)
 
 
 class Manifest(_Strict):
@@ -84,6 +92,7 @@ class Manifest(_Strict):
                 raise ValueError(f"{name} is not a float32")
         models = [name for name in MODELS if name in self.files]
         wanted = {FEATURE_SET, POLICY, *models} | ({GOLDEN} if self.golden_rows else set())
+        wanted |= {item.golden_file for item in self.challengers if item.golden_rows}
         shadows = {match[1]: name for name in self.files if (match := _CHALLENGER.match(name))}
         if [item.id for item in self.challengers] != sorted({item.id for item in self.challengers}):
             raise ValueError("challengers are listed in the order of their ids, each once")

@@ -441,3 +441,40 @@ def test_text_in_brackets_is_shown_and_the_exit_code_stays(
     printed = capsys.readouterr()
     assert ("[red]" if sound else "[blue]") in printed.out.replace("\n", "")
     assert "\x1b" not in printed.out + printed.err
+
+
+def _with_challenger(folder: Path, booster: Any, golden: tuple[np.ndarray, np.ndarray] | None) -> Path:
+    _write(folder, challengers=[NewChallenger("new", bytes(booster.save_raw("ubj")), golden=golden)])
+    return folder
+
+
+def test_the_gate_checks_challengers_as_the_champion(tmp_path: Path) -> None:
+    """Golden rows, parity, scores and calibration are looked at for each challenger, and named by it."""
+    booster = _booster(3)
+    verdict = verify(_with_challenger(tmp_path / "b", booster, _golden(booster)))
+    assert verdict.passed
+    names = [check.name for check in verdict.checks if check.name.startswith("challenger new: ")]
+    assert [name.removeprefix("challenger new: ") for name in names] == [
+        "golden rows", "vector and plain", "treelite", "scores", "calibration",
+    ]  # fmt: skip
+    bare = verify(_with_challenger(tmp_path / "c", booster, None))
+    assert [check.name for check in bare.checks if not check.passed] == ["challenger new: golden rows"]
+
+
+def test_a_challenger_that_is_not_its_source_is_refused(tmp_path: Path) -> None:
+    """A challenger whose margins are not those stored with it never loads."""
+    booster = _booster(3)
+    rows, margins = _golden(booster)
+    margins[7] = np.nextafter(margins[7], np.float32(9))
+    with pytest.raises(BundleGateError, match=r"1 of 50 golden rows, first on row 7 of golden-new\.f32"):
+        _with_challenger(tmp_path / "b", booster, (rows, margins))
+
+
+def test_the_name_of_a_challenger_that_is_too_long_is_said(
+    folder: Path, tmp_path: Path, command: Callable[..., tuple[int, str, str]]
+) -> None:
+    """A bundle's id longer than a challenger's may be ends with its length and the way out."""
+    _write(tmp_path / "rival", name="a" * 60)
+    code, _, err = command("challenge", folder, "--with", tmp_path / "rival", "--output", tmp_path / "both")
+    assert code == 2
+    assert "73 characters; a challenger may have 62" in err
