@@ -19,6 +19,9 @@ CHALLENGERS_MAX, CHALLENGER_ID_MAX = 4, 62
 _CHALLENGER_GOLDEN = "golden-{}.f32"
 _CHALLENGER = re.compile(r"^challenger-([a-z0-9_-]{1,62})\.(ubj|json|txt|tl)$")
 
+# Years 1 to 9999: what a date can be written for.
+EpochMs = Annotated[int, Field(ge=-62_135_596_800_000, le=253_402_300_799_999)]
+Count = Annotated[int, Field(ge=0, le=2**63 - 1)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -29,20 +32,20 @@ class _Strict(BaseModel):
 class TrainingWindow(_Strict):
     """Where the model's data came from: epoch ms of event time, `until` exclusive, and rows of known label."""
 
-    train_from_ms: int
-    train_until_ms: int
-    train_rows: int = Field(ge=0)
-    train_frauds: int = Field(ge=0)
-    validation_from_ms: int
-    validation_until_ms: int
-    validation_rows: int = Field(ge=0)
-    validation_frauds: int = Field(ge=0)
-    label_gap_ms: int = Field(ge=0)
-    seed: int
+    train_from_ms: EpochMs
+    train_until_ms: EpochMs
+    train_rows: Count
+    train_frauds: Count
+    validation_from_ms: EpochMs
+    validation_until_ms: EpochMs
+    validation_rows: Count
+    validation_frauds: Count
+    label_gap_ms: Count
+    seed: int = Field(ge=-(2**63), le=2**64 - 1)
     # Rows of the second fit, whose model is the one written: all that was known on the day of training, validation
     # included. 0: the model that was measured was written.
-    refit_rows: int = Field(default=0, ge=0)
-    refit_frauds: int = Field(default=0, ge=0)
+    refit_rows: Count = 0
+    refit_frauds: Count = 0
 
 
 class ChallengerInfo(_Strict):

@@ -25,6 +25,7 @@ from scorer.bundle import (
     BundleSignatureError,
     Calibration,
     NewChallenger,
+    TrainingWindow,
     write_bundle,
 )
 from scorer.bundle.gate import verify
@@ -478,3 +479,14 @@ def test_the_name_of_a_challenger_that_is_too_long_is_said(
     code, _, err = command("challenge", folder, "--with", tmp_path / "rival", "--output", tmp_path / "both")
     assert code == 2
     assert "73 characters; a challenger may have 62" in err
+
+
+@pytest.mark.parametrize("field", ["train_from_ms", "validation_until_ms", "train_rows", "label_gap_ms", "seed"])
+def test_numbers_beyond_any_date_or_count_are_refused(folder: Path, field: str) -> None:
+    """A manifest whose training window cannot be written as dates and counts ends in an error that names the field."""
+    window = {name: 1 for name, info in TrainingWindow.model_fields.items() if info.is_required()}
+    _manifest(folder, training=window)
+    Bundle.load(folder)
+    _manifest(folder, training=window | {field: 10**30})
+    with pytest.raises(BundleManifestError, match=f"training.{field}"):
+        Bundle.load(folder)
