@@ -43,16 +43,19 @@ class Challenger:
     id: str
     model: CompiledModel
     calibration: Calibration
+    golden: np.ndarray | None = None
+    """float32 [rows, features + 1]: inputs and the source model's margins."""
 
 
 @dataclass(frozen=True)
 class NewChallenger:
-    """A challenger to be written: its id, its model's bytes and their suffix, its calibration."""
+    """A challenger to be written: its id, its model's bytes and their suffix, its calibration, its golden rows."""
 
     id: str
     model: bytes
     suffix: str = ".ubj"
     calibration: Calibration = field(default_factory=Calibration)
+    golden: tuple[np.ndarray, np.ndarray] | None = None
 
 
 @dataclass(frozen=True)
@@ -138,6 +141,8 @@ def write_bundle(
     contents = {model_file: model, FEATURE_SET: feature_set_yaml.encode(), POLICY: policy_yaml.encode()}
     for item in challengers:
         contents[f"challenger-{item.id}{item.suffix}"] = item.model
+        if item.golden is not None:
+            contents[f"golden-{item.id}.f32"] = np.column_stack(item.golden).astype("<f4").tobytes()
     if golden is not None:
         contents[GOLDEN] = np.column_stack(golden).astype("<f4").tobytes()
     curve = calibration or Calibration()
@@ -162,6 +167,7 @@ def write_bundle(
                     id=item.id,
                     base_margin=float(CompiledModel.from_bytes(item.model).base_margin),
                     calibration=item.calibration,
+                    golden_rows=0 if item.golden is None else len(item.golden[0]),
                 )
                 for item in sorted(challengers, key=lambda item: item.id)
             ],
@@ -207,8 +213,9 @@ def _assemble(manifest: Manifest, raw: bytes, contents: dict[str, bytes], signed
         file = manifest.challenger_file(item.id)
         shadow = _compile(contents, file, item.base_margin)
         same("feature count", len(manifest.feature_names), shadow.feature_count, file)
-        challengers.append(Challenger(item.id, shadow, item.calibration))
-    golden = _golden(manifest, contents, model) if manifest.golden_rows else None
+        rows = _golden(contents, item.golden_file, item.golden_rows, shadow) if item.golden_rows else None
+        challengers.append(Challenger(item.id, shadow, item.calibration, rows))
+    golden = _golden(contents, GOLDEN, manifest.golden_rows, model) if manifest.golden_rows else None
     bundle_id = f"{manifest.name}-{hashlib.sha256(raw).hexdigest()[:12]}"
     return Bundle(bundle_id, manifest, model, feature_set, policy, tuple(challengers), signed_by, golden)
 
@@ -220,20 +227,18 @@ def _compile(contents: dict[str, bytes], file: str, base_margin: float) -> Compi
         raise BundleContentError(f"{file}: {error}") from error
 
 
-def _golden(manifest: Manifest, contents: dict[str, bytes], model: CompiledModel) -> np.ndarray:
-    width = len(manifest.feature_names) + 1
-    if len(contents[GOLDEN]) != manifest.golden_rows * width * 4:
-        raise BundleContentError(
-            f"{GOLDEN} has {len(contents[GOLDEN])} bytes, wanted {manifest.golden_rows} rows x {width} float32"
-        )
-    golden = np.frombuffer(contents[GOLDEN], dtype="<f4").reshape(manifest.golden_rows, width)
+def _golden(contents: dict[str, bytes], file: str, rows: int, model: CompiledModel) -> np.ndarray:
+    width = model.feature_count + 1
+    if len(contents[file]) != rows * width * 4:
+        raise BundleContentError(f"{file} has {len(contents[file])} bytes, wanted {rows} rows x {width} float32")
+    golden = np.frombuffer(contents[file], dtype="<f4").reshape(rows, width)
     ours, theirs = model.margins(np.ascontiguousarray(golden[:, :-1])), np.ascontiguousarray(golden[:, -1])
     different = np.flatnonzero(ours.view(np.uint32) != theirs.view(np.uint32))
     if len(different):
         row = int(different[0])
         raise BundleGateError(
             f"the compiled model differs from its source on {len(different)} of {len(ours)} golden rows, first on row "
-            f"{row}: {ours[row]!r}, stored is {theirs[row]!r}"
+            f"{row} of {file}: {ours[row]!r}, stored is {theirs[row]!r}"
         )
     return golden
 

@@ -10,7 +10,7 @@ import numpy as np
 from scorer.bundle.bundle import Bundle, NewChallenger, write_bundle
 from scorer.bundle.errors import BundleMismatchError
 from scorer.bundle.folder import checked
-from scorer.bundle.manifest import CHALLENGERS_MAX, FEATURE_SET, POLICY
+from scorer.bundle.manifest import CHALLENGER_ID_MAX, CHALLENGERS_MAX, FEATURE_SET, POLICY
 from scorer.errors import UsageError
 
 
@@ -33,12 +33,16 @@ def with_challengers(champion: Path, others: Sequence[Path], output: Path, *, cr
             )
         name = other.manifest.model_file
         data = checked(path, name, other.manifest.files[name])
-        shadows.append(NewChallenger(other.id, data, Path(name).suffix, other.manifest.calibration))
+        if len(other.id) > CHALLENGER_ID_MAX:
+            raise UsageError(
+                f"{path}: the bundle is called {other.id}, {len(other.id)} characters; a challenger may have "
+                f"{CHALLENGER_ID_MAX}: train or compile it anew under a shorter --name"
+            )
+        shadows.append(NewChallenger(other.id, data, Path(name).suffix, other.manifest.calibration, _rows(other)))
     if len({item.id for item in shadows}) < len(shadows):
         raise UsageError("two challengers are the same bundle")
     manifest = bundle.manifest
     read = {name: checked(champion, name, manifest.files[name]) for name in (manifest.model_file, FEATURE_SET, POLICY)}
-    golden = bundle.golden
     return write_bundle(
         output,
         name=manifest.name,
@@ -49,9 +53,14 @@ def with_challengers(champion: Path, others: Sequence[Path], output: Path, *, cr
         policy_yaml=read[POLICY].decode(),
         threshold_score=manifest.threshold_score,
         calibration=manifest.calibration,
-        golden=None if golden is None else (np.ascontiguousarray(golden[:, :-1]), golden[:, -1].copy()),
+        golden=_rows(bundle),
         challengers=shadows,
         training=manifest.training,
         metrics=manifest.metrics,
         versions=manifest.versions,
     )
+
+
+def _rows(bundle: Bundle) -> tuple[np.ndarray, np.ndarray] | None:
+    golden = bundle.golden
+    return None if golden is None else (np.ascontiguousarray(golden[:, :-1]), golden[:, -1].copy())

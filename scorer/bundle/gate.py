@@ -18,6 +18,7 @@ from scorer.bundle.bundle import Bundle
 from scorer.bundle.errors import BundleError
 from scorer.bundle.folder import checked
 from scorer.model import CompiledModel, ModelError
+from scorer.model.calibrate import Calibration
 from scorer.model.checkpoint import is_checkpoint
 from scorer.model.document import is_ubj
 from scorer.model.lightgbm_text import is_lightgbm
@@ -36,6 +37,20 @@ class Check:
     name: str
     passed: bool
     detail: str
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """A model of the bundle and what it is checked against: the champion's, or a challenger's."""
+
+    model: CompiledModel
+    source: Callable[[], bytes]
+    base_margin: float
+    calibration: Calibration
+    golden: np.ndarray | None
+
+    def scores(self, margins: np.ndarray) -> np.ndarray:
+        return self.calibration.apply(margins, self.model.link)
 
 
 @dataclass(frozen=True)
@@ -59,28 +74,55 @@ def verify(path: str | Path, *, trusted_keys: Iterable[str] | None = None, rows:
         return Verdict((Check("load", False, str(error)),), None)
     manifest = bundle.manifest
     signed = f"by {', '.join(bundle.signed_by)}" if bundle.signed_by else "no signature, and no trusted key was given"
-    golden = bundle.golden
+    champion = _Subject(
+        bundle.model,
+        lambda: _source(bundle, Path(path), manifest.model_file),
+        manifest.base_margin,
+        manifest.calibration,
+        bundle.golden,
+    )
     checks = [
         Check("files", True, f"{len(manifest.files)} files have the sha256 that the manifest states"),
         Check("signature", True, signed),
         Check("feature set", True, f"fingerprint {manifest.feature_fingerprint[:12]} is that of feature_set.yaml"),
+        *_checks(champion, rows),
+        _run("calibration", lambda: _calibration(champion, bundle.threshold_margin, manifest.threshold_score)),
+        _run("explanations", lambda: _explanations(champion, _random_rows(champion, rows))),
+    ]
+    # A challenger decides nothing, yet its margins go to the audit trail: they are held to the same.
+    for info, shadow in zip(manifest.challengers, bundle.challengers, strict=True):
+        file = manifest.challenger_file(info.id)
+        subject = _Subject(
+            shadow.model,
+            lambda file=file: _source(bundle, Path(path), file),  # type: ignore[misc]
+            info.base_margin,
+            shadow.calibration,
+            shadow.golden,
+        )
+        checks += [
+            Check(f"challenger {info.id}: {check.name}", check.passed, check.detail)
+            for check in (
+                *_checks(subject, rows),
+                _run("calibration", lambda subject=subject: _calibration(subject)),  # type: ignore[misc]
+            )
+        ]
+    return Verdict(tuple(checks), bundle)
+
+
+def _checks(subject: _Subject, rows: int) -> list[Check]:
+    """What holds of every model, whoever decides by it."""
+    golden, sample = subject.golden, _random_rows(subject, rows)
+    return [
         Check(
             "golden rows",
             golden is not None,
             f"{len(golden)} rows have the source model's margins, bit for bit" if golden is not None
             else "the bundle has no golden rows; train it with this version, or write them with bundle compile",
         ),
+        _run("vector and plain", lambda: _plain(subject, sample)),
+        _run("treelite", lambda: _treelite(subject, sample)),
+        _run("scores", lambda: _scores(subject, sample)),
     ]  # fmt: skip
-    sample = _random_rows(bundle, rows)
-    for name, check in (
-        ("vector and plain", lambda: _plain(bundle, Path(path), sample)),
-        ("treelite", lambda: _treelite(bundle, Path(path), sample)),
-        ("scores", lambda: _scores(bundle, sample)),
-        ("calibration", lambda: _calibration(bundle)),
-        ("explanations", lambda: _explanations(bundle, sample)),
-    ):
-        checks.append(_run(name, check))
-    return Verdict(tuple(checks), bundle)
 
 
 def _run(name: str, check: Callable[[], tuple[bool, str]]) -> Check:
@@ -91,11 +133,11 @@ def _run(name: str, check: Callable[[], tuple[bool, str]]) -> Check:
     return Check(name, passed, detail)
 
 
-def _random_rows(bundle: Bundle, count: int) -> np.ndarray:
+def _random_rows(subject: _Subject, count: int) -> np.ndarray:
     """Values at and around the model's cuts, far ones, and missing ones: the same rows for the same model."""
     rng = np.random.default_rng(_SEED)
-    table = bundle.model.table
-    rows = rng.normal(size=(count, bundle.model.feature_count)).astype(np.float32)
+    table = subject.model.table
+    rows = rng.normal(size=(count, subject.model.feature_count)).astype(np.float32)
     for column in range(rows.shape[1]):
         cuts = table.threshold[table.feature == column]
         cuts = cuts[np.isfinite(cuts)]
@@ -111,23 +153,24 @@ def _random_rows(bundle: Bundle, count: int) -> np.ndarray:
     return rows
 
 
-def _source(bundle: Bundle, path: Path) -> bytes:
-    name = bundle.manifest.model_file
+def _source(bundle: Bundle, path: Path, name: str) -> bytes:
     return checked(path, name, bundle.manifest.files[name])
 
 
-def _plain(bundle: Bundle, path: Path, rows: np.ndarray) -> tuple[bool, str]:
-    plan = bundle.model.plan
-    plain = CompiledModel.from_bytes(_source(bundle, path), base_margin=bundle.manifest.base_margin, vector=False)
+def _plain(subject: _Subject, rows: np.ndarray) -> tuple[bool, str]:
+    plan = subject.model.plan
+    plain = CompiledModel.from_bytes(subject.source(), base_margin=subject.base_margin, vector=False)
     wanted = plain.margins(rows).view(np.uint32)
     counts = (len(rows), 1, 7, 16)
-    different = sum(int((bundle.model.margins(rows[:n]).view(np.uint32) != wanted[:n]).sum()) for n in counts)
-    kind = f"{plan.vector_trees} of {bundle.model.tree_count} trees in byte lanes" if plan.vector_trees else plan.reason
+    different = sum(int((subject.model.margins(rows[:n]).view(np.uint32) != wanted[:n]).sum()) for n in counts)
+    kind = (
+        f"{plan.vector_trees} of {subject.model.tree_count} trees in byte lanes" if plan.vector_trees else plan.reason
+    )
     return different == 0, f"{different} of {len(rows)} random rows differ ({kind})"
 
 
-def _treelite(bundle: Bundle, path: Path, rows: np.ndarray) -> tuple[bool, str]:
-    data = _source(bundle, path)
+def _treelite(subject: _Subject, rows: np.ndarray) -> tuple[bool, str]:
+    data = subject.source()
     if is_lightgbm(data):
         with (
             tempfile.TemporaryDirectory() as folder
@@ -143,8 +186,8 @@ def _treelite(bundle: Bundle, path: Path, rows: np.ndarray) -> tuple[bool, str]:
     else:
         model = treelite.frontend.from_xgboost_json(data)
     theirs = treelite.gtil.predict(model, rows, nthread=1, pred_margin=True).reshape(len(rows), -1)[:, -1]
-    ours = bundle.model.margins(rows)
-    table = bundle.model.table
+    ours = subject.model.margins(rows)
+    table = subject.model.table
     if table.base_margin == 0 and not (is_ubj(data) or data[:1] == b"{"):
         different = int((theirs.astype(np.float32) != ours).sum())
         return different == 0, f"{different} of {len(rows)} random rows differ from treelite's interpreter"
@@ -159,32 +202,32 @@ def _treelite(bundle: Bundle, path: Path, rows: np.ndarray) -> tuple[bool, str]:
     )
 
 
-def _scores(bundle: Bundle, rows: np.ndarray) -> tuple[bool, str]:
-    margins = bundle.model.margins(rows)
-    scores = bundle.scores(margins)
+def _scores(subject: _Subject, rows: np.ndarray) -> tuple[bool, str]:
+    margins = subject.model.margins(rows)
+    scores = subject.scores(margins)
     finite, inside = np.isfinite(margins), (scores >= 0) & (scores <= 1)
     if finite.all() and inside.all():
         return True, f"{len(rows)} random rows score from {scores.min():.3g} to {scores.max():.3g}, no NaN"
     return False, f"{int((~finite).sum())} margins are not finite, {int((~inside).sum())} scores are not in [0, 1]"
 
 
-def _calibration(bundle: Bundle) -> tuple[bool, str]:
-    grid = np.unique(
-        np.concatenate([np.linspace(-40, 40, 4_001), np.linspace(-2, 2, 2_001), [float(bundle.threshold_margin)]])
-    ).astype(np.float32)
-    scores = bundle.scores(grid)
+def _calibration(subject: _Subject, margin: np.float32 | None = None, threshold: float = 0.0) -> tuple[bool, str]:
+    """`margin` and the score `threshold` decide the same; a challenger has neither."""
+    ends = [] if margin is None else [float(margin)]
+    grid = np.unique(np.concatenate([np.linspace(-40, 40, 4_001), np.linspace(-2, 2, 2_001), ends])).astype(np.float32)
+    scores = subject.scores(grid)
     rises = bool((np.diff(scores) >= 0).all())
-    threshold = bundle.manifest.threshold_score
-    agree = bool(((scores >= threshold) == (grid >= bundle.threshold_margin)).all())
-    kind = bundle.manifest.calibration.kind
+    agree = margin is None or bool(((scores >= threshold) == (grid >= margin)).all())
+    kind = subject.calibration.kind
     if rises and agree:
-        return True, f"{kind}: never falls; score >= {threshold:.6g} where margin >= {bundle.threshold_margin!r}"
+        also = "" if margin is None else f"; score >= {threshold:.6g} where margin >= {margin!r}"
+        return True, f"{kind}: never falls{also}"
     return False, f"{kind}: " + ("the threshold on margins decides otherwise" if rises else "the score falls somewhere")
 
 
-def _explanations(bundle: Bundle, rows: np.ndarray) -> tuple[bool, str]:
+def _explanations(subject: _Subject, rows: np.ndarray) -> tuple[bool, str]:
     few = rows[:64]
-    sums = bundle.model.contributions(few).sum(axis=1)
-    margins = bundle.model.margins(few).astype(np.float64)
+    sums = subject.model.contributions(few).sum(axis=1)
+    margins = subject.model.margins(few).astype(np.float64)
     worst = float((np.abs(sums - margins) / np.maximum(1.0, np.abs(margins))).max())
     return worst <= 1e-5, f"contributions sum to the margin within {worst:.2g} of it"

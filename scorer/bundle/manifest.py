@@ -15,9 +15,13 @@ FORMAT_VERSION = 1
 MANIFEST, SIGNATURE = "manifest.json", "manifest.sig"
 FEATURE_SET, POLICY, GOLDEN = "feature_set.yaml", "policy.yaml", "golden.f32"
 MODELS = ("model.ubj", "model.json", "model.txt", "model.tl")
-CHALLENGERS_MAX = 4
+CHALLENGERS_MAX, CHALLENGER_ID_MAX = 4, 62
+_CHALLENGER_GOLDEN = "golden-{}.f32"
 _CHALLENGER = re.compile(r"^challenger-([a-z0-9_-]{1,62})\.(ubj|json|txt|tl)$")
 
+# Years 1 to 9999: what a date can be written for.
+EpochMs = Annotated[int, Field(ge=-62_135_596_800_000, le=253_402_300_799_999)]
+Count = Annotated[int, Field(ge=0, le=2**63 - 1)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -28,20 +32,20 @@ class _Strict(BaseModel):
 class TrainingWindow(_Strict):
     """Where the model's data came from: epoch ms of event time, `until` exclusive, and rows of known label."""
 
-    train_from_ms: int
-    train_until_ms: int
-    train_rows: int = Field(ge=0)
-    train_frauds: int = Field(ge=0)
-    validation_from_ms: int
-    validation_until_ms: int
-    validation_rows: int = Field(ge=0)
-    validation_frauds: int = Field(ge=0)
-    label_gap_ms: int = Field(ge=0)
-    seed: int
+    train_from_ms: EpochMs
+    train_until_ms: EpochMs
+    train_rows: Count
+    train_frauds: Count
+    validation_from_ms: EpochMs
+    validation_until_ms: EpochMs
+    validation_rows: Count
+    validation_frauds: Count
+    label_gap_ms: Count
+    seed: int = Field(ge=-(2**63), le=2**64 - 1)
     # Rows of the second fit, whose model is the one written: all that was known on the day of training, validation
     # included. 0: the model that was measured was written.
-    refit_rows: int = Field(default=0, ge=0)
-    refit_frauds: int = Field(default=0, ge=0)
+    refit_rows: Count = 0
+    refit_frauds: Count = 0
 
 
 class ChallengerInfo(_Strict):
@@ -50,6 +54,13 @@ class ChallengerInfo(_Strict):
     id: str = Field(pattern=r"^[a-z0-9_-]{1,62}$")
     base_margin: Finite
     calibration: Calibration = Calibration()
+    # Rows of golden-ID.f32, as the champion's golden.f32.
+    golden_rows: int = Field(default=0, ge=0, le=65_536)
+
+    @property
+    def golden_file(self) -> str:
+        """The file of its golden rows."""
+        return _CHALLENGER_GOLDEN.format(self.id)
 
 
 class Manifest(_Strict):
@@ -84,6 +95,7 @@ class Manifest(_Strict):
                 raise ValueError(f"{name} is not a float32")
         models = [name for name in MODELS if name in self.files]
         wanted = {FEATURE_SET, POLICY, *models} | ({GOLDEN} if self.golden_rows else set())
+        wanted |= {item.golden_file for item in self.challengers if item.golden_rows}
         shadows = {match[1]: name for name in self.files if (match := _CHALLENGER.match(name))}
         if [item.id for item in self.challengers] != sorted({item.id for item in self.challengers}):
             raise ValueError("challengers are listed in the order of their ids, each once")

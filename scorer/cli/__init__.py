@@ -21,6 +21,7 @@ from scorer.cli import (
     replay,
     train,
 )
+from scorer.cli.common import plain
 from scorer.errors import FraudScorerError
 from scorer.services.cli import app as services
 
@@ -61,7 +62,7 @@ def main() -> None:
     try:
         app()
     except FraudScorerError as error:
-        print(f"fraud-scorer: {error}", file=sys.stderr)
+        print(f"fraud-scorer: {plain(str(error))}", file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         print("fraud-scorer: interrupted", file=sys.stderr)

@@ -164,6 +164,9 @@ def compile_bundle(
     ] = False,
     bits: Annotated[int, typer.Option(help="Bits of a leaf for --quantise-leaves.")] = 10,
     loss: Annotated[float, typer.Option(help="Average precision that --prune may give up.")] = 0.005,
+    accept_loss: Annotated[
+        bool, typer.Option("--accept-loss", help="Write it even where the rows that measure lose more than --loss.")
+    ] = False,
     trees: Annotated[int, typer.Option(help="Trees of the student.")] = 40,
     depth: Annotated[int, typer.Option(help="Depth of the student's trees.")] = 4,
     seed: Annotated[int, typer.Option(help="Seed of the student.")] = 1,
@@ -189,7 +192,7 @@ def compile_bundle(
     if quantise_leaves:
         done = levers.quantise(folder, output, X, truth, bits=bits, created_at=created_at)
     elif prune:
-        done = levers.prune(folder, output, X, truth, loss=loss, created_at=created_at)
+        done = levers.prune(folder, output, X, truth, loss=loss, created_at=created_at, accept=accept_loss)
     else:
         done = levers.student(folder, output, X, truth, trees=trees, depth=depth, seed=seed, created_at=created_at)
     if as_json:

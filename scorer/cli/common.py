@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import threading
 from collections.abc import Iterator
@@ -10,12 +11,13 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any
+from typing import IO, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from schemas.times import event_time_ms
 from scorer import logs
@@ -25,8 +27,32 @@ from scorer.settings import Settings, load
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")]
 
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+# What moves the cursor, recolours the terminal or turns the direction of writing; a lone surrogate cannot be printed.
+# Newlines and tabs stay.
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def plain(text: str) -> str:
+    """Text from outside as a terminal may show it: every control character is a question mark."""
+    return _UNPRINTABLE.sub("?", text)
+
+
+class PlainConsole(Console):
+    """Shows text as it is: brackets are brackets (a file may be called `[/x]`), and control characters are harmless.
+
+    Every cell, title and line that is given as str passes `render_str`, so commands need not think of it.
+    """
+
+    def __init__(self, *, stderr: bool = False, file: IO[str] | None = None) -> None:
+        super().__init__(stderr=stderr, file=file, highlight=False, markup=False, emoji=False)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """As rich's, of the plain text."""
+        return super().render_str(plain(text), **options)
+
+
+out = PlainConsole()
+err = PlainConsole(stderr=True)
 
 
 def settings(**overrides: Any) -> Settings:
@@ -76,7 +102,7 @@ def counting(what: str, *, quiet: bool) -> Iterator[Any]:
         return
     with Progress(
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TextColumn("{task.completed:,.0f}"),
         TimeElapsedColumn(),

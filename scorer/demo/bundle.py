@@ -13,6 +13,7 @@ import numpy as np
 from features.feature_set import FeatureSet
 from scorer import assets
 from scorer.bundle import Bundle, BundleError
+from scorer.bundle.manifest import FORMAT_VERSION
 from scorer.errors import FraudScorerError
 from scorer.replay import chained, training_table
 from scorer.send import Outgoing, outgoing_pairs
@@ -36,7 +37,9 @@ def demo_bundle(cache: Path, report: Report) -> Path:
     policy_yaml = assets.path("deploy/demo/policy.yaml").read_text(encoding="utf-8")
     feature_set = FeatureSet.from_yaml(feature_yaml)
     policy_hash = hashlib.sha256(policy_yaml.encode()).hexdigest()
-    target = cache / f"demo-{feature_set.fingerprint[:12]}-{policy_hash[:8]}-{TRAINING_SEED}-{TRAINING_PAYMENTS}"
+    target = cache / (
+        f"demo-{feature_set.fingerprint[:12]}-{policy_hash[:8]}-{TRAINING_SEED}-{TRAINING_PAYMENTS}-{_makers()[:8]}"
+    )
     if target.exists():
         try:
             Bundle.load(target)
@@ -68,6 +71,15 @@ def demo_bundle(cache: Path, report: Report) -> Path:
         f"average precision {trained.metrics['average_precision']:.3f} on held-out days"
     )
     return target
+
+
+def _makers() -> str:
+    """sha256 of the code that makes bundles and payments: a bundle of another release is not taken for this one's."""
+    digest = hashlib.sha256(str(FORMAT_VERSION).encode())
+    for part in ("bundle", "train", "simulate"):
+        for source in sorted((Path(__file__).parents[1] / part).rglob("*.py")):
+            digest.update(source.name.encode() + b"\0" + source.read_bytes() + b"\0")
+    return digest.hexdigest()
 
 
 def history_blocks(world: World) -> Iterator[Any]:

@@ -11,7 +11,7 @@ import numpy as np
 from scorer.bundle import Bundle, Calibration, write_bundle
 from scorer.bundle.folder import checked
 from scorer.bundle.manifest import FEATURE_SET, POLICY
-from scorer.errors import UsageError
+from scorer.errors import PromiseBroken, UsageError
 from scorer.levers import leaves
 from scorer.levers.distil import distil
 from scorer.levers.measure import Measure, measure, seconds
@@ -60,11 +60,14 @@ def quantise(path: Path, output: Path, X: np.ndarray, truth: np.ndarray, *, bits
     )
 
 
-def prune(path: Path, output: Path, X: np.ndarray, truth: np.ndarray, *, loss: float, created_at: str) -> Compiled:
+def prune(
+    path: Path, output: Path, X: np.ndarray, truth: np.ndarray, *, loss: float, created_at: str, accept: bool = False
+) -> Compiled:
     """Trees left out at the end, then sibling leaves merged, as far as average precision on the rows falls by at most
     `loss`.
 
-    The rows are cut in two by turns: one half chooses, the other measures. Raises UsageError or BundleError.
+    The rows are cut in two by turns: one half chooses, the other measures, and may lose more than the half that chose.
+    Then nothing is written, unless `accept`. Raises UsageError, BundleError, or PromiseBroken for that.
     """
     if not 0.0 <= loss < 1.0:
         raise UsageError(f"--loss {loss}: average precision may fall by 0 to 1, .005 say")
@@ -86,8 +89,9 @@ def prune(path: Path, output: Path, X: np.ndarray, truth: np.ndarray, *, loss: f
     curve = fit_platt(CompiledModel(table).margins(here), there.astype(np.float64))
     detail = {"loss_allowed": loss, "trees_after_truncation": short.tree_count, "nodes_after_merging": table.node_count}
     return _finish(
-        bundle, path, output, "prune", data, curve, np.ascontiguousarray(X[~chosen]), truth[~chosen], created_at, detail
-    )
+        bundle, path, output, "prune", data, curve, np.ascontiguousarray(X[~chosen]), truth[~chosen], created_at,
+        detail, loss_max=None if accept else loss,
+    )  # fmt: skip
 
 
 def student(
@@ -159,6 +163,8 @@ def _finish(
     truth: np.ndarray,
     created_at: str,
     detail: dict[str, Any],
+    *,
+    loss_max: float | None = None,
 ) -> Compiled:
     source = import_xgboost().Booster({"nthread": 1})
     source.load_model(bytearray(data))
@@ -173,6 +179,13 @@ def _finish(
     old = checked(path, manifest.model_file, manifest.files[manifest.model_file])
     before = measure(old, bundle.model, manifest.calibration, float(bundle.threshold_margin), X, truth)
     after = measure(data, model, curve, float(curve.margin_for(threshold, model.link)), X, truth)
+    lost = before.average_precision - after.average_precision
+    if loss_max is not None and lost > loss_max:
+        raise PromiseBroken(
+            f"on the {len(X):,} rows that measure ({int(truth.sum()):,} frauds) average precision fell by {lost:.4g}, "
+            f"more than the {loss_max:g} of --loss that the choosing rows kept to; nothing was written: give a smaller "
+            "--loss, more rows, or --accept-loss"
+        )
     read = {name: checked(path, name, manifest.files[name]).decode() for name in (FEATURE_SET, POLICY)}
     made = write_bundle(
         output,

@@ -72,10 +72,10 @@ def to_c(bundle: Bundle) -> str:
         "#if defined(FLT_EVAL_METHOD) && FLT_EVAL_METHOD > 0", "#define FRAUD_ROUNDED volatile", "#else",
         "#define FRAUD_ROUNDED", "#endif", "",
         f"struct fraud_node {{ float threshold; int32_t left; {code_kind} code; }};",
-        f"static const struct fraud_node fraud_nodes[{max(1, len(nodes))}] = {{", *_rows(nodes), "};",
-        f"static const {real} fraud_leaves[{max(1, len(leaves))}] = {{", *_rows(leaves), "};",
-        f"static const int32_t fraud_roots[{table.tree_count}] = {{",
-        *_rows([str(int(root)) for root in table.root]), "};", "",
+        f"static const struct fraud_node fraud_nodes[{max(1, len(nodes))}] = {{", *_rows(nodes or ["{0, -1, 0}"]), "};",
+        f"static const {real} fraud_leaves[{max(1, len(leaves))}] = {{", *_rows(leaves or ["0"]), "};",
+        f"static const int32_t fraud_roots[{max(1, table.tree_count)}] = {{",
+        *_rows([str(int(root)) for root in table.root] or ["0"]), "};", "",
         "float fraud_margin(const float *x) {",
         f"    FRAUD_ROUNDED {real} sum = {parts.number(float(table.base_margin), suffix)};",
         "    for (int tree = 0; tree < FRAUD_TREES; tree++) {",
@@ -243,6 +243,8 @@ def _py_score(bundle: Bundle) -> list[str]:
             *head,
             f"    line = margin * float.fromhex('{float(curve.slope or 0).hex()}')",
             f"    line = line + float.fromhex('{float(curve.intercept or 0).hex()}')",
+            "    if line != line:",
+            "        return line",
             "    return _sigmoid(_f32(min(1e6, max(-1e6, line))))",
         ]
     if curve.kind == "isotonic":
@@ -263,5 +265,5 @@ def _py_score(bundle: Bundle) -> list[str]:
             "    return min(_Y[at + 1], max(_Y[at], _Y[at] + (_Y[at + 1] - _Y[at]) * share))",
         ]
     if bundle.model.link == IDENTITY:
-        return [*head, "    return min(1.0, max(0.0, margin))"]
+        return [*head, "    return margin if margin != margin else min(1.0, max(0.0, margin))"]
     return [*head, "    return _sigmoid(margin)"]

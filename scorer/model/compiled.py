@@ -18,6 +18,7 @@ from scorer.model.table import Table
 
 SUFFIXES = (".ubj", ".json", ".txt", ".tl")
 _FLOAT32 = np.dtype(np.float32)
+_REASONS = 4
 
 
 class CompiledModel:
@@ -130,7 +131,8 @@ class CompiledModel:
         table = self.table
         if self._unexplained is not None:
             raise ModelUnsupportedError(
-                f"tree {self._unexplained} has a split without cover (sum_hessian); its margins cannot be explained"
+                f"tree {self._unexplained} has a split without cover (sum_hessian), or whose cover is not that of its "
+                "children together; its margins cannot be explained"
             )
         out = np.zeros((len(rows), table.feature_count + 1), dtype=np.float64)
         self._explainer.contributions_into(rows, out)
@@ -139,13 +141,15 @@ class CompiledModel:
         out[:, -1] = self._bias
         return out
 
-    def reasons(self, X: np.ndarray, k: int = 4) -> np.ndarray:
+    def reasons(self, X: np.ndarray, k: int | None = None) -> np.ndarray:
         """int32 [n, k]: the features that raise each row's margin most, strongest first; -1 where fewer than k raise
-        it.
+        it. By default four, or all features of a smaller model.
 
         Contributions are compared to nine decimals, so that what differs by rounding alone is a tie; ties keep the
         features' order. Raises ModelInputError unless 1 <= k <= feature_count, and as `contributions`.
         """
+        if k is None:
+            k = min(_REASONS, self.feature_count)
         if not 1 <= k <= self.feature_count:
             raise ModelInputError(f"{k} reasons are wanted, the model has {self.feature_count} features")
         shares = np.round(self.contributions(X)[:, :-1], 9)
@@ -154,6 +158,8 @@ class CompiledModel:
         return np.where(raised, order, -1).astype(np.int32)
 
     def _rows(self, X: np.ndarray) -> np.ndarray:
+        if not isinstance(X, np.ndarray):
+            raise ModelInputError(f"rows are a {type(X).__name__}, the model wants a numpy array of float32")
         if X.ndim != 2 or X.shape[1] != self.table.feature_count:
             raise ModelInputError(f"rows have shape {X.shape}, the model wants (n, {self.table.feature_count})")
         if X.dtype != _FLOAT32:

@@ -219,6 +219,11 @@ def read_facts(document: dict[str, Any]) -> ModelFacts:
     present = [len(part) if isinstance(part, list | np.ndarray) else 0 for part in (trees, groups)]
     if not isinstance(trees, list) or present != [declared, declared]:
         raise ModelFormatError(f"num_trees is {declared}, but {present[0]} trees and {present[1]} tree_info are there")
+    if not declared and str(params.get("boost_from_average", "0")).strip() != "0":
+        # xgboost then takes the unestimated .5 for a margin, without its logit; with any tree it does not.
+        raise ModelUnsupportedError(
+            "the model has no tree and no base_score of its own (boost_from_average); train a round, or give base_score"
+        )
     weights = None
     if kind == "dart":
         try:

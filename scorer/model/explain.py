@@ -135,13 +135,18 @@ def tree_means(table: Table) -> np.ndarray:
 
 
 def first_bad_cover(table: Table) -> int | None:
-    """The first tree with a split whose cover is missing, negative, not finite, or less than a child's; None where all
-    can be explained."""
+    """The first tree with a split whose cover is missing, negative, not finite, or not its children's together; None
+    where all can be explained."""
     inner = table.feature >= 0
     bad = ~np.isfinite(table.cover) | (table.cover < 0) | (inner & (table.cover <= 0))
     # Sums of hessians are float32 in xgboost's files: a parent may be a little less than its children together.
     most = np.maximum(table.cover[table.left], table.cover[table.right])
     bad |= inner & ~(most <= 1.01 * table.cover)
+    # A child's sum is its parent's less its sibling's: what that rounds off is measured by the tree's whole sum.
+    whole = np.repeat(table.cover[table.root], np.diff(np.append(table.root, len(table.left))))
+    with np.errstate(invalid="ignore", over="ignore"):  # infinities are bad already
+        both = table.cover[table.left] + table.cover[table.right]
+        bad |= inner & ~(np.abs(both - table.cover) <= 0.01 * table.cover + 1e-6 * whole)
     # A tree that is one leaf needs no cover.
     node = np.flatnonzero(bad)
     tree = np.searchsorted(table.root, node, side="right") - 1

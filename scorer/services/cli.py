@@ -77,7 +77,7 @@ def status(
     for name, service in services.items():
         condition = "answers" if service["answers"] else "running, silent" if service["running"] else "stopped"
         table.add_row(name, str(service["kind"]), str(service["address"]), condition, str(service["pid"] or ""))
-    Console().print(table)
+    Console(markup=False, emoji=False).print(table)  # the folder is named by the user
 
 
 def _shown(name: str, service: state.ServiceNote) -> dict[str, object]:

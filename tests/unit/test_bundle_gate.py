@@ -25,6 +25,7 @@ from scorer.bundle import (
     BundleSignatureError,
     Calibration,
     NewChallenger,
+    TrainingWindow,
     write_bundle,
 )
 from scorer.bundle.gate import verify
@@ -423,3 +424,69 @@ def test_the_commands_compile_and_export(
         assert command("export", folder, "--format", kind, "--output", tmp_path / name)[0] == 0
         assert (tmp_path / name).read_text().count("margin") > 2
         assert command("export", folder, "--format", kind, "--output", tmp_path / name)[0] == 2  # never overwritten
+
+
+@pytest.mark.parametrize("sound", [True, False])
+def test_text_in_brackets_is_shown_and_the_exit_code_stays(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, sound: bool
+) -> None:
+    """A folder or file named like rich's markup is shown by its name; a bundle that fails still ends in 3."""
+    odd = tmp_path / "[red]"
+    folder.rename(odd)
+    if not sound:
+        (odd / "[blue]\x1b[2J").write_text("")
+    monkeypatch.setattr(sys, "argv", ["fraud-scorer", "bundle", "show" if sound else "verify", str(odd)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == (0 if sound else 3)
+    printed = capsys.readouterr()
+    assert ("[red]" if sound else "[blue]") in printed.out.replace("\n", "")
+    assert "\x1b" not in printed.out + printed.err
+
+
+def _with_challenger(folder: Path, booster: Any, golden: tuple[np.ndarray, np.ndarray] | None) -> Path:
+    _write(folder, challengers=[NewChallenger("new", bytes(booster.save_raw("ubj")), golden=golden)])
+    return folder
+
+
+def test_the_gate_checks_challengers_as_the_champion(tmp_path: Path) -> None:
+    """Golden rows, parity, scores and calibration are looked at for each challenger, and named by it."""
+    booster = _booster(3)
+    verdict = verify(_with_challenger(tmp_path / "b", booster, _golden(booster)))
+    assert verdict.passed
+    names = [check.name for check in verdict.checks if check.name.startswith("challenger new: ")]
+    assert [name.removeprefix("challenger new: ") for name in names] == [
+        "golden rows", "vector and plain", "treelite", "scores", "calibration",
+    ]  # fmt: skip
+    bare = verify(_with_challenger(tmp_path / "c", booster, None))
+    assert [check.name for check in bare.checks if not check.passed] == ["challenger new: golden rows"]
+
+
+def test_a_challenger_that_is_not_its_source_is_refused(tmp_path: Path) -> None:
+    """A challenger whose margins are not those stored with it never loads."""
+    booster = _booster(3)
+    rows, margins = _golden(booster)
+    margins[7] = np.nextafter(margins[7], np.float32(9))
+    with pytest.raises(BundleGateError, match=r"1 of 50 golden rows, first on row 7 of golden-new\.f32"):
+        _with_challenger(tmp_path / "b", booster, (rows, margins))
+
+
+def test_the_name_of_a_challenger_that_is_too_long_is_said(
+    folder: Path, tmp_path: Path, command: Callable[..., tuple[int, str, str]]
+) -> None:
+    """A bundle's id longer than a challenger's may be ends with its length and the way out."""
+    _write(tmp_path / "rival", name="a" * 60)
+    code, _, err = command("challenge", folder, "--with", tmp_path / "rival", "--output", tmp_path / "both")
+    assert code == 2
+    assert "73 characters; a challenger may have 62" in err
+
+
+@pytest.mark.parametrize("field", ["train_from_ms", "validation_until_ms", "train_rows", "label_gap_ms", "seed"])
+def test_numbers_beyond_any_date_or_count_are_refused(folder: Path, field: str) -> None:
+    """A manifest whose training window cannot be written as dates and counts ends in an error that names the field."""
+    window = {name: 1 for name, info in TrainingWindow.model_fields.items() if info.is_required()}
+    _manifest(folder, training=window)
+    Bundle.load(folder)
+    _manifest(folder, training=window | {field: 10**30})
+    with pytest.raises(BundleManifestError, match=f"training.{field}"):
+        Bundle.load(folder)

@@ -8,6 +8,7 @@ import pytest
 
 from features.feature_set import FeatureSet
 from scorer.assets import path
+from scorer.demo import bundle as demo
 from scorer.policy import Policy
 from scorer.simulate.catalogue import CATEGORIES, Channel
 from scorer.simulate.geography import COUNTRIES, EUR_PER_UNIT
@@ -51,3 +52,24 @@ def test_policy_covers_every_feature(feature_set: FeatureSet, policy: Policy) ->
     assert all(group.sentence.endswith(".") for group in policy.reasons)
     assert policy.flag.share == 0.01
     assert len(policy.rules) == len(policy.lists) == 2
+
+
+def test_a_bundle_of_another_release_is_not_taken_for_this_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The demo's cached bundle is named by the code that made it too: other code makes it again."""
+    asked: list[Path] = []
+    real = Path.exists
+
+    def exists(target: Path) -> bool:
+        if target.parent != tmp_path:
+            return real(target)
+        asked.append(target)
+        raise InterruptedError
+
+    monkeypatch.setattr(Path, "exists", exists)
+    for version in (1, 1, 2):
+        monkeypatch.setattr(demo, "FORMAT_VERSION", version)
+        with pytest.raises(InterruptedError):
+            demo.demo_bundle(tmp_path, print)
+    assert asked[0] == asked[1] != asked[2]

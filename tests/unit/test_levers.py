@@ -16,7 +16,7 @@ import pytest
 
 from scorer.bundle import Bundle, Calibration, NewChallenger, write_bundle
 from scorer.bundle.gate import verify
-from scorer.errors import UsageError
+from scorer.errors import PromiseBroken, UsageError
 from scorer.levers import compile as levers
 from scorer.levers.export import to_c, to_python
 from scorer.levers.leaves import merged, quantise_leaves
@@ -308,3 +308,42 @@ def test_a_forest_exports_too(tmp_path: Path) -> None:
     c = ctypes.CDLL(str(tmp_path / "m.so"))
     c.fraud_margin.restype = ctypes.c_float
     assert [c.fraud_margin(row.ctypes.data_as(ctypes.c_void_p)) for row in rows] == wanted.tolist()
+
+
+@pytest.mark.parametrize("curve", [Calibration(), Calibration(kind="platt", slope=0.9, intercept=-0.1)])
+def test_a_model_without_trees_exports_and_nan_stays_nan(tmp_path: Path, curve: Calibration) -> None:
+    """Zero trees make C99 that compiles under -pedantic-errors, and both languages give the package's scores."""
+    X, truth = _data(3, 100)
+    parameters = {"objective": "binary:logistic", "base_score": 0.2, "nthread": 1}
+    booster = xgb.train(parameters, xgb.DMatrix(X, truth.astype(np.float32), nthread=1), 0)
+    bundle = write_bundle(
+        tmp_path / "bare", name="bare", created_at="x", model=bytes(booster.save_raw("ubj")),
+        feature_set_yaml=FEATURE_SET, policy_yaml=POLICY, threshold_score=0.4, calibration=curve,
+    )  # fmt: skip
+    (tmp_path / "m.c").write_text(to_c(bundle))
+    flags = ["-std=c99", "-Wall", "-Werror", "-pedantic-errors", "-O1", "-ffp-contract=off", "-shared", "-fPIC"]
+    subprocess.run(["cc", *flags, "-o", tmp_path / "m.so", tmp_path / "m.c", "-lm"], check=True)
+    library = ctypes.CDLL(str(tmp_path / "m.so"))
+    library.fraud_margin.restype, library.fraud_margin.argtypes = ctypes.c_float, [ctypes.c_void_p]
+    library.fraud_score.restype, library.fraud_score.argtypes = ctypes.c_double, [ctypes.c_float]
+    names: dict[str, Any] = {}
+    exec(to_python(bundle), names)
+    margin = float(bundle.model.margins(X[:1])[0])
+    assert library.fraud_margin(X[:1].ctypes.data) == margin == names["margin"](X[0].tolist())
+    for value in (margin, float("nan")):
+        wanted = bundle.scores(np.array([value], np.float32))
+        for score in (names["score"](value), library.fraud_score(value)):
+            assert np.array_equal(wanted, [score], equal_nan=True)
+
+
+def test_pruning_that_loses_more_where_it_is_measured_writes_nothing(folder: Path, tmp_path: Path) -> None:
+    """The rows that did not choose lose more than stated: nothing is written, unless the loss is accepted."""
+    X, truth = _data(5, 1_000)
+    chosen = np.arange(len(X)) % 2 == 0
+    # The half that chooses has frauds by chance: no tree is worth anything there, and all of them where it is measured.
+    truth = np.where(chosen, np.random.default_rng(0).random(len(X)) < 0.2, truth)
+    with pytest.raises(PromiseBroken, match=r"fell by .*, more than the 0\.2 of --loss .* nothing was written"):
+        levers.prune(folder, tmp_path / "p", X, truth, loss=0.2, created_at="x")
+    assert not (tmp_path / "p").exists()
+    done = levers.prune(folder, tmp_path / "p", X, truth, loss=0.2, created_at="x", accept=True)
+    assert done.before.average_precision - done.after.average_precision > 0.2

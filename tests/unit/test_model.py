@@ -305,6 +305,41 @@ def test_a_model_without_trees_gives_its_base(kind: str) -> None:
     assert (model.reasons(rows, 3) == -1).all()
 
 
+def test_a_model_that_never_began_is_refused() -> None:
+    """No tree and no base score of its own: xgboost's margin is .5 there, which is no logit of anything."""
+    rows = np.zeros((10, 5), np.float32)
+    trained = xgb.train({"objective": "binary:logistic", "nthread": 1}, xgb.DMatrix(rows, np.arange(10) % 2), 0)
+    with pytest.raises(ModelUnsupportedError, match="no tree and no base_score of its own"):
+        CompiledModel.from_bytes(bytes(trained.save_raw("ubj")))
+
+
+def test_a_small_model_gives_the_reasons_it_has() -> None:
+    """Without a number, reasons are four at most, or all features of a smaller model; a list of rows is refused."""
+    rows = np.random.default_rng(0).normal(size=(100, 2)).astype(np.float32)
+    trained = xgb.train({"objective": "binary:logistic", "nthread": 1}, xgb.DMatrix(rows, rows[:, 0] > 0), 2)
+    model = CompiledModel.from_bytes(bytes(trained.save_raw("ubj")))
+    assert model.reasons(rows).shape == (100, 2)
+    with pytest.raises(ModelInputError, match="rows are a list"):
+        model.margins(rows.tolist())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("share", [0.5, 0.9, 1.1])
+def test_covers_that_do_not_add_up_are_not_explained(document: Document, share: float) -> None:
+    """A split whose cover is not its children's together: margins are given, explanations refused, by the tree."""
+    document = copy.deepcopy(document)
+    model = CompiledModel.from_bytes(json.dumps(document).encode())
+    rows = np.zeros((1, 5), np.float32)
+    wanted = model.margins(rows)
+    assert model.contributions(rows).shape == (1, 6)
+    tree = _model(document)["trees"][1]
+    # Both children of the root, and all below them, times the share: only the root's own sum does not fit.
+    tree["sum_hessian"] = [value * (share if node else 1) for node, value in enumerate(tree["sum_hessian"])]
+    changed = CompiledModel.from_bytes(json.dumps(document).encode())
+    assert changed.margins(rows) == wanted
+    with pytest.raises(ModelUnsupportedError, match=r"tree 1 has a split without cover .* children"):
+        changed.contributions(rows)
+
+
 def test_reasons_are_what_raises_the_margin_most(booster: Any) -> None:
     """Reasons are features by falling contribution, only those that raise the margin; ties keep the features' order."""
     model = CompiledModel.from_bytes(bytes(booster.save_raw("ubj")))

@@ -1,8 +1,9 @@
 """Compiling IR for the host's own CPU, and keeping the object code on disk: the only file access of the model package.
 
-The cache holds code, so it is trusted like the installation itself: a folder that belongs to this user and that nobody
-else may write to, or no cache at all. A kernel is a function of its text, LLVM's version and the CPU; the file's name
-is the hash of all three, and the file begins with the hash of its content, so a torn write is compiled again.
+The cache holds code, so it is trusted like the installation itself: a folder and files that belong to this user and
+that nobody else may write to, or no cache at all. A kernel is a function of its text, LLVM's version, the CPU and the
+passes; the file's name is the hash of all four, and the file begins with the hash of its content, so a torn write is
+compiled again. So is code that does not load.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ CACHE_VARIABLE = "FRAUD_SCORER_KERNEL_CACHE"
 """Environment variable: folder of the compiled kernels; empty turns the cache off."""
 _HASH_BYTES = 32
 _OPTIMISE = 3
+_UNROLL = False  # what should be unrolled is written unrolled
+# What decides about the code besides its text, LLVM and the CPU; part of the file's name.
+_OPTIONS = f"speed={_OPTIMISE} unroll={_UNROLL} reloc=pic codemodel=jitdefault"
 
 
 class JitUnavailableError(RuntimeError):
@@ -71,16 +75,19 @@ def addresses(source: str, names: tuple[str, ...], machine: Host) -> dict[str, i
 
     Raises JitUnavailableError.
     """
-    stamp = "\n".join(
-        (source, machine.triple, machine.cpu, machine.features, llvmlite.__version__, str(llvm.llvm_version_info))
-    )
-    key = hashlib.sha256(stamp.encode()).hexdigest()
+    key = _key(source, machine)
     if key not in _loaded:
         try:
             _loaded[key] = _load(key, source, names, machine)
         except (RuntimeError, OSError, AttributeError) as error:
             raise JitUnavailableError(f"LLVM cannot compile the kernels here: {error}") from error
     return _loaded[key]
+
+
+def _key(source: str, machine: Host) -> str:
+    llvm_version = (llvmlite.__version__, str(llvm.llvm_version_info))
+    stamp = "\n".join((source, machine.triple, machine.cpu, machine.features, *llvm_version, _OPTIONS))
+    return hashlib.sha256(stamp.encode()).hexdigest()
 
 
 def _target_machine(machine: Host) -> Any:
@@ -93,9 +100,16 @@ def _target_machine(machine: Host) -> Any:
 def _load(key: str, source: str, names: tuple[str, ...], machine: Host) -> dict[str, int]:
     folder = _folder()
     code = _read(folder, key)
-    if code is None:
-        code = _compile(source, machine)
-        _write(folder, key, code)
+    if code is not None:
+        # Whole as it was written, and yet no code that loads here: made by another build, say. It is replaced.
+        with contextlib.suppress(RuntimeError, OSError, AttributeError, LookupError):
+            return _link(key, code, names, machine)
+    code = _compile(source, machine)
+    _write(folder, key, code)
+    return _link(key, code, names, machine)
+
+
+def _link(key: str, code: bytes, names: tuple[str, ...], machine: Host) -> dict[str, int]:
     compiler = llvm.create_lljit_compiler(_target_machine(machine))
     builder = llvm.JITLibraryBuilder().add_object_img(code).add_current_process()
     for name in names:
@@ -110,7 +124,7 @@ def _compile(source: str, machine: Host) -> bytes:
     module.verify()
     target = _target_machine(machine)
     options = llvm.create_pipeline_tuning_options(speed_level=_OPTIMISE)
-    options.loop_unrolling = False  # what should be unrolled is written unrolled
+    options.loop_unrolling = _UNROLL
     builder = llvm.create_pass_builder(target, options)
     builder.getModulePassManager().run(module, builder)
     return bytes(target.emit_object(module))
@@ -120,14 +134,18 @@ def _folder() -> Path | None:
     named = os.environ.get(CACHE_VARIABLE)
     if named == "":
         return None
-    folder = Path(named) if named else _default_folder()
     try:
+        folder = Path(named) if named else _default_folder()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = folder.stat()
     except (OSError, RuntimeError):
-        return None  # a read-only home: compile in memory
-    shared = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-    return None if shared or found.st_uid != os.geteuid() else folder
+        return None  # a read-only or unknown home: compile in memory
+    return folder if _private(found) else None
+
+
+def _private(found: os.stat_result) -> bool:
+    """Whether what was found belongs to this user, and nobody else may write to it."""
+    return found.st_uid == os.geteuid() and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
 def _default_folder() -> Path:
@@ -139,7 +157,13 @@ def _read(folder: Path | None, key: str) -> bytes | None:
     if folder is None:
         return None
     try:
-        data = (folder / f"{key}.o").read_bytes()
+        # Looked at through the open file, so that what was checked is what is read; a link would lead elsewhere.
+        handle = os.open(folder / f"{key}.o", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with os.fdopen(handle, "rb") as file:
+            found = os.fstat(handle)
+            if not (stat.S_ISREG(found.st_mode) and _private(found)):
+                return None
+            data = file.read()
     except OSError:
         return None
     code = data[_HASH_BYTES:]
