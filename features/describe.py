@@ -9,24 +9,37 @@ from typing import Any
 import numpy as np
 
 from features import plan as p
-from features.feature_set import Feature, FeatureSet
-from features.filters import Range
+from features.feature_set import AGGREGATES, Feature, FeatureSet
+from features.filters import CALENDAR_FIELDS, KEY_FIELDS, POSITION_FIELDS, Range
 from features.segments import FILE_SHIFT
+from schemas.currencies import CURRENCY_EXPONENT
 from schemas.durations import UNIT_MS
 
 # A place of the key table is 24 bytes; at 5/8 full and doubling it is between that and half of it: 58 bytes a key on
 # average.
 KEY_TABLE_BYTES = 24 * 8 // 5 * 3 // 2
+# A pair is 16 bytes; a block doubles when it is full and more than half of it is in use, so that it holds at most four
+# times its pairs. It does not shrink until its key goes.
+PAIR_BYTES_MAX = 4 * 16
+BLOCK_BYTES = 64
+# A place of the table of distinct values, just after it has doubled (features/table.py).
+DISTINCT_BYTES_MAX = 24 * 16 // 5 + 1
 
 
 @dataclass(frozen=True)
 class FeatureCost:
-    """One column: what it is in words, and the cells that its group takes. A group that several features share is
-    counted for each."""
+    """One column: what it is in words, and the memory that its group takes. A group that several features share is
+    counted for each.
+
+    bytes_per_key: of a key with one payment · bytes_more_max: what each further payment inside the window adds at most
+    · counted: which ones do ("" where none does)
+    """
 
     name: str
     sentence: str
     bytes_per_key: int
+    bytes_more_max: int
+    counted: str
 
 
 @dataclass(frozen=True)
@@ -49,8 +62,10 @@ def describe(feature_set: FeatureSet) -> SetCost:
     index = 4 * int(t.scalars[p.INDEX_CAPACITY]) >> FILE_SHIFT
     return SetCost(
         fingerprint=feature_set.fingerprint,
-        features=[FeatureCost(f.name, sentence(feature_set, f), _bytes(f)) for f in feature_set.features],
-        bytes_per_key={name: 8 * int(words[e]) + KEY_TABLE_BYTES for e, name in enumerate(feature_set.entities)},
+        features=[FeatureCost(f.name, sentence(feature_set, f), _bytes(f), *_more(f)) for f in feature_set.features],
+        bytes_per_key={
+            name: 8 * int(words[e]) + KEY_TABLE_BYTES + _first(t, e) for e, name in enumerate(feature_set.entities)
+        },
         bytes_per_payment=int(t.scalars[p.ROW_BYTES]) + index + int(t.scalars[p.LABELS_MATTER]),
         log_kept_ms=int(t.edge_offset[-1]),
         windows=len({f.window for f in feature_set.features if f.window is not None}),
@@ -58,8 +73,7 @@ def describe(feature_set: FeatureSet) -> SetCost:
 
 
 def _bytes(f: Feature) -> int:
-    """Bytes of the cells that a feature reads. Series (min, max, median, frauds) have blocks of 64 bytes and more
-    beside their cell."""
+    """Bytes of the cells that a feature reads, and of what the key's first payment takes beside them."""
     if f.kind != "aggregate":
         return 0
     words = {
@@ -69,7 +83,28 @@ def _bytes(f: Feature) -> int:
         "last_label": 3,
         "decayed_count": 3, "decayed_sum": 3,
     }  # fmt: skip
-    return 8 * words[f.aggregate or ""]
+    return 8 * words[f.aggregate or ""] + (DISTINCT_BYTES_MAX if f.aggregate == "distinct" else 0)
+
+
+def _more(f: Feature) -> tuple[int, str]:
+    if f.aggregate in ("min", "max"):
+        beaten = "smaller" if f.aggregate == "min" else "larger"
+        return PAIR_BYTES_MAX, f"each payment in the window that no later {beaten} one has followed"
+    if f.aggregate == "median":
+        return PAIR_BYTES_MAX, f"each payment in the window, up to {p.MEDIAN_MAX}"
+    if f.aggregate == "distinct":
+        return DISTINCT_BYTES_MAX, f"each different {f.of} in the window"
+    if f.aggregate in ("since_fraud", "since_first_fraud"):
+        return PAIR_BYTES_MAX, "each payment in the log known to be fraud"
+    return 0, ""
+
+
+def _first(t: p.Tables, e: int) -> int:
+    """What the first payment of a key of entity `e` takes beside its strip: blocks of series and distinct values."""
+    mine = t.ops[t.ops[:, p.O_ENTITY] == e]
+    series = int(np.isin(mine[:, p.O_KIND], (p.EXTREME, p.MEDIAN_OF)).sum())
+    distincts = int((mine[:, p.O_DISTINCT_END] - mine[:, p.O_DISTINCT]).sum())
+    return BLOCK_BYTES * series + DISTINCT_BYTES_MAX * distincts
 
 
 def duration(ms: int) -> str:
@@ -145,7 +180,10 @@ def _condition(condition: object) -> str:
 def json_schema() -> dict[str, Any]:
     """JSON Schema (2020-12) of a feature set, for editors that complete and check YAML."""
     schema = FeatureSet.model_json_schema()
-    text = {"type": "string", "pattern": r"^\d+(ms|s|m|h|d)$", "examples": ["250ms", "30s", "10m", "24h", "7d"]}
+    units = "(" + "|".join(UNIT_MS) + ")"
+    examples = ["250ms", "30s", "10m", "24h", "7d"]
+    text = {"type": "string", "pattern": f"^[0-9]{{1,15}}{units}$", "examples": examples}
+    positive = {**text, "pattern": f"^0*[1-9][0-9]{{0,14}}{units}$"}
     for definition in (schema, *schema["$defs"].values()):
         for name in (
             "window",
@@ -158,7 +196,22 @@ def json_schema() -> dict[str, Any]:
         ):
             if name in definition.get("properties", {}):
                 described = definition["properties"][name].get("description")
-                definition["properties"][name] = {**text, **({"description": described} if described else {})}
+                definition["properties"][name] = {
+                    **(positive if name in ("window", "half_life", "dedupe_horizon", "label_horizon") else text),
+                    **({"description": described} if described else {}),
+                }
+    keys: list[str] = [*KEY_FIELDS]
+    feature = schema["$defs"]["Feature"]["properties"]
+    names: dict[str, dict[str, Any]] = {
+        "payment": {"anyOf": [{"enum": [*CALENDAR_FIELDS, *POSITION_FIELDS, *keys]}, {"pattern": r"^attributes\..+"}]},
+        "aggregate": {"enum": [*AGGREGATES]},
+        "of": {"enum": ["amount", *keys]},
+    }
+    feature.update({name: {"type": "string", **values} for name, values in names.items()})
+    for fields in schema["properties"]["entities"]["patternProperties"].values():
+        fields["items"] = {"type": "string", "enum": keys}
+    schema["properties"]["required"]["items"] = {"type": "string", "enum": [*keys, *POSITION_FIELDS]}
+    schema["properties"]["currency"] = {"type": "string", "enum": [*CURRENCY_EXPONENT]}
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     schema["$id"] = "urn:fraud-scorer:feature_set"
     return schema

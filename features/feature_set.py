@@ -88,6 +88,7 @@ class Feature(Strict):
     aggregate: str | None = None
     of: str | None = None
     window: PositiveDurationMs | None = None
+    # The window is (T - delay - window, T - delay], T being stream time: a payment exactly `delay` old is in it.
     delay: DurationMs = 0
     half_life: PositiveDurationMs | None = None
     include_current: bool = False

@@ -4,6 +4,7 @@ editors."""
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -89,12 +90,16 @@ def explain(
         **{f"bytes_per_key_{entity}": size for entity, size in cost.bytes_per_key.items()},
     }  # fmt: skip
     if as_json:
-        columns = [{"name": f.name, "sentence": f.sentence, "bytes_per_key": f.bytes_per_key} for f in cost.features]
+        columns = [asdict(f) for f in cost.features]
         show({**summary, "columns": columns}, as_json=True, title="")
         return
-    table = Table("feature", "what it is", "bytes a key", title=str(feature_set), title_justify="left")
+    table = Table(
+        "feature", "what it is", "bytes a key", "and at most, for", title=str(feature_set), title_justify="left"
+    )
     for f in cost.features:
-        table.add_row(f.name, f.sentence, str(f.bytes_per_key or ""))
+        table.add_row(
+            f.name, f.sentence, str(f.bytes_per_key or ""), f"{f.bytes_more_max} {f.counted}" if f.counted else ""
+        )
     out.print(table)
     show(summary, as_json=False, title="Together (groups that features share are counted once)")
 

@@ -4,13 +4,17 @@ words."""
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
+from features import plan as p
 from features.describe import describe, json_schema
+from features.engine import Engine
 from features.feature_set import FeatureSet, FeatureSetError
 from tests.benchmarks.streams import bench_set
+from tests.properties.engine_streams import T0, feed
 
 HEAD = """name: t
 currency: EUR
@@ -215,3 +219,41 @@ def test_the_schema_for_editors_names_everything_that_can_be_written() -> None:
     )
     assert feature["window"]["type"] == "string"
     assert schema["properties"]["allowed_lateness"]["type"] == "string"
+    assert {"count", "fraud_rate", "speed_kmh"} < set(feature["aggregate"]["enum"])
+    assert {"amount", "hour_of_day", "latitude", "mcc"} < set(feature["payment"]["anyOf"][0]["enum"])
+    (fields,) = schema["properties"]["entities"]["patternProperties"].values()
+    assert "customer_id" in fields["items"]["enum"]
+    assert "EUR" in schema["properties"]["currency"]["enum"]
+    for text, window, lateness in (("10m", True, True), ("0s", False, True), ("10", False, False)):
+        assert bool(re.search(feature["window"]["pattern"], text)) == window
+        assert bool(re.search(schema["properties"]["allowed_lateness"]["pattern"], text)) == lateness
+
+
+def test_the_memory_told_is_what_a_key_takes() -> None:
+    """A maximum over falling amounts keeps every payment, a median 128, distinct values one place each: no more than
+    `explain` says, and not much less."""
+    declared = FeatureSet.from_yaml("""
+name: t
+currency: EUR
+entities: {customer: [customer_id]}
+features:
+  - {name: most, entity: customer, aggregate: max, of: amount, window: 30d}
+  - {name: middle, entity: customer, aggregate: median, of: amount, window: 30d}
+  - {name: shops, entity: customer, aggregate: distinct, of: merchant_id, window: 30d}
+""")
+    engine, n = Engine(declared), 3_000
+    rows = [
+        {"payment_id": f"p{k}", "t": T0 + k, "amount": 10_000 - k, "currency": "EUR", "customer_id": "c",
+         "merchant_id": f"m{k}"}
+        for k in range(n)
+    ]  # fmt: skip
+    feed(engine, rows)
+    s, ops = engine.state, engine.plan.tables.ops
+    strip = engine._strip_of(0, ["c"])
+    costs = {f.name: f for f in describe(declared).features}
+    for name, kind, pairs in (("most", p.EXTREME, n), ("middle", p.MEDIAN_OF, p.MEDIAN_MAX)):
+        block = s.arena[strip + ops[ops[:, p.O_KIND] == kind][0, p.O_CELL]]
+        size = 64 << int(s.pool[block + 1])
+        assert size > costs[name].bytes_more_max * pairs / 8
+        assert size <= costs[name].bytes_more_max * pairs
+    assert n * costs["shops"].bytes_more_max / 4 < s.distincts.nbytes <= n * costs["shops"].bytes_more_max
