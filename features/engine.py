@@ -47,11 +47,6 @@ class EngineCounts:
     orphan_labels_dropped: int
     orphan_labels_expired: int
 
-    @property
-    def labels_without_room(self) -> int:
-        """Labels that a limit has dropped; those that expired had no payment."""
-        return self.labels_refused + self.orphan_labels_dropped
-
 
 class Engine:
     """Rolling features of one shard, exact. Not thread-safe: one shard has one owner.

@@ -22,11 +22,18 @@ def with_report(result: dict[str, Any], report: Report) -> dict[str, Any]:
         "duplicates": report.duplicates,
         "late": report.late,
         "labels_refused": report.labels_refused,
+        "labels_unmatched": report.labels_unmatched,
     }
     if report.labels_refused:
         typer.echo(
             f"warning: {report.labels_refused} labels found no room in the engine, so features made of labels are too "
             f"low; shorten the mapping's label_delay, or give a shorter history",
+            err=True,
+        )
+    if report.labels_unmatched:
+        typer.echo(
+            f"warning: {report.labels_unmatched} labels made room for younger ones before their payments came. Those "
+            f"of refused or late payments never find one; if others are among them, label features are too low",
             err=True,
         )
     return {

@@ -53,5 +53,5 @@ def replay_file(
         raise
     if writer is not None:
         writer.close()
-    report.labels_refused = pipeline.engine.counts().labels_without_room
+    report.count_labels(pipeline.engine.counts())
     return report

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from features.engine import EngineCounts
 from scorer.pipeline import Outcomes
 
 Progress = Callable[[int], None]
@@ -24,11 +25,17 @@ class Report:
     batches_checked: int = 0
     # Labels that found no room in the engine: features of labels are too low from then on.
     labels_refused: int = 0
+    # Labels whose payment had not come when younger ones needed their place.
+    labels_unmatched: int = 0
     reasons_refused: dict[str, int] = field(default_factory=dict)
 
     def refuse(self, reason: str) -> None:
         self.dead_letters += 1
         self.reasons_refused[reason] = self.reasons_refused.get(reason, 0) + 1
+
+    def count_labels(self, counts: EngineCounts) -> None:
+        """What became of the labels of the whole run."""
+        self.labels_refused, self.labels_unmatched = counts.labels_refused, counts.orphan_labels_dropped
 
     def add(self, outcomes: Outcomes) -> None:
         """Count what came of a batch."""

@@ -71,7 +71,7 @@ def training_table(
         progress(report.payments)
     if not parts:
         raise UsageError(f"{source or 'the input'}: there are no payments to learn from")
-    report.labels_refused = enricher.engine.counts().labels_without_room
+    report.count_labels(enricher.engine.counts())
     return TrainingTable(
         payment_id=[payment_id for part in parts for payment_id in part[0]],
         event_time_ms=np.concatenate([part[1] for part in parts]),

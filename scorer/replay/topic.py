@@ -72,5 +72,5 @@ def replay_topic(
         inputs.close()
     if writer is not None:
         writer.close()
-    report.labels_refused = pipeline.engine.counts().labels_without_room
+    report.count_labels(pipeline.engine.counts())
     return report
