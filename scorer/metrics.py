@@ -71,6 +71,9 @@ LABELS_WAITING = Gauge(
     "fraud_scorer_labels_waiting", "Labels that stream time has not reached, or whose payment has not come.", ["shard"]
 )
 LABELS_REFUSED = Gauge("fraud_scorer_labels_refused", "Labels dropped because a bounded queue was full.", ["shard"])
+LABELS_EXPIRED = Gauge(
+    "fraud_scorer_labels_expired", "Labels given up because their payment did not come within the horizon.", ["shard"]
+)
 DEDUPE_ENTRIES = Gauge("fraud_scorer_dedupe_entries", "Payment ids remembered.", ["shard"])
 DEDUPE_EVICTED = Gauge(
     "fraud_scorer_dedupe_evicted_early",

@@ -200,6 +200,7 @@ class Shard:
         metrics.LABELS_APPLIED.labels(label).set(counts.labels_applied)
         metrics.LABELS_WAITING.labels(label).set(counts.labels_pending + counts.orphan_labels)
         metrics.LABELS_REFUSED.labels(label).set(counts.labels_refused + counts.orphan_labels_dropped)
+        metrics.LABELS_EXPIRED.labels(label).set(counts.orphan_labels_expired)
         metrics.DEDUPE_ENTRIES.labels(label).set(len(pipeline.dedupe))
         metrics.DEDUPE_EVICTED.labels(label).set(pipeline.dedupe.evicted_early)
         metrics.LIST_REFUSED.labels(label).set(pipeline.lists.refused)

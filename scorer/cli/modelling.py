@@ -32,8 +32,8 @@ def with_report(result: dict[str, Any], report: Report) -> dict[str, Any]:
         )
     if report.labels_unmatched:
         typer.echo(
-            f"warning: {report.labels_unmatched} labels made room for younger ones before their payments came. Labels of "
-            f"refused or late payments never find one; if others are among them, features made of labels are too low",
+            f"warning: {report.labels_unmatched} labels made room for younger ones before their payments came. Those "
+            f"of refused or late payments never find one; if others are among them, label features are too low",
             err=True,
         )
     return {
