@@ -47,7 +47,7 @@ def _tree(rng: np.random.Generator, depth: int, features: int, cuts: np.ndarray,
     return RawTree(
         np.array(left), np.array(right), np.array(feature, np.int32), np.array(threshold, np.float32),
         np.full(n, LESS, np.int8), rng.integers(0, 2, n).astype(np.uint8),
-        np.array(value, np.float64 if wide else np.float32), np.ones(n),
+        np.array(value, np.float64 if wide else np.float32), 0.5 ** np.array(level),
     )  # fmt: skip
 
 
