@@ -16,6 +16,7 @@ KINDS = {
     "set_aside": "the batch could not be written; its records stand in set_aside",
     "day_dropped": "a whole day is gone, and no tombstone says so",
     "tail_cut": "the newest batches are gone",
+    "trail_missing": "the journal topic has batches of the shard, the database has none",
     "forged": "the batch was replaced, digest and all: its head is not the one the journal or an anchor names",
     "chain_broken": "the batch does not follow the one before it",
     "tombstone_forged": "a tombstone does not hold: not signed by the key, or it does not fit the chain",
@@ -51,8 +52,8 @@ class Finding:
 # Of two findings on one batch the first of these says more about it.
 _WEIGHT = {kind: number for number, kind in enumerate((
     "tombstone_forged", "erasure_forged", "rows_deleted", "rows_inserted", "rows_reordered", "row_edited",
-    "batch_edited", "forged", "set_aside", "day_dropped", "tail_cut", "batch_missing", "batch_inserted",
-    "chain_broken", "anchor_forged",
+    "batch_edited", "forged", "set_aside", "day_dropped", "trail_missing", "tail_cut", "batch_missing",
+    "batch_inserted", "chain_broken", "anchor_forged",
 ))}  # fmt: skip
 
 

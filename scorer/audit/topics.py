@@ -56,15 +56,19 @@ def audit_rows(
     return header, chunks
 
 
-def next_batch_offset(settings: Settings, topic: str, partition: int, *, after: int, sequence: int) -> int | None:
-    """Offset of the first audit chunk past `after` that is of a batch past `sequence`; None without one."""
-    for offset, value in _values(settings, topic, partition, (after + 1, None)):
+def journal_shards(settings: Settings) -> range:
+    """The shards that the journal topic has room for: its partitions, whatever the database says of them."""
+    return range(kafka.partition_count(kafka.admin(settings.kafka), kafka.Topics.of(settings.kafka).journal))
+
+
+def next_sequence(settings: Settings, shard: int, *, start: int) -> int | None:
+    """Sequence of the first batch on the audit topic at or past offset `start`; None without one."""
+    for _, value in _values(settings, kafka.Topics.of(settings.kafka).audit, shard, (start, None)):
         try:
             header, _ = decode(value)
         except AuditError:
             continue
-        if header.sequence > sequence:
-            return offset
+        return header.sequence
     return None
 
 

@@ -30,8 +30,9 @@ from scorer.audit.check import Checked, Unit, chain_finding, check
 from scorer.audit.findings import Finding, in_order
 from scorer.audit.look import look
 from scorer.audit.signing import SignatureBroken, Verifier, body_of
-from scorer.audit.topics import journal_heads, next_batch_offset
+from scorer.audit.topics import journal_heads, journal_shards, next_sequence
 from scorer.errors import UsageError
+from scorer.kafka import Topics
 from scorer.settings import Settings
 from scorer.sink.schema import connect_text
 
@@ -385,6 +386,7 @@ def _positions(connection: psycopg.Connection, scope: Scope, ends: dict[int, _En
     """Positions move with the rows: the newest batch is the one they name."""
     if scope.last is not None:
         return
+    _unnamed(connection, scope, ends, report)
     rows = connection.execute("SELECT topic, partition, shard, sequence FROM positions WHERE shard IS NOT NULL")
     for topic, partition, shard, sequence in rows.fetchall():
         if sequence is None or scope.bounds(shard) is None:
@@ -401,6 +403,36 @@ def _positions(connection: psycopg.Connection, scope: Scope, ends: dict[int, _En
         elif have > sequence:
             detail = f"the sink wrote up to {sequence}"
             report.findings.append(Finding(shard, sequence + 1, "batch_inserted", detail, None, have))
+
+
+def _unnamed(connection: psycopg.Connection, scope: Scope, ends: dict[int, _End], report: Report) -> None:
+    """Shards whose newest batch no position names, and shards that end where retention did."""
+    removed = {row[0] for row in connection.execute("SELECT DISTINCT shard FROM tombstones")}
+    for shard in sorted(removed | ends.keys()):
+        if scope.bounds(shard) is None:
+            continue
+        newest = connection.execute(
+            "SELECT sequence, audit_topic, audit_offset FROM batches WHERE shard = %s ORDER BY sequence DESC LIMIT 1",
+            (shard,),
+        ).fetchone()
+        if newest is None:
+            if shard in removed:
+                detail = "retention keeps the newest batch of every shard, and this one has none"
+                first = ends[shard].sequence + 1 if shard in ends else 0
+                report.findings.append(Finding(shard, first, "tail_cut", detail))
+            continue
+        position = connection.execute(
+            "SELECT next_offset, sequence FROM positions WHERE topic = %s AND partition = %s", (newest[1], shard)
+        ).fetchone()
+        if position is None:
+            detail = f"the sink's position on {newest[1]}/{shard} is gone"
+            report.findings.append(Finding(shard, newest[0] + 1, "tail_cut", detail))
+        elif position[1] is None and position[0] > newest[2] + 1:
+            detail = (
+                f"the position on {newest[1]}/{shard} is past batch {newest[0]} and names none: batches were passed "
+                "over, or an operator moved it and nothing was written since"
+            )
+            report.findings.append(Finding(shard, newest[0] + 1, "tail_cut", detail))
 
 
 def _anchored(
@@ -454,8 +486,8 @@ def _journal(
     report: Report,
 ) -> None:
     report.heads_journal = 0
-    shards = {row[0] for row in connection.execute("SELECT DISTINCT shard FROM positions WHERE shard IS NOT NULL")}
-    for shard in sorted(shards | ends.keys() | starts.keys()):
+    # The journal says which shards there are: who empties every table leaves no shard to ask for.
+    for shard in sorted({*journal_shards(settings)} | ends.keys() | starts.keys()):
         bounds = scope.bounds(shard)
         if bounds is not None:
             _journal_of_shard(connection, settings, shard, bounds, starts.get(shard, _Start()), report)
@@ -470,14 +502,12 @@ def _journal_of_shard(
     report: Report,
 ) -> None:
     """Both in order of sequence, side by side."""
-    last: Any = None
     behind: list[int] = []
     absent: dict[str, list[int]] = {}
     with connection.transaction(), connection.cursor(f"heads_{shard}", row_factory=namedtuple_row) as cursor:
         cursor.itersize = 20_000
         rows: Iterator[Any] = cursor.execute(
-            "SELECT sequence, head, day, audit_topic, audit_partition, audit_offset FROM batches "
-            "WHERE shard = %s AND sequence BETWEEN %s AND %s ORDER BY sequence",
+            "SELECT sequence, head, day FROM batches WHERE shard = %s AND sequence BETWEEN %s AND %s ORDER BY sequence",
             (shard, *bounds),
         )
         have = next(rows, None)
@@ -500,28 +530,67 @@ def _journal_of_shard(
                     absent.setdefault(said.day, []).append(said.sequence)
                 continue
             report.heads_journal = (report.heads_journal or 0) + 1
-            last = have
             if have.head != said.head and not differs:
                 differs = True  # every later one differs too: the first is the one
                 report.findings.append(
                     Finding(shard, have.sequence, "forged", "the journal topic names another head", str(have.day))
                 )
     _whole_days(connection, shard, absent, report)
+    if behind:
+        _behind(connection, settings, shard, behind, start, report)
+
+
+def _behind(
+    connection: psycopg.Connection, settings: Settings, shard: int, behind: list[int], start: _Start, report: Report
+) -> None:
+    """Batches on the journal topic past those in the database: has the sink yet to write them, or are they gone?
+
+    It has when the audit topic's next batch at the sink's position is the first of them. `audit_offset` of the newest
+    batch is not asked: the owner can write there what suits.
+    """
+    # In this order: a sink at work only makes the newest batch newer than the position that was read before.
+    audit = Topics.of(settings.kafka).audit
+    position = connection.execute(
+        "SELECT next_offset FROM positions WHERE topic = %s AND partition = %s", (audit, shard)
+    ).fetchone()
+    newest = connection.execute("SELECT max(sequence) FROM batches WHERE shard = %s", (shard,)).fetchone()
+    end = -1 if newest is None or newest[0] is None else int(newest[0])
+    if end >= behind[0]:
+        here = connection.execute(
+            "SELECT sequence FROM batches WHERE shard = %s AND sequence BETWEEN %s AND %s", (shard, behind[0], end)
+        )
+        gone = sorted({sequence for sequence in behind if sequence <= end} - {row[0] for row in here})
+        if gone:
+            kind, detail = _aside(connection, shard, gone) or ("batch_missing", "the journal topic has it")
+            report.findings.append(Finding(shard, gone[0], kind, detail, None, gone[-1]))
+        behind = [sequence for sequence in behind if sequence > end]
     if not behind:
         return
-    if last is not None:
-        position = connection.execute(
-            "SELECT next_offset FROM positions WHERE topic = %s AND partition = %s",
-            (last.audit_topic, last.audit_partition),
-        ).fetchone()
-        found = next_batch_offset(
-            settings, last.audit_topic, last.audit_partition, after=last.audit_offset, sequence=last.sequence
+    aside = _aside(connection, shard, behind)
+    if end < 0 and not start.sequence:
+        kind, detail = aside or (
+            "trail_missing",
+            f"the journal topic has batches {behind[0]} to {behind[-1]}. A sink that has not begun looks the same: "
+            "start it, and verify again when it has caught up",
         )
-        if position is not None and found is not None and found < position[0]:
-            detail = "the audit topic holds batches that the position is past"
-            report.findings.append(Finding(shard, last.sequence + 1, "tail_cut", detail, None, behind[-1]))
-            return
-    report.behind += len(behind)
+        report.findings.append(Finding(shard, behind[0], kind, detail, None, behind[-1]))
+        return
+    following = None if position is None else next_sequence(settings, shard, start=position[0])
+    if following is None or following > behind[0]:
+        last = behind[-1] if following is None else min(behind[-1], following - 1)
+        kind, detail = aside or ("tail_cut", "the journal topic has them, and the sink's position is past them")
+        report.findings.append(Finding(shard, behind[0], kind, detail, None, last))
+    report.behind += sum(1 for sequence in behind if following is not None and sequence >= following)
+
+
+def _aside(connection: psycopg.Connection, shard: int, sequences: list[int]) -> tuple[str, str] | None:
+    """Whether records of the first of these batches stand in set_aside."""
+    found = connection.execute(
+        "SELECT count(*), min(kind) FROM set_aside WHERE shard = %s AND sequence = %s", (shard, sequences[0])
+    ).fetchone()
+    return (
+        None if found is None or not found[0] else ("set_aside", f"{found[0]} records stand in set_aside ({found[1]})")
+    )
 
 
 def _whole_days(connection: psycopg.Connection, shard: int, absent: dict[str, list[int]], report: Report) -> None:

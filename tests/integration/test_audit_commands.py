@@ -285,6 +285,39 @@ def test_a_bad_line_sends_no_label(running: Running) -> None:
     assert running.count("labels") == before
 
 
+@pytest.mark.parametrize(
+    ("change", "kind"),
+    [
+        ("TRUNCATE decisions, batches, positions", "trail_missing"),
+        ("TRUNCATE decisions, batches; UPDATE positions SET shard = NULL, sequence = NULL", "trail_missing"),
+        (
+            "DELETE FROM decisions WHERE sequence > 3; DELETE FROM batches WHERE sequence > 3; "
+            "UPDATE batches SET audit_offset = 1000000 WHERE sequence = 3; UPDATE positions SET sequence = 3",
+            "tail_cut",
+        ),
+    ],
+    ids=["all emptied", "position kept", "tail"],
+)
+def test_a_trail_that_was_emptied_differs_from_the_journal_topic(running: Running, change: str, kind: str) -> None:
+    """Nothing in Postgres tells of a shard whose tables are empty, or of a tail cut with its position; the journal
+    topic does."""
+    tables = ("decisions", "batches", "positions")
+    with psycopg.connect(running.database, autocommit=True) as connection:
+        for table in tables:
+            connection.execute(f"CREATE TABLE whole_{table} AS SELECT * FROM {table}")
+        try:
+            for statement in change.split("; "):
+                connection.execute(statement)
+            bad = running.command("audit", "verify", code=3)
+        finally:
+            connection.execute(f"TRUNCATE {', '.join(tables)}")
+            for table in tables:
+                connection.execute(f"INSERT INTO {table} SELECT * FROM whole_{table}")
+                connection.execute(f"DROP TABLE whole_{table}")
+    assert kind in {finding["kind"] for finding in bad["findings"]}
+    assert running.command("audit", "verify")["verified"]
+
+
 def test_a_perfect_forgery_differs_from_the_journal_topic(running: Running) -> None:
     """With digest, heads and every later link made again, Postgres agrees with itself; the journal topic does not."""
     with psycopg.connect(running.database) as connection:

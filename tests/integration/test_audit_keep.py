@@ -91,6 +91,14 @@ def test_changed_tombstones_are_found(trail: Trail, change: str, found: tuple[in
         verify(trail.url)
 
 
+def test_a_shard_that_ends_where_retention_did_is_found(trail: Trail) -> None:
+    """What retention kept is emptied and the position set back to the last tombstone: the newest batch is missed."""
+    signer = Signer.generate()
+    retain(trail.url, before=date(2026, 1, 3), signer=signer)
+    sql(trail.url, "TRUNCATE decisions, batches", "UPDATE positions SET sequence = 5")
+    assert kinds(trail.url, verifier=signer.verifier) == [(0, 6, "tail_cut"), (1, 6, "tail_cut")]
+
+
 def test_a_person_is_erased_and_the_chain_stays_whole(trail: Trail, tmp_path: Path) -> None:
     """No identifier of the person is left anywhere; rows, amounts and decisions stay, everything still verifies."""
     signer, file = Signer.generate(), AnchorFile(str(tmp_path / "anchors.jsonl"))

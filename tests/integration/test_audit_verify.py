@@ -174,6 +174,12 @@ OWNER: dict[str, tuple[str, tuple[int, int, str]]] = {
         "DELETE FROM decisions WHERE shard = 1 AND sequence > 9; DELETE FROM batches WHERE shard = 1 AND sequence > 9",
         (1, 10, "tail_cut"),
     ),
+    "position gone": ("DELETE FROM positions WHERE partition = 1", (1, 12, "tail_cut")),
+    "tail cut, position without a batch": (
+        "DELETE FROM decisions WHERE shard = 1 AND sequence > 9; DELETE FROM batches WHERE shard = 1 AND sequence > 9; "
+        "UPDATE positions SET shard = NULL, sequence = NULL, head = NULL WHERE partition = 1",
+        (1, 10, "tail_cut"),
+    ),
     "day dropped": ("DROP TABLE decisions_20260102; DROP TABLE batches_20260102", (0, 4, "day_dropped")),
     "day of rows dropped": ("DROP TABLE decisions_20260102", (0, 4, "rows_deleted")),
     "first day dropped": ("DROP TABLE decisions_20260101; DROP TABLE batches_20260101", (0, 0, "day_dropped")),
