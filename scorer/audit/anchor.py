@@ -18,15 +18,17 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+import psycopg
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
 from scorer.audit.findings import Finding
-from scorer.audit.signing import SignatureBroken, Signer, Verifier, body_of, unsigned
+from scorer.audit.signing import SignatureBroken, Signer, Verifier, body_of, canonical, unsigned
 from scorer.errors import UsageError
 from scorer.sink import schema
 
 FIRST = "0" * 64
+_ADDED = frozenset({"line", "line_before", "at"})  # to a body, when it becomes a line
 
 
 class AnchorFile:
@@ -67,6 +69,34 @@ class AnchorFile:
             with fsspec.open(self.place, "wt", encoding="utf-8") as file:
                 file.write("".join(line + "\n" for line in known) + text)
         return new
+
+
+def not_in_file(connection: psycopg.Connection, file: AnchorFile) -> list[Finding]:
+    """What the database notes as written to this very place and the place lacks: the file is gone, or was cut."""
+    lines = file.lines()
+    there = {*lines, *(_without_place_in_file(line) for line in lines)}
+    noted = connection.execute("SELECT document FROM anchors WHERE place = %s", (file.place,)).fetchall()
+    lacking = sum(document not in there for (document,) in noted)
+    kept = connection.execute("SELECT document FROM tombstones UNION ALL SELECT document FROM erasures").fetchall()
+    for (document,) in kept:
+        try:
+            body = body_of(document, None)
+        except SignatureBroken:
+            continue  # found where it is used
+        lacking += body.get("anchors") == file.place and canonical(body).decode() not in there
+    if not lacking:
+        return []
+    detail = f"{file.place} has {len(lines)} lines and lacks {lacking} that the database says were written to it"
+    return [Finding(-1, len(lines), "anchor_forged", detail)]
+
+
+def _without_place_in_file(line: str) -> str:
+    """The body of a line as it was before it got its place among the lines."""
+    try:
+        body = body_of(line, None)
+    except SignatureBroken:
+        return line
+    return canonical({name: value for name, value in body.items() if name not in _ADDED}).decode()
 
 
 def read_anchors(file: AnchorFile, verifier: Verifier | None) -> tuple[list[dict[str, Any]], list[Finding]]:

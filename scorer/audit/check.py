@@ -15,7 +15,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import psycopg
+from psycopg.abc import Buffer
 from psycopg.rows import namedtuple_row
+from psycopg.types.datetime import TimestamptzLoader
 
 from schemas.audit import EVENT_TIME_MS_MAX, MODES
 from schemas.audit_digest import context_bytes, digest_parts
@@ -57,8 +59,11 @@ class Checked:
 def check(connection: psycopg.Connection, unit: Unit, verifier: Verifier | None) -> Checked:
     """Verify one unit. Raises psycopg.Error when Postgres does not answer."""
     with connection.cursor(row_factory=namedtuple_row) as cursor:
+        cursor.adapters.register_loader("timestamptz", MomentLoader)
         batches: list[Any] = cursor.execute(
-            "SELECT b.*, s.feature_names, e.document AS erasure FROM batches b "
+            "SELECT b.*, s.feature_names, e.document AS erasure, coalesce(array_lower(b.challengers, 1) <> 1 OR "
+            "array_ndims(b.challengers) <> 1, false) AS strange_challengers, coalesce(array_lower(s.feature_names, 1) "
+            "<> 1 OR array_ndims(s.feature_names) <> 1, false) AS strange_names FROM batches b "
             "LEFT JOIN feature_sets s ON s.fingerprint = b.feature_fingerprint "
             "LEFT JOIN LATERAL (SELECT document FROM erasures e WHERE e.shard = b.shard AND e.sequence = b.sequence "
             "ORDER BY number DESC LIMIT 1) e ON true "
@@ -96,6 +101,9 @@ def _batch(result: Checked, batch: Any, rows: Rows, begin: int, end: int, verifi
         result.edited.add(batch.sequence)
     if batch.feature_names is None:
         found("batch_edited", f"feature set {batch.feature_fingerprint} is not in feature_sets")
+        return
+    if batch.strange_challengers or batch.strange_names:
+        found("batch_edited", "the array of challengers or of feature names has bounds that the sink never writes")
         return
     digest, erased = batch.digest, False
     if batch.erasure is not None:
@@ -160,7 +168,7 @@ def _own_row(batch: Any) -> str | None:
         return "its journal record does not have the head that stands beside it"
     if record.stream_time_ms > EVENT_TIME_MS_MAX:
         return "the stream time in its journal record is past the year 9999"
-    stream_time_ms = None if record.stream_time_ms < 0 else record.stream_time_ms
+    stream_time_us = None if record.stream_time_ms < 0 else 1000 * record.stream_time_ms
     for name, ours, theirs in (
         ("shard", batch.shard, record.shard),
         ("sequence", batch.sequence, record.sequence),
@@ -169,8 +177,8 @@ def _own_row(batch: Any) -> str | None:
         ("dead_letters", batch.dead_letters, record.dead_letters),
         ("digest", batch.digest, record.digest),
         ("previous", batch.previous, record.previous),
-        ("stream_time", _ms(batch.stream_time), stream_time_ms),
-        ("day", batch.day, (_EPOCH + timedelta(milliseconds=stream_time_ms or 0)).date()),
+        ("stream_time", _us(batch.stream_time), stream_time_us),
+        ("day", batch.day, (_EPOCH + timedelta(microseconds=stream_time_us or 0)).date()),
     ):
         if ours != theirs:
             return f"column {name} is not what its journal record says"
@@ -196,8 +204,8 @@ def _outside_the_digest(batch: Any, rows: Rows, begin: int, end: int) -> tuple[s
         ("duplicates", batch.duplicates, int(modes[MODES.index("duplicate")])),
         ("late", batch.late, int(modes[MODES.index("late")])),
         ("degraded", batch.degraded, int(modes[MODES.index("degraded")])),
-        ("event_time_min", _ms(batch.event_time_min), int(times.min()) if n else None),
-        ("event_time_max", _ms(batch.event_time_max), int(times.max()) if n else None),
+        ("event_time_min", _us(batch.event_time_min), 1000 * int(times.min()) if n else None),
+        ("event_time_max", _us(batch.event_time_max), 1000 * int(times.max()) if n else None),
     ):
         if ours != theirs:
             return "batch_edited", f"column {name} is {ours}, its rows say {theirs}"
@@ -251,6 +259,17 @@ def chain_finding(shard: int, sequence: int, day: str | None = None) -> Finding:
     )
 
 
-def _ms(moment: datetime | None) -> int | None:
-    # In whole numbers: near the year 9999 a float's seconds no longer hold a millisecond.
-    return None if moment is None else (moment - _EPOCH) // timedelta(milliseconds=1)
+class MomentLoader(TimestamptzLoader):
+    """A timestamp as datetime; as text where Python has none for it (infinity, years before 1 or past 9999)."""
+
+    def load(self, data: Buffer) -> Any:
+        """Never raises: what the sink cannot have written is compared, and differs."""
+        try:
+            return super().load(data)
+        except psycopg.DataError:
+            return bytes(data).decode()
+
+
+def _us(moment: datetime | str | None) -> int | str | None:
+    # In whole numbers: near the year 9999 a float's seconds no longer hold a microsecond.
+    return (moment - _EPOCH) // timedelta(microseconds=1) if isinstance(moment, datetime) else moment

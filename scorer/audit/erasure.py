@@ -77,7 +77,7 @@ def erase(url: str, *, column: str, value: str, signer: Signer, anchors: AnchorF
                 )
             with connection.transaction():
                 _batch(connection, (day, shard, sequence), (column, value), pseudonym, result)
-                body = _record(connection, (day, shard, sequence), signer)
+                body = _record(connection, (day, shard, sequence), signer, anchors)
                 if anchors is not None:
                     anchors.append([body], signer)
             result.batches += 1
@@ -113,7 +113,9 @@ def _batch(
     result.rows += len(rows)
 
 
-def _record(connection: psycopg.Connection, batch: tuple[date, int, int], signer: Signer) -> dict[str, Any]:
+def _record(
+    connection: psycopg.Connection, batch: tuple[date, int, int], signer: Signer, anchors: AnchorFile | None
+) -> dict[str, Any]:
     """The signed record of what the batch's rows are since; returns its body."""
     day, shard, sequence = batch
     about: Any = connection.execute(
@@ -141,6 +143,7 @@ def _record(connection: psycopg.Connection, batch: tuple[date, int, int], signer
         "head": head,
         "digest_in_journal": digest,
         "digest": digest_parts([rows.parts(0, len(rows))], len(rows), context),
+        **({} if anchors is None else {"anchors": anchors.place}),
     }
     connection.execute(
         "INSERT INTO erasures (shard, sequence, number, document) SELECT %(shard)s, %(sequence)s, "

@@ -96,7 +96,7 @@ def take_floats(
             good = lengths[i] == 12 and _int32(data, at) == 0
         else:
             good = lengths[i] == 20 + 8 * width and _int32(data, at) == 1 and _int32(data, at + 4) == 0
-            good = good and _int32(data, at + 12) == width
+            good = good and _int32(data, at + 12) == width and _int32(data, at + 16) == 1
         if not good:
             malformed[i] = True
             continue
@@ -134,6 +134,7 @@ def take_lists(
         if dimensions == 1 and _int32(data, at + 4) == 0:
             count: Integer = _int32(data, at + 12)
             counts[i] = count
+            malformed[i] |= _int32(data, at + 16) != 1  # the lower bound, which readers of features[1] go by
             at += 20
             for _ in range(count):
                 length = _int32(data, at)

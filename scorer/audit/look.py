@@ -14,6 +14,7 @@ import psycopg
 from psycopg.rows import dict_row
 
 from schemas.audit import AuditColumns
+from scorer.audit.check import MomentLoader
 from scorer.audit.findings import Finding
 from scorer.audit.topics import audit_rows
 from scorer.kafka import KafkaFailure
@@ -41,6 +42,7 @@ def look(
 
 def _closer(connection: psycopg.Connection, settings: Settings, finding: Finding) -> Finding:
     with connection.cursor(row_factory=dict_row) as cursor:
+        cursor.adapters.register_loader("timestamptz", MomentLoader)
         batch = cursor.execute(
             "SELECT audit_topic, audit_partition, audit_offset, day FROM batches WHERE shard = %s AND sequence = %s",
             (finding.shard, finding.sequence),

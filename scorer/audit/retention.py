@@ -91,6 +91,7 @@ def _remove(
                     "decisions": decisions,
                     "previous": previous,
                     "head": head,
+                    **({} if anchors is None else {"anchors": anchors.place}),
                 }
             )
         for body in bodies:

@@ -25,7 +25,7 @@ import psycopg
 from psycopg.rows import namedtuple_row
 
 from schemas.journal import FIRST_PREVIOUS
-from scorer.audit.anchor import AnchorFile, read_anchors
+from scorer.audit.anchor import AnchorFile, not_in_file, read_anchors
 from scorer.audit.check import Checked, Unit, chain_finding, check
 from scorer.audit.findings import Finding, in_order
 from scorer.audit.look import look
@@ -445,7 +445,7 @@ def _anchored(
     report: Report,
 ) -> None:
     bodies, findings = read_anchors(file, verifier)
-    report.findings += findings
+    report.findings += findings + not_in_file(connection, file)
     report.heads_anchored = 0
     removed = {(b["shard"], b["day"]) for b in bodies if b["kind"] == "tombstone"}
     held = connection.execute("SELECT shard, day::text FROM tombstones").fetchall()

@@ -84,6 +84,7 @@ def verify(
         "behind": report.behind,
         "heads_equal_to_journal": report.heads_journal,
         "heads_anchored": report.heads_anchored,
+        "signatures": "checked" if verifier is not None else "not checked: no key is set",
     }
     if as_json:
         bad = findings_json[0] if findings_json else None

@@ -175,6 +175,8 @@ def test_verify_anchor_and_the_journal(running: Running) -> None:
     assert result["decisions"] == PAYMENTS + 2
     assert result["heads_equal_to_journal"] == result["batches"] == anchored["anchored"][0]["sequence"] + 1
     assert result["heads_anchored"] == 1
+    assert result["signatures"] == "checked"
+    assert running.command("audit", "verify")["signatures"] == "not checked: no key is set"
     assert running.command("audit", "verify", "--since-anchor", **key)["batches"] == 0
 
 

@@ -91,6 +91,16 @@ def test_changed_tombstones_are_found(trail: Trail, change: str, found: tuple[in
         verify(trail.url)
 
 
+def test_anchors_that_lack_a_tombstone_are_found(trail: Trail, tmp_path: Path) -> None:
+    """A tombstone says where it was noted: without that line the file was cut or replaced."""
+    path, signer = tmp_path / "anchors.jsonl", Signer.generate()
+    file = AnchorFile(str(path))
+    retain(trail.url, before=date(2026, 1, 2), signer=signer, anchors=file)
+    assert kinds(trail.url, verifier=signer.verifier, anchors=file) == []
+    path.write_text(path.read_text().splitlines(keepends=True)[0])
+    assert kinds(trail.url, verifier=signer.verifier, anchors=file) == [(-1, 1, "anchor_forged")]
+
+
 def test_a_shard_that_ends_where_retention_did_is_found(trail: Trail) -> None:
     """What retention kept is emptied and the position set back to the last tombstone: the newest batch is missed."""
     signer = Signer.generate()
