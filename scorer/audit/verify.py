@@ -124,6 +124,7 @@ def verify(
         report.shards = len(ends)
         report.set_aside = connection.execute("SELECT count(*) FROM set_aside").fetchone()[0]  # type: ignore[index]
         _positions(connection, scope, ends, report)
+        _origins(connection, scope, kafka_settings, report)
         if anchors is not None:
             _anchored(connection, scope, anchors, verifier, ends, starts, report)
         if kafka_settings is not None:
@@ -403,6 +404,46 @@ def _positions(connection: psycopg.Connection, scope: Scope, ends: dict[int, _En
         elif have > sequence:
             detail = f"the sink wrote up to {sequence}"
             report.findings.append(Finding(shard, sequence + 1, "batch_inserted", detail, None, have))
+
+
+def _origins(connection: psycopg.Connection, scope: Scope, settings: Settings | None, report: Report) -> None:
+    """The columns of batches that no digest covers: which topics a batch came from, and where its audit record stood.
+
+    Without settings the topics are those that most of the shard's batches name. Offsets rise along a shard and lie
+    before the sink's position; within these bounds one that was changed is not seen.
+    """
+    topics = None if settings is None else Topics.of(settings.kafka)
+    rows = connection.execute(
+        "WITH usual AS (SELECT shard, mode() WITHIN GROUP (ORDER BY origin_topic) AS origin, "
+        "mode() WITHIN GROUP (ORDER BY audit_topic) AS audit FROM batches GROUP BY shard), "
+        "placed AS (SELECT b.shard, b.sequence, b.day::text AS day, "
+        "b.origin_topic <> coalesce(%(origin)s, u.origin) AS origin_topic, "
+        "b.audit_topic <> coalesce(%(audit)s, u.audit) AS audit_topic, b.audit_partition <> b.shard AS audit_partition,"
+        " b.audit_offset AS o, coalesce(lag(b.audit_offset) OVER along, -1) AS before, "
+        "coalesce(lead(b.audit_offset) OVER along, p.next_offset, %(most)s) AS after "
+        "FROM batches b JOIN usual u ON u.shard = b.shard "
+        "LEFT JOIN positions p ON p.topic = coalesce(%(audit)s, u.audit) AND p.partition = b.shard "
+        "WINDOW along AS (PARTITION BY b.shard ORDER BY b.sequence)) "
+        "SELECT shard, sequence, day, origin_topic, audit_topic, audit_partition FROM placed WHERE origin_topic "
+        "OR audit_topic OR audit_partition OR o <= before OR (before < after AND o >= after) "
+        "ORDER BY shard, sequence LIMIT %(limit)s",
+        {
+            "origin": None if topics is None else topics.payments,
+            "audit": None if topics is None else topics.audit,
+            "most": _BIGINT,
+            "limit": FINDINGS_MAX,
+        },
+    ).fetchall()
+    for shard, sequence, day, *wrong in rows:
+        bounds = scope.bounds(shard)
+        if bounds is not None and bounds[0] <= sequence <= bounds[1]:
+            named = [
+                name for name, bad in zip(("origin_topic", "audit_topic", "audit_partition"), wrong, strict=True) if bad
+            ]
+            detail = (
+                f"column {named[0]} is not the shard's" if named else "column audit_offset does not fit its neighbours"
+            )
+            report.findings.append(Finding(shard, sequence, "batch_edited", detail, day))
 
 
 def _unnamed(connection: psycopg.Connection, scope: Scope, ends: dict[int, _End], report: Report) -> None:

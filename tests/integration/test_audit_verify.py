@@ -222,6 +222,12 @@ OWNER: dict[str, tuple[str, tuple[int, int, str]]] = {
             ("bundle", "'other'", "batch_edited"),
             ("threshold", "0.6", "row_edited"),
             ("challengers", "ARRAY['other']", "row_edited"),
+            ("origin_topic", "'other'", "batch_edited"),
+            ("audit_topic", "'other'", "batch_edited"),
+            ("audit_partition", "7", "batch_edited"),
+            ("audit_offset", "audit_offset + 1000", "batch_edited"),
+            ("audit_offset", "0", "batch_edited"),
+            ("audit_offset", "-5", "batch_edited"),
             ("challengers", "'[0:0]={other}'", "batch_edited"),
         )
     },
