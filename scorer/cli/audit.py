@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -135,7 +136,10 @@ def explain(
                 with _bar("batches", quiet=as_json) as progress:
                     again = replay_until(settings, loaded, shard=shard, sequence=sequence, progress=progress)
                 compare_replay(explanation, again.outcomes)
-                explanation.windows.extend(windows_of(again, explanation.row["row_number"]))
+                windows = windows_of(again, explanation.row["row_number"])
+                if explanation.row["erased"]:  # their keys are the person's identifiers
+                    windows = [replace(window, key="erased") for window in windows]
+                explanation.windows.extend(windows)
     if as_json:
         show({"payment_id": payment_id, "decisions": [_as_json(e) for e in explanations]}, as_json=True, title="")
     else:

@@ -341,7 +341,7 @@ def test_a_perfect_forgery_differs_from_the_journal_topic(running: Running) -> N
     assert running.command("audit", "verify")["verified"]
 
 
-def test_days_are_kept_and_people_forgotten(running: Running) -> None:
+def test_days_are_kept_and_people_forgotten(running: Running, bundle: Path) -> None:
     """keygen, retain and erase by command: without a key nothing leaves; with it the trail still equals the journal."""
     keys = running.folder / "keys"
     with pytest.raises(AssertionError, match="SIGNING_KEY_FILE"):
@@ -362,3 +362,14 @@ def test_days_are_kept_and_people_forgotten(running: Running) -> None:
     assert (result["verified"], result["erased_batches"]) == (True, erased["batches"])
     assert result["heads_equal_to_journal"] == result["batches"]
     assert "PUBLIC_KEY" in running.command("audit", "verify", code=2)["error"]
+    with psycopg.connect(running.database) as connection:
+        found = connection.execute(
+            "SELECT payment_id FROM decisions WHERE payment_id LIKE 'erased-%' AND mode = 'normal' LIMIT 1"
+        ).fetchone()
+    assert found is not None
+    told = running.command("audit", "explain", found[0], "--bundle", str(bundle), "--replay")
+    (again,) = told["decisions"]
+    assert again["equal"] is True
+    assert "erased" in again["notes"][-1]
+    assert '"c_6"' not in json.dumps(told)
+    assert '"p_' not in json.dumps(told)
