@@ -143,11 +143,6 @@ class Follower:
                 end, patience = self._journal_end, self._settings.worker.no_progress_s
                 raise history.stalled(self._settings.kafka, self._shard, end, patience)
 
-    @property
-    def journal_position(self) -> int:
-        """Offset that comes next on the journal."""
-        return self._journal.position
-
     def follow(self, stop: threading.Event) -> None:
         """Decide again whatever is committed, until `stop` is set. Raises as `catch_up` does, but for NoProgress."""
         while not stop.is_set():

@@ -19,7 +19,7 @@ from scorer import kafka
 from scorer.enrich import Batch
 from scorer.errors import FraudScorerError, PromiseBroken
 from scorer.inputs import Inputs, MissingRange, Raw
-from scorer.settings import KafkaSettings
+from scorer.settings import KafkaSettings, Settings
 
 
 class NoProgress(FraudScorerError):
@@ -171,6 +171,25 @@ def check_retained(records: Sequence[JournalRecord], client: AdminClient, topics
                 "and the journal needs them to rebuild the windows. Restore the topic, or start a new application "
                 "(FRAUD_SCORER_WORKER__APPLICATION) with empty windows"
             )
+
+
+def inputs_along(records: Sequence[JournalRecord], client: AdminClient, settings: Settings, *, reader: str) -> Inputs:
+    """Inputs that stand where `records` begin, for reading their batches again; `reader` names who reads.
+
+    Raises MissingRange when what they point to is gone.
+    """
+    topics = kafka.Topics.of(settings.kafka)
+    check_retained(records, client, topics)
+    group = f"{settings.kafka.topic_prefix}fraud-scorer-{reader}"
+    return Inputs(
+        kafka.reader(settings.kafka, group=group, fetch_wait_ms=100),
+        payments=topics.payments,
+        control=topics.control,
+        positions=first_positions(records),
+        control_position=records[0].control.start,
+        buffered_max=settings.worker.buffered_payments_max,
+        fresh=records[0].sequence == 0,
+    )
 
 
 def batches(

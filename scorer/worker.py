@@ -87,10 +87,6 @@ class _Owned:
         else:
             self.stop.wait()
 
-    @property
-    def alive(self) -> bool:
-        return self._thread.is_alive()
-
     def drain(self, seconds: float) -> bool:
         """Ask the shard to finish its batch in flight and wait for it. True when it has ended in time."""
         self.stop.set()

@@ -10,7 +10,6 @@ from schemas.currencies import CURRENCY_EXPONENT
 from scorer import history, kafka
 from scorer.bundle import Bundle
 from scorer.errors import UsageError
-from scorer.inputs import Inputs
 from scorer.pipeline import Outcomes, Pipeline
 from scorer.recovery import Bundles, rerun
 from scorer.settings import Settings
@@ -50,22 +49,12 @@ def replay_until(
     Raises PromiseBroken at the first batch that gives something else, MissingRange when records are gone.
     """
     client = kafka.admin(settings.kafka)
-    topics = kafka.Topics.of(settings.kafka)
     no_progress_s = settings.worker.no_progress_s
     records = history.read_journal(settings.kafka, client, shard, no_progress_s=no_progress_s)
     records = [record for record in records if record.sequence <= sequence]
     if not records or records[-1].sequence != sequence:
         raise UsageError(f"the journal of shard {shard} has no batch {sequence}")
-    history.check_retained(records, client, topics)
-    inputs = Inputs(
-        kafka.reader(settings.kafka, group=f"{settings.kafka.topic_prefix}fraud-scorer-explain", fetch_wait_ms=100),
-        payments=topics.payments,
-        control=topics.control,
-        positions=history.first_positions(records),
-        control_position=records[0].control.start,
-        buffered_max=settings.worker.buffered_payments_max,
-        fresh=True,
-    )
+    inputs = history.inputs_along(records, client, settings, reader="explain")
     pipeline, bundles = Pipeline(bundle, shard=shard), Bundles(bundle)
     outcomes: Outcomes | None = None
     try:

@@ -7,7 +7,6 @@ from pathlib import Path
 from scorer import history, kafka
 from scorer.bundle import Bundle
 from scorer.errors import FraudScorerError
-from scorer.inputs import Inputs
 from scorer.pipeline import Pipeline
 from scorer.recovery import Bundles, rerun
 from scorer.replay.output import decision_schema, decision_table, in_window, open_output
@@ -38,16 +37,7 @@ def replay_topic(
         raise FraudScorerError(
             f"the journal of shard {shard} is empty: nothing has been decided on {topics.payments} yet"
         )
-    history.check_retained(records, client, topics)
-    inputs = Inputs(
-        kafka.reader(settings.kafka, group=f"{settings.kafka.topic_prefix}fraud-scorer-replay", fetch_wait_ms=100),
-        payments=topics.payments,
-        control=topics.control,
-        positions=history.first_positions(records),
-        control_position=records[0].control.start,
-        buffered_max=settings.worker.buffered_payments_max,
-        fresh=records[0].sequence == 0,
-    )
+    inputs = history.inputs_along(records, client, settings, reader="replay")
     pipeline, report, bundles = Pipeline(bundle, shard=shard), Report(), Bundles(bundle)
     same = records[0].bundle == bundle.id
     names = bundle.feature_set.names
