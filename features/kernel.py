@@ -91,8 +91,9 @@ def _mark_place(s: State, place: int) -> None:
 
 
 @kernel
-def _count_value(s: State, cell: int, value: np.uint64, sign: int) -> None:
+def _count_value(c: int, cell: int, value: np.uint64, sign: int) -> None:
     """One more (or less) payment with `value` in the window that counts its different values in `cell`."""
+    s = view_state(c)
     low = _distinct_low(cell, value)
     place = find(s.distincts, low, np.uint64(cell))
     if sign > 0:
@@ -117,7 +118,7 @@ def _count_value(s: State, cell: int, value: np.uint64, sign: int) -> None:
 
 
 @inlined
-def _numeric(t: p.Tables, s: State, o: int, strip: int, sign: int, row: int, amount: int, fraud: int) -> None:
+def _numeric(c: int, t: p.Tables, s: State, o: int, strip: int, sign: int, row: int, amount: int, fraud: int) -> None:
     """Add (sign 1) or take away (-1) a row's share of a NUMERIC group."""
     cell = strip + t.ops[o, p.O_CELL]
     s.arena[cell] += sign
@@ -130,14 +131,15 @@ def _numeric(t: p.Tables, s: State, o: int, strip: int, sign: int, row: int, amo
     for d in range(t.ops[o, p.O_DISTINCT], t.ops[o, p.O_DISTINCT_END]):
         value = np.uint64(peek64(row + t.scalars[p.ROW_DISTINCT] + 8 * t.distincts[d, 0]))
         if value != 0:
-            _count_value(s, strip + t.distincts[d, 1], value, sign)
+            _count_value(c, strip + t.distincts[d, 1], value, sign)
     s.arena_dirty[cell >> GRANULE_SHIFT] = 1
     s.arena_dirty[(cell + t.ops[o, p.O_WIDTH] - 1) >> GRANULE_SHIFT] = 1
 
 
 @kernel
-def _free_strip(t: p.Tables, s: State, e: int, strip: int) -> None:
+def _free_strip(c: int, e: int, strip: int) -> None:
     """A key whose windows are all empty gives its place back."""
+    t, s = view_tables(c), view_state(c)
     remove_at(s.keys, find(s.keys, np.uint64(s.arena[strip + p.KEY_LOW]), np.uint64(s.arena[strip + p.KEY_HIGH])))
     s.scalars[KEYS] -= 1
     for o in range(len(t.ops)):
@@ -145,7 +147,7 @@ def _free_strip(t: p.Tables, s: State, e: int, strip: int) -> None:
         if t.ops[o, p.O_ENTITY] == e and (kind == p.EXTREME or kind == p.MEDIAN_OF or kind == p.FRAUDS):  # noqa: PLR1714
             block = s.arena[strip + t.ops[o, p.O_CELL]]
             if block != 0:
-                free_block(s, block)
+                free_block(c, block)
     words = t.entity[e, 0]
     s.arena[strip : strip + words] = 0
     s.arena[strip] = s.slots[e, 0]
@@ -155,7 +157,7 @@ def _free_strip(t: p.Tables, s: State, e: int, strip: int) -> None:
 
 
 @inlined
-def _pass_edge(t: p.Tables, s: State, g: int, seq: int, row: int, now_ms: int) -> None:
+def _pass_edge(c: int, t: p.Tables, s: State, g: int, seq: int, row: int, now_ms: int) -> None:
     """Row `seq` passes edge g: it leaves the windows that end there and enters those that begin there."""
     word, amount = peek64(row), peek64(row + 8)
     where = peek64(row + t.scalars[p.ROW_WHERE]) if t.scalars[p.ROW_WHERE] else word >> WHERE_SHIFT
@@ -173,7 +175,7 @@ def _pass_edge(t: p.Tables, s: State, g: int, seq: int, row: int, now_ms: int) -
                     at = arena + (slot << (p.STRIP_SHIFT + 3)) + fraud
                     poke64(at, peek64(at) + sign)
             else:
-                _pass_more(t, s, peek64(change), sign, slot << p.STRIP_SHIFT, seq, row, now_ms)
+                _pass_more(c, peek64(change), sign, slot << p.STRIP_SHIFT, seq, row, now_ms)
         change += 8 * p.CHANGE_WORDS
 
 
@@ -189,34 +191,35 @@ def _add(arena: int, dirty: int, strip: int, change: int, sign: int, amount: int
 
 
 @kernel
-def _pass_more(t: p.Tables, s: State, o: int, sign: int, strip: int, seq: int, row: int, now_ms: int) -> None:
+def _pass_more(c: int, o: int, sign: int, strip: int, seq: int, row: int, now_ms: int) -> None:
     """The rarer things that a row does at an edge."""
+    t, s = view_tables(c), view_state(c)
     kind = t.ops[o, p.O_KIND]
     if kind == p.NUMERIC:
         fraud = 1 if t.ops[o, p.O_FRAUD] and label_of(t, s, seq) == 1 else 0
-        _numeric(t, s, o, strip, sign, row, peek64(row + 8), fraud)
+        _numeric(c, t, s, o, strip, sign, row, peek64(row + 8), fraud)
     elif kind == p.RELEASE:
         s.arena[strip + p.LIVE] -= 2
         s.arena_dirty[(strip + p.LIVE) >> GRANULE_SHIFT] = 1
         if s.arena[strip + p.LIVE] == 1:
-            _free_strip(t, s, t.ops[o, p.O_ENTITY], strip)
+            _free_strip(c, t.ops[o, p.O_ENTITY], strip)
     else:
-        _enter_series(t, s, o, strip, peek64(row) >> TIME_SHIFT, peek64(row + 8), now_ms)
+        _enter_series(c, t, s, o, strip, peek64(row) >> TIME_SHIFT, peek64(row + 8), now_ms)
 
 
 @inlined
-def _enter_series(t: p.Tables, s: State, o: int, strip: int, time_ms: int, amount: int, now_ms: int) -> None:
+def _enter_series(c: int, t: p.Tables, s: State, o: int, strip: int, time_ms: int, amount: int, now_ms: int) -> None:
     cell = strip + t.ops[o, p.O_CELL]
     limit_ms = now_ms - t.ops[o, p.O_EXPIRES_MS]
     if t.ops[o, p.O_KIND] == p.EXTREME:
-        push_extreme(s, cell, time_ms, amount, t.ops[o, p.O_AUX], limit_ms)
+        push_extreme(c, cell, time_ms, amount, t.ops[o, p.O_AUX], limit_ms)
     else:
-        push_sorted(s, cell, time_ms, amount, p.MEDIAN_MAX, limit_ms)
+        push_sorted(c, cell, time_ms, amount, p.MEDIAN_MAX, limit_ms)
     s.arena_dirty[cell >> GRANULE_SHIFT] = 1
 
 
 @inlined
-def _advance(t: p.Tables, s: State, arena: int, now_ms: int) -> bool:
+def _advance(c: int, t: p.Tables, s: State, arena: int, now_ms: int) -> bool:
     """Let every row that has passed an edge by stream time `now_ms` change its cells. False: more room is needed
     first."""
     count = s.scalars[NEXT_SEQ]
@@ -250,7 +253,7 @@ def _advance(t: p.Tables, s: State, arena: int, now_ms: int) -> bool:
                 prefetch(row + 3 * ROWS_AHEAD * row_bytes)
                 if seq + ROWS_AHEAD < count:
                     _fetch_strips(t, g, row_address(t, s, seq + ROWS_AHEAD), arena)
-            _pass_edge(t, s, g, seq, row, now_ms)
+            _pass_edge(c, t, s, g, seq, row, now_ms)
         s.passed[g, 0], s.passed[g, 1] = following, position
     return True
 
@@ -298,13 +301,13 @@ def _read_numeric(t: p.Tables, s: State, b, i: int, read, strip: int, current: b
 
 
 @inlined
-def _read_series(t: p.Tables, s: State, amount: int, read, strip: int, current: bool, now_ms: int, scratch):  # type: ignore[no-untyped-def]
+def _read_series(c: int, t: p.Tables, s: State, amount: int, read, strip: int, current: bool, now_ms: int, scratch):  # type: ignore[no-untyped-def]
     """MIN, MAX and MEDIAN."""
     kind = read[p.R_KIND]
     limit_ms = now_ms - read[p.R_WINDOW]
     cell = strip + read[p.R_CELL]
     if kind == p.MEDIAN:
-        return median(s, cell, limit_ms, amount if current else np.int64(-1), p.MEDIAN_MAX, scratch) / t.minor_units[0]
+        return median(c, cell, limit_ms, amount if current else np.int64(-1), p.MEDIAN_MAX, scratch) / t.minor_units[0]
     block = s.arena[cell]
     if block != 0:
         first, end = expire(s, block, limit_ms)
@@ -383,20 +386,21 @@ def _derive(read, out):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _read_more(t: p.Tables, s: State, b, i: int, f: int, strip: int, current: bool, now_ms: int, scratch):  # type: ignore[no-untyped-def]
+def _read_more(c: int, b, i: int, f: int, strip: int, current: bool, now_ms: int, scratch):  # type: ignore[no-untyped-def]
+    t, s = view_tables(c), view_state(c)
     read = t.reads[f]
     kind = read[p.R_KIND]
     if kind == p.STD or (kind >= p.DISTINCT and kind <= p.FRAUD_RATE):
         return _read_numeric(t, s, b, i, read, strip, current)
     if kind <= p.MEDIAN:
-        return _read_series(t, s, np.int64(b[i, p.B_AMOUNT]), read, strip, current, now_ms, scratch)
+        return _read_series(c, t, s, np.int64(b[i, p.B_AMOUNT]), read, strip, current, now_ms, scratch)
     if kind <= p.DECAYED_SUM:
         return _read_decayed(t, s, b, i, read, strip, current, now_ms)
     return _read_latest(t, s, b, i, read, strip, now_ms)
 
 
 @inlined
-def _read_all(t: p.Tables, s: State, b, i: int, strips, now_ms: int, out, scratch) -> np.uint64:  # type: ignore[no-untyped-def]
+def _read_all(c: int, t: p.Tables, s: State, b, i: int, strips, now_ms: int, out, scratch) -> np.uint64:  # type: ignore[no-untyped-def]
     """Fill payment i's row of `out` in column order; its filter bits, with the filters on features decided."""
     bits = b[i, p.B_WHERE]
     time_ms, amount = np.int64(b[i, p.B_TIME]), np.int64(b[i, p.B_AMOUNT])
@@ -428,7 +432,7 @@ def _read_all(t: p.Tables, s: State, b, i: int, strips, now_ms: int, out, scratc
                     else:
                         out[f] = total / minor_units
             else:
-                out[f] = _read_more(t, s, b, i, f, strip, current == 1, now_ms, scratch)
+                out[f] = _read_more(c, b, i, f, strip, current == 1, now_ms, scratch)
         elif kind == p.AMOUNT:
             out[f] = amount / minor_units
         elif kind == p.HOUR:
@@ -447,8 +451,9 @@ def _read_all(t: p.Tables, s: State, b, i: int, strips, now_ms: int, out, scratc
 
 
 @kernel
-def _new_strip(t: p.Tables, s: State, e: int, low: np.uint64, high: np.uint64) -> int:
+def _new_strip(c: int, e: int, low: np.uint64, high: np.uint64) -> int:
     """A strip for a key seen for the first time, or NO_STRIP when the set's `keys_max` are live."""
+    t, s = view_tables(c), view_state(c)
     if s.scalars[KEYS] >= t.scalars[p.KEYS_MAX]:
         s.scalars[KEYS_REFUSED] += 1
         return NO_STRIP
@@ -473,15 +478,16 @@ def _new_strip(t: p.Tables, s: State, e: int, low: np.uint64, high: np.uint64) -
 
 
 @kernel
-def _enter(t: p.Tables, s: State, b, i: int, o: int, strip: int, row: int, now_ms: int) -> None:  # type: ignore[no-untyped-def]
+def _enter(c: int, b, i: int, o: int, strip: int, row: int, now_ms: int) -> None:  # type: ignore[no-untyped-def]
     """What payment i does to a group that it belongs to from now on."""
+    t, s = view_tables(c), view_state(c)
     kind = t.ops[o, p.O_KIND]
     time_ms, amount = np.int64(b[i, p.B_TIME]), np.int64(b[i, p.B_AMOUNT])
     if kind == p.NUMERIC:
-        _numeric(t, s, o, strip, 1, row, amount, 0)
+        _numeric(c, t, s, o, strip, 1, row, amount, 0)
         return
     if kind == p.EXTREME or kind == p.MEDIAN_OF:  # noqa: PLR1714
-        _enter_series(t, s, o, strip, time_ms, amount, now_ms)
+        _enter_series(c, t, s, o, strip, time_ms, amount, now_ms)
         return
     cell = strip + t.ops[o, p.O_CELL]
     before_ms = s.arena[cell]
@@ -513,9 +519,10 @@ def _enter(t: p.Tables, s: State, b, i: int, o: int, strip: int, row: int, now_m
 
 
 @kernel
-def _insert_late(t: p.Tables, s: State, seq: int, time_ms: int, now_ms: int) -> None:
+def _insert_late(c: int, seq: int, time_ms: int, now_ms: int) -> None:
     """Put a late row into the list of late ones, sorted by event time, and move the edges that it has passed
     already."""
+    t, s = view_tables(c), view_state(c)
     position = s.scalars[LATE_COUNT]
     end = position
     while position > 0 and s.late[position - 1, 0] > time_ms:
@@ -532,7 +539,7 @@ def _insert_late(t: p.Tables, s: State, seq: int, time_ms: int, now_ms: int) -> 
 
 
 @inlined
-def _insert(t: p.Tables, s: State, b, i: int, bits: np.uint64, strips, now_ms: int) -> None:  # type: ignore[no-untyped-def]
+def _insert(c: int, t: p.Tables, s: State, b, i: int, bits: np.uint64, strips, now_ms: int) -> None:  # type: ignore[no-untyped-def]
     """Write payment i into the log and into every group whose window it stands in."""
     seq = s.scalars[NEXT_SEQ]
     row = row_address(t, s, seq)
@@ -559,7 +566,7 @@ def _insert(t: p.Tables, s: State, b, i: int, bits: np.uint64, strips, now_ms: i
             strips[e] = NO_STRIP
             continue
         if strips[e] == NO_STRIP:
-            strips[e] = _new_strip(t, s, e, b[i, p.B_KEYS + 2 * e], b[i, p.B_KEYS + 2 * e + 1])
+            strips[e] = _new_strip(c, e, b[i, p.B_KEYS + 2 * e], b[i, p.B_KEYS + 2 * e + 1])
             if strips[e] == NO_STRIP:
                 continue
         poke32(slots + 4 * e, np.uint32(strips[e] >> p.STRIP_SHIFT))
@@ -577,10 +584,10 @@ def _insert(t: p.Tables, s: State, b, i: int, bits: np.uint64, strips, now_ms: i
                 if peek64(change + 8 * p.C_MORE) == 0:
                     _add(arena, dirty, arena + 8 * strip, change, 1, amount)
                 else:
-                    _enter(t, s, b, i, peek64(change), strip, row, now_ms)
+                    _enter(c, b, i, peek64(change), strip, row, now_ms)
             change += 8 * p.CHANGE_WORDS
     else:
-        _insert_late(t, s, seq, time_ms, now_ms)
+        _insert_late(c, seq, time_ms, now_ms)
         for o in range(len(t.ops)):
             strip = strips[t.ops[o, p.O_ENTITY]]
             kind = t.ops[o, p.O_KIND]
@@ -595,7 +602,7 @@ def _insert(t: p.Tables, s: State, b, i: int, bits: np.uint64, strips, now_ms: i
                 continue
             if (kind == p.EXTREME or kind == p.MEDIAN_OF) and time_ms <= now_ms - expires_ms:  # noqa: PLR1714
                 continue
-            _enter(t, s, b, i, o, strip, row, now_ms)
+            _enter(c, b, i, o, strip, row, now_ms)
     s.scalars[NEXT_SEQ] += 1
     if t.scalars[p.LABELS_MATTER]:
         low, high = b[i, p.B_ID], b[i, p.B_ID_HIGH]
@@ -606,9 +613,9 @@ def _insert(t: p.Tables, s: State, b, i: int, bits: np.uint64, strips, now_ms: i
         poke8(s.labels[segment] + in_segment, np.uint8(0))
         index_row(t, s.index[segment], in_segment, low)
         if s.scalars[ORPHANS] > 0:
-            label = take_orphan(t, s, low, high, now_ms)
+            label = take_orphan(c, low, high, now_ms)
             if label != 0 and time_ms > now_ms - t.edge_offset[t.scalars[p.RETENTION]]:
-                set_label(t, s, seq, label, now_ms)
+                set_label(c, seq, label, now_ms)
 
 
 @inlined
@@ -663,12 +670,12 @@ def apply(
     when pool, distinct table or late list must grow first: then everything before `progress` is done, and calling again
     goes on.
     """
-    t, s = view_tables(context), view_state(context)
-    return _run(t, s, b, labels, out, late, progress, scratch, strips)
+    return _run(np.int64(context.ctypes.data), b, labels, out, late, progress, scratch, strips)
 
 
 @kernel
-def _run(t: p.Tables, s: State, b, labels, out, late, progress, scratch, strips) -> int:  # type: ignore[no-untyped-def]
+def _run(c: int, b, labels, out, late, progress, scratch, strips) -> int:  # type: ignore[no-untyped-def]
+    t, s = view_tables(c), view_state(c)
     arena, table = np.int64(s.arena.ctypes.data), np.int64(s.keys.ctypes.data)
     i = progress[PAYMENTS_DONE]
     applied = progress[LABELS_DONE]
@@ -680,11 +687,11 @@ def _run(t: p.Tables, s: State, b, labels, out, late, progress, scratch, strips)
         s.scalars[STREAM_MS] = max(s.scalars[STREAM_MS], time_ms)
         now_ms = s.scalars[STREAM_MS]
         _fetch_ahead(t, s, b, i, table, arena)
-        if not _advance(t, s, arena, now_ms):
+        if not _advance(c, t, s, arena, now_ms):
             status = CRAMPED
             break
         while applied < len(labels) and labels[applied, 0] <= now_ms and not _cramped(t, s):
-            apply_label(t, s, np.uint64(labels[applied, 1]), np.uint64(labels[applied, 2]), labels[applied, 3], now_ms)
+            apply_label(c, np.uint64(labels[applied, 1]), np.uint64(labels[applied, 2]), labels[applied, 3], now_ms)
             applied += 1
         if _cramped(t, s) or s.scalars[LATE_COUNT] >= len(s.late):
             status = CRAMPED
@@ -693,9 +700,9 @@ def _run(t: p.Tables, s: State, b, labels, out, late, progress, scratch, strips)
             strips[e] = NO_KEY
             if (b[i, p.B_PRESENT] >> np.uint64(e)) & np.uint64(1):
                 strips[e] = max(NO_STRIP, get(s.keys, b[i, p.B_KEYS + 2 * e], b[i, p.B_KEYS + 2 * e + 1]))
-        bits = _read_all(t, s, b, i, strips, now_ms, out[i], scratch)
+        bits = _read_all(c, t, s, b, i, strips, now_ms, out[i], scratch)
         if not late[i]:
-            _insert(t, s, b, i, bits, strips, now_ms)
+            _insert(c, t, s, b, i, bits, strips, now_ms)
         i += 1
     progress[PAYMENTS_DONE] = i
     progress[LABELS_DONE] = applied

@@ -21,7 +21,8 @@ from features.state import (
     ORPHANS_DROPPED,
     ORPHANS_EXPIRED,
     ORPHANS_MAX,
-    State,
+    view_state,
+    view_tables,
 )
 from features.table import find, put, remove_at
 
@@ -29,12 +30,13 @@ FRAUD = 1
 
 
 @kernel
-def set_label(t: p.Tables, s: State, seq: int, label: int, now_ms: int) -> None:
+def set_label(c: int, seq: int, label: int, now_ms: int) -> None:
     """Give row `seq` its label and correct what depends on it at stream time `now_ms`."""
+    t, s = view_tables(c), view_state(c)
     before = label_of(t, s, seq)
     if before == label:
         return
-    write_label(t, s, seq, label)
+    write_label(c, seq, label)
     s.scalars[LABELS_APPLIED] += 1
     change = (1 if label == FRAUD else 0) - (1 if before == FRAUD else 0)
     row = row_address(t, s, seq)
@@ -63,9 +65,9 @@ def set_label(t: p.Tables, s: State, seq: int, label: int, now_ms: int) -> None:
             s.arena_dirty[(strip + t.ops[o, p.O_FRAUD]) >> GRANULE_SHIFT] = 1
         elif kind == p.FRAUDS:
             if change > 0:
-                push_fraud(s, cell, time_ms, seq, settled_ms)
+                push_fraud(c, cell, time_ms, seq, settled_ms)
             elif change < 0:
-                remove_pair(s, cell, time_ms, seq)
+                remove_pair(c, cell, time_ms, seq)
             s.arena_dirty[cell >> GRANULE_SHIFT] = 1
         else:  # VERDICT: the label of the key's latest payment that has one
             latest_ms = s.arena[cell]
@@ -76,26 +78,27 @@ def set_label(t: p.Tables, s: State, seq: int, label: int, now_ms: int) -> None:
 
 
 @kernel
-def apply_label(t: p.Tables, s: State, low: np.uint64, high: np.uint64, label: int, now_ms: int) -> None:
+def apply_label(c: int, low: np.uint64, high: np.uint64, label: int, now_ms: int) -> None:
     """Apply a verdict that has become known, or keep it for a payment that has not come yet."""
+    t, s = view_tables(c), view_state(c)
     if not t.scalars[p.LABELS_MATTER]:
         return
-    seq = find_row(t, s, low, high, now_ms)
+    seq = find_row(c, low, high, now_ms)
     if seq >= 0:
-        set_label(t, s, seq, label, now_ms)
+        set_label(c, seq, label, now_ms)
         return
     # The payment has not come yet, or never will: keep the label for it, within bounds of time and number.
-    _expire_orphans(t, s, now_ms)
+    _expire_orphans(c, now_ms)
     place = find(s.orphans, low, high)
     if place >= 0:
         at = (np.int64(s.orphans[place, 2]) - 1) & (ORPHAN_RING - 1)
         s.ring[at, 2] = np.uint64((np.int64(s.ring[at, 2]) >> 2 << 2) | label)
         return
     if s.scalars[ORPHANS] >= ORPHANS_MAX:
-        _drop_oldest(s)
+        _drop_oldest(c)
         s.scalars[ORPHANS_DROPPED] += 1
     if s.scalars[ORPHAN_TAIL] - s.scalars[ORPHAN_HEAD] >= ORPHAN_RING:
-        _close_gaps(s)
+        _close_gaps(c)
     seq = s.scalars[ORPHAN_TAIL]
     at = seq & (ORPHAN_RING - 1)
     s.ring[at, 0], s.ring[at, 1], s.ring[at, 2] = low, high, np.uint64(now_ms << 2 | label)
@@ -105,9 +108,10 @@ def apply_label(t: p.Tables, s: State, low: np.uint64, high: np.uint64, label: i
 
 
 @kernel
-def take_orphan(t: p.Tables, s: State, low: np.uint64, high: np.uint64, now_ms: int) -> int:
+def take_orphan(c: int, low: np.uint64, high: np.uint64, now_ms: int) -> int:
     """The label that waited for a payment, which has come now; 0 when there is none."""
-    _expire_orphans(t, s, now_ms)
+    s = view_state(c)
+    _expire_orphans(c, now_ms)
     place = find(s.orphans, low, high)
     if place < 0:
         return 0
@@ -120,23 +124,25 @@ def take_orphan(t: p.Tables, s: State, low: np.uint64, high: np.uint64, now_ms: 
 
 
 @kernel
-def _expire_orphans(t: p.Tables, s: State, now_ms: int) -> None:
+def _expire_orphans(c: int, now_ms: int) -> None:
     """Let go of labels that have waited for as long as a payment stays in the log."""
+    t, s = view_tables(c), view_state(c)
     limit_ms = now_ms - t.edge_offset[t.scalars[p.RETENTION]]
     while s.scalars[ORPHAN_HEAD] < s.scalars[ORPHAN_TAIL]:
         entry = np.int64(s.ring[s.scalars[ORPHAN_HEAD] & (ORPHAN_RING - 1), 2])
         if entry == 0:
             s.scalars[ORPHAN_HEAD] += 1
         elif entry >> 2 <= limit_ms:
-            _drop_oldest(s)
+            _drop_oldest(c)
             s.scalars[ORPHANS_EXPIRED] += 1
         else:
             break
 
 
 @kernel
-def _drop_oldest(s: State) -> None:
+def _drop_oldest(c: int) -> None:
     """Forget the label that has waited longest; there is one."""
+    s = view_state(c)
     while True:
         at = s.scalars[ORPHAN_HEAD] & (ORPHAN_RING - 1)
         s.scalars[ORPHAN_HEAD] += 1
@@ -148,8 +154,9 @@ def _drop_oldest(s: State) -> None:
 
 
 @kernel
-def _close_gaps(s: State) -> None:
+def _close_gaps(c: int) -> None:
     """Move the labels of the ring together. At least half of it is gaps, so a label is moved once on average."""
+    s = view_state(c)
     following = s.scalars[ORPHAN_HEAD]
     for seq in range(s.scalars[ORPHAN_HEAD], s.scalars[ORPHAN_TAIL]):
         at = seq & (ORPHAN_RING - 1)

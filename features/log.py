@@ -20,7 +20,7 @@ import numpy as np
 
 from features import plan as p
 from features.memory import inlined, kernel, peek8, peek32, peek64, poke8, poke32
-from features.state import LABEL_SHIFT, NEXT_SEQ, State
+from features.state import LABEL_SHIFT, NEXT_SEQ, State, view_state, view_tables
 
 NO_SLOT = 0xFFFFFFFF
 CAME_LATE = 1
@@ -43,8 +43,9 @@ def label_of(t: p.Tables, s: State, seq: int) -> int:
 
 
 @kernel
-def write_label(t: p.Tables, s: State, seq: int, label: int) -> None:
+def write_label(c: int, seq: int, label: int) -> None:
     """Set a row's label and mark it for the next snapshot."""
+    t, s = view_tables(c), view_state(c)
     shift = t.scalars[p.SEGMENT_SHIFT]
     poke8(s.labels[(seq >> shift) & (len(s.rows) - 1)] + (seq & ((np.int64(1) << shift) - 1)), np.uint8(label))
     s.labels_dirty[(seq >> min(LABEL_SHIFT, shift)) & (len(s.labels_dirty) - 1)] = 1
@@ -66,7 +67,7 @@ def index_home(t: p.Tables, low: np.uint64) -> int:
     return np.int64(((low >> np.uint64(32)) * np.uint64(t.scalars[p.INDEX_CAPACITY])) >> np.uint64(32))
 
 
-@kernel
+@inlined
 def index_row(t: p.Tables, index: int, in_segment: int, low: np.uint64) -> None:
     """Make a row findable: `index` is the address of its segment's index, an open-addressing table of 4-byte
     entries."""
@@ -80,8 +81,9 @@ def index_row(t: p.Tables, index: int, in_segment: int, low: np.uint64) -> None:
 
 
 @kernel
-def find_row(t: p.Tables, s: State, low: np.uint64, high: np.uint64, now_ms: int) -> int:
+def find_row(c: int, low: np.uint64, high: np.uint64, now_ms: int) -> int:
     """The newest row of the payment with this id that has not left the log, or -1."""
+    t, s = view_tables(c), view_state(c)
     shift, row_bytes = t.scalars[p.SEGMENT_SHIFT], t.scalars[p.ROW_BYTES]
     capacity = t.scalars[p.INDEX_CAPACITY]
     ring = len(s.rows) - 1

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from llvmlite import ir
 from numba import extending
 from numba.core import cgutils, types
+from numba.np import arrayobj
 
 # Typed as Any: to a type checker an intrinsic has the arguments of its typing function.
 intrinsic: Any = extending.intrinsic
@@ -109,14 +110,43 @@ def prefetch(_context, _address):  # type: ignore[no-untyped-def]
     return types.void(types.int64), generate
 
 
+def _view(kind: Any, shape: int) -> Any:
+    array = _types.Array(kind, shape, "C")
+
+    def generate(target: Any, builder: Any, address: Any, sizes: list[Any]) -> Any:
+        made = arrayobj.make_array(array)(target, builder)
+        item, word = target.get_abi_sizeof(target.get_data_type(kind)), ir.IntType(64)
+        strides = [builder.mul(sizes[1], word(item)), word(item)] if shape > 1 else [word(item)]
+        arrayobj.populate_array(
+            made,
+            data=builder.inttoptr(address, made.data.type),
+            shape=_tools.pack_array(builder, sizes),
+            strides=_tools.pack_array(builder, strides),
+            itemsize=word(item),
+            meminfo=None,
+        )
+        return made._getvalue()
+
+    return array, generate
+
+
 @intrinsic
-def pointer(_context, _address, like):  # type: ignore[no-untyped-def]
-    """`address` as a pointer to values of the type `like` (np.int64 …), for nb.carray."""
+def array_at(_context, _address, _length, kind):  # type: ignore[no-untyped-def]
+    """The memory at `address` as an array [length] of `kind` (np.int64 …). Unlike numba.carray it may be made, and
+    left, in a function without reference counts."""
+    array, generate = _view(kind.dtype, 1)
+    return array(types.int64, types.int64, kind), lambda target, builder, _signature, args: generate(
+        target, builder, args[0], [args[1]]
+    )
 
-    def generate(target: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.inttoptr(args[0], target.get_value_type(signature.return_type))
 
-    return _types.CPointer(like.dtype)(types.int64, like), generate
+@intrinsic
+def rows_at(_context, _address, _length, _width, kind):  # type: ignore[no-untyped-def]
+    """The same as an array [length, width]."""
+    array, generate = _view(kind.dtype, 2)
+    return array(types.int64, types.int64, types.int64, kind), lambda target, builder, _signature, args: generate(
+        target, builder, args[0], [args[1], args[2]]
+    )
 
 
 @kernel

@@ -20,7 +20,7 @@ from __future__ import annotations
 import numpy as np
 
 from features.memory import inlined, kernel
-from features.state import GRANULE_SHIFT, POOL_CLASS_MAX, POOL_NEXT, State
+from features.state import GRANULE_SHIFT, POOL_CLASS_MAX, POOL_NEXT, State, view_state
 
 BLOCK_WORDS = 8
 _LOW = (1 << 32) - 1
@@ -33,7 +33,8 @@ def _mark(s: State, first: int, end: int) -> None:
 
 
 @kernel
-def _take_block(s: State, size_class: int) -> int:
+def _take_block(c: int, size_class: int) -> int:
+    s = view_state(c)
     block = s.pool_free[size_class]
     if block != 0:
         s.pool_free[size_class] = s.pool[block]
@@ -47,8 +48,9 @@ def _take_block(s: State, size_class: int) -> int:
 
 
 @kernel
-def free_block(s: State, block: int) -> None:
+def free_block(c: int, block: int) -> None:
     """Give a block back; its series is forgotten."""
+    s = view_state(c)
     size_class = s.pool[block + 1]
     s.pool[block] = s.pool_free[size_class]
     s.pool_free[size_class] = block
@@ -82,12 +84,13 @@ def expire(s: State, block: int, limit_ms: int):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _spacious(s: State, cell: int) -> int:
+def _spacious(c: int, cell: int) -> int:
     """The cell's block with room for one more pair behind the last: moved to the front of it, or to a block of another
     size."""
+    s = view_state(c)
     block = s.arena[cell]
     if block == 0:
-        block = _take_block(s, 0)
+        block = _take_block(c, 0)
         s.arena[cell] = block
         return block
     first, end = bounds(s, block)
@@ -98,23 +101,24 @@ def _spacious(s: State, cell: int) -> int:
     count = end - first
     target = block
     if count * 2 > capacity:
-        target = _take_block(s, size_class + 1)
+        target = _take_block(c, size_class + 1)
     for k in range(2 * count):
         s.pool[target + 2 + k] = s.pool[block + 2 + 2 * first + k]
     _set(s, target, 0, count)
     if target != block:
-        free_block(s, block)
+        free_block(c, block)
         s.arena[cell] = target
     _mark(s, target, target + 2 + 2 * count)
     return target
 
 
 @kernel
-def push_extreme(s: State, cell: int, time_ms: int, amount: int, largest: int, limit_ms: int) -> None:
+def push_extreme(c: int, cell: int, time_ms: int, amount: int, largest: int, limit_ms: int) -> None:
     """Take a payment into a minimum (or, with `largest`, a maximum) over payments later than `limit_ms`."""
+    s = view_state(c)
     if s.arena[cell] != 0:
         expire(s, s.arena[cell], limit_ms)
-    block = _spacious(s, cell)
+    block = _spacious(c, cell)
     first, end = bounds(s, block)
     base = block + 2
     j = end
@@ -142,16 +146,17 @@ def push_extreme(s: State, cell: int, time_ms: int, amount: int, largest: int, l
 
 
 @kernel
-def push_sorted(s: State, cell: int, time_ms: int, value: int, count_max: int, limit_ms: int) -> None:
+def push_sorted(c: int, cell: int, time_ms: int, value: int, count_max: int, limit_ms: int) -> None:
     """Insert a pair by time, after those of equal time; expired pairs go, and beyond `count_max` the oldest one
     does."""
+    s = view_state(c)
     if s.arena[cell] != 0:
         first, end = expire(s, s.arena[cell], limit_ms)
         if end - first >= count_max:
             if s.pool[s.arena[cell] + 2 + 2 * first] > time_ms:
                 return
             _set(s, s.arena[cell], first + 1, end)
-    block = _spacious(s, cell)
+    block = _spacious(c, cell)
     first, end = bounds(s, block)
     base = block + 2
     j = end
@@ -167,9 +172,10 @@ def push_sorted(s: State, cell: int, time_ms: int, value: int, count_max: int, l
 
 
 @kernel
-def push_fraud(s: State, cell: int, time_ms: int, seq: int, settled_ms: int) -> None:
+def push_fraud(c: int, cell: int, time_ms: int, seq: int, settled_ms: int) -> None:
     """Insert a known fraud. Of those at or before `settled_ms`, which no label can change any more, the first and the
     last are kept."""
+    s = view_state(c)
     block = s.arena[cell]
     if block != 0:
         base = block + 2
@@ -181,12 +187,13 @@ def push_fraud(s: State, cell: int, time_ms: int, seq: int, settled_ms: int) -> 
             _set(s, block, first, end)
             _mark(s, block, block + 1)
             _mark(s, base + 2 * first, base + 2 * first + 2)
-    push_sorted(s, cell, time_ms, seq, 1 << 30, -1)
+    push_sorted(c, cell, time_ms, seq, 1 << 30, -1)
 
 
 @kernel
-def remove_pair(s: State, cell: int, time_ms: int, value: int) -> None:
+def remove_pair(c: int, cell: int, time_ms: int, value: int) -> None:
     """Take one pair out again, if it is there."""
+    s = view_state(c)
     block = s.arena[cell]
     if block == 0:
         return
@@ -205,9 +212,10 @@ def remove_pair(s: State, cell: int, time_ms: int, value: int) -> None:
 
 
 @kernel
-def median(s: State, cell: int, limit_ms: int, current: int, count_max: int, scratch):  # type: ignore[no-untyped-def]
+def median(c: int, cell: int, limit_ms: int, current: int, count_max: int, scratch):  # type: ignore[no-untyped-def]
     """Median of the amounts later than `limit_ms` among the last `count_max`; `current` >= 0 is the last of them. NaN
     for none."""
+    s = view_state(c)
     n = 0
     if current >= 0:
         scratch[0] = current

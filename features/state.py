@@ -28,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from features import plan as p
-from features.memory import aligned_zeros, pointer
+from features.memory import aligned_zeros, array_at, peek64, rows_at
 from features.table import new_table
 
 I64 = npt.NDArray[np.int64]
@@ -148,12 +148,12 @@ _TABLES = 2 * len(p.Tables._fields)
 
 @nb.njit(inline="always")
 def _flat(context, k, kind):  # type: ignore[no-untyped-def]
-    return nb.carray(pointer(context[k], kind), (context[k + 1],))
+    return array_at(peek64(context + 8 * k), peek64(context + 8 * k + 8), kind)
 
 
 @nb.njit(inline="always")
 def _rows(context, k, width, kind):  # type: ignore[no-untyped-def]
-    return nb.carray(pointer(context[k], kind), (context[k + 1], width))
+    return rows_at(peek64(context + 8 * k), peek64(context + 8 * k + 8), width, kind)
 
 
 @nb.njit(inline="always")
