@@ -59,7 +59,7 @@ NAN = np.float32(np.nan)
 NO_KEY, NO_STRIP = -1, 0
 # Ahead of use: 8 rows of an edge are 8 payments, about 5 µs; 16 and 8 payments for the key table and then the strip.
 ROWS_AHEAD = 8
-KEYS_AHEAD, STRIPS_AHEAD, BLOCKS_AHEAD = 16, 8, 4
+ROWS_FETCHED, KEYS_AHEAD, STRIPS_AHEAD, BLOCKS_AHEAD = 32, 16, 8, 4
 HOUR_MS, DAY_MS = 3_600_000, 86_400_000
 
 # What `apply` returns.
@@ -168,12 +168,15 @@ def _pass_edge(c: int, t: p.Tables, s: State, g: int, seq: int, row: int, now_ms
         bit = peek64(change + 8 * p.C_WHERE)
         if slot != NO_SLOT and (bit < 0 or (where >> bit) & 1 == 1):
             sign = peek64(change + 8 * p.C_SIGN)
-            if peek64(change + 8 * p.C_MORE) == 0:
+            extent = peek64(change + 8 * p.C_EXTENT)
+            if extent == p.COUNT_AND_SUM:
                 _add(arena, dirty, arena + (slot << (p.STRIP_SHIFT + 3)), change, sign, amount)
                 fraud = peek64(change + 8 * p.C_FRAUD)
                 if fraud != 0 and label_of(t, s, seq) == 1:
                     at = arena + (slot << (p.STRIP_SHIFT + 3)) + fraud
                     poke64(at, peek64(at) + sign)
+            elif extent == p.RELEASING:
+                _release(c, t, s, peek64(change), slot << p.STRIP_SHIFT)
             else:
                 _pass_more(c, peek64(change), sign, slot << p.STRIP_SHIFT, seq, row, now_ms)
         change += 8 * p.CHANGE_WORDS
@@ -190,6 +193,16 @@ def _add(arena: int, dirty: int, strip: int, change: int, sign: int, amount: int
     poke8(dirty + ((at - arena) >> (GRANULE_SHIFT + 3)), np.uint8(1))
 
 
+@inlined
+def _release(c: int, t: p.Tables, s: State, o: int, strip: int) -> None:
+    """A row leaves the longest window of its key, which gives its place back when it was the last one."""
+    live = s.arena[strip + p.LIVE] - 2
+    s.arena[strip + p.LIVE] = live
+    s.arena_dirty[(strip + p.LIVE) >> GRANULE_SHIFT] = 1
+    if live == 1:
+        _free_strip(c, t.ops[o, p.O_ENTITY], strip)
+
+
 @kernel
 def _pass_more(c: int, o: int, sign: int, strip: int, seq: int, row: int, now_ms: int) -> None:
     """The rarer things that a row does at an edge."""
@@ -198,11 +211,6 @@ def _pass_more(c: int, o: int, sign: int, strip: int, seq: int, row: int, now_ms
     if kind == p.NUMERIC:
         fraud = 1 if t.ops[o, p.O_FRAUD] and label_of(t, s, seq) == 1 else 0
         _numeric(c, t, s, o, strip, sign, row, peek64(row + 8), fraud)
-    elif kind == p.RELEASE:
-        s.arena[strip + p.LIVE] -= 2
-        s.arena_dirty[(strip + p.LIVE) >> GRANULE_SHIFT] = 1
-        if s.arena[strip + p.LIVE] == 1:
-            _free_strip(c, t.ops[o, p.O_ENTITY], strip)
     else:
         _enter_series(c, t, s, o, strip, peek64(row) >> TIME_SHIFT, peek64(row + 8), now_ms)
 
@@ -581,7 +589,7 @@ def _insert(c: int, t: p.Tables, s: State, b, i: int, bits: np.uint64, strips, n
             strip = strips[(peek64(change + 8 * p.C_SLOT) - t.scalars[p.ROW_SLOT]) >> 2]
             bit = peek64(change + 8 * p.C_WHERE)
             if strip != NO_STRIP and (bit < 0 or (bits >> np.uint64(bit)) & np.uint64(1)):
-                if peek64(change + 8 * p.C_MORE) == 0:
+                if peek64(change + 8 * p.C_EXTENT) == p.COUNT_AND_SUM:
                     _add(arena, dirty, arena + 8 * strip, change, 1, amount)
                 else:
                     _enter(c, b, i, peek64(change), strip, row, now_ms)
@@ -623,6 +631,8 @@ def _fetch_ahead(t: p.Tables, s: State, b, i: int, table: int, arena: int) -> No
     """Ask for the key-table places of payment i + 16, for the strips of payment i + 8 and for the blocks of i + 4."""
     pool = np.int64(s.pool.ctypes.data)
     mask = np.uint64(len(s.keys) - 1)
+    prefetch(np.int64(b.ctypes.data) + 8 * b.shape[1] * (i + ROWS_FETCHED))
+    prefetch(np.int64(b.ctypes.data) + 8 * b.shape[1] * (i + ROWS_FETCHED) + 64)
     if i + KEYS_AHEAD < len(b):
         for e in range(len(t.entity)):
             prefetch(table + 24 * np.int64(b[i + KEYS_AHEAD, p.B_KEYS + 2 * e] & mask))

@@ -46,8 +46,9 @@ NUMERIC, EXTREME, MEDIAN_OF, LAST_ONE, FIRST_ONE, PLACE, DECAY, FRAUDS, VERDICT,
 OP_WORDS = 15
 
 # A change of one group, as inner loops read it: op, sign, place of the slot in a row and of cells in a strip (bytes; 0:
-# none), where bit or -1, and 1 when count, sum and frauds are not all that it changes.
-C_OP, C_SIGN, C_SLOT, C_CELL, C_WHERE, C_SUM, C_FRAUD, C_MORE = range(8)
+# none), where bit or -1, and how far it goes: count, sum and frauds; more than those; or letting go of the row.
+C_OP, C_SIGN, C_SLOT, C_CELL, C_WHERE, C_SUM, C_FRAUD, C_EXTENT = range(8)
+COUNT_AND_SUM, MORE, RELEASING = range(3)
 CHANGE_WORDS = 8
 # A mark in a dirty map covers its granule and so many words behind it: groups up to this width need one mark.
 MARK_WORDS = 8
@@ -355,8 +356,9 @@ def _ops(
 def _change(ops: I64, o: int, sign: int, row_slot: int) -> list[int]:
     op = ops[o]
     more = op[O_KIND] != NUMERIC or op[O_SQUARES] or op[O_DISTINCT] != op[O_DISTINCT_END]
+    extent = RELEASING if op[O_KIND] == RELEASE else MORE if more else COUNT_AND_SUM
     entity, cells = int(op[O_ENTITY]), [int(op[word]) * 8 for word in (O_CELL, O_SUM, O_FRAUD)]
-    return [o, sign, row_slot + 4 * entity, cells[0], int(op[O_WHERE]), cells[1], cells[2], int(bool(more))]
+    return [o, sign, row_slot + 4 * entity, cells[0], int(op[O_WHERE]), cells[1], cells[2], extent]
 
 
 def _edge_tables(ops: I64, edges: int, row_slot: int) -> tuple[I64, I64, I64, I64]:
@@ -369,13 +371,14 @@ def _edge_tables(ops: I64, edges: int, row_slot: int) -> tuple[I64, I64, I64, I6
     touches: list[list[tuple[int, int]]] = []
     for changes in per_edge:
         changes.sort(key=lambda change: (ops[change[0], O_ENTITY], ops[change[0], O_KIND] == RELEASE, change[0]))
-        # One prefetch for each 64-byte line that the edge's ops of an entity can touch.
-        lines = {
-            (int(ops[o, O_ENTITY]), int(c) >> 3)
+        # One prefetch for each 32 bytes that the edge's ops of an entity can touch: strips are aligned so far, no
+        # further.
+        pieces = {
+            (int(ops[o, O_ENTITY]), int(c) >> STRIP_SHIFT)
             for o, _ in changes
             for c in (ops[o, O_CELL], ops[o, O_CELL] + ops[o, O_WIDTH] - 1)
         }
-        touches.append([(row_slot + 4 * e, line << 6) for e, line in sorted(lines)])
+        touches.append([(row_slot + 4 * e, piece << (STRIP_SHIFT + 3)) for e, piece in sorted(pieces)])
     flat = [_change(ops, o, sign, row_slot) for changes in per_edge for o, sign in changes]
     flat_touches = [touch for group in touches for touch in group]
     return (
