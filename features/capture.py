@@ -5,7 +5,7 @@
     capture.again()                 between two batches: True when little was written meanwhile; else `copy` once more
     image = capture.finish()        between two batches: what was written since is copied again
 
-Kernels mark every 256 bytes that they write. So what a copy saw half-written is marked, and after `finish` the image is
+While a capture runs, kernels mark every 256 bytes that they write. So what a copy saw half-written is marked, and after `finish` the image is
 the state between two batches, bit for bit; the payments wait for `again` and `finish` alone. Each round is shorter than
 the last as long as payments write less than a thread can copy, which holds up to some 100,000 payments/s. Rows of the
 log never change once they are written and are not copied at all: the image holds their memory.
@@ -74,6 +74,7 @@ class Capture:
             )
         }
         engine.fresh_marks()
+        s.scalars[st.MARKING] = 1
         engine.segments.labels_dirty[:] = 0
         self._labels = {number: engine.segments.get(number).labels for number in engine.segments.numbers()}
         self._label_copies: dict[int, npt.NDArray[np.uint8]] = {}
@@ -136,6 +137,7 @@ class Capture:
         for name, mark in self._marks().items():
             self._copy_marked(name, mark, len(mark))
         engine, s, t = self._engine, self._engine.state, self._engine.plan.tables
+        s.scalars[st.MARKING] = 0
         sizes = _used(s.scalars, s)
         arrays: dict[str, npt.NDArray[Any]] = {
             name: shadow.target[: sizes.get(name, len(shadow.target))] for name, shadow in self._shadows.items()

@@ -70,7 +70,7 @@ class Engine:
         self.pending = PendingLabels()
         self._progress = np.zeros(2, dtype=np.int64)
         self._scratch = np.zeros(p.MEDIAN_MAX, dtype=np.int64)
-        self._strips = np.zeros(len(self._tables.entity), dtype=np.int64)
+        self._space = np.zeros(k.SPACE_ROWS * len(self._tables.entity), dtype=np.int64)
 
     @classmethod
     def restore(cls, feature_set: FeatureSet, image: Image, *, folder: Path | None = None) -> Engine:
@@ -176,7 +176,7 @@ class Engine:
         labels = self.pending.due(max(int(self._state.scalars[st.STREAM_MS]), int(rows[:, p.B_TIME].max())))
         progress = self._progress
         progress[:] = 0
-        space = (progress, self._scratch, self._strips)
+        space = (progress, self._scratch, self._space)
         while k.apply(self._context, rows, labels, out, late, *space) == k.CRAMPED:
             self._enlarge()
         return late

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from features import plan as p
-from features.arithmetic import add_square, deviation, distance_km, halved, multiply
+from features.arithmetic import add_square, halved
 from features.labels import apply_label, set_label, take_orphan
 from features.log import (
     CAME_LATE,
@@ -33,8 +33,9 @@ from features.log import (
     passes,
     row_address,
 )
-from features.memory import inlined, kernel, peek32, peek64, poke8, poke32, poke64, prefetch
-from features.series import BLOCK_WORDS, bounds, expire, free_block, median, push_extreme, push_sorted
+from features.memory import CACHE_LINE, inlined, kernel, peek32, peek64, poke8, poke32, poke64, prefetch
+from features.reading import NO_KEY, NO_STRIP, degrees, distinct_low, key_of, read_all, word
+from features.series import BLOCK_WORDS, free_block, push_extreme, push_sorted
 from features.state import (
     CHUNK_WORDS,
     CHUNKS,
@@ -43,6 +44,7 @@ from features.state import (
     KEYS,
     KEYS_REFUSED,
     LATE_COUNT,
+    MARKING,
     NEXT_SEQ,
     ORPHANS,
     POOL_CLASS_MAX,
@@ -54,13 +56,12 @@ from features.state import (
 )
 from features.table import find, get, put, remove_at
 
-NAN = np.float32(np.nan)
-# Strip 0 is never given away and all zeros: reading it gives what a key without history has.
-NO_KEY, NO_STRIP = -1, 0
-# Ahead of use: 8 rows of an edge are 8 payments, about 5 µs; 16 and 8 payments for the key table and then the strip.
-ROWS_AHEAD = 8
-ROWS_FETCHED, KEYS_AHEAD, STRIPS_AHEAD, BLOCKS_AHEAD = 32, 16, 8, 4
-HOUR_MS, DAY_MS = 3_600_000, 86_400_000
+# How far ahead of use, in rows of an edge and in payments: each is about 1 µs. Further ahead, and the first-level cache
+# has lost again what was fetched: a payment touches some 60 lines of its 512.
+ROWS_AHEAD = 4
+PAYMENTS_AHEAD, KEYS_AHEAD, STRIPS_AHEAD, BLOCKS_AHEAD = 32, 8, 4, 2
+# Working space in units of E words: the strips of this payment, and of those ahead.
+SPACE_ROWS = 1 + STRIPS_AHEAD
 
 # What `apply` returns.
 DONE, CRAMPED = 0, 1
@@ -79,12 +80,6 @@ def _cramped(t: p.Tables, s: State) -> bool:
 
 
 @inlined
-def _distinct_low(cell: int, value: np.uint64) -> np.uint64:
-    x = np.uint64(cell) * np.uint64(0x9E3779B97F4A7C15)
-    return (x ^ (x >> np.uint64(32))) ^ value
-
-
-@inlined
 def _mark_place(s: State, place: int) -> None:
     s.distincts_dirty[(3 * place) >> GRANULE_SHIFT] = 1
     s.distincts_dirty[(3 * place + 2) >> GRANULE_SHIFT] = 1
@@ -94,7 +89,7 @@ def _mark_place(s: State, place: int) -> None:
 def _count_value(c: int, cell: int, value: np.uint64, sign: int) -> None:
     """One more (or less) payment with `value` in the window that counts its different values in `cell`."""
     s = view_state(c)
-    low = _distinct_low(cell, value)
+    low = distinct_low(cell, value)
     place = find(s.distincts, low, np.uint64(cell))
     if sign > 0:
         if place >= 0:
@@ -159,9 +154,9 @@ def _free_strip(c: int, e: int, strip: int) -> None:
 @inlined
 def _pass_edge(c: int, t: p.Tables, s: State, g: int, seq: int, row: int, now_ms: int) -> None:
     """Row `seq` passes edge g: it leaves the windows that end there and enters those that begin there."""
-    word, amount = peek64(row), peek64(row + 8)
-    where = peek64(row + t.scalars[p.ROW_WHERE]) if t.scalars[p.ROW_WHERE] else word >> WHERE_SHIFT
-    arena, dirty = np.int64(s.arena.ctypes.data), np.int64(s.arena_dirty.ctypes.data)
+    head, amount = peek64(row), peek64(row + 8)
+    where = peek64(row + t.scalars[p.ROW_WHERE]) if t.scalars[p.ROW_WHERE] else head >> WHERE_SHIFT
+    arena, dirty = np.int64(s.arena.ctypes.data), _marks(s)
     change = np.int64(t.edge_ops.ctypes.data) + t.edge_start[g] * (8 * p.CHANGE_WORDS)
     for _ in range(t.edge_start[g + 1] - t.edge_start[g]):
         slot = np.int64(peek32(row + peek64(change + 8 * p.C_SLOT)))
@@ -183,6 +178,12 @@ def _pass_edge(c: int, t: p.Tables, s: State, g: int, seq: int, row: int, now_ms
 
 
 @inlined
+def _marks(s: State) -> int:
+    """Address of the arena's dirty map, or 0 while nobody takes a snapshot."""
+    return np.int64(s.arena_dirty.ctypes.data) if s.scalars[MARKING] != 0 else np.int64(0)
+
+
+@inlined
 def _add(arena: int, dirty: int, strip: int, change: int, sign: int, amount: int) -> None:
     """Count, and sum where there is one, of a group whose strip lies at the address `strip`."""
     at = strip + peek64(change + 8 * p.C_CELL)
@@ -190,7 +191,8 @@ def _add(arena: int, dirty: int, strip: int, change: int, sign: int, amount: int
     total = peek64(change + 8 * p.C_SUM)
     if total != 0:
         poke64(strip + total, peek64(strip + total) + sign * amount)
-    poke8(dirty + ((at - arena) >> (GRANULE_SHIFT + 3)), np.uint8(1))
+    if dirty != 0:
+        poke8(dirty + ((at - arena) >> (GRANULE_SHIFT + 3)), np.uint8(1))
 
 
 @inlined
@@ -240,11 +242,11 @@ def _advance(c: int, t: p.Tables, s: State, arena: int, now_ms: int) -> bool:
             seq, late = np.int64(-1), False
             if following < count:
                 row = row_address(t, s, following)
-                word = peek64(row)
-                if word & CAME_LATE:
+                head = peek64(row)
+                if head & CAME_LATE:
                     following += 1
                     continue
-                if word >> TIME_SHIFT <= limit_ms:
+                if head >> TIME_SHIFT <= limit_ms:
                     seq = following
             if seq < 0 and position < late_count and s.late[position, 0] <= limit_ms:
                 seq, late = s.late[position, 1], True
@@ -276,188 +278,6 @@ def _fetch_strips(t: p.Tables, g: int, row: int, arena: int) -> None:
         touch += 16
 
 
-@inlined
-def _read_numeric(t: p.Tables, s: State, b, i: int, read, strip: int, current: bool):  # type: ignore[no-untyped-def]
-    """STD, DISTINCT, FRAUD_COUNT and FRAUD_RATE."""
-    kind = read[p.R_KIND]
-    n = s.arena[strip + read[p.R_CELL]]
-    if current:
-        n += 1
-    if kind == p.DISTINCT:
-        cell = strip + read[p.R_SECOND]
-        total = s.arena[cell]
-        value = b[i, p.B_KEYS + 2 * len(t.entity) + read[p.R_THIRD]]
-        if current and value != 0:
-            total += 1 if find(s.distincts, _distinct_low(cell, value), np.uint64(cell)) < 0 else 0
-        return np.float64(total)
-    total = s.arena[strip + read[p.R_SECOND]]
-    if kind == p.FRAUD_COUNT:
-        return np.float64(total)
-    if kind == p.FRAUD_RATE:
-        return np.float64(total) / n if n > 0 else np.nan
-    amount = np.int64(b[i, p.B_AMOUNT])
-    if current:
-        total += amount
-    if n == 0:
-        return np.nan
-    low, high = np.uint64(s.arena[strip + read[p.R_THIRD]]), np.uint64(s.arena[strip + read[p.R_THIRD] + 1])
-    if current:
-        square_high, square_low = multiply(np.uint64(amount), np.uint64(amount))
-        low += square_low
-        high += square_high + (np.uint64(1) if low < square_low else np.uint64(0))
-    return deviation(n, total, low, high) / t.minor_units[0]
-
-
-@inlined
-def _read_series(c: int, t: p.Tables, s: State, amount: int, read, strip: int, current: bool, now_ms: int, scratch):  # type: ignore[no-untyped-def]
-    """MIN, MAX and MEDIAN."""
-    kind = read[p.R_KIND]
-    limit_ms = now_ms - read[p.R_WINDOW]
-    cell = strip + read[p.R_CELL]
-    if kind == p.MEDIAN:
-        return median(c, cell, limit_ms, amount if current else np.int64(-1), p.MEDIAN_MAX, scratch) / t.minor_units[0]
-    block = s.arena[cell]
-    if block != 0:
-        first, end = expire(s, block, limit_ms)
-        if first < end:
-            extreme = s.pool[block + 3 + 2 * first]
-            if current:
-                extreme = max(extreme, amount) if kind == p.MAX else min(extreme, amount)
-            return np.float64(extreme) / t.minor_units[0]
-    return np.float64(amount) / t.minor_units[0] if current else np.nan
-
-
-@inlined
-def _read_decayed(t: p.Tables, s: State, b, i: int, read, strip: int, current: bool, now_ms: int):  # type: ignore[no-untyped-def]
-    """Σ 2^-(age / half_life), or of amounts; age is stream time minus event time."""
-    second = 1 if read[p.R_KIND] == p.DECAYED_COUNT else 2
-    half_life = np.float64(read[p.R_HALF_LIFE])
-    total = 0.0
-    cell = strip + read[p.R_CELL]
-    if s.arena[cell] != 0:
-        total = s.arena_f[cell + second] * halved((now_ms - s.arena[cell]) / half_life)
-    if current:
-        own = halved((now_ms - np.int64(b[i, p.B_TIME])) / half_life)
-        total += own if second == 1 else own * np.float64(np.int64(b[i, p.B_AMOUNT]))
-    return total if second == 1 else total / t.minor_units[0]
-
-
-@inlined
-def _read_latest(t: p.Tables, s: State, b, i: int, read, strip: int, now_ms: int):  # type: ignore[no-untyped-def]
-    """What is known of the key's latest (or first) payments. NaN when there is none, or none inside the window."""
-    kind = read[p.R_KIND]
-    cell = strip + read[p.R_CELL]
-    limit_ms = now_ms - read[p.R_WINDOW] if read[p.R_WINDOW] >= 0 else np.int64(0)
-    if kind == p.SINCE_FRAUD or kind == p.SINCE_FIRST_FRAUD:  # noqa: PLR1714
-        block = s.arena[cell]
-        if block == 0:
-            return np.nan
-        first, end = bounds(s, block)
-        if first == end:
-            return np.nan
-        fraud_ms = s.pool[block + 2 * (end if kind == p.SINCE_FRAUD else first + 1)]
-        return np.float64(now_ms - fraud_ms) / 1000.0 if fraud_ms > limit_ms else np.nan
-    time_ms = s.arena[cell]
-    if time_ms == 0 or time_ms <= limit_ms:
-        return np.nan
-    if kind == p.SINCE_LAST or kind == p.SINCE_FIRST:  # noqa: PLR1714
-        return np.float64(now_ms - time_ms) / 1000.0
-    if kind == p.LAST:
-        return np.float64(s.arena[cell + 1]) / t.minor_units[0]
-    if kind == p.LAST_LABEL:
-        return 1.0 if s.arena[cell + 2] == 1 else 0.0
-    # SPEED_KMH
-    latitude, longitude = _degrees(b[i, p.B_LATITUDE]), _degrees(b[i, p.B_LONGITUDE])
-    apart_ms = abs(np.int64(b[i, p.B_TIME]) - time_ms)
-    if apart_ms == 0 or math.isnan(latitude) or math.isnan(longitude):
-        return np.nan
-    return distance_km(s.arena_f[cell + 1], s.arena_f[cell + 2], latitude, longitude) * 3_600_000.0 / apart_ms
-
-
-@inlined
-def _degrees(bits: np.uint64) -> float:
-    return np.uint64(bits).view(np.float64)
-
-
-@inlined
-def _derive(read, out):  # type: ignore[no-untyped-def]
-    """A column made of earlier columns of the same payment. A zero divisor gives NaN; so will a
-    result beyond float32."""
-    kind = read[p.R_KIND]
-    x, y = np.float64(out[read[1]]), np.float64(out[read[2]])
-    if kind == p.DIFFERENCE:
-        return x - y
-    if kind == p.RATIO:
-        return x / y if y != 0.0 else np.nan
-    z = np.float64(out[read[3]])
-    return (x - y) / z if z != 0.0 else np.nan
-
-
-@kernel
-def _read_more(c: int, b, i: int, f: int, strip: int, current: bool, now_ms: int, scratch):  # type: ignore[no-untyped-def]
-    t, s = view_tables(c), view_state(c)
-    read = t.reads[f]
-    kind = read[p.R_KIND]
-    if kind == p.STD or (kind >= p.DISTINCT and kind <= p.FRAUD_RATE):
-        return _read_numeric(t, s, b, i, read, strip, current)
-    if kind <= p.MEDIAN:
-        return _read_series(c, t, s, np.int64(b[i, p.B_AMOUNT]), read, strip, current, now_ms, scratch)
-    if kind <= p.DECAYED_SUM:
-        return _read_decayed(t, s, b, i, read, strip, current, now_ms)
-    return _read_latest(t, s, b, i, read, strip, now_ms)
-
-
-@inlined
-def _read_all(c: int, t: p.Tables, s: State, b, i: int, strips, now_ms: int, out, scratch) -> np.uint64:  # type: ignore[no-untyped-def]
-    """Fill payment i's row of `out` in column order; its filter bits, with the filters on features decided."""
-    bits = b[i, p.B_WHERE]
-    time_ms, amount = np.int64(b[i, p.B_TIME]), np.int64(b[i, p.B_AMOUNT])
-    arena, minor_units = np.int64(s.arena.ctypes.data), t.minor_units[0]
-    place = np.int64(t.reads.ctypes.data) - 8 * p.READ_WORDS
-    for f in range(len(t.reads)):
-        place += 8 * p.READ_WORDS
-        kind = peek64(place)
-        if kind >= p.RATIO:
-            derived = np.float32(_derive(t.reads[f], out))
-            out[f] = NAN if math.isinf(derived) else derived
-        elif kind >= p.COUNT:
-            strip = strips[peek64(place + 8 * p.R_ENTITY)]
-            bit = peek64(place + 8 * p.R_WHERE)
-            current = peek64(place + 8 * p.R_CURRENT)
-            if bit >= 0 and not (bits >> np.uint64(bit)) & np.uint64(1):
-                current = 0
-            if strip == NO_KEY:
-                out[f] = NAN
-            elif kind <= p.MEAN:  # by far the most common ones, hence without a call
-                at = arena + 8 * strip
-                n = peek64(at + 8 * peek64(place + 8 * p.R_CELL)) + current
-                if kind == p.COUNT:
-                    out[f] = n
-                else:
-                    total = np.float64(peek64(at + 8 * peek64(place + 8 * p.R_SECOND)) + current * amount)
-                    if kind == p.MEAN:
-                        out[f] = total / n / minor_units if n > 0 else np.nan
-                    else:
-                        out[f] = total / minor_units
-            else:
-                out[f] = _read_more(c, b, i, f, strip, current == 1, now_ms, scratch)
-        elif kind == p.AMOUNT:
-            out[f] = amount / minor_units
-        elif kind == p.HOUR:
-            out[f] = time_ms // HOUR_MS % 24
-        elif kind == p.DAY:  # Monday is 0; 1970-01-01 was a Thursday
-            out[f] = (time_ms // DAY_MS + 3) % 7
-        for k in range(t.test_start[f], t.test_start[f + 1]):
-            value = np.float64(out[f])
-            holds = False
-            for j in range(t.tests[k, 1], t.tests[k, 2]):
-                if t.intervals[j, 0] <= value <= t.intervals[j, 1]:
-                    holds = True
-            if not holds:
-                bits &= ~(np.uint64(1) << np.uint64(t.tests[k, 0]))
-    return bits
-
-
 @kernel
 def _new_strip(c: int, e: int, low: np.uint64, high: np.uint64) -> int:
     """A strip for a key seen for the first time, or NO_STRIP when the set's `keys_max` are live."""
@@ -486,11 +306,11 @@ def _new_strip(c: int, e: int, low: np.uint64, high: np.uint64) -> int:
 
 
 @kernel
-def _enter(c: int, b, i: int, o: int, strip: int, row: int, now_ms: int) -> None:  # type: ignore[no-untyped-def]
+def _enter(c: int, payment: int, o: int, strip: int, row: int, now_ms: int) -> None:  # type: ignore[no-untyped-def]
     """What payment i does to a group that it belongs to from now on."""
     t, s = view_tables(c), view_state(c)
     kind = t.ops[o, p.O_KIND]
-    time_ms, amount = np.int64(b[i, p.B_TIME]), np.int64(b[i, p.B_AMOUNT])
+    time_ms, amount = word(payment, p.B_TIME), word(payment, p.B_AMOUNT)
     if kind == p.NUMERIC:
         _numeric(c, t, s, o, strip, 1, row, amount, 0)
         return
@@ -506,7 +326,7 @@ def _enter(c: int, b, i: int, o: int, strip: int, row: int, now_ms: int) -> None
         if before_ms == 0 or time_ms < before_ms:
             s.arena[cell] = time_ms
     elif kind == p.PLACE:
-        latitude, longitude = _degrees(b[i, p.B_LATITUDE]), _degrees(b[i, p.B_LONGITUDE])
+        latitude, longitude = degrees(word(payment, p.B_LATITUDE)), degrees(word(payment, p.B_LONGITUDE))
         if time_ms >= before_ms and not (math.isnan(latitude) or math.isnan(longitude)):
             s.arena[cell] = time_ms
             s.arena_f[cell + 1] = latitude
@@ -547,57 +367,57 @@ def _insert_late(c: int, seq: int, time_ms: int, now_ms: int) -> None:
 
 
 @inlined
-def _insert(c: int, t: p.Tables, s: State, b, i: int, bits: np.uint64, strips, now_ms: int) -> None:  # type: ignore[no-untyped-def]
+def _insert(c: int, t: p.Tables, s: State, payment: int, bits: np.uint64, strips, now_ms: int) -> None:  # type: ignore[no-untyped-def]
     """Write payment i into the log and into every group whose window it stands in."""
     seq = s.scalars[NEXT_SEQ]
     row = row_address(t, s, seq)
-    time_ms = np.int64(b[i, p.B_TIME])
+    time_ms = word(payment, p.B_TIME)
     in_time = time_ms == now_ms
-    word = (time_ms << TIME_SHIFT) | (0 if in_time else CAME_LATE)
+    head = (time_ms << TIME_SHIFT) | (0 if in_time else CAME_LATE)
     if t.scalars[p.ROW_WHERE]:
         poke64(row + t.scalars[p.ROW_WHERE], np.int64(bits))
     else:
-        word |= np.int64(bits) << WHERE_SHIFT
-    poke64(row, word)
-    poke64(row + 8, np.int64(b[i, p.B_AMOUNT]))
+        head |= np.int64(bits) << WHERE_SHIFT
+    poke64(row, head)
+    poke64(row + 8, word(payment, p.B_AMOUNT))
     entities = len(t.entity)
     for d in range(t.scalars[p.DISTINCT_COLUMNS]):
-        poke64(row + t.scalars[p.ROW_DISTINCT] + 8 * d, np.int64(b[i, p.B_KEYS + 2 * entities + d]))
+        poke64(row + t.scalars[p.ROW_DISTINCT] + 8 * d, word(payment, p.B_KEYS + 2 * entities + d))
     slots = row + t.scalars[p.ROW_SLOT]
     for e in range(entities):
         poke32(slots + 4 * e, np.uint32(NO_SLOT))
+        strip = peek64(strips + 8 * e)
         release = t.entity[e, 1]
-        if strips[e] == NO_KEY:
-            strips[e] = NO_STRIP
+        if strip == NO_KEY or (release >= 0 and time_ms <= now_ms - t.edge_offset[release]):
+            poke64(strips + 8 * e, NO_STRIP)
             continue
-        if release >= 0 and time_ms <= now_ms - t.edge_offset[release]:
-            strips[e] = NO_STRIP
-            continue
-        if strips[e] == NO_STRIP:
-            strips[e] = _new_strip(c, e, b[i, p.B_KEYS + 2 * e], b[i, p.B_KEYS + 2 * e + 1])
-            if strips[e] == NO_STRIP:
+        if strip == NO_STRIP:
+            low, high = key_of(payment, e)
+            strip = np.int64(_new_strip(c, e, low, high))
+            poke64(strips + 8 * e, strip)
+            if strip == NO_STRIP:
                 continue
-        poke32(slots + 4 * e, np.uint32(strips[e] >> p.STRIP_SHIFT))
-        s.arena[strips[e] + p.LIVE] += 2
-        s.arena_dirty[strips[e] >> GRANULE_SHIFT] = 1
-        s.arena_dirty[(strips[e] + p.LIVE) >> GRANULE_SHIFT] = 1
+        poke32(slots + 4 * e, np.uint32(strip >> p.STRIP_SHIFT))
+        s.arena[strip + p.LIVE] += 2
+        s.arena_dirty[strip >> GRANULE_SHIFT] = 1
+        s.arena_dirty[(strip + p.LIVE) >> GRANULE_SHIFT] = 1
     if in_time:
-        arena, dirty = np.int64(s.arena.ctypes.data), np.int64(s.arena_dirty.ctypes.data)
-        amount = np.int64(b[i, p.B_AMOUNT])
+        arena, dirty = np.int64(s.arena.ctypes.data), _marks(s)
+        amount = word(payment, p.B_AMOUNT)
         change = np.int64(t.prompt.ctypes.data)
         for _ in range(len(t.prompt)):
-            strip = strips[(peek64(change + 8 * p.C_SLOT) - t.scalars[p.ROW_SLOT]) >> 2]
+            strip = peek64(strips + 2 * (peek64(change + 8 * p.C_SLOT) - t.scalars[p.ROW_SLOT]))
             bit = peek64(change + 8 * p.C_WHERE)
             if strip != NO_STRIP and (bit < 0 or (bits >> np.uint64(bit)) & np.uint64(1)):
                 if peek64(change + 8 * p.C_EXTENT) == p.COUNT_AND_SUM:
                     _add(arena, dirty, arena + 8 * strip, change, 1, amount)
                 else:
-                    _enter(c, b, i, peek64(change), strip, row, now_ms)
+                    _enter(c, payment, peek64(change), strip, row, now_ms)
             change += 8 * p.CHANGE_WORDS
     else:
         _insert_late(c, seq, time_ms, now_ms)
         for o in range(len(t.ops)):
-            strip = strips[t.ops[o, p.O_ENTITY]]
+            strip = peek64(strips + 8 * t.ops[o, p.O_ENTITY])
             kind = t.ops[o, p.O_KIND]
             if strip == NO_STRIP or kind == p.FRAUDS or kind == p.VERDICT or kind == p.RELEASE:  # noqa: PLR1714
                 continue
@@ -610,10 +430,10 @@ def _insert(c: int, t: p.Tables, s: State, b, i: int, bits: np.uint64, strips, n
                 continue
             if (kind == p.EXTREME or kind == p.MEDIAN_OF) and time_ms <= now_ms - expires_ms:  # noqa: PLR1714
                 continue
-            _enter(c, b, i, o, strip, row, now_ms)
+            _enter(c, payment, o, strip, row, now_ms)
     s.scalars[NEXT_SEQ] += 1
     if t.scalars[p.LABELS_MATTER]:
-        low, high = b[i, p.B_ID], b[i, p.B_ID_HIGH]
+        low, high = np.uint64(word(payment, p.B_ID)), np.uint64(word(payment, p.B_ID_HIGH))
         poke64(row + t.scalars[p.ROW_ID], np.int64(low))
         poke32(row + t.scalars[p.ROW_BYTES] - 4, np.uint32(high & np.uint64(0xFFFFFFFF)))
         shift = t.scalars[p.SEGMENT_SHIFT]
@@ -627,37 +447,72 @@ def _insert(c: int, t: p.Tables, s: State, b, i: int, bits: np.uint64, strips, n
 
 
 @inlined
-def _fetch_ahead(t: p.Tables, s: State, b, i: int, table: int, arena: int) -> None:  # type: ignore[no-untyped-def]
-    """Ask for the key-table places of payment i + 16, for the strips of payment i + 8 and for the blocks of i + 4."""
-    pool = np.int64(s.pool.ctypes.data)
-    mask = np.uint64(len(s.keys) - 1)
-    prefetch(np.int64(b.ctypes.data) + 8 * b.shape[1] * (i + ROWS_FETCHED))
-    prefetch(np.int64(b.ctypes.data) + 8 * b.shape[1] * (i + ROWS_FETCHED) + 64)
-    if i + KEYS_AHEAD < len(b):
-        for e in range(len(t.entity)):
-            prefetch(table + 24 * np.int64(b[i + KEYS_AHEAD, p.B_KEYS + 2 * e] & mask))
+def _fetch_ahead(t: p.Tables, s: State, b: int, width: int, i: int, n: int, found: int) -> None:
+    """Ask for payment i + 32 itself, for the key-table places of payment i + 8, the strips of i + 4 and the blocks of
+    i + 2.
+
+    `b` is the address of payment 0, `width` the bytes of each. `found`, int64 [4, E], remembers the strips: between
+    looking ahead and using one it may be freed, so that its key must be asked again."""
+    entities = len(t.entity)
+    arena, table = np.int64(s.arena.ctypes.data), np.int64(s.keys.ctypes.data)
+    for at in range(0, width, CACHE_LINE):
+        prefetch(b + width * (i + PAYMENTS_AHEAD) + at)
+    if i + KEYS_AHEAD < n:
+        payment = b + width * (i + KEYS_AHEAD)
+        mask = np.uint64(len(s.keys) - 1)
+        for e in range(entities):
+            low, _ = key_of(payment, e)
+            place = table + 24 * np.int64(low & mask)
+            prefetch(place)
+            prefetch(place + 40)
     j = i + STRIPS_AHEAD
-    if j < len(b):
-        for e in range(len(t.entity)):
-            if (b[j, p.B_PRESENT] >> np.uint64(e)) & np.uint64(1):
-                strip = get(s.keys, b[j, p.B_KEYS + 2 * e], b[j, p.B_KEYS + 2 * e + 1])
+    if j < n:
+        payment = b + width * j
+        present = word(payment, p.B_PRESENT)
+        kept = found + 8 * entities * (j % STRIPS_AHEAD)
+        for e in range(entities):
+            if (present >> e) & 1:
+                low, high = key_of(payment, e)
+                strip = np.int64(get(s.keys, low, high))
+                poke64(kept + 8 * e, strip)
                 if strip >= 0:
-                    for word in range(0, t.entity[e, 0], 8):
-                        prefetch(arena + 8 * (strip + word))
+                    for at in range(0, 8 * t.entity[e, 0], CACHE_LINE):
+                        prefetch(arena + 8 * strip + at)
         if t.scalars[p.LABELS_MATTER]:
             shift = t.scalars[p.SEGMENT_SHIFT]
             index = s.index[(s.scalars[NEXT_SEQ] >> shift) & (len(s.rows) - 1)]
-            prefetch(index + 4 * index_home(t, b[j, p.B_ID]))
+            prefetch(index + 4 * index_home(t, np.uint64(word(payment, p.B_ID))))
     j = i + BLOCKS_AHEAD
-    if t.scalars[p.SERIES_OPS] > 0 and j < len(b):
+    if t.scalars[p.SERIES_OPS] > 0 and j < n:
+        pool = np.int64(s.pool.ctypes.data)
+        kept = found + 8 * entities * (j % STRIPS_AHEAD)
         for k in range(len(t.prompt)):
             o = t.prompt[k, p.C_OP]
             kind = t.ops[o, p.O_KIND]
             if kind == p.EXTREME or kind == p.MEDIAN_OF:  # noqa: PLR1714
-                e = t.ops[o, p.O_ENTITY]
-                strip = get(s.keys, b[j, p.B_KEYS + 2 * e], b[j, p.B_KEYS + 2 * e + 1])
+                strip = peek64(kept + 8 * t.ops[o, p.O_ENTITY])
                 if strip > 0:
                     prefetch(pool + 8 * s.arena[strip + t.ops[o, p.O_CELL]])
+
+
+@inlined
+def _look_up(t: p.Tables, s: State, payment: int, kept: int, strips: int) -> None:
+    """The strips of a payment's keys: those found ahead where they are still theirs."""
+    arena = np.int64(s.arena.ctypes.data)
+    present = word(payment, p.B_PRESENT)
+    for e in range(len(t.entity)):
+        strip = np.int64(NO_KEY)
+        if (present >> e) & 1:
+            low, high = key_of(payment, e)
+            strip = peek64(kept + 8 * e)
+            header = arena + 8 * strip
+            if strip <= 0 or (
+                peek64(header + 8 * p.KEY_LOW) != np.int64(low)
+                or peek64(header + 8 * p.KEY_HIGH) != np.int64(high)
+                or peek64(header + 8 * p.LIVE) == 0
+            ):
+                strip = max(np.int64(NO_STRIP), np.int64(get(s.keys, low, high)))
+        poke64(strips + 8 * e, strip)
 
 
 @nb.njit(cache=True, nogil=True)
@@ -669,34 +524,41 @@ def apply(
     late: npt.NDArray[np.bool_],
     progress: npt.NDArray[np.int64],
     scratch: npt.NDArray[np.int64],
-    strips: npt.NDArray[np.int64],
+    space: npt.NDArray[np.int64],
 ) -> int:
     """Run a batch, from `progress` on.
 
     `context` are the addresses of tables and state; `b` uint64 [n, ·] prepared payments (B_ words of the plan);
     `labels` int64 [m, 4] (known_at ms, id low, id high, 1 fraud or 2 genuine) sorted by known_at; `out` float32 [n, F]
     comes with its PAYMENT columns filled in; `late` bool [n] is set for payments beyond the allowed lateness, which are
-    scored and leave no trace; `scratch` int64 [128] and `strips` int64 [E] are working space. Returns DONE, or CRAMPED
+    scored and leave no trace; `scratch` int64 [128] and `space` int64 [5 · E] are
+    working space. Returns DONE, or CRAMPED
     when pool, distinct table or late list must grow first: then everything before `progress` is done, and calling again
     goes on.
     """
-    return _run(np.int64(context.ctypes.data), b, labels, out, late, progress, scratch, strips)
+    return _run(np.int64(context.ctypes.data), b, labels, out, late, progress, scratch, space)
 
 
 @kernel
-def _run(c: int, b, labels, out, late, progress, scratch, strips) -> int:  # type: ignore[no-untyped-def]
+def _run(c: int, b, labels, out, late, progress, scratch, space) -> int:  # type: ignore[no-untyped-def]
     t, s = view_tables(c), view_state(c)
-    arena, table = np.int64(s.arena.ctypes.data), np.int64(s.keys.ctypes.data)
+    arena = np.int64(s.arena.ctypes.data)
     i = progress[PAYMENTS_DONE]
     applied = progress[LABELS_DONE]
     status = DONE
+    first, width = np.int64(b.ctypes.data), 8 * b.shape[1]
+    strips = np.int64(space.ctypes.data)
+    found = strips + 8 * len(t.entity)
+    for k in range(STRIPS_AHEAD * len(t.entity)):
+        poke64(found + 8 * k, -1)
     while i < len(b):
-        time_ms = np.int64(b[i, p.B_TIME])
+        payment = first + width * i
+        time_ms = word(payment, p.B_TIME)
         # Before and after stream time has moved this gives the same, so that going on after CRAMPED does.
         late[i] = time_ms < s.scalars[STREAM_MS] - t.scalars[p.LATENESS_MS]
         s.scalars[STREAM_MS] = max(s.scalars[STREAM_MS], time_ms)
         now_ms = s.scalars[STREAM_MS]
-        _fetch_ahead(t, s, b, i, table, arena)
+        _fetch_ahead(t, s, first, width, i, len(b), found)
         if not _advance(c, t, s, arena, now_ms):
             status = CRAMPED
             break
@@ -706,13 +568,10 @@ def _run(c: int, b, labels, out, late, progress, scratch, strips) -> int:  # typ
         if _cramped(t, s) or s.scalars[LATE_COUNT] >= len(s.late):
             status = CRAMPED
             break
-        for e in range(len(t.entity)):
-            strips[e] = NO_KEY
-            if (b[i, p.B_PRESENT] >> np.uint64(e)) & np.uint64(1):
-                strips[e] = max(NO_STRIP, get(s.keys, b[i, p.B_KEYS + 2 * e], b[i, p.B_KEYS + 2 * e + 1]))
-        bits = _read_all(c, t, s, b, i, strips, now_ms, out[i], scratch)
+        _look_up(t, s, payment, found + 8 * len(t.entity) * (i % STRIPS_AHEAD), strips)
+        bits = read_all(c, t, s, payment, strips, now_ms, out[i], scratch)
         if not late[i]:
-            _insert(c, t, s, b, i, bits, strips, now_ms)
+            _insert(c, t, s, payment, bits, strips, now_ms)
         i += 1
     progress[PAYMENTS_DONE] = i
     progress[LABELS_DONE] = applied

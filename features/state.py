@@ -13,7 +13,7 @@
     segments  addresses of the log's segments (features/segments.py), entry (seq >> shift) & (ring - 1)
 
 Beside arena, pool, late and distincts stand maps of one byte for each 256 bytes that says "written since the map was
-cleared": what lets a snapshot be taken while payments go on (features/capture.py).
+cleared": what lets a snapshot be taken while payments go on (features/capture.py). They are true while MARKING is set.
 """
 
 # Kernels are typed by numba; to a type checker their numbers are NumPy scalars.
@@ -39,8 +39,8 @@ U8 = npt.NDArray[np.uint8]
 (
     STREAM_MS, NEXT_SEQ, LATE_COUNT, KEYS, DISTINCTS, ORPHANS, KEYS_REFUSED, ORPHANS_DROPPED, LABELS_APPLIED,
     POOL_NEXT, POOL_CLASS_MAX,
-    CHUNKS, ORPHAN_HEAD, ORPHAN_TAIL, ORPHANS_EXPIRED,
-) = range(15)  # fmt: skip
+    CHUNKS, ORPHAN_HEAD, ORPHAN_TAIL, ORPHANS_EXPIRED, MARKING,
+) = range(16)  # fmt: skip
 SCALARS = 16
 
 GRANULE_SHIFT = 5  # words: 256 bytes
