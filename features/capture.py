@@ -5,10 +5,10 @@
     capture.again()                 between two batches: True when little was written meanwhile; else `copy` once more
     image = capture.finish()        between two batches: what was written since is copied again
 
-While a capture runs, kernels mark every 256 bytes that they write. So what a copy saw half-written is marked, and after `finish` the image is
-the state between two batches, bit for bit; the payments wait for `again` and `finish` alone. Each round is shorter than
-the last as long as payments write less than a thread can copy, which holds up to some 100,000 payments/s. Rows of the
-log never change once they are written and are not copied at all: the image holds their memory.
+While a capture runs, kernels mark every 256 bytes that they write. So what a copy saw half-written is marked, and after
+`finish` the image is the state between two batches, bit for bit; the payments wait for `again` and `finish` alone. Each
+round is shorter than the last as long as payments write less than a thread can copy, which holds up to some 100,000
+payments/s. Rows of the log never change once they are written and are not copied at all: the image holds their memory.
 """
 
 from __future__ import annotations

@@ -236,7 +236,7 @@ def _advance(c: int, t: p.Tables, s: State, arena: int, now_ms: int) -> bool:
     late_count = s.scalars[LATE_COUNT]
     row_bytes = t.scalars[p.ROW_BYTES]
     for g in range(len(t.edge_offset)):
-        limit_ms = now_ms - t.edge_offset[g]
+        limit_ms, grows = now_ms - t.edge_offset[g], t.edge_grows[g] != 0
         following, position = s.passed[g, 0], s.passed[g, 1]
         while True:
             seq, late = np.int64(-1), False
@@ -253,7 +253,7 @@ def _advance(c: int, t: p.Tables, s: State, arena: int, now_ms: int) -> bool:
                 row = row_address(t, s, seq)
             if seq < 0:
                 break
-            if _cramped(t, s):
+            if grows and _cramped(t, s):
                 s.passed[g, 0], s.passed[g, 1] = following, position
                 return False
             if late:

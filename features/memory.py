@@ -97,6 +97,17 @@ def poke8(context, address, value):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
+def poke_float(_context, _address, _value):  # type: ignore[no-untyped-def]
+    """Write a float32 to `address`, a multiple of 4."""
+
+    def generate(target: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        builder.store(args[1], builder.inttoptr(args[0], ir.FloatType().as_pointer()), align=4)
+        return target.get_dummy_value()
+
+    return types.void(types.int64, types.float32), generate
+
+
+@intrinsic
 def prefetch(_context, _address):  # type: ignore[no-untyped-def]
     """Ask for the cache line at `address`; any address is allowed, for nothing is read."""
 

@@ -17,6 +17,7 @@ rows are live) followed by the cells of all groups.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -69,9 +70,9 @@ _READ = {
 }  # fmt: skip
 LABEL_AGGREGATES = ("fraud_count", "fraud_rate", "since_fraud", "since_first_fraud", "last_label")
 # Words of a read operation: kind, entity or operand, cell or operand, where bit or operand, include_current, window ms,
-# two more cells, half-life ms.
-R_KIND, R_ENTITY, R_CELL, R_WHERE, R_CURRENT, R_WINDOW, R_SECOND, R_THIRD, R_HALF_LIFE = range(9)
-READ_WORDS = 9
+# two more cells, half-life ms, and 1 for a count, sum or mean without filters.
+R_KIND, R_ENTITY, R_CELL, R_WHERE, R_CURRENT, R_WINDOW, R_SECOND, R_THIRD, R_HALF_LIFE, R_PLAIN = range(10)
+READ_WORDS = 10
 
 WHERES_MAX = 64
 # Filter bits that fit beside the event time in the first word of a row.
@@ -98,12 +99,13 @@ class Tables(NamedTuple):
     edge_ops     int64 [·, 8]   C_ words below, +1 entering or -1 leaving; ops of one entity stand together
     touch_start  int64 [G+1]    and what they touch: edge_touches[touch_start[g]:touch_start[g+1]]
     edge_touches int64 [·, 2]   slot's place in the row, cell's in the strip, bytes: for prefetching
+    edge_grows   int64 [G]      1 when a row that passes it can need more memory
     ops          int64 [·, 15]  O_ words above
     prompt       int64 [·, 8]   C_ words: ops without a delay, which a payment in time does at once
     label_ops    int64 [·]      ops that a label changes
     distincts    int64 [·, 2]   distinct column, cell
     entity       int64 [E, 2]   words of a strip, edge that releases a row or -1 (never)
-    reads        int64 [F, 9]   R_ words above
+    reads        int64 [F, 10]  R_ words above
     test_start   int64 [F+1]    filters on column f: tests[test_start[f]:test_start[f+1]]
     tests        int64 [·, 4]   where bit, first and end of its intervals, unused
     intervals    float64 [·, 2] closed intervals, of which the column's value must be in one
@@ -116,6 +118,7 @@ class Tables(NamedTuple):
     edge_ops: I64
     touch_start: I64
     edge_touches: I64
+    edge_grows: I64
     ops: I64
     prompt: I64
     label_ops: I64
@@ -217,10 +220,13 @@ def lower(feature_set: FeatureSet, *, segment_shift: int) -> Plan:
     scalars = _scalars(feature_set, layout, op_table, edge_of[max(edges)], labels, segment_shift)
     row_slot = int(scalars[ROW_SLOT])
     edge_start, edge_ops, touch_start, touches = _edge_tables(op_table, len(edges), row_slot)
+    growing = edge_ops[:, C_EXTENT] == MORE
     reads = np.zeros((len(feature_set.features), READ_WORDS), dtype=np.int64)
     for f, feature in enumerate(feature_set.features):
         reads[f] = _read(feature, layout, cells, names, entities)
     test_start, tests, intervals = _tests(layout, names)
+    counted = np.isin(reads[:, R_KIND], (COUNT, SUM, MEAN))
+    reads[:, R_PLAIN] = counted & (reads[:, R_WHERE] < 0) & (np.diff(test_start) == 0)
     prompt = [o for o, op in enumerate(ops) if op[O_ENTERS] < 0 and op[O_KIND] not in (FRAUDS, VERDICT, RELEASE)]
     tables = Tables(
         edge_offset=np.array(edges, dtype=np.int64),
@@ -228,6 +234,7 @@ def lower(feature_set: FeatureSet, *, segment_shift: int) -> Plan:
         edge_ops=edge_ops,
         touch_start=touch_start,
         edge_touches=touches,
+        edge_grows=np.array([growing[a:b].any() for a, b in pairwise(edge_start)], dtype=np.int64),
         ops=op_table,
         prompt=np.array(
             [

@@ -14,7 +14,7 @@ import numpy as np
 
 from features import plan as p
 from features.arithmetic import deviation, distance_km, halved, multiply
-from features.memory import inlined, kernel, peek64
+from features.memory import inlined, kernel, peek64, poke_float
 from features.series import bounds, expire, median
 from features.state import State, view_state, view_tables
 from features.table import find
@@ -176,15 +176,37 @@ def _read_more(c: int, payment: int, f: int, strip: int, current: bool, now_ms: 
 
 
 @inlined
+def _plain(place: int, kind: int, strip: int, current: int, amount: int, minor_units: float) -> np.float32:
+    """COUNT, SUM and MEAN of the strip at an address; `place` is the address of the read operation."""
+    n = peek64(strip + 8 * peek64(place + 8 * p.R_CELL)) + current
+    if kind == p.COUNT:
+        return np.float32(n)
+    total = np.float64(peek64(strip + 8 * peek64(place + 8 * p.R_SECOND)) + current * amount)
+    if kind == p.SUM:
+        return np.float32(total / minor_units)
+    return np.float32(total / n / minor_units) if n > 0 else NAN
+
+
+@inlined
 def read_all(c: int, t: p.Tables, s: State, payment: int, strips, now_ms: int, out, scratch) -> np.uint64:  # type: ignore[no-untyped-def]
     """Fill payment i's row of `out` in column order; its filter bits, with the filters on features decided."""
     bits = np.uint64(word(payment, p.B_WHERE))
     time_ms, amount = word(payment, p.B_TIME), word(payment, p.B_AMOUNT)
     arena, minor_units = np.int64(s.arena.ctypes.data), t.minor_units[0]
     place = np.int64(t.reads.ctypes.data) - 8 * p.READ_WORDS
+    target = np.int64(out.ctypes.data) - 4
     for f in range(len(t.reads)):
         place += 8 * p.READ_WORDS
+        target += 4
         kind = peek64(place)
+        if peek64(place + 8 * p.R_PLAIN) != 0:  # by far the most common ones
+            strip = peek64(strips + 8 * peek64(place + 8 * p.R_ENTITY))
+            if strip == NO_KEY:
+                poke_float(target, NAN)
+            else:
+                current = peek64(place + 8 * p.R_CURRENT)
+                poke_float(target, _plain(place, kind, arena + 8 * strip, current, amount, minor_units))
+            continue
         if kind >= p.RATIO:
             derived = np.float32(_derive(t.reads[f], out))
             out[f] = NAN if math.isinf(derived) else derived
@@ -196,17 +218,8 @@ def read_all(c: int, t: p.Tables, s: State, payment: int, strips, now_ms: int, o
                 current = 0
             if strip == NO_KEY:
                 out[f] = NAN
-            elif kind <= p.MEAN:  # by far the most common ones, hence without a call
-                at = arena + 8 * strip
-                n = peek64(at + 8 * peek64(place + 8 * p.R_CELL)) + current
-                if kind == p.COUNT:
-                    out[f] = n
-                else:
-                    total = np.float64(peek64(at + 8 * peek64(place + 8 * p.R_SECOND)) + current * amount)
-                    if kind == p.MEAN:
-                        out[f] = total / n / minor_units if n > 0 else np.nan
-                    else:
-                        out[f] = total / minor_units
+            elif kind <= p.MEAN:
+                out[f] = _plain(place, kind, arena + 8 * strip, current, amount, minor_units)
             else:
                 out[f] = _read_more(c, payment, f, strip, current == 1, now_ms, scratch)
         elif kind == p.AMOUNT:
