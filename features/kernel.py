@@ -33,7 +33,7 @@ from features.log import (
     passes,
     row_address,
 )
-from features.memory import CACHE_LINE, inlined, kernel, peek32, peek64, poke8, poke32, poke64, prefetch
+from features.memory import CACHE_LINE, inlined, kernel, move, peek32, peek64, poke8, poke32, poke64, prefetch
 from features.reading import NO_KEY, NO_STRIP, degrees, distinct_low, key_of, read_all, word
 from features.series import BLOCK_WORDS, free_block, push_extreme, push_sorted
 from features.state import (
@@ -351,12 +351,16 @@ def _insert_late(c: int, seq: int, time_ms: int, now_ms: int) -> None:
     """Put a late row into the list of late ones, sorted by event time, and move the edges that it has passed
     already."""
     t, s = view_tables(c), view_state(c)
-    position = s.scalars[LATE_COUNT]
-    end = position
-    while position > 0 and s.late[position - 1, 0] > time_ms:
-        s.late[position, 0] = s.late[position - 1, 0]
-        s.late[position, 1] = s.late[position - 1, 1]
-        position -= 1
+    end = s.scalars[LATE_COUNT]
+    position, high = np.int64(0), end
+    while position < high:
+        middle = (position + high) >> 1
+        if s.late[middle, 0] > time_ms:
+            high = middle
+        else:
+            position = middle + 1
+    at = np.int64(s.late.ctypes.data) + 16 * position
+    move(at + 16, at, 16 * (end - position))
     s.late[position, 0], s.late[position, 1] = time_ms, seq
     s.scalars[LATE_COUNT] += 1
     for g in range((2 * position) >> GRANULE_SHIFT, ((2 * end + 1) >> GRANULE_SHIFT) + 1):
@@ -492,7 +496,9 @@ def _fetch_ahead(t: p.Tables, s: State, b: int, width: int, i: int, n: int, foun
             if kind == p.EXTREME or kind == p.MEDIAN_OF:  # noqa: PLR1714
                 strip = peek64(kept + 8 * t.ops[o, p.O_ENTITY])
                 if strip > 0:
-                    prefetch(pool + 8 * s.arena[strip + t.ops[o, p.O_CELL]])
+                    block = pool + 8 * s.arena[strip + t.ops[o, p.O_CELL]]
+                    prefetch(block)
+                    prefetch(block + CACHE_LINE)
 
 
 @inlined

@@ -108,6 +108,20 @@ def poke_float(_context, _address, _value):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
+def move(_context, _target, _source, _size):  # type: ignore[no-untyped-def]
+    """Copy `size` bytes between addresses; the two may overlap (C's memmove)."""
+
+    def generate(target: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        byte_pointer = ir.IntType(8).as_pointer()
+        signature = ir.FunctionType(ir.VoidType(), [byte_pointer, byte_pointer, ir.IntType(64), ir.IntType(1)])
+        function = _tools.get_or_insert_function(builder.module, signature, "llvm.memmove.p0.p0.i64")
+        builder.call(function, [*(builder.inttoptr(args[k], byte_pointer) for k in (0, 1)), args[2], ir.IntType(1)(0)])
+        return target.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), generate
+
+
+@intrinsic
 def prefetch(_context, _address):  # type: ignore[no-untyped-def]
     """Ask for the cache line at `address`; any address is allowed, for nothing is read."""
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from features.memory import inlined, kernel
+from features.memory import inlined, kernel, move
 from features.state import GRANULE_SHIFT, POOL_CLASS_MAX, POOL_NEXT, State, view_state
 
 BLOCK_WORDS = 8
@@ -145,6 +145,26 @@ def push_extreme(c: int, cell: int, time_ms: int, amount: int, largest: int, lim
     _mark(s, base + 2 * k, base + 2 * (end + shift))
 
 
+@inlined
+def _after(s: State, base: int, first: int, end: int, time_ms: int) -> int:
+    """The first pair later than `time_ms`, or `end`. Most often that is the end, hence by doubling steps from there."""
+    step = np.int64(1)
+    high = end
+    low = end - 1
+    while low >= first and s.pool[base + 2 * low] > time_ms:
+        high = low
+        low -= step
+        step *= 2
+    low = max(low + 1, first)
+    while low < high:
+        middle = (low + high) >> 1
+        if s.pool[base + 2 * middle] > time_ms:
+            high = middle
+        else:
+            low = middle + 1
+    return low
+
+
 @kernel
 def push_sorted(c: int, cell: int, time_ms: int, value: int, count_max: int, limit_ms: int) -> None:
     """Insert a pair by time, after those of equal time; expired pairs go, and beyond `count_max` the oldest one
@@ -159,11 +179,9 @@ def push_sorted(c: int, cell: int, time_ms: int, value: int, count_max: int, lim
     block = _spacious(c, cell)
     first, end = bounds(s, block)
     base = block + 2
-    j = end
-    while j > first and s.pool[base + 2 * (j - 1)] > time_ms:
-        s.pool[base + 2 * j] = s.pool[base + 2 * (j - 1)]
-        s.pool[base + 2 * j + 1] = s.pool[base + 2 * j - 1]
-        j -= 1
+    j = _after(s, base, first, end, time_ms)
+    at = np.int64(s.pool.ctypes.data) + 8 * (base + 2 * j)
+    move(at + 16, at, 16 * (end - j))
     s.pool[base + 2 * j] = time_ms
     s.pool[base + 2 * j + 1] = value
     _set(s, block, first, end + 1)
@@ -199,12 +217,12 @@ def remove_pair(c: int, cell: int, time_ms: int, value: int) -> None:
         return
     base = block + 2
     first, end = bounds(s, block)
-    for j in range(end - 1, first - 1, -1):
+    for j in range(_after(s, base, first, end, time_ms) - 1, first - 1, -1):
         if s.pool[base + 2 * j] < time_ms:
             return
-        if s.pool[base + 2 * j] == time_ms and s.pool[base + 2 * j + 1] == value:
-            for m in range(2 * j, 2 * (end - 1)):
-                s.pool[base + m] = s.pool[base + m + 2]
+        if s.pool[base + 2 * j + 1] == value:
+            at = np.int64(s.pool.ctypes.data) + 8 * (base + 2 * j)
+            move(at, at + 16, 16 * (end - 1 - j))
             _set(s, block, first, end - 1)
             _mark(s, block, block + 1)
             _mark(s, base + 2 * j, base + 2 * end)
@@ -230,16 +248,33 @@ def median(c: int, cell: int, limit_ms: int, current: int, count_max: int, scrat
             j -= 1
     if n == 0:
         return np.nan
-    gap = 40  # Shell's sort, with steps 40, 13, 4, 1
-    while gap > 0:
-        for i in range(gap, n):
-            value = scratch[i]
-            k = i
-            while k >= gap and scratch[k - gap] > value:
-                scratch[k] = scratch[k - gap]
-                k -= gap
-            scratch[k] = value
-        gap //= 3
+    upper = _select(scratch, n, n // 2)
     if n % 2:
-        return np.float64(scratch[n // 2])
-    return (np.float64(scratch[n // 2 - 1]) + np.float64(scratch[n // 2])) / 2.0
+        return np.float64(upper)
+    lower = scratch[0]  # what is left of the place n / 2 is not larger: its largest
+    for k in range(1, n // 2):
+        lower = max(lower, scratch[k])
+    return (np.float64(lower) + np.float64(upper)) / 2.0
+
+
+@inlined
+def _select(values, n: int, place: int):  # type: ignore[no-untyped-def]
+    """The value at `place` were the first n sorted; smaller ones end up left of it (Hoare, "Algorithm 65: FIND")."""
+    left, right = np.int64(0), np.int64(n - 1)
+    while left < right:
+        pivot = values[place]
+        i, j = left, right
+        while i <= j:
+            while values[i] < pivot:
+                i += 1
+            while values[j] > pivot:
+                j -= 1
+            if i <= j:
+                values[i], values[j] = values[j], values[i]
+                i += 1
+                j -= 1
+        if j < place:
+            left = i
+        if place < i:
+            right = j
+    return values[place]
