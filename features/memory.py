@@ -22,6 +22,7 @@ intrinsic: Any = extending.intrinsic
 njit: Any = numba.njit  # `_nrt` is not in its published signature
 _tools: Any = cgutils
 _types: Any = types
+_arrays: Any = arrayobj
 
 CACHE_LINE = 64
 
@@ -139,10 +140,10 @@ def _view(kind: Any, shape: int) -> Any:
     array = _types.Array(kind, shape, "C")
 
     def generate(target: Any, builder: Any, address: Any, sizes: list[Any]) -> Any:
-        made = arrayobj.make_array(array)(target, builder)
+        made = _arrays.make_array(array)(target, builder)
         item, word = target.get_abi_sizeof(target.get_data_type(kind)), ir.IntType(64)
         strides = [builder.mul(sizes[1], word(item)), word(item)] if shape > 1 else [word(item)]
-        arrayobj.populate_array(
+        _arrays.populate_array(
             made,
             data=builder.inttoptr(address, made.data.type),
             shape=_tools.pack_array(builder, sizes),

@@ -116,6 +116,41 @@ def test_a_hot_key_costs_no_more_than_others() -> None:
         assert (time.process_time() - before) / n < 20e-6
 
 
+def test_thousands_of_late_payments_and_labels_of_one_key_in_any_order() -> None:
+    """Windows, medians and known frauds of one busy key do not depend on how far apart its payments and their verdicts
+    arrive: they are what the sorted history says."""
+    s = feature_set(
+        "{name: n, entity: c, aggregate: count, window: 500s}",
+        "{name: middle, entity: c, aggregate: median, of: amount, window: 1d}",
+        "{name: first_fraud, entity: c, aggregate: since_first_fraud}",
+        "{name: last_fraud, entity: c, aggregate: since_fraud}",
+        head="allowed_lateness: 1h\nlabel_horizon: 2d\n",
+    )
+    rng = np.random.default_rng(8)
+    count = 3_000
+    times = T0 + 1_000 * rng.permutation(count)
+    times[0] = T0 + 1_000 * count  # stream time from the first payment on: all others are late
+    rows = rows_of(s, times, rng.integers(1, 10**6, count), np.zeros(count, dtype=int))
+    rows[:, p.B_ID : p.B_ID + 2] = hash_strings([f"p{k}" for k in range(count)])[0]
+    engine = Engine(s)
+    play(engine, rows)
+    verdicts = rng.permutation(count)[:2_000]
+    for k in verdicts.tolist():
+        engine.add_label(f"p{k}", fraud=True, known_at_ms=T0)
+    cleared = verdicts[rng.permutation(2_000)[:1_500]]
+    for k in cleared.tolist():
+        engine.add_label(f"p{k}", fraud=False, known_at_ms=T0 + 1)
+    now = int(times[0]) + 250_000
+    probe = rows_of(s, [now], [1], [0])
+    frauds = np.setdiff1d(verdicts, cleared)
+    latest = np.argsort(times, kind="stable")[-128:]
+    found = play(engine, probe)[0]
+    assert found[0] == np.count_nonzero(times > now - 500_000)
+    assert found[1] == np.float32(np.median(rows[latest, p.B_AMOUNT].astype(np.int64)) / 100.0)
+    assert found[2] == np.float32((now - times[frauds].min()) / 1000.0)
+    assert found[3] == np.float32((now - times[frauds].max()) / 1000.0)
+
+
 def test_idle_keys_give_their_place_back() -> None:
     """200,000 keys that come once and never again leave no key, no block and no distinct value behind."""
     s = feature_set(
