@@ -14,9 +14,9 @@ import numpy as np
 import typer
 from rich.table import Table
 
-from features.feature_set import FeatureSet
 from schemas.durations import parse_duration_ms
 from scorer.cli.common import Json, counting, err, out, parse_time_ms, read_mapping, read_text, show
+from scorer.cli.features import read_feature_set
 from scorer.cli.modelling import InputOption, MappingOption, SetOption, with_report
 from scorer.errors import UsageError
 from scorer.replay import file_batches, training_table
@@ -61,7 +61,7 @@ def train(
     from scorer.train import train as fit  # noqa: PLC0415 - xgboost is an extra
 
     text, policy_text = read_text(feature_set, "feature set"), read_text(policy, "policy")
-    declared = FeatureSet.from_yaml(feature_set)
+    declared = read_feature_set(feature_set)
     try:
         gap_ms = parse_duration_ms(label_gap)
     except ValueError as exc:

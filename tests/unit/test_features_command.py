@@ -53,6 +53,21 @@ def test_what_cannot_be_done_is_refused_with_exit_code_2(rows: str, output: str,
     assert error.value.exit_code == 2
 
 
+@pytest.mark.parametrize(
+    "command", [["features", "--output", "o.parquet"], ["train", "--policy", "set.yaml", "--output", "o"]]
+)
+def test_a_wrong_line_of_the_feature_set_is_named(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exit code 2 with file, line and what to write instead, whichever command reads the set."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.csv").write_text("id\n")
+    (tmp_path / "set.yaml").write_text(SET.replace("window: 30d", "windows: 30d"))
+    done = CliRunner().invoke(app, [*command, "--feature-set", "set.yaml", "--input", "rows.csv"])
+    with pytest.raises(UsageError, match=r"set\.yaml:6: .*did you mean window"):
+        raise done.exception  # type: ignore[misc]
+
+
 def test_labels_without_room_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Labels that the engine had no room for are counted in the JSON and warned of; none otherwise."""
     rows = "".join(f"p{k},2026-01-0{k + 1},c,1,3\n" for k in range(5))
