@@ -27,7 +27,7 @@ COLUMNS_MIN = 12
 # So much information is enough for a leaf's value however much data there is.
 LEAF_WEIGHT_MAX = 100.0
 # Fewer genuine payments than this are never thinned out: they cost nothing.
-GENUINE_KEPT_MIN = 20_000
+GENUINE_KEPT_MIN = 500_000
 
 Progress = Callable[[int, int, float], None]
 """Called after each round with (round, rounds at most, average precision on validation so far)."""
