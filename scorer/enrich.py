@@ -5,18 +5,22 @@ The training export stops here; the pipeline goes on to score and decide. Both r
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow.compute as pc
 
 from features.capture import Image
 from features.engine import Engine
 from features.feature_set import FeatureSet
 from features.filters import POSITION_FIELDS
 from features.hashing import hash_strings
+from schemas.control import Control, parse_control
 from schemas.dead_letter import DeadLetterReason
 from schemas.decode import PaymentBatch, decode_payments
 from schemas.errors import ContractError
@@ -43,6 +47,14 @@ class Records:
     def __len__(self) -> int:
         return len(self.values)
 
+    def decode(self) -> PaymentBatch:
+        """The payments among them, and the refusals."""
+        return decode_payments(self.values, self.keys)
+
+    def payload(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
+        """A hash of the bytes of each of `rows`, uint64, which tells a payment sent again from another of its id."""
+        return hash_strings([self.values[i] for i in rows.tolist()])[0][:, 0].copy()
+
 
 @dataclass(frozen=True)
 class ControlRecord:
@@ -51,6 +63,35 @@ class ControlRecord:
     offset: int
     key: bytes | None
     value: bytes | None
+
+
+class KnownLabel(NamedTuple):
+    """What a label record comes to."""
+
+    payment_id: str
+    fraud: bool
+    known_at_ms: int
+
+
+class LabelRecords(Sequence[ControlRecord]):
+    """Control records that are labels of a file, most of them known without their JSON."""
+
+    @abstractmethod
+    def verdicts(self) -> Iterable[KnownLabel | ControlRecord]:
+        """Each one, as it is or as the record that has to be parsed."""
+
+
+def control_verdicts(control: Sequence[ControlRecord]) -> Iterator[Control | KnownLabel | ContractError]:
+    """What each control record says, or why it is refused, in order."""
+    source: Iterable[KnownLabel | ControlRecord] = control.verdicts() if isinstance(control, LabelRecords) else control
+    for record in source:
+        if isinstance(record, KnownLabel):
+            yield record
+            continue
+        try:
+            yield parse_control(record.value)
+        except ContractError as error:
+            yield error
 
 
 @dataclass(frozen=True)
@@ -116,18 +157,18 @@ class Enricher:
 
     def enrich(self, records: Records) -> Enriched:
         """Decode, order, find repeated payments, compute features. Every record ends in `payments` or in `rejected`."""
-        decoded = decode_payments(records.values, records.keys)
+        decoded = records.decode()
         rejected = [Rejected(r.index, r.error) for r in decoded.rejects]
         payments, amount = self._admissible(decoded, records, rejected)
         order = journal_order(records.partition[payments.index], records.offset[payments.index], payments.event_time_ms)
-        payments, amount = payments.take(order), amount[order]
+        if (order[1:] < order[:-1]).any():
+            payments, amount = payments.take(order), amount[order]
         rows = payments.index.astype(np.int64)
 
         ids, _ = hash_strings(payments.text("payment_id"))
-        payload, _ = hash_strings([records.values[i] for i in rows.tolist()])
         stream_ms = self.engine.stream_time_ms
         entry, duplicate, conflict = self.dedupe.scan(
-            ids, payload[:, 0].copy(), payments.event_time_ms, _NO_STREAM_TIME if stream_ms is None else stream_ms
+            ids, records.payload(rows), payments.event_time_ms, _NO_STREAM_TIME if stream_ms is None else stream_ms
         )
         fresh = np.flatnonzero(~duplicate)
         all_fresh = len(fresh) == len(rows)
@@ -166,7 +207,7 @@ class Enricher:
             else:
                 missing = np.asarray(payments.text(name).is_null())
             refuse(missing, DeadLetterReason.MISSING_FIELD, name, "required by the feature set")
-        amount, convertible = self.engine.convert(payments)
+        amount, convertible = self._convert(payments)
         refuse(
             ~convertible,
             DeadLetterReason.NO_EXCHANGE_RATE,
@@ -177,3 +218,9 @@ class Enricher:
             return payments, amount
         kept = np.flatnonzero(admissible)
         return payments.take(kept), amount[kept]
+
+    def _convert(self, payments: PaymentBatch) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+        """As Engine.convert, without a look at each row where all are in the set's currency."""
+        if pc.all(pc.equal(payments.text("currency"), self.feature_set.currency)).as_py() is not False:
+            return payments.amount_minor, np.ones(len(payments), dtype=np.bool_)
+        return self.engine.convert(payments)

@@ -17,14 +17,14 @@ import numpy.typing as npt
 
 from features.capture import Image
 from schemas.audit import NULLABLE, AuditColumns, AuditContext, digest
-from schemas.control import ListAdd, ListRemove, parse_control
+from schemas.control import ListAdd, ListRemove
 from schemas.decode import PaymentBatch
 from schemas.errors import ContractError
 from schemas.journal import FIRST_PREVIOUS, JournalRecord
 from schemas.label import Label
 from scorer.bundle import Bundle
 from scorer.dedupe import Outcome
-from scorer.enrich import Batch, ControlRecord, Enricher, Records, Rejected
+from scorer.enrich import Batch, ControlRecord, Enricher, KnownLabel, Records, Rejected, control_verdicts
 from scorer.errors import PromiseBroken, UsageError
 from scorer.policy import APPROVE, FLAG, LATE_REASON, PolicyRunner, Verdicts
 
@@ -143,7 +143,7 @@ class Pipeline:
         modes[enriched.duplicate] = DUPLICATE
         each = kind.tolist()
         columns = AuditColumns(
-            payment_id=payments.column("payment_id").tolist(),
+            payment_id=payments.text("payment_id"),
             partition=records.partition[rows],
             offset=records.offset[rows],
             event_time_ms=payments.event_time_ms,
@@ -186,13 +186,10 @@ class Pipeline:
         """Labels and lists change state; an activation is the shell's business,
         which names the bundle of each batch in the journal."""
         rejected = []
-        for i, raw in enumerate(control):
-            try:
-                record = parse_control(raw.value)
-            except ContractError as error:
-                rejected.append(Rejected(i, error))
-                continue
-            if isinstance(record, Label):
+        for i, record in enumerate(control_verdicts(control)):
+            if isinstance(record, ContractError):
+                rejected.append(Rejected(i, record))
+            elif isinstance(record, Label | KnownLabel):
                 self.engine.add_label(record.payment_id, fraud=record.fraud, known_at_ms=record.known_at_ms)
             elif isinstance(record, ListAdd):
                 self.lists.add(record.list, record.value)

@@ -115,7 +115,7 @@ class Publisher:
         """One message per payment, with the payment's own key, to the partition of the same number."""
         columns = outcomes.columns
         values = encode_decisions(
-            columns.payment_id,
+            outcomes.payments.column("payment_id").tolist(),
             columns.decision,
             columns.score,
             columns.margin,

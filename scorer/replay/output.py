@@ -48,24 +48,28 @@ def decision_table(
 ) -> pa.Table:
     """The rows of a batch. label int8 [records] and label_known_at_ms int64 [records]: as in TrainingTable; None where
     the source has no labels."""
-    c, rows = outcomes.columns, outcomes.rows
+    c, rows, text = outcomes.columns, outcomes.rows, outcomes.payments.text
+    audited = c.record_batch
     known = np.full(len(rows), -1, np.int8) if label is None else label[rows]
     known_at = np.full(len(rows), -1, np.int64) if label_known_at_ms is None else label_known_at_ms[rows]
     time = pa.timestamp("ms", tz="UTC")
     decisions = pa.DictionaryArray.from_arrays(pa.array(c.decision.astype(np.int8)), pa.array(list(DECISIONS)))
     modes = pa.DictionaryArray.from_arrays(pa.array(c.mode.astype(np.int8)), pa.array(list(MODES)))
     columns = [
-        pa.array(c.payment_id, pa.string()), pa.array(c.event_time_ms, time),
-        pa.array(c.partition), pa.array(c.offset), pa.array(c.amount_minor), pa.array(c.currency, pa.string()),
-        *(pa.array(outcomes.payments.column(name), pa.string()) for name in KEPT_FIELDS),
+        text("payment_id"), pa.array(c.event_time_ms, time),
+        pa.array(c.partition), pa.array(c.offset), pa.array(c.amount_minor), text("currency"),
+        *map(text, KEPT_FIELDS),
         decisions.cast(pa.string()), modes.cast(pa.string()), pa.array(c.score), pa.array(c.margin),
-        pa.array([list(r) for r in c.reasons], pa.list_(pa.string())),
-        pa.array([list(r) for r in c.fired], pa.list_(pa.string())),
+        _lists(audited.column("reasons")), _lists(audited.column("fired")),
         pa.array(outcomes.bundles, pa.string()),
         pa.array(known, pa.int8(), mask=known < 0), pa.array(known_at, time, mask=known_at < 0),
         *(pa.array(np.ascontiguousarray(c.features[:, i]), pa.float32()) for i in range(c.features.shape[1])),
     ]  # fmt: skip
     return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _lists(column: pa.ListArray) -> pa.ListArray:
+    return pa.ListArray.from_arrays(column.offsets, column.values)
 
 
 def in_window(outcomes: Outcomes, table: pa.Table, begin_ms: int | None, until_ms: int | None) -> pa.Table:
@@ -77,6 +81,13 @@ def in_window(outcomes: Outcomes, table: pa.Table, begin_ms: int | None, until_m
     if until_ms is not None:
         kept &= times < until_ms
     return table if kept.all() else table.filter(pa.array(kept))
+
+
+def _writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
+    # Numbers and ids hardly repeat: dictionaries of them would double the time of writing and give larger files.
+    texts = [f.name for f in schema if pa.types.is_string(f.type) and f.name != "payment_id"]
+    lists = [f"{f.name}.list.element" for f in schema if pa.types.is_list(f.type)]
+    return pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=texts + lists)
 
 
 class Output(Protocol):
@@ -96,7 +107,7 @@ class FileOutput:
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
         self._path, self._partial = path, path.with_name(f".{path.name}.partial")
-        self._file = pq.ParquetWriter(self._partial, schema, compression="zstd")
+        self._file = _writer(self._partial, schema)
 
     def write(self, table: pa.Table) -> None:
         self._file.write_table(table)
@@ -154,7 +165,7 @@ class FolderOutput:
         table = table.slice(skipped)
         while table.num_rows:
             if self._file is None:
-                self._file, self._in_part = pq.ParquetWriter(self._partial(), self._schema, compression="zstd"), 0
+                self._file, self._in_part = _writer(self._partial(), self._schema), 0
             taken = table.slice(0, PART_PAYMENTS - self._in_part)
             self._file.write_table(taken)
             self._in_part += taken.num_rows
