@@ -133,6 +133,16 @@ def rows_before(path: Path, mapping: Mapping, end_ms: int) -> int | None:
     return last
 
 
+def row_count(path: Path) -> int | None:
+    """How many rows a Parquet file says it has; None for other files, and for one that cannot be read."""
+    if _SUFFIXES.get(path.suffix.lower()) != "parquet":
+        return None
+    try:
+        return int(pq.read_metadata(path).num_rows)
+    except (pa.ArrowException, OSError):
+        return None  # told by whoever reads the payments
+
+
 def label_records(block: FileBlock) -> list[bytes]:
     """Control-topic records of the rows with label >= 0, in the block\'s order; one record for each such row."""
     encode = msgspec.json.encode

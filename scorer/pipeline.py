@@ -200,17 +200,10 @@ class Pipeline:
     def _decide(
         self, payments: PaymentBatch, features: npt.NDArray[np.float32], late: npt.NDArray[np.bool_]
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
-        model = self.bundle.model
-        margins = model.margins(features)
+        margins = self.bundle.model.margins(features)
         if not np.isfinite(margins).all():
             raise PromiseBroken(f"bundle {self.bundle.id} gave a margin that is not a number; it is unfit to serve")
-        verdicts = self._policy.decide(payments, features, margins, self.lists.values)
-        reasons = verdicts.reasons
-        explained = np.flatnonzero(verdicts.by_score)
-        if len(explained):
-            contributions = model.contributions(features[explained])
-            for i, row in zip(explained.tolist(), contributions, strict=True):
-                reasons[i] = self._policy.explain(row, reasons[i])
+        verdicts = explained(self.bundle, self._policy, payments, features, margins, self.lists.values)
         return margins, self._outcomes(verdicts, late, NORMAL)
 
     def _decide_degraded(
@@ -252,6 +245,24 @@ class Pipeline:
         self.sequence += 1
         self.head = record.head
         return record
+
+
+def explained(
+    bundle: Bundle,
+    policy: PolicyRunner,
+    payments: PaymentBatch,
+    features: npt.NDArray[np.float32],
+    margins: npt.NDArray[np.float32],
+    lists: Mapping[str, set[str]],
+) -> Verdicts:
+    """What the policy says of payments with these features float32 [n, F] and margins float32 [n], reasons included."""
+    verdicts = policy.decide(payments, features, margins, lists)
+    rows = np.flatnonzero(verdicts.by_score)
+    if len(rows):
+        contributions = bundle.model.contributions(features[rows])
+        for i, row in zip(rows.tolist(), contributions, strict=True):
+            verdicts.reasons[i] = policy.explain(row, verdicts.reasons[i])
+    return verdicts
 
 
 def _spread(values: npt.NDArray[np.float32], rows: npt.NDArray[np.int64], n: int) -> npt.NDArray[np.float32]:

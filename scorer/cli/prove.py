@@ -15,6 +15,7 @@ from scorer.cli.modelling import MappingOption
 from scorer.errors import PromiseBroken, UsageError
 from scorer.proof import Differences, Proof, prove_file, prove_topic
 from scorer.proof.differences import SENTENCES
+from scorer.settings import reading_history
 
 
 def prove(
@@ -42,19 +43,26 @@ def prove(
     """
     if differences is not None:
         check_output(differences)
-    loaded, settings = Bundle.load(bundle), load_settings()
+    loaded, settings = Bundle.load(bundle), reading_history(load_settings())
     begin_ms, until_ms = parse_time_ms(begin, "--from"), parse_time_ms(until, "--until")
     found = Differences(differences)
     try:
         with counting("payments", quiet=as_json) as progress:
             if source == "topic":
                 prove_topic(
-                    loaded, settings, found, shard=shard, begin_ms=begin_ms, until_ms=until_ms, progress=progress
+                    loaded,
+                    settings,
+                    found,
+                    shard=shard,
+                    begin_ms=begin_ms,
+                    until_ms=until_ms,
+                    progress=progress,
+                    expect=progress.expect,
                 )
             elif Path(source).is_file():
                 prove_file(
                     loaded, Path(source), read_mapping(mapping), settings.postgres_url, found,
-                    begin_ms=begin_ms, until_ms=until_ms, progress=progress,
+                    begin_ms=begin_ms, until_ms=until_ms, progress=progress, expect=progress.expect,
                 )  # fmt: skip
             else:
                 raise UsageError(f"--input {source}: neither a file nor the word `topic`")

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from scorer.bundle import Bundle
+from scorer.files import row_count
 from scorer.mapping import Mapping
 from scorer.pipeline import DUPLICATE, Outcomes, Pipeline
 from scorer.proof import compare
@@ -33,12 +34,14 @@ def prove_file(
     begin_ms: int | None = None,
     until_ms: int | None = None,
     progress: Progress = lambda _: None,
+    expect: Progress = lambda _: None,
 ) -> None:
     """Decide a file's payments and compare those of [begin_ms, until_ms), epoch ms, with the trail at `url`.
 
     The file must reach back as far as the longest window. Raises FileError and MappingError.
     """
     pipeline, done = Pipeline(bundle), 0
+    expect(row_count(path) or 0)
     with Trail(url) as trail:
         proof = _File(trail, bundle, found)
         for labelled in file_batches(path, mapping, until_ms=until_ms):

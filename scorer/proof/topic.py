@@ -33,6 +33,7 @@ def prove_topic(
     begin_ms: int | None = None,
     until_ms: int | None = None,
     progress: Progress = lambda _: None,
+    expect: Progress = lambda _: None,
 ) -> None:
     """Decide a shard's journal again and compare with the trail; differences go to `found`.
 
@@ -45,6 +46,7 @@ def prove_topic(
     records = history.read_journal(settings.kafka, client, shard, no_progress_s=no_progress_s)
     if not records:
         raise FraudScorerError(f"the journal of shard {shard} is empty: nothing has been decided yet")
+    expect(sum(record.decisions for record in records))
     inputs = history.inputs_along(records, client, settings, reader="prove")
     pipeline = Pipeline(bundle, shard=shard)
     bundles = Bundles(bundle, settings.bundle.trusted_keys)

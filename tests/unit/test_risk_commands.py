@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
@@ -215,13 +216,20 @@ def test_a_replay_into_a_folder_goes_on_where_it_was_interrupted(place: Path, mo
 
     with pytest.raises(KeyboardInterrupt):
         replay_file(bundle, place / "history.parquet", mapping, folder, progress=stop)
-    first = {path.name: path.stat().st_mtime_ns for path in folder.glob("part-*.parquet")}
-    assert len(first) == 2
-    assert not list(folder.glob(".*partial"))
+    first = {path: path.stat().st_mtime_ns for path in output.part_files(folder)}
+    assert {path.name for path in first} == {"part-00000.parquet", "part-00001.parquet"}
+    assert not list(folder.glob("day=*/.*partial"))
+    # What a process that was killed leaves behind: a part cut short, and one that was finished and not yet said to be.
+    (folder / "day=2024-02-20" / ".part-00002.partial").parent.mkdir(exist_ok=True)
+    (folder / "day=2024-02-20" / ".part-00002.partial").write_bytes(b"PAR1")
+    (folder / "day=2024-02-20" / "part-00002.parquet").write_bytes(b"PAR1")
     replay_file(bundle, place / "history.parquet", mapping, folder)
-    parts = sorted(folder.glob("part-*.parquet"))
-    assert {path.name: path.stat().st_mtime_ns for path in parts if path.name in first} == first
-    together = pa.concat_tables([pq.read_table(path) for path in parts])
+    parts = output.part_files(folder)
+    assert {path: path.stat().st_mtime_ns for path in parts if path in first} == first
+    by_day = pads.dataset(folder, partitioning="hive", exclude_invalid_files=False, ignore_prefixes=[".", "_"])
+    days = by_day.to_table(columns=["day", "event_time"]).to_pylist()
+    assert all(str(row["event_time"].date()) == row["day"] for row in days)
+    together = pa.concat_tables([pq.ParquetFile(path).read() for path in parts])
     whole = pq.read_table(place / "decided.parquet")
     assert together.num_rows == whole.num_rows
     for name in whole.column_names:  # NaN is not equal to itself: bits are compared
