@@ -219,6 +219,11 @@ class FileLabels(LabelRecords):
         self._certain = certain & (known_at_ms >= EVENT_TIME_MS_MIN) & (known_at_ms < EVENT_TIME_MS_END)
         self._first = 0
 
+    def only(self, kept: npt.NDArray[np.bool_]) -> FileLabels:
+        """Those of the rows of the block where bool [n] holds."""
+        self._rows = self._rows[kept[self._rows]]
+        return self
+
     def numbered(self, first: int) -> FileLabels:
         """The same, with offsets from `first` on."""
         self._first = first

@@ -24,7 +24,7 @@ from schemas.journal import FIRST_PREVIOUS, JournalRecord
 from schemas.label import Label
 from scorer.bundle import Bundle
 from scorer.dedupe import Outcome
-from scorer.enrich import Batch, ControlRecord, Enricher, KnownLabel, Records, Rejected, control_verdicts
+from scorer.enrich import Batch, ControlRecord, Enricher, KnownLabel, Records, Rejected, Share, control_verdicts
 from scorer.errors import PromiseBroken, UsageError
 from scorer.policy import APPROVE, FLAG, LATE_REASON, PolicyRunner, Verdicts
 
@@ -80,13 +80,15 @@ class Pipeline:
         shard: int = 0,
         images: Mapping[str, Image] | None = None,
         folder: Path | None = None,
+        share: Share | None = None,
     ) -> None:
         """`images`: of engine and dedupe table, to go on from (see scorer.shard_image). `folder`: for the event log.
+        `share`: decide a part of the payments alone.
 
         Raises StateMismatch or SegmentError.
         """
         self.shard = shard
-        self._enricher = Enricher(bundle.feature_set, images=images, folder=folder)
+        self._enricher = Enricher(bundle.feature_set, images=images, folder=folder, share=share)
         self.engine, self.dedupe = self._enricher.engine, self._enricher.dedupe
         self.lists = _Lists()
         self.sequence = 0

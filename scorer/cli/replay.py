@@ -13,7 +13,8 @@ from scorer.cli.common import Counting, Json, check_output, counting, parse_time
 from scorer.cli.common import settings as load_settings
 from scorer.cli.modelling import MappingOption, with_report
 from scorer.errors import UsageError
-from scorer.replay import Open, Report, Window, replay_audit, replay_file, replay_topic
+from scorer.replay import Open, Report, Window, replay_audit, replay_file, replay_shares, replay_topic
+from scorer.replay.shares import PROCESSES_MAX
 from scorer.settings import reading_history
 
 _OFFSETS = re.compile(r"([0-9]{1,10}):([0-9]{1,19})-([0-9]{1,19})")
@@ -47,6 +48,10 @@ def replay(
             help="With topic or audit: write payments of PARTITION:START-END (END excluded); may be repeated."
         ),
     ] = None,
+    processes: Annotated[
+        int,
+        typer.Option(min=1, max=PROCESSES_MAX, help="With a file in order of time: so many processes, each some keys."),
+    ] = 1,
     shard: Annotated[int, typer.Option(min=0, help="With topic or audit: which shard's journal.")] = 0,
     as_json: Json = False,
 ) -> None:
@@ -60,7 +65,7 @@ def replay(
     window = Window(parse_time_ms(begin, "--from"), parse_time_ms(until, "--until"), _ranges(offsets or []))
     target = _target(output)
     with counting("payments", quiet=as_json) as progress:
-        report = _replayed(loaded, source, target, mapping, window, shard, progress)
+        report = _replayed(loaded, bundle, source, target, mapping, window, shard, processes, progress)
     result: dict[str, Any] = {"decisions": report.decisions, "flagged": report.flagged}
     if source == "topic":
         result["batches_equal"] = report.batches_checked
@@ -69,14 +74,18 @@ def replay(
 
 def _replayed(
     bundle: Bundle,
+    folder: Path,
     source: str,
     target: Path | Open | None,
     mapping: Path | None,
     window: Window,
     shard: int,
+    processes: int,
     progress: Counting,
 ) -> Report:
     options: dict[str, Any] = {"progress": progress, "expect": progress.expect}
+    if processes > 1 and source in ("topic", "audit"):
+        raise UsageError("--processes is for files; of a topic, replay each --shard by a command of its own")
     if source == "topic":
         settings = reading_history(load_settings())
         return replay_topic(bundle, settings, target, shard=shard, window=window, **options)
@@ -87,6 +96,9 @@ def _replayed(
     if window.offsets:
         raise UsageError("--offsets are of topics; with a file use --from and --until")
     times: dict[str, Any] = {"begin_ms": window.begin_ms, "until_ms": window.until_ms}
+    if processes > 1:
+        shared = read_mapping(mapping)
+        return replay_shares(folder, Path(source), shared, target, processes=processes, **times, **options)
     return replay_file(bundle, Path(source), read_mapping(mapping), target, **times, **options)
 
 

@@ -22,6 +22,7 @@ from scorer.replay.output import (
     part_files,
 )
 from scorer.replay.report import Progress, Report
+from scorer.replay.shares import replay_shares
 from scorer.replay.table import TrainingTable, training_table, write_training_table
 from scorer.replay.topic import replay_topic
 
@@ -43,6 +44,7 @@ __all__ = [
     "part_files",
     "replay_audit",
     "replay_file",
+    "replay_shares",
     "replay_topic",
     "training_table",
     "write_training_table",

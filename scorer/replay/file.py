@@ -33,18 +33,8 @@ def replay_file(
     names = bundle.feature_set.names
     window = Window(begin_ms, until_ms)
     pipeline, report, schema = Pipeline(bundle), Report(), decision_schema(names)
-    found = path.stat()
-    about: dict[str, object] = {
-        "bundle": bundle.id,
-        "source": path.name,
-        "source_bytes": found.st_size,
-        "source_changed_ns": found.st_mtime_ns,
-        **window.described(),
-    }
-    count = row_count(path)
-    if count is not None:
-        expect(count)
-    with opened(output, names, about) as writer:
+    expect(row_count(path) or 0)
+    with opened(output, names, described(bundle, path, window)) as writer:
         for labelled in file_batches(path, mapping, until_ms=until_ms):
             outcomes = pipeline.run(labelled.batch)
             report.add(outcomes)
@@ -54,3 +44,15 @@ def replay_file(
             progress(report.payments)
     report.count_labels(pipeline.engine.counts())
     return report
+
+
+def described(bundle: Bundle, path: Path, window: Window) -> dict[str, object]:
+    """What a replay of this file is of, as an output remembers it."""
+    found = path.stat()
+    return {
+        "bundle": bundle.id,
+        "source": path.name,
+        "source_bytes": found.st_size,
+        "source_changed_ns": found.st_mtime_ns,
+        **window.described(),
+    }
