@@ -114,6 +114,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert trained["average_precision"] > 0.5
     report = json.loads((folder / "t.json").read_text())
     assert {row["name"] for row in report["features"]} == set(re.findall(r"name: (\w+),", FEATURE_SET))
+    assert report["history"]["labels_unmatched"] == trained["labels_unmatched"] == 0
+    assert {"labels_refused", "labels_invalid"} <= report["history"].keys() & trained.keys()
     replayed = _run(
         "replay", "--bundle", f"{folder}/bundle", "--input", f"{folder}/history.parquet", "--mapping",
         f"{folder}/mapping.yaml", "--output", f"{folder}/decided.parquet", "--json",
