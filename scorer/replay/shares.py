@@ -127,8 +127,10 @@ def _work(
             for labelled in file_batches(path, mapping, until_ms=until_ms):
                 outcomes = pipeline.run(_own(labelled, share))
                 report.add(outcomes)
-                table = decision_table(outcomes, schema, labelled.label, labelled.label_known_at_ms)
-                send("block", (len(labelled.label), _bytes(table) if with_rows else None))
+                rows = None
+                if with_rows:
+                    rows = _bytes(decision_table(outcomes, schema, labelled.label, labelled.label_known_at_ms))
+                send("block", (len(labelled.label), rows))
             report.count_labels(pipeline.engine.counts())
             send("block", None)
             pipe.send_bytes(pickle.dumps(report))
