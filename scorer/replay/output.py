@@ -187,6 +187,8 @@ class FolderOutput:
                     f"{folder} holds a replay of something else ({different[0]}: {found.get(different[0])!r} there, "
                     f"{about[different[0]]!r} now); choose another folder"
                 )
+            if "parts" not in found:
+                raise UsageError(f"{folder} was written by an older version; choose another folder")
             self._parts, self.resumed = int(found["parts"]), int(found["decisions"])
         elif any(folder.iterdir()):
             raise UsageError(f"{folder} is not empty and holds no replay; choose another folder")
