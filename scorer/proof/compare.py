@@ -31,6 +31,8 @@ def as_live(row: AuditRow) -> dict[str, Any]:
 def same(name: str, live: Any, again: Any) -> bool:
     """Whether a column is equal, of floats every bit; all NaN are one."""
     if name in ("margin", "features", "challenger_margins"):
+        if isinstance(live, list) and None in live:
+            return False  # numpy would take a null for NaN
         try:
             a, b = np.atleast_1d(np.asarray(live, np.float32)), np.atleast_1d(np.asarray(again, np.float32))
         except (TypeError, ValueError):
@@ -47,14 +49,16 @@ def differing(live: dict[str, Any], again: dict[str, Any], names: Sequence[str])
 
 
 def differing_features(
-    live: Sequence[float], live_names: Sequence[str], again: Sequence[float], again_names: Sequence[str]
+    live: Sequence[float | None], live_names: Sequence[str], again: Sequence[float], again_names: Sequence[str]
 ) -> list[str]:
-    """Features of both that differ, by name."""
-    theirs = dict(zip(live_names, live, strict=False))
+    """Features of both that differ, by name; `features` for a row that does not hold as many as it has names."""
+    if len(live) != len(live_names):
+        return ["features"]
+    theirs = dict(zip(live_names, live, strict=True))
     return [
         name
         for name, value in zip(again_names, again, strict=True)
-        if name in theirs and not same("features", theirs[name], value)
+        if name in theirs and (theirs[name] is None or not same("features", theirs[name], value))
     ]
 
 
@@ -71,9 +75,11 @@ def label_features(feature_set: FeatureSet) -> frozenset[str]:
     return frozenset(found)
 
 
-def shown(row: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """Columns of a row as a report holds them: plain values."""
-    return {name: _plain(row.get(name)) for name in names}
+def shown(row: dict[str, Any], names: Sequence[str], feature_names: Sequence[str]) -> dict[str, Any]:
+    """Columns and features of a row as a report holds them: plain values, of features those that it has."""
+    found = {name: _plain(row[name]) for name in names if name in row}
+    features = dict(zip(feature_names, row.get("features", ()), strict=False))
+    return found | {name: _plain(features[name]) for name in names if name in features}
 
 
 def _plain(value: Any) -> Any:

@@ -150,7 +150,8 @@ class _File:
     def _add(
         self, cause: Cause, row: dict[str, Any] | None, again: dict[str, Any], columns: Sequence[str], detail: str
     ) -> None:
-        shown = [name for name in columns if name in compare.VERDICT or name in _PAYMENT] or list(compare.VERDICT[:4])
+        shown = list(columns) or list(compare.VERDICT[:4])
+        batch = None if row is None else self._batch(row["shard"], row["sequence"])
         self._found.add(
             Difference(
                 cause=cause,
@@ -161,7 +162,7 @@ class _File:
                 shard=None if row is None else row["shard"],
                 sequence=None if row is None else row["sequence"],
                 row_number=None if row is None else row["row_number"],
-                live={} if row is None else compare.shown(row, shown),
-                replayed=compare.shown(again, shown),
+                live={} if row is None else compare.shown(row, shown, () if batch is None else batch.feature_names),
+                replayed=compare.shown(again, shown, self._names),
             )
         )

@@ -53,7 +53,7 @@ def prove_topic(
     walked = 0
     try:
         with Trail(settings.postgres_url) as trail:
-            proof = _Shard(trail, settings, shard, found, begin_ms, until_ms)
+            proof = _Shard(trail, settings, shard, found, begin_ms, until_ms, tuple(bundle.feature_set.names))
             batches = history.batches(records, inputs, no_progress_s=no_progress_s)
             for part in _parts(records):
                 live = trail.batches(shard, part[0].sequence, part[-1].sequence)
@@ -99,6 +99,7 @@ class _Shard:
     found: Differences
     begin_ms: int | None
     until_ms: int | None
+    feature_names: tuple[str, ...]
 
     def compare(self, record: JournalRecord, outcomes: Outcomes, live: LiveBatch | None) -> None:
         """One batch."""
@@ -115,6 +116,7 @@ class _Shard:
             return
         rows = {row["row_number"]: row for row in self.trail.rows(live)}
         written = None if rows_are_journal else self._written(live)
+        before = sum(proof.causes.values())
         for number in inside:
             proof.compared += 1
             row = rows.pop(number, None)
@@ -124,6 +126,7 @@ class _Shard:
                 proof.equal += 1
             else:
                 self.found.add(difference)
+        self._unseen(record, live, outcomes, found=sum(proof.causes.values()) > before)
         for number in sorted(number for number in rows if number >= len(outcomes.rows)):
             row = rows[number]
             self.found.add(
@@ -131,6 +134,14 @@ class _Shard:
                     Cause.TAMPERED, live, number, row, (), "a row that the journal's batch does not have", row, {}
                 )
             )
+
+    def _unseen(self, record: JournalRecord, live: LiveBatch, outcomes: Outcomes, *, found: bool) -> None:
+        """A batch whose digest does not hold although no row differs: what stands beside its rows was changed."""
+        if live.digest == record.digest or live.erased or found or len(self._inside(outcomes)) < len(outcomes.rows):
+            return
+        again = compare.as_live(outcomes.columns.row(0))
+        detail = "the digest of its batch does not hold: bundle, threshold or names were changed; see `audit verify`"
+        self.found.add(self._said(Cause.TAMPERED, live, 0, again, (), detail, {}, again))
 
     def _inside(self, outcomes: Outcomes) -> list[int]:
         """Numbers of the rows to compare."""
@@ -183,15 +194,17 @@ class _Shard:
             self.found.proof.erased += 1
             names = [name for name in names if name not in compare.PERSON]
         other_set = live.feature_fingerprint != outcomes.context.feature_fingerprint
-        if other_set:
-            names = [name for name in names if name != "features"]
-        changed = compare.differing(row, again, names)
-        if other_set:
-            changed += compare.differing_features(
-                row["features"], live.feature_names, again["features"], outcomes.context.feature_names
-            )
+        columns = [name for name in names if name != "features"]
+        changed = compare.differing(row, again, columns) + compare.differing_features(
+            row["features"], live.feature_names, again["features"], outcomes.context.feature_names
+        )
         # What the worker wrote tells an edited row from a live decision that was another one.
-        edited = [] if written is None else compare.differing(row, written.get(number, again), _written_names(names))
+        edited = []
+        if written is not None:
+            of_topic = written.get(number, again)
+            edited = compare.differing(row, of_topic, columns) + compare.differing_features(
+                row["features"], live.feature_names, of_topic["features"], live.feature_names
+            )
         if edited:
             return self._said(
                 Cause.TAMPERED, live, number, again, edited, "not what the audit topic has of it", row, again
@@ -212,7 +225,7 @@ class _Shard:
         row: dict[str, Any],
         again: dict[str, Any],
     ) -> Difference:
-        shown = [name for name in columns if name in _COLUMNS] or list(compare.VERDICT[:4])
+        shown = list(columns) or list(compare.VERDICT[:4])
         return Difference(
             cause=cause,
             payment_id=str(about["payment_id"]),
@@ -222,18 +235,14 @@ class _Shard:
             shard=live.shard,
             sequence=live.sequence,
             row_number=number,
-            live=compare.shown(row, shown) if row else {},
-            replayed=compare.shown(again, shown) if again else {},
+            live=compare.shown(row, shown, live.feature_names),
+            replayed=compare.shown(again, shown, self.feature_names),
         )
 
 
 def _numbered(chunks: Sequence[AuditColumns]) -> dict[int, dict[str, Any]]:
     rows = [compare.as_live(columns.row(i)) for columns in chunks for i in range(len(columns))]
     return dict(enumerate(rows))
-
-
-def _written_names(names: Sequence[str]) -> Sequence[str]:
-    return [*names, *(() if "features" in names else ("features",))]
 
 
 def _cause(

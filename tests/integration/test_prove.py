@@ -136,6 +136,7 @@ def test_a_late_label_is_named(running: Running, bundles: dict[str, Path]) -> No
     assert {row["payment_id"] for row in found} == same_customer
     assert {row["cause"] for row in found} == {"late_label"}
     assert all("customer_frauds_7d" in row["columns"] for row in found)
+    assert {(row["live"]["customer_frauds_7d"], row["replayed"]["customer_frauds_7d"]) for row in found} == {(0.0, 1.0)}
     assert result["late_label"] == len(same_customer)
     assert result["equal"] == PAYMENTS - len(same_customer)
 
@@ -167,6 +168,28 @@ def test_an_edited_row_is_named(running: Running, bundles: dict[str, Path], bund
     assert [(row["payment_id"], row["columns"]) for row in tampered] == [("p_123", ["score"])]
     assert "p_123" in {row["payment_id"] for row in of_a_file if row["cause"] == "tampered"}
     assert {row["cause"] for row in found} <= {"tampered", "other_bundle"}
+
+
+@pytest.mark.parametrize(
+    ("table", "column", "change", "where"),
+    [
+        ("batches", "threshold", "threshold = 0.5", "sequence = 1"),
+        ("decisions", "features", "features[4] = NULL", "payment_id = 'p_5'"),
+    ],
+)
+def test_what_else_can_be_changed(
+    running: Running, bundles: dict[str, Path], table: str, column: str, change: str, where: str
+) -> None:
+    """A batch whose threshold was changed, and a feature that became null, are tampering though little else shows."""
+    with psycopg.connect(running.database, autocommit=True) as connection:
+        kept = connection.execute(f"SELECT {column} FROM {table} WHERE {where}").fetchone()
+        connection.execute(f"UPDATE {table} SET {change} WHERE {where}")
+        try:
+            result, found = prove(running, bundles["decides"], code=3)
+        finally:
+            connection.execute(f"UPDATE {table} SET {column} = %s WHERE {where}", kept)
+    assert [row["cause"] for row in found] == ["tampered"]
+    assert result["tampered"] == 1
 
 
 def test_what_has_no_cause_is_said_so(running: Running, bundles: dict[str, Path]) -> None:
