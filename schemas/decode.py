@@ -83,7 +83,7 @@ class PaymentBatch:
     """
 
     index: npt.NDArray[np.int32]  # [n] position of each accepted row in the input given
-    rows: list[PaymentRow]
+    rows: Sequence[PaymentRow]
     event_time_ms: npt.NDArray[np.int64]  # [n] epoch ms, UTC
     amount_minor: npt.NDArray[np.int64]  # [n]
     rejects: list[Reject]  # by ascending index
@@ -104,9 +104,7 @@ class PaymentBatch:
             if name not in _NUMBERS and name not in _TEXTS:
                 known = ", ".join(sorted(_TEXTS | _NUMBERS))
                 raise KeyError(f"{name} is no text or position field of a payment; there are {known}")
-            values = list(map(attrgetter(name), self.rows))
-            # In an array of doubles None becomes NaN.
-            found = np.array(values, dtype=np.float64) if name in _NUMBERS else _objects(values)
+            found = self._numbers_of(name) if name in _NUMBERS else _objects(self._texts_of(name))
             self._columns[name] = found
         return found
 
@@ -116,8 +114,7 @@ class PaymentBatch:
         if found is None:
             if name not in _TEXTS:
                 raise KeyError(f"{name} is no text field of a payment; there are {', '.join(sorted(_TEXTS))}")
-            found = pa.array(list(map(attrgetter(name), self.rows)), type=pa.string())
-            self._texts[name] = found
+            found = self._texts[name] = self._text_array(name)
         return found
 
     def attribute(self, name: str) -> npt.NDArray[np.object_]:
@@ -128,9 +125,22 @@ class PaymentBatch:
         key = f"attributes.{name}"
         found = self._columns.get(key)
         if found is None:
-            found = _objects([None if row.attributes is None else row.attributes.get(name) for row in self.rows])
-            self._columns[key] = found
+            found = self._columns[key] = self._attributes_of(name)
         return found
+
+    # Where the columns come from: of rows here, of columns in schemas.columnar.
+
+    def _texts_of(self, name: str) -> Sequence[str | None]:
+        return list(map(attrgetter(name), self.rows))
+
+    def _text_array(self, name: str) -> pa.StringArray:
+        return pa.array(self._texts_of(name), type=pa.string())
+
+    def _numbers_of(self, name: str) -> npt.NDArray[np.float64]:
+        return np.array(self._texts_of(name), dtype=np.float64)  # in an array of doubles None becomes NaN
+
+    def _attributes_of(self, name: str) -> npt.NDArray[np.object_]:
+        return _objects([None if row.attributes is None else row.attributes.get(name) for row in self.rows])
 
     def take(self, order: npt.NDArray[np.integer[Any]]) -> PaymentBatch:
         """The accepted rows at the positions `order`, in that order: a permutation or a subset. The rejects stay."""
@@ -263,7 +273,7 @@ def _without_null_attributes(row: PaymentRow) -> PaymentRow:
     return msgspec.structs.replace(row, attributes={k: v for k, v in (row.attributes or {}).items() if v is not None})
 
 
-def _objects(values: list[Any]) -> npt.NDArray[np.object_]:
+def _objects(values: Sequence[Any]) -> npt.NDArray[np.object_]:
     column = np.empty(len(values), dtype=np.object_)
     column[:] = values
     return column

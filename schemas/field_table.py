@@ -30,7 +30,7 @@ class Kind(IntEnum):
     ATTRIBUTES = 9
 
 
-_KINDS: Final = {
+KINDS: Final = {
     "event_time": Kind.TIME,
     "amount_minor": Kind.AMOUNT,
     "currency": Kind.CURRENCY,
@@ -93,7 +93,7 @@ def _build_tables() -> Tables:
         multiplier=multiplier,
         name=padded.copy(),
         name_length=np.array([len(name) for name in names], dtype=np.int64),
-        kind=np.array([_KINDS.get(name, Kind.IDENTIFIER) for name in Payment.model_fields], dtype=np.int64),
+        kind=np.array([KINDS.get(name, Kind.IDENTIFIER) for name in Payment.model_fields], dtype=np.int64),
         required=sum(1 << number for number, name in enumerate(Payment.model_fields) if name in REQUIRED_FIELDS),
         currency=known_indices(),
         weight=string_weights(),

@@ -184,7 +184,7 @@ def _payment(
                     return UNCERTAIN
                 first = p + 1
                 p, characters, digits, bare = scan_string(data, first, end, weight)
-                if p < 0 or not _text_is_good(data, first, p, kind, characters, currency):
+                if p < 0 or not text_is_good(data, first, p, kind, characters, currency):
                     return UNCERTAIN
                 if bare and 13 <= digits <= 19 and luhn_valid(data, first, p):
                     return UNCERTAIN
@@ -230,9 +230,10 @@ def _digits(data: Bytes, p: int, end: int, count_max: int) -> tuple[Integer, int
 
 
 @nb.njit(cache=True, nogil=True)
-def _text_is_good(
+def text_is_good(
     data: Bytes, start: int, end: int, kind: int, characters: Integer, currency: npt.NDArray[np.bool_]
 ) -> bool:
+    """Whether a text of bytes that `string_weights` knows is what its field takes; card numbers aside."""
     length = end - start
     if kind in (_CURRENCY, _COUNTRY):
         if length != (3 if kind == _CURRENCY else 2):

@@ -5,23 +5,28 @@ The training export stops here; the pipeline goes on to score and decide. Both r
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow.compute as pc
 
 from features.capture import Image
 from features.engine import Engine
 from features.feature_set import FeatureSet
 from features.filters import POSITION_FIELDS
 from features.hashing import hash_strings
+from schemas.control import Control, parse_control
 from schemas.dead_letter import DeadLetterReason
 from schemas.decode import PaymentBatch, decode_payments
 from schemas.errors import ContractError
 from schemas.journal import ControlRange, InputRange
 from scorer.dedupe import Dedupe
+from scorer.errors import UsageError
 from scorer.ordering import journal_order
 
 _NO_STREAM_TIME = -(1 << 62)
@@ -43,6 +48,14 @@ class Records:
     def __len__(self) -> int:
         return len(self.values)
 
+    def decode(self) -> PaymentBatch:
+        """The payments among them, and the refusals."""
+        return decode_payments(self.values, self.keys)
+
+    def payload(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
+        """A hash of the bytes of each of `rows`, uint64, which tells a payment sent again from another of its id."""
+        return hash_strings([self.values[i] for i in rows.tolist()])[0][:, 0].copy()
+
 
 @dataclass(frozen=True)
 class ControlRecord:
@@ -51,6 +64,35 @@ class ControlRecord:
     offset: int
     key: bytes | None
     value: bytes | None
+
+
+class KnownLabel(NamedTuple):
+    """What a label record comes to."""
+
+    payment_id: str
+    fraud: bool
+    known_at_ms: int
+
+
+class LabelRecords(Sequence[ControlRecord]):
+    """Control records that are labels of a file, most of them known without their JSON."""
+
+    @abstractmethod
+    def verdicts(self) -> Iterable[KnownLabel | ControlRecord]:
+        """Each one, as it is or as the record that has to be parsed."""
+
+
+def control_verdicts(control: Sequence[ControlRecord]) -> Iterator[Control | KnownLabel | ContractError]:
+    """What each control record says, or why it is refused, in order."""
+    source: Iterable[KnownLabel | ControlRecord] = control.verdicts() if isinstance(control, LabelRecords) else control
+    for record in source:
+        if isinstance(record, KnownLabel):
+            yield record
+            continue
+        try:
+            yield parse_control(record.value)
+        except ContractError as error:
+            yield error
 
 
 @dataclass(frozen=True)
@@ -96,13 +138,53 @@ class Enriched:
     rejected: list[Rejected]
 
 
+@dataclass(frozen=True)
+class Share:
+    """One of `count` parts of a file's payments, by the keys that all entities of the feature set have in common.
+
+    Every share reads all payments and finds the repeated ones; features are computed of its own alone. Their values are
+    those of one process as long as stream time is each payment's own time, hence rows must be in order of time.
+    """
+
+    number: int
+    count: int
+    fields: tuple[str, ...]
+
+    @classmethod
+    def fields_of(cls, feature_set: FeatureSet) -> tuple[str, ...]:
+        """The fields that all entities have in common. Raises UsageError, naming two entities, when there are none."""
+        entities = list(feature_set.entities.items())
+        common = set(entities[0][1]) if entities else set()
+        for name, fields in entities:
+            if not common & set(fields):
+                raise UsageError(
+                    f"entities {entities[0][0]} and {name} have no field in common, so no key can decide which "
+                    f"process computes a payment; use one process"
+                )
+            common &= set(fields)
+        return tuple(sorted(common)) or ("payment_id",)
+
+    def of(self, payments: PaymentBatch) -> npt.NDArray[np.int64]:
+        """The share of each payment, int64 [n]."""
+        total = np.zeros(len(payments), dtype=np.uint64)
+        for name in self.fields:
+            total = total * np.uint64(31) + hash_strings(payments.text(name))[0][:, 0]
+        return (total % np.uint64(self.count)).astype(np.int64)
+
+
 class Enricher:
     """The windows and the dedupe table of one shard."""
 
     def __init__(
-        self, feature_set: FeatureSet, *, images: Mapping[str, Image] | None = None, folder: Path | None = None
+        self,
+        feature_set: FeatureSet,
+        *,
+        images: Mapping[str, Image] | None = None,
+        folder: Path | None = None,
+        share: Share | None = None,
     ) -> None:
-        """`images`: of engine and dedupe table, to go on from. `folder`: of the event log; in memory without.
+        """`images`: of engine and dedupe table, to go on from. `folder`: of the event log; in memory without. `share`:
+        compute a part of the payments alone.
 
         Raises StateMismatch when the images do not fit, SegmentError when the folder cannot be used.
         """
@@ -113,22 +195,30 @@ class Enricher:
         else:
             self.dedupe.restore(images["dedupe"])
             self.engine = Engine.restore(feature_set, images["engine"], folder=folder)
+        self._share = share
+        if share is not None:
+            self._stream_ms = _NO_STREAM_TIME
+            self._owners = Dedupe(horizon_ms=feature_set.dedupe_horizon, capacity=feature_set.dedupe_capacity)
 
     def enrich(self, records: Records) -> Enriched:
         """Decode, order, find repeated payments, compute features. Every record ends in `payments` or in `rejected`."""
-        decoded = decode_payments(records.values, records.keys)
+        decoded = records.decode()
         rejected = [Rejected(r.index, r.error) for r in decoded.rejects]
         payments, amount = self._admissible(decoded, records, rejected)
         order = journal_order(records.partition[payments.index], records.offset[payments.index], payments.event_time_ms)
-        payments, amount = payments.take(order), amount[order]
+        if (order[1:] < order[:-1]).any():
+            payments, amount = payments.take(order), amount[order]
         rows = payments.index.astype(np.int64)
 
         ids, _ = hash_strings(payments.text("payment_id"))
-        payload, _ = hash_strings([records.values[i] for i in rows.tolist()])
-        stream_ms = self.engine.stream_time_ms
-        entry, duplicate, conflict = self.dedupe.scan(
-            ids, payload[:, 0].copy(), payments.event_time_ms, _NO_STREAM_TIME if stream_ms is None else stream_ms
-        )
+        stream_ms = self.engine.stream_time_ms if self._share is None else self._stream_ms
+        stream_ms = _NO_STREAM_TIME if stream_ms is None else stream_ms
+        entry, duplicate, conflict = self.dedupe.scan(ids, records.payload(rows), payments.event_time_ms, stream_ms)
+        if self._share is not None:
+            own = self._own(self._share, payments, ids, duplicate, stream_ms)
+            payments, amount, ids, rows = payments.take(own), amount[own], ids[own], rows[own]
+            entry, duplicate, conflict = entry[own], duplicate[own], conflict[own]
+            rejected = [] if self._share.number else rejected
         fresh = np.flatnonzero(~duplicate)
         all_fresh = len(fresh) == len(rows)
         first = payments if all_fresh else payments.take(fresh)
@@ -137,6 +227,33 @@ class Enricher:
         )
         rejected.sort(key=lambda r: (int(records.partition[r.index]), int(records.offset[r.index])))
         return Enriched(payments, rows, entry, duplicate, conflict, fresh, first, features, late, rejected)
+
+    def _own(
+        self,
+        share: Share,
+        payments: PaymentBatch,
+        ids: npt.NDArray[np.uint64],
+        duplicate: npt.NDArray[np.bool_],
+        stream_ms: int,
+    ) -> npt.NDArray[np.int64]:
+        """Positions of the share's own payments. Raises UsageError where shares would differ from one process."""
+        times, owner = payments.event_time_ms, share.of(payments)
+        fresh = times[~duplicate]
+        before = np.concatenate([np.array([stream_ms]), fresh[:-1]]) if len(fresh) else fresh
+        if (fresh < before).any():
+            at = int(payments.index[np.flatnonzero(~duplicate)[np.argmax(fresh < before)]])
+            raise UsageError(
+                f"record {at} of a block is earlier than one before it: several processes need payments in order of "
+                f"event time; sort the file, or use one process"
+            )
+        _, _, elsewhere = self._owners.scan(ids, owner.astype(np.uint64), times, stream_ms)
+        if elsewhere.any():
+            raise UsageError(
+                f"a payment came again with another {' or '.join(share.fields)}, which is another process's; "
+                f"use one process"
+            )
+        self._stream_ms = max(stream_ms, int(fresh[-1])) if len(fresh) else stream_ms
+        return np.flatnonzero(owner == share.number)
 
     def _admissible(
         self, payments: PaymentBatch, records: Records, rejected: list[Rejected]
@@ -166,7 +283,7 @@ class Enricher:
             else:
                 missing = np.asarray(payments.text(name).is_null())
             refuse(missing, DeadLetterReason.MISSING_FIELD, name, "required by the feature set")
-        amount, convertible = self.engine.convert(payments)
+        amount, convertible = self._convert(payments)
         refuse(
             ~convertible,
             DeadLetterReason.NO_EXCHANGE_RATE,
@@ -177,3 +294,9 @@ class Enricher:
             return payments, amount
         kept = np.flatnonzero(admissible)
         return payments.take(kept), amount[kept]
+
+    def _convert(self, payments: PaymentBatch) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+        """As Engine.convert, without a look at each row where all are in the set's currency."""
+        if pc.all(pc.equal(payments.text("currency"), self.feature_set.currency)).as_py() is not False:
+            return payments.amount_minor, np.ones(len(payments), dtype=np.bool_)
+        return self.engine.convert(payments)

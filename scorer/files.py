@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Mapping as Mapping_
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -90,6 +91,16 @@ def read_payments(
     """
     if rows_per_block < 1:
         raise ValueError(f"rows_per_block={rows_per_block}: at least 1")
+    kind, packed = _kind(path)
+    if mapping is None:
+        if kind != "jsonl":
+            raise MappingError(f"{path}: a {kind} file needs a mapping that says which column is which field")
+        return _contract_lines(path, packed, rows_per_block)
+    return _mapped(path, kind, packed, mapping, rows_per_block)
+
+
+def _kind(path: Path) -> tuple[str, bool]:
+    """parquet, csv or jsonl, and whether it is packed. Raises FileError."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     packed = bool(suffixes) and suffixes[-1] == ".gz"
     kind = _SUFFIXES.get(suffixes[-2] if packed and len(suffixes) > 1 else suffixes[-1] if suffixes else "")
@@ -99,11 +110,7 @@ def read_payments(
         )
     if not path.is_file():
         raise FileError(f"{path}: no such file")
-    if mapping is None:
-        if kind != "jsonl":
-            raise MappingError(f"{path}: a {kind} file needs a mapping that says which column is which field")
-        return _contract_lines(path, packed, rows_per_block)
-    return _mapped(path, kind, packed, mapping, rows_per_block)
+    return kind, packed
 
 
 def rows_before(path: Path, mapping: Mapping, end_ms: int) -> int | None:
@@ -124,6 +131,16 @@ def rows_before(path: Path, mapping: Mapping, end_ms: int) -> int | None:
         last = row + int(before[-1]) + 1 if len(before) else last
         row += len(times)
     return last
+
+
+def row_count(path: Path) -> int | None:
+    """How many rows a Parquet file says it has; None for other files, and for one that cannot be read."""
+    if _SUFFIXES.get(path.suffix.lower()) != "parquet":
+        return None
+    try:
+        return int(pq.read_metadata(path).num_rows)
+    except (pa.ArrowException, OSError):
+        return None  # told by whoever reads the payments
 
 
 def label_records(block: FileBlock) -> list[bytes]:
@@ -155,12 +172,16 @@ _Columns = tuple[npt.NDArray[np.int64], dict[str, Column]]
 def _mapped(path: Path, kind: str, packed: bool, mapping: Mapping, rows_per_block: int) -> Iterator[FileBlock]:
     if kind == "jsonl":
         return _blocks(path, mapping, _json_columns(path, packed, mapping, rows_per_block))
+    return _blocks(path, mapping, _opened(path, kind, mapping, rows_per_block), of_text=kind == "csv")
+
+
+def _opened(path: Path, kind: str, mapping: Mapping, rows_per_block: int) -> Iterator[_Columns]:
     # Opened here, not at the first block: a missing column is told at once.
     try:
         batches = _parquet(path, mapping, rows_per_block) if kind == "parquet" else _csv(path, mapping)
     except (pa.ArrowException, OSError) as exc:
         raise FileError(f"{path}: not readable as {kind}: {_first_line(exc)}") from exc
-    return _blocks(path, mapping, _arrow_columns(path, kind, batches, rows_per_block), of_text=kind == "csv")
+    return _arrow_columns(path, kind, batches, rows_per_block)
 
 
 def _parquet(path: Path, mapping: Mapping, rows_per_block: int) -> Iterator[pa.RecordBatch]:
@@ -209,13 +230,25 @@ def _arrow_columns(path: Path, kind: str, batches: Iterator[pa.RecordBatch], row
         for batch in batches:
             for start in range(0, batch.num_rows, rows_per_block):
                 part = batch.slice(start, rows_per_block)
-                yield (
-                    np.arange(row, row + part.num_rows),
-                    {name: _plain(part.column(name)) for name in part.schema.names},
-                )
+                columns = {name: _plain(part.column(name)) for name in part.schema.names}
+                _check_texts(path, row, columns)
+                yield np.arange(row, row + part.num_rows), columns
                 row += part.num_rows
     except (pa.ArrowException, OSError) as exc:
         raise FileError(f"{path}: after row {row - 1}: not readable as {kind}: {_first_line(exc)}") from exc
+
+
+def _check_texts(path: Path, row: int, columns: Mapping_[str, pa.Array]) -> None:
+    """Parquet's texts are whatever bytes somebody wrote. Raises FileError for those that are not UTF-8."""
+    for name, column in columns.items():
+        if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+            try:
+                column.validate(full=True)
+            except pa.ArrowException as exc:
+                raise FileError(
+                    f"{path}: rows {row} to {row + len(column) - 1}: column {name} holds bytes that are not UTF-8; "
+                    "write it as UTF-8 text"
+                ) from exc
 
 
 def _plain(column: pa.Array) -> pa.Array:
@@ -270,20 +303,62 @@ def _json_columns(path: Path, packed: bool, mapping: Mapping, rows_per_block: in
 
 def _blocks(path: Path, mapping: Mapping, blocks: Iterator[_Columns], *, of_text: bool = False) -> Iterator[FileBlock]:
     for rows, columns in blocks:
-        count = len(rows)
-        field = "payment_id"
+        yield _named_block(path, mapping, rows, columns, of_text=of_text)
 
-        def column(
-            name: str, source: str | Constant, count: int = count, columns: dict[str, Column] = columns
-        ) -> Column:
-            nonlocal field
-            field = f"{name} (column {source})" if isinstance(source, str) else f"{name} (constant)"
-            return columns[source] if isinstance(source, str) else [source.constant] * count
 
-        try:
-            yield _block(mapping, rows, column, of_text=of_text)
-        except CellError as exc:
-            raise FileError(f"{path}: row {rows[exc.index]}: {field}: {exc}") from exc
+def _named_block(
+    path: Path, mapping: Mapping, rows: npt.NDArray[np.int64], columns: dict[str, Column], *, of_text: bool
+) -> FileBlock:
+    """One block; a cell that cannot become its field is a FileError that says where it is."""
+    count = len(rows)
+    field = "payment_id"
+
+    def column(name: str, source: str | Constant) -> Column:
+        nonlocal field
+        field = f"{name} (column {source})" if isinstance(source, str) else f"{name} (constant)"
+        return columns[source] if isinstance(source, str) else [source.constant] * count
+
+    try:
+        return _block(mapping, rows, column, of_text=of_text)
+    except CellError as exc:
+        raise FileError(f"{path}: row {rows[exc.index]}: {field}: {exc}") from exc
+
+
+def mapped_block(
+    mapping: Mapping, rows: npt.NDArray[np.int64], columns: dict[str, Column], *, of_text: bool
+) -> FileBlock:
+    """Rows of a file, given as the columns that the mapping names. Raises CellError, whose index counts those rows."""
+    count = len(rows)
+
+    def column(_name: str, source: str | Constant) -> Column:
+        return columns[source] if isinstance(source, str) else [source.constant] * count
+
+    return _block(mapping, rows, column, of_text=of_text)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some rows of a Parquet or CSV file, as they stand there. `of_text`: the file has no types."""
+
+    rows: npt.NDArray[np.int64]
+    columns: dict[str, pa.Array]
+    of_text: bool
+    block: Callable[[], FileBlock]  # the same rows as `read_payments` gives them; raises FileError
+
+
+def parts(path: Path, mapping: Mapping, rows_per_block: int) -> Iterator[Part] | None:
+    """The columns of a Parquet or CSV file, block by block as `read_payments` cuts it; None for any other file.
+
+    Raises what `read_payments` raises.
+    """
+    kind, _ = _kind(path)
+    if kind == "jsonl":
+        return None
+    of_text = kind == "csv"
+    return (
+        Part(rows, dict(columns), of_text, partial(_named_block, path, mapping, rows, columns, of_text=of_text))
+        for rows, columns in _opened(path, kind, mapping, rows_per_block)
+    )
 
 
 def _block(mapping: Mapping, rows: npt.NDArray[np.int64], column: _Get, *, of_text: bool) -> FileBlock:

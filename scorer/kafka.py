@@ -87,11 +87,17 @@ class Topics:
             *(prefix + name for name in ("payments", "decisions", "audit", "journal", "control", "dead-letters"))
         )
 
+    @property
+    def all(self) -> tuple[str, ...]:
+        """Every topic of the live engine."""
+        return self.payments, self.decisions, self.audit, self.journal, self.control, self.dead_letters
+
 
 def client_config(settings: KafkaSettings) -> dict[str, Any]:
     """What every client shares."""
     config: dict[str, Any] = {
         "bootstrap.servers": settings.bootstrap_servers,
+        "client.id": settings.client_id,
         **settings.security,
         "error_cb": _on_error,
         "log_level": 2,  # errors come through error_cb, once and structured
@@ -99,6 +105,8 @@ def client_config(settings: KafkaSettings) -> dict[str, Any]:
         "reconnect.backoff.ms": 50,
         "reconnect.backoff.max.ms": 2_000,
     }
+    if settings.client_rack is not None:
+        config["client.rack"] = settings.client_rack
     if settings.sasl_password is not None:
         config["sasl.password"] = settings.sasl_password.get_secret_value()
     if settings.ssl_key_password is not None:

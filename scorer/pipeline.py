@@ -17,14 +17,14 @@ import numpy.typing as npt
 
 from features.capture import Image
 from schemas.audit import NULLABLE, AuditColumns, AuditContext, digest
-from schemas.control import ListAdd, ListRemove, parse_control
+from schemas.control import ListAdd, ListRemove
 from schemas.decode import PaymentBatch
 from schemas.errors import ContractError
 from schemas.journal import FIRST_PREVIOUS, JournalRecord
 from schemas.label import Label
 from scorer.bundle import Bundle
 from scorer.dedupe import Outcome
-from scorer.enrich import Batch, ControlRecord, Enricher, Records, Rejected
+from scorer.enrich import Batch, ControlRecord, Enricher, KnownLabel, Records, Rejected, Share, control_verdicts
 from scorer.errors import PromiseBroken, UsageError
 from scorer.policy import APPROVE, FLAG, LATE_REASON, PolicyRunner, Verdicts
 
@@ -80,13 +80,15 @@ class Pipeline:
         shard: int = 0,
         images: Mapping[str, Image] | None = None,
         folder: Path | None = None,
+        share: Share | None = None,
     ) -> None:
         """`images`: of engine and dedupe table, to go on from (see scorer.shard_image). `folder`: for the event log.
+        `share`: decide a part of the payments alone.
 
         Raises StateMismatch or SegmentError.
         """
         self.shard = shard
-        self._enricher = Enricher(bundle.feature_set, images=images, folder=folder)
+        self._enricher = Enricher(bundle.feature_set, images=images, folder=folder, share=share)
         self.engine, self.dedupe = self._enricher.engine, self._enricher.dedupe
         self.lists = _Lists()
         self.sequence = 0
@@ -143,7 +145,7 @@ class Pipeline:
         modes[enriched.duplicate] = DUPLICATE
         each = kind.tolist()
         columns = AuditColumns(
-            payment_id=payments.column("payment_id").tolist(),
+            payment_id=payments.text("payment_id"),
             partition=records.partition[rows],
             offset=records.offset[rows],
             event_time_ms=payments.event_time_ms,
@@ -186,13 +188,10 @@ class Pipeline:
         """Labels and lists change state; an activation is the shell's business,
         which names the bundle of each batch in the journal."""
         rejected = []
-        for i, raw in enumerate(control):
-            try:
-                record = parse_control(raw.value)
-            except ContractError as error:
-                rejected.append(Rejected(i, error))
-                continue
-            if isinstance(record, Label):
+        for i, record in enumerate(control_verdicts(control)):
+            if isinstance(record, ContractError):
+                rejected.append(Rejected(i, record))
+            elif isinstance(record, Label | KnownLabel):
                 self.engine.add_label(record.payment_id, fraud=record.fraud, known_at_ms=record.known_at_ms)
             elif isinstance(record, ListAdd):
                 self.lists.add(record.list, record.value)
@@ -203,17 +202,10 @@ class Pipeline:
     def _decide(
         self, payments: PaymentBatch, features: npt.NDArray[np.float32], late: npt.NDArray[np.bool_]
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
-        model = self.bundle.model
-        margins = model.margins(features)
+        margins = self.bundle.model.margins(features)
         if not np.isfinite(margins).all():
             raise PromiseBroken(f"bundle {self.bundle.id} gave a margin that is not a number; it is unfit to serve")
-        verdicts = self._policy.decide(payments, features, margins, self.lists.values)
-        reasons = verdicts.reasons
-        explained = np.flatnonzero(verdicts.by_score)
-        if len(explained):
-            contributions = model.contributions(features[explained])
-            for i, row in zip(explained.tolist(), contributions, strict=True):
-                reasons[i] = self._policy.explain(row, reasons[i])
+        verdicts = explained(self.bundle, self._policy, payments, features, margins, self.lists.values)
         return margins, self._outcomes(verdicts, late, NORMAL)
 
     def _decide_degraded(
@@ -255,6 +247,24 @@ class Pipeline:
         self.sequence += 1
         self.head = record.head
         return record
+
+
+def explained(
+    bundle: Bundle,
+    policy: PolicyRunner,
+    payments: PaymentBatch,
+    features: npt.NDArray[np.float32],
+    margins: npt.NDArray[np.float32],
+    lists: Mapping[str, set[str]],
+) -> Verdicts:
+    """What the policy says of payments with these features float32 [n, F] and margins float32 [n], reasons included."""
+    verdicts = policy.decide(payments, features, margins, lists)
+    rows = np.flatnonzero(verdicts.by_score)
+    if len(rows):
+        contributions = bundle.model.contributions(features[rows])
+        for i, row in zip(rows.tolist(), contributions, strict=True):
+            verdicts.reasons[i] = policy.explain(row, verdicts.reasons[i])
+    return verdicts
 
 
 def _spread(values: npt.NDArray[np.float32], rows: npt.NDArray[np.int64], n: int) -> npt.NDArray[np.float32]:

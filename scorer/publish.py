@@ -115,7 +115,7 @@ class Publisher:
         """One message per payment, with the payment's own key, to the partition of the same number."""
         columns = outcomes.columns
         values = encode_decisions(
-            columns.payment_id,
+            outcomes.payments.column("payment_id").tolist(),
             columns.decision,
             columns.score,
             columns.margin,
@@ -124,12 +124,13 @@ class Publisher:
             outcomes.bundles,
         )
         keys = outcomes.records.keys
-        messages = [
-            {"value": value, "key": keys[row], "partition": partition}
-            for value, row, partition in zip(values, outcomes.rows.tolist(), columns.partition.tolist(), strict=True)
-        ]
-        if messages and self._producer.produce_batch(self._topics.decisions, messages) != len(messages):
-            raise BufferError
+        # One call for each partition: the client takes a partition of a single message and then does not heed it.
+        by_partition: dict[int, list[dict[str, bytes | None]]] = {}
+        for value, row, partition in zip(values, outcomes.rows.tolist(), columns.partition.tolist(), strict=True):
+            by_partition.setdefault(partition, []).append({"value": value, "key": keys[row]})
+        for partition, messages in by_partition.items():
+            if self._producer.produce_batch(self._topics.decisions, messages, partition) != len(messages):
+                raise BufferError
 
     def _produce_dead_letters(self, outcomes: Outcomes) -> None:
         records = outcomes.records

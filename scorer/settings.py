@@ -42,6 +42,14 @@ class KafkaSettings(_Section):
         pattern=r"^[A-Za-z0-9._-]{0,100}$",
         description="put before every topic name, group and transactional id",
     )
+    client_id: str = Field(
+        default="fraud-scorer",
+        pattern=r"^[A-Za-z0-9._-]{1,100}$",
+        description="client.id of every client: the name in the broker's logs and metrics, and what its quotas go by",
+    )
+    client_rack: str | None = Field(
+        default=None, description="client.rack: the followers of which rack are read from, where the brokers allow it"
+    )
     security: dict[str, str] = Field(
         default_factory=dict, description="librdkafka settings passed through: security.protocol, sasl.*, ssl.*"
     )
@@ -202,6 +210,21 @@ class SnapshotSettings(_Section):
     )
 
 
+class ReplaySettings(_Section):
+    """How replay, prove and explain read topics: apart from the live worker, so that a quota can hold them alone."""
+
+    client_id: str = Field(
+        default="fraud-scorer-replay",
+        pattern=r"^[A-Za-z0-9._-]{1,100}$",
+        description="client.id of what reads history; give it a quota (kafka-configs.sh, see README)",
+    )
+    client_rack: str | None = Field(
+        default=None,
+        description="client.rack of what reads history: a rack whose followers may be read from, instead of the "
+        "leaders that serve the worker (brokers need replica.selector.class=RackAwareReplicaSelector)",
+    )
+
+
 class HttpSettings(_Section):
     """Metrics and health."""
 
@@ -224,6 +247,7 @@ class Settings(BaseSettings):
     worker: WorkerSettings = WorkerSettings()
     bundle: BundleSettings = BundleSettings()
     snapshots: SnapshotSettings = SnapshotSettings()
+    replay: ReplaySettings = ReplaySettings()
     http: HttpSettings = HttpSettings()
     log_level: str = Field(
         default="info", pattern="^(debug|info|warning|error)$", description="lowest level that is logged"
@@ -269,6 +293,15 @@ class Settings(BaseSettings):
         if self.postgres.password is not None:
             parts["password"] = self.postgres.password.get_secret_value()
         return make_conninfo("", **parts)
+
+
+def reading_history(settings: Settings) -> Settings:
+    """The same settings for what reads history: with the client id and rack of `replay`."""
+    replay = settings.replay
+    clients = settings.kafka.model_copy(
+        update={"client_id": replay.client_id, "client_rack": replay.client_rack or settings.kafka.client_rack}
+    )
+    return settings.model_copy(update={"kafka": clients})
 
 
 class _FileSource(PydanticBaseSettingsSource):

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from schemas.currencies import CURRENCY_EXPONENT
 from scorer.errors import FraudScorerError
+from scorer.replay.output import part_files
 
 DAY_MS = 86_400_000
 SEGMENT_FIELDS = ("channel", "country", "mcc")
@@ -40,11 +41,11 @@ class Decided:
     @classmethod
     def read(cls, path: Path, feature_names: list[str], currency: str, factors: dict[str, float]) -> Decided:
         """The rows of a replay's output: a Parquet file or a folder of parts. Raises BacktestError."""
-        files = sorted(path.glob("part-*.parquet")) if path.is_dir() else [path]
+        files = part_files(path) if path.is_dir() else [path]
         if not files:
-            raise BacktestError(f"{path} holds no part-*.parquet: replay into it first")
+            raise BacktestError(f"{path} holds no day=*/part-*.parquet: replay into it first")
         try:
-            table = pa.concat_tables([pq.read_table(file, memory_map=True) for file in files])
+            table = pa.concat_tables([pq.ParquetFile(file, memory_map=True).read() for file in files])
         except (pa.ArrowException, OSError) as exc:
             raise BacktestError(f"{path} is not readable as Parquet: {str(exc).splitlines()[0]}") from exc
         missing = [name for name in ("payment_id", "margin", "decision", "label") if name not in table.column_names]

@@ -17,7 +17,16 @@ function number(value, digits = 4) {
   if (Math.abs(value) >= 1000) return value.toLocaleString("en", { maximumFractionDigits: 0 });
   return Number.isInteger(value) ? String(value) : value.toPrecision(digits);
 }
-const words = (name) => name.replaceAll("_", " ");
+const words = (name) => name.replaceAll("_", " ").replace(/\b(auc|fpr|mcc)\b/g, (short) => short.toUpperCase());
+// Round values of a scale, about `count` of them: steps of 1, 2 or 5 times a power of ten.
+function ticks(low, high, count) {
+  const rough = (high - low) / count, power = 10 ** Math.floor(Math.log10(rough));
+  const step = [1, 2, 5, 10].map((m) => m * power).find((s) => s >= rough * 0.999);
+  const found = [];
+  for (let k = Math.ceil(low / step - 1e-9); k * step <= high + step * 1e-9; k++) found.push(Number((k * step).toPrecision(12)));
+  return found;
+}
+const tick = (value) => Math.abs(value) >= 10000 ? `${number(value / 1000, 3)}k` : String(value);
 function section(title, ...notes) {
   page.append(make("h2", {}, title));
   for (const note of notes) page.append(make("p", { class: "note" }, note));
@@ -29,9 +38,9 @@ function table(rows, columns, parent = page) {
   let sorted = null, up = false;
   function fill() {
     body.replaceChildren(...rows.map((row) => make("tr", {}, ...columns.map(([key, , text]) => {
-      const value = row[key];
-      const shown = Array.isArray(value) ? value.join(", ") : text ? String(value ?? "–") : number(value);
-      return make("td", text ? { class: "text" } : {}, shown);
+      const value = row[key], many = Array.isArray(value);
+      const shown = many ? value.join(", ") || "–" : text ? String(value ?? "–") : number(value);
+      return make("td", many ? { class: "text many" } : text ? { class: "text" } : {}, shown);
     }))));
   }
   const head = make("tr", {}, ...columns.map(([key, title, text]) => {
@@ -46,7 +55,7 @@ function table(rows, columns, parent = page) {
     return cell;
   }));
   fill();
-  parent.append(make("div", { class: "scroll" }, make("table", {}, make("thead", {}, head), body)));
+  parent.append(make("div", { class: rows.length > 40 ? "scroll long" : "scroll" }, make("table", {}, make("thead", {}, head), body)));
 }
 
 // Lines over one x: series is [{name, points: [[x, y, label]]}]; the pointer shows the nearest point.
@@ -57,21 +66,25 @@ function plot(title, series, options = {}) {
   const fx = options.log ? Math.log10 : (v) => v;
   let [x0, x1] = [Math.min(...all.map((p) => fx(p[0]))), Math.max(...all.map((p) => fx(p[0])))];
   let [y0, y1] = [Math.min(0, ...all.map((p) => p[1])), Math.max(...all.map((p) => p[1])) || 1];
+  if (options.diagonal) [x0, x1, y0, y1] = [0, 1, 0, 1];
   if (x0 === x1) x1 = x0 + 1;
   const X = (v) => left + ((fx(v) - x0) / (x1 - x0)) * (width - left - right);
   const Y = (v) => height - bottom - ((v - y0) / (y1 - y0)) * (height - top - bottom);
   const svg = make("svg", { viewBox: `0 0 ${width} ${height}`, width, height, role: "img", "aria-label": title });
-  for (let i = 0; i <= 4; i++) {
-    const y = y0 + ((y1 - y0) * i) / 4;
+  for (const y of ticks(y0, y1, 5)) {
     svg.append(make("line", { class: "axis", x1: left, x2: width - right, y1: Y(y), y2: Y(y) }));
-    svg.append(make("text", { x: left - 6, y: Y(y) + 4, "text-anchor": "end" }, number(y, 3)));
+    svg.append(make("text", { x: left - 6, y: Y(y) + 4, "text-anchor": "end" }, tick(y)));
   }
-  for (const at of [0, 0.5, 1]) {
+  const round = options.x || options.log ? null : ticks(x0, x1, 5);
+  const places = round ? round.map((x) => [X(x), tick(x)]) : [0, 0.5, 1].map((at) => {
     const raw = x0 + (x1 - x0) * at, value = options.log ? 10 ** raw : raw;
-    const shown = options.x ? options.x(value) : number(value, 3);
-    svg.append(make("text", { x: left + at * (width - left - right), y: height - 8, "text-anchor": ["start", "middle", "end"][at * 2] }, shown));
+    return [left + at * (width - left - right), options.x ? options.x(value) : number(value, 2)];
+  });
+  for (const [x, shown] of places) {
+    const anchor = x > width - right - 24 ? "end" : x < left + 24 ? "start" : "middle";
+    svg.append(make("text", { x, y: height - 8, "text-anchor": anchor }, shown));
   }
-  if (options.diagonal) svg.append(make("line", { class: "axis", x1: X(Math.max(x0, y0)), y1: Y(Math.max(x0, y0)), x2: X(Math.min(x1, y1)), y2: Y(Math.min(x1, y1)) }));
+  if (options.diagonal) svg.append(make("line", { class: "diagonal", x1: X(Math.max(x0, y0)), y1: Y(Math.max(x0, y0)), x2: X(Math.min(x1, y1)), y2: Y(Math.min(x1, y1)) }));
   series.forEach((s, i) => {
     const known = s.points.filter((p) => p[1] !== null && (!options.log || p[0] > 0));
     svg.append(make("path", { d: known.map((p, k) => `${k ? "L" : "M"}${X(p[0])} ${Y(p[1])}`).join(""), fill: "none", stroke: colour[i], "stroke-width": 1.8 }));
@@ -149,7 +162,9 @@ plots(plot("share of frauds over mean score", each((side) => side.calibration.ma
 
 section("Segments");
 for (const kind of Object.keys(data.sides[0].segments)) {
-  const rows = data.sides.flatMap((side) => side.segments[kind].map((row) => ({ side: side.name, ...row })));
+  // The sides of a segment beside each other: that is what is compared.
+  const names = [...new Set(data.sides.flatMap((side) => side.segments[kind].map((row) => row.name)))];
+  const rows = names.flatMap((name) => data.sides.flatMap((side) => side.segments[kind].filter((row) => row.name === name).map((row) => ({ side: side.name, ...row }))));
   page.append(make("h3", {}, words(kind)));
   const keys = ["payments", "frauds", "average_precision", "auc", "flagged", "recall", "precision", "money_caught", "money_blocked"];
   table(rows, [["name", words(kind), true], ...(data.sides.length > 1 ? [["side", "", true]] : []), ...keys.map((key) => [key, words(key)])]);
@@ -162,10 +177,10 @@ if (data.sides.some((side) => side.drift.length)) {
 
 if (data.sides.length > 1) {
   section("What would have changed", `${number(data.changes_all)} payments are decided otherwise` + (data.changes_all > data.changes.length ? `; the ${number(data.changes.length)} with most money are shown, all are in changes.parquet.` : "."));
-  const rows = data.changes.map((c) => ({ ...c, change: `${c.decision_before} → ${c.decision_after}`, fraud: c.fraud === null ? "not known" : c.fraud ? "fraud" : "genuine" }));
+  const rows = data.changes.map((c) => ({ ...c, event_time: c.event_time.slice(0, 19).replace("T", " "), change: `${c.decision_before} → ${c.decision_after}`, fraud: c.fraud === null ? "not known" : c.fraud ? "fraud" : "genuine" }));
   const filter = make("input", { type: "search", placeholder: "payment, reason, fraud …", "aria-label": "filter" });
   const place = make("div");
-  const columns = [["payment_id", "payment", true], ["event_time", "time", true], ["money", "money"], ["fraud", "label", true], ["change", "change", true], ["score_before", "score before"], ["score_after", "score after"], ["reasons_before", "reasons before", true], ["reasons_after", "reasons after", true], ["fired_before", "rules before", true], ["fired_after", "rules after", true]];
+  const columns = [["payment_id", "payment", true], ["event_time", "time, UTC", true], ["money", "money"], ["fraud", "label", true], ["change", "change", true], ["score_before", "score before"], ["score_after", "score after"], ["reasons_before", "reasons before", true], ["reasons_after", "reasons after", true], ["fired_before", "rules before", true], ["fired_after", "rules after", true]];
   const show = () => {
     const wanted = filter.value.toLowerCase();
     place.replaceChildren();

@@ -18,6 +18,7 @@ from scorer.cli import (
     demo,
     features,
     labels,
+    prove,
     replay,
     train,
 )
@@ -45,6 +46,7 @@ app.command()(data.send)
 app.add_typer(features.app, name="features")
 app.command()(train.train)
 app.command()(replay.replay)
+app.command()(prove.prove)
 app.command("backtest")(backtest.backtest_command)
 app.command("what-if")(backtest.what_if_command)
 app.add_typer(bundle.app, name="bundle")

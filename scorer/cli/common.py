@@ -15,7 +15,7 @@ from typing import IO, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -94,11 +94,28 @@ def stop_on_signals() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
+class Counting:
+    """Shows a growing count; once a total is expected, how much is left and how long it will take."""
+
+    def __init__(self, progress: Progress | None, what: str) -> None:
+        self._progress = progress
+        self._task = None if progress is None else progress.add_task(what, total=None)
+
+    def __call__(self, count: int) -> None:
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, completed=count)
+
+    def expect(self, total: int) -> None:
+        """So many there will be; 0 where nobody knows."""
+        if total and self._progress is not None and self._task is not None:
+            self._progress.update(self._task, total=total)
+
+
 @contextmanager
-def counting(what: str, *, quiet: bool) -> Iterator[Any]:
-    """A progress line on stderr that shows a growing count; gives the function to call with it."""
+def counting(what: str, *, quiet: bool) -> Iterator[Counting]:
+    """A progress line on stderr for a terminal; gives what to call with the count so far."""
     if quiet or not err.is_terminal:
-        yield lambda _count: None
+        yield Counting(None, what)
         return
     with Progress(
         SpinnerColumn(),
@@ -106,10 +123,11 @@ def counting(what: str, *, quiet: bool) -> Iterator[Any]:
         BarColumn(),
         TextColumn("{task.completed:,.0f}"),
         TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
         console=err,
     ) as progress:
-        task = progress.add_task(what, total=None)
-        yield lambda count: progress.update(task, completed=count)
+        yield Counting(progress, what)
 
 
 def read_mapping(path: Path | None) -> Mapping | None:

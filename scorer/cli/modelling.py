@@ -23,6 +23,7 @@ def with_report(result: dict[str, Any], report: Report) -> dict[str, Any]:
         "late": report.late,
         "labels_refused": report.labels_refused,
         "labels_unmatched": report.labels_unmatched,
+        "labels_invalid": report.labels_invalid,
     }
     if report.labels_refused:
         typer.echo(

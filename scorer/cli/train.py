@@ -99,6 +99,7 @@ def train(
             trial_progress=tried,
         )
     document = dataclasses.asdict(report) | {"output": str(report.output), "training": report.training.model_dump()}
+    document["history"] = dataclasses.asdict(table.report)
     if report_file is not None:
         report_file.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     result: dict[str, Any] = {

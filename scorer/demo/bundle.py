@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterator
+from itertools import starmap
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from features.feature_set import FeatureSet
 from scorer import assets
 from scorer.bundle import Bundle, BundleError
 from scorer.bundle.manifest import FORMAT_VERSION
+from scorer.columnar import json_block
 from scorer.errors import FraudScorerError
 from scorer.replay import chained, training_table
 from scorer.send import Outgoing, outgoing_pairs
@@ -57,7 +59,9 @@ def demo_bundle(cache: Path, report: Report) -> Path:
             report(f"  {count:,} payments")
 
     table = training_table(
-        feature_set, chained(history_blocks(World(TRAINING_SEED, customers=CUSTOMERS))), progress=progress
+        feature_set,
+        chained(starmap(json_block, history_blocks(World(TRAINING_SEED, customers=CUSTOMERS)))),
+        progress=progress,
     )
     known_at = np.where(table.label_known_at_ms < 0, table.event_time_ms + LABEL_DELAY_MS, table.label_known_at_ms)
     report("Training the model (xgboost, early stopping on later days)")

@@ -8,10 +8,21 @@ digest is checked.
 
 from __future__ import annotations
 
+from scorer.replay.audit import replay_audit
 from scorer.replay.batches import BATCH_ROWS, LabelledBatch, chained, file_batches
 from scorer.replay.file import replay_file
-from scorer.replay.output import KEPT_FIELDS, decision_schema, decision_table, feature_column, open_output
+from scorer.replay.output import (
+    KEPT_FIELDS,
+    Open,
+    Output,
+    Window,
+    decision_schema,
+    decision_table,
+    feature_column,
+    part_files,
+)
 from scorer.replay.report import Progress, Report
+from scorer.replay.shares import replay_shares
 from scorer.replay.table import TrainingTable, training_table, write_training_table
 from scorer.replay.topic import replay_topic
 
@@ -19,16 +30,21 @@ __all__ = [
     "BATCH_ROWS",
     "KEPT_FIELDS",
     "LabelledBatch",
+    "Open",
+    "Output",
     "Progress",
     "Report",
     "TrainingTable",
+    "Window",
     "chained",
     "decision_schema",
     "decision_table",
     "feature_column",
     "file_batches",
-    "open_output",
+    "part_files",
+    "replay_audit",
     "replay_file",
+    "replay_shares",
     "replay_topic",
     "training_table",
     "write_training_table",

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from schemas.journal import ControlRange, InputRange
-from scorer.enrich import Batch, ControlRecord, Records
-from scorer.files import label_records, read_payments, rows_before
+from scorer.columnar import DecodedBlock, FileLabels, decoded_blocks, undecoded
+from scorer.enrich import Batch
+from scorer.files import read_payments, rows_before
 from scorer.mapping import Mapping
 
 BATCH_ROWS = 16_384
-Block = tuple[
-    Sequence[bytes | None], Sequence[bytes | None], Sequence[bytes], npt.NDArray[np.int8], npt.NDArray[np.int64]
-]
 
 
 @dataclass(frozen=True)
@@ -39,35 +37,33 @@ def file_batches(
     With `until_ms` (epoch ms) reading may end behind the last payment before that time: what comes after it cannot
     change what was computed before.
     """
-    blocks = read_payments(path, mapping, rows_per_block=rows)
+    blocks = decoded_blocks(path, mapping, rows)
+    if blocks is None:
+        blocks = map(undecoded, read_payments(path, mapping, rows_per_block=rows))
     rows_max = None if until_ms is None or mapping is None else rows_before(path, mapping, until_ms)
     if rows_max is not None:
         blocks = itertools.islice(blocks, -(-rows_max // rows))
-    return chained(
-        (block.keys, block.values, label_records(block), block.label, block.label_known_at_ms) for block in blocks
-    )
+    return chained(blocks)
 
 
-def chained(blocks: Iterable[Block]) -> Iterator[LabelledBatch]:
-    """Blocks of (keys, values, label records, label, label_known_at_ms) as one partition whose offsets count the
-    records."""
+def chained(blocks: Iterable[DecodedBlock]) -> Iterator[LabelledBatch]:
+    """Blocks as one partition whose offsets count the records."""
     offset = control = 0
-    for keys, values, labels, label, known_at_ms in blocks:
-        n = len(values)
-        records = Records(
+    for block in blocks:
+        n, labels = len(block.records), block.labels
+        records = replace(
+            block.records,
             partition=np.zeros(n, np.int32),
             offset=np.arange(offset, offset + n, dtype=np.int64),
             # Without a broker there is no clock to hold event times against.
             timestamp_ms=np.full(n, 1 << 62, np.int64),
-            keys=keys,
-            values=values,
         )
         batch = Batch(
             records,
             (InputRange(partition=0, start=offset, end=offset + n),),
-            [ControlRecord(control + i, None, value) for i, value in enumerate(labels)],
+            labels.numbered(control) if isinstance(labels, FileLabels) else labels,
             ControlRange(start=control, end=control + len(labels)),
         )
-        yield LabelledBatch(batch, label, known_at_ms)
+        yield LabelledBatch(batch, block.label, block.label_known_at_ms)
         offset += n
         control += len(labels)

@@ -27,6 +27,8 @@ class Report:
     labels_refused: int = 0
     # Labels whose payment had not come when younger ones needed their place.
     labels_unmatched: int = 0
+    # Label records that their contract refuses, such as those of a payment whose id is a card number.
+    labels_invalid: int = 0
     reasons_refused: dict[str, int] = field(default_factory=dict)
 
     def refuse(self, reason: str) -> None:
@@ -44,5 +46,6 @@ class Report:
         self.duplicates += outcomes.duplicates
         self.late += outcomes.late
         self.flagged += int(outcomes.columns.decision.sum())
+        self.labels_invalid += len(outcomes.rejected_control)
         for item in outcomes.rejected:
             self.refuse(item.error.reason.value)

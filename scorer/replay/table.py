@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from features.feature_set import FeatureSet
-from schemas.control import parse_control
+from schemas.errors import ContractError
 from schemas.label import Label
-from scorer.enrich import Enricher
+from scorer.enrich import Enricher, KnownLabel, control_verdicts
 from scorer.errors import UsageError
 from scorer.replay.batches import LabelledBatch
 from scorer.replay.report import Progress, Report
@@ -50,9 +50,10 @@ def training_table(
         tuple[list[str], npt.NDArray[np.int64], npt.NDArray[np.float32], npt.NDArray[np.int8], npt.NDArray[np.int64]]
     ] = []
     for labelled in batches:
-        for raw in labelled.batch.control:
-            verdict = parse_control(raw.value)
-            if isinstance(verdict, Label):
+        for verdict in control_verdicts(labelled.batch.control):
+            if isinstance(verdict, ContractError):
+                report.labels_invalid += 1
+            elif isinstance(verdict, Label | KnownLabel):
                 enricher.engine.add_label(verdict.payment_id, fraud=verdict.fraud, known_at_ms=verdict.known_at_ms)
         enriched = enricher.enrich(labelled.batch.records)
         report.payments += len(labelled.batch.records)

@@ -1,10 +1,12 @@
 """Replay: payments a second from Parquet to decisions, against the same features in DuckDB and plain xgboost, one run.
 
-    python -m tests.benchmarks.replay [--payments 200000] [--growth 10]
+    python -m tests.benchmarks.replay [--payments 400000] [--growth 10]
 
-Everything on one core: 44 features (4 entities, windows of an hour to 30 days), 300 trees of depth 6, generated
+In CPU time of one core: 44 features (4 entities, windows of an hour to 30 days), 300 trees of depth 6, generated
 payments. Each side runs in a process of its own, which also says how much memory it took at its peak. Replayed once
-more is a file --growth times as long, to see whether memory grows with it. The last line is one JSON object.
+more with the decisions and features written as Parquet, and from a file --growth times as long, to see whether memory
+grows with it; that one too with entities that have the customer in common, by one process and by two. The figure of two
+processes is half of their CPU together, without their start. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -76,7 +79,14 @@ def write_payments(path: Path, count: int) -> None:
     writer.close()
 
 
-def write_bench_bundle(folder: Path) -> None:
+def keyed(text: str) -> str:
+    """The same set with entities that all have the customer in their key."""
+    for field in ("terminal_id", "merchant_id", "device_id"):
+        text = text.replace(f"[{field}]", f"[customer_id, {field}]")
+    return text
+
+
+def write_bench_bundle(folder: Path, declared: str) -> None:
     import xgboost  # noqa: PLC0415 - not in the processes that are measured
 
     from scorer.bundle import write_bundle  # noqa: PLC0415
@@ -88,7 +98,7 @@ def write_bench_bundle(folder: Path) -> None:
     booster = xgboost.train(parameters, xgboost.DMatrix(X, y), 300)
     write_bundle(
         folder, name="bench", created_at="2024-01-01T00:00:00Z", model=bytes(booster.save_raw("ubj")),
-        feature_set_yaml=feature_set(), policy_yaml="name: bench\nflag: {score: 0.999}\n", threshold_score=0.999,
+        feature_set_yaml=declared, policy_yaml="name: bench\nflag: {score: 0.999}\n", threshold_score=0.999,
     )  # fmt: skip
 
 
@@ -98,21 +108,51 @@ def peak_memory_mib() -> float:
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
-def replay_ours(folder: Path, file: Path) -> dict[str, float]:
+def replay_ours(folder: Path, file: Path, output: Path | None = None, bundle_name: str = "bundle") -> dict[str, float]:
     from scorer.bundle import Bundle  # noqa: PLC0415 - one side a process
     from scorer.mapping import Mapping  # noqa: PLC0415
     from scorer.replay import replay_file  # noqa: PLC0415
 
-    bundle, mapping = Bundle.load(folder / "bundle"), Mapping.from_yaml(MAPPING)
-    replay_file(bundle, folder / "warm.parquet", mapping, None)  # compiled code is loaded before the clock starts
+    bundle, mapping = Bundle.load(folder / bundle_name), Mapping.from_yaml(MAPPING)
+    replay_file(bundle, folder / "warm.parquet", mapping, output)  # compiled code is loaded before the clock starts
     began, cpu = time.perf_counter(), time.process_time()
-    report = replay_file(bundle, file, mapping, None)
+    report = replay_file(bundle, file, mapping, output)
     return {
         "payments": report.decisions,
         "flagged": report.flagged,
         "wall_s": time.perf_counter() - began,
         "cpu_s": time.process_time() - cpu,
         "memory_mib": peak_memory_mib(),
+    }
+
+
+def replay_written(folder: Path, file: Path) -> dict[str, float]:
+    return replay_ours(folder, file, folder / "decided.parquet")
+
+
+def replay_keyed(folder: Path, file: Path) -> dict[str, float]:
+    return replay_ours(folder, file, bundle_name="keyed")
+
+
+def replay_two(folder: Path, file: Path) -> dict[str, float]:
+    from scorer.mapping import Mapping  # noqa: PLC0415
+    from scorer.replay import replay_shares  # noqa: PLC0415
+
+    def cpu_s() -> float:
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return used.ru_utime + used.ru_stime
+
+    mapping, began = Mapping.from_yaml(MAPPING), cpu_s()
+    replay_shares(folder / "keyed", folder / "warm.parquet", mapping, None, processes=2)
+    start, wall = cpu_s() - began, time.perf_counter()
+    report = replay_shares(folder / "keyed", file, mapping, None, processes=2)
+    return {
+        "payments": report.decisions,
+        "flagged": report.flagged,
+        "wall_s": time.perf_counter() - wall,
+        "cpu_s": (cpu_s() - began - 2 * start) / 2,
+        "start_cpu_s": start / 2,
+        "memory_mib": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024,
     }
 
 
@@ -147,6 +187,9 @@ def replay_sql(folder: Path, file: Path) -> dict[str, float]:
     }
 
 
+SIDES = {"ours": replay_ours, "written": replay_written, "keyed": replay_keyed, "two": replay_two, "sql": replay_sql}
+
+
 def in_own_process(side: str, folder: Path, file: Path) -> dict[str, float]:
     command = [
         sys.executable,
@@ -167,26 +210,36 @@ def in_own_process(side: str, folder: Path, file: Path) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--payments", type=int, default=200_000)
+    parser.add_argument("--payments", type=int, default=400_000)
     parser.add_argument("--growth", type=int, default=10)
-    parser.add_argument("--side", choices=("ours", "sql"))
+    parser.add_argument("--side", choices=tuple(SIDES))
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--file", type=Path)
     arguments = parser.parse_args()
     if arguments.side is not None:
-        run = replay_ours if arguments.side == "ours" else replay_sql
-        print(json.dumps(run(arguments.folder, arguments.file)))
+        print(json.dumps(SIDES[arguments.side](arguments.folder, arguments.file)))
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_bench_bundle(folder / "bundle")
+        write_bench_bundle(folder / "bundle", feature_set())
+        write_bench_bundle(folder / "keyed", keyed(feature_set()))
         write_payments(folder / "warm.parquet", 5_000)
         write_payments(folder / "short.parquet", arguments.payments)
         write_payments(folder / "long.parquet", arguments.payments * arguments.growth)
         ours = in_own_process("ours", folder, folder / "short.parquet")
+        written = in_own_process("written", folder, folder / "short.parquet")
         sql = in_own_process("sql", folder, folder / "short.parquet")
         long = in_own_process("ours", folder, folder / "long.parquet")
-    rows = {"replay": ours, "DuckDB and xgboost": sql, f"replay, {arguments.growth} times the payments": long}
+        one = in_own_process("keyed", folder, folder / "long.parquet")
+        two = in_own_process("two", folder, folder / "long.parquet")
+    rows = {
+        "replay": ours,
+        "replay, decisions written": written,
+        "DuckDB and xgboost": sql,
+        f"replay, {arguments.growth} times the payments": long,
+        "the same, customer in each key": one,
+        "the same by two processes": two,
+    }
     for title, row in rows.items():
         rate = row["payments"] / row["cpu_s"]
         print(f"{title:36} {rate:12,.0f} payments a CPU second {row['memory_mib']:8,.0f} MiB")
@@ -195,6 +248,8 @@ def main() -> None:
             {
                 "payments_per_cpu_s": ours["payments"] / ours["cpu_s"],
                 "payments_per_wall_s": ours["payments"] / ours["wall_s"],
+                "written_payments_per_cpu_s": written["payments"] / written["cpu_s"],
+                "two_processes_over_one": one["cpu_s"] / two["cpu_s"],
                 "cpu_against_duckdb_xgboost": sql["cpu_s"] / ours["cpu_s"],
                 "memory_growth": long["memory_mib"] / ours["memory_mib"],
                 "growth": arguments.growth,

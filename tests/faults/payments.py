@@ -111,7 +111,7 @@ def undisturbed(bundle: Bundle, given: list[Payment]) -> Decided:
     outcomes = Pipeline(bundle).run(batch)
     c = outcomes.columns
     return Decided(
-        encode_decisions(c.payment_id, c.decision, c.score, c.margin, c.reasons, c.mode, outcomes.bundles),
+        encode_decisions(c.payment_id.to_pylist(), c.decision, c.score, c.margin, c.reasons, c.mode, outcomes.bundles),
         c.features,
         sorted((item.index, item.error.reason.value) for item in outcomes.rejected),
     )

@@ -6,6 +6,7 @@ import itertools
 from pathlib import Path
 
 from features.feature_set import FeatureSet
+from scorer.columnar import undecoded
 from scorer.files import label_records, read_payments
 from scorer.mapping import Mapping
 from scorer.replay import chained, training_table
@@ -64,7 +65,7 @@ def train_bundle(folder: Path, features: str = FEATURES, policy: str = POLICY) -
     blocks = itertools.islice(read_payments(HANDBOOK, Mapping.from_yaml(MAPPING), rows_per_block=20_000), 3)
     table = training_table(
         FeatureSet.from_yaml(features),
-        chained((b.keys, b.values, label_records(b), b.label, b.label_known_at_ms) for b in blocks),
+        chained(map(undecoded, blocks)),
     )
     train(
         table.features, table.label, table.event_time_ms, table.label_known_at_ms, features, policy, folder,

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
@@ -113,6 +114,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert trained["average_precision"] > 0.5
     report = json.loads((folder / "t.json").read_text())
     assert {row["name"] for row in report["features"]} == set(re.findall(r"name: (\w+),", FEATURE_SET))
+    assert report["history"]["labels_unmatched"] == trained["labels_unmatched"] == 0
+    assert {"labels_refused", "labels_invalid"} <= report["history"].keys() & trained.keys()
     replayed = _run(
         "replay", "--bundle", f"{folder}/bundle", "--input", f"{folder}/history.parquet", "--mapping",
         f"{folder}/mapping.yaml", "--output", f"{folder}/decided.parquet", "--json",
@@ -215,13 +218,20 @@ def test_a_replay_into_a_folder_goes_on_where_it_was_interrupted(place: Path, mo
 
     with pytest.raises(KeyboardInterrupt):
         replay_file(bundle, place / "history.parquet", mapping, folder, progress=stop)
-    first = {path.name: path.stat().st_mtime_ns for path in folder.glob("part-*.parquet")}
-    assert len(first) == 2
-    assert not list(folder.glob(".*partial"))
+    first = {path: path.stat().st_mtime_ns for path in output.part_files(folder)}
+    assert {path.name for path in first} == {"part-00000.parquet", "part-00001.parquet"}
+    assert not list(folder.glob("day=*/.*partial"))
+    # What a process that was killed leaves behind: a part cut short, and one that was finished and not yet said to be.
+    (folder / "day=2024-02-20" / ".part-00002.partial").parent.mkdir(exist_ok=True)
+    (folder / "day=2024-02-20" / ".part-00002.partial").write_bytes(b"PAR1")
+    (folder / "day=2024-02-20" / "part-00002.parquet").write_bytes(b"PAR1")
     replay_file(bundle, place / "history.parquet", mapping, folder)
-    parts = sorted(folder.glob("part-*.parquet"))
-    assert {path.name: path.stat().st_mtime_ns for path in parts if path.name in first} == first
-    together = pa.concat_tables([pq.read_table(path) for path in parts])
+    parts = output.part_files(folder)
+    assert {path: path.stat().st_mtime_ns for path in parts if path in first} == first
+    by_day = pads.dataset(folder, partitioning="hive", exclude_invalid_files=False, ignore_prefixes=[".", "_"])
+    days = by_day.to_table(columns=["day", "event_time"]).to_pylist()
+    assert all(str(row["event_time"].date()) == row["day"] for row in days)
+    together = pa.concat_tables([pq.ParquetFile(path).read() for path in parts])
     whole = pq.read_table(place / "decided.parquet")
     assert together.num_rows == whole.num_rows
     for name in whole.column_names:  # NaN is not equal to itself: bits are compared

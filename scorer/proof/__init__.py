@@ -1,0 +1,9 @@
+"""History decided again and held against what was decided live, payment by payment, each difference with a cause."""
+
+from __future__ import annotations
+
+from scorer.proof.differences import Cause, Difference, Differences, Proof
+from scorer.proof.file import prove_file
+from scorer.proof.topic import prove_topic
+
+__all__ = ["Cause", "Difference", "Differences", "Proof", "prove_file", "prove_topic"]
