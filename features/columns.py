@@ -52,7 +52,7 @@ class Columns:
 
         Half-even rounding of one IEEE product: the same on every machine.
         """
-        currencies = [row.currency for row in batch.rows]
+        currencies = batch.text("currency").to_pylist()
         if currencies.count(self._base) == len(currencies):
             return batch.amount_minor, np.ones(len(currencies), dtype=np.bool_)
         factors = np.array([self._factors.get(c, np.nan) for c in currencies], dtype=np.float64)
