@@ -115,6 +115,8 @@ class Shard:
                 flying = None
             self._gauges(pipeline, inputs, gatherer)
             if batch is None:
+                if self._snapshotter is not None:
+                    self._snapshotter.between_batches(pipeline, inputs, 0)
                 continue
             faults.point("after_consume")
             self._activate(pipeline, batch)

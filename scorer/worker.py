@@ -14,7 +14,7 @@ import structlog
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from features.feature_set import FeatureSetError
-from scorer import kafka, metrics
+from scorer import faults, kafka, metrics
 from scorer.bundle import Bundle
 from scorer.errors import FraudScorerError, UsageError
 from scorer.membership import Membership
@@ -119,7 +119,7 @@ class Worker:
         self._joined = False
         self._warm = False
         self._failure: BaseException | None = None
-        self._polled_at = time.monotonic()
+        self._polled_at = float("inf")  # not polling yet
         self._frozen_until = float("-inf")
         self._membership = Membership(settings)
 
@@ -142,6 +142,7 @@ class Worker:
         the process must exit non-zero then."""
         warm_up(self._bundle)
         _calm_collector()
+        faults.point("after_warm_up")
         self._warm = True
         settings, topics = self._settings, kafka.Topics.of(self._settings.kafka)
         client = kafka.admin(settings.kafka)
@@ -153,6 +154,8 @@ class Worker:
             )
         member = self._membership.consumer
         member.subscribe([topics.journal], on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost)
+        # From here on the group expects to hear of this member; compiling may have taken minutes, and that is no freeze.
+        self._polled_at = time.monotonic()
         try:
             while not stop.is_set():
                 self._note_freeze(time.monotonic() - self._polled_at)
@@ -197,12 +200,12 @@ class Worker:
         except KafkaException as exc:
             self._failure = kafka.KafkaFailure(f"assignment failed: {kafka.describe(exc)}")
             return
-        self._joined = True
         for partition in partitions:
             number = partition.partition
             log.info("shard.assigned", shard=number)
             shard = Shard(self._settings, self._bundles, number, group_metadata=lambda: self._membership.metadata)
             self._owned[number] = _Owned(shard, number, self._membership, self._standbys.pop(number, None))
+        self._joined = True  # last: until then no probe shall take this member for one that owns nothing
         metrics.OWNED.set(len(self._owned))
 
     def _revoked(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:

@@ -17,7 +17,14 @@ from scorer.services.process import ManagedService, Place, Plan, free_port, port
 from tests.faults.proxy import Proxy
 
 # A member that is silent for 1.5 s has lost its shards: a frozen worker is replaced in a test's time.
-QUICK = {"group.min.session.timeout.ms": "500", "transaction.abort.timed.out.transaction.cleanup.interval.ms": "500"}
+QUICK = {
+    "group.min.session.timeout.ms": "500",
+    "group.consumer.session.timeout.ms": "2000",
+    "group.consumer.min.session.timeout.ms": "500",
+    "group.consumer.heartbeat.interval.ms": "400",
+    "group.consumer.min.heartbeat.interval.ms": "400",
+    "transaction.abort.timed.out.transaction.cleanup.interval.ms": "500",
+}
 _LOG4J = """\
 status = error
 appender.out.type = Console

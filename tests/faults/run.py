@@ -86,13 +86,17 @@ class Application:
         *,
         partitions: int = 1,
         shards: int = 1,
+        snapshot_every: int = 0,
         **worker: Any,
     ) -> None:
+        """`snapshot_every`: payments between two snapshots; 0: none. `worker`: its settings."""
         self.broker, self._nursery, self._folder, self._bundle = broker, nursery, folder, bundle
         prefix = f"faults-{secrets.token_hex(4)}-"
         section = {"shards": shards, "session_timeout_ms": SESSION_MS, "transaction_timeout_ms": 3_000,
                    "batch_payments_max": 64, "no_progress_s": 30.0, "shard_key": ["customer_id"]} | worker  # fmt: skip
         self._worker = {k: v for k, v in section.items() if v is not None}
+        self.snapshots = folder / "snapshots"
+        self._snapshots = {"URL": self.snapshots.as_uri(), "EVERY_PAYMENTS": str(snapshot_every), "EVERY_S": "0"}
         self.settings = load(
             kafka={"bootstrap_servers": broker.bootstrap_servers, "topic_prefix": prefix},
             topics={"payments_partitions": partitions},
@@ -135,6 +139,7 @@ class Application:
                 f"{PREFIX}WORKER__{k.upper()}": json.dumps(v) if isinstance(v, list) else str(v)
                 for k, v in self._worker.items()
             },
+            **{f"{PREFIX}SNAPSHOTS__{k}": v for k, v in self._snapshots.items()},
             **({f"{PREFIX}FAULT": fault} if fault else {}),
             **more,
         }
