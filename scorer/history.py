@@ -92,6 +92,8 @@ class JournalReader:
                 "is needed from there on. Restore the topic, or start a new application "
                 "(FRAUD_SCORER_WORKER__APPLICATION)"
             )
+        elif error.code() in kafka.DENIED:
+            raise kafka.Denied(f"Kafka's authoriser refused: missing Read on topic {self._partition.topic}")
         elif error.fatal():
             raise kafka.KafkaFailure(f"reading {self._partition.topic} failed: {error.str()}")
 

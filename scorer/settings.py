@@ -159,6 +159,12 @@ class WorkerSettings(_Section):
     no_progress_s: float = Field(
         default=60.0, gt=0, description="recovery or commit without progress for so long stops the worker loudly"
     )
+    denied_s: float = Field(
+        default=600.0,
+        ge=0,
+        description="a right at Kafka that is taken away while the worker runs is waited for so long, not ready and with "
+        "an error that names it; then the worker ends",
+    )
     log_folder: Path | None = Field(
         default=None,
         description="folder for the event log of the windows, on a fast local disk; without: in memory",

@@ -57,6 +57,7 @@ class Shard:
         self._gauges_at = 0.0
         self._snapshotter: Snapshotter | None = None
         self.recovered = threading.Event()
+        self.landed = 0  # batches committed
 
     def run(self, stop: threading.Event, warm: Follower | None = None) -> None:
         """Own the shard until `stop` is set; then the batch in flight is committed and everything closed.
@@ -138,6 +139,7 @@ class Shard:
     def _landed(self, flying: _InFlight, gatherer: Gatherer) -> None:
         """Wait for a commit; its failure is raised here, before anything else is done with the state."""
         committed = flying.commit.result()
+        self.landed += 1
         gatherer.committed(commit_s=committed.commit_s, total_s=time.perf_counter() - flying.closed_at)
         outcomes, label = committed.outcomes, self._label
         if self._snapshotter is not None:

@@ -151,7 +151,8 @@ class Snapshotter:
         started, capture = time.perf_counter(), self._capture
         if not capture.again():
             self._pause(started)
-            self._start(lambda: self._copy(capture), "copy")
+            if not capture.stepping:
+                self._start(lambda: self._copy(capture), "copy")
             return
         parts = capture.finish()
         faults.point("snapshot_finish")

@@ -14,7 +14,7 @@ import structlog
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from features.feature_set import FeatureSetError
-from scorer import faults, kafka, metrics
+from scorer import acl, faults, kafka, metrics
 from scorer.bundle import Bundle
 from scorer.errors import FraudScorerError, UsageError
 from scorer.membership import Membership
@@ -31,6 +31,8 @@ log = structlog.get_logger()
 REBUILD_BACKOFF_S = 0.2
 REBUILD_BACKOFF_S_MAX = 10.0
 REBUILD_CALM_S = 60.0
+# How often the broker is asked whether a right that it refused is back.
+DENIED_RETRY_S = 2.0
 # How soon a changed generation is known to commits, and a stop is heard.
 POLL_S = 0.05
 # Deciding may end in the middle of a commit, which takes at most its timeout.
@@ -41,8 +43,12 @@ class _Owned:
     """A shard's thread,
     which rebuilds the shard after a failed transaction and ends with the reason when it cannot go on."""
 
-    def __init__(self, shard: Shard, number: int, membership: Membership, standby: Standby | None) -> None:
+    def __init__(
+        self, settings: Settings, shard: Shard, number: int, membership: Membership, standby: Standby | None
+    ) -> None:
+        self._settings = settings
         self.shard = shard
+        self._denied: tuple[float, int] | None = None  # since when, and how many batches had been committed by then
         self._membership = membership
         self.number = number
         self._standby = standby
@@ -58,6 +64,10 @@ class _Owned:
             try:
                 warm, self._standby = (self._standby.take() if self._standby else None), None
                 self.shard.run(self.stop, warm)
+            except kafka.Denied as exc:
+                metrics.REBUILDS.labels(str(self.number), "denied").inc()
+                if not self._is_ours(exc):
+                    return
             except kafka.Rebuild as exc:
                 metrics.REBUILDS.labels(str(self.number), "transaction").inc()
                 backoff_s = (
@@ -67,18 +77,51 @@ class _Owned:
                 )
                 log.warning("shard.rebuild", shard=self.number, reason=str(exc), wait_s=backoff_s)
                 self.stop.wait(backoff_s)
-                if not self._membership.confirmed(self.number, self.stop):
-                    return self._lost(exc)
+                if not self._is_ours(exc):
+                    return
             except kafka.Fenced as exc:
                 # By a new owner, or by one that woke up and did not know yet that it is none: the group says which.
-                if not self._membership.confirmed(self.number, self.stop):
-                    return self._lost(exc)
+                if not self._is_ours(exc):
+                    return
                 metrics.REBUILDS.labels(str(self.number), "fenced").inc()
                 log.warning("shard.rebuild", shard=self.number, reason=f"{exc}, but the group says it is ours")
             except BaseException as exc:  # noqa: BLE001 - handed to the main thread, which ends the process with it
                 self.failure = exc
-                return None
-        return None
+                return
+
+    def _is_ours(self, cause: kafka.KafkaFailure) -> bool:
+        """Whether to take the shard up again after `cause`: the group is asked, once Kafka lets it be asked."""
+        denial = cause if isinstance(cause, kafka.Denied) else None
+        while True:
+            if denial is not None and not self._allowed_again(denial):
+                return False
+            try:
+                if self._membership.confirmed(self.number, self.stop):
+                    return True
+            except kafka.Denied as exc:
+                denial = exc
+                continue
+            self._lost(cause)
+            return False
+
+    def _allowed_again(self, denial: kafka.Denied) -> bool:
+        """Wait until the broker says that nothing is missing, as far as it can be asked; False: given up, or stopped.
+
+        Nothing is tried meanwhile: a transaction that is bound to fail would make this worker look ready for a moment.
+        """
+        if self._denied is None or self._denied[1] != self.shard.landed:
+            self._denied = time.monotonic(), self.shard.landed
+        until = self._denied[0] + self._settings.worker.denied_s
+        while not self.stop.wait(DENIED_RETRY_S):
+            lacking = acl.lacking(self._settings, acl.Role.WORKER)
+            reason = lacking or str(denial)
+            if time.monotonic() > until:
+                self.failure = kafka.Denied(f"{reason}. Waited {self._settings.worker.denied_s:g} s for it")
+                return False
+            log.error("shard.denied", shard=self.number, reason=reason, ends_in_s=round(until - time.monotonic(), 1))
+            if not lacking:
+                return True
+        return False
 
     def _lost(self, cause: kafka.KafkaFailure) -> None:
         """The shard is not ours any more: fenced in a commit, the process ends; else it waits to be released."""
@@ -120,6 +163,7 @@ class Worker:
         self._warm = False
         self._failure: BaseException | None = None
         self._polled_at = float("inf")  # not polling yet
+        self._denied_at: float | None = None
         self._frozen_until = float("-inf")
         self._membership = Membership(settings)
 
@@ -132,6 +176,8 @@ class Worker:
         """Warm, in the group, and every owned shard deciding (a standby owns none and is ready)."""
         if not self._warm:
             return False, "compiling"
+        if self._denied_at is not None:
+            return False, "refused by Kafka's authoriser"
         if not self._joined:
             return False, "joining the group"
         waiting = [o.number for o in list(self._owned.values()) if not o.shard.recovered.is_set()]
@@ -165,6 +211,7 @@ class Worker:
                 error = None if message is None else message.error()
                 if error is not None:
                     self._on_error(error)
+                self._bear_denial()
                 if self._failure is not None:
                     raise self._failure
                 parts: list[_Owned | Standby] = [*self._owned.values(), *self._standbys.values()]
@@ -189,7 +236,21 @@ class Worker:
                 f"the group has put this member out ({error.str()})"
                 + (f"; another worker uses the instance id {instance!r}" if instance else "")
             )
+        if error.code() in kafka.DENIED:
+            self._denied_at = self._denied_at or time.monotonic()
+            reason = acl.lacking(self._settings, acl.Role.WORKER) or f"Kafka's authoriser refused ({error.name()})"
+            log.error("worker.denied", reason=reason)
+            return
         log.warning("worker.group_error", code=error.name())
+
+    def _bear_denial(self) -> None:
+        """End when the group has not let this member in again for too long."""
+        denied_s = self._settings.worker.denied_s
+        if self._denied_at is not None and time.monotonic() - self._denied_at > denied_s:
+            raise kafka.Denied(
+                f"{acl.lacking(self._settings, acl.Role.WORKER) or 'the group refuses this member'}. "
+                f"Waited {denied_s:g} s for it"
+            )
 
     def _assigned(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         # Cooperative protocol: what is given here comes on top of what is owned.
@@ -204,7 +265,8 @@ class Worker:
             number = partition.partition
             log.info("shard.assigned", shard=number)
             shard = Shard(self._settings, self._bundles, number, group_metadata=lambda: self._membership.metadata)
-            self._owned[number] = _Owned(shard, number, self._membership, self._standbys.pop(number, None))
+            self._owned[number] = _Owned(self._settings, shard, number, self._membership, self._standbys.pop(number, None))
+        self._denied_at = None
         self._joined = True  # last: until then no probe shall take this member for one that owns nothing
         metrics.OWNED.set(len(self._owned))
 
@@ -225,6 +287,7 @@ class Worker:
     def _lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         # Somebody else owns them already; the batch in flight will be fenced. State is dropped with the shard.
         log.warning("shard.lost", shards=[p.partition for p in partitions])
+        self._joined = False  # the group, or the broker, does not know this member now: not ready until it does again
         self._drain([p.partition for p in partitions])
         consumer.incremental_unassign(partitions)
         self._note_freeze(time.monotonic() - self._polled_at)

@@ -99,11 +99,17 @@ def verify(path: str | Path, *, trusted_keys: Iterable[str] | None = None, rows:
             shadow.calibration,
             shadow.golden,
         )
+        decides, threshold = info.id == manifest.student, manifest.threshold_score
         checks += [
             Check(f"challenger {info.id}: {check.name}", check.passed, check.detail)
             for check in (
                 *_checks(subject, rows),
-                _run("calibration", lambda subject=subject: _calibration(subject)),  # type: ignore[misc]
+                _run(
+                    "calibration",
+                    lambda subject=subject, decides=decides: _calibration(  # type: ignore[misc]
+                        subject, *((np.float32(bundle.student_threshold_margin), threshold) if decides else ())
+                    ),
+                ),
             )
         ]
     return Verdict(tuple(checks), bundle)

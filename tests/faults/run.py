@@ -26,7 +26,7 @@ from scorer.demo import free_ports
 from scorer.replay import replay_topic
 from scorer.settings import PREFIX, Settings, load
 from scorer.setup import create_topics
-from tests.faults.broker import OwnBroker
+from tests.faults.broker import Brokers
 from tests.faults.nursery import Child, Nursery
 from tests.faults.payments import Payment, undisturbed
 from tests.integration.running import is_ready, wait_for
@@ -79,17 +79,24 @@ class Application:
 
     def __init__(
         self,
-        broker: OwnBroker,
+        broker: Brokers,
         nursery: Nursery,
         folder: Path,
         bundle: Path,
         *,
         partitions: int = 1,
         shards: int = 1,
+        replicas_in_sync: int = 1,
         snapshot_every: int = 0,
+        login: dict[str, str] | None = None,
+        workers_environment: dict[str, str] | None = None,
         **worker: Any,
     ) -> None:
-        """`snapshot_every`: payments between two snapshots; 0: none. `worker`: its settings."""
+        """`snapshot_every`: payments between two snapshots; 0: none. `worker`: its settings.
+
+        `login`: Kafka settings of the payment system and the readers; the workers' are in `workers_environment`.
+        """
+        self._environment = workers_environment or {}
         self.broker, self._nursery, self._folder, self._bundle = broker, nursery, folder, bundle
         prefix = f"faults-{secrets.token_hex(4)}-"
         section = {"shards": shards, "session_timeout_ms": SESSION_MS, "transaction_timeout_ms": 3_000,
@@ -98,8 +105,8 @@ class Application:
         self.snapshots = folder / "snapshots"
         self._snapshots = {"URL": self.snapshots.as_uri(), "EVERY_PAYMENTS": str(snapshot_every), "EVERY_S": "0"}
         self.settings = load(
-            kafka={"bootstrap_servers": broker.bootstrap_servers, "topic_prefix": prefix},
-            topics={"payments_partitions": partitions},
+            kafka={"bootstrap_servers": broker.bootstrap_servers, "topic_prefix": prefix} | (login or {}),
+            topics={"payments_partitions": partitions, "min_insync_replicas": replicas_in_sync},
             worker=self._worker,
         )
         create_topics(self.settings)
@@ -141,6 +148,7 @@ class Application:
             },
             **{f"{PREFIX}SNAPSHOTS__{k}": v for k, v in self._snapshots.items()},
             **({f"{PREFIX}FAULT": fault} if fault else {}),
+            **self._environment,
             **more,
         }
         child = self._nursery.start(environment, port, self._folder / f"{name}-{self._lives}.log")

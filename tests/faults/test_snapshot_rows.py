@@ -19,8 +19,8 @@ WRITTEN = 'fraud_scorer_snapshots_total{shard="0"}'
 
 
 def test_a_shard_that_falls_idle_finishes_its_snapshot(application: Make) -> None:
-    """All payments come in one burst and then none: the snapshot they made due is written all the same."""
-    app = application(standby_shards_max=0, snapshot_every=300)
+    """The last payment makes a snapshot due, and none comes any more: it is written all the same."""
+    app = application(standby_shards_max=0, snapshot_every=400)
     worker = app.start("a")
     app.ready("a")
     app.pay(payments(31, 400))
