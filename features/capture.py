@@ -109,7 +109,7 @@ class Capture:
         if self._generation != self._engine.generation:
             return True
         marks = self._marks()
-        written = sum(np.count_nonzero(mark) for mark in marks.values())
+        written = sum(int(np.count_nonzero(mark)) for mark in marks.values())
         self._rounds += 1
         if written <= GRANULES_LAST or self._rounds >= ROUNDS_MAX:
             return True

@@ -49,7 +49,7 @@ class Away(Rebuild):
 
 
 class Denied(Rebuild):
-    """Kafka's authoriser refuses. Rights are taken away by mistake and given back: a shard waits for that, in bounds."""
+    """Kafka's authoriser refuses. Rights go by mistake and are given back: a shard waits for that, within a bound."""
 
 
 # A broker that restarts gives these for seconds: its leaders are being elected, or the client's epochs are old.
@@ -128,7 +128,9 @@ def _on_error(error: KafkaError) -> None:
     if error.code() in (KafkaError._AUTHENTICATION, KafkaError.SASL_AUTHENTICATION_FAILED):
         if time.monotonic() > _login.quiet_until:  # it comes from every client, ten times a second
             _login.quiet_until = time.monotonic() + LOGIN_QUIET_S
-            log.error("kafka.login_refused", reason=error.str(), mend="renew the credentials; a new secret is read at start")
+            log.error(
+                "kafka.login_refused", reason=error.str(), mend="renew the credentials; a new secret is read at start"
+            )
         return
     log.warning("kafka.client_error", code=error.name(), fatal=error.fatal())
 

@@ -60,8 +60,8 @@ class Membership:
     def confirmed(self, shard: int, stop: threading.Event) -> bool:
         """Whether the group still counts this member as the owner of `shard`. False as well once `stop` is set.
 
-        Waits out a rebalance, and a coordinator that is away, for as long as `stop` is not set. Raises kafka.Denied when
-        the authoriser does not let the group be asked.
+        Waits out a rebalance, and a coordinator that is away, for as long as `stop` is not set. Raises kafka.Denied
+        when the authoriser does not let the group be asked.
         """
         patience = time.monotonic() + self._settings.worker.session_timeout_ms / 1000.0
         while not stop.is_set():

@@ -128,8 +128,8 @@ class ReasonGroup(_Strict):
 
 
 class Degraded(_Strict):
-    """What happens to a payment whose deadline leaves no time for the model: lists and rules, then the bundle's student;
-    without one `otherwise`.
+    """What happens to a payment whose deadline leaves no time for the model: lists and rules, then the bundle's
+    student; without one `otherwise`.
     """
 
     otherwise: Literal["approve", "flag"] = "approve"
@@ -244,9 +244,10 @@ class PolicyRunner:
         lists: Mapping[str, AbstractSet[str]],
         by_student: npt.NDArray[np.bool_] | None = None,
     ) -> Verdicts:
-        """Decide n payments without the model: lists and rules as always; for the rest what the student flags, bool [n],
-        or without one the policy's `degraded.otherwise`.
+        """Decide n payments without the model: lists and rules as always; for the rest what the student flags,
+        bool [n], or without one the policy's `degraded.otherwise`.
         """
+        reasons: tuple[str, ...]
         if by_student is None:
             by_score, reasons = np.full(len(features), self.policy.degraded.otherwise == "flag"), (DEGRADED_REASON,)
         else:

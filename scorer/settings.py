@@ -162,8 +162,8 @@ class WorkerSettings(_Section):
     denied_s: float = Field(
         default=600.0,
         ge=0,
-        description="a right at Kafka that is taken away while the worker runs is waited for so long, not ready and with "
-        "an error that names it; then the worker ends",
+        description="a right at Kafka that is taken away while the worker runs is waited for so long, not ready and "
+        "with an error that names it; then the worker ends",
     )
     log_folder: Path | None = Field(
         default=None,

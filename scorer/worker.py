@@ -200,7 +200,7 @@ class Worker:
             )
         member = self._membership.consumer
         member.subscribe([topics.journal], on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost)
-        # From here on the group expects to hear of this member; compiling may have taken minutes, and that is no freeze.
+        # From here on the group expects to hear of this member. That compiling may have taken minutes is no freeze.
         self._polled_at = time.monotonic()
         try:
             while not stop.is_set():
@@ -265,7 +265,9 @@ class Worker:
             number = partition.partition
             log.info("shard.assigned", shard=number)
             shard = Shard(self._settings, self._bundles, number, group_metadata=lambda: self._membership.metadata)
-            self._owned[number] = _Owned(self._settings, shard, number, self._membership, self._standbys.pop(number, None))
+            self._owned[number] = _Owned(
+                self._settings, shard, number, self._membership, self._standbys.pop(number, None)
+            )
         self._denied_at = None
         self._joined = True  # last: until then no probe shall take this member for one that owns nothing
         metrics.OWNED.set(len(self._owned))

@@ -19,8 +19,9 @@ def with_challengers(
 ) -> Bundle:
     """Write the champion's bundle with the models of `others` as its challengers (in place of those it had).
 
-    `student`: one more, which also decides when a deadline leaves no time for the champion's model. Each challenger is named by its bundle's id. Raises BundleError, BundleMismatchError when another's features are not
-    the champion's, UsageError for none or too many.
+    `student`: one more, which also decides when a deadline leaves no time for the champion's model. Each challenger is
+    named by its bundle's id. Raises BundleError, BundleMismatchError when another's features are not the champion's,
+    UsageError for none or too many.
     """
     if student is not None:
         others = [*others, student]

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from shutil import rmtree
 from types import TracebackType
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from scorer.services import jars
 from scorer.services.kafka import BROKER
@@ -131,7 +131,7 @@ class OwnBroker:
 class Cluster:
     """Three nodes, each a broker and a controller; every partition on all of them, and two must have a record."""
 
-    REPLICATED = {
+    REPLICATED: ClassVar = {
         "default.replication.factor": "3",
         "min.insync.replicas": "2",
         "offsets.topic.replication.factor": "3",

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import signal
-import time
 from collections.abc import Callable
 
 from tests.faults.broker import OwnBroker
 from tests.faults.payments import payments
 from tests.faults.run import SESSION_MS, Application
-from tests.faults.test_rows import decided, stream
+from tests.faults.test_rows import decided
 
 Make = Callable[..., Application]
 

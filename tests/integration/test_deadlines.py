@@ -40,8 +40,9 @@ def with_student(bundle: Path, folder: Path) -> Path:
 def test_payments_past_their_deadline_are_decided_degraded_and_replayed_the_same(
     services: Services, topics_prefix: str, database: str, bundle: Path, tmp_path: Path, student: bool
 ) -> None:
-    """A backlog whose deadlines have passed is decided by rules and, if there is one, the student, marked in decision, metric and journal; one
-    whose own header leaves time is decided by the model; replay along the journal gives every digest again."""
+    """A backlog whose deadlines have passed is decided by rules and, if there is one, the student, marked in decision,
+    metric and journal; one whose own header leaves time is decided by the model; replay along the journal gives every
+    digest again."""
     settings = test_settings(
         services.kafka.bootstrap_servers,
         topics_prefix,

@@ -88,8 +88,8 @@ def test_a_degraded_batch_is_decided_by_the_student(bundle: Bundle) -> None:
 
 
 def test_the_journal_says_which_batches_were_the_students(bundle: Bundle) -> None:
-    """Run again along the journal, from the beginning or from a snapshot, every digest is the same; a bundle without the
-    student gives another one."""
+    """Run again along the journal, from the beginning or from a snapshot, every digest is the same; that of a batch
+    which the model decided is another one."""
     given = payments(3, 600)
     pipeline, heads, image = Pipeline(bundle), [], None
     for start, degraded in ((0, False), (200, True), (400, True)):
