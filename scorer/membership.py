@@ -43,7 +43,8 @@ class Membership:
         self._settings = settings
         self._client = kafka.admin(settings.kafka)
         self._topic = kafka.Topics.of(settings.kafka).journal
-        self.consumer: Consumer = kafka.member(settings, f"{settings.kafka.topic_prefix}{settings.worker.application}")
+        self.group = f"{settings.kafka.topic_prefix}{settings.worker.application}"
+        self.consumer: Consumer = kafka.member(settings, self.group)
         self.metadata: Any = None
         self._questions: Queue[tuple[TopicPartition, Future[KafkaError | None]]] = Queue()  # one a shard at most
 

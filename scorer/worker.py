@@ -204,6 +204,7 @@ class Worker:
         self._polled_at = time.monotonic()
         try:
             while not stop.is_set():
+                faults.point("main_loop")
                 self._note_freeze(time.monotonic() - self._polled_at)
                 self._polled_at = time.monotonic()
                 message = member.poll(POLL_S)
@@ -235,6 +236,11 @@ class Worker:
             raise kafka.Fenced(
                 f"the group has put this member out ({error.str()})"
                 + (f"; another worker uses the instance id {instance!r}" if instance else "")
+            )
+        if error.code() == KafkaError.INCONSISTENT_GROUP_PROTOCOL:
+            raise kafka.KafkaFailure(
+                f"the group {self._membership.group} has members with another assignor or protocol: workers of one "
+                "application agree in FRAUD_SCORER_WORKER__GROUP_PROTOCOL, and nobody else uses their group"
             )
         if error.code() in kafka.DENIED:
             self._denied_at = self._denied_at or time.monotonic()

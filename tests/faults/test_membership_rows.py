@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
+
+import pytest
+from confluent_kafka import Consumer, KafkaError
 
 from tests.faults.broker import OwnBroker
 from tests.faults.payments import payments
 from tests.faults.run import SESSION_MS, Application
-from tests.faults.test_rows import decided
+from tests.faults.test_rows import decided, stream
 
 Make = Callable[..., Application]
 
@@ -23,6 +27,107 @@ def test_a_long_warm_up_is_no_freeze(application: Make, broker: OwnBroker) -> No
     broker.proxy.heal()
     app.pay(payments(41, 200))
     decided(app, 200)
+    assert worker.poll() is None, worker.said()
+    app.finish(supervised=False)
+    app.check()
+
+
+@pytest.mark.parametrize("protocol", ["classic", "consumer"])
+def test_row_4_workers_join_and_leave_whatever_the_protocol(application: Make, protocol: str) -> None:
+    """Under the classic protocol (cooperative) and the broker-assigned one two shards move while batches are in flight:
+    by joining, by leaving, and by a kill; no gap and no duplicate."""
+    app = application(partitions=4, shards=2, group_protocol=protocol)
+    given = payments(42, 1_500)
+    app.start("a")
+    app.ready("a")
+    stream(app, given[:300])
+    app.start("b")
+    stream(app, given[300:600])
+    app.ready("b")
+    app.kill("a", signal.SIGTERM)
+    assert app.workers.pop("a").wait(30) == 0
+    stream(app, given[600:900])
+    app.start("c")
+    app.ready("c")
+    app.kill("b")
+    app.workers.pop("b").wait(10)
+    stream(app, given[900:])
+    app.finish(supervised=False)
+    app.check()
+
+
+def test_row_4_a_member_with_another_assignor_is_refused(application: Make) -> None:
+    """The eager protocol cannot be mixed in: a stranger that joins the workers' group with another assignor is the one
+    that is refused, and the workers go on undisturbed."""
+    app = application()
+    worker = app.start("a")
+    app.ready("a")
+    given = payments(43, 400)
+    stream(app, given[:200])
+    stranger = Consumer(
+        {
+            "bootstrap.servers": app.settings.kafka.bootstrap_servers,
+            "group.id": f"{app.settings.kafka.topic_prefix}{app.settings.worker.application}",
+            "partition.assignment.strategy": "range",
+            "log_level": 0,
+        }
+    )
+    stranger.subscribe([app.topics.journal])
+    refused = []
+    app.wait(lambda: refused.append(stranger.poll(0.1)) or any(m and m.error() for m in refused), 20, "the refusal")
+    stranger.close()
+    errors = {m.error().code() for m in refused if m is not None and m.error() is not None}
+    assert errors == {KafkaError.INCONSISTENT_GROUP_PROTOCOL}
+    stream(app, given[200:])
+    decided(app, 400)
+    assert worker.poll() is None, worker.said()
+    app.finish(supervised=False)
+    app.check()
+
+
+def test_row_4_a_worker_that_finds_another_assignor_in_its_group_says_so(application: Make) -> None:
+    """Where strangers hold the group with an eager assignor, the worker is the one refused: it ends, and says why."""
+    app = application()
+    stranger = Consumer(
+        {
+            "bootstrap.servers": app.settings.kafka.bootstrap_servers,
+            "group.id": f"{app.settings.kafka.topic_prefix}{app.settings.worker.application}",
+            "partition.assignment.strategy": "range",
+        }
+    )
+    stranger.subscribe([app.topics.journal])
+    app.wait(lambda: stranger.poll(0.1) or stranger.assignment(), 20, "the stranger to hold the group")
+    worker = app.start("a")
+    app.wait(lambda: stranger.poll(0.1) or worker.poll() is not None, 30, "the worker to end")
+    assert worker.code == 1, worker.said()
+    assert "another assignor" in worker.said()
+    del app.workers["a"]
+    stranger.close()
+    app.start("b")
+    app.pay(payments(44, 50))
+    app.finish(supervised=False)
+    app.check()
+
+
+def test_row_5_a_worker_that_does_not_poll_in_time_loses_its_shard_and_joins_again(application: Make) -> None:
+    """Standing still for longer than max.poll.interval the worker leaves the group, commits nothing meanwhile, drops its
+    state, joins again by itself, and the outcome is equal."""
+    app = application(standby_shards_max=0, max_poll_interval_ms=SESSION_MS)
+    # The main thread alone stands still: the shard's own goes on deciding, which is what must come to nothing.
+    worker = app.start("a", f"main_loop:80:sleep={SESSION_MS / 1000 + 2.5}")
+    app.ready("a")
+    given = payments(45, 900)
+    other = app.start("b")
+    app.ready("b")
+    stream(app, given, rate=150)
+    decided(app, 900)
+    assert "shard.deciding" in other.said(), other.said()
+    app.wait(lambda: "shard.lost" in worker.said(), 20, "the worker to learn of it")
+    app.ready("a")
+    app.kill("b", signal.SIGTERM)
+    assert app.workers.pop("b").wait(30) == 0
+    app.pay(payments(46, 100))
+    decided(app, 1_000)  # by the worker that had stood still, which is a member as before
     assert worker.poll() is None, worker.said()
     app.finish(supervised=False)
     app.check()
