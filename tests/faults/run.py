@@ -194,6 +194,10 @@ class Application:
         self.sent += given
         self._producer.poll(0)
 
+    def flushed(self) -> bool:
+        """Whether all payments have reached Kafka."""
+        return self._producer.flush(0.05) == 0
+
     def decided(self) -> int:
         """Decisions and dead letters seen so far."""
         return self.decisions.fill() + self.dead_letters.fill()
@@ -210,7 +214,7 @@ class Application:
 
     def finish(self, seconds: float = 90, *, supervised: bool = True) -> None:
         """All payments sent are decided; the workers drain and exit 0."""
-        self.wait(lambda: self._producer.flush(0.05) == 0, 60, "the payments to reach Kafka", supervised=supervised)
+        self.wait(self.flushed, 60, "the payments to reach Kafka", supervised=supervised)
         n = len(self.sent)
         self.wait(lambda: self.decided() >= n, seconds, f"{n} payments to be decided", supervised=supervised)
         for name, child in self.workers.items():

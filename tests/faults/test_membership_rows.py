@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable
 
-import pytest
 from confluent_kafka import Consumer, KafkaError
 
 from tests.faults.broker import OwnBroker
@@ -32,11 +31,10 @@ def test_a_long_warm_up_is_no_freeze(application: Make, broker: OwnBroker) -> No
     app.check()
 
 
-@pytest.mark.parametrize("protocol", ["classic", "consumer"])
-def test_row_4_workers_join_and_leave_whatever_the_protocol(application: Make, protocol: str) -> None:
-    """Under the classic protocol (cooperative) and the broker-assigned one two shards move while batches are in flight:
-    by joining, by leaving, and by a kill; no gap and no duplicate."""
-    app = application(partitions=4, shards=2, group_protocol=protocol)
+def test_row_4_workers_join_and_leave_when_the_broker_assigns(application: Make) -> None:
+    """Under the broker-assigned protocol (KIP-848), too, two shards move while batches are in flight: by joining, by
+    leaving, and by a kill; no gap and no duplicate. (The classic one: tests/faults/test_rows.py.)"""
+    app = application(partitions=4, shards=2, group_protocol="consumer")
     given = payments(42, 1_500)
     app.start("a")
     app.ready("a")
@@ -110,7 +108,7 @@ def test_row_4_a_worker_that_finds_another_assignor_in_its_group_says_so(applica
 
 
 def test_row_5_a_worker_that_does_not_poll_in_time_loses_its_shard_and_joins_again(application: Make) -> None:
-    """Standing still for longer than max.poll.interval the worker leaves the group, commits nothing meanwhile, drops its
+    """Standing still for longer than max.poll.interval it leaves the group, commits nothing meanwhile, drops its
     state, joins again by itself, and the outcome is equal."""
     app = application(standby_shards_max=0, max_poll_interval_ms=SESSION_MS)
     # The main thread alone stands still: the shard's own goes on deciding, which is what must come to nothing.

@@ -38,16 +38,16 @@ def test_a_shard_that_falls_idle_finishes_its_snapshot(application: Make) -> Non
 def test_rows_1_and_12_killed_at_each_step_of_a_snapshot(application: Make) -> None:
     """SIGKILL when a snapshot has begun, is copied, is whole, has written a block or its manifest but not renamed it,
     and before older ones are deleted: the successor begins with one that is whole, and the outcome is equal."""
-    app = application(standby_shards_max=0, instance_id="a", snapshot_every=60)
+    app = application(standby_shards_max=0, instance_id="a", snapshot_every=40)
     given = payments(32, 2_400)
     for point in SNAPSHOT_POINTS:
-        child = app.start("a", f"{point}:3:kill")
+        child = app.start("a", f"{point}:2:kill")
         while child.poll() is None:
             app.pay(given[:6])
             del given[:6]
             app.decided()
             time.sleep(0.02)
-            assert given, f"{point} was not passed three times\n{child.said()}"
+            assert given, f"{point} was not passed twice\n{child.said()}"
         assert child.code == -signal.SIGKILL, (point, child.said())
     last = app.start("a")
     app.ready("a")
