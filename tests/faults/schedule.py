@@ -16,6 +16,7 @@ from tests.faults.payments import payments
 from tests.faults.run import Application
 
 POINTS = ("after_consume", "after_compute", "in_transaction", "before_commit", "after_commit", "in_recovery")
+STUCK = "in_offsets:{}:sleep=60"  # the client does not come back
 SNAPSHOT_POINTS = ("snapshot_begin", "snapshot_copy", "snapshot_finish", "snapshot_block", "snapshot_manifest",
                    "snapshot_written")  # fmt: skip
 ACTIONS = ("kill", "kill", "stop", "timeout", "term", "sleep=0.7")
@@ -69,6 +70,8 @@ class Schedule:
             for worker in WORKERS:
                 if rng.random() < 0.3:
                     made.at_points[worker] = f"{rng.choice(SNAPSHOT_POINTS)}:{rng.randrange(1, 6)}:kill"
+        if rng.random() < 0.1:
+            made.at_points[rng.choice(WORKERS)] = STUCK.format(rng.randrange(1, 20))
         made.protocol = rng.choice(PROTOCOLS)
         return made
 

@@ -97,6 +97,21 @@ def test_row_2_a_commit_that_times_out_rebuilds_and_tears_nothing(application: M
     app.check()
 
 
+def test_row_10_a_call_that_never_comes_back_is_given_up(application: Make) -> None:
+    """The client can hang in a call beyond the timeout that it was given (librdkafka#5456): the call is given up with
+    its producer, the shard is rebuilt in the same process, and all is equal. SIGTERM ends it with 0 all the same."""
+    app = application(standby_shards_max=0)
+    worker = app.start("a", "in_offsets:4:sleep=600")
+    app.ready("a")
+    stream(app, payments(24, 300))
+    decided(app, 300)
+    assert "has not come back" in worker.said(), worker.said()
+    assert worker.poll() is None, worker.said()
+    app.finish(supervised=False)
+    assert worker.code == 0, worker.said()
+    app.check()
+
+
 def test_rows_3_and_8_a_frozen_owner_with_an_open_transaction_is_replaced_and_fenced(application: Make) -> None:
     """Frozen before its commit, past the session timeout: the standby settles the open transaction and goes on;
     awakened, the former owner is fenced and exits non-zero; all is equal."""
