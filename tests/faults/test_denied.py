@@ -31,7 +31,7 @@ RIGHTS = {
     "journal": ("topic", "journal"),
     "transactional-id": ("transactional-id", "fraud-scorer-shard-"),
 }
-TAKEN = os.environ.get("FAULT_RIGHTS", "decisions,payments,group").split(",")
+TAKEN = os.environ.get("FAULT_RIGHTS", "decisions,group").split(",")
 Make = Callable[..., Application]
 
 

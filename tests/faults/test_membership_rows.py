@@ -1,4 +1,5 @@
-"""FAULTS.md, membership: what a worker makes of a group that changes, and of its own silence."""
+"""FAULTS.md, membership: strangers in the group, and a worker's own silence. Joining and leaving: tests/faults/test_rows
+(classic protocol), tests/integration/test_hand_over (KIP-848), and the schedules (both)."""
 
 from __future__ import annotations
 
@@ -27,29 +28,6 @@ def test_a_long_warm_up_is_no_freeze(application: Make, broker: OwnBroker) -> No
     app.pay(payments(41, 200))
     decided(app, 200)
     assert worker.poll() is None, worker.said()
-    app.finish(supervised=False)
-    app.check()
-
-
-def test_row_4_workers_join_and_leave_when_the_broker_assigns(application: Make) -> None:
-    """Under the broker-assigned protocol (KIP-848), too, two shards move while batches are in flight: by joining, by
-    leaving, and by a kill; no gap and no duplicate. (The classic one: tests/faults/test_rows.py.)"""
-    app = application(partitions=4, shards=2, group_protocol="consumer")
-    given = payments(42, 1_500)
-    app.start("a")
-    app.ready("a")
-    stream(app, given[:300])
-    app.start("b")
-    stream(app, given[300:600])
-    app.ready("b")
-    app.kill("a", signal.SIGTERM)
-    assert app.workers.pop("a").wait(30) == 0
-    stream(app, given[600:900])
-    app.start("c")
-    app.ready("c")
-    app.kill("b")
-    app.workers.pop("b").wait(10)
-    stream(app, given[900:])
     app.finish(supervised=False)
     app.check()
 
