@@ -1,4 +1,4 @@
-"""FAULTS.md, membership: strangers in the group, and a worker's own silence. Joining and leaving: tests/faults/test_rows
+"""FAULTS.md, membership: strangers in the group, and its own silence. Joining and leaving: tests/faults/test_rows
 (classic protocol), tests/integration/test_hand_over (KIP-848), and the schedules (both)."""
 
 from __future__ import annotations
