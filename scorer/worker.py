@@ -164,6 +164,7 @@ class Worker:
         self._failure: BaseException | None = None
         self._polled_at = float("inf")  # not polling yet
         self._denied_at: float | None = None
+        self._denied_said_at = self._denied_until = float("-inf")
         self._frozen_until = float("-inf")
         self._membership = Membership(settings)
 
@@ -244,14 +245,22 @@ class Worker:
             )
         if error.code() in kafka.DENIED:
             self._denied_at = self._denied_at or time.monotonic()
+            self._denied_until = time.monotonic() + self._settings.worker.session_timeout_ms / 1000.0
+            if time.monotonic() - self._denied_said_at < DENIED_RETRY_S:
+                return
+            self._denied_said_at = time.monotonic()
             reason = acl.lacking(self._settings, acl.Role.WORKER) or f"Kafka's authoriser refused ({error.name()})"
             log.error("worker.denied", reason=reason)
             return
         log.warning("worker.group_error", code=error.name())
 
     def _bear_denial(self) -> None:
-        """End when the group has not let this member in again for too long."""
+        """End when the group has not let this member in again for too long. Still a member, and not refused for the
+        length of a session: then the right came back before it was missed.
+        """
         denied_s = self._settings.worker.denied_s
+        if self._joined and time.monotonic() > self._denied_until:
+            self._denied_at = None
         if self._denied_at is not None and time.monotonic() - self._denied_at > denied_s:
             raise kafka.Denied(
                 f"{acl.lacking(self._settings, acl.Role.WORKER) or 'the group refuses this member'}. "
