@@ -122,11 +122,12 @@ class Application:
         self._lives = 0
 
     def _topics_are_there(self) -> bool:
-        """A broker that has just restarted knows new topics a moment after it made them."""
-        client = kafka.admin(self.settings.kafka)
+        """Each node of a cluster, and a broker that has just restarted, knows new topics a moment after their making."""
         try:
-            for topic in vars(self.topics).values():
-                kafka.partition_count(client, topic)
+            for node in self.settings.kafka.bootstrap_servers.split(","):
+                client = kafka.admin(self.settings.kafka.model_copy(update={"bootstrap_servers": node}))
+                for topic in vars(self.topics).values():
+                    kafka.partition_count(client, topic)
         except kafka.KafkaFailure:
             return False
         return True

@@ -23,13 +23,13 @@ def test_row_13_all_three_nodes_of_a_cluster_are_rolled(nursery: Nursery, bundle
         try:
             worker = app.start("a")
             app.ready("a")
-            given = payments(61, 6_000)
+            given = payments(61, 9_000)
             for node in cluster.nodes:
                 rolled = threading.Thread(target=_roll, args=(node,))
                 rolled.start()
                 while rolled.is_alive() or not _in_sync(app):
-                    stream(app, given[:20], rate=200)
-                    del given[:20]
+                    stream(app, given[:12], rate=120)
+                    del given[:12]
                     assert given, "the node took too long"
                 rolled.join()
             decided(app, len(app.sent))
