@@ -122,7 +122,7 @@ class Application:
         self._lives = 0
 
     def _topics_are_there(self) -> bool:
-        """Each node of a cluster, and a broker that has just restarted, knows new topics a moment after their making."""
+        """Each node of a cluster, and a broker that has just restarted, knows new topics a moment later."""
         try:
             for node in self.settings.kafka.bootstrap_servers.split(","):
                 client = kafka.admin(self.settings.kafka.model_copy(update={"bootstrap_servers": node}))
