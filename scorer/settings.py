@@ -145,7 +145,7 @@ class WorkerSettings(_Section):
         default=None,
         gt=0,
         description="a decision is worth having for so long after the payment's broker timestamp; when the queue makes "
-        "that impossible, lists and rules decide without the model (mode degraded). Empty: no deadline",
+        "that impossible, lists, rules and the bundle's student decide (mode degraded). Empty: no deadline",
     )
     deadline_header: str | None = Field(
         default=None,
