@@ -143,7 +143,7 @@ class Process:
             while not owned.ended:
                 yield
 
-    # a shard's thread: scorer.worker._Owned and scorer.shard.Shard.run
+    # a shard's thread: scorer.owned.Owned and scorer.shard.Shard.run
 
     def _shard(self, owned: _Owned, warm: Standing | None) -> Thread:
         while not owned.stop:
