@@ -1,4 +1,4 @@
-"""FAULTS.md row by row, on real Kafka: what must hold of each named case. Snapshots (12), Postgres (14, 15), malformed
+"""FAULTS.md row by row, on real Kafka: what must hold of each named case. Postgres (14, 15), malformed
 input (16, 17), bundles (19, 20) and catching up (23) have tests of their own in tests/integration and tests/unit."""
 
 from __future__ import annotations
