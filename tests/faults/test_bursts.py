@@ -54,7 +54,7 @@ def _resident_bytes(pid: int) -> int:
 def test_row_21_a_burst_of_new_keys_stays_in_memory(application: Make) -> None:
     """Every payment of a burst brings a customer and a pair never seen before: memory grows by what the feature set
     says a key takes and by bounded queues, and all are decided. A million keys: FAULT_KEYS=1000000."""
-    count = int(os.environ.get("FAULT_KEYS", "80000")) // KEYS_PER_PAYMENT
+    count = int(os.environ.get("FAULT_KEYS", "50000")) // KEYS_PER_PAYMENT
     app = application(batch_payments_max=4096, buffered_payments_max=8192)
     child = app.start("a")
     app.ready("a")

@@ -90,20 +90,20 @@ def test_row_5_a_worker_that_does_not_poll_in_time_loses_its_shard_and_joins_aga
     state, joins again by itself, and the outcome is equal."""
     app = application(standby_shards_max=0, max_poll_interval_ms=SESSION_MS)
     # The main thread alone stands still: the shard's own goes on deciding, which is what must come to nothing.
-    worker = app.start("a", f"main_loop:80:sleep={SESSION_MS / 1000 + 2.5}")
+    worker = app.start("a", f"main_loop:50:sleep={SESSION_MS / 1000 + 1.5}")
     app.ready("a")
-    given = payments(45, 900)
+    given = payments(45, 750)
     other = app.start("b")
     app.ready("b")
     stream(app, given, rate=150)
-    decided(app, 900)
+    decided(app, 750)
     assert "shard.deciding" in other.said(), other.said()
     app.wait(lambda: "shard.lost" in worker.said(), 20, "the worker to learn of it")
     app.ready("a")
     app.kill("b", signal.SIGTERM)
     assert app.workers.pop("b").wait(30) == 0
     app.pay(payments(46, 100))
-    decided(app, 1_000)  # by the worker that had stood still, which is a member as before
+    decided(app, 850)  # by the worker that had stood still, which is a member as before
     assert worker.poll() is None, worker.said()
     app.finish(supervised=False)
     app.check()
