@@ -18,7 +18,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -64,11 +64,17 @@ class Written:
     blocks: int
 
 
+def _nobody(step: str) -> None:  # noqa: ARG001 - the signature of what is told
+    return
+
+
 class SnapshotStore:
     """The snapshots of one shard under a URL of fsspec (a local folder, s3://…). One writer; any thread, one call at a
     time."""
 
-    def __init__(self, url: str, **options: Any) -> None:
+    def __init__(self, url: str, *, passing: Callable[[str], object] = _nobody, **options: Any) -> None:
+        """`passing` is told of each named step of a write; `options` are fsspec's."""
+        self._passing = passing
         self._fs, self._root = fsspec.core.url_to_fs(url, **options)
         self._local = "file" in (self._fs.protocol if isinstance(self._fs.protocol, tuple) else (self._fs.protocol,))
         self._sizes: dict[str, int] | None = None
@@ -101,7 +107,7 @@ class SnapshotStore:
                         block = flat[start : start + BLOCK_BYTES].data
                         digest = hashlib.sha256(block).hexdigest()
                         if sizes.get(digest) != len(block) or not self._is_sound(digest):
-                            self._put(f"{self._root}/blocks/{digest}", block)
+                            self._put(f"{self._root}/blocks/{digest}", block, "snapshot_block")
                             sizes[digest] = len(block)
                             self._sound.add(digest)
                             uploaded += len(block)
@@ -114,7 +120,8 @@ class SnapshotStore:
             body["parts"][part] = {"meta": dict(image.meta), "arrays": arrays}
         text = json.dumps(body, sort_keys=True, separators=(",", ":"))
         document = json.dumps({"sha256": hashlib.sha256(text.encode()).hexdigest(), "body": text}).encode()
-        self._put(self._manifest(sequence), memoryview(document))
+        self._put(self._manifest(sequence), memoryview(document), "snapshot_manifest")
+        self._passing("snapshot_written")
         return Written(sequence, total, uploaded, blocks)
 
     def sequences(self) -> list[int]:
@@ -212,9 +219,10 @@ class SnapshotStore:
         self._sound.discard(digest)
         self._blocks_there().pop(digest, None)
 
-    def _put(self, path: str, data: memoryview) -> None:
+    def _put(self, path: str, data: memoryview, step: str) -> None:
         """Write a file so that it is there whole or not at all. Object stores do that by themselves."""
         if not self._local:
+            self._passing(step)
             self._fs.pipe_file(path, bytes(data))
             return
         self._fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
@@ -223,6 +231,7 @@ class SnapshotStore:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
+        self._passing(step)
         os.replace(temporary, path)  # noqa: PTH105
 
     def _get(self, sequence: int, path: str) -> bytes:

@@ -41,8 +41,8 @@ class Decision(Contract):
     )
     bundle: Identifier = Field(description="Id of the bundle that decided.", examples=["cards-3f9c2a11d07b"])
     mode: Literal["normal", "degraded", "duplicate", "late"] = Field(
-        description="normal; degraded (rules alone, the deadline was near); duplicate (seen before, same decision); "
-        "late (scored, state unchanged)."
+        description="normal; degraded (the deadline left no time for the model); duplicate (seen before, same "
+        "decision); late (scored, state unchanged)."
     )
 
     def to_bytes(self) -> bytes:

@@ -119,6 +119,15 @@ def refusal(settings: Settings, role: Role, lacking: Iterable[Acl]) -> str:
     )
 
 
+def lacking(settings: Settings, role: Role) -> str:
+    """What to tell people now: as `refusal`, empty when nothing is missing or the broker does not say."""
+    try:
+        found = missing(settings, role)
+    except (kafka.KafkaFailure, KafkaException):
+        return ""
+    return refusal(settings, role, found) if found else ""
+
+
 def missing(settings: Settings, role: Role) -> list[Acl]:
     """What `role` needs and the broker does not allow. Transactional ids cannot be asked about."""
     client = kafka.admin(settings.kafka)

@@ -135,18 +135,16 @@ class Follower:
         return _Start(pipeline, journal, positions, int(known["control_position"]), fresh=False)
 
     def _first_record(self, journal: history.JournalReader) -> JournalRecord:
-        deadline = time.monotonic() + self._settings.worker.no_progress_s
-        while True:
-            for _, record in journal.read(WAIT_S, records_max=1):
+        patience_s = self._settings.worker.no_progress_s
+        for found in journal.until(self._journal_end, no_progress_s=patience_s, wait_s=WAIT_S, records_max=1):
+            for _, record in found:
                 return record
-            if time.monotonic() > deadline:
-                end, patience = self._journal_end, self._settings.worker.no_progress_s
-                raise history.stalled(self._settings.kafka, self._shard, end, patience)
+        raise StateMismatch(f"the journal ends at offset {self._journal_end} without the record of a snapshot's batch")
 
     def follow(self, stop: threading.Event) -> None:
         """Decide again whatever is committed, until `stop` is set. Raises as `catch_up` does, but for NoProgress."""
         while not stop.is_set():
-            self._step()
+            self._rerun(self._journal.read(WAIT_S))
 
     def catch_up(self, stop: threading.Event) -> None:
         """Decide again up to the journal's end as it is now, or until `stop` is set.
@@ -160,16 +158,13 @@ class Follower:
         if self.pipeline.sequence == 0 and self._journal_start > 0 and self._journal_start == end:
             raise history.emptied(settings.kafka, self._shard, end)
         metrics.RECOVERY_OFFSETS.labels(self._label, "all").set(max(0, end - begin))
-        deadline, shown, batches = time.monotonic() + settings.worker.no_progress_s, time.monotonic(), 0
-        while self._journal.position < end and not stop.is_set():
-            before = self._journal.position
-            batches += self._step()
+        shown, batches = time.monotonic(), 0
+        for records in self._journal.until(end, no_progress_s=settings.worker.no_progress_s, wait_s=WAIT_S):
+            batches += self._rerun(records, stop)
             now, done = time.monotonic(), self._journal.position - begin
             metrics.RECOVERY_OFFSETS.labels(self._label, "done").set(done)
-            if self._journal.position > before:
-                deadline = now + settings.worker.no_progress_s
-            elif now > deadline:
-                raise history.stalled(settings.kafka, self._shard, end, settings.worker.no_progress_s)
+            if stop.is_set():
+                break
             if done and now - shown > PROGRESS_EVERY_S:
                 shown = now
                 left = (now - started) / done * (end - begin - done)
@@ -180,10 +175,13 @@ class Follower:
         metrics.RECOVERY_SECONDS.labels(self._label).set(seconds)
         self._log.info("shard.recovered", batches=batches, sequence=self.pipeline.sequence, seconds=round(seconds, 3))
 
-    def _step(self) -> int:
-        """Decide again what the journal gives now; gives how many batches."""
-        records = self._journal.read(WAIT_S)
-        for _, record in records:
+    def _rerun(self, records: list[tuple[int, JournalRecord]], stop: threading.Event | None = None) -> int:
+        """Decide again what the journal has given; gives how many batches. Not to its end when `stop` is set: then
+        nobody goes on with this state.
+        """
+        for n, (_, record) in enumerate(records):
+            if stop is not None and stop.is_set():
+                return n
             self._check(record)
             batch = history.reread(record, self.inputs, no_progress_s=self._settings.worker.no_progress_s)
             rerun(self.pipeline, record, batch, self._bundles)

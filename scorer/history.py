@@ -66,6 +66,25 @@ class JournalReader:
             self.position = offset + 1
         return found
 
+    def until(
+        self, end: int, *, no_progress_s: float, wait_s: float = 0.5, records_max: int = 1000
+    ) -> Iterator[list[tuple[int, JournalRecord]]]:
+        """What comes before offset `end`, piece by piece; a piece may be empty, so that the caller can stop.
+
+        Raises as `read` does, and NoProgress when reading stands still for so long.
+        """
+        deadline = time.monotonic() + no_progress_s
+        while self.position < end:
+            before = self.position
+            yield self.read(wait_s, records_max=records_max)
+            if self.position > before:
+                deadline = time.monotonic() + no_progress_s
+            elif time.monotonic() > deadline:
+                raise NoProgress(
+                    f"{self._partition.topic}/{self._partition.partition}: no progress towards offset {end} for "
+                    f"{no_progress_s:.0f} s; an open transaction may hold it up, or the log was truncated"
+                )
+
     def _checked(self, record: JournalRecord) -> JournalRecord:
         name = f"{self._partition.topic}/{self._partition.partition}"
         if self._sequence == 0 and record.sequence != 0:
@@ -92,6 +111,8 @@ class JournalReader:
                 "is needed from there on. Restore the topic, or start a new application "
                 "(FRAUD_SCORER_WORKER__APPLICATION)"
             )
+        elif error.code() in kafka.DENIED:
+            raise kafka.Denied(f"Kafka's authoriser refused: missing Read on topic {self._partition.topic}")
         elif error.fatal():
             raise kafka.KafkaFailure(f"reading {self._partition.topic} failed: {error.str()}")
 
@@ -117,28 +138,14 @@ def read_journal(
     start, end = journal_bounds(settings, client, shard)
     reader = JournalReader(settings, shard, position=start, sequence=0, previous=FIRST_PREVIOUS)
     records: list[JournalRecord] = []
-    deadline = time.monotonic() + no_progress_s
     try:
-        while reader.position < end:
-            before = reader.position
-            records += [record for _, record in reader.read(0.5)]
-            if reader.position > before:
-                deadline = time.monotonic() + no_progress_s
-            elif time.monotonic() > deadline:
-                raise stalled(settings, shard, end, no_progress_s)
+        for found in reader.until(end, no_progress_s=no_progress_s):
+            records += [record for _, record in found]
     finally:
         reader.close()
     if start > 0 and not records:
         raise emptied(settings, shard, start)
     return records
-
-
-def stalled(settings: KafkaSettings, shard: int, end: int, no_progress_s: float) -> NoProgress:
-    """The error of a journal that cannot be read to its end."""
-    return NoProgress(
-        f"{kafka.Topics.of(settings).journal}/{shard}: no progress towards offset {end} for {no_progress_s:.0f} s; "
-        "an open transaction may hold it up, or the log was truncated"
-    )
 
 
 def emptied(settings: KafkaSettings, shard: int, start: int) -> MissingRange:

@@ -19,7 +19,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 from schemas.journal import ControlRange, InputRange
 from scorer.enrich import Batch, ControlRecord, Records
 from scorer.errors import FraudScorerError
-from scorer.kafka import KafkaFailure, describe, present
+from scorer.kafka import DENIED, Denied, KafkaFailure, describe, present
 
 CONSUME_MAX = 4096
 CONTROL_BUFFER_MAX = 20_000
@@ -172,6 +172,9 @@ class Inputs:
                 "records that were not decided yet are gone. Restore the topic, or accept the loss by starting "
                 "a new application (FRAUD_SCORER_WORKER__APPLICATION)"
             )
+        elif code in DENIED:
+            topic = message.topic() or self._payments_topic
+            raise Denied(f"Kafka's authoriser refused: missing Read on topic {topic}")
         elif error.fatal() or not (error.retriable() or code in _TRANSIENT):
             raise KafkaFailure(f"reading failed: {error.name()}: {error.str()}")
 

@@ -5,7 +5,8 @@ KafkaFailure            the broker or the client failed
 ├── Fenced              another owner has taken the shard: this process must stop deciding for it
 └── Rebuild             the transaction's fate is unknown or it was aborted: drop producer and state,
     │                   rebuild from the journal
-    └── Away            the broker does not answer, or has just come back: the same later
+    ├── Away            the broker does not answer, or has just come back: the same later
+    └── Denied          its authoriser refuses: the same once the right is there, within a bound
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from scorer.settings import KafkaSettings, Settings
 log = structlog.get_logger()
 
 METADATA_TIMEOUT_S = 15.0
+LOGIN_QUIET_S = 5.0
 
 _Part = TypeVar("_Part")
 
@@ -46,6 +48,10 @@ class Away(Rebuild):
     """The broker does not answer now. A shard rebuilds when it does; a command says so and ends."""
 
 
+class Denied(Rebuild):
+    """Kafka's authoriser refuses. Rights go by mistake and are given back: a shard waits for that, within a bound."""
+
+
 # A broker that restarts gives these for seconds: its leaders are being elected, or the client's epochs are old.
 TRANSIENT = {
     KafkaError._TRANSPORT,
@@ -61,7 +67,7 @@ TRANSIENT = {
     KafkaError.BROKER_NOT_AVAILABLE,
 }
 TRANSIENT_RETRY_S = 0.2
-_DENIED = {
+DENIED = {
     KafkaError.TOPIC_AUTHORIZATION_FAILED,
     KafkaError.GROUP_AUTHORIZATION_FAILED,
     KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED,
@@ -116,8 +122,24 @@ def client_config(settings: KafkaSettings) -> dict[str, Any]:
     return config
 
 
+class _Login:
+    """When a refused login may be logged again."""
+
+    quiet_until = 0.0
+
+
+_login = _Login()
+
+
 def _on_error(error: KafkaError) -> None:
     # Transport errors heal by themselves; they must be seen, not acted upon. Fatal ones also come out of the next call.
+    if error.code() in (KafkaError._AUTHENTICATION, KafkaError.SASL_AUTHENTICATION_FAILED):
+        if time.monotonic() > _login.quiet_until:  # it comes from every client, ten times a second
+            _login.quiet_until = time.monotonic() + LOGIN_QUIET_S
+            log.error(
+                "kafka.login_refused", reason=error.str(), mend="renew the credentials; a new secret is read at start"
+            )
+        return
     log.warning("kafka.client_error", code=error.name(), fatal=error.fatal())
 
 
@@ -233,8 +255,8 @@ def partition_count(client: AdminClient, topic: str) -> int:
         raise Away(f"Kafka does not answer: {describe(exc)}") from exc
     if found.error is not None and found.error.code() in TRANSIENT:
         raise Away(f"topic {topic} has no leader now ({found.error.name()})")
-    if found.error is not None and found.error.code() in _DENIED:
-        raise KafkaFailure(f"Kafka's authoriser refused: missing Read or Write on topic {topic}")
+    if found.error is not None and found.error.code() in DENIED:
+        raise Denied(f"Kafka's authoriser refused: missing Read or Write on topic {topic}")
     if found.error is not None or not found.partitions:
         raise KafkaFailure(f"topic {topic} does not exist; run `fraud-scorer setup` first")
     return len(found.partitions)
@@ -254,6 +276,9 @@ def offsets(client: AdminClient, partitions: list[TopicPartition], spec: OffsetS
             found = {(tp.topic, tp.partition): future.result().offset for tp, future in futures.items()}
             return [found[tp.topic, tp.partition] for tp in partitions]
         except KafkaException as exc:
+            if exc.args[0].code() in DENIED:
+                names = ", ".join(sorted({partition.topic for partition in partitions}))
+                raise Denied(f"Kafka's authoriser refused: missing Read or Write on one of the topics {names}") from exc
             if exc.args[0].code() not in TRANSIENT:
                 raise KafkaFailure(f"offsets cannot be read: {describe(exc)}") from exc
             if time.monotonic() > until:
@@ -306,6 +331,6 @@ def failure(exc: KafkaException, needs: str = "what `fraud-scorer acls worker --
     error = exc.args[0] if exc.args else None
     if isinstance(error, KafkaError) and error.code() in _FENCED:
         return Fenced(f"another worker owns this shard now ({error.name()})")
-    if isinstance(error, KafkaError) and error.code() in _DENIED:
-        return Rebuild(f"Kafka's authoriser refused ({error.name()}): missing {needs}")
+    if isinstance(error, KafkaError) and error.code() in DENIED:
+        return Denied(f"Kafka's authoriser refused ({error.name()}): missing {needs}")
     return Rebuild(f"the transaction failed ({describe(exc)})")

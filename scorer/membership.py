@@ -43,7 +43,8 @@ class Membership:
         self._settings = settings
         self._client = kafka.admin(settings.kafka)
         self._topic = kafka.Topics.of(settings.kafka).journal
-        self.consumer: Consumer = kafka.member(settings, f"{settings.kafka.topic_prefix}{settings.worker.application}")
+        self.group = f"{settings.kafka.topic_prefix}{settings.worker.application}"
+        self.consumer: Consumer = kafka.member(settings, self.group)
         self.metadata: Any = None
         self._questions: Queue[tuple[TopicPartition, Future[KafkaError | None]]] = Queue()  # one a shard at most
 
@@ -60,13 +61,16 @@ class Membership:
     def confirmed(self, shard: int, stop: threading.Event) -> bool:
         """Whether the group still counts this member as the owner of `shard`. False as well once `stop` is set.
 
-        Waits out a rebalance, and a coordinator that is away, for as long as `stop` is not set.
+        Waits out a rebalance, and a coordinator that is away, for as long as `stop` is not set. Raises kafka.Denied
+        when the authoriser does not let the group be asked.
         """
         patience = time.monotonic() + self._settings.worker.session_timeout_ms / 1000.0
         while not stop.is_set():
             error = self._ask(shard, stop)
             if error is None:
                 return not stop.is_set()
+            if error.code() in kafka.DENIED:
+                raise kafka.Denied(f"Kafka's authoriser refused ({error.name()}) to let the group be asked")
             if error.code() not in _UNDECIDED:
                 return False
             if error.code() in kafka.OLDER_GENERATION and time.monotonic() > patience:
@@ -78,6 +82,8 @@ class Membership:
         """Have the polling thread commit the journal's end; its error, None when the group took it."""
         try:
             _, end = journal_bounds(self._settings.kafka, self._client, shard)
+        except kafka.Denied:
+            return KafkaError(KafkaError.TOPIC_AUTHORIZATION_FAILED)
         except kafka.KafkaFailure:
             return KafkaError(KafkaError._ALL_BROKERS_DOWN)
         answer: Future[KafkaError | None] = Future()

@@ -30,6 +30,8 @@ from scorer.policy import APPROVE, FLAG, LATE_REASON, PolicyRunner, Verdicts
 
 NORMAL, DEGRADED, DUPLICATE, LATE = range(4)
 LIST_VALUES_MAX = 1_000_000
+# Margins float32 [n], scores float64 [n], outcomes by their number in the dedupe table int32 [n].
+_Decided = tuple[npt.NDArray[np.float32], npt.NDArray[np.float64], npt.NDArray[np.int32]]
 
 
 @dataclass(frozen=True)
@@ -132,8 +134,8 @@ class Pipeline:
         n = len(rows)
         features = enriched.features
         decide = self._decide_degraded if batch.degraded else self._decide
-        margins, outcomes = decide(enriched.first, features, enriched.late)
-        scores, shadow = self.bundle.scores(margins), self._shadow_margins(features, batch.degraded)
+        margins, scores, outcomes = decide(enriched.first, features, enriched.late)
+        shadow = self._shadow_margins(features, batch.degraded)
         self.dedupe.record(enriched.entry[fresh], margins, scores, outcomes)
         if len(fresh) < n:
             # A repeated payment has the decision of the first one; its features were not computed again.
@@ -201,20 +203,24 @@ class Pipeline:
 
     def _decide(
         self, payments: PaymentBatch, features: npt.NDArray[np.float32], late: npt.NDArray[np.bool_]
-    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
+    ) -> _Decided:
         margins = self.bundle.model.margins(features)
         if not np.isfinite(margins).all():
             raise PromiseBroken(f"bundle {self.bundle.id} gave a margin that is not a number; it is unfit to serve")
         verdicts = explained(self.bundle, self._policy, payments, features, margins, self.lists.values)
-        return margins, self._outcomes(verdicts, late, NORMAL)
+        return margins, self.bundle.scores(margins), self._outcomes(verdicts, late, NORMAL)
 
     def _decide_degraded(
         self, payments: PaymentBatch, features: npt.NDArray[np.float32], late: npt.NDArray[np.bool_]
-    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
-        """Without the model: the margin is the one before its first tree, which says how common fraud is, no more."""
-        margins = np.full(len(features), self.bundle.model.base_margin, dtype=np.float32)
-        verdicts = self._policy.decide_degraded(payments, features, self.lists.values)
-        return margins, self._outcomes(verdicts, late, DEGRADED)
+    ) -> _Decided:
+        """Without the model: by its student, if the bundle has one. What pushed a score up is not asked: that costs
+        most.
+        """
+        margins, scores, flagged = self.bundle.degraded(features)
+        if not np.isfinite(margins).all():
+            raise PromiseBroken(f"bundle {self.bundle.id}: its student gave a margin that is not a number")
+        verdicts = self._policy.decide_degraded(payments, features, self.lists.values, flagged)
+        return margins, scores, self._outcomes(verdicts, late, DEGRADED)
 
     def _outcomes(self, verdicts: Verdicts, late: npt.NDArray[np.bool_], usual_mode: int) -> npt.NDArray[np.int32]:
         """Outcomes by their number in the dedupe table, int32 [n]."""

@@ -36,7 +36,8 @@ APPROVE, FLAG = 0, 1
 # up.
 SCORE_REASON = "MODEL_SCORE"
 LATE_REASON = "LATE"
-# Given to a payment that the policy flags because the deadline left no time for the model.
+# Given to a payment that was flagged though the deadline left no time for the model: by the policy; with SCORE_REASON
+# before it, by the bundle's student.
 DEGRADED_REASON = "DEGRADED"
 
 Code = Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_]{0,47}$")]
@@ -127,7 +128,9 @@ class ReasonGroup(_Strict):
 
 
 class Degraded(_Strict):
-    """What happens to a payment whose deadline leaves no time for the model: lists and rules, else `otherwise`."""
+    """What happens to a payment whose deadline leaves no time for the model: lists and rules, then the bundle's
+    student; without one `otherwise`.
+    """
 
     otherwise: Literal["approve", "flag"] = "approve"
 
@@ -192,7 +195,7 @@ class Policy(_Strict):
         return {
             SCORE_REASON: "The model's score is above the threshold.",
             LATE_REASON: "The payment came too late to enter the windows.",
-            DEGRADED_REASON: "The deadline left no time for the model, and the policy flags then.",
+            DEGRADED_REASON: "The deadline left no time for the model; its student, or the policy, flags then.",
         }.get(code, code)
 
 
@@ -235,15 +238,23 @@ class PolicyRunner:
         return self._decide(batch, features, margins >= self.threshold_margin, lists)
 
     def decide_degraded(
-        self, batch: PaymentBatch, features: npt.NDArray[np.float32], lists: Mapping[str, AbstractSet[str]]
+        self,
+        batch: PaymentBatch,
+        features: npt.NDArray[np.float32],
+        lists: Mapping[str, AbstractSet[str]],
+        by_student: npt.NDArray[np.bool_] | None = None,
     ) -> Verdicts:
-        """Decide n payments without a margin: lists and rules as always, for the rest the policy's
-        `degraded.otherwise`.
+        """Decide n payments without the model: lists and rules as always; for the rest what the student flags,
+        bool [n], or without one the policy's `degraded.otherwise`.
         """
-        flag = self.policy.degraded.otherwise == "flag"
-        verdicts = self._decide(batch, features, np.full(len(features), flag), lists)
+        reasons: tuple[str, ...]
+        if by_student is None:
+            by_score, reasons = np.full(len(features), self.policy.degraded.otherwise == "flag"), (DEGRADED_REASON,)
+        else:
+            by_score, reasons = by_student, (SCORE_REASON, DEGRADED_REASON)
+        verdicts = self._decide(batch, features, by_score, lists)
         for i in np.flatnonzero(verdicts.by_score).tolist():
-            verdicts.reasons[i] = (*verdicts.reasons[i], DEGRADED_REASON)[: self.policy.reason_count_max]
+            verdicts.reasons[i] = (*verdicts.reasons[i], *reasons)[: self.policy.reason_count_max]
         return verdicts
 
     def _decide(

@@ -6,11 +6,14 @@ before batch n is committed, and after any failure neither the producer nor the 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any
+from queue import SimpleQueue
+from threading import Thread
+from typing import Any, ClassVar
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer, TopicPartition
 
@@ -22,6 +25,13 @@ from scorer.kafka import OLDER_GENERATION, KafkaFailure, Rebuild, Topics, descri
 from scorer.pipeline import Outcomes
 
 COMMIT_TIMEOUT_S = 30.0
+# Sending offsets takes milliseconds, and the client does not keep the timeout that it is given for it: when the group's
+# coordinator goes away at a bad moment, as in the roll of a cluster, the call never comes back (librdkafka#5456,
+# #5511). So it is watched from outside, and a call that is late by so much is given up together with its producer and
+# its thread, which then only wait for the end of the process.
+OFFSETS_TIMEOUT_S = 10.0
+LATE_S = 2.0
+GIVEN_UP_MAX = 8
 # A rebalance changes the group's generation; the batch is committed again under the new one once this member knows it.
 GENERATION_WAIT_S = 5.0
 GENERATION_RETRY_S = 0.05
@@ -41,21 +51,73 @@ class Committed:
 class Publisher:
     """Commits one batch at a time on a thread of its own, while the worker prepares the next one."""
 
-    def __init__(self, producer: Producer, topics: Topics, *, shard: int, group_metadata: Callable[[], Any]) -> None:
+    given_up: ClassVar[int] = 0  # calls of this process that have not come back
+
+    def __init__(
+        self,
+        producer: Producer,
+        topics: Topics,
+        *,
+        shard: int,
+        group_metadata: Callable[[], Any],
+        offsets_timeout_s: float = OFFSETS_TIMEOUT_S,
+    ) -> None:
+        """`offsets_timeout_s`: no longer than the transaction's own, for then the broker aborts it anyway."""
         self._producer = producer
+        self._offsets_timeout_s = min(OFFSETS_TIMEOUT_S, offsets_timeout_s)
         self._topics = topics
         self._shard = shard
         self._group_metadata = group_metadata
         self._journal_offset = -1
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"commit-{shard}")
+        self._due = math.inf  # when the call that runs must have come back, monotonic
+        self._lost = False
+        self._work: SimpleQueue[tuple[Outcomes, Future[Committed]] | None] = SimpleQueue()
+        self._thread = Thread(target=self._run, name=f"commit-{shard}", daemon=True)
+        self._thread.start()
 
     def submit(self, outcomes: Outcomes) -> Future[Committed]:
-        """Start to commit; the future gives Committed, or raises Fenced or Rebuild."""
-        return self._thread.submit(self._commit, outcomes)
+        """Start to commit; the future, given to `landed`, gives Committed, or raises Fenced or Rebuild."""
+        future: Future[Committed] = Future()
+        self._work.put((outcomes, future))
+        return future
+
+    @property
+    def late(self) -> bool:
+        """Whether a call of the client has not come back in time: then it never will."""
+        return time.monotonic() > self._due
+
+    def landed(self, commit: Future[Committed]) -> Committed:
+        """Wait for a commit. Raises what made it fail; Rebuild as well when a call of the client does not come back."""
+        while True:
+            try:
+                return commit.result(LATE_S)
+            except TimeoutError:
+                if self.late:
+                    raise self._give_up() from None
 
     def close(self) -> None:
         """Wait for a commit that runs, and stop."""
-        self._thread.shutdown(wait=True)
+        self._work.put(None)
+        while self._thread.is_alive() and not self._lost:
+            self._thread.join(LATE_S)
+            if self.late:
+                self._give_up()
+
+    def _give_up(self) -> KafkaFailure:
+        self._lost = True
+        Publisher.given_up += 1
+        told = "a call of the Kafka client has not come back (librdkafka#5456)"
+        if Publisher.given_up > GIVEN_UP_MAX:
+            return KafkaFailure(f"{told}, for the {Publisher.given_up}th time: this process has come to its end")
+        return Rebuild(told)
+
+    def _run(self) -> None:
+        while (work := self._work.get()) is not None:
+            outcomes, future = work
+            try:
+                future.set_result(self._commit(outcomes))
+            except BaseException as exc:  # noqa: BLE001 - raised to the shard by its future
+                future.set_exception(exc)
 
     def _commit(self, outcomes: Outcomes) -> Committed:
         started = time.perf_counter()
@@ -102,7 +164,14 @@ class Publisher:
         )
         positions = [TopicPartition(self._topics.payments, r.partition, r.end) for r in outcomes.journal.inputs]
         if positions:  # fresh group metadata every time: the member's generation changes with each rebalance
-            self._producer.send_offsets_to_transaction(positions, self._group_metadata(), COMMIT_TIMEOUT_S)
+            self._due = time.monotonic() + self._offsets_timeout_s + LATE_S
+            try:
+                faults.point("in_offsets")
+                self._producer.send_offsets_to_transaction(positions, self._group_metadata(), self._offsets_timeout_s)
+            finally:
+                self._due = math.inf
+            if self._lost:
+                raise Rebuild("the client's call came back after it was given up")
         faults.point("before_commit")
         self._producer.commit_transaction(COMMIT_TIMEOUT_S)
         faults.point("after_commit")

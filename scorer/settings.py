@@ -153,7 +153,7 @@ class WorkerSettings(_Section):
         default=None,
         gt=0,
         description="a decision is worth having for so long after the payment's broker timestamp; when the queue makes "
-        "that impossible, lists and rules decide without the model (mode degraded). Empty: no deadline",
+        "that impossible, lists, rules and the bundle's student decide (mode degraded). Empty: no deadline",
     )
     deadline_header: str | None = Field(
         default=None,
@@ -166,6 +166,12 @@ class WorkerSettings(_Section):
     )
     no_progress_s: float = Field(
         default=60.0, gt=0, description="recovery or commit without progress for so long stops the worker loudly"
+    )
+    denied_s: float = Field(
+        default=600.0,
+        ge=0,
+        description="a right at Kafka that is taken away while the worker runs is waited for so long, not ready and "
+        "with an error that names it; then the worker ends",
     )
     log_folder: Path | None = Field(
         default=None,

@@ -57,6 +57,7 @@ class Shard:
         self._gauges_at = 0.0
         self._snapshotter: Snapshotter | None = None
         self.recovered = threading.Event()
+        self.landed = 0  # batches committed
 
     def run(self, stop: threading.Event, warm: Follower | None = None) -> None:
         """Own the shard until `stop` is set; then the batch in flight is committed and everything closed.
@@ -77,7 +78,13 @@ class Shard:
             follower = follower or Follower(self._settings, self._bundles, self._number)
             follower.catch_up(stop)
             follower.release_journal()
-            publisher = Publisher(producer, self._topics, shard=self._number, group_metadata=self._group_metadata)
+            publisher = Publisher(
+                producer,
+                self._topics,
+                shard=self._number,
+                group_metadata=self._group_metadata,
+                offsets_timeout_s=self._settings.worker.transaction_timeout_ms / 1000.0,
+            )
             store = store_of(self._settings, self._number)
             if store is not None:
                 self._snapshotter = Snapshotter(self._settings, self._number, store, self._bundles.location)
@@ -110,11 +117,13 @@ class Shard:
         while not stop.is_set():
             batch = gatherer.next()
             closed_at = time.perf_counter()
-            if flying is not None and flying.commit.done():
-                self._landed(flying, gatherer)
+            if flying is not None and (flying.commit.done() or publisher.late):
+                self._landed(flying, publisher, gatherer)
                 flying = None
             self._gauges(pipeline, inputs, gatherer)
             if batch is None:
+                if self._snapshotter is not None:
+                    self._snapshotter.between_batches(pipeline, inputs, 0)
                 continue
             faults.point("after_consume")
             self._activate(pipeline, batch)
@@ -126,16 +135,17 @@ class Shard:
             faults.point("after_compute")
             metrics.COMPUTE.labels(self._label).observe(time.perf_counter() - started)
             if flying is not None:
-                self._landed(flying, gatherer)
+                self._landed(flying, publisher, gatherer)
             flying = _InFlight(publisher.submit(outcomes), closed_at)
             if self._snapshotter is not None:
                 self._snapshotter.between_batches(pipeline, inputs, len(outcomes.records))
         if flying is not None:
-            self._landed(flying, gatherer)
+            self._landed(flying, publisher, gatherer)
 
-    def _landed(self, flying: _InFlight, gatherer: Gatherer) -> None:
+    def _landed(self, flying: _InFlight, publisher: Publisher, gatherer: Gatherer) -> None:
         """Wait for a commit; its failure is raised here, before anything else is done with the state."""
-        committed = flying.commit.result()
+        committed = publisher.landed(flying.commit)
+        self.landed += 1
         gatherer.committed(commit_s=committed.commit_s, total_s=time.perf_counter() - flying.closed_at)
         outcomes, label = committed.outcomes, self._label
         if self._snapshotter is not None:

@@ -43,6 +43,11 @@ class ShardCapture:
         self._rounds += 1
         return self._engine.again()
 
+    @property
+    def stepping(self) -> bool:
+        """Whether `again` itself copies from now on, and `copy` has nothing to do."""
+        return self._engine.stepping
+
     def finish(self) -> dict[str, Image] | None:
         """The state between two batches; None when arrays were replaced meanwhile."""
         engine = self._engine.finish()

@@ -19,7 +19,7 @@ import structlog
 
 from features.capture import Image
 from features.snapshot import SnapshotError, SnapshotStore
-from scorer import metrics
+from scorer import faults, metrics
 from scorer.inputs import Inputs
 from scorer.pipeline import Pipeline
 from scorer.settings import Settings
@@ -38,7 +38,7 @@ def store_of(settings: Settings, shard: int) -> SnapshotStore | None:
         return None
     url = where.url or f"{(settings.cache.expanduser() / 'snapshots').as_uri()}"
     name = f"{settings.kafka.topic_prefix}{settings.worker.application}"
-    return SnapshotStore(f"{url.rstrip('/')}/{name}/shard-{shard}")
+    return SnapshotStore(f"{url.rstrip('/')}/{name}/shard-{shard}", passing=faults.point)
 
 
 @dataclass(frozen=True)
@@ -89,11 +89,16 @@ class Snapshotter:
         self._thread: threading.Thread | None = None
         self._failed: str | None = None
         self._payments = 0
+        self._last_commit: tuple[int, int] | None = None  # sequence, journal offset
         self._last_at = time.monotonic()
         self._not_before = 0.0
 
     def between_batches(self, pipeline: Pipeline, inputs: Inputs, payments: int) -> None:
-        """The state is that after a batch of `payments`, and nobody writes to it now."""
+        """The state is that after a batch of `payments`, and nobody writes to it now.
+
+        To be called, with 0, when nothing comes as well: else the snapshot of a shard that has become idle would wait
+        for the next payment to be finished.
+        """
         self._payments += payments
         if self._thread is not None and self._thread.is_alive():
             return
@@ -107,11 +112,15 @@ class Snapshotter:
 
     def committed(self, sequence: int, journal_offset: int) -> None:
         """Batch `sequence` is committed, its journal record stands at `journal_offset`."""
-        finished = self._finished
-        if finished is None or finished.sequence != sequence + 1:
+        self._last_commit = sequence, journal_offset
+        self._write_committed()
+
+    def _write_committed(self) -> None:
+        finished, last = self._finished, self._last_commit
+        if finished is None or last is None or finished.sequence != last[0] + 1:
             return
         self._finished = None
-        finished.known["journal_offset"] = journal_offset
+        finished.known["journal_offset"] = last[1]
         self._start(lambda: self._write(finished), "write")
 
     def close(self) -> None:
@@ -128,17 +137,25 @@ class Snapshotter:
     def _begin(self, pipeline: Pipeline) -> None:
         started = time.perf_counter()
         self._capture = capture = ShardCapture(pipeline)
+        faults.point("snapshot_begin")
         self._pause(started)
-        self._start(capture.copy, "copy")
+        self._start(lambda: self._copy(capture), "copy")
+
+    @staticmethod
+    def _copy(capture: ShardCapture) -> None:
+        capture.copy()
+        faults.point("snapshot_copy")
 
     def _finish(self, pipeline: Pipeline, inputs: Inputs) -> None:
         assert self._capture is not None
-        started = time.perf_counter()
-        if not self._capture.again():
+        started, capture = time.perf_counter(), self._capture
+        if not capture.again():
             self._pause(started)
-            self._start(self._capture.copy, "copy")
+            if not capture.stepping:
+                self._start(lambda: self._copy(capture), "copy")
             return
-        parts = self._capture.finish()
+        parts = capture.finish()
+        faults.point("snapshot_finish")
         self._capture = None
         self._pause(started)
         if parts is None:
@@ -151,6 +168,7 @@ class Snapshotter:
         }
         self._finished = _Finished(pipeline.sequence, known, parts)
         self._payments, self._last_at = 0, time.monotonic()
+        self._write_committed()  # of an idle shard the batch is committed already
 
     def _pause(self, started: float) -> None:
         metrics.SNAPSHOT_PAUSE.labels(self._label).observe(time.perf_counter() - started)

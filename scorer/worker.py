@@ -14,10 +14,11 @@ import structlog
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from features.feature_set import FeatureSetError
-from scorer import kafka, metrics
+from scorer import acl, faults, kafka, metrics
 from scorer.bundle import Bundle
 from scorer.errors import FraudScorerError, UsageError
 from scorer.membership import Membership
+from scorer.owned import DENIED_RETRY_S, Owned
 from scorer.recovery import Bundles
 from scorer.settings import Settings
 from scorer.shard import Shard
@@ -26,72 +27,10 @@ from scorer.warmup import warm_up
 
 log = structlog.get_logger()
 
-# A rebuild that follows another within this time waits longer and longer: 0.2 s, 0.4 s … 10 s. A broker that is away
-# for a minute costs few tries.
-REBUILD_BACKOFF_S = 0.2
-REBUILD_BACKOFF_S_MAX = 10.0
-REBUILD_CALM_S = 60.0
 # How soon a changed generation is known to commits, and a stop is heard.
 POLL_S = 0.05
 # Deciding may end in the middle of a commit, which takes at most its timeout.
 HAND_OVER_S = 35.0
-
-
-class _Owned:
-    """A shard's thread,
-    which rebuilds the shard after a failed transaction and ends with the reason when it cannot go on."""
-
-    def __init__(self, shard: Shard, number: int, membership: Membership, standby: Standby | None) -> None:
-        self.shard = shard
-        self._membership = membership
-        self.number = number
-        self._standby = standby
-        self.stop = threading.Event()
-        self.failure: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name=f"shard-{number}", daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        backoff_s = REBUILD_BACKOFF_S
-        while not self.stop.is_set():
-            began = time.monotonic()
-            try:
-                warm, self._standby = (self._standby.take() if self._standby else None), None
-                self.shard.run(self.stop, warm)
-            except kafka.Rebuild as exc:
-                metrics.REBUILDS.labels(str(self.number), "transaction").inc()
-                backoff_s = (
-                    REBUILD_BACKOFF_S
-                    if time.monotonic() - began > REBUILD_CALM_S
-                    else min(2 * backoff_s, REBUILD_BACKOFF_S_MAX)
-                )
-                log.warning("shard.rebuild", shard=self.number, reason=str(exc), wait_s=backoff_s)
-                self.stop.wait(backoff_s)
-                if not self._membership.confirmed(self.number, self.stop):
-                    return self._lost(exc)
-            except kafka.Fenced as exc:
-                # By a new owner, or by one that woke up and did not know yet that it is none: the group says which.
-                if not self._membership.confirmed(self.number, self.stop):
-                    return self._lost(exc)
-                metrics.REBUILDS.labels(str(self.number), "fenced").inc()
-                log.warning("shard.rebuild", shard=self.number, reason=f"{exc}, but the group says it is ours")
-            except BaseException as exc:  # noqa: BLE001 - handed to the main thread, which ends the process with it
-                self.failure = exc
-                return None
-        return None
-
-    def _lost(self, cause: kafka.KafkaFailure) -> None:
-        """The shard is not ours any more: fenced in a commit, the process ends; else it waits to be released."""
-        if isinstance(cause, kafka.Fenced):
-            self.failure = cause
-        else:
-            self.stop.wait()
-
-    def drain(self, seconds: float) -> bool:
-        """Ask the shard to finish its batch in flight and wait for it. True when it has ended in time."""
-        self.stop.set()
-        self._thread.join(seconds)
-        return not self._thread.is_alive()
 
 
 def _calm_collector() -> None:
@@ -114,12 +53,14 @@ class Worker:
         self._settings = settings
         self._bundle = bundle
         self._bundles = Bundles(bundle, settings.bundle.trusted_keys)
-        self._owned: dict[int, _Owned] = {}
+        self._owned: dict[int, Owned] = {}
         self._standbys: dict[int, Standby] = {}
         self._joined = False
         self._warm = False
         self._failure: BaseException | None = None
-        self._polled_at = time.monotonic()
+        self._polled_at = float("inf")  # not polling yet
+        self._denied_at: float | None = None
+        self._denied_said_at = self._denied_until = float("-inf")
         self._frozen_until = float("-inf")
         self._membership = Membership(settings)
 
@@ -132,6 +73,8 @@ class Worker:
         """Warm, in the group, and every owned shard deciding (a standby owns none and is ready)."""
         if not self._warm:
             return False, "compiling"
+        if self._denied_at is not None:
+            return False, "refused by Kafka's authoriser"
         if not self._joined:
             return False, "joining the group"
         waiting = [o.number for o in list(self._owned.values()) if not o.shard.recovered.is_set()]
@@ -142,6 +85,7 @@ class Worker:
         the process must exit non-zero then."""
         warm_up(self._bundle)
         _calm_collector()
+        faults.point("after_warm_up")
         self._warm = True
         settings, topics = self._settings, kafka.Topics.of(self._settings.kafka)
         client = kafka.admin(settings.kafka)
@@ -153,8 +97,11 @@ class Worker:
             )
         member = self._membership.consumer
         member.subscribe([topics.journal], on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost)
+        # From here on the group expects to hear of this member. That compiling may have taken minutes is no freeze.
+        self._polled_at = time.monotonic()
         try:
             while not stop.is_set():
+                faults.point("main_loop")
                 self._note_freeze(time.monotonic() - self._polled_at)
                 self._polled_at = time.monotonic()
                 message = member.poll(POLL_S)
@@ -162,9 +109,10 @@ class Worker:
                 error = None if message is None else message.error()
                 if error is not None:
                     self._on_error(error)
+                self._bear_denial()
                 if self._failure is not None:
                     raise self._failure
-                parts: list[_Owned | Standby] = [*self._owned.values(), *self._standbys.values()]
+                parts: list[Owned | Standby] = [*self._owned.values(), *self._standbys.values()]
                 for part in parts:
                     if part.failure is not None:
                         raise part.failure
@@ -186,7 +134,34 @@ class Worker:
                 f"the group has put this member out ({error.str()})"
                 + (f"; another worker uses the instance id {instance!r}" if instance else "")
             )
+        if error.code() == KafkaError.INCONSISTENT_GROUP_PROTOCOL:
+            raise kafka.KafkaFailure(
+                f"the group {self._membership.group} has members with another assignor or protocol: workers of one "
+                "application agree in FRAUD_SCORER_WORKER__GROUP_PROTOCOL, and nobody else uses their group"
+            )
+        if error.code() in kafka.DENIED:
+            self._denied_at = self._denied_at or time.monotonic()
+            self._denied_until = time.monotonic() + self._settings.worker.session_timeout_ms / 1000.0
+            if time.monotonic() - self._denied_said_at < DENIED_RETRY_S:
+                return
+            self._denied_said_at = time.monotonic()
+            reason = acl.lacking(self._settings, acl.Role.WORKER) or f"Kafka's authoriser refused ({error.name()})"
+            log.error("worker.denied", reason=reason)
+            return
         log.warning("worker.group_error", code=error.name())
+
+    def _bear_denial(self) -> None:
+        """End when the group has not let this member in again for too long. Still a member, and not refused for the
+        length of a session: then the right came back before it was missed.
+        """
+        denied_s = self._settings.worker.denied_s
+        if self._joined and time.monotonic() > self._denied_until:
+            self._denied_at = None
+        if self._denied_at is not None and time.monotonic() - self._denied_at > denied_s:
+            raise kafka.Denied(
+                f"{acl.lacking(self._settings, acl.Role.WORKER) or 'the group refuses this member'}. "
+                f"Waited {denied_s:g} s for it"
+            )
 
     def _assigned(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         # Cooperative protocol: what is given here comes on top of what is owned.
@@ -197,12 +172,15 @@ class Worker:
         except KafkaException as exc:
             self._failure = kafka.KafkaFailure(f"assignment failed: {kafka.describe(exc)}")
             return
-        self._joined = True
         for partition in partitions:
             number = partition.partition
             log.info("shard.assigned", shard=number)
             shard = Shard(self._settings, self._bundles, number, group_metadata=lambda: self._membership.metadata)
-            self._owned[number] = _Owned(shard, number, self._membership, self._standbys.pop(number, None))
+            self._owned[number] = Owned(
+                self._settings, shard, number, self._membership, self._standbys.pop(number, None)
+            )
+        self._denied_at = None
+        self._joined = True  # last: until then no probe shall take this member for one that owns nothing
         metrics.OWNED.set(len(self._owned))
 
     def _revoked(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
@@ -222,6 +200,7 @@ class Worker:
     def _lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         # Somebody else owns them already; the batch in flight will be fenced. State is dropped with the shard.
         log.warning("shard.lost", shards=[p.partition for p in partitions])
+        self._joined = False  # the group, or the broker, does not know this member now: not ready until it does again
         self._drain([p.partition for p in partitions])
         consumer.incremental_unassign(partitions)
         self._note_freeze(time.monotonic() - self._polled_at)

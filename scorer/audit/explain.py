@@ -114,11 +114,15 @@ def prove(explanation: Explanation, bundle: Bundle) -> None:
     features = np.array([row["features"]], np.float32)
     degraded = row["mode"] == "degraded"
     if degraded:
-        explanation.notes.append("Decided without the model: the margin is the one before its first tree.")
-    margins = np.array([bundle.model.base_margin], np.float32) if degraded else bundle.model.margins(features)
+        by = "the one before its first tree" if bundle.student is None else f"that of the student {bundle.student.id}"
+        explanation.notes.append(f"Decided without the model: the margin is {by}.")
+        margins, scores, _ = bundle.degraded(features)
+    else:
+        margins = bundle.model.margins(features)
+        scores = bundle.scores(margins)
     checks = explanation.checks
     checks.append(_bits("margin", np.float32(row["margin"]), margins[0]))
-    checks.append(_bits("score", np.float64(row["score"]), np.float64(bundle.scores(margins)[0])))
+    checks.append(_bits("score", np.float64(row["score"]), np.float64(scores[0])))
     checks.append(_bits("threshold", np.float64(row["threshold"]), np.float64(bundle.manifest.threshold_score)))
     if row["challengers"] and not degraded:
         logged, again = np.array(row["challenger_margins"], np.float32), bundle.shadow_margins(features)[0]
@@ -179,7 +183,7 @@ def _decide(
     # Of the payment the policy looks at fields of lists alone; that those named in the row held is given.
     payment, lists = cast("PaymentBatch", _Listed()), {name: {"listed"} for name in held}
     if row["mode"] == "degraded":
-        verdicts = runner.decide_degraded(payment, features, lists)
+        verdicts = runner.decide_degraded(payment, features, lists, bundle.degraded(features)[2])
         reasons = verdicts.reasons[0]
     else:
         verdicts = runner.decide(payment, features, margins, lists)

@@ -72,6 +72,8 @@ class Bundle:
     """Public keys whose signatures fit; whether one is trusted is for `load` to say."""
     golden: np.ndarray | None = None
     """float32 [rows, features + 1]: inputs and the source model's margins."""
+    student: Challenger | None = None
+    """One of the challengers, small: it decides when a deadline leaves no time for the model."""
 
     @property
     def threshold_margin(self) -> np.float32:
@@ -88,6 +90,27 @@ class Bundle:
         for column, challenger in enumerate(self.challengers):
             out[:, column] = challenger.model.margins(features)
         return out
+
+    def degraded(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """What stands for the model when there is no time for it, of rows float32 [n, k]: margins float32 [n], scores
+        float64 [n], and bool [n], which of them reach the threshold.
+
+        The student's. Without one the margin is that before the model's first tree, which says how common fraud is and
+        no more: then the last is None.
+        """
+        if self.student is None:
+            margins = np.full(len(features), self.model.base_margin, dtype=np.float32)
+            return margins, self.scores(margins), None
+        margins = self.student.model.margins(features)
+        scores = self.student.calibration.apply(margins, self.student.model.link)
+        return margins, scores, margins >= np.float32(self.student_threshold_margin)
+
+    @property
+    def student_threshold_margin(self) -> float:
+        """The student's margin from which on its score reaches the bundle's threshold; NaN without a student."""
+        if self.student is None:
+            return float("nan")
+        return float(self.student.calibration.margin_for(self.manifest.threshold_score, self.student.model.link))
 
     @classmethod
     def load(cls, path: str | Path, *, trusted_keys: Iterable[str] | None = None) -> Bundle:
@@ -129,13 +152,15 @@ def write_bundle(
     calibration: Calibration | None = None,
     golden: tuple[np.ndarray, np.ndarray] | None = None,
     challengers: Sequence[NewChallenger] = (),
+    student: str | None = None,
     training: TrainingWindow | None = None,
     metrics: dict[str, float] | None = None,
     versions: dict[str, str] | None = None,
 ) -> Bundle:
     """Write a bundle to the folder `output` (which must not exist) and return it, loaded back and checked.
 
-    `golden`: rows float32 [n, k] and the margins float32 [n] that the source model itself gave them.
+    `golden`: rows float32 [n, k] and the margins float32 [n] that the source model itself gave them. `student`: id of
+    the challenger that decides in degraded mode.
     All or nothing. `created_at` is data, so the same inputs give the same bytes and the same id. Raises BundleError.
     """
     contents = {model_file: model, FEATURE_SET: feature_set_yaml.encode(), POLICY: policy_yaml.encode()}
@@ -171,6 +196,7 @@ def write_bundle(
                 )
                 for item in sorted(challengers, key=lambda item: item.id)
             ],
+            student=student,
             training=training,
             metrics=metrics or {},
             versions=versions or {},
@@ -216,8 +242,14 @@ def _assemble(manifest: Manifest, raw: bytes, contents: dict[str, bytes], signed
         rows = _golden(contents, item.golden_file, item.golden_rows, shadow) if item.golden_rows else None
         challengers.append(Challenger(item.id, shadow, item.calibration, rows))
     golden = _golden(contents, GOLDEN, manifest.golden_rows, model) if manifest.golden_rows else None
+    student = next((item for item in challengers if item.id == manifest.student), None)
     bundle_id = f"{manifest.name}-{hashlib.sha256(raw).hexdigest()[:12]}"
-    return Bundle(bundle_id, manifest, model, feature_set, policy, tuple(challengers), signed_by, golden)
+    made = Bundle(bundle_id, manifest, model, feature_set, policy, tuple(challengers), signed_by, golden, student)
+    try:
+        _ = made.student_threshold_margin
+    except ModelError as error:
+        raise BundleMismatchError(f"threshold_score and the student's calibration: {error}") from error
+    return made
 
 
 def _compile(contents: dict[str, bytes], file: str, base_margin: float) -> CompiledModel:

@@ -14,12 +14,17 @@ from scorer.bundle.manifest import CHALLENGER_ID_MAX, CHALLENGERS_MAX, FEATURE_S
 from scorer.errors import UsageError
 
 
-def with_challengers(champion: Path, others: Sequence[Path], output: Path, *, created_at: str) -> Bundle:
+def with_challengers(
+    champion: Path, others: Sequence[Path], output: Path, *, created_at: str, student: Path | None = None
+) -> Bundle:
     """Write the champion's bundle with the models of `others` as its challengers (in place of those it had).
 
-    Each challenger is named by its bundle's id. Raises BundleError, BundleMismatchError when another's features are not
-    the champion's, UsageError for none or too many.
+    `student`: one more, which also decides when a deadline leaves no time for the champion's model. Each challenger is
+    named by its bundle's id. Raises BundleError, BundleMismatchError when another's features are not the champion's,
+    UsageError for none or too many.
     """
+    if student is not None:
+        others = [*others, student]
     if not 1 <= len(others) <= CHALLENGERS_MAX:
         raise UsageError(f"{len(others)} challengers: a bundle carries 1 to {CHALLENGERS_MAX}")
     bundle = Bundle.load(champion)
@@ -55,6 +60,7 @@ def with_challengers(champion: Path, others: Sequence[Path], output: Path, *, cr
         calibration=manifest.calibration,
         golden=_rows(bundle),
         challengers=shadows,
+        student=None if student is None else shadows[-1].id,
         training=manifest.training,
         metrics=manifest.metrics,
         versions=manifest.versions,

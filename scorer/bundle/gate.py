@@ -99,11 +99,13 @@ def verify(path: str | Path, *, trusted_keys: Iterable[str] | None = None, rows:
             shadow.calibration,
             shadow.golden,
         )
+        decides = info.id == manifest.student
+        ends = (np.float32(bundle.student_threshold_margin), manifest.threshold_score) if decides else ()
         checks += [
             Check(f"challenger {info.id}: {check.name}", check.passed, check.detail)
             for check in (
                 *_checks(subject, rows),
-                _run("calibration", lambda subject=subject: _calibration(subject)),  # type: ignore[misc]
+                _run("calibration", lambda subject=subject, ends=ends: _calibration(subject, *ends)),  # type: ignore[misc]
             )
         ]
     return Verdict(tuple(checks), bundle)

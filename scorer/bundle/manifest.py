@@ -82,6 +82,8 @@ class Manifest(_Strict):
     # Rows of golden.f32: inputs and the source model's own margins, which the compiled model must give bit for bit.
     golden_rows: int = Field(default=0, ge=0, le=65_536)
     challengers: list[ChallengerInfo] = Field(default_factory=list, max_length=CHALLENGERS_MAX)
+    # The challenger that decides when a deadline leaves no time for the model; without one, lists and rules alone do.
+    student: str | None = None
     training: TrainingWindow | None = None
     metrics: dict[str, Finite] = Field(default_factory=dict, max_length=256)
     versions: dict[str, str] = Field(default_factory=dict, max_length=64)
@@ -99,6 +101,8 @@ class Manifest(_Strict):
         shadows = {match[1]: name for name in self.files if (match := _CHALLENGER.match(name))}
         if [item.id for item in self.challengers] != sorted({item.id for item in self.challengers}):
             raise ValueError("challengers are listed in the order of their ids, each once")
+        if self.student is not None and self.student not in {item.id for item in self.challengers}:
+            raise ValueError(f"the student {self.student} is none of the challengers")
         if set(shadows) != {item.id for item in self.challengers}:
             raise ValueError(
                 f"challengers are {[c.id for c in self.challengers]}, their files {sorted(shadows.values())}"
@@ -119,4 +123,6 @@ class Manifest(_Strict):
     def to_bytes(self) -> bytes:
         """The manifest as written: sorted keys, two spaces, one newline at the end."""
         document = self.model_dump(mode="json")
+        if self.student is None:  # as before there were students: the same bundle has the same id, and old ones read it
+            del document["student"]
         return (json.dumps(document, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()

@@ -65,6 +65,7 @@ def show_bundle(folder: Folder, as_json: Json = False) -> None:
         "golden_rows": manifest.golden_rows,
         "signed_by": ", ".join(loaded.signed_by) or "nobody",
         "challengers": ", ".join(item.id for item in loaded.challengers) or "none",
+        "student": loaded.manifest.student or "none",
         "evaluator": f"{plan.vector_trees} trees in byte lanes" if plan.vector_trees else f"plain walk: {plan.reason}",
     }
     if manifest.training is not None:
@@ -215,19 +216,29 @@ def compile_bundle(
 @app.command()
 def challenge(
     folder: Folder,
-    challenger: Annotated[
-        list[Path], typer.Option("--with", exists=True, file_okay=False, help="A challenger's bundle.")
-    ],
     output: Annotated[Path, typer.Option(help="Folder of the new bundle.")],
+    challenger: Annotated[
+        list[Path] | None, typer.Option("--with", exists=True, file_okay=False, help="A challenger's bundle.")
+    ] = None,
+    student: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True,
+            file_okay=False,
+            help="Bundle of a small challenger (bundle compile --distil) that decides when a deadline is near.",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Write the bundle anew with the models of others as challengers: they score in shadow, for the audit trail alone.
+    """Write the bundle anew with the models of others as challengers: they score in shadow, for the audit trail alone;
+    a student also decides in degraded mode.
 
     Example: fraud-scorer bundle challenge bundles/cards --with bundles/cards-new --output bundles/cards-and-new
     """
     created_at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    made = with_challengers(folder, challenger, output, created_at=created_at)
-    show({"bundle": made.id, "challengers": [item.id for item in made.challengers]}, as_json=as_json, title=str(output))
+    made = with_challengers(folder, challenger or [], output, created_at=created_at, student=student)
+    known = {"challengers": [item.id for item in made.challengers], "student": made.manifest.student}
+    show({"bundle": made.id, **known}, as_json=as_json, title=str(output))
 
 
 @app.command()

@@ -169,11 +169,14 @@ def _decided(
     features = np.ascontiguousarray(rows.matrices["features"][places]).view(np.float32)
     margins = bundle.model.margins(features)
     degraded = mode == _DEGRADED
-    margins[degraded] = bundle.model.base_margin
+    margins_without, scores_without, by_student = bundle.degraded(features)
+    margins[degraded] = margins_without[degraded]
+    scores = bundle.scores(margins)
+    scores[degraded] = scores_without[degraded]
     policy = PolicyRunner(bundle.policy, bundle.feature_set.names, float(bundle.threshold_margin))
     verdicts = explained(bundle, policy, payments, features, margins, lists)
     if degraded.any():
-        without = policy.decide_degraded(payments, features, lists)
+        without = policy.decide_degraded(payments, features, lists, by_student)
         verdicts.decision[degraded] = without.decision[degraded]
         for i in np.flatnonzero(degraded).tolist():
             verdicts.reasons[i], verdicts.fired[i] = without.reasons[i], without.fired[i]
@@ -193,7 +196,7 @@ def _decided(
         decision=verdicts.decision,
         mode=mode,
         margin=margins,
-        score=bundle.scores(margins),
+        score=scores,
         reasons=verdicts.reasons,
         fired=verdicts.fired,
         features=features,

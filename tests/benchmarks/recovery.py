@@ -1,5 +1,7 @@
 """Recovery and snapshots. `python -m tests.benchmarks.recovery [--quick] [--soak SECONDS]` prints one JSON object.
 
+Its parts can be named: `--only recovery latency first soak`.
+
 Recovery: a worker decides a history and is killed; how long does its successor take from assignment to deciding, by its
 own log, along the whole journal and from a snapshot, for histories of several lengths? Latency: percentiles at a steady
 rate with snapshots off and with one every two seconds, in turn. Soak: resident memory of a worker that decides at a
@@ -10,10 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 import threading
@@ -23,68 +22,26 @@ from typing import Any
 
 import numpy as np
 
-from scorer.demo import CUSTOMERS, LIVE_SEED, DecisionReader, demo_bundle, free_ports, live_blocks
+from scorer.demo import CUSTOMERS, LIVE_SEED, DecisionReader, demo_bundle, live_blocks
 from scorer.send import Sender
 from scorer.services import local_services
-from scorer.settings import Settings, load
-from scorer.setup import create_topics
+from scorer.settings import load
 from scorer.simulate import World
-from tests.integration.running import environment, is_ready, metrics, wait_for
+from tests.benchmarks.first_decision import first_decision
+from tests.benchmarks.workers import Worker, made_settings, snapshots
+from tests.integration.running import metrics, wait_for
 
 RATE = 1000.0
-
-
-def _settings(bootstrap: str, name: str) -> Settings:
-    made = load(kafka={"bootstrap_servers": bootstrap, "topic_prefix": f"recovery-{name}-"})
-    create_topics(made)
-    return made
-
-
-class _Worker:
-    """A worker process, ready; killed at the end."""
-
-    def __init__(self, settings: Settings, bundle: Path, log: Path, **more: str) -> None:
-        (self.port,) = free_ports(1)
-        env = environment(settings, FRAUD_SCORER_HTTP__WORKER_PORT=str(self.port), **more)
-        command = [sys.executable, "-m", "scorer", "run", "--bundle", str(bundle)]
-        self.log = log
-        with log.open("wb") as out:
-            self.process = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
-        wait_for(lambda: is_ready(self.port), 300, "the worker to be ready")
-
-    def __enter__(self) -> _Worker:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.process.send_signal(signal.SIGKILL)
-        self.process.wait()
-
-    def events(self) -> dict[str, dict[str, Any]]:
-        """The last log record of each event."""
-        found = (json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{"))
-        return {record["event"]: record for record in found}
-
-    def memory_bytes(self) -> float:
-        pages = Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]
-        return int(pages) * os.sysconf("SC_PAGE_SIZE")
-
-
-def _snapshots(folder: Path, every: int) -> dict[str, str]:
-    return {
-        "FRAUD_SCORER_SNAPSHOTS__URL": folder.as_uri(),
-        "FRAUD_SCORER_SNAPSHOTS__EVERY_PAYMENTS": str(every),
-        "FRAUD_SCORER_SNAPSHOTS__EVERY_S": "0",
-        "FRAUD_SCORER_WORKER__STANDBY_SHARDS_MAX": "0",
-    }
+PARTS = ("recovery", "latency", "first", "soak")
 
 
 def recovery(bootstrap: str, bundle: Path, payments: int, folder: Path) -> dict[str, Any]:
     """Seconds from assignment to deciding for a history of `payments`."""
-    settings = _settings(bootstrap, f"{payments}")
+    settings = made_settings(bootstrap, f"{payments}")
     store = folder / f"snapshots-{payments}"
     written = 'fraud_scorer_snapshots_total{shard="0"}'
     reader = DecisionReader(settings)
-    with _Worker(settings, bundle, folder / "first.log", **_snapshots(store, payments // 4)) as first:
+    with Worker(settings, bundle, folder / "first.log", **snapshots(store, payments // 4)) as first:
         blocks = live_blocks(World(LIVE_SEED, customers=CUSTOMERS * 10))
         Sender(settings).run(blocks, stop=threading.Event(), limit=payments)
         wait_for(lambda: reader.seen.decisions >= payments, 300, "the history")
@@ -93,7 +50,7 @@ def recovery(bootstrap: str, bundle: Path, payments: int, folder: Path) -> dict[
         keys = sum(v for name, v in metrics(first.port).items() if name.startswith("fraud_scorer_feature_keys{"))
     result: dict[str, Any] = {"payments": payments, "keys": int(keys)}
     for name, every in (("journal", 0), ("snapshot", payments)):
-        with _Worker(settings, bundle, folder / f"{name}.log", **_snapshots(store, every)) as next_one:
+        with Worker(settings, bundle, folder / f"{name}.log", **snapshots(store, every)) as next_one:
             recovered = next_one.events()["shard.recovered"]
             result[f"{name}_s"] = recovered["seconds"]
             result[f"{name}_batches"] = recovered["batches"]
@@ -105,9 +62,9 @@ def recovery(bootstrap: str, bundle: Path, payments: int, folder: Path) -> dict[
 
 def latency(bootstrap: str, bundle: Path, name: str, seconds: float, folder: Path) -> dict[str, float]:
     """Percentiles in ms at RATE; `name` says whether snapshots are taken."""
-    settings = _settings(bootstrap, f"latency-{name}-{time.monotonic_ns()}")
-    more = _snapshots(folder / "latency", int(2 * RATE) if name == "on" else 0)
-    with _Worker(settings, bundle, folder / "latency.log", **more) as worker:
+    settings = made_settings(bootstrap, f"latency-{name}-{time.monotonic_ns()}")
+    more = snapshots(folder / "latency", int(2 * RATE) if name == "on" else 0)
+    with Worker(settings, bundle, folder / "latency.log", **more) as worker:
         reader = DecisionReader(settings)
         sender = Sender(settings, on_payments=reader.sending)
         blocks = live_blocks(World(LIVE_SEED, customers=CUSTOMERS))
@@ -128,8 +85,8 @@ def latency(bootstrap: str, bundle: Path, name: str, seconds: float, folder: Pat
 
 def soak(bootstrap: str, bundle: Path, seconds: float, folder: Path) -> dict[str, Any]:
     """Resident memory of a worker over `seconds` at RATE, MiB."""
-    settings = _settings(bootstrap, "soak")
-    with _Worker(settings, bundle, folder / "soak.log", **_snapshots(folder / "soak", int(20 * RATE))) as worker:
+    settings = made_settings(bootstrap, "soak")
+    with Worker(settings, bundle, folder / "soak.log", **snapshots(folder / "soak", int(20 * RATE))) as worker:
         stop = threading.Event()
         sender = Sender(settings)
         blocks = live_blocks(World(LIVE_SEED, customers=CUSTOMERS))
@@ -158,26 +115,37 @@ def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="shorter histories, one round")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts to run")
+    parser.add_argument("--keys", type=int, default=1_000_000, help="live keys for the first decision")
     parser.add_argument("--soak", type=float, default=60.0, help="seconds of the soak; an hour is 3600")
     given = parser.parse_args()
     report = lambda line: print(line, file=sys.stderr)  # noqa: E731
     bundle = demo_bundle(load().cache.expanduser(), report)
     lengths, rounds, seconds = ([20_000, 60_000], 1, 8.0) if given.quick else ([50_000, 200_000, 800_000], 3, 20.0)
-    result: dict[str, Any] = {"rate_per_s": RATE, "recovery": [], "latency": {}}
+    result: dict[str, Any] = {"rate_per_s": RATE}
     with local_services(postgres=False, report=report) as services, tempfile.TemporaryDirectory() as name:
         at, folder = services.kafka.bootstrap_servers, Path(name)
-        for payments in lengths:
-            result["recovery"].append(recovery(at, bundle, payments, folder))
-            report(str(result["recovery"][-1]))
-        runs: dict[str, list[dict[str, float]]] = {"off": [], "on": []}
-        for _ in range(rounds):
-            for which, found in runs.items():
-                found.append(latency(at, bundle, which, seconds, folder))
-                report(f"snapshots {which}: {found[-1]}")
-        result["latency"] = {
-            which: {q: statistics.median(run[q] for run in found) for q in found[0]} for which, found in runs.items()
-        }
-        result["soak"] = soak(at, bundle, given.soak, folder)
+        if "recovery" in given.only:
+            result["recovery"] = [recovery(at, bundle, payments, folder) for payments in lengths]
+            report(str(result["recovery"]))
+        if "latency" in given.only:
+            runs: dict[str, list[dict[str, float]]] = {"off": [], "on": []}
+            for _ in range(rounds):
+                for which, found in runs.items():
+                    found.append(latency(at, bundle, which, seconds, folder))
+                    report(f"snapshots {which}: {found[-1]}")
+            result["latency"] = {
+                which: {q: statistics.median(run[q] for run in found) for q in found[0]}
+                for which, found in runs.items()
+            }
+        if "first" in given.only:
+            result["first_decision"] = {
+                name: first_decision(at, bundle, given.keys, folder, warm=warm)
+                for name, warm in (("standby", True), ("snapshot", False))
+            }
+            report(str(result["first_decision"]))
+        if "soak" in given.only:
+            result["soak"] = soak(at, bundle, given.soak, folder)
     print(json.dumps(result))
 
 

@@ -6,9 +6,11 @@ import os
 import subprocess
 import tempfile
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from shutil import rmtree
 from types import TracebackType
+from typing import ClassVar, Protocol
 
 from scorer.services import jars
 from scorer.services.kafka import BROKER
@@ -17,7 +19,14 @@ from scorer.services.process import ManagedService, Place, Plan, free_port, port
 from tests.faults.proxy import Proxy
 
 # A member that is silent for 1.5 s has lost its shards: a frozen worker is replaced in a test's time.
-QUICK = {"group.min.session.timeout.ms": "500", "transaction.abort.timed.out.transaction.cleanup.interval.ms": "500"}
+QUICK = {
+    "group.min.session.timeout.ms": "500",
+    "group.consumer.session.timeout.ms": "2000",
+    "group.consumer.min.session.timeout.ms": "500",
+    "group.consumer.heartbeat.interval.ms": "400",
+    "group.consumer.min.heartbeat.interval.ms": "400",
+    "transaction.abort.timed.out.transaction.cleanup.interval.ms": "500",
+}
 _LOG4J = """\
 status = error
 appender.out.type = Console
@@ -27,6 +36,13 @@ appender.out.layout.pattern = [%d] %p %m (%c)%n
 rootLogger.level = WARN
 rootLogger.appenderRef.out.ref = out
 """
+
+
+class Brokers(Protocol):
+    """Where an application finds its Kafka; `proxied_servers` is what its workers are given."""
+
+    bootstrap_servers: str
+    proxied_servers: str
 
 
 class OwnBroker:
@@ -110,3 +126,33 @@ class OwnBroker:
         self.service.kill()  # nothing of it is needed any more
         self.service.close()
         rmtree(self._folder, ignore_errors=True)
+
+
+class Cluster:
+    """Three nodes, each a broker and a controller; every partition on all of them, and two must have a record."""
+
+    REPLICATED: ClassVar = {
+        "default.replication.factor": "3",
+        "min.insync.replicas": "2",
+        "offsets.topic.replication.factor": "3",
+        "transaction.state.log.replication.factor": "3",
+        "transaction.state.log.min.isr": "2",
+        "replica.lag.time.max.ms": "4000",
+    }
+
+    def __init__(self) -> None:
+        ports = {node: free_port() for node in (1, 2, 3)}
+        self.nodes = [OwnBroker(self.REPLICATED, node=node, controllers=ports) for node in ports]
+        self.bootstrap_servers = ",".join(node.bootstrap_servers for node in self.nodes)
+        self.proxied_servers = ",".join(node.proxied_servers for node in self.nodes)
+
+    def __enter__(self) -> Cluster:
+        with ThreadPoolExecutor(3) as together:  # none answers before two are there
+            list(together.map(OwnBroker.start, self.nodes))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for node in self.nodes:
+            node.__exit__(kind, error, trace)

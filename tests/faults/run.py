@@ -26,7 +26,7 @@ from scorer.demo import free_ports
 from scorer.replay import replay_topic
 from scorer.settings import PREFIX, Settings, load
 from scorer.setup import create_topics
-from tests.faults.broker import OwnBroker
+from tests.faults.broker import Brokers
 from tests.faults.nursery import Child, Nursery
 from tests.faults.payments import Payment, undisturbed
 from tests.integration.running import is_ready, wait_for
@@ -79,23 +79,34 @@ class Application:
 
     def __init__(
         self,
-        broker: OwnBroker,
+        broker: Brokers,
         nursery: Nursery,
         folder: Path,
         bundle: Path,
         *,
         partitions: int = 1,
         shards: int = 1,
+        replicas_in_sync: int = 1,
+        snapshot_every: int = 0,
+        login: dict[str, str] | None = None,
+        workers_environment: dict[str, str] | None = None,
         **worker: Any,
     ) -> None:
+        """`snapshot_every`: payments between two snapshots; 0: none. `worker`: its settings.
+
+        `login`: Kafka settings of the payment system and the readers; the workers' are in `workers_environment`.
+        """
+        self._environment = workers_environment or {}
         self.broker, self._nursery, self._folder, self._bundle = broker, nursery, folder, bundle
         prefix = f"faults-{secrets.token_hex(4)}-"
         section = {"shards": shards, "session_timeout_ms": SESSION_MS, "transaction_timeout_ms": 3_000,
                    "batch_payments_max": 64, "no_progress_s": 30.0, "shard_key": ["customer_id"]} | worker  # fmt: skip
         self._worker = {k: v for k, v in section.items() if v is not None}
+        self.snapshots = folder / "snapshots"
+        self._snapshots = {"URL": self.snapshots.as_uri(), "EVERY_PAYMENTS": str(snapshot_every), "EVERY_S": "0"}
         self.settings = load(
-            kafka={"bootstrap_servers": broker.bootstrap_servers, "topic_prefix": prefix},
-            topics={"payments_partitions": partitions},
+            kafka={"bootstrap_servers": broker.bootstrap_servers, "topic_prefix": prefix} | (login or {}),
+            topics={"payments_partitions": partitions, "min_insync_replicas": replicas_in_sync},
             worker=self._worker,
         )
         create_topics(self.settings)
@@ -111,11 +122,12 @@ class Application:
         self._lives = 0
 
     def _topics_are_there(self) -> bool:
-        """A broker that has just restarted knows new topics a moment after it made them."""
-        client = kafka.admin(self.settings.kafka)
+        """Each node of a cluster, and a broker that has just restarted, knows new topics a moment later."""
         try:
-            for topic in vars(self.topics).values():
-                kafka.partition_count(client, topic)
+            for node in self.settings.kafka.bootstrap_servers.split(","):
+                client = kafka.admin(self.settings.kafka.model_copy(update={"bootstrap_servers": node}))
+                for topic in vars(self.topics).values():
+                    kafka.partition_count(client, topic)
         except kafka.KafkaFailure:
             return False
         return True
@@ -135,7 +147,9 @@ class Application:
                 f"{PREFIX}WORKER__{k.upper()}": json.dumps(v) if isinstance(v, list) else str(v)
                 for k, v in self._worker.items()
             },
+            **{f"{PREFIX}SNAPSHOTS__{k}": v for k, v in self._snapshots.items()},
             **({f"{PREFIX}FAULT": fault} if fault else {}),
+            **self._environment,
             **more,
         }
         child = self._nursery.start(environment, port, self._folder / f"{name}-{self._lives}.log")
@@ -181,6 +195,10 @@ class Application:
         self.sent += given
         self._producer.poll(0)
 
+    def flushed(self) -> bool:
+        """Whether all payments have reached Kafka."""
+        return self._producer.flush(0.05) == 0
+
     def decided(self) -> int:
         """Decisions and dead letters seen so far."""
         return self.decisions.fill() + self.dead_letters.fill()
@@ -197,7 +215,7 @@ class Application:
 
     def finish(self, seconds: float = 90, *, supervised: bool = True) -> None:
         """All payments sent are decided; the workers drain and exit 0."""
-        self.wait(lambda: self._producer.flush(0.05) == 0, 60, "the payments to reach Kafka", supervised=supervised)
+        self.wait(self.flushed, 60, "the payments to reach Kafka", supervised=supervised)
         n = len(self.sent)
         self.wait(lambda: self.decided() >= n, seconds, f"{n} payments to be decided", supervised=supervised)
         for name, child in self.workers.items():

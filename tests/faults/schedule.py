@@ -16,9 +16,13 @@ from tests.faults.payments import payments
 from tests.faults.run import Application
 
 POINTS = ("after_consume", "after_compute", "in_transaction", "before_commit", "after_commit", "in_recovery")
+STUCK = "in_offsets:{}:sleep=60"  # the client does not come back
+SNAPSHOT_POINTS = ("snapshot_begin", "snapshot_copy", "snapshot_finish", "snapshot_block", "snapshot_manifest",
+                   "snapshot_written")  # fmt: skip
 ACTIONS = ("kill", "kill", "stop", "timeout", "term", "sleep=0.7")
 TRANSACTIONAL = ("in_transaction", "before_commit", "after_commit")  # where a call to the broker can time out
 WORKERS = ("a", "b")
+PROTOCOLS = ("classic", "classic", "consumer")
 FROZEN_AT_POINT_S = 3.0
 
 
@@ -31,6 +35,8 @@ class Schedule:
     shards: int
     payments: int
     rate: float
+    snapshot_every: int = 0
+    protocol: str = "classic"
     at_points: dict[str, str] = field(default_factory=dict)  # worker: fault
     events: list[tuple[float, str, str, float]] = field(default_factory=list)  # (when, what, worker, seconds)
 
@@ -58,11 +64,20 @@ class Schedule:
             when = round(rng.uniform(0.0, made.payments / made.rate), 2)
             made.events.append((when, what, rng.choice(WORKERS), round(rng.uniform(0.2, 4.0), 2)))
         made.events.sort()
+        # Drawn last, so that the rest of a seed's schedule is what it always was.
+        if rng.random() < 0.5:
+            made.snapshot_every = rng.choice((60, 300))
+            for worker in WORKERS:
+                if rng.random() < 0.3:
+                    made.at_points[worker] = f"{rng.choice(SNAPSHOT_POINTS)}:{rng.randrange(1, 6)}:kill"
+        if rng.random() < 0.1:
+            made.at_points[rng.choice(WORKERS)] = STUCK.format(rng.randrange(1, 20))
+        made.protocol = rng.choice(PROTOCOLS)
         return made
 
     def __str__(self) -> str:
         lines = [f"seed {self.seed}: {self.payments} payments at {self.rate:.0f}/s, {self.partitions} partitions, "
-                 f"{self.shards} shards"]  # fmt: skip
+                 f"{self.shards} shards, protocol {self.protocol}, snapshot every {self.snapshot_every}"]  # fmt: skip
         lines += [f"  worker {worker}: {fault}" for worker, fault in sorted(self.at_points.items())]
         lines += [f"  {when:5.2f} s  {what} {worker} ({seconds} s)" for when, what, worker, seconds in self.events]
         return "\n".join(lines)
@@ -80,7 +95,8 @@ class Runner:
         with tempfile.TemporaryDirectory() as folder:
             app = Application(
                 self._broker, self._nursery, Path(folder), self._bundle,
-                partitions=schedule.partitions, shards=schedule.shards,
+                partitions=schedule.partitions, shards=schedule.shards, snapshot_every=schedule.snapshot_every,
+                group_protocol=schedule.protocol,
             )  # fmt: skip
             try:
                 for worker in WORKERS:

@@ -1,4 +1,4 @@
-"""A deadline that the queue has eaten: lists and rules decide without the model, and a replay decides the same."""
+"""A deadline that the queue has eaten: lists, rules and the student decide without the model, a replay the same."""
 
 from __future__ import annotations
 
@@ -8,21 +8,41 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
+import pytest
+import xgboost as xgb
+
 from scorer import kafka
-from scorer.bundle import Bundle
+from scorer.bundle import Bundle, write_bundle
+from scorer.bundle.challenge import with_challengers
 from scorer.replay import replay_topic
 from scorer.send import Sender
 from scorer.services import Services
 from scorer.setup import setup
-from tests.integration.handbook import handbook
+from tests.integration.handbook import FEATURES, POLICY, handbook
 from tests.integration.running import TopicReader, metrics, process, test_settings, wait_for
 
 
+def with_student(bundle: Path, folder: Path) -> Path:
+    """The bundle with a student that knows the amount alone."""
+    rows = np.random.default_rng(3).uniform(0, 250, (2_000, len(Bundle.load(bundle).feature_set.names)))
+    data = xgb.DMatrix(rows.astype(np.float32), (rows[:, 0] > 150).astype(np.float32), nthread=1)
+    booster = xgb.train({"objective": "binary:logistic", "max_depth": 2, "nthread": 1}, data, 3)
+    write_bundle(
+        folder / "small", name="small", created_at="2026-01-01T00:00:00Z", model=bytes(booster.save_raw("ubj")),
+        feature_set_yaml=FEATURES, policy_yaml=POLICY, threshold_score=0.5,
+    )  # fmt: skip
+    with_challengers(bundle, [], folder / "both", created_at="2026-01-01T00:00:00Z", student=folder / "small")
+    return folder / "both"
+
+
+@pytest.mark.parametrize("student", [False, True], ids=["rules", "student"])
 def test_payments_past_their_deadline_are_decided_degraded_and_replayed_the_same(
-    services: Services, topics_prefix: str, database: str, bundle: Path, tmp_path: Path
+    services: Services, topics_prefix: str, database: str, bundle: Path, tmp_path: Path, student: bool
 ) -> None:
-    """A backlog whose deadlines have passed is decided by rules alone, marked in decision, metric and journal; one
-    whose own header leaves time is decided by the model; replay along the journal gives every digest again."""
+    """A backlog whose deadlines have passed is decided by rules and, if there is one, the student, marked in decision,
+    metric and journal; one whose own header leaves time is decided by the model; replay along the journal gives every
+    digest again."""
     settings = test_settings(
         services.kafka.bootstrap_servers,
         topics_prefix,
@@ -30,6 +50,7 @@ def test_payments_past_their_deadline_are_decided_degraded_and_replayed_the_same
         worker={"deadline_ms": 500.0, "deadline_header": "deadline"},
     )
     setup(settings)
+    bundle = with_student(bundle, tmp_path) if student else bundle
     topics = kafka.Topics.of(settings.kafka)
     Sender(settings).run(handbook(5_000), stop=threading.Event())
     time.sleep(1.0)  # nobody decides: the deadlines pass
@@ -58,11 +79,12 @@ def test_payments_past_their_deadline_are_decided_degraded_and_replayed_the_same
     patient = decided.pop("patient")
     assert patient["mode"] == "normal"
     assert {d["mode"] for d in decided.values()} == {"degraded"}
-    assert len({d["margin"] for d in decided.values()}) == 1  # the model was not asked
+    # The model was not asked: the student has as many margins as leaves, and without it there is one.
+    assert len({d["margin"] for d in decided.values()}) in (range(2, 4**3) if student else [1])
     # The rule on large amounts still flags.
-    flagged = [d for d in decided.values() if d["decision"] == "flag"]
-    assert flagged
-    assert all(d["reasons"] == ["LARGE_AMOUNT"] for d in flagged)
+    reasons = {tuple(d["reasons"]) for d in decided.values() if d["decision"] == "flag"}
+    by_student = {("MODEL_SCORE", "DEGRADED"), ("LARGE_AMOUNT", "MODEL_SCORE", "DEGRADED")}
+    assert reasons & by_student if student else reasons == {("LARGE_AMOUNT",)}
     by_mode = {name: value for name, value in counted.items() if 'mode="degraded"' in name and "_total" in name}
     assert sum(by_mode.values()) == 5_000
     report = replay_topic(Bundle.load(bundle), settings, None)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
+from scorer.faults import SETTING
 from scorer.services import Services
 from scorer.settings import load
 from scorer.sink import schema
@@ -188,5 +194,22 @@ def test_a_lock_that_somebody_holds(shard: Shard, url: str, monkeypatch: pytest.
             wait_for(lambda: errors.get() >= 2, "the sink to give way twice")
             holder.rollback()
             wait_for(sink.sink.drained, "the sink to go on")
+    assert sink.error is None
+    assert_equal_to(url, shard)
+
+
+@pytest.mark.parametrize("point", ["sink_copy:3", "sink_before_commit:2", "sink_after_commit:2"])
+def test_row_1_killed_at_each_step_of_a_transaction(shard: Shard, url: str, point: str) -> None:
+    """SIGKILL inside COPY, with all rows written but not committed, and right after the commit: the next sink goes on
+    from what is committed, and every row is there once."""
+    program = Path(__file__).with_name("sink_process.py")
+    command = [sys.executable, str(program), shard.bootstrap_servers, shard.topic, url, "80000"]
+    environment = os.environ | {SETTING: f"{point}:kill", "PYTHONPATH": str(Path(__file__).parents[2])}
+    killed = subprocess.run(command, env=environment, timeout=60, check=False, capture_output=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()[-2000:]
+    committed = query(url, "SELECT count(*) FROM batches")[0][0]
+    assert 0 < committed < len(shard.written) or point.startswith("sink_copy")
+    with running(shard.bootstrap_servers, shard.topic, url) as sink:
+        wait_for(sink.sink.drained, "the next sink to drain")
     assert sink.error is None
     assert_equal_to(url, shard)

@@ -25,6 +25,8 @@ class Protocol:
     new_producer_after_timeout: bool = True  # a timed-out EndTxn ends the producer
     drops_state_after_failure: bool = True  # state that ran ahead of a failed commit is rebuilt
     reads_journal_to_its_end: bool = True  # not only to the last stable offset
+    standby_catches_up: bool = True  # a state that followed warm is brought to the journal's end after fencing
+    snapshots_are_checked: bool = True  # used only when the journal has their head at their offset
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Generator, Iterator
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from tests.simulation.broker import ABORTING, ClientError, Concurrent, FencedEpoch, InvalidState, StaleMember, TimedOut
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 Thread = Iterator[None]
 NO_PROGRESS_MS = 60_000
 BATCH_MAX = 3
+SNAPSHOT_SHARE = 0.15  # of batches
 REFUSALS_MAX = 5  # by the group, of one batch
 
 
@@ -37,12 +39,24 @@ class _NoProgress(Exception):
 class _Flying:
     """A commit on its way."""
 
-    __slots__ = ("batch", "done", "error")
+    __slots__ = ("batch", "done", "error", "positions")
 
-    def __init__(self, batch: tuple[State, bytes, tuple[Payment, ...]]) -> None:
+    def __init__(self, batch: tuple[State, bytes, tuple[Payment, ...]], positions: dict[int, int]) -> None:
         self.batch = batch
+        self.positions = positions  # after it
         self.done = False
         self.error: ClientError | None = None
+
+
+class Standing:
+    """A state and where it stands: what a standby moves along, a snapshot keeps, and recovery begins from."""
+
+    __slots__ = ("offset", "positions", "state", "stop")
+
+    def __init__(self, state: State, positions: dict[int, int], offset: int) -> None:
+        self.state, self.positions = state, positions
+        self.offset = offset  # of the journal, to read next
+        self.stop = False
 
 
 class _Owned:
@@ -65,6 +79,7 @@ class Process:
         self.frozen = False
         self.metadata: tuple[str, int] | None = None
         self._owned: dict[int, _Owned] = {}
+        self._standbys: dict[int, Standing] = {}
         self.failed = False
         self.ownerships = 0
 
@@ -90,8 +105,12 @@ class Process:
                 group.released(self.name, number)
             for number in assigned - self._owned.keys():  # on_assign
                 owned = self._owned[number] = _Owned(number)
-                world.start(self, self._shard(owned))
+                warm = self._standbys.pop(number, None)
+                if warm is not None:
+                    warm.stop = True
+                world.start(self, self._shard(owned, warm))
             yield
+            self._keep_standby()
             # Kept for commits: by the time of one, it may be an old generation.
             if self.name in group.members:
                 self.metadata = (self.name, group.generation)
@@ -101,6 +120,22 @@ class Process:
                 world.exited(self)
                 return
 
+    def _keep_standby(self) -> None:
+        """Follow one shard of another's, if there is one."""
+        if not self.world.standbys or self._standbys or self.failed:
+            return
+        for number in range(self.world.shards):
+            if number not in self._owned and not self._standbys:
+                standing = self._standbys[number] = self._from_scratch(number)
+                self.world.start(self, self._follow(number, standing))
+
+    def _follow(self, shard: int, standing: Standing) -> Thread:
+        """scorer.standby: what is committed is decided again, record by record."""
+        while not standing.stop:
+            yield
+            if standing.offset < self.world.journal[shard].stable_end and not standing.stop:
+                self._moved(standing, shard, records_max=1)
+
     def _drain(self, numbers: list[int]) -> Thread:
         for number in numbers:
             owned = self._owned.pop(number)
@@ -108,13 +143,14 @@ class Process:
             while not owned.ended:
                 yield
 
-    # a shard's thread: scorer.worker._Owned and scorer.shard.Shard.run
+    # a shard's thread: scorer.owned.Owned and scorer.shard.Shard.run
 
-    def _shard(self, owned: _Owned) -> Thread:
+    def _shard(self, owned: _Owned, warm: Standing | None) -> Thread:
         while not owned.stop:
             try:
-                yield from self._own(owned)
+                yield from self._own(owned, warm)
             except (_Rebuild, FencedEpoch) as exc:
+                warm = None
                 yield
                 if (yield from self._confirmed(owned)):
                     continue
@@ -138,7 +174,7 @@ class Process:
                 return not owned.stop
         return False
 
-    def _own(self, owned: _Owned) -> Thread:
+    def _own(self, owned: _Owned, warm: Standing | None) -> Thread:
         world, shard = self.world, owned.number
         owner = f"shard-{shard}" if world.protocol.fencing else f"{self.name}-{shard}"
         epoch = 0
@@ -154,9 +190,9 @@ class Process:
             except ClientError as exc:
                 raise _Rebuild from exc
         self.ownerships += 1
-        yield from self._decide(owned, owner, epoch)
+        yield from self._decide(owned, warm, owner, epoch)
 
-    def _recover(self, owned: _Owned) -> Iterator[tuple[State, dict[int, int]] | None]:
+    def _recover(self, owned: _Owned, warm: Standing | None) -> Iterator[tuple[State, dict[int, int]] | None]:
         world, shard = self.world, owned.number
         journal, whole = world.journal[shard], world.protocol.reads_journal_to_its_end
         end = journal.end if whole else journal.stable_end
@@ -167,25 +203,49 @@ class Process:
                 raise _Rebuild
             if world.broker.now_ms > give_up_ms:
                 raise _NoProgress
-        raws = [raw for _, raw in journal.committed(0, end)]
         yield None
-        state, positions = State(shard), dict.fromkeys(world.partitions(shard), 0)
-        for raw in raws:
-            record = read_record(raw)
-            ranges = tuple((r.partition, r.start, r.end) for r in record.inputs)
-            state, again, _ = decide(state, ranges, world.payments_of(ranges))
-            if again != raw:
-                raise Violation(f"{self.name} runs batch {record.sequence} again and gets another journal record")
-            positions.update((p, e) for p, _, e in ranges)
+        standing = warm or self._from_snapshot(shard) or self._from_scratch(shard)
+        if warm is None or world.protocol.standby_catches_up:
+            self._moved(standing, shard, end)
+        state, positions = standing.state, standing.positions
         yield None
         if not world.protocol.positions_from_journal:
             positions = {p: world.broker.offsets.get(p, 0) for p in positions}
         yield state, positions
 
-    def _decide(self, owned: _Owned, owner: str, epoch: int) -> Thread:
+    def _from_scratch(self, shard: int) -> Standing:
+        return Standing(State(shard), dict.fromkeys(self.world.partitions(shard), 0), 0)
+
+    def _from_snapshot(self, shard: int) -> Standing | None:
+        """scorer.follow: the newest one whose head the journal has at its offset."""
+        journal = self.world.journal[shard]
+        for kept in reversed(self.world.snapshots[shard]):
+            there = next(journal.committed(kept.offset - 1, kept.offset), None)
+            found = there is not None and read_record(there[1]).head == kept.state.head
+            if found or not self.world.protocol.snapshots_are_checked:
+                self.world.note(self, f"takes shard {shard} from the snapshot after batch {kept.state.sequence - 1}")
+                return Standing(kept.state, dict(kept.positions), kept.offset)
+        return None
+
+    def _moved(self, standing: Standing, shard: int, end: int | None = None, *, records_max: int = 1 << 30) -> None:
+        """Decide again what the journal holds from where `standing` is, each record held against its own."""
+        world = self.world
+        found = list(islice(world.journal[shard].committed(standing.offset, end), records_max))
+        if not found:
+            standing.offset = max(standing.offset, world.journal[shard].stable_end)  # nothing but markers was left
+        for offset, raw in found:
+            record = read_record(raw)
+            ranges = tuple((r.partition, r.start, r.end) for r in record.inputs)
+            standing.state, again, _ = decide(standing.state, ranges, world.payments_of(ranges))
+            if again != raw:
+                raise Violation(f"{self.name} runs batch {record.sequence} again and gets another journal record")
+            standing.positions.update((p, e) for p, _, e in ranges)
+            standing.offset = offset + 1
+
+    def _decide(self, owned: _Owned, warm: Standing | None, owner: str, epoch: int) -> Thread:
         world = self.world
         state, positions = State(), {}
-        for found in self._recover(owned):
+        for found in self._recover(owned, warm):
             if found is None:
                 yield
             else:
@@ -205,7 +265,7 @@ class Process:
             batch = decide(state, ranges, world.payments_of(ranges))
             state = batch[0]
             positions.update((p, end) for p, _, end in ranges)
-            flying = _Flying(batch)
+            flying = _Flying(batch, dict(positions))
             world.start(self, self._commit(flying, owner, epoch, owned.number, ranges, self.ownerships))
         if flying is not None:
             while not flying.done:
@@ -253,6 +313,8 @@ class Process:
                 for function, arguments in steps:
                     yield from self._asked(function, *arguments)
                 world.committed(self, shard, ownership)
+                if world.random() < SNAPSHOT_SHARE:
+                    world.start(self, self._snapshot(flying, shard))
             except ClientError as exc:
                 flying.error = exc
                 if isinstance(exc, StaleMember) and self.name in world.group.members and refusals < REFUSALS_MAX:
@@ -267,6 +329,15 @@ class Process:
                     flying.error = None
                     again = yield from self._aborted(owner, epoch)
         flying.done = True
+
+    def _snapshot(self, flying: _Flying, shard: int) -> Thread:
+        """scorer.snapshots: the state after a batch that is committed, written a while later."""
+        state, raw, _ = flying.batch
+        entries = self.world.journal[shard].entries
+        offset = next(n for n in range(len(entries) - 1, -1, -1) if entries[n][0] == raw)
+        yield
+        yield
+        self.world.snapshots[shard].append(Standing(state, flying.positions, offset + 1))
 
     def _send_offsets(self, owner: str, epoch: int, offsets: dict[int, int]) -> None:
         metadata = self.metadata if self.world.protocol.fencing else None

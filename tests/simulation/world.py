@@ -9,8 +9,8 @@ from typing import Any
 from tests.simulation import invariants
 from tests.simulation.broker import Broker, ClientError, Log, TimedOut
 from tests.simulation.group import Group
-from tests.simulation.protocol import Payment, Protocol, Ranges
-from tests.simulation.worker import Process, Thread, Violation
+from tests.simulation.protocol import Payment, Protocol, Ranges, State
+from tests.simulation.worker import Process, Standing, Thread, Violation
 
 CHAOS_STEPS = 130
 HEALING_ROUNDS_MAX = 600
@@ -30,6 +30,7 @@ class World:
         # Offsets that hold a payment, by partition; transaction markers of payment systems lie between them.
         self.payments: list[list[int]] = [[] for _ in range(2 * self.shards if self.random() < 0.5 else self.shards)]
         self.decisions, self.audit, self.journal = ([Log() for _ in range(self.shards)] for _ in range(3))
+        self.snapshots: list[list[Standing]] = [[] for _ in range(self.shards)]
         self.payments_due = int(5 + 7 * self.random())
         # Some schedules have a calm network, others none at all.
         self._network_faults = (0.0, 0.01, 0.06)[int(self.random() * 3)]
@@ -39,6 +40,7 @@ class World:
         self._late: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []
         self._incarnations = 0
         self._workers = 2 if self.random() < 0.6 else 3
+        self.standbys = self.random() < 0.5
         self._trace = trace
         self.writers: list[list[str]] = [[] for _ in range(self.shards)]
         self._reader = invariants.Reader(self.decisions)
@@ -186,14 +188,28 @@ class World:
             self.note(process, "is frozen" if process.frozen else "is awake")
         elif kind < 0.90:
             self.group.move(int(self.random() * self.shards), self.random())
-        elif kind < 0.95:
+        elif kind < 0.93:
             self.note(None, "the group's offsets expire")
             self.broker.offsets.clear()
+        elif kind < 0.96:
+            self._spoil_snapshots(int(self.random() * self.shards))
         else:
             log = self.journal[int(self.random() * self.shards)]
             if STRANGER not in log.open:
                 self.note(None, "a stranger leaves a transaction open in the journal")
                 log.append(b"", STRANGER)
+
+    def _spoil_snapshots(self, shard: int) -> None:
+        """The newest one is damaged, or one of another life of the journal lies in its place."""
+        kept = self.snapshots[shard]
+        if kept and self.random() < 0.5:
+            self.note(None, f"the newest snapshot of shard {shard} is damaged")
+            kept.pop()
+            return
+        self.note(None, f"a stranger's snapshot lies among those of shard {shard}")
+        offset = 1 + int(self.random() * self.journal[shard].end)
+        state = State(shard, sequence=offset, head="f" * 64, windows="another life")
+        kept.append(Standing(state, dict.fromkeys(self.partitions(shard), offset), offset))
 
     def _heal(self) -> None:
         self.note(None, "from here on nothing fails")

@@ -226,6 +226,33 @@ def test_a_snapshot_taken_beside_a_running_engine_is_one_moment(tmp_path: Path) 
     np.testing.assert_array_equal(play(restored, rows[at:]), play(twin, rows[at:]))
 
 
+@pytest.mark.parametrize("batch", [64, 4_096])
+def test_a_snapshot_comes_to_its_end_whatever_a_batch_writes(batch: int) -> None:
+    """Batches that outrun the copying thread do not put a snapshot off for ever: it ends after a few, and the image is
+    the state between two of them, bit for bit."""
+    rows = prepared(SET, 260_000, keys=100_000, span_ms=40 * 86_400_000, seed=3)
+    engine, twin = Engine(SET), Engine(SET)
+    play(engine, rows[:150_000])
+    play(twin, rows[:150_000])
+    capture, at, rounds = engine.capture(), 150_000, 0
+    capture.copy()
+    while True:
+        for _ in range(4 if rounds < 2 else 1):  # the thread is slower than the payments: several batches to a round
+            play(engine, rows[at : at + batch])
+            play(twin, rows[at : at + batch])
+            at += batch
+        rounds += 1
+        if capture.again():
+            break
+        if not capture.stepping:
+            capture.copy()
+        assert rounds < 12, "the snapshot does not end"
+    image = capture.finish()
+    assert image is not None, "the arrays grew: give the test fewer keys"
+    restored = Engine.restore(SET, image)
+    np.testing.assert_array_equal(play(restored, rows[at:]), play(twin, rows[at:]))
+
+
 def test_texts_survive_as_arrays() -> None:
     """Lists of texts go through arrays unchanged, empty ones and empty lists included."""
     for values in ([], [""], ["a", "", "ünï", "x" * 1000]):

@@ -1,0 +1,57 @@
+"""FAULTS.md, snapshots: one that is cut off at any step costs nothing, and a shard that falls idle finishes its own.
+Damaged ones: tests/integration/test_snapshots.py."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable
+
+from tests.faults.payments import payments
+from tests.faults.run import Application
+from tests.faults.schedule import SNAPSHOT_POINTS
+from tests.faults.test_rows import decided
+from tests.integration.running import metrics
+
+Make = Callable[..., Application]
+WRITTEN = 'fraud_scorer_snapshots_total{shard="0"}'
+
+
+def test_a_shard_that_falls_idle_finishes_its_snapshot(application: Make) -> None:
+    """The last payment makes a snapshot due, and none comes any more: it is written all the same."""
+    app = application(standby_shards_max=0, snapshot_every=400)
+    worker = app.start("a")
+    app.ready("a")
+    app.pay(payments(31, 400))
+    decided(app, 400)
+    app.wait(lambda: metrics(worker.port).get(WRITTEN, 0.0) >= 1, 10, "the snapshot of an idle shard")
+    app.kill("a", signal.SIGKILL)
+    app.workers.pop("a").wait(10)
+    successor = app.start("b")
+    app.wait(lambda: "shard.deciding" in successor.said(), 20, "the successor")
+    assert "snapshot.restored" in successor.said()
+    app.finish()
+    app.check()
+
+
+def test_rows_1_and_12_killed_at_each_step_of_a_snapshot(application: Make) -> None:
+    """SIGKILL when a snapshot has begun, is copied, is whole, has written a block or its manifest but not renamed it,
+    and before older ones are deleted: the successor begins with one that is whole, and the outcome is equal."""
+    app = application(standby_shards_max=0, instance_id="a", snapshot_every=40)
+    given = payments(32, 2_400)
+    for point in SNAPSHOT_POINTS:
+        child = app.start("a", f"{point}:2:kill")
+        while child.poll() is None:
+            app.pay(given[:6])
+            del given[:6]
+            app.decided()
+            time.sleep(0.02)
+            assert given, f"{point} was not passed twice\n{child.said()}"
+        assert child.code == -signal.SIGKILL, (point, child.said())
+    last = app.start("a")
+    app.ready("a")
+    assert "snapshot.restored" in last.said(), last.said()
+    assert "snapshot.refused" not in last.said(), last.said()  # what was cut off is no snapshot at all
+    app.pay(given[:200])
+    app.finish()
+    app.check()

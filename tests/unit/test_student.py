@@ -1,0 +1,129 @@
+"""The student: a small challenger that decides when a deadline leaves no time for the model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xgboost as xgb
+
+from schemas.journal import ControlRange, InputRange
+from scorer.bundle import Bundle, BundleManifestError, write_bundle
+from scorer.bundle.challenge import with_challengers
+from scorer.bundle.gate import verify
+from scorer.enrich import Batch, Records
+from scorer.model.calibrate import Calibration
+from scorer.pipeline import DEGRADED, FLAG, NORMAL, Outcomes, Pipeline
+from scorer.shard_image import ShardCapture, facts, restored
+from tests.faults.payments import FEATURES, POLICY, make_bundle, payments
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of two shallow trees that flag large amounts, with a curve of its own."""
+    folder = tmp_path_factory.mktemp("student") / "small"
+    rows = np.random.default_rng(6).uniform(0, 500, (2000, 5)).astype(np.float32)
+    data = xgb.DMatrix(rows, (rows[:, 0] > 300).astype(np.float32), nthread=1)
+    booster = xgb.train({"objective": "binary:logistic", "max_depth": 2, "nthread": 1}, data, 2)
+    few = rows[:50]
+    write_bundle(
+        folder, name="small", created_at="2026-01-01T00:00:00Z", model=bytes(booster.save_raw("ubj")),
+        feature_set_yaml=FEATURES, policy_yaml=POLICY, threshold_score=0.6,
+        calibration=Calibration(kind="platt", slope=2.0, intercept=0.25),
+        golden=(few, booster.inplace_predict(few, predict_type="margin").astype(np.float32)),
+    )  # fmt: skip
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bundle(student: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    folder = tmp_path_factory.mktemp("both")
+    return with_challengers(
+        make_bundle(folder / "alone"), [], folder / "both", created_at="2026-01-01T00:00:00Z", student=student
+    )
+
+
+def decide(pipeline: Pipeline, given: Sequence[tuple[bytes, bytes]], start: int, *, degraded: bool) -> Outcomes:
+    n = len(given)
+    records = Records(
+        partition=np.zeros(n, np.int32),
+        offset=np.arange(start, start + n, dtype=np.int64),
+        timestamp_ms=np.full(n, 1 << 62, np.int64),
+        keys=[key for key, _ in given],
+        values=[value for _, value in given],
+    )
+    ranges = (InputRange(partition=0, start=start, end=start + n),)
+    return pipeline.run(Batch(records, ranges, [], ControlRange(start=0, end=0), degraded=degraded))
+
+
+def test_a_degraded_batch_is_decided_by_the_student(bundle: Bundle) -> None:
+    """Margins, scores and threshold are the student's, lists and rules still come first, and each row says so; the next
+    batch in time is the model's again."""
+    pipeline = Pipeline(bundle)
+    outcomes = decide(pipeline, payments(1, 800), 0, degraded=True)
+    columns, mode = outcomes.columns, outcomes.columns.mode
+    fresh = np.flatnonzero(mode == DEGRADED)
+    assert bundle.student is not None
+    margins = bundle.student.model.margins(columns.features[fresh])
+    assert (columns.margin[fresh].view(np.uint32) == margins.view(np.uint32)).all()
+    scores = bundle.student.calibration.apply(margins, "logistic")
+    assert (columns.score[fresh] == scores).all()
+    large = columns.features[fresh, 0] >= 480
+    by_student = scores >= bundle.manifest.threshold_score
+    assert ((columns.decision[fresh] == FLAG) == (by_student | large)).all()
+    reasons = [columns.reasons[i] for i in fresh.tolist()]
+    only_student, only_rule = by_student & ~large, large & ~by_student
+    assert only_student.any()
+    for i in np.flatnonzero(only_student).tolist():
+        assert set(reasons[i]) - {"LATE"} == {"MODEL_SCORE", "DEGRADED"}
+    for i in np.flatnonzero(only_rule).tolist():
+        assert set(reasons[i]) - {"LATE"} == {"LARGE_AMOUNT"}
+    assert outcomes.journal.degraded
+    after = decide(pipeline, payments(2, 100), 800, degraded=False)
+    normal = np.flatnonzero(after.columns.mode == NORMAL)
+    assert (after.columns.margin[normal] == bundle.model.margins(after.columns.features[normal])).all()
+
+
+def test_the_journal_says_which_batches_were_the_students(bundle: Bundle) -> None:
+    """Run again along the journal, from the beginning or from a snapshot, every digest is the same; that of a batch
+    which the model decided is another one."""
+    given = payments(3, 600)
+    pipeline, heads, image = Pipeline(bundle), [], None
+    for start, degraded in ((0, False), (200, True), (400, True)):
+        heads.append(decide(pipeline, given[start : start + 200], start, degraded=degraded).journal.head)
+        if start == 200:
+            capture = ShardCapture(pipeline)
+            capture.copy()
+            image = facts(pipeline), capture.finish()
+    again = Pipeline(bundle)
+    for n, degraded in enumerate((False, True, True)):
+        assert decide(again, given[200 * n : 200 * n + 200], 200 * n, degraded=degraded).journal.head == heads[n]
+    assert image is not None
+    assert image[1] is not None
+    resumed = restored(bundle, image[0], image[1])
+    assert decide(resumed, given[400:], 400, degraded=True).journal.head == heads[2]
+    other = decide(Pipeline(bundle), given[:200], 0, degraded=True).journal.digest
+    assert other != decide(Pipeline(bundle), given[:200], 0, degraded=False).journal.digest
+
+
+def test_the_gate_holds_the_student_to_its_threshold(bundle: Bundle, student: Path, tmp_path: Path) -> None:
+    """A bundle with a student passes the gate, which checks the student's curve and threshold, too; a manifest that
+    names a student it does not carry is refused; one without a student is written as it always was."""
+    made = with_challengers(
+        make_bundle(tmp_path / "alone"), [], tmp_path / "both", created_at="2026-01-01T00:00:00Z", student=student
+    )
+    assert made.id == bundle.id
+    verdict = verify(tmp_path / "both")
+    named = [check for check in verdict.checks if check.name == f"challenger {made.manifest.student}: calibration"]
+    assert len(named) == 1
+    assert named[0].passed
+    assert "score >= 0.6 where margin >=" in named[0].detail
+    path = tmp_path / "both" / "manifest.json"
+    document = json.loads(path.read_text())
+    path.write_text(json.dumps(document | {"student": "nobody"}))
+    with pytest.raises(BundleManifestError, match="the student nobody is none of the challengers"):
+        Bundle.load(tmp_path / "both")
+    assert "student" not in (tmp_path / "alone" / "manifest.json").read_text()
