@@ -32,9 +32,7 @@ class Retained:
     decisions: int = 0
 
 
-def retain(
-    url: str, *, before: date, signer: Signer, anchors: AnchorFile | None = None, processes: int = 1
-) -> Retained:
+def retain(url: str, *, before: date, signer: Signer, anchors: AnchorFile | None = None, parallel: int = 1) -> Retained:
     """Removes the days before `before`. Needs the owner's login. Raises PromiseBroken when they do not verify."""
     result = Retained()
     with psycopg.connect(connect_text(url), autocommit=True) as connection:
@@ -46,7 +44,7 @@ def retain(
             "SELECT shard, max(sequence) FROM batches WHERE day <= %s GROUP BY shard", (days[-1],)
         ).fetchall()
         for shard, last in ends:
-            report = verify(url, scope=Scope(shard=shard, last=last), verifier=signer.verifier, processes=processes)
+            report = verify(url, scope=Scope(shard=shard, last=last), verifier=signer.verifier, parallel=parallel)
             if not report.good:
                 raise PromiseBroken(
                     f"nothing was removed: {report.findings[0].sentence}. Days that do not verify are evidence"

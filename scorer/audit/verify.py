@@ -2,7 +2,7 @@
 stands outside Postgres.
 
     1. plan     days and shards cut into units of some 30,000 rows that leave no row out
-    2. check    each unit in one of several processes (scorer.audit.check)
+    2. check    each unit over one of several connections (scorer.audit.check)
     3. chain    the units' ends joined, from the tombstones on; what is missing, and whether set_aside explains it
     4. outside  heads against the journal topic and the anchors; positions against the newest batch
     5. look     the first bad batches against the audit topic's own chunks, where those are still there
@@ -12,13 +12,14 @@ Memory is bounded by the units in flight and FINDINGS_MAX; rows are never kept.
 
 from __future__ import annotations
 
-import itertools
-import multiprocessing
 import re
+import threading
+from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import date
+from itertools import islice
 from typing import Any
 
 import psycopg
@@ -36,10 +37,10 @@ from scorer.kafka import Topics
 from scorer.settings import Settings
 from scorer.sink.schema import connect_text
 
-PARALLEL_FROM = 300_000  # rows; fewer are checked before a second process has begun
 UNIT_ROWS, UNIT_BATCHES = 30_000, 2_000
 FINDINGS_MAX = 1_000
 _LOOKED_AT_MAX = 5
+_IN_FLIGHT = 4  # units for each connection: results are small, and a slow unit must not hold up the others
 _BIGINT = 2**63 - 1
 _BOUND = re.compile(r"FOR VALUES FROM \('(\d{4}-\d\d-\d\d)'\) TO \('(\d{4}-\d\d-\d\d)'\)")
 
@@ -96,8 +97,7 @@ def verify(
     verifier: Verifier | None = None,
     anchors: AnchorFile | None = None,
     kafka_settings: Settings | None = None,
-    processes: int = 1,
-    parallel_from: int = PARALLEL_FROM,
+    parallel: int = 1,
     progress: Progress = lambda _done, _all: None,
 ) -> Report:
     """Verify the audit trail at `url`. `kafka_settings` None: without the journal and audit topics.
@@ -110,8 +110,7 @@ def verify(
         starts = _tombstones(connection, verifier, report)
         _erasures_need_key(connection, verifier)
         units, total = _plan(connection, scope, report)
-        several = processes if total >= parallel_from else 1
-        checked = _check_all(url, units, verifier, several, lambda done: progress(done, total))
+        checked = _check_all(url, units, verifier, parallel, lambda done: progress(done, total))
         chains = _Chains(connection, scope, starts, report)
         for result in checked:
             report.batches += result.batches
@@ -244,55 +243,44 @@ def _shards(connection: psycopg.Connection, day: date) -> list[int]:
     return [row[0] for row in rows]
 
 
-_connection: psycopg.Connection | None = None
-_verifier: Verifier | None = None
-
-
-def _begin_process(url: str, public_pem: str | None) -> None:
-    global _connection, _verifier  # noqa: PLW0603 - one connection for each process of the pool
-    _connection = psycopg.connect(connect_text(url), autocommit=True)
-    _connection.execute("SET enable_seqscan = off")  # units follow the primary key, which is the order of writing
-    _verifier = None if public_pem is None else Verifier.from_pem(public_pem)
-
-
-def _check_here(unit: Unit) -> Checked:
-    if _connection is None:
-        raise RuntimeError("the process has no connection")
-    return check(_connection, unit, _verifier)
-
-
 def _check_all(
-    url: str, units: list[Unit], verifier: Verifier | None, processes: int, progress: Callable[[int], None]
+    url: str, units: list[Unit], verifier: Verifier | None, parallel: int, progress: Callable[[int], None]
 ) -> Iterator[Checked]:
-    """Results in the order of `units`, with a bounded number in flight."""
-    pem = None if verifier is None else verifier.to_pem().decode()
+    """Results in the order of `units`, with a bounded number in flight.
+
+    Three quarters of the work is Postgres' own, which makes its rows binary on one core for each connection. So several
+    connections it is, each read by a thread: reading, kernels and hashing leave the interpreter to others, and a thread
+    begins in a millisecond where a process imports for as long as 300,000 rows take.
+    """
+    here = threading.local()
+    connections: list[psycopg.Connection] = []
+
+    def check_one(unit: Unit) -> Checked:
+        if not hasattr(here, "connection"):
+            here.connection = psycopg.connect(connect_text(url), autocommit=True)
+            connections.append(here.connection)
+            # Units follow the primary key, which is the order of writing.
+            here.connection.execute("SET enable_seqscan = off")
+        return check(here.connection, unit, verifier)
+
     done = 0
-    if processes <= 1:
-        _begin_process(url, pem)
+    with ThreadPoolExecutor(max(1, min(parallel, len(units))), "verify") as pool:
         try:
-            for unit in units:
-                result = _check_here(unit)
+            waiting: deque[Future[Checked]] = deque()
+            rest = iter(units)
+            while True:
+                room = _IN_FLIGHT * parallel - len(waiting)
+                waiting += [pool.submit(check_one, unit) for unit in islice(rest, room)]
+                if not waiting:
+                    return
+                result = waiting.popleft().result()
                 done += result.decisions
                 progress(done)
                 yield result
         finally:
-            if _connection is not None:
-                _connection.close()
-        return
-    # From a server that has imported everything once: a fork of this process, which may have Kafka's threads, would
-    # copy their locks as they stand, and each spawned one would import anew, which takes as long as 300,000 rows.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["scorer.audit.check"])
-    with ProcessPoolExecutor(processes, context, _begin_process, (url, pem)) as pool:
-        waiting: list[Future[Checked]] = []
-        rest = iter(units)
-        waiting += [pool.submit(_check_here, unit) for unit in itertools.islice(rest, 4 * processes)]
-        while waiting:
-            result = waiting.pop(0).result()
-            waiting += [pool.submit(_check_here, unit) for unit in itertools.islice(rest, 1)]
-            done += result.decisions
-            progress(done)
-            yield result
+            pool.shutdown(cancel_futures=True)
+            for connection in connections:
+                connection.close()
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,9 @@ def verify(
     since_anchor: Annotated[bool, typer.Option("--since-anchor", help="Only what came after the last anchor.")] = False,
     journal: Annotated[bool, typer.Option(help="Hold heads against the journal topic.")] = True,
     anchors: Anchors = None,
-    processes: Annotated[int, typer.Option(min=0, help="0: one for each core.")] = 0,
+    parallel: Annotated[
+        int, typer.Option("--parallel", min=0, help="Connections that are read at once; 0: one more than cores.")
+    ] = 0,
     as_json: Json = False,
 ) -> None:
     """Recompute every digest from the rows, follow the chain, hold its heads against journal topic and anchors.
@@ -70,7 +72,8 @@ def verify(
             verifier=verifier,
             anchors=file,
             kafka_settings=settings if journal else None,
-            processes=processes or len(os.sched_getaffinity(0)),
+            # One more than cores, so that none is idle while one thread does what only one can do at a time.
+            parallel=parallel or len(os.sched_getaffinity(0)) + 1,
             progress=progress,
         )
     findings_json = [finding.as_json() for finding in report.findings]

@@ -61,13 +61,11 @@ def first(report: Report) -> tuple[int, int, str]:
 
 
 def test_an_untouched_trail_verifies(trail: str) -> None:
-    """Every row and batch is looked at once, in one process and in several, whole or in part."""
+    """Every row and batch is looked at once, over one connection or several, whole or in part."""
     seen: list[tuple[int, int]] = []
-    for processes in (1, 2):
+    for parallel in (1, 3):
         seen.clear()
-        report = verify(
-            trail, processes=processes, parallel_from=0, progress=lambda done, rows: seen.append((done, rows))
-        )
+        report = verify(trail, parallel=parallel, progress=lambda done, rows: seen.append((done, rows)))
         assert report.findings == []
         assert (report.shards, report.batches, report.decisions) == (2, 24, 750)
         assert seen[-1] == (750, 750)
