@@ -23,6 +23,7 @@ VALUE_BYTES_MAX: Final = (
     262_144  # 256 KiB: a quarter of what a broker takes by default, and enough to see what was wrong
 )
 KEY_BYTES_MAX: Final = 4_096
+REDRIVEN: Final = "fraud_scorer.redriven"  # header of a note on the same topic: that a letter was sent again
 
 Headers = list[tuple[str, bytes]]
 

@@ -15,8 +15,9 @@ import psycopg
 from psycopg import sql
 
 from scorer.audit.anchor import AnchorFile
+from scorer.audit.scope import Scope
 from scorer.audit.signing import Signer
-from scorer.audit.verify import Scope, verify
+from scorer.audit.verify import verify
 from scorer.errors import PromiseBroken
 from scorer.sink.schema import connect_text
 

@@ -50,7 +50,7 @@ def verify(
     Exit 3 when anything was changed; the first bad batch is named. Example: fraud-scorer audit verify --json
     """
     from scorer.audit.anchor import AnchorFile, read_anchors  # noqa: PLC0415 - compiles kernels
-    from scorer.audit.verify import Scope  # noqa: PLC0415
+    from scorer.audit.scope import Scope  # noqa: PLC0415
     from scorer.audit.verify import verify as run  # noqa: PLC0415
 
     settings = load_settings()
@@ -63,7 +63,7 @@ def verify(
             raise UsageError("--since-anchor needs the anchors: give --anchors or set FRAUD_SCORER_AUDIT__ANCHORS")
         bodies, findings = read_anchors(file, verifier)
         if findings:
-            raise PromiseBroken(findings[0].detail)
+            raise PromiseBroken(findings[0].sentence)
         since = {body["shard"]: body["sequence"] for body in bodies if body["kind"] == "anchor"}
     with _postgres(), _bar("rows", quiet=as_json) as progress:
         report = run(

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from schemas.audit import AuditColumns
 from scorer.audit.anchor import AnchorFile, anchor
+from scorer.audit.scope import Report, Scope
 from scorer.audit.signing import Signer
-from scorer.audit.verify import Report, Scope, verify
+from scorer.audit.verify import verify
 from scorer.services import Services
 from scorer.sink import schema
 from tests.audit_columns import about_of, columns
@@ -274,7 +275,8 @@ def test_a_tail_cut_with_its_position_is_before_the_anchor(trail: str, tmp_path:
         trail,
         "DELETE FROM decisions WHERE shard = 1 AND sequence > 9",
         "DELETE FROM batches WHERE shard = 1 AND sequence > 9",
-        "UPDATE positions SET sequence = 9 WHERE shard = 1",
+        "UPDATE positions p SET sequence = b.sequence, next_offset = b.audit_offset + 1, head = b.head FROM batches b "
+        "WHERE p.shard = 1 AND b.shard = 1 AND b.sequence = 9",
     )
     assert verify(trail).good
     assert first(verify(trail, anchors=file)) == (1, 10, "tail_cut")
