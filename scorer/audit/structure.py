@@ -25,7 +25,7 @@ _TABLES = tuple(schema.metadata.tables)
 def structure(connection: psycopg.Connection) -> tuple[list[Finding], bool]:
     """What differs, and whether views could be compared: that takes a server that is no standby, and the right to make
     temporary tables. Raises psycopg.Error."""
-    views, functions = _made()
+    views, functions = made()
     findings = [*_functions(connection, functions), *_attached(connection), *_rights(connection)]
     try:
         return [*findings, *_views(connection, views)], True
@@ -33,7 +33,7 @@ def structure(connection: psycopg.Connection) -> tuple[list[Finding], bool]:
         return findings, False
 
 
-def _made() -> tuple[dict[str, str], dict[str, str]]:
+def made() -> tuple[dict[str, str], dict[str, str]]:
     """The text of each view and each function's body, as the newest migration that has it says."""
     views: dict[str, str] = {}
     functions: dict[str, str] = {}

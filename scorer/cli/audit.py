@@ -88,6 +88,9 @@ def verify(
         "behind": report.behind,
         "heads_equal_to_journal": report.heads_journal,
         "heads_anchored": report.heads_anchored,
+        "records_equal_to_topics": report.records,
+        "records_older_than_topics": report.records_older,
+        "views": "compared" if report.views_compared else "not compared: no right to make temporary tables",
         "signatures": "checked" if verifier is not None else "not checked: no key is set",
     }
     if as_json:
@@ -97,9 +100,9 @@ def verify(
         told = {name: "not asked" if value is None else value for name, value in result.items()}
         show(told, as_json=False, title="Audit trail")
         if report.findings:
-            table = Table("batch", "kind", "what was found", title="First bad batches", title_justify="left")
+            table = Table("where", "kind", "what was found", title="What was found first", title_justify="left")
             for finding in report.findings[:20]:
-                table.add_row(f"{finding.shard}/{finding.sequence}", finding.kind, finding.detail)
+                table.add_row(finding.where, finding.kind, finding.detail)
             out.print(table)
     if report.findings:
         raise PromiseBroken(f"the audit trail was changed: {report.findings[0].sentence}")
