@@ -143,7 +143,9 @@ def _read(
     consumer.assign([TopicPartition(topic, partition, first)])
     deadline = time.monotonic() + _NO_PROGRESS_S
     while True:
-        found = consumer.consume(at_once, 0.2)
+        # poll, then what is there: consume(n, timeout) waits for n.
+        one = consumer.poll(0.2)
+        found = [] if one is None else [one, *(consumer.consume(at_once - 1, 0) if at_once > 1 else [])]
         if found:
             deadline = time.monotonic() + _NO_PROGRESS_S
         for message in found:
