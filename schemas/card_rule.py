@@ -155,24 +155,26 @@ def _is_decimals(text: str, first: int) -> bool:
 
 
 @nb.njit(cache=True, nogil=True)
-def may_hide(data: Bytes, start: int, end: int) -> bool:
+def may_hide(data: Bytes, start: Integer, end: Integer) -> bool:
     """Whether data[start:end], UTF-8, has to be looked at by `hidden_spans`: for ASCII texts its very answer; for
     others whether there are digits enough, those of other scripts included."""
     digits = np.int64(0)
     most = np.int64(0)
-    every = np.uint8(0)
-    for p in range(start, end):  # without a branch: in random ids each would be a guess
-        b = data[p]
+    every = np.int64(0)
+    p = start
+    while p < end:  # without a branch: in random ids each would be a guess
+        b = np.int64(data[p])
         every |= b
         digits = (digits + _DIGIT[b]) & _KEEP[b]
         most = max(most, digits)
+        p += 1
     if every >= 128:
         return _digits_enough(data, start, end)
     return bool(most >= 14 and _ascii_hides(data, start, end))
 
 
 @nb.njit(cache=True, nogil=True)
-def _digits_enough(data: Bytes, start: int, end: int) -> bool:
+def _digits_enough(data: Bytes, start: Integer, end: Integer) -> bool:
     total: Integer = 0
     p = start
     while p < end:
@@ -192,7 +194,7 @@ def _digits_enough(data: Bytes, start: int, end: int) -> bool:
 
 
 @nb.njit(cache=True, nogil=True)
-def _ascii_hides(data: Bytes, start: int, end: int) -> bool:
+def _ascii_hides(data: Bytes, start: Integer, end: Integer) -> bool:
     n = end - start
     digit = np.empty(n, dtype=np.int64)
     begin = np.empty(n // 2 + 1, dtype=np.int64)  # of each group in data, of the current run
@@ -228,8 +230,8 @@ def _ascii_hides(data: Bytes, start: int, end: int) -> bool:
 @nb.njit(cache=True, nogil=True)
 def _several(
     data: Bytes,
-    start: int,
-    end: int,
+    start: Integer,
+    end: Integer,
     digit: Digits,
     begin: Digits,
     size: Digits,
@@ -306,7 +308,7 @@ def _number(digit: Digits, first: int, end: int) -> bool:
 
 
 @nb.njit(cache=True, nogil=True)
-def _spared(data: Bytes, start: int, end: int, first: int, last: int) -> bool:
+def _spared(data: Bytes, start: Integer, end: Integer, first: Integer, last: Integer) -> bool:
     """Whether the group data[first:last] is in a hexadecimal word, or the decimals of a number."""
     if first - start >= 2 and data[first - 1] == 46 and 48 <= data[first - 2] <= 57:
         return True

@@ -225,7 +225,9 @@ def _card_possible(data: Bytes, start: int, end: int, digits: Integer, bare: boo
     Callers ask when ASCII digits and UTF-8's continuation bytes, of which every other character has one at least, come
     to 13: with fewer there is no card number.
     """
-    return (bare and 13 <= digits <= 19 and luhn_valid(data, start, end)) or may_hide(data, start, end)
+    if bare and 13 <= digits <= 19 and luhn_valid(data, start, end):
+        return True
+    return may_hide(data, start, end)
 
 
 @nb.njit(cache=True, nogil=True)

@@ -59,7 +59,7 @@ def _any_card_number(offsets: npt.NDArray[np.int32], text: npt.NDArray[np.uint8]
 def _next_candidate(offsets: npt.NDArray[np.int32], text: npt.NDArray[np.uint8], row: int) -> int:
     """The first row from `row` on that the reference has to look at; the number of rows when there is none."""
     for i in range(row, len(offsets) - 1):
-        start, end = offsets[i], offsets[i + 1]
+        start, end = np.int64(offsets[i]), np.int64(offsets[i + 1])  # as the other kernels have
         if end - start < DIGITS_MIN:
             continue
         digits = 0

@@ -28,7 +28,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
 from schemas.audit import MODES, AuditContext
-from schemas.cards import mask_card_numbers
+from schemas.cards import mask_card_numbers, mask_digits
 from scorer.sink import copy_rows, schema
 from scorer.sink.assemble import Batch, Position, SetAside
 from scorer.sink.errors import RowsRefused, SchemaMismatch, SinkError, StoreRefused, StoreUnavailable
@@ -41,7 +41,7 @@ _TRANSIENT = ("08", "40", "53", "57", "58", "55P03", "25006", "25P03")
 # Those that lie in the rows themselves: data exception, integrity constraint, limits exceeded.
 _ROWS = ("22", "23", "54")
 _KNOWN_MAX = 1024
-_DIGITS = re.compile(rb"(?:\d[ -]*){13,}")
+_DIGITS = re.compile(r"(?:\d(?:\W|_){0,3}){13,}")
 _LOCK_TIMEOUT = "10s"  # then the sink lets go of everything, tells, and begins again
 _COUNTED = (("duplicates", "duplicate"), ("late", "late"), ("degraded", "degraded"))
 
@@ -243,7 +243,7 @@ def _same_bundle(known: AuditContext, header: AuditContext) -> bool:
 
 
 def _set_aside_row(topic: str, item: SetAside) -> dict[str, object]:
-    masked = None if item.value is None else _masked(item.value)
+    masked = None if item.value is None else _masked(item.kind, item.value)
     return {
         "topic": topic,
         "partition": item.partition,
@@ -258,13 +258,18 @@ def _set_aside_row(topic: str, item: SetAside) -> dict[str, object]:
     }
 
 
-def _masked(value: bytes) -> bytes:
+def _masked(kind: str, value: bytes) -> bytes:
     """`value` without anything that may hold a card number.
 
     In Arrow's buffers one text follows the other, so a card number may have digits of its neighbours at its ends, where
-    no Luhn check finds it: every 13 digits in a row are masked, whatever they are. The topic still has them.
+    no Luhn check finds it: every 13 digits in a row are masked, whatever they are and whatever but letters is between
+    them; of what was set aside for a card number every digit. The topic still has them.
     """
-    return _DIGITS.sub(lambda match: re.sub(rb"\d", b"*", match[0]), mask_card_numbers(value))
+    if kind == "card_number":
+        return mask_digits(value)
+    text = mask_card_numbers(value).decode("utf-8", "surrogateescape")
+    masked = _DIGITS.sub(lambda match: re.sub(r"\d", "*", match[0]), text)
+    return masked.encode("utf-8", "surrogateescape")
 
 
 def _position_row(position: Position) -> dict[str, object]:
