@@ -17,6 +17,7 @@ from rich.table import Table
 
 from schemas.durations import parse_duration_ms
 from scorer.bundle import Bundle
+from scorer.cli import set_aside
 from scorer.cli.common import Json, err, out, show
 from scorer.cli.common import settings as load_settings
 from scorer.errors import FraudScorerError, PromiseBroken, UsageError
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from scorer.audit.explain import Explanation
 
 app = typer.Typer(help="The audit trail: verify, explain, anchor, keep, forget.", no_args_is_help=True)
+app.add_typer(set_aside.app, name="set-aside")
+app.command("accept-gap")(set_aside.accept_gap)
 Shard = Annotated[int | None, typer.Option(min=0, help="Only this shard.")]
 Anchors = Annotated[
     str | None, typer.Option("--anchors", help="File or URL of the anchors; by default setting audit.anchors.")
@@ -226,11 +229,16 @@ def anchor(anchors: Anchors = None, as_json: Json = False) -> None:
     signer = _signer(settings, required=False)
     with _postgres():
         new = run(settings.postgres_url, _anchor_file(settings, anchors), signer)
+    heads = [{name: body[name] for name in ("shard", "sequence", "head")} for body in new]
+    if as_json:
+        show({"anchored": heads, "signed": signer is not None}, as_json=True, title="")
+        return
+    told = {f"batch {body['shard']}/{body['sequence']}": body["head"] for body in heads}
     show(
-        {"anchored": [{name: body[name] for name in ("shard", "sequence", "head")} for body in new],
-         "signed": signer is not None},
-        as_json=as_json, title="Anchored",
-    )  # fmt: skip
+        (told or {"anchored": "nothing new since the last anchor"}) | {"signed": signer is not None},
+        as_json=False,
+        title="Anchored",
+    )
 
 
 @app.command()
@@ -319,6 +327,12 @@ def erase(
             value=customer or account or "",
             signer=signer,  # type: ignore[arg-type]  # required
             anchors=None if place is None else _anchor_file(settings, place),
+        )
+    if not (result.rows or result.labels or result.elsewhere):
+        # The identifier itself is not repeated: this goes to logs.
+        raise UsageError(
+            f"nobody was erased: no row names this {'customer_id' if customer is not None else 'account_id'}, no list "
+            f"and nothing set aside does; it was misspelt, or erased before"
         )
     show(
         {"rows": result.rows, "batches": result.batches, "labels": result.labels, "elsewhere": result.elsewhere},

@@ -91,7 +91,7 @@ class Store:
         All or none: when one is held elsewhere, none is kept.
         """
         with self._transaction() as connection:
-            names = {p: f"fraud-scorer audit sink {self._topic}/{p}" for p in partitions}
+            names = {p: self._lock_name(p) for p in partitions}
             statement = sa.text("SELECT pg_try_advisory_lock(hashtextextended(:name, 0))")
             held = [p for p, name in names.items() if not connection.scalar(statement, {"name": name})]
             if held:
@@ -149,6 +149,52 @@ class Store:
                 if new:
                     connection.execute(sa.insert(table), new)
 
+    def write_late(self, batch: Batch) -> None:
+        """A batch that had been set aside, in one transaction; its position was passed before, and moves only where no
+        later batch was written since. Needs the owner's login: the writer may not correct a bundle's first batch.
+
+        Raises as `write` does, and SinkError when a sink is at work right behind it.
+        """
+        table, where = schema.positions, self._place(batch.partition)
+        self._make_days({batch.day})
+        with self._transaction() as connection:
+            position = connection.execute(sa.select(table).where(where)).one_or_none()
+            last = -1 if position is None or position.sequence is None else position.sequence
+            if position is not None and last < batch.journal.sequence:
+                lock = sa.text("SELECT pg_try_advisory_xact_lock(hashtextextended(:name, 0))")
+                if not connection.scalar(lock, {"name": self._lock_name(batch.partition)}):
+                    raise SinkError(
+                        f"a sink is working on {self._topic}/{batch.partition}, and no batch came after this one: stop "
+                        f"it for a moment, or wait for the next batch"
+                    )
+                named = {"shard": batch.journal.shard, "sequence": batch.journal.sequence, "head": batch.journal.head}
+                later = sa.select(sa.func.count()).where(
+                    schema.set_aside.c.topic == self._topic,
+                    schema.set_aside.c.partition == batch.partition,
+                    schema.set_aside.c.offset > batch.offset,
+                )
+                connection.execute(sa.update(table).where(where).values(**named, gap=bool(connection.scalar(later))))
+            known = dict(self._contexts)
+            self._context(connection, known, batch)
+            self._copy(connection, [batch])
+            connection.execute(sa.insert(schema.batches), [_batch_row(self._topic, self._origin_topic, batch)])
+            bundles = schema.bundles
+            connection.execute(
+                sa.update(bundles)
+                .where(
+                    bundles.c.bundle == batch.header.bundle,
+                    bundles.c.first_shard == batch.journal.shard,
+                    bundles.c.first_sequence > batch.journal.sequence,
+                )
+                .values(first_sequence=batch.journal.sequence)
+            )
+
+    def _place(self, partition: int) -> sa.ColumnElement[bool]:
+        return sa.and_(schema.positions.c.topic == self._topic, schema.positions.c.partition == partition)
+
+    def _lock_name(self, partition: int) -> str:
+        return f"fraud-scorer audit sink {self._topic}/{partition}"
+
     def forget(self) -> None:
         """Asks the database again for days and bundles, which others may have removed."""
         self._days, self._contexts = set(), {}
@@ -179,8 +225,7 @@ class Store:
 
     def _move(self, connection: sa.Connection, partition: int, before: Position, after: Position) -> None:
         table = schema.positions
-        place = sa.and_(table.c.topic == self._topic, table.c.partition == partition)
-        statement = sa.update(table).where(place, table.c.next_offset == before.next_offset)
+        statement = sa.update(table).where(self._place(partition), table.c.next_offset == before.next_offset)
         if connection.execute(statement.values(**_position_row(after))).rowcount != 1:
             raise SinkError(
                 f"the position of {self._topic}/{partition} is no longer {before.next_offset}: another writer "
