@@ -267,37 +267,62 @@ def keygen(
 
 @app.command()
 def retain(
-    keep: Annotated[str, typer.Option(help="How long to keep, such as 365d; whole days of stream time.")],
+    keep: Annotated[
+        str | None, typer.Option(help="How long to keep decisions, such as 365d; whole days of stream time.")
+    ] = None,
+    keep_labels: Annotated[str | None, typer.Option(help="How long to keep labels, from when they were sent.")] = None,
+    keep_dead_letters: Annotated[str | None, typer.Option(help="How long to keep dead letters' reasons.")] = None,
     as_of: Annotated[datetime | None, typer.Option("--as-of", help="Count from this day; today by default.")] = None,
     anchors: Anchors = None,
     as_json: Json = False,
 ) -> None:
-    """Remove whole days that are older; signed tombstones stay, and the rest still verifies. Needs the owner's login.
+    """Remove what is older; signed tombstones stay, and the rest still verifies. Needs the owner's login.
 
-    Example: fraud-scorer audit retain --keep 365d
+    What is not named stays. Example: fraud-scorer audit retain --keep 365d --keep-labels 730d --keep-dead-letters 90d
     """
+    from scorer.audit.retention import Retained, retain_records  # noqa: PLC0415
     from scorer.audit.retention import retain as run  # noqa: PLC0415
 
     settings = load_settings()
     signer = _signer(settings, required=True)
-    try:
-        kept = timedelta(milliseconds=parse_duration_ms(keep))
-    except ValueError as exc:
-        raise UsageError(f"--keep {keep}: {exc}") from exc
-    before = ((as_of or datetime.now(UTC)) - kept).date()
+    if keep is None and keep_labels is None and keep_dead_letters is None:
+        raise UsageError("say what to keep for how long: --keep, --keep-labels, --keep-dead-letters")
+    now = as_of or datetime.now(UTC)
+    now = now if now.tzinfo else now.replace(tzinfo=UTC)
     place = anchors or settings.audit.anchors
-    with _postgres():
-        result = run(
-            settings.postgres_url,
-            before=before,
-            signer=signer,  # type: ignore[arg-type]  # required
-            anchors=None if place is None else _anchor_file(settings, place),
+    file = None if place is None else _anchor_file(settings, place)
+    limits = {
+        name: None if text is None else now - _duration(option, text)
+        for name, option, text in (
+            ("decisions", "--keep", keep),
+            ("labels", "--keep-labels", keep_labels),
+            ("dead_letters", "--keep-dead-letters", keep_dead_letters),
         )
-    show(
-        {"removed_before": str(before), "days": [str(day) for day in result.days], "batches": result.batches,
-         "decisions": result.decisions},
-        as_json=as_json, title="Retained",
-    )  # fmt: skip
+    }
+    days = Retained()
+    told: dict[str, Any] = {}
+    with _postgres():
+        if limits["decisions"] is not None:
+            before = limits["decisions"].date()
+            days = run(settings.postgres_url, before=before, signer=signer, anchors=file)
+            told["removed_before"] = str(before)
+        for table in ("labels", "dead_letters"):
+            if (limit := limits[table]) is not None:
+                told[table] = retain_records(
+                    settings.postgres_url, table=table, before=limit, signer=signer, anchors=file
+                )
+    result: dict[str, Any] = {"days": [str(day) for day in days.days], "batches": days.batches}
+    result |= {"decisions": days.decisions, **told}
+    if not as_json:
+        result["days"] = ", ".join(result["days"]) or "none"
+    show(result, as_json=as_json, title="Retained")
+
+
+def _duration(option: str, text: str) -> timedelta:
+    try:
+        return timedelta(milliseconds=parse_duration_ms(text))
+    except ValueError as exc:
+        raise UsageError(f"{option} {text}: {exc}") from exc
 
 
 @app.command()
