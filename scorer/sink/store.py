@@ -370,6 +370,12 @@ def _time(epoch_ms: int) -> datetime:
     return _EPOCH + timedelta(milliseconds=epoch_ms)
 
 
+def _tls_trouble(origin: BaseException) -> str:
+    """What libpq says of certificates and TLS: that is between client and server, and holds no value of a row."""
+    said = [line.strip() for line in str(origin).splitlines() if "SSL" in line or "certificate" in line]
+    return f": {said[0].removeprefix('connection failed: ')}" if said else ""
+
+
 @contextmanager
 def _postgres_errors() -> Iterator[None]:
     """The one place where errors of Postgres become ours. Messages carry codes and names, never a value of a row."""
@@ -380,7 +386,7 @@ def _postgres_errors() -> Iterator[None]:
         state = getattr(origin, "sqlstate", None)
         name = type(origin).__name__
         if state is None and isinstance(origin, psycopg.OperationalError | psycopg.InterfaceError):
-            raise StoreUnavailable(f"Postgres does not answer ({name})") from exc
+            raise StoreUnavailable(f"Postgres does not answer ({name}{_tls_trouble(origin)})") from exc
         if state is not None and state.startswith(_TRANSIENT):
             raise StoreUnavailable(f"Postgres cannot take rows now ({name}, SQLSTATE {state})") from exc
         if state is not None and state.startswith("28"):
