@@ -148,7 +148,9 @@ def _plan(connection: psycopg.Connection, scope: Scope, report: Report) -> tuple
     with connection.transaction(), connection.cursor("plan") as cursor:
         cursor.itersize = 50_000
         for shard, text, sequence, decisions in cursor.execute(
-            "SELECT shard, day::text, sequence, decisions FROM batches ORDER BY day, shard, sequence"
+            "SELECT shard, day::text, sequence, decisions FROM batches WHERE sequence >= %s "
+            "ORDER BY day, shard, sequence",
+            (min([scope.first, *scope.since.values()]) if scope.since else scope.first,),
         ):
             bounds = scope.bounds(shard)
             if bounds is None or not bounds[0] <= sequence <= bounds[1]:

@@ -73,7 +73,9 @@ def tokens_of(payment: dict[str, object]) -> list[tuple[str, str]]:
 texts = (
     st.text(max_size=20)
     | st.text(st.sampled_from("0123456789- "), max_size=24)
-    | st.lists(st.sampled_from(["4111", "1111", "1111", "822463", "10005", "3782", *"._/-:xaf9é\u00a0\uff14"]), max_size=9).map("".join)
+    | st.lists(
+        st.sampled_from(["4111", "1111", "1111", "822463", "10005", "3782", *"._/-:xaf9é\u00a0\uff14"]), max_size=9
+    ).map("".join)
     | st.text(st.characters(max_codepoint=127), max_size=140)
 )
 numbers = (
