@@ -333,15 +333,7 @@ def decode_chunk(value: bytes) -> tuple[AuditHeader, pa.RecordBatch]:
             batches = list(stream)
     except (pa.ArrowException, OSError, ValueError, TypeError) as exc:
         raise AuditError(f"value of {len(value)} bytes is not an Arrow IPC stream ({type(exc).__name__})") from exc
-    metadata = schema.metadata or {}
-    if missing := {b"header", b"feature_names", b"journal"} - metadata.keys():
-        raise AuditError(f"schema metadata lacks {sorted(key.decode() for key in missing)}")
-    try:
-        fields = json.loads(metadata[b"header"])
-        names = _names_from_json(metadata[b"feature_names"])
-        header = AuditHeader(**fields, feature_names=names, journal=metadata[b"journal"].decode())
-    except (ValidationError, ValueError, TypeError, RecursionError) as exc:
-        raise AuditError(f"the chunk's header cannot be read ({type(exc).__name__})") from exc
+    header = _header(schema)
     if len(batches) != 1:
         raise AuditError(f"a chunk holds one record batch, this one holds {len(batches)}")
     if not schema.equals(arrow_schema(len(header.feature_names), len(header.challengers)), check_metadata=False):
@@ -359,6 +351,31 @@ def decode_chunk(value: bytes) -> tuple[AuditHeader, pa.RecordBatch]:
     _checked_parts(batch)
     _check_nan(batch)
     return header, batch
+
+
+def decode_header(value: bytes) -> AuditHeader:
+    """The header of a chunk alone, in a tenth of the time; its rows are not looked at.
+
+    Raises AuditError when there is none.
+    """
+    try:
+        with pa.ipc.open_stream(pa.BufferReader(value)) as stream:
+            schema = stream.schema
+    except (pa.ArrowException, OSError, ValueError, TypeError) as exc:
+        raise AuditError(f"value of {len(value)} bytes is not an Arrow IPC stream ({type(exc).__name__})") from exc
+    return _header(schema)
+
+
+def _header(schema: pa.Schema) -> AuditHeader:
+    metadata = schema.metadata or {}
+    if missing := {b"header", b"feature_names", b"journal"} - metadata.keys():
+        raise AuditError(f"schema metadata lacks {sorted(key.decode() for key in missing)}")
+    try:
+        fields = json.loads(metadata[b"header"])
+        names = _names_from_json(metadata[b"feature_names"])
+        return AuditHeader(**fields, feature_names=names, journal=metadata[b"journal"].decode())
+    except (ValidationError, ValueError, TypeError, RecursionError) as exc:
+        raise AuditError(f"the chunk's header cannot be read ({type(exc).__name__})") from exc
 
 
 def _arrow(name: str, values: Any, kind: pa.DataType) -> pa.Array:

@@ -2,6 +2,8 @@
 
 A text is a card number when, without its spaces and dashes, it is 13 to 19 ASCII digits that pass the Luhn check
 (ISO/IEC 7812-1). One in ten numeric ids of that length passes by chance; that is why ids should not be bare digits.
+A text holds a card number, too, when one hides in it: between letters, behind other separators, in digits of another
+script. That rule is `schemas.card_rule`'s, which asks for an issuer's beginning as well.
 
 Masking is wider than refusing, because it works on bytes that may not even be text. Digits belong to one run as long
 as nothing but spaces, dashes or NUL bytes stands between them (NUL: UTF-16 text), written plainly or as JSON's
@@ -12,9 +14,13 @@ digits or more before an exponent: 4.111111111111111e15 is what a spreadsheet ma
 
 from __future__ import annotations
 
+import re
+
 import numba as nb
 import numpy as np
 import numpy.typing as npt
+
+from schemas.card_rule import hidden_spans, luhn, may_hide
 
 Bytes = npt.NDArray[np.uint8]
 Integer = int | np.int64  # numba's integers are all int64; numpy's stubs tell the two apart
@@ -22,6 +28,7 @@ Integer = int | np.int64  # numba's integers are all int64; numpy's stubs tell t
 DIGITS_MIN = 13
 DIGITS_MAX = 19
 EXPONENT_DIGITS_MIN = 12
+_DIGIT = re.compile(r"\\u([0-9a-fA-F]{4})|\d")
 
 # A 13-digit time in milliseconds is below 4 * 10^12, while 13-digit card numbers began with a 4 (old Visa): see
 # schemas.times. So such a number after one of these names stays readable in a dead letter, and the record can be sent
@@ -43,11 +50,12 @@ def is_card_number(text: str) -> bool:
     digits = text.replace(" ", "").replace("-", "")
     if not (DIGITS_MIN <= len(digits) <= DIGITS_MAX and digits.isascii() and digits.isdigit()):
         return False
-    total = 0
-    for place, digit in enumerate(reversed(digits)):
-        doubled = int(digit) << (place & 1)
-        total += doubled - 9 if doubled > 9 else doubled
-    return total % 10 == 0
+    return luhn(digits)
+
+
+def holds_card_number(text: str) -> bool:
+    """Whether `text` is a card number, or one hides in it. The rule of every door."""
+    return is_card_number(text) or next(hidden_spans(text), None) is not None
 
 
 def number_is_card_number(value: float) -> bool:
@@ -60,8 +68,8 @@ def number_is_card_number(value: float) -> bool:
 
 
 def key_is_card_number(key: bytes) -> bool:
-    """Whether a record's key is a card number, also as a JSON string with its quotes."""
-    return len(key) >= DIGITS_MIN and is_card_number(key.strip(b' \t\r\n"').decode("latin-1"))
+    """Whether a record's key holds a card number, also as a JSON string with its quotes."""
+    return len(key) >= DIGITS_MIN and holds_card_number(key.strip(b' \t\r\n"').decode("utf-8", "replace"))
 
 
 def mask_card_numbers(raw: bytes) -> bytes:
@@ -69,9 +77,28 @@ def mask_card_numbers(raw: bytes) -> bytes:
     if len(raw) < DIGITS_MIN:
         return raw
     data = np.frombuffer(raw, dtype=np.uint8).copy()
-    if not _mask(data, _TIME_NAME_BYTES, _TIME_NAME_LENGTHS):
-        return raw
-    return data.tobytes()
+    masked = _mask(data, _TIME_NAME_BYTES, _TIME_NAME_LENGTHS)
+    if may_hide(data, 0, len(data)):
+        # What is no UTF-8 stays as it is there and back.
+        text = data.tobytes().decode("utf-8", "surrogateescape")
+        if spans := list(hidden_spans(text)):
+            hidden = {place for span in spans for place in range(*span) if text[place].isdecimal()}
+            return "".join("*" if i in hidden else c for i, c in enumerate(text)).encode("utf-8", "surrogateescape")
+    return data.tobytes() if masked else raw
+
+
+def mask_digits(raw: bytes) -> bytes:
+    """`raw` without any digit: for records refused for a card number, in whose JSON one may hide in more ways than a
+    mask can see."""
+    return _DIGIT.sub(_masked_digit, raw.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape")
+
+
+def _masked_digit(found: re.Match[str]) -> str:
+    if found[1] is None:
+        return "*"
+    escaped = chr(int(found[1], 16))
+    # Half of a pair may be half of a digit.
+    return "\\u002a" if escaped.isdecimal() or "\ud800" <= escaped <= "\udfff" else found[0]
 
 
 @nb.njit(cache=True, nogil=True)
@@ -93,7 +120,8 @@ def luhn_valid(data: Bytes, start: int, end: int) -> bool:
 
 @nb.njit(cache=True, nogil=True)
 def key_candidates(data: Bytes, offsets: npt.NDArray[np.int64], out: npt.NDArray[np.bool_]) -> None:
-    """Mark the keys that `key_is_card_number` has to look at: 13-19 digits and else only spaces, dashes, quotes."""
+    """Mark the keys that `key_is_card_number` has to look at: 13-19 digits and else only spaces, dashes, quotes; and
+    those in which a number may hide."""
     for i in range(len(out)):
         digits = 0
         possible = offsets[i + 1] - offsets[i] >= DIGITS_MIN
@@ -105,7 +133,9 @@ def key_candidates(data: Bytes, offsets: npt.NDArray[np.int64], out: npt.NDArray
                 elif b not in (32, 45, 34, 9, 10, 13):
                     possible = False
                     break
-        out[i] = possible and DIGITS_MIN <= digits <= DIGITS_MAX
+        plain = possible and DIGITS_MIN <= digits <= DIGITS_MAX
+        long = offsets[i + 1] - offsets[i] >= DIGITS_MIN
+        out[i] = plain or (long and may_hide(data, offsets[i], offsets[i + 1]))
 
 
 @nb.njit(cache=True, nogil=True)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from schemas.cards import mask_card_numbers
+from schemas.cards import mask_card_numbers, mask_digits
 
 if TYPE_CHECKING:
     from schemas.errors import ContractError
@@ -23,6 +23,7 @@ VALUE_BYTES_MAX: Final = (
     262_144  # 256 KiB: a quarter of what a broker takes by default, and enough to see what was wrong
 )
 KEY_BYTES_MAX: Final = 4_096
+REDRIVEN: Final = "fraud_scorer.redriven"  # header of a note on the same topic: that a letter was sent again
 
 Headers = list[tuple[str, bytes]]
 
@@ -168,8 +169,9 @@ def dead_letter_record(
     A null value stays null: the dead-letter topic is kept by time, not compacted, so a null deletes nothing there.
     """
     # Mask first, cut after: a number that lies across the cut must not survive in part.
-    key_masked = None if key is None else mask_card_numbers(key)
-    value_masked = None if value is None else mask_card_numbers(value)
+    mask = mask_digits if error.reason is DeadLetterReason.CARD_NUMBER else mask_card_numbers
+    key_masked = None if key is None else mask(key)
+    value_masked = None if value is None else mask(value)
     described = DeadLetter(
         topic=topic,
         partition=partition,

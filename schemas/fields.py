@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, PlainValidator, StringConstra
 from pydantic.functional_validators import AfterValidator, BeforeValidator
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from schemas.cards import is_card_number, number_is_card_number
+from schemas.cards import holds_card_number, number_is_card_number
 from schemas.currencies import CURRENCY_EXPONENT
 from schemas.dead_letter import DeadLetterReason
 from schemas.errors import ContractError, shape
@@ -211,7 +211,7 @@ def check_contract(
 def _refuse_card_numbers(contract: type[Contract], document: dict[str, Any], times: frozenset[str]) -> None:
     for name, value in document.items():
         field = name if name in contract.model_fields else None
-        if is_card_number(name) or _holds_card_number(value, numbers=name not in times):
+        if holds_card_number(name) or _holds_card_number(value, numbers=name not in times):
             message = "a card number (13 to 19 digits that pass the Luhn check); send a token instead"
             raise ContractError(DeadLetterReason.CARD_NUMBER, field, message)
 
@@ -219,9 +219,9 @@ def _refuse_card_numbers(contract: type[Contract], document: dict[str, Any], tim
 def _holds_card_number(value: object, *, numbers: bool) -> bool:
     # As deep as documents.DEPTH_MAX at most.
     if isinstance(value, str):
-        return is_card_number(value)
+        return holds_card_number(value)
     if isinstance(value, dict):
-        return any(is_card_number(name) or _holds_card_number(item, numbers=True) for name, item in value.items())
+        return any(holds_card_number(name) or _holds_card_number(item, numbers=True) for name, item in value.items())
     if isinstance(value, list):
         return any(_holds_card_number(item, numbers=True) for item in value)
     return numbers and isinstance(value, int | float) and not isinstance(value, bool) and number_is_card_number(value)

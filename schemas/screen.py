@@ -23,6 +23,7 @@ import numba as nb
 import numpy as np
 import numpy.typing as npt
 
+from schemas.card_rule import may_hide
 from schemas.cards import luhn_valid
 from schemas.field_table import NAME_BYTES_MAX, Kind, Tables, name_slot
 from schemas.fields import ATTRIBUTE_CHARACTERS_MAX, ATTRIBUTES_MAX, IDENTIFIER_CHARACTERS_MAX
@@ -186,7 +187,7 @@ def _payment(
                 p, characters, digits, bare = scan_string(data, first, end, weight)
                 if p < 0 or not text_is_good(data, first, p, kind, characters, currency):
                     return UNCERTAIN
-                if bare and 13 <= digits <= 19 and luhn_valid(data, first, p):
+                if digits + p - first - characters >= 13 and _card_possible(data, first, p, digits, bare):
                     return UNCERTAIN
                 value = 0
                 p += 1
@@ -215,6 +216,18 @@ def _skip_token(data: Bytes, p: int, end: int) -> int:
     while p < end and data[p] != 44 and data[p] != 125 and data[p] > 32:
         p += 1
     return p
+
+
+@nb.njit(cache=True, nogil=True)
+def _card_possible(data: Bytes, start: int, end: int, digits: Integer, bare: bool) -> bool:
+    """Whether the reference has to say if the text is or holds a card number.
+
+    Callers ask when ASCII digits and UTF-8's continuation bytes, of which every other character has one at least, come
+    to 13: with fewer there is no card number.
+    """
+    if bare and 13 <= digits <= 19 and luhn_valid(data, start, end):
+        return True
+    return may_hide(data, start, end)
 
 
 @nb.njit(cache=True, nogil=True)
@@ -309,7 +322,7 @@ def _attributes(
             if (
                 p < 0
                 or characters > ATTRIBUTE_CHARACTERS_MAX
-                or (bare and 13 <= digits <= 19 and luhn_valid(data, first, p))
+                or (digits + p - first - characters >= 13 and _card_possible(data, first, p, digits, bare))
             ):
                 return -1, False
             p += 1

@@ -22,13 +22,13 @@ from typing import Final
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer, TopicPartition
 
-from schemas.dead_letter import DeadLetter, DeadLetterReason
+from schemas.dead_letter import REDRIVEN, DeadLetter, DeadLetterReason
 from scorer import kafka
 from scorer.errors import FraudScorerError, UsageError
 from scorer.settings import Settings
 
 FROM, COUNT = "fraud_scorer.redriven_from", "fraud_scorer.redrives"
-NOTE, NOTE_TO = "fraud_scorer.redriven", "fraud_scorer.redriven_to"
+NOTE, NOTE_TO = REDRIVEN, "fraud_scorer.redriven_to"
 CHUNK: Final = 500
 NOTES_MAX: Final = 1_000_000  # some 200 MB; beyond it the topic's retention is too long for this command
 TRANSACTION_S = 30.0

@@ -14,6 +14,8 @@ down_revision = None
 branch_labels = None
 depends_on = None
 
+# VIEWS and FUNCTIONS are read by `audit verify` too, which holds the database's own definitions against them; a later
+# migration that replaces one has its text under the same name.
 # Fixed-width columns first, widest first: no padding between them in a table that will hold billions of rows.
 _DECISIONS = """
 CREATE TABLE decisions (
@@ -362,7 +364,7 @@ COMMENT ON COLUMN erasures.number IS 'Counts the erasures of that batch, from 1;
 COMMENT ON COLUMN erasures.document IS 'Signed JSON: the batch''s head, its digest before and after, how many rows.';
 """
 
-_FUNCTION = """
+FUNCTIONS = """
 CREATE FUNCTION audit_day(wanted date) RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
 DECLARE
     parent text;
@@ -389,7 +391,7 @@ COMMENT ON FUNCTION audit_day(date) IS
 REVOKE ALL ON FUNCTION audit_day(date) FROM PUBLIC;
 """
 
-_VIEWS = """
+VIEWS = """
 CREATE VIEW labels_current AS
     SELECT DISTINCT ON (payment_id) payment_id, fraud, known_at, source, analyst, recorded_at
     FROM labels ORDER BY payment_id, known_at DESC, "offset" DESC;
@@ -493,7 +495,7 @@ REVOKE USAGE ON SCHEMA public FROM fraud_scorer_writer, fraud_scorer_reader;
 
 def upgrade() -> None:
     """Creates tables, function, views and roles."""
-    for part in (_DECISIONS, _BATCHES, _AROUND, _FUNCTION, _VIEWS, _ROLES):
+    for part in (_DECISIONS, _BATCHES, _AROUND, FUNCTIONS, VIEWS, _ROLES):
         op.execute(part)
 
 

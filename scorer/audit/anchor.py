@@ -77,7 +77,10 @@ def not_in_file(connection: psycopg.Connection, file: AnchorFile) -> list[Findin
     there = {*lines, *(_without_place_in_file(line) for line in lines)}
     noted = connection.execute("SELECT document FROM anchors WHERE place = %s", (file.place,)).fetchall()
     lacking = sum(document not in there for (document,) in noted)
-    kept = connection.execute("SELECT document FROM tombstones UNION ALL SELECT document FROM erasures").fetchall()
+    kept = connection.execute(
+        "SELECT document FROM tombstones UNION ALL SELECT document FROM erasures UNION ALL "
+        "SELECT document FROM amendments"
+    ).fetchall()
     for (document,) in kept:
         try:
             body = body_of(document, None)
@@ -87,7 +90,7 @@ def not_in_file(connection: psycopg.Connection, file: AnchorFile) -> list[Findin
     if not lacking:
         return []
     detail = f"{file.place} has {len(lines)} lines and lacks {lacking} that the database says were written to it"
-    return [Finding(-1, len(lines), "anchor_forged", detail)]
+    return [Finding.at(f"anchors {file.place}", "anchor_forged", detail, len(lines))]
 
 
 def _without_place_in_file(line: str) -> str:
@@ -109,7 +112,7 @@ def read_anchors(file: AnchorFile, verifier: Verifier | None) -> tuple[list[dict
                 raise SignatureBroken("it does not follow the line before it")
             bodies.append(body)
         except SignatureBroken as exc:
-            findings.append(Finding(-1, number, "anchor_forged", f"line {number + 1} of {file.place}: {exc}"))
+            findings.append(Finding.at(f"line {number + 1} of anchors {file.place}", "anchor_forged", str(exc), number))
         previous = hashlib.sha256(line.encode()).hexdigest()
     return bodies, findings
 
@@ -118,7 +121,7 @@ def anchor(url: str, file: AnchorFile, signer: Signer | None) -> list[dict[str, 
     """Anchors the newest head of every shard that has moved since its last anchor. Returns the bodies written."""
     bodies, findings = read_anchors(file, signer.verifier if signer else None)
     if findings:
-        raise UsageError(f"anchors {file.place} are broken: {findings[0].detail}; keep the file and begin a new one")
+        raise UsageError(f"anchors {file.place} are broken: {findings[0].sentence}; keep the file and begin a new one")
     last = {body["shard"]: body for body in bodies if body["kind"] == "anchor"}
     with schema.engine(url).connect() as connection:
         new = [

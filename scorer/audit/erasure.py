@@ -27,6 +27,7 @@ import psycopg
 from psycopg import sql
 
 from schemas.audit_digest import context_bytes, digest_parts
+from scorer.audit.amendments import amend
 from scorer.audit.anchor import AnchorFile
 from scorer.audit.check import Unit, check
 from scorer.audit.rows import read_rows
@@ -35,6 +36,7 @@ from scorer.errors import PromiseBroken, UsageError
 from scorer.sink.schema import connect_text
 
 COLUMNS = ("customer_id", "account_id")
+_Changed = tuple[Any, ...]  # table, topic, partition, offset, and the value that stands there since
 _BATCH = sql.SQL("day = %s AND shard = %s AND sequence = %s")
 
 
@@ -76,12 +78,17 @@ def erase(url: str, *, column: str, value: str, signer: Signer, anchors: AnchorF
                     f"that does not verify is evidence and stays as it is"
                 )
             with connection.transaction():
-                _batch(connection, (day, shard, sequence), (column, value), pseudonym, result)
+                labels = _batch(connection, (day, shard, sequence), (column, value), pseudonym, result)
                 body = _record(connection, (day, shard, sequence), signer, anchors)
                 if anchors is not None:
                     anchors.append([body], signer)
+                _amend(connection, labels, signer, anchors)
             result.batches += 1
-        result.elsewhere = _elsewhere(connection, value, pseudonym(value))
+            result.labels += len(labels)
+        with connection.transaction():
+            elsewhere = _elsewhere(connection, value, pseudonym(value))
+            _amend(connection, elsewhere, signer, anchors)
+        result.elsewhere = len(elsewhere)
     return result
 
 
@@ -91,8 +98,10 @@ def _batch(
     person: tuple[str, str],
     pseudonym: Callable[[str], str],
     result: Erased,
-) -> None:
+) -> list[_Changed]:
+    """Changes the rows of one batch, and the labels of their payments; returns those."""
     column, value = person
+    labels: list[_Changed] = []
     rows = connection.execute(
         sql.SQL("SELECT row_number, payment_id, customer_id, account_id FROM decisions WHERE {} AND {} = %s").format(
             _BATCH, sql.Identifier(column)
@@ -107,10 +116,13 @@ def _batch(
             ).format(_BATCH),
             (pseudonym(payment_id), *hidden, *batch, row_number),
         )
-        result.labels += connection.execute(
-            "UPDATE labels SET payment_id = %s WHERE payment_id = %s", (pseudonym(payment_id), payment_id)
-        ).rowcount
+        labels += connection.execute(
+            "UPDATE labels SET payment_id = %s WHERE payment_id = %s "
+            """RETURNING 'labels', topic, 0, "offset", payment_id""",
+            (pseudonym(payment_id), payment_id),
+        ).fetchall()
     result.rows += len(rows)
+    return labels
 
 
 def _record(
@@ -153,14 +165,22 @@ def _record(
     return body
 
 
-def _elsewhere(connection: psycopg.Connection, value: str, pseudonym: str) -> int:
+def _elsewhere(connection: psycopg.Connection, value: str, pseudonym: str) -> list[_Changed]:
     """Values of lists, and records set aside, that name the person."""
-    changed = connection.execute(
+    changed: list[_Changed] = connection.execute(
         "UPDATE control_changes SET record = jsonb_set(record, '{value}', to_jsonb(%s::text)) "
-        "WHERE record->>'value' = %s",
+        """WHERE record->>'value' = %s RETURNING 'control_changes', topic, 0, "offset", record->>'value'""",
         (pseudonym, value),
-    ).rowcount
+    ).fetchall()
     changed += connection.execute(
-        "UPDATE set_aside SET value = NULL WHERE position(%s::bytea IN value) > 0", (value.encode(),)
-    ).rowcount
+        "UPDATE set_aside SET value = NULL WHERE position(%s::bytea IN value) > 0 "
+        """RETURNING 'set_aside', topic, partition, "offset", NULL""",
+        (value.encode(),),
+    ).fetchall()
     return changed
+
+
+def _amend(connection: psycopg.Connection, changed: list[_Changed], signer: Signer, anchors: AnchorFile | None) -> None:
+    """`verify` compares those tables with their topics, which still have what was: the record says what stands here."""
+    if changed:
+        amend(connection, {"kind": "records_erased", "records": [list(row) for row in changed]}, signer, anchors)

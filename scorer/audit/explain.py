@@ -80,9 +80,7 @@ def find(url: str, payment_id: str) -> list[Explanation]:
             (payment_id,),
         ).fetchall()
         if not rows:
-            raise FraudScorerError(
-                f"no decision on payment {payment_id} is in the audit trail; see `dead_letters`, or wait for the sink"
-            )
+            raise FraudScorerError(_why_none(connection, payment_id))
         labels = connection.execute(
             'SELECT fraud, known_at, source, analyst FROM labels WHERE payment_id = %s ORDER BY known_at, "offset"',
             (payment_id,),
@@ -97,6 +95,19 @@ def find(url: str, payment_id: str) -> list[Explanation]:
         )
         for row in rows
     ]
+
+
+def _why_none(connection: psycopg.Connection[Any], payment_id: str) -> str:
+    """What a payment without a decision may be, by what the database knows."""
+    missing = f"no decision on payment {payment_id} is in the audit trail"
+    if payment_id.startswith("erased-"):
+        return f"{missing}: it is a pseudonym of an erasure, and no row has it"
+    why = "it was refused (see `fraud-scorer dead-letters list`), or the sink has not written it yet"
+    if connection.execute("SELECT 1 FROM erasures LIMIT 1").fetchone():
+        why += ", or it was of a person who was erased: then its id is a pseudonym now, which nobody can tell from it"
+    if connection.execute("SELECT 1 FROM tombstones LIMIT 1").fetchone():
+        why += ", or retention removed its day"
+    return f"{missing}: {why}"
 
 
 def prove(explanation: Explanation, bundle: Bundle) -> None:

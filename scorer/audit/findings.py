@@ -22,12 +22,23 @@ KINDS = {
     "tombstone_forged": "a tombstone does not hold: not signed by the key, or it does not fit the chain",
     "erasure_forged": "the record of an erasure does not hold: not signed by the key, or it does not fit the batch",
     "anchor_forged": "a line of the anchors does not hold: not signed by the key, or not in its place",
+    "amendment_forged": "a record of retention or erasure does not hold: not signed by the key, or unreadable",
+    "record_edited": "a label, dead letter or control record is not what its topic says",
+    "record_deleted": "a label, dead letter or control record that its topic has is gone",
+    "record_inserted": "a label, dead letter or control record was added that its topic does not have",
+    "position_edited": "a position of the sink is not where the sink left it",
+    "bundle_edited": "a row of bundles or feature_sets is not what the batches say",
+    "schema_changed": "a view, function, trigger, rule or policy is not what the migrations made",
+    "rights_widened": "a role that only adds or reads may change or remove",
 }
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One change, and where. `sequence` is the first batch it concerns, `last_sequence` the last."""
+    """One change, and where: batch `sequence` to `last_sequence` of a shard, or `place` where it concerns no batch.
+
+    With a `place` shard and sequence only put findings in order.
+    """
 
     shard: int
     sequence: int
@@ -35,28 +46,55 @@ class Finding:
     detail: str
     day: str | None = None
     last_sequence: int | None = None
+    place: str | None = None
+
+    @classmethod
+    def at(cls, place: str, kind: str, detail: str, number: int = 0) -> Finding:
+        """A finding that concerns no batch; `number` puts those of one kind in order."""
+        return cls(-1, number, kind, detail, place=place)
 
     def as_json(self) -> dict[str, Any]:
         """For programs."""
-        return {name: value for name, value in asdict(self).items() if value is not None} | {"means": KINDS[self.kind]}
+        values = {name: value for name, value in asdict(self).items() if value is not None}
+        if self.place is not None:
+            del values["shard"], values["sequence"]
+        return values | {"means": KINDS[self.kind]}
+
+    @property
+    def where(self) -> str:
+        """For people."""
+        if self.place is not None:
+            return self.place
+        if self.last_sequence is not None and self.last_sequence != self.sequence:
+            return f"batches {self.shard}/{self.sequence} to {self.last_sequence}"
+        return f"batch {self.shard}/{self.sequence}"
 
     @property
     def sentence(self) -> str:
         """For people."""
-        batch = f"batch {self.shard}/{self.sequence}"
-        if self.last_sequence is not None and self.last_sequence != self.sequence:
-            batch = f"batches {self.shard}/{self.sequence} to {self.last_sequence}"
-        return f"{batch}: {self.kind}: {self.detail}"
+        return f"{self.where}: {self.kind}: {self.detail}"
 
 
 # Of two findings on one batch the first of these says more about it.
 _WEIGHT = {kind: number for number, kind in enumerate((
     "tombstone_forged", "erasure_forged", "rows_deleted", "rows_inserted", "rows_reordered", "row_edited",
     "batch_edited", "forged", "set_aside", "day_dropped", "trail_missing", "tail_cut", "batch_missing",
-    "batch_inserted", "chain_broken", "anchor_forged",
+    "batch_inserted", "chain_broken", "anchor_forged", "amendment_forged", "schema_changed", "rights_widened",
+    "position_edited", "bundle_edited", "record_deleted", "record_edited", "record_inserted",
 ))}  # fmt: skip
 
 
 def in_order(findings: list[Finding]) -> list[Finding]:
-    """The first bad batch first: by shard and sequence, and on one batch the most telling first."""
-    return sorted(set(findings), key=lambda finding: (finding.shard, finding.sequence, _WEIGHT[finding.kind]))
+    """The first bad batch first: by shard and sequence, and on one batch the most telling first; then what concerns
+    none."""
+    return sorted(
+        set(findings),
+        key=lambda finding: (
+            finding.place is not None,
+            finding.shard,
+            _WEIGHT[finding.kind] if finding.place is not None else 0,
+            finding.sequence,
+            _WEIGHT[finding.kind],
+            finding.place or "",
+        ),
+    )

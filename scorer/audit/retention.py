@@ -3,21 +3,26 @@
 A day's partitions hold whole batches of each chain's oldest part (see migrations), so a tombstone needs only the ends:
 the head before the day's first batch and the head of its last. What is removed is verified first: a tombstone must not
 be laid over a change. The newest batch of every shard stays, however old: the chain goes on from it.
+
+Labels and dead letters have no days: `retain_records` removes those at the beginning of their topic that are older, and
+a signed amendment says up to which offset, so that `verify` does not miss them.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import date
+from datetime import date, datetime
 from typing import Any
 
 import psycopg
 from psycopg import sql
 
+from scorer.audit.amendments import amend
 from scorer.audit.anchor import AnchorFile
+from scorer.audit.scope import Scope
 from scorer.audit.signing import Signer
-from scorer.audit.verify import Scope, verify
-from scorer.errors import PromiseBroken
+from scorer.audit.verify import verify
+from scorer.errors import PromiseBroken, UsageError
 from scorer.sink.schema import connect_text
 
 _LOCK_TIMEOUT = "5s"  # dropping needs every reader and writer gone for a moment; better to fail than to hold them up
@@ -32,9 +37,7 @@ class Retained:
     decisions: int = 0
 
 
-def retain(
-    url: str, *, before: date, signer: Signer, anchors: AnchorFile | None = None, processes: int = 1
-) -> Retained:
+def retain(url: str, *, before: date, signer: Signer, anchors: AnchorFile | None = None, parallel: int = 1) -> Retained:
     """Removes the days before `before`. Needs the owner's login. Raises PromiseBroken when they do not verify."""
     result = Retained()
     with psycopg.connect(connect_text(url), autocommit=True) as connection:
@@ -46,7 +49,7 @@ def retain(
             "SELECT shard, max(sequence) FROM batches WHERE day <= %s GROUP BY shard", (days[-1],)
         ).fetchall()
         for shard, last in ends:
-            report = verify(url, scope=Scope(shard=shard, last=last), verifier=signer.verifier, processes=processes)
+            report = verify(url, scope=Scope(shard=shard, last=last), verifier=signer.verifier, parallel=parallel)
             if not report.good:
                 raise PromiseBroken(
                     f"nothing was removed: {report.findings[0].sentence}. Days that do not verify are evidence"
@@ -54,6 +57,50 @@ def retain(
         for day in days:
             _remove(connection, day, signer, anchors, result)
     return result
+
+
+RECORDS = ("labels", "dead_letters")
+
+
+def retain_records(url: str, *, table: str, before: datetime, signer: Signer, anchors: AnchorFile | None = None) -> int:
+    """Removes the rows of `table` recorded before `before`, up to the first of their partition that is not.
+
+    By the timestamps of their topic. Needs the owner's login. Returns how many are gone. Raises UsageError for another
+    table.
+    """
+    if table not in RECORDS:
+        raise UsageError(f"{table} is not kept by age; there are {', '.join(RECORDS)}")
+    name = sql.Identifier(table)
+    partition = sql.SQL("partition") if table == "dead_letters" else sql.SQL("0")
+    count = 0
+    with psycopg.connect(connect_text(url), autocommit=True) as connection:
+        connection.execute(sql.SQL("SET lock_timeout = {}").format(sql.Literal(_LOCK_TIMEOUT)))
+        places = connection.execute(
+            sql.SQL(
+                'SELECT topic, {0}, coalesce(min("offset") FILTER (WHERE recorded_at >= %s), max("offset") + 1), '
+                'min("offset") FROM {1} GROUP BY 1, 2 ORDER BY 1, 2'
+            ).format(partition, name),
+            (before,),
+        ).fetchall()
+        for topic, number, keep_from, first in places:
+            if first >= keep_from:
+                continue
+            with connection.transaction():
+                gone = connection.execute(
+                    sql.SQL('DELETE FROM {} WHERE topic = %s AND {} = %s AND "offset" < %s').format(name, partition),
+                    (topic, number, keep_from),
+                ).rowcount
+                body = {
+                    "kind": "records_removed",
+                    "table": table,
+                    "topic": topic,
+                    "partition": number,
+                    "before_offset": keep_from,
+                    "rows": gone,
+                }
+                amend(connection, body, signer, anchors)
+            count += gone
+    return count
 
 
 def _removable(connection: psycopg.Connection, before: date) -> list[date]:

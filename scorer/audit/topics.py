@@ -7,8 +7,9 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
-from confluent_kafka import KafkaError, TopicPartition
+from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
 
 from schemas.audit import AuditColumns, AuditError, AuditHeader, decode
 from scorer import kafka
@@ -16,6 +17,7 @@ from scorer.settings import Settings
 
 _NO_PROGRESS_S = 30.0
 _MESSAGES = 10_000
+_NEAR = 256  # offsets: nearer than this, reading on is quicker than another look
 
 
 @dataclass(frozen=True)
@@ -28,9 +30,13 @@ class JournalHead:
 
 
 def journal_heads(settings: Settings, shard: int, *, from_sequence: int = 0) -> Iterator[JournalHead]:
-    """The heads on the journal topic from `from_sequence` on, in order. Raises KafkaFailure."""
+    """The heads on the journal topic from `from_sequence` on, in order; what lies before is not read.
+
+    Raises KafkaFailure.
+    """
     topic = kafka.Topics.of(settings.kafka).journal
-    for _, value in _values(settings, topic, shard, None):
+    start = _journal_offset(settings, topic, shard, from_sequence) if from_sequence else 0
+    for _, value in _values(settings, topic, shard, (start, None)):
         record = json.loads(value)
         if record["sequence"] >= from_sequence:
             day = time.strftime("%Y-%m-%d", time.gmtime(max(0, record["stream_time_ms"]) / 1000))
@@ -72,42 +78,88 @@ def next_sequence(settings: Settings, shard: int, *, start: int) -> int | None:
     return None
 
 
-def _values(
-    settings: Settings, topic: str, partition: int, bounds: tuple[int, int | None] | None
-) -> Iterator[tuple[int, bytes]]:
-    """(offset, value) of committed records of a partition, within offsets [start, end) when given."""
+def _journal_offset(settings: Settings, topic: str, shard: int, sequence: int) -> int:
+    """An offset at or before the record of `sequence`, and after nearly all before it: numbers rise along the journal,
+    so a few dozen records are looked at, however long it is."""
     client = kafka.admin(settings.kafka)
-    place = TopicPartition(topic, partition)
+    place = TopicPartition(topic, shard)
     kafka.partition_count(client, topic)
-    (first,), (last,) = kafka.starts(client, [place]), kafka.ends(client, [place])
-    if bounds is not None:
-        first = max(first, bounds[0])
-        last = min(last, last if bounds[1] is None else bounds[1])
-    if first >= last:
-        return
-    consumer = kafka.reader(settings.kafka, group=f"{settings.kafka.topic_prefix}fraud-scorer-verify", fetch_wait_ms=50)
+    (low,), (high,) = kafka.starts(client, [place]), kafka.ends(client, [place])
+    # One record is wanted of each place: nothing is fetched ahead.
+    consumer = _consumer(settings, **{"queued.min.messages": 1, "fetch.message.max.bytes": 65_536})
     try:
-        consumer.assign([TopicPartition(topic, partition, first)])
-        deadline = time.monotonic() + _NO_PROGRESS_S
-        while True:
-            messages = consumer.consume(_MESSAGES, 0.2)
-            if messages:
-                deadline = time.monotonic() + _NO_PROGRESS_S
-            for message in messages:
-                error, offset, value = message.error(), message.offset(), message.value()
-                if error is not None:
-                    if error.code() == KafkaError._PARTITION_EOF:
-                        return
-                    if error.fatal():
-                        raise kafka.KafkaFailure(f"reading {topic} failed: {error.str()}")
-                    continue
-                if offset is None or offset >= last:
-                    return
-                if value is not None:
-                    yield offset, value
-                if offset + 1 >= last:
-                    return
-            if time.monotonic() > deadline:
-                raise kafka.KafkaFailure(f"{topic}/{partition}: no progress for {_NO_PROGRESS_S:.0f} s")
+        while high - low > _NEAR:
+            middle = (low + high) // 2
+            found = next(_read(consumer, topic, shard, middle, high, at_once=1), None)
+            if found is None or json.loads(found.value() or b"{}").get("sequence", -1) >= sequence:
+                high = middle
+            else:
+                low = middle
     finally:
         consumer.close()
+    return low
+
+
+def _values(
+    settings: Settings, topic: str, partition: int, bounds: tuple[int, int | None]
+) -> Iterator[tuple[int, bytes]]:
+    """(offset, value) of committed records of a partition, within offsets [start, end)."""
+    for message in messages(settings, topic, partition, *bounds):
+        value = message.value()
+        if value is not None:
+            yield kafka.present(message.offset(), "offset"), value
+
+
+def range_of(settings: Settings, topic: str, partition: int) -> tuple[int, int]:
+    """The first offset that a partition still has, and its end. Raises KafkaFailure."""
+    client = kafka.admin(settings.kafka)
+    place = TopicPartition(topic, partition)
+    (first,), (last,) = kafka.starts(client, [place]), kafka.ends(client, [place])
+    return first, last
+
+
+def messages(settings: Settings, topic: str, partition: int, start: int, end: int | None = None) -> Iterator[Message]:
+    """The committed records of a partition within offsets [start, end), up to its end now. Raises KafkaFailure."""
+    kafka.partition_count(kafka.admin(settings.kafka), topic)
+    first, last = range_of(settings, topic, partition)
+    first, last = max(first, start), last if end is None else min(last, end)
+    if first >= last:
+        return
+    consumer = _consumer(settings)
+    try:
+        yield from _read(consumer, topic, partition, first, last)
+    finally:
+        consumer.close()
+
+
+def _consumer(settings: Settings, **overrides: Any) -> Consumer:
+    group = f"{settings.kafka.topic_prefix}fraud-scorer-verify"
+    return kafka.reader(settings.kafka, group=group, fetch_wait_ms=50, **overrides)
+
+
+def _read(
+    consumer: Consumer, topic: str, partition: int, first: int, last: int, *, at_once: int = _MESSAGES
+) -> Iterator[Message]:
+    consumer.assign([TopicPartition(topic, partition, first)])
+    deadline = time.monotonic() + _NO_PROGRESS_S
+    while True:
+        # poll, then what is there: consume(n, timeout) waits for n.
+        one = consumer.poll(0.2)
+        found = [] if one is None else [one, *(consumer.consume(at_once - 1, 0) if at_once > 1 else [])]
+        if found:
+            deadline = time.monotonic() + _NO_PROGRESS_S
+        for message in found:
+            error, offset = message.error(), message.offset()
+            if error is not None:
+                if error.code() == KafkaError._PARTITION_EOF:
+                    return
+                if error.fatal():
+                    raise kafka.KafkaFailure(f"reading {topic} failed: {error.str()}")
+                continue
+            if offset is None or offset >= last:
+                return
+            yield message
+            if offset + 1 >= last:
+                return
+        if time.monotonic() > deadline:
+            raise kafka.KafkaFailure(f"{topic}/{partition}: no progress for {_NO_PROGRESS_S:.0f} s")

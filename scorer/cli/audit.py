@@ -17,6 +17,7 @@ from rich.table import Table
 
 from schemas.durations import parse_duration_ms
 from scorer.bundle import Bundle
+from scorer.cli import set_aside
 from scorer.cli.common import Json, err, out, show
 from scorer.cli.common import settings as load_settings
 from scorer.errors import FraudScorerError, PromiseBroken, UsageError
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from scorer.audit.explain import Explanation
 
 app = typer.Typer(help="The audit trail: verify, explain, anchor, keep, forget.", no_args_is_help=True)
+app.add_typer(set_aside.app, name="set-aside")
+app.command("accept-gap")(set_aside.accept_gap)
 Shard = Annotated[int | None, typer.Option(min=0, help="Only this shard.")]
 Anchors = Annotated[
     str | None, typer.Option("--anchors", help="File or URL of the anchors; by default setting audit.anchors.")
@@ -40,7 +43,9 @@ def verify(
     since_anchor: Annotated[bool, typer.Option("--since-anchor", help="Only what came after the last anchor.")] = False,
     journal: Annotated[bool, typer.Option(help="Hold heads against the journal topic.")] = True,
     anchors: Anchors = None,
-    processes: Annotated[int, typer.Option(min=0, help="0: one for each core.")] = 0,
+    parallel: Annotated[
+        int, typer.Option("--parallel", min=0, help="Connections that are read at once; 0: one more than cores.")
+    ] = 0,
     as_json: Json = False,
 ) -> None:
     """Recompute every digest from the rows, follow the chain, hold its heads against journal topic and anchors.
@@ -48,7 +53,7 @@ def verify(
     Exit 3 when anything was changed; the first bad batch is named. Example: fraud-scorer audit verify --json
     """
     from scorer.audit.anchor import AnchorFile, read_anchors  # noqa: PLC0415 - compiles kernels
-    from scorer.audit.verify import Scope  # noqa: PLC0415
+    from scorer.audit.scope import Scope  # noqa: PLC0415
     from scorer.audit.verify import verify as run  # noqa: PLC0415
 
     settings = load_settings()
@@ -61,7 +66,7 @@ def verify(
             raise UsageError("--since-anchor needs the anchors: give --anchors or set FRAUD_SCORER_AUDIT__ANCHORS")
         bodies, findings = read_anchors(file, verifier)
         if findings:
-            raise PromiseBroken(findings[0].detail)
+            raise PromiseBroken(findings[0].sentence)
         since = {body["shard"]: body["sequence"] for body in bodies if body["kind"] == "anchor"}
     with _postgres(), _bar("rows", quiet=as_json) as progress:
         report = run(
@@ -70,7 +75,8 @@ def verify(
             verifier=verifier,
             anchors=file,
             kafka_settings=settings if journal else None,
-            processes=processes or len(os.sched_getaffinity(0)),
+            # One more than cores, so that none is idle while one thread does what only one can do at a time.
+            parallel=parallel or len(os.sched_getaffinity(0)) + 1,
             progress=progress,
         )
     findings_json = [finding.as_json() for finding in report.findings]
@@ -85,6 +91,9 @@ def verify(
         "behind": report.behind,
         "heads_equal_to_journal": report.heads_journal,
         "heads_anchored": report.heads_anchored,
+        "records_equal_to_topics": report.records,
+        "records_older_than_topics": report.records_older,
+        "views": "compared" if report.views_compared else "not compared: no right to make temporary tables",
         "signatures": "checked" if verifier is not None else "not checked: no key is set",
     }
     if as_json:
@@ -94,9 +103,9 @@ def verify(
         told = {name: "not asked" if value is None else value for name, value in result.items()}
         show(told, as_json=False, title="Audit trail")
         if report.findings:
-            table = Table("batch", "kind", "what was found", title="First bad batches", title_justify="left")
+            table = Table("where", "kind", "what was found", title="What was found first", title_justify="left")
             for finding in report.findings[:20]:
-                table.add_row(f"{finding.shard}/{finding.sequence}", finding.kind, finding.detail)
+                table.add_row(finding.where, finding.kind, finding.detail)
             out.print(table)
     if report.findings:
         raise PromiseBroken(f"the audit trail was changed: {report.findings[0].sentence}")
@@ -220,11 +229,16 @@ def anchor(anchors: Anchors = None, as_json: Json = False) -> None:
     signer = _signer(settings, required=False)
     with _postgres():
         new = run(settings.postgres_url, _anchor_file(settings, anchors), signer)
+    heads = [{name: body[name] for name in ("shard", "sequence", "head")} for body in new]
+    if as_json:
+        show({"anchored": heads, "signed": signer is not None}, as_json=True, title="")
+        return
+    told = {f"batch {body['shard']}/{body['sequence']}": body["head"] for body in heads}
     show(
-        {"anchored": [{name: body[name] for name in ("shard", "sequence", "head")} for body in new],
-         "signed": signer is not None},
-        as_json=as_json, title="Anchored",
-    )  # fmt: skip
+        (told or {"anchored": "nothing new since the last anchor"}) | {"signed": signer is not None},
+        as_json=False,
+        title="Anchored",
+    )
 
 
 @app.command()
@@ -253,37 +267,62 @@ def keygen(
 
 @app.command()
 def retain(
-    keep: Annotated[str, typer.Option(help="How long to keep, such as 365d; whole days of stream time.")],
+    keep: Annotated[
+        str | None, typer.Option(help="How long to keep decisions, such as 365d; whole days of stream time.")
+    ] = None,
+    keep_labels: Annotated[str | None, typer.Option(help="How long to keep labels, from when they were sent.")] = None,
+    keep_dead_letters: Annotated[str | None, typer.Option(help="How long to keep dead letters' reasons.")] = None,
     as_of: Annotated[datetime | None, typer.Option("--as-of", help="Count from this day; today by default.")] = None,
     anchors: Anchors = None,
     as_json: Json = False,
 ) -> None:
-    """Remove whole days that are older; signed tombstones stay, and the rest still verifies. Needs the owner's login.
+    """Remove what is older; signed tombstones stay, and the rest still verifies. Needs the owner's login.
 
-    Example: fraud-scorer audit retain --keep 365d
+    What is not named stays. Example: fraud-scorer audit retain --keep 365d --keep-labels 730d --keep-dead-letters 90d
     """
+    from scorer.audit.retention import Retained, retain_records  # noqa: PLC0415
     from scorer.audit.retention import retain as run  # noqa: PLC0415
 
     settings = load_settings()
     signer = _signer(settings, required=True)
-    try:
-        kept = timedelta(milliseconds=parse_duration_ms(keep))
-    except ValueError as exc:
-        raise UsageError(f"--keep {keep}: {exc}") from exc
-    before = ((as_of or datetime.now(UTC)) - kept).date()
+    if keep is None and keep_labels is None and keep_dead_letters is None:
+        raise UsageError("say what to keep for how long: --keep, --keep-labels, --keep-dead-letters")
+    now = as_of or datetime.now(UTC)
+    now = now if now.tzinfo else now.replace(tzinfo=UTC)
     place = anchors or settings.audit.anchors
-    with _postgres():
-        result = run(
-            settings.postgres_url,
-            before=before,
-            signer=signer,  # type: ignore[arg-type]  # required
-            anchors=None if place is None else _anchor_file(settings, place),
+    file = None if place is None else _anchor_file(settings, place)
+    limits = {
+        name: None if text is None else now - _duration(option, text)
+        for name, option, text in (
+            ("decisions", "--keep", keep),
+            ("labels", "--keep-labels", keep_labels),
+            ("dead_letters", "--keep-dead-letters", keep_dead_letters),
         )
-    show(
-        {"removed_before": str(before), "days": [str(day) for day in result.days], "batches": result.batches,
-         "decisions": result.decisions},
-        as_json=as_json, title="Retained",
-    )  # fmt: skip
+    }
+    days = Retained()
+    told: dict[str, Any] = {}
+    with _postgres():
+        if limits["decisions"] is not None:
+            before = limits["decisions"].date()
+            days = run(settings.postgres_url, before=before, signer=signer, anchors=file)
+            told["removed_before"] = str(before)
+        for table in ("labels", "dead_letters"):
+            if (limit := limits[table]) is not None:
+                told[table] = retain_records(
+                    settings.postgres_url, table=table, before=limit, signer=signer, anchors=file
+                )
+    result: dict[str, Any] = {"days": [str(day) for day in days.days], "batches": days.batches}
+    result |= {"decisions": days.decisions, **told}
+    if not as_json:
+        result["days"] = ", ".join(result["days"]) or "none"
+    show(result, as_json=as_json, title="Retained")
+
+
+def _duration(option: str, text: str) -> timedelta:
+    try:
+        return timedelta(milliseconds=parse_duration_ms(text))
+    except ValueError as exc:
+        raise UsageError(f"{option} {text}: {exc}") from exc
 
 
 @app.command()
@@ -313,6 +352,12 @@ def erase(
             value=customer or account or "",
             signer=signer,  # type: ignore[arg-type]  # required
             anchors=None if place is None else _anchor_file(settings, place),
+        )
+    if not (result.rows or result.labels or result.elsewhere):
+        # The identifier itself is not repeated: this goes to logs.
+        raise UsageError(
+            f"nobody was erased: no row names this {'customer_id' if customer is not None else 'account_id'}, no list "
+            f"and nothing set aside does; it was misspelt, or erased before"
         )
     show(
         {"rows": result.rows, "batches": result.batches, "labels": result.labels, "elsewhere": result.elsewhere},

@@ -71,7 +71,13 @@ def show(result: dict[str, Any], *, as_json: bool, title: str) -> None:
     for name, value in result.items():
         table.add_row(
             name.replace("_", " "),
-            f"{value:,}" if isinstance(value, int) else f"{value:.6g}" if isinstance(value, float) else str(value),
+            ("yes" if value else "no")
+            if isinstance(value, bool)
+            else f"{value:,}"
+            if isinstance(value, int)
+            else f"{value:.6g}"
+            if isinstance(value, float)
+            else str(value),
         )
     out.print(table)
 

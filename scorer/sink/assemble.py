@@ -208,7 +208,8 @@ class Assembler:
             raise AuditBroken(
                 f"batch {journal.shard}/{journal.sequence} (audit record {self.topic}/{self.partition} at offset "
                 f"{offset}) comes where batch {expected} should: a batch is missing between them. Restore the topic, "
-                f"or accept the gap: scorer.sink.set_position(url, {self.topic!r}, {self.partition}, {offset})"
+                f"or accept the gap: fraud-scorer audit accept-gap --topic {self.topic} --partition {self.partition} "
+                f"--to {offset}"
             )
         if journal.sequence == expected:
             return f"it names {journal.previous} as the record before it; that one is {before.head}"

@@ -88,8 +88,9 @@ class TopicReader:
             if position > ends[partition]:
                 raise SinkError(
                     f"{self._topic}/{partition} ends at {ends[partition]}, before the position {position} in Postgres: "
-                    f"the topic was made anew or truncated. Give a new topic its own database, or use "
-                    f"scorer.sink.set_position"
+                    f"the topic was made anew or truncated. Give a new topic its own database, or go on from its end: "
+                    f"fraud-scorer audit accept-gap --topic {self._topic} --partition {partition} "
+                    f"--to {ends[partition]}"
                 )
         with kafka_errors():
             self._consumer.assign([TopicPartition(self._topic, p, position) for p, position in positions.items()])
@@ -126,7 +127,7 @@ class TopicReader:
         return MissingRange(
             f"records {self._topic}/{partition} from {position} up to {start} are gone from the topic and not in "
             f"Postgres. Restore them, or accept the gap: "
-            f"scorer.sink.set_position(url, {self._topic!r}, {partition}, {start})"
+            f"fraud-scorer audit accept-gap --topic {self._topic} --partition {partition} --to {start}"
         )
 
     def _on_error(self, error: KafkaError) -> None:

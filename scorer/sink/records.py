@@ -21,7 +21,7 @@ import sqlalchemy as sa
 import structlog
 
 from schemas.control import Activate, parse_control
-from schemas.dead_letter import DeadLetter
+from schemas.dead_letter import REDRIVEN, DeadLetter
 from schemas.errors import ContractError
 from schemas.label import Label
 from scorer.sink import schema
@@ -64,8 +64,12 @@ def control_row(topic: str, record: Record) -> Row | None:
     return schema.control_changes, key | {"type": document["type"], "record": document}
 
 
-def dead_letter_row(topic: str, record: Record) -> Row:
-    """Table and row of a dead letter; one that is not ours is kept too, as what it is."""
+def dead_letter_row(topic: str, record: Record) -> Row | None:
+    """Table and row of a dead letter; one that is not ours is kept too, as what it is. None for the note that a letter
+    was sent again."""
+    headers: Any = record.message.headers() or []  # a list of (name, bytes)
+    if any(name == REDRIVEN for name, _ in headers):
+        return None
     key = {
         "topic": topic,
         "partition": record.partition,
@@ -73,7 +77,6 @@ def dead_letter_row(topic: str, record: Record) -> Row:
         "recorded_at": _recorded_at(record),
     }
     try:
-        headers: Any = record.message.headers()  # a list of (name, bytes)
         letter = DeadLetter.from_headers(headers)
     except ValueError:
         return schema.dead_letters, key | {

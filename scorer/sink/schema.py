@@ -20,7 +20,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from schemas.audit import NULLABLE
 from scorer import assets
 
-REVISION = "0001"  # the newest migration: what this version of the code reads and writes
+REVISION = "0002"  # the newest migration: what this version of the code reads and writes
 
 # Two `setup` commands at once: the second waits for the first. Any fixed number serves; this one reads "fraud".
 _MIGRATION_LOCK = 0x6672617564
@@ -241,6 +241,13 @@ erasures = sa.Table(
     metadata,
     *_batch_key(),
     sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("document", sa.Text, nullable=False),
+)
+
+amendments = sa.Table(
+    "amendments",
+    metadata,
+    sa.Column("number", sa.BigInteger, primary_key=True, autoincrement=False),
     sa.Column("document", sa.Text, nullable=False),
 )
 

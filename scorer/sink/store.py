@@ -28,7 +28,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
 from schemas.audit import MODES, AuditContext
-from schemas.cards import mask_card_numbers
+from schemas.cards import mask_card_numbers, mask_digits
 from scorer import faults
 from scorer.sink import copy_rows, schema
 from scorer.sink.assemble import Batch, Position, SetAside
@@ -42,7 +42,7 @@ _TRANSIENT = ("08", "40", "53", "57", "58", "55P03", "25006", "25P03")
 # Those that lie in the rows themselves: data exception, integrity constraint, limits exceeded.
 _ROWS = ("22", "23", "54")
 _KNOWN_MAX = 1024
-_DIGITS = re.compile(rb"(?:\d[ -]*){13,}")
+_DIGITS = re.compile(r"(?:\d(?:\W|_){0,3}){13,}")
 _LOCK_TIMEOUT = "10s"  # then the sink lets go of everything, tells, and begins again
 _COUNTED = (("duplicates", "duplicate"), ("late", "late"), ("degraded", "degraded"))
 
@@ -92,7 +92,7 @@ class Store:
         All or none: when one is held elsewhere, none is kept.
         """
         with self._transaction() as connection:
-            names = {p: f"fraud-scorer audit sink {self._topic}/{p}" for p in partitions}
+            names = {p: self._lock_name(p) for p in partitions}
             statement = sa.text("SELECT pg_try_advisory_lock(hashtextextended(:name, 0))")
             held = [p for p, name in names.items() if not connection.scalar(statement, {"name": name})]
             if held:
@@ -152,6 +152,52 @@ class Store:
                 if new:
                     connection.execute(sa.insert(table), new)
 
+    def write_late(self, batch: Batch) -> None:
+        """A batch that had been set aside, in one transaction; its position was passed before, and moves only where no
+        later batch was written since. Needs the owner's login: the writer may not correct a bundle's first batch.
+
+        Raises as `write` does, and SinkError when a sink is at work right behind it.
+        """
+        table, where = schema.positions, self._place(batch.partition)
+        self._make_days({batch.day})
+        with self._transaction() as connection:
+            position = connection.execute(sa.select(table).where(where)).one_or_none()
+            last = -1 if position is None or position.sequence is None else position.sequence
+            if position is not None and last < batch.journal.sequence:
+                lock = sa.text("SELECT pg_try_advisory_xact_lock(hashtextextended(:name, 0))")
+                if not connection.scalar(lock, {"name": self._lock_name(batch.partition)}):
+                    raise SinkError(
+                        f"a sink is working on {self._topic}/{batch.partition}, and no batch came after this one: stop "
+                        f"it for a moment, or wait for the next batch"
+                    )
+                named = {"shard": batch.journal.shard, "sequence": batch.journal.sequence, "head": batch.journal.head}
+                later = sa.select(sa.func.count()).where(
+                    schema.set_aside.c.topic == self._topic,
+                    schema.set_aside.c.partition == batch.partition,
+                    schema.set_aside.c.offset > batch.offset,
+                )
+                connection.execute(sa.update(table).where(where).values(**named, gap=bool(connection.scalar(later))))
+            known = dict(self._contexts)
+            self._context(connection, known, batch)
+            self._copy(connection, [batch])
+            connection.execute(sa.insert(schema.batches), [_batch_row(self._topic, self._origin_topic, batch)])
+            bundles = schema.bundles
+            connection.execute(
+                sa.update(bundles)
+                .where(
+                    bundles.c.bundle == batch.header.bundle,
+                    bundles.c.first_shard == batch.journal.shard,
+                    bundles.c.first_sequence > batch.journal.sequence,
+                )
+                .values(first_sequence=batch.journal.sequence)
+            )
+
+    def _place(self, partition: int) -> sa.ColumnElement[bool]:
+        return sa.and_(schema.positions.c.topic == self._topic, schema.positions.c.partition == partition)
+
+    def _lock_name(self, partition: int) -> str:
+        return f"fraud-scorer audit sink {self._topic}/{partition}"
+
     def forget(self) -> None:
         """Asks the database again for days and bundles, which others may have removed."""
         self._days, self._contexts = set(), {}
@@ -183,8 +229,7 @@ class Store:
 
     def _move(self, connection: sa.Connection, partition: int, before: Position, after: Position) -> None:
         table = schema.positions
-        place = sa.and_(table.c.topic == self._topic, table.c.partition == partition)
-        statement = sa.update(table).where(place, table.c.next_offset == before.next_offset)
+        statement = sa.update(table).where(self._place(partition), table.c.next_offset == before.next_offset)
         if connection.execute(statement.values(**_position_row(after))).rowcount != 1:
             raise SinkError(
                 f"the position of {self._topic}/{partition} is no longer {before.next_offset}: another writer "
@@ -247,7 +292,7 @@ def _same_bundle(known: AuditContext, header: AuditContext) -> bool:
 
 
 def _set_aside_row(topic: str, item: SetAside) -> dict[str, object]:
-    masked = None if item.value is None else _masked(item.value)
+    masked = None if item.value is None else _masked(item.kind, item.value)
     return {
         "topic": topic,
         "partition": item.partition,
@@ -262,13 +307,18 @@ def _set_aside_row(topic: str, item: SetAside) -> dict[str, object]:
     }
 
 
-def _masked(value: bytes) -> bytes:
+def _masked(kind: str, value: bytes) -> bytes:
     """`value` without anything that may hold a card number.
 
     In Arrow's buffers one text follows the other, so a card number may have digits of its neighbours at its ends, where
-    no Luhn check finds it: every 13 digits in a row are masked, whatever they are. The topic still has them.
+    no Luhn check finds it: every 13 digits in a row are masked, whatever they are and whatever but letters is between
+    them; of what was set aside for a card number every digit. The topic still has them.
     """
-    return _DIGITS.sub(lambda match: re.sub(rb"\d", b"*", match[0]), mask_card_numbers(value))
+    if kind == "card_number":
+        return mask_digits(value)
+    text = mask_card_numbers(value).decode("utf-8", "surrogateescape")
+    masked = _DIGITS.sub(lambda match: re.sub(r"\d", "*", match[0]), text)
+    return masked.encode("utf-8", "surrogateescape")
 
 
 def _position_row(position: Position) -> dict[str, object]:
@@ -324,6 +374,12 @@ def _time(epoch_ms: int) -> datetime:
     return _EPOCH + timedelta(milliseconds=epoch_ms)
 
 
+def _tls_trouble(origin: BaseException) -> str:
+    """What libpq says of certificates and TLS: that is between client and server, and holds no value of a row."""
+    said = [line.strip() for line in str(origin).splitlines() if "SSL" in line or "certificate" in line]
+    return f": {said[0].removeprefix('connection failed: ')}" if said else ""
+
+
 @contextmanager
 def _postgres_errors() -> Iterator[None]:
     """The one place where errors of Postgres become ours. Messages carry codes and names, never a value of a row."""
@@ -334,7 +390,7 @@ def _postgres_errors() -> Iterator[None]:
         state = getattr(origin, "sqlstate", None)
         name = type(origin).__name__
         if state is None and isinstance(origin, psycopg.OperationalError | psycopg.InterfaceError):
-            raise StoreUnavailable(f"Postgres does not answer ({name})") from exc
+            raise StoreUnavailable(f"Postgres does not answer ({name}{_tls_trouble(origin)})") from exc
         if state is not None and state.startswith(_TRANSIENT):
             raise StoreUnavailable(f"Postgres cannot take rows now ({name}, SQLSTATE {state})") from exc
         if state is not None and state.startswith("28"):

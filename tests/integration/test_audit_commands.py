@@ -287,6 +287,92 @@ def test_a_bad_line_sends_no_label(running: Running) -> None:
     assert running.count("labels") == before
 
 
+BESIDE = {
+    "verdict turned": ("labels", "UPDATE {} SET fraud = NOT fraud WHERE {first}", "record_edited"),
+    "label's payment": ("labels", "UPDATE {} SET payment_id = 'p_1' WHERE {first}", "record_edited"),
+    "who": ("labels", "UPDATE {} SET analyst = 'bob' WHERE analyst = 'ann'", "record_edited"),
+    "when": ("labels", "UPDATE {} SET known_at = 'infinity' WHERE {first}", "record_edited"),
+    "label deleted": ("labels", "DELETE FROM {} WHERE {first}", "record_deleted"),
+    "last label deleted": ("labels", "DELETE FROM {} WHERE {last}", "record_deleted"),
+    "labels emptied": ("labels", "TRUNCATE {}", "record_deleted"),
+    "label inserted": (
+        "labels", "INSERT INTO {} SELECT topic, 0, 'p_4', true, known_at, event_time, source, analyst, recorded_at "
+        "FROM {} WHERE {first}", "record_inserted",
+    ),
+    "label past the end": ("labels", 'UPDATE {} SET "offset" = 1000000 WHERE {last}', "position_edited"),
+    "label before the beginning": ("labels", 'UPDATE {} SET "offset" = -1 WHERE {first}', "record_deleted"),
+    "label of another topic": ("labels", "UPDATE {} SET topic = 'x' WHERE {first}", "record_inserted"),
+    "list changed": (
+        "control_changes", """UPDATE {} SET record = jsonb_set(record, '{{value}}', '"t_y"')""", "record_edited"
+    ),
+    "list change deleted": ("control_changes", "DELETE FROM {}", "record_deleted"),
+    "activation inserted": (
+        "activations", "INSERT INTO {} SELECT topic, 1, 'other', record, recorded_at FROM control_changes",
+        "record_inserted",
+    ),
+    "reason": ("dead_letters", "UPDATE {} SET reason = 'too_large' WHERE {first}", "record_edited"),
+    "dead letter's origin": ("dead_letters", "UPDATE {} SET origin_offset = 77 WHERE {first}", "record_edited"),
+    "dead letter deleted": ("dead_letters", "DELETE FROM {} WHERE {first}", "record_deleted"),
+    "dead letter inserted": (
+        "dead_letters", "INSERT INTO {} SELECT (jsonb_populate_record(d, '{{\"partition\": 99}}')).* FROM {} d",
+        "record_inserted",
+    ),
+    "position on control gone": ("positions", "DELETE FROM {} WHERE topic LIKE '%control'", "position_edited"),
+    "position on control back": (
+        "positions", "UPDATE {} SET next_offset = 1 WHERE topic LIKE '%control'", "position_edited"
+    ),
+    "position past the end": (
+        "positions", "UPDATE {} SET next_offset = 1000000 WHERE topic LIKE '%dead-letters'", "position_edited"
+    ),
+    "set aside and not there": (
+        "set_aside", "INSERT INTO {} (topic, partition, \"offset\", kind, reason, masked) SELECT audit_topic, 0, "
+        "audit_offset + 1, 'unreadable', '', false FROM batches WHERE sequence = 1", "record_inserted",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("change", BESIDE)
+def test_what_stands_beside_the_chain_is_held_against_its_topic(running: Running, change: str) -> None:
+    """Labels, changes of lists, activations, dead letters and their positions, changed by the database's owner."""
+    table, statement, kind = BESIDE[change]
+    place = {way: f'"offset" = (SELECT {way}("offset") FROM {table})' for way in ("min", "max")}
+    with psycopg.connect(running.database, autocommit=True) as connection:
+        connection.execute(f"CREATE TABLE whole AS SELECT * FROM {table}")
+        try:
+            done = connection.execute(statement.format(table, table, first=place["min"], last=place["max"]))
+            assert done.rowcount
+            bad = running.command("audit", "verify", code=3)
+        finally:
+            connection.execute(f"TRUNCATE {table}")
+            connection.execute(f"INSERT INTO {table} SELECT * FROM whole")
+            connection.execute("DROP TABLE whole")
+    found = next(finding for finding in bad["findings"] if finding["kind"] == kind)
+    assert table in found["place"] or "position" in found["place"]
+    assert "shard" not in found
+
+
+def test_put_back_everything_equals_its_topic(running: Running) -> None:
+    """Labels, changes of lists and dead letters are counted that equal their topics' records."""
+    assert running.command("audit", "verify")["records_equal_to_topics"] >= 6
+
+
+def test_a_batch_moved_between_its_neighbours_is_found(running: Running) -> None:
+    """An audit_offset that still lies between those before and after it is not the topic's."""
+    with psycopg.connect(running.database, autocommit=True) as connection:
+        row = connection.execute(
+            "SELECT sequence FROM (SELECT sequence, audit_offset, lag(audit_offset) OVER (ORDER BY sequence) AS before "
+            "FROM batches) b WHERE audit_offset - before > 1 ORDER BY 1 DESC LIMIT 1"
+        ).fetchone()
+        assert row is not None  # a transaction's marker takes an offset
+        for step in (-1, +1):
+            connection.execute("UPDATE batches SET audit_offset = audit_offset + %s WHERE sequence = %s", (step, *row))
+            bad = running.command("audit", "verify", code=3)["first_bad"]
+            again = running.command("audit", "verify", "--from", str(row[0]), code=3)["first_bad"]
+            connection.execute("UPDATE batches SET audit_offset = audit_offset - %s WHERE sequence = %s", (step, *row))
+            assert (bad["sequence"], bad["kind"]) == (row[0], "batch_edited")
+            assert again == bad
+
+
 @pytest.mark.parametrize(
     ("change", "kind"),
     [
@@ -357,9 +443,27 @@ def test_days_are_kept_and_people_forgotten(running: Running, bundle: Path) -> N
     assert set(kept["days"]) <= {"1970-01-01"}
     erased = running.command("audit", "erase", "--customer", "c_6", **sign)
     assert erased["rows"] > 50
+    assert "nobody was erased" in running.command("audit", "erase", "--customer", "c_6", code=2, **sign)["error"]
+    labelled = running.command("audit", "erase", "--customer", "c_2", **sign)
+    assert labelled["labels"] == 3
+    assert running.command("audit", "erase", "--account", "t_x", **sign)["elsewhere"] == 1  # a value of a list
+    assert "erased" in running.command("audit", "explain", "p_2", code=1)["error"]
     public = {f"{PREFIX}AUDIT__PUBLIC_KEY_FILE": str(keys / "audit-public-key.pem")}
     result = running.command("audit", "verify", **public)
-    assert (result["verified"], result["erased_batches"]) == (True, erased["batches"])
+    assert result["verified"]
+    assert result["erased_batches"] >= erased["batches"]
+    assert result["records_equal_to_topics"] >= 6
+    for table, rows in (("labels", 3), ("dead-letters", 2)):
+        gone = running.command("audit", "retain", f"--keep-{table}", "1d", "--as-of", "2040-01-01", **sign)
+        assert gone[table.replace("-", "_")] == rows
+    result = running.command("audit", "verify", **public)
+    assert (result["verified"], running.count("labels"), running.count("dead_letters")) == (True, 0, 0)
+    with psycopg.connect(running.database, autocommit=True) as connection:
+        connection.execute("CREATE TABLE kept_amendments AS SELECT * FROM amendments")
+        connection.execute("DELETE FROM amendments")
+        kinds = {f["kind"] for f in running.command("audit", "verify", code=3, **public)["findings"]}
+        connection.execute("INSERT INTO amendments SELECT * FROM kept_amendments")
+    assert kinds >= {"record_deleted", "record_edited"}  # what nobody signed for was not meant
     assert result["heads_equal_to_journal"] == result["batches"]
     assert "PUBLIC_KEY" in running.command("audit", "verify", code=2)["error"]
     with psycopg.connect(running.database) as connection:

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from schemas.audit import AuditColumns
 from scorer.audit.anchor import AnchorFile, anchor
+from scorer.audit.scope import Report, Scope
 from scorer.audit.signing import Signer
-from scorer.audit.verify import Report, Scope, verify
+from scorer.audit.verify import verify
 from scorer.services import Services
 from scorer.sink import schema
 from tests.audit_columns import about_of, columns
@@ -61,13 +62,11 @@ def first(report: Report) -> tuple[int, int, str]:
 
 
 def test_an_untouched_trail_verifies(trail: str) -> None:
-    """Every row and batch is looked at once, in one process and in several, whole or in part."""
+    """Every row and batch is looked at once, over one connection or several, whole or in part."""
     seen: list[tuple[int, int]] = []
-    for processes in (1, 2):
+    for parallel in (1, 3):
         seen.clear()
-        report = verify(
-            trail, processes=processes, parallel_from=0, progress=lambda done, rows: seen.append((done, rows))
-        )
+        report = verify(trail, parallel=parallel, progress=lambda done, rows: seen.append((done, rows)))
         assert report.findings == []
         assert (report.shards, report.batches, report.decisions) == (2, 24, 750)
         assert seen[-1] == (750, 750)
@@ -276,7 +275,8 @@ def test_a_tail_cut_with_its_position_is_before_the_anchor(trail: str, tmp_path:
         trail,
         "DELETE FROM decisions WHERE shard = 1 AND sequence > 9",
         "DELETE FROM batches WHERE shard = 1 AND sequence > 9",
-        "UPDATE positions SET sequence = 9 WHERE shard = 1",
+        "UPDATE positions p SET sequence = b.sequence, next_offset = b.audit_offset + 1, head = b.head FROM batches b "
+        "WHERE p.shard = 1 AND b.shard = 1 AND b.sequence = 9",
     )
     assert verify(trail).good
     assert first(verify(trail, anchors=file)) == (1, 10, "tail_cut")
