@@ -157,6 +157,7 @@ class Decided:
         if not keep.any():
             raise BacktestError(
                 f"none of the {len(self)} payments has a label that was known by the end: give a longer file, name the "
-                "label in the mapping, or set --as-of to a later day"
+                "label in the mapping, set --as-of to a later day, or, for what was decided live, replay the audit "
+                "rows (--input audit), which have labels; a topic has none"
             )
         return self.take(keep)

@@ -46,8 +46,11 @@ class _Stored:
         return values
 
 
-def threshold_of(policy: Policy, scores: npt.NDArray[np.float64]) -> float:
-    """The score from which the policy flags; a share is met on the payments given, float64 [n]."""
+def threshold_of(policy: Policy, bundle: Bundle, scores: npt.NDArray[np.float64]) -> float:
+    """The score from which the policy flags. The bundle's own share has the threshold that training gave it, so that a
+    changed rule or list changes nothing else; another share is met on the payments given, float64 [n]."""
+    if policy.flag == bundle.policy.flag:
+        return bundle.manifest.threshold_score
     return (
         threshold_for_share(scores, float(policy.flag.share or 0)) if policy.flag.score is None else policy.flag.score
     )
@@ -62,7 +65,7 @@ def what_if(decided: Decided, bundle: Bundle, policy: Policy) -> WhatIf:
         raise BacktestError(
             f"the decisions are of bundle {min(map(str, others))}, not of {bundle.id}: replay with {bundle.id} first"
         )
-    threshold = threshold_of(policy, decided.score)
+    threshold = threshold_of(policy, bundle, decided.score)
     margin = bundle.manifest.calibration.margin_for(threshold, bundle.model.link)
     runner = PolicyRunner(policy, bundle.feature_set.names, float(margin))
     features = decided.features()

@@ -114,7 +114,13 @@ def what_if_command(
         alerts=alerts,
         rounds=rounds,
     )
-    _report(result, output, f"Policy {changed.policy} on {loaded.id}", as_json=as_json)
+    _report(
+        result,
+        output,
+        f"Policy {changed.policy} on {loaded.id}",
+        {"threshold_score_before": loaded.manifest.threshold_score, "threshold_score": changed.threshold_score},
+        as_json=as_json,
+    )
 
 
 def _read(bundle: Bundle, stored: Path) -> Decided:
@@ -122,8 +128,10 @@ def _read(bundle: Bundle, stored: Path) -> Decided:
     return Decided.read(stored, feature_set.names, feature_set.currency, conversion_factors(feature_set))
 
 
-def _report(result: Backtest, output: Path | None, title: str, *, as_json: bool) -> None:
-    summary: dict[str, Any] = {"payments": result.payments, "matured": result.matured}
+def _report(
+    result: Backtest, output: Path | None, title: str, more: dict[str, Any] | None = None, *, as_json: bool
+) -> None:
+    summary: dict[str, Any] = {"payments": result.payments, "matured": result.matured} | (more or {})
     if output is not None:
         numbers = output.with_name(f"{output.stem}_numbers")
         result.write_numbers(numbers)

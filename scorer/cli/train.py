@@ -20,6 +20,7 @@ from scorer.cli.features import read_feature_set
 from scorer.cli.modelling import InputOption, MappingOption, SetOption, with_report
 from scorer.errors import UsageError
 from scorer.replay import file_batches, training_table
+from scorer.train.suspects import DOUBTFUL_PRECISION
 
 
 def train(
@@ -67,6 +68,8 @@ def train(
     except ValueError as exc:
         raise UsageError(f"--label-gap: {exc}") from exc
     begin_ms, end_ms = parse_time_ms(begin, "--from"), parse_time_ms(until, "--until")
+    if begin_ms is not None and end_ms is not None and begin_ms >= end_ms:
+        raise UsageError(f"--from {begin} is not before --until {until}")
     with counting("payments", quiet=as_json) as progress:
         batches = file_batches(file, read_mapping(mapping), until_ms=end_ms)
         table = training_table(declared, batches, source=file, progress=progress)
@@ -130,6 +133,13 @@ def train(
         figures = (f"{row.gain:.1%}", f"{row.loss:+.4f}", f"{row.impact:.3f}", direction, f"{row.missing:.0%}")
         worth.add_row(row.name, *figures, row.verdict)
     out.print(worth)
+    for row in report.features:
+        if row.alone >= DOUBTFUL_PRECISION:
+            err.print(
+                f"warning: {row.name} reaches an average precision of {row.alone:.2f} alone, by its values or by being "
+                f"there at all; make sure that it is known before the decision",
+                markup=False,
+            )
 
 
 @contextmanager

@@ -34,7 +34,7 @@ def replay_file(
     window = Window(begin_ms, until_ms)
     pipeline, report, schema = Pipeline(bundle), Report(), decision_schema(names)
     expect(row_count(path) or 0)
-    with opened(output, names, described(bundle, path, window)) as writer:
+    with opened(output, names, described(bundle, path, mapping, window)) as writer:
         for labelled in file_batches(path, mapping, until_ms=until_ms):
             outcomes = pipeline.run(labelled.batch)
             report.add(outcomes)
@@ -46,7 +46,7 @@ def replay_file(
     return report
 
 
-def described(bundle: Bundle, path: Path, window: Window) -> dict[str, object]:
+def described(bundle: Bundle, path: Path, mapping: Mapping | None, window: Window) -> dict[str, object]:
     """What a replay of this file is of, as an output remembers it."""
     found = path.stat()
     return {
@@ -54,5 +54,6 @@ def described(bundle: Bundle, path: Path, window: Window) -> dict[str, object]:
         "source": path.name,
         "source_bytes": found.st_size,
         "source_changed_ns": found.st_mtime_ns,
+        "mapping": None if mapping is None else mapping.model_dump(mode="json"),
         **window.described(),
     }

@@ -71,7 +71,7 @@ def replay_shares(
             theirs.close()
             pipes.append(ours)
             workers.append(worker)
-        with opened(output, names, described(bundle, path, window)) as writer:
+        with opened(output, names, described(bundle, path, mapping, window)) as writer:
             done = 0
             while (tables := _next(pipes)) is not None:
                 done += tables[0]

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from scorer.bundle import Bundle
 from scorer.cli import app
 from scorer.errors import FraudScorerError
+from scorer.errors import UsageError
 from scorer.mapping import Mapping
 from scorer.replay import output, replay_file
 from scorer.train import threshold_for_share
@@ -189,6 +190,16 @@ def test_what_if_equals_deciding_again(place: Path) -> None:
     assert all("BLOCKED" in row["reasons_after"] for row in blocked)
 
 
+def test_the_bundles_own_policy_changes_nothing(place: Path) -> None:
+    """The threshold that training gave a share stays; only what differs in a policy makes a difference."""
+    result = _run(
+        "what-if", "--bundle", f"{place}/bundle", "--decided", f"{place}/decided.parquet", "--policy",
+        f"{place}/policy.yaml", "--rounds", "20", "--json",
+    )  # fmt: skip
+    assert result["decided_otherwise"] == 0
+    assert result["threshold_score"] == result["threshold_score_before"]
+
+
 def test_two_bundles_are_compared_payment_by_payment(place: Path) -> None:
     """--against names every payment that the second bundle decides otherwise, with both scores and reasons."""
     _run(
@@ -236,6 +247,9 @@ def test_a_replay_into_a_folder_goes_on_where_it_was_interrupted(place: Path, mo
     assert together.num_rows == whole.num_rows
     for name in whole.column_names:  # NaN is not equal to itself: bits are compared
         assert str(together[name].to_pylist()) == str(whole[name].to_pylist())
+    later = mapping.model_copy(update={"label_delay": mapping.label_delay + 1})
+    with pytest.raises(UsageError, match="something else"):
+        replay_file(bundle, place / "history.parquet", later, folder)
 
 
 def test_what_does_not_fit_is_refused(place: Path) -> None:
