@@ -92,7 +92,7 @@ class SnapshotStore:
             raise SnapshotStoreError(f"snapshot {sequence} cannot be written to {self._root}: {exc}") from exc
 
     def _write(self, sequence: int, meta: Mapping[str, Any], parts: Mapping[str, Image]) -> Written:
-        sizes = self._blocks_there()
+        sizes = self._blocks_there(afresh=True)
         total = uploaded = blocks = 0
         body: dict[str, Any] = {"layout": LAYOUT, "sequence": sequence, "meta": dict(meta), "parts": {}}
         for part, image in parts.items():
@@ -193,13 +193,17 @@ class SnapshotStore:
     def _manifest(self, sequence: int) -> str:
         return f"{self._root}/manifests/{sequence:020d}.json"
 
-    def _blocks_there(self) -> dict[str, int]:
-        if self._sizes is None:
+    def _blocks_there(self, *, afresh: bool = False) -> dict[str, int]:
+        """Blocks and their sizes. `afresh`: as they are now, for others may delete some, and a snapshot must not rely
+        on one that has gone."""
+        if self._sizes is None or afresh:
+            self._fs.invalidate_cache(f"{self._root}/blocks")
             try:
                 found = self._fs.ls(f"{self._root}/blocks", detail=True)
             except FileNotFoundError:
                 found = []
             self._sizes = {str(item["name"]).rsplit("/", 1)[-1]: int(item["size"] or 0) for item in found}
+            self._sound &= self._sizes.keys()
         return self._sizes
 
     def _is_sound(self, digest: str) -> bool:

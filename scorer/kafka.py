@@ -12,6 +12,7 @@ KafkaFailure            the broker or the client failed
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -20,15 +21,17 @@ import structlog
 from confluent_kafka import Consumer, IsolationLevel, KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
-from scorer.errors import FraudScorerError
+from scorer.errors import FraudScorerError, UsageError
 from scorer.settings import KafkaSettings, Settings
 
 log = structlog.get_logger()
 
 METADATA_TIMEOUT_S = 15.0
 LOGIN_QUIET_S = 5.0
+CLIENT_ERROR_QUIET_S = 5.0
 
 _Part = TypeVar("_Part")
+_Client = TypeVar("_Client")
 
 
 class KafkaFailure(FraudScorerError):
@@ -129,6 +132,8 @@ class _Login:
 
 
 _login = _Login()
+# By error code: when it was logged last, and how many have come since that were not.
+_client_errors: dict[int, tuple[float, int]] = {}
 
 
 def _on_error(error: KafkaError) -> None:
@@ -140,7 +145,21 @@ def _on_error(error: KafkaError) -> None:
                 "kafka.login_refused", reason=error.str(), mend="renew the credentials; a new secret is read at start"
             )
         return
-    log.warning("kafka.client_error", code=error.name(), fatal=error.fatal())
+    now = time.monotonic()
+    said_at, unsaid = _client_errors.get(error.code(), (float("-inf"), 0))
+    if now - said_at < CLIENT_ERROR_QUIET_S and not error.fatal():  # a broker that is away is said 70 times a second
+        _client_errors[error.code()] = said_at, unsaid + 1
+        return
+    _client_errors[error.code()] = now, 0
+    log.warning("kafka.client_error", code=error.name(), fatal=error.fatal(), unsaid=unsaid)
+
+
+def _made(kind: Callable[[dict[str, Any]], _Client], config: dict[str, Any]) -> _Client:
+    """A client. Raises UsageError for a setting that librdkafka refuses, in its words, which name it."""
+    try:
+        return kind(config)
+    except KafkaException as exc:
+        raise UsageError(f"{describe(exc)}; FRAUD_SCORER_KAFKA__SECURITY holds librdkafka's settings") from exc
 
 
 def reader(
@@ -154,7 +173,8 @@ def reader(
 ) -> Consumer:
     """A consumer for manual assignment: it joins no group and commits nothing.
     `group` is a name for the broker's logs and quotas."""
-    return Consumer(
+    return _made(
+        Consumer,
         {
             **client_config(settings),
             "group.id": group,
@@ -170,7 +190,7 @@ def reader(
             "fetch.message.max.bytes": 1_048_576,
             "check.crcs": True,
             **overrides,
-        }
+        },
     )
 
 
@@ -196,7 +216,7 @@ def member(settings: Settings, group: str) -> Consumer:
         }
     if settings.worker.instance_id:
         config["group.instance.id"] = settings.worker.instance_id
-    return Consumer(config)
+    return _made(Consumer, config)
 
 
 def transactional_id(settings: Settings, owner: str) -> str:
@@ -207,7 +227,8 @@ def transactional_id(settings: Settings, owner: str) -> str:
 def transactional_producer(settings: Settings, owner: str) -> Producer:
     """The one producer of `owner` (a shard, say). Its id is stable, so that a new owner fences the former one and
     settles what it left open."""
-    return Producer(
+    return _made(
+        Producer,
         {
             **client_config(settings.kafka),
             "transactional.id": transactional_id(settings, owner),
@@ -223,13 +244,14 @@ def transactional_producer(settings: Settings, owner: str) -> Producer:
             # for its back-off: 100 ms by default, on every commit.
             "retry.backoff.ms": 1,
             "retry.backoff.max.ms": 10,
-        }
+        },
     )
 
 
 def plain_producer(settings: KafkaSettings, **overrides: Any) -> Producer:
     """An idempotent producer without transactions, for what the product sends into its own input topics."""
-    return Producer(
+    return _made(
+        Producer,
         {
             **client_config(settings),
             "enable.idempotence": True,
@@ -238,13 +260,13 @@ def plain_producer(settings: KafkaSettings, **overrides: Any) -> Producer:
             "compression.type": "lz4",
             "queue.buffering.max.kbytes": 131_072,
             **overrides,
-        }
+        },
     )
 
 
 def admin(settings: KafkaSettings) -> AdminClient:
     """A client for topics and offsets."""
-    return AdminClient(client_config(settings))
+    return _made(AdminClient, client_config(settings))
 
 
 def partition_count(client: AdminClient, topic: str) -> int:

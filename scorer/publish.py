@@ -214,7 +214,8 @@ class Publisher:
                 timestamp_ms=int(records.timestamp_ms[item.index]),
             )
             self._produce(self._topics.dead_letters, value, key=key, headers=headers)
-        for item in outcomes.rejected_control:
+        # Every shard reads the control topic; one speaks for all, so that a record has one dead letter.
+        for item in outcomes.rejected_control if self._shard == 0 else ():
             record = outcomes.control[item.index]
             key, value, headers = dead_letter_record(
                 topic=self._topics.control,

@@ -11,7 +11,9 @@
 
 from __future__ import annotations
 
+import difflib
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +21,13 @@ from typing import Any, Literal
 from psycopg import ProgrammingError
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
-from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
@@ -340,12 +348,30 @@ class _FileSource(PydanticBaseSettingsSource):
 def load(**overrides: Any) -> Settings:
     """Read settings; `overrides` win over the environment.
     Raises UsageError naming the setting, never a secret's value."""
+    _refuse_unknown_sections()
     try:
         return Settings(**overrides)
+    except SettingsError as exc:
+        section = re.search(r'field "(\w+)"', str(exc))
+        raise UsageError(
+            f"settings {PREFIX}{section[1].upper() if section else ''}__…: a list or mapping is written as JSON, such "
+            f'as ["customer_id"] or {{"security.protocol": "SSL"}}'
+        ) from exc
     except ValidationError as exc:
         first = exc.errors(include_input=False, include_url=False)[0]
         name = PREFIX + "__".join(str(part).upper() for part in first["loc"])
         raise UsageError(f"setting {name}: {first['msg']}") from exc
+
+
+def _refuse_unknown_sections() -> None:
+    """Raise UsageError for PREFIX + SECTION + __NAME of a section that does not exist. pydantic knows fields, and does
+    not look at variables of others."""
+    for variable in os.environ:
+        section, nested, _ = variable.upper().removeprefix(PREFIX).partition("__")
+        if variable.upper().startswith(PREFIX) and nested and section.lower() not in Settings.model_fields:
+            near = difflib.get_close_matches(section.lower(), list(Settings.model_fields), 1)
+            known = f"did you mean {PREFIX}{near[0].upper()}__…?" if near else "`fraud-scorer settings` prints them all"
+            raise UsageError(f"setting {variable}: there is no section {section}; {known}")
 
 
 def described(settings: Settings) -> Iterator[tuple[str, str, str, str]]:

@@ -20,6 +20,7 @@ import structlog
 from features.capture import Image
 from features.snapshot import SnapshotError, SnapshotStore
 from scorer import faults, metrics
+from scorer.errors import UsageError
 from scorer.inputs import Inputs
 from scorer.pipeline import Pipeline
 from scorer.settings import Settings
@@ -38,7 +39,10 @@ def store_of(settings: Settings, shard: int) -> SnapshotStore | None:
         return None
     url = where.url or f"{(settings.cache.expanduser() / 'snapshots').as_uri()}"
     name = f"{settings.kafka.topic_prefix}{settings.worker.application}"
-    return SnapshotStore(f"{url.rstrip('/')}/{name}/shard-{shard}", passing=faults.point)
+    try:
+        return SnapshotStore(f"{url.rstrip('/')}/{name}/shard-{shard}", passing=faults.point)
+    except (ValueError, ImportError) as exc:  # a protocol that fsspec does not know, or whose package is missing
+        raise UsageError(f"setting FRAUD_SCORER_SNAPSHOTS__URL: {exc}") from exc
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,8 @@ log = structlog.get_logger()
 
 # How soon a changed generation is known to commits, and a stop is heard.
 POLL_S = 0.05
+# How often a worker says that the group has not let it in.
+WAITING_SAID_S = 15.0
 # Deciding may end in the middle of a commit, which takes at most its timeout.
 HAND_OVER_S = 35.0
 
@@ -99,9 +101,18 @@ class Worker:
         member.subscribe([topics.journal], on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost)
         # From here on the group expects to hear of this member. That compiling may have taken minutes is no freeze.
         self._polled_at = time.monotonic()
+        waiting_said_at = began = self._polled_at
         try:
             while not stop.is_set():
                 faults.point("main_loop")
+                if not self._joined and time.monotonic() - waiting_said_at > WAITING_SAID_S:
+                    waiting_said_at = time.monotonic()
+                    log.warning(
+                        "worker.not_in_group",
+                        group=self._membership.group,
+                        up_s=round(waiting_said_at - began),
+                        reason="a rebalance that does not end, or a coordinator that does not answer",
+                    )
                 self._note_freeze(time.monotonic() - self._polled_at)
                 self._polled_at = time.monotonic()
                 message = member.poll(POLL_S)

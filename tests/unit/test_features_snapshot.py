@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -192,6 +193,18 @@ def test_pruning_keeps_what_the_kept_snapshots_need(stream: np.ndarray, tmp_path
     assert store.prune(1) > 0
     assert store.sequences() == [2]
     Engine.restore(SET, store.read(2)[1]["engine"])
+
+
+def test_a_folder_that_others_emptied_is_filled_again(stream: np.ndarray, tmp_path: Path) -> None:
+    """Blocks that somebody deleted, a person or an object store's rule, are written again by the next snapshot."""
+    engine, store = Engine(SET, segment_shift=9), SnapshotStore(str(tmp_path / "s"))
+    play(engine, stream[:1_000])
+    store.write(1, {}, {"engine": image_of(engine)})
+    shutil.rmtree(tmp_path / "s")
+    play(engine, stream[1_000:1_100])
+    store.write(2, {}, {"engine": image_of(engine)})
+    restored = Engine.restore(SET, store.read(2)[1]["engine"])
+    np.testing.assert_array_equal(play(restored, stream[1_100:]), play(engine, stream[1_100:]))
 
 
 def test_a_snapshot_taken_beside_a_running_engine_is_one_moment(tmp_path: Path) -> None:
