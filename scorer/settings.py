@@ -296,7 +296,8 @@ class Settings(BaseSettings):
             raise UsageError("postgres.url: not a URL such as postgresql://user@host:5432/database") from exc
         if self.postgres.password is not None:
             url = url.set(password=self.postgres.password.get_secret_value())
-        return url.set(drivername="postgresql").render_as_string(hide_password=False)
+        text, query, options = url.set(drivername="postgresql").render_as_string(hide_password=False).partition("?")
+        return text + query + options.replace("+", "%20")  # libpq takes a plus for a plus
 
     def _postgres_by_libpq(self, text: str) -> str:
         """Several hosts (failover), or `name=value` pairs: only libpq reads those."""

@@ -116,7 +116,11 @@ def explain(
     payment_id: Annotated[str, typer.Argument(help="The payment.")],
     bundle: Annotated[
         Path | None,
-        typer.Option(exists=True, file_okay=False, help="Bundle that decided: adds sentences and recomputes."),
+        typer.Option(
+            exists=True,
+            file_okay=False,
+            help="Bundle that decided (--replay: that the shard began with): adds sentences and recomputes.",
+        ),
     ] = None,
     replay: Annotated[
         bool,
@@ -139,11 +143,14 @@ def explain(
     if bundle is not None:
         loaded = Bundle.load(bundle)
         for explanation in explanations:
-            prove(explanation, loaded)
-            if replay:
+            if not replay:
+                prove(explanation, loaded)
+            else:
                 shard, sequence, _ = explanation.place
                 with _bar("batches", quiet=as_json) as progress:
                     again = replay_until(settings, loaded, shard=shard, sequence=sequence, progress=progress)
+                # After an activation another bundle decided than the shard began with: the journal led to it.
+                prove(explanation, again.pipeline.bundle)
                 compare_replay(explanation, again.outcomes)
                 windows = windows_of(again, explanation.row["row_number"])
                 if explanation.row["erased"]:  # their keys are the person's identifiers

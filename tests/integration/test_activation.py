@@ -44,11 +44,16 @@ def _activate(folder: Path, settings: Settings) -> subprocess.CompletedProcess[s
     return subprocess.run(command, env=environment(settings), check=False, capture_output=True, text=True, timeout=120)
 
 
+def _explained(payment_id: str, bundle: Path, settings: Settings) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "scorer", "audit", "explain", payment_id, "--bundle", str(bundle), "--replay"]
+    return subprocess.run(command, env=environment(settings), check=False, capture_output=True, text=True, timeout=120)
+
+
 def test_bundles_are_swapped_refused_and_rolled_back_while_payments_flow(
     services: Services, topics_prefix: str, database: str, bundle: Path, tmp_path: Path
 ) -> None:
     """An activation takes effect between two batches, an unfit bundle never does, an older one comes back, and a replay
-    that knows only the first bundle follows the control topic through all of it."""
+    that knows only the first bundle follows the control topic through all of it, as does the proof of one payment."""
     settings = test_settings(
         services.kafka.bootstrap_servers, topics_prefix, postgres={"url": database}, worker={"batch_payments_max": 512}
     )
@@ -91,7 +96,13 @@ def test_bundles_are_swapped_refused_and_rolled_back_while_payments_flow(
     for ids in by_partition.values():
         changes = [one for k, one in enumerate(ids) if k == 0 or ids[k - 1] != one]
         assert changes == [first.id, second.id, first.id]
+    of_second = next(one["payment_id"] for one in decisions.json() if one["bundle"] == second.id)
     decisions.close()
+    with process("sink", [], settings, tmp_path / "sink.log"):
+        wait_for(lambda: _explained(of_second, bundle, settings).returncode != 1, 120, "its row")
+    told = _explained(of_second, bundle, settings)
+    assert told.returncode == 0, told.stderr
+    assert f"bundle {second.id}" in told.stdout
     report = replay_topic(first, settings, tmp_path / "replay.parquet")
     assert report.decisions == 4 * BLOCK
     assert report.batches_checked > 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from psycopg.conninfo import conninfo_to_dict
 
 from scorer import kafka, settings
 from scorer.errors import UsageError
@@ -39,3 +40,11 @@ def test_what_a_library_refuses_is_a_wrong_setting(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("FRAUD_SCORER_SNAPSHOTS__URL", "fil:///x/y")
     with pytest.raises(UsageError, match="FRAUD_SCORER_SNAPSHOTS__URL"):
         store_of(settings.load(), 0)
+
+
+def test_options_of_the_postgres_url_reach_libpq_as_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spaces stay spaces, a plus a plus, and the password goes where it belongs."""
+    monkeypatch.setenv("FRAUD_SCORER_POSTGRES__URL", "postgresql://me@db/x?options=-c%20role%3Da%2Bb")
+    monkeypatch.setenv("FRAUD_SCORER_POSTGRES__PASSWORD", "p w")
+    parts = conninfo_to_dict(settings.load().postgres_url)
+    assert (parts["options"], parts["password"]) == ("-c role=a+b", "p w")
