@@ -297,7 +297,8 @@ class Settings(BaseSettings):
         if self.postgres.password is not None:
             url = url.set(password=self.postgres.password.get_secret_value())
         text, query, options = url.set(drivername="postgresql").render_as_string(hide_password=False).partition("?")
-        return text + query + options.replace("+", "%20")  # libpq takes a plus for a plus
+        # libpq takes a plus for a plus, and a space for none.
+        return text.replace(" ", "%20") + query + options.replace("+", "%20")
 
     def _postgres_by_libpq(self, text: str) -> str:
         """Several hosts (failover), or `name=value` pairs: only libpq reads those."""
