@@ -39,7 +39,7 @@ def beside(connection: psycopg.Connection, settings: Settings, amendments: Amend
     for topic, tables in ((topics.control, _CONTROL), (topics.dead_letters, (schema.dead_letters,))):
         count = kafka.partition_count(client, topic)
         for table in tables:
-            _elsewhere(connection, table, topic, count, report)
+            elsewhere(connection, table, topic, count, report)
         for partition in range(count):
             position = _position(connection, settings, topic, partition, tables, amendments, report)
             if position is not None:
@@ -84,7 +84,7 @@ def _record(message: Message) -> Record:
     return Record(kafka.present(message.partition(), "partition"), offset, message.value(), message)
 
 
-def _elsewhere(connection: psycopg.Connection, table: sa.Table, topic: str, partitions: int, report: Report) -> None:
+def elsewhere(connection: psycopg.Connection, table: sa.Table, topic: str, partitions: int, report: Report) -> None:
     """Rows that name another topic, or a partition that it does not have."""
     other = sql.SQL("topic <> %s") if "partition" not in table.c else sql.SQL(
         "topic <> %s OR partition < 0 OR partition >= {}"

@@ -101,7 +101,7 @@ def verify(
             anchored(connection, scope, anchors, verifier, ends, starts, report)
         if kafka_settings is not None:
             journal(connection, scope, kafka_settings, ends, starts, report)
-            audit_topic(connection, scope, kafka_settings, {*ends}, amendments, report)
+            audit_topic(connection, scope, kafka_settings, amendments, report)
             if scope.whole:
                 beside(connection, kafka_settings, amendments, report)
         report.findings = in_order(report.findings)

@@ -138,6 +138,7 @@ def running(services: Services, bundle: Path, tmp_path_factory: pytest.TempPathF
             trail = Running(settings, folder)
             topics = kafka.Topics.of(settings.kafka)
             trail.send(topics.control, b'{"type":"list_add","list":"blocked","value":"t_x"}', b"nonsense")
+            trail.send(topics.audit, b"no chunk")
             with (
                 process("sink", [], settings, folder / "sink.log"),
                 process("run", ["--bundle", str(bundle)], settings, folder / "worker.log"),
@@ -324,6 +325,19 @@ BESIDE = {
     "position past the end": (
         "positions", "UPDATE {} SET next_offset = 1000000 WHERE topic LIKE '%dead-letters'", "position_edited"
     ),
+    "position on audit past the end": (
+        "positions", "UPDATE {} SET next_offset = next_offset + 100 WHERE topic LIKE '%audit'", "position_edited"
+    ),
+    "position on audit without a head": (
+        "positions", "UPDATE {} SET head = NULL WHERE topic LIKE '%audit'", "position_edited"
+    ),
+    "set aside deleted": ("set_aside", "DELETE FROM {}", "record_deleted"),
+    "set aside past the end": ("set_aside", 'UPDATE {} SET "offset" = 1000000', "record_inserted"),
+    "set aside before the beginning": ("set_aside", 'UPDATE {} SET "offset" = -1', "record_inserted"),
+    "set aside of another topic": ("set_aside", "UPDATE {} SET topic = 'x'", "record_inserted"),
+    "why it was set aside": ("set_aside", "UPDATE {} SET kind = 'card_number'", "record_edited"),
+    "set aside with a batch": ("set_aside", "UPDATE {} SET shard = 0, sequence = 3", "record_edited"),
+    "set aside as masked": ("set_aside", "UPDATE {} SET value = 'x', masked = true", "record_edited"),
     "set aside and not there": (
         "set_aside", "INSERT INTO {} (topic, partition, \"offset\", kind, reason, masked) SELECT audit_topic, 0, "
         "audit_offset + 1, 'unreadable', '', false FROM batches WHERE sequence = 1", "record_inserted",
