@@ -245,7 +245,8 @@ class _Aside:
     def _select(self, low: int) -> Iterator[Any]:
         last = low - 1 if low > -BIGINT_MAX else low
         with self._connection.cursor(row_factory=namedtuple_row) as cursor:
-            while page := cursor.execute(
+            statement: Any = cursor  # rows have the names of their columns
+            while page := statement.execute(
                 'SELECT "offset", kind, shard, sequence, value_sha256, value, masked FROM set_aside WHERE topic = %s '
                 'AND partition = %s AND "offset" > %s AND "offset" <= %s ORDER BY "offset" LIMIT %s',
                 (self._topic, self._partition, last, self._newest, _ASIDE_PAGE),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -425,6 +426,22 @@ def test_anchors_that_are_missing_are_refused(running: Running) -> None:
     """`--anchors` with a mistyped name is no proof: exit 2."""
     missing = str(running.folder / "missing.jsonl")
     assert "no such file" in running.command("audit", "verify", "--anchors", missing, code=2)["error"]
+
+
+def test_an_anchor_that_may_not_be_noted_is_one_line(running: Running) -> None:
+    """A login that only reads: one line says what is missing, and the file is left alone."""
+    name, file = f"test_{os.getpid()}", running.folder / "refused.jsonl"
+    with psycopg.connect(running.database, autocommit=True) as admin:
+        admin.execute(f"CREATE ROLE {name} LOGIN PASSWORD 'test'")
+        admin.execute(f"GRANT fraud_scorer_reader TO {name}")
+        try:
+            url = {f"{PREFIX}POSTGRES__URL": re.sub("//[^@]*@", f"//{name}:test@", running.database)}
+            error = running.command("audit", "anchor", "--anchors", str(file), code=1, **url)["error"]
+        finally:
+            admin.execute(f"DROP OWNED BY {name}")
+            admin.execute(f"DROP ROLE {name}")
+    assert error == "Postgres: permission denied for table anchors"
+    assert not file.exists()
 
 
 def test_put_back_everything_equals_its_topic(running: Running) -> None:
