@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -34,8 +35,9 @@ _ADDED = frozenset({"line", "line_before", "at"})  # to a body, when it becomes 
 class AnchorFile:
     """The lines at a path or fsspec URL."""
 
-    def __init__(self, place: str) -> None:
-        self.place = place
+    def __init__(self, place: str, *, given: bool = False) -> None:
+        """`given`: a person named it just now, so it is to be there when it is to be read."""
+        self.place, self.given = place, given
 
     def lines(self) -> list[str]:
         """All lines, in order; none where there is no file yet. Raises UsageError."""
@@ -50,12 +52,29 @@ class AnchorFile:
     def append(self, bodies: list[dict[str, Any]], signer: Signer | None) -> list[str]:
         """Adds a line for each body, chained to those there. Returns the new lines."""
         known = self.lines()
+        new = self._made(known, bodies, signer)
+        self._write(known, new)
+        return new
+
+    def append_noted(
+        self, bodies: list[dict[str, Any]], signer: Signer | None, note: Callable[[list[str]], None]
+    ) -> None:
+        """`append`, once `note` has taken the new lines: where it raises, nothing is written."""
+        known = self.lines()
+        new = self._made(known, bodies, signer)
+        note(new)
+        self._write(known, new)
+
+    def _made(self, known: list[str], bodies: list[dict[str, Any]], signer: Signer | None) -> list[str]:
         previous = hashlib.sha256(known[-1].encode()).hexdigest() if known else FIRST
         new: list[str] = []
         for body in bodies:
             full = {**body, "line": len(known) + len(new), "line_before": previous, "at": _now()}
             new.append(signer.sign(full) if signer is not None else unsigned(full))
             previous = hashlib.sha256(new[-1].encode()).hexdigest()
+        return new
+
+    def _write(self, known: list[str], new: list[str]) -> None:
         text = "".join(line + "\n" for line in new)
         if "://" not in self.place:
             path = Path(self.place)
@@ -68,7 +87,37 @@ class AnchorFile:
         else:
             with fsspec.open(self.place, "wt", encoding="utf-8") as file:
                 file.write("".join(line + "\n" for line in known) + text)
-        return new
+
+
+def must_exist(connection: psycopg.Connection, file: AnchorFile) -> None:
+    """Raises UsageError for anchors that are not there, unless none were ever written, or they were written there.
+
+    In the latter case they were taken away, and `not_in_file` finds it.
+    """
+    if file.lines():
+        return
+    places = [row[0] for row in connection.execute("SELECT DISTINCT place FROM anchors ORDER BY 1")]
+    if file.place in places or not (places or file.given):
+        return
+    others = f"; the database names {', '.join(places[:3])}" if places else ""
+    raise UsageError(f"anchors {file.place}: no such file, or it is empty{others}. Name the file to hold heads against")
+
+
+def not_in_table(connection: psycopg.Connection, file: AnchorFile, bodies: list[dict[str, Any]]) -> list[Finding]:
+    """Anchors of the file that the database no longer notes."""
+    noted = {*connection.execute("SELECT shard, sequence, head FROM anchors")}
+    gone = [body for body in bodies if body["kind"] == "anchor" and _key(body) not in noted]
+    if not gone:
+        return []
+    detail = (
+        f"{len(gone)} rows that {file.place} has lines of are gone, the first of batch {gone[0]['shard']}/"
+        f"{gone[0]['sequence']}; `fraud-scorer audit anchor` notes them again (after a restore, say)"
+    )
+    return [Finding.at("table anchors", "anchor_deleted", detail)]
+
+
+def _key(body: dict[str, Any]) -> tuple[Any, ...]:
+    return body["shard"], body["sequence"], body["head"]
 
 
 def not_in_file(connection: psycopg.Connection, file: AnchorFile) -> list[Finding]:
@@ -118,7 +167,11 @@ def read_anchors(file: AnchorFile, verifier: Verifier | None) -> tuple[list[dict
 
 
 def anchor(url: str, file: AnchorFile, signer: Signer | None) -> list[dict[str, Any]]:
-    """Anchors the newest head of every shard that has moved since its last anchor. Returns the bodies written."""
+    """Anchors the newest head of every shard that has moved since its last anchor. Returns the bodies written.
+
+    The database is asked first: where it refuses the note, the file gets no line. Raises UsageError, and
+    sqlalchemy's errors.
+    """
     bodies, findings = read_anchors(file, signer.verifier if signer else None)
     if findings:
         raise UsageError(f"anchors {file.place} are broken: {findings[0].sentence}; keep the file and begin a new one")
@@ -129,15 +182,24 @@ def anchor(url: str, file: AnchorFile, signer: Signer | None) -> list[dict[str, 
             for shard, row in newest(connection).items()
             if last.get(shard, {}).get("sequence") != row.sequence
         ]
-        if not new:
-            return []
-        lines = file.append(new, signer)
-        rows = [
-            {name: body[name] for name in ("shard", "sequence", "head")} | {"place": file.place, "document": line}
-            for body, line in zip(new, lines, strict=True)
-        ]
-        with connection.begin_nested() if connection.in_transaction() else connection.begin():
-            connection.execute(postgresql.insert(schema.anchors).on_conflict_do_nothing(), rows)
+        table = schema.anchors
+        noted = {tuple(row) for row in connection.execute(sa.select(table.c.shard, table.c.sequence, table.c.head))}
+        lines = file.lines()
+        again = [body for body in bodies if body["kind"] == "anchor" and _key(body) not in noted]
+
+        def note(added: list[str]) -> None:
+            # A line stands at its number; what the table lost (a restore, a crash between the two) is noted again.
+            pairs = [*((body, lines[body["line"]]) for body in again), *zip(new, added, strict=True)]
+            rows = [
+                {name: body[name] for name in ("shard", "sequence", "head")} | {"place": file.place, "document": line}
+                for body, line in pairs
+            ]
+            connection.execute(postgresql.insert(table).on_conflict_do_nothing(), rows)
+
+        if new:
+            file.append_noted(new, signer, note)
+        elif again:
+            note([])
         connection.commit()
     return new
 

@@ -39,11 +39,12 @@ def beside(connection: psycopg.Connection, settings: Settings, amendments: Amend
     for topic, tables in ((topics.control, _CONTROL), (topics.dead_letters, (schema.dead_letters,))):
         count = kafka.partition_count(client, topic)
         for table in tables:
-            _elsewhere(connection, table, topic, count, report)
+            elsewhere(connection, table, topic, count, report)
         for partition in range(count):
-            position = _position(connection, settings, topic, partition, tables, report)
+            position = _position(connection, settings, topic, partition, tables, amendments, report)
             if position is not None:
                 _partition(connection, settings, (topic, partition, position), tables, amendments, report)
+            report.behind += _behind(settings, topic, partition, position or 0, tables)
 
 
 def _partition(
@@ -70,12 +71,20 @@ def _partition(
         table_rows.finish()
 
 
+def _behind(settings: Settings, topic: str, partition: int, position: int, tables: tuple[sa.Table, ...]) -> int:
+    """Records at and past the sink's position that will make a row: it has yet to come there, or was set back."""
+    row_of: Callable[[str, Record], Row | None] = control_row if tables is _CONTROL else dead_letter_row
+    return sum(
+        row_of(topic, _record(message)) is not None for message in messages(settings, topic, partition, position)
+    )
+
+
 def _record(message: Message) -> Record:
     offset = kafka.present(message.offset(), "offset")
     return Record(kafka.present(message.partition(), "partition"), offset, message.value(), message)
 
 
-def _elsewhere(connection: psycopg.Connection, table: sa.Table, topic: str, partitions: int, report: Report) -> None:
+def elsewhere(connection: psycopg.Connection, table: sa.Table, topic: str, partitions: int, report: Report) -> None:
     """Rows that name another topic, or a partition that it does not have."""
     other = sql.SQL("topic <> %s") if "partition" not in table.c else sql.SQL(
         "topic <> %s OR partition < 0 OR partition >= {}"
@@ -97,6 +106,7 @@ def _position(
     topic: str,
     partition: int,
     tables: tuple[sa.Table, ...],
+    amendments: Amendments,
     report: Report,
 ) -> int | None:
     """How far the sink has come on a partition; None when it has not begun.
@@ -115,15 +125,20 @@ def _position(
         "SELECT next_offset FROM positions WHERE topic = %s AND partition = %s", (topic, partition)
     ).fetchone()
     _, end = range_of(settings, topic, partition)
-    if found is None and newest < 0:
+    removed = max(amendments.before(table.name, topic, partition) for table in tables)
+    if found is None and newest < 0 and not removed:
         return None
     wrong = None
-    if found is None:
+    if found is None and newest < 0:
+        wrong = f"it is gone, and retention removed rows before offset {removed}"
+    elif found is None:
         wrong = f"it is gone, and there is a row of offset {newest}"
     elif found[0] > end:
         wrong = f"it is {found[0]}, and the topic ends at {end}"
     elif found[0] <= newest:
         wrong = f"it is {found[0]}, and there is a row of offset {newest}"
+    elif found[0] < removed:
+        wrong = f"it is {found[0]}, and retention removed rows before offset {removed}"
     if wrong is None:
         return None if found is None else int(found[0])
     report.findings.append(Finding.at(f"position on {topic}/{partition}", "position_edited", wrong))

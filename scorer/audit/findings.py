@@ -22,13 +22,14 @@ KINDS = {
     "tombstone_forged": "a tombstone does not hold: not signed by the key, or it does not fit the chain",
     "erasure_forged": "the record of an erasure does not hold: not signed by the key, or it does not fit the batch",
     "anchor_forged": "a line of the anchors does not hold: not signed by the key, or not in its place",
+    "anchor_deleted": "a row of table anchors is gone, and the file of the anchors has its line",
     "amendment_forged": "a record of retention or erasure does not hold: not signed by the key, or unreadable",
     "record_edited": "a label, dead letter or control record is not what its topic says",
     "record_deleted": "a label, dead letter or control record that its topic has is gone",
     "record_inserted": "a label, dead letter or control record was added that its topic does not have",
     "position_edited": "a position of the sink is not where the sink left it",
     "bundle_edited": "a row of bundles or feature_sets is not what the batches say",
-    "schema_changed": "a view, function, trigger, rule or policy is not what the migrations made",
+    "schema_changed": "a table, view, function, trigger, rule or policy is not what the migrations made",
     "rights_widened": "a role that only adds or reads may change or remove",
 }
 
@@ -79,8 +80,8 @@ class Finding:
 _WEIGHT = {kind: number for number, kind in enumerate((
     "tombstone_forged", "erasure_forged", "rows_deleted", "rows_inserted", "rows_reordered", "row_edited",
     "batch_edited", "forged", "set_aside", "day_dropped", "trail_missing", "tail_cut", "batch_missing",
-    "batch_inserted", "chain_broken", "anchor_forged", "amendment_forged", "schema_changed", "rights_widened",
-    "position_edited", "bundle_edited", "record_deleted", "record_edited", "record_inserted",
+    "batch_inserted", "chain_broken", "anchor_forged", "anchor_deleted", "amendment_forged", "schema_changed",
+    "rights_widened", "position_edited", "bundle_edited", "record_deleted", "record_edited", "record_inserted",
 ))}  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import psycopg
 from psycopg.rows import namedtuple_row
 
-from scorer.audit.anchor import AnchorFile, not_in_file, read_anchors
+from scorer.audit.anchor import AnchorFile, not_in_file, not_in_table, read_anchors
 from scorer.audit.findings import Finding
 from scorer.audit.scope import End, Report, Scope, Start
 from scorer.audit.signing import Verifier
@@ -27,7 +27,7 @@ def anchored(
     report: Report,
 ) -> None:
     bodies, findings = read_anchors(file, verifier)
-    report.findings += findings + not_in_file(connection, file)
+    report.findings += findings + not_in_file(connection, file) + not_in_table(connection, file, bodies)
     report.heads_anchored = 0
     removed = {(b["shard"], b["day"]) for b in bodies if b["kind"] == "tombstone"}
     held = connection.execute("SELECT shard, day::text FROM tombstones").fetchall()
@@ -69,10 +69,24 @@ def journal(
 ) -> None:
     report.heads_journal = 0
     # The journal says which shards there are: who empties every table leaves no shard to ask for.
-    for shard in sorted({*journal_shards(settings)} | ends.keys() | starts.keys()):
+    shards = {*journal_shards(settings)}
+    for shard in sorted(shards):
         bounds = scope.bounds(shard)
         if bounds is not None:
             _journal_of_shard(connection, settings, shard, bounds, starts.get(shard, Start()), report)
+    for shard in sorted((ends.keys() | starts.keys()) - shards):
+        if scope.bounds(shard) is not None:
+            _made_up(connection, shard, len(shards), report)
+
+
+def _made_up(connection: psycopg.Connection, shard: int, partitions: int, report: Report) -> None:
+    """A shard that the journal topic has no partition for: no worker ever wrote it."""
+    found = connection.execute("SELECT min(sequence), max(sequence) FROM batches WHERE shard = %s", (shard,)).fetchone()
+    detail = f"the journal topic has no partition for shard {shard}: it has {partitions}"
+    if found is None or found[0] is None:
+        report.findings.append(Finding(shard, 0, "tombstone_forged", detail))
+    else:
+        report.findings.append(Finding(shard, found[0], "batch_inserted", detail, None, found[1]))
 
 
 def _journal_of_shard(

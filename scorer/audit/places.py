@@ -54,6 +54,8 @@ def _left(connection: psycopg.Connection, scope: Scope, report: Report) -> None:
             wrong = f"column shard is {shard}"
         elif next_offset <= offset:
             wrong = f"column next_offset is {next_offset}, and the newest batch stands at {offset}"
+        elif sequence is not None and head is None:
+            wrong = f"column head is gone, and the position names batch {partition}/{sequence}"
         elif sequence == newest and head is not None and head != newest_head and not aside:
             wrong = f"column head is not that of batch {partition}/{newest}"
         elif gap and not aside:

@@ -47,7 +47,7 @@ class Report:
     views_compared: bool = False  # not on a standby, nor without the right to make temporary tables
     records: int | None = None  # labels, dead letters and the like held against their topics; None: not asked
     records_older: int = 0  # those whose records are no longer on their topics
-    behind: int = 0  # batches on the journal topic that the sink has not written yet
+    behind: int = 0  # batches, and records of the other topics, that the sink has not written yet
     findings: list[Finding] = field(default_factory=list)
 
     @property

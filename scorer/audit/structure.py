@@ -33,6 +33,25 @@ def structure(connection: psycopg.Connection) -> tuple[list[Finding], bool]:
         return findings, False
 
 
+def columns(connection: psycopg.Connection) -> list[Finding]:
+    """Tables and columns that are gone. Raises psycopg.Error."""
+    there: dict[str, set[str]] = {}
+    for table, name in connection.execute(
+        "SELECT t, a.attname FROM unnest(%s::text[]) t JOIN pg_attribute a ON a.attrelid = to_regclass(t) "
+        "WHERE a.attnum > 0 AND NOT a.attisdropped",
+        (list(_TABLES),),
+    ):
+        there.setdefault(table, set()).add(name)
+    findings = []
+    for name, table in schema.metadata.tables.items():
+        if name not in there:
+            findings.append(Finding.at(f"table {name}", "schema_changed", "it is gone"))
+        elif gone := sorted({column.name for column in table.columns} - there[name]):
+            detail = f"it has no column {', '.join(gone)}, which the migrations made"
+            findings.append(Finding.at(f"table {name}", "schema_changed", detail))
+    return findings
+
+
 def made() -> tuple[dict[str, str], dict[str, str]]:
     """The text of each view and each function's body, as the newest migration that has it says."""
     views: dict[str, str] = {}

@@ -25,7 +25,7 @@ from itertools import islice
 import psycopg
 
 from scorer.audit.amendments import read_amendments
-from scorer.audit.anchor import AnchorFile
+from scorer.audit.anchor import AnchorFile, must_exist
 from scorer.audit.audit_topic import audit_topic
 from scorer.audit.beside import beside
 from scorer.audit.check import Checked, Unit, chain_finding, check
@@ -36,7 +36,7 @@ from scorer.audit.places import origins, positions
 from scorer.audit.register import register
 from scorer.audit.scope import BIGINT_MAX, End, Report, Scope, Start
 from scorer.audit.signing import SignatureBroken, Verifier, body_of
-from scorer.audit.structure import structure
+from scorer.audit.structure import columns, structure
 from scorer.errors import UsageError
 from scorer.settings import Settings
 from scorer.sink.schema import connect_text
@@ -62,11 +62,17 @@ def verify(
 ) -> Report:
     """Verify the audit trail at `url`. `kafka_settings` None: without the journal and audit topics.
 
-    Raises UsageError when there are signed documents and no public key to check them by; KafkaFailure, psycopg.Error.
+    Raises UsageError when there are signed documents and no public key to check them by, when `anchors` is not there
+    and the database names others, and when nothing lies in the scope; KafkaFailure, psycopg.Error.
     """
     scope = scope or Scope()
     report = Report()
     with psycopg.connect(connect_text(url), autocommit=True) as connection:
+        report.findings += columns(connection)
+        if report.findings:
+            return report  # without them nothing else can be read
+        if anchors is not None:
+            must_exist(connection, anchors)
         starts = _tombstones(connection, verifier, report)
         _erasures_need_key(connection, verifier)
         units, total = _plan(connection, scope, report)
@@ -95,13 +101,30 @@ def verify(
             anchored(connection, scope, anchors, verifier, ends, starts, report)
         if kafka_settings is not None:
             journal(connection, scope, kafka_settings, ends, starts, report)
-            audit_topic(connection, scope, kafka_settings, {*ends}, amendments, report)
+            audit_topic(connection, scope, kafka_settings, amendments, report)
             if scope.whole:
                 beside(connection, kafka_settings, amendments, report)
         report.findings = in_order(report.findings)
         if kafka_settings is not None:
             report.findings = in_order(look(connection, kafka_settings, report.findings, _LOOKED_AT_MAX))
+        if not report.batches and not report.findings:
+            _not_empty(connection, scope)
     return report
+
+
+def _not_empty(connection: psycopg.Connection, scope: Scope) -> None:
+    """Nothing to look at is no proof of anything. Raises UsageError.
+
+    A whole trail may be empty, and nothing may have come since the last anchor.
+    """
+    if scope.shard is not None and scope.shard not in (scope.since or {}):
+        if connection.execute("SELECT 1 FROM batches WHERE shard = %s LIMIT 1", (scope.shard,)).fetchone() is None:
+            raise UsageError(f"--shard {scope.shard}: the audit trail has no batch of shard {scope.shard}")
+    elif scope.since is not None:
+        return
+    if scope.first or scope.last is not None:
+        until = "" if scope.last is None else f" --until {scope.last}"
+        raise UsageError(f"--from {scope.first}{until}: the audit trail has no batch there")
 
 
 def _tombstones(connection: psycopg.Connection, verifier: Verifier | None, report: Report) -> dict[int, Start]:

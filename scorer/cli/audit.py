@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import psycopg
+import sqlalchemy as sa
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -58,7 +59,9 @@ def verify(
 
     settings = load_settings()
     place = anchors or settings.audit.anchors
-    file = None if place is None else AnchorFile(place)
+    file = None if place is None else AnchorFile(place, given=anchors is not None)
+    if last is not None and last < first:
+        raise UsageError(f"--from {first} --until {last}: no batch lies there, --until comes before --from")
     verifier = _verifier(settings)
     since = None
     if since_anchor:
@@ -408,8 +411,9 @@ def _postgres() -> Iterator[None]:
     """Errors of Postgres as one line."""
     try:
         yield
-    except psycopg.Error as exc:
-        reason = str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc).__name__
+    except (psycopg.Error, sa.exc.DBAPIError) as exc:
+        cause = getattr(exc, "orig", None) or exc
+        reason = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
         raise FraudScorerError(f"Postgres: {reason}") from exc
 
 

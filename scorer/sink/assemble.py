@@ -24,6 +24,7 @@ from scorer.sink.errors import AuditBroken, SinkError
 from scorer.sink.screen import column_with_card_number
 
 DAY_MS = 86_400_000
+KINDS = ("unreadable", "incomplete", "contradiction", "card_number", "refused")
 
 
 @dataclass(frozen=True)

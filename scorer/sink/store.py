@@ -292,7 +292,7 @@ def _same_bundle(known: AuditContext, header: AuditContext) -> bool:
 
 
 def _set_aside_row(topic: str, item: SetAside) -> dict[str, object]:
-    masked = None if item.value is None else _masked(item.kind, item.value)
+    masked = None if item.value is None else masked_value(item.kind, item.value)
     return {
         "topic": topic,
         "partition": item.partition,
@@ -307,7 +307,7 @@ def _set_aside_row(topic: str, item: SetAside) -> dict[str, object]:
     }
 
 
-def _masked(kind: str, value: bytes) -> bytes:
+def masked_value(kind: str, value: bytes) -> bytes:
     """`value` without anything that may hold a card number.
 
     In Arrow's buffers one text follows the other, so a card number may have digits of its neighbours at its ends, where

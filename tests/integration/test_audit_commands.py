@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -138,6 +139,7 @@ def running(services: Services, bundle: Path, tmp_path_factory: pytest.TempPathF
             trail = Running(settings, folder)
             topics = kafka.Topics.of(settings.kafka)
             trail.send(topics.control, b'{"type":"list_add","list":"blocked","value":"t_x"}', b"nonsense")
+            trail.send(topics.audit, b"no chunk")
             with (
                 process("sink", [], settings, folder / "sink.log"),
                 process("run", ["--bundle", str(bundle)], settings, folder / "worker.log"),
@@ -324,6 +326,19 @@ BESIDE = {
     "position past the end": (
         "positions", "UPDATE {} SET next_offset = 1000000 WHERE topic LIKE '%dead-letters'", "position_edited"
     ),
+    "position on audit past the end": (
+        "positions", "UPDATE {} SET next_offset = next_offset + 100 WHERE topic LIKE '%audit'", "position_edited"
+    ),
+    "position on audit without a head": (
+        "positions", "UPDATE {} SET head = NULL WHERE topic LIKE '%audit'", "position_edited"
+    ),
+    "set aside deleted": ("set_aside", "DELETE FROM {}", "record_deleted"),
+    "set aside past the end": ("set_aside", 'UPDATE {} SET "offset" = 1000000', "record_inserted"),
+    "set aside before the beginning": ("set_aside", 'UPDATE {} SET "offset" = -1', "record_inserted"),
+    "set aside of another topic": ("set_aside", "UPDATE {} SET topic = 'x'", "record_inserted"),
+    "why it was set aside": ("set_aside", "UPDATE {} SET kind = 'card_number'", "record_edited"),
+    "set aside with a batch": ("set_aside", "UPDATE {} SET shard = 0, sequence = 3", "record_edited"),
+    "set aside as masked": ("set_aside", "UPDATE {} SET value = 'x', masked = true", "record_edited"),
     "set aside and not there": (
         "set_aside", "INSERT INTO {} (topic, partition, \"offset\", kind, reason, masked) SELECT audit_topic, 0, "
         "audit_offset + 1, 'unreadable', '', false FROM batches WHERE sequence = 1", "record_inserted",
@@ -349,6 +364,84 @@ def test_what_stands_beside_the_chain_is_held_against_its_topic(running: Running
     found = next(finding for finding in bad["findings"] if finding["kind"] == kind)
     assert table in found["place"] or "position" in found["place"]
     assert "shard" not in found
+
+
+@pytest.mark.parametrize(
+    ("change", "shard", "kind"),
+    [
+        ("UPDATE batches SET shard = 1 WHERE sequence = 3", 1, "batch_inserted"),
+        (
+            "INSERT INTO batches SELECT (jsonb_populate_record(b, '{\"shard\": 9}')).* FROM batches b "
+            "WHERE sequence = 3", 9, "batch_inserted",
+        ),
+        ("INSERT INTO tombstones VALUES (7, '2026-01-01', 0, 3, '{}')", 7, "tombstone_forged"),
+    ],
+    ids=["moved", "inserted", "tombstone"],
+)  # fmt: skip
+def test_a_made_up_shard_is_found(running: Running, change: str, shard: int, kind: str) -> None:
+    """A shard that the journal topic has no partition for is named, and the rest is still verified."""
+    key = {f"{PREFIX}AUDIT__PUBLIC_KEY": Signer.generate().verifier.to_pem().decode()}
+    with psycopg.connect(running.database, autocommit=True) as connection:
+        connection.execute(change)
+        try:
+            findings = running.command("audit", "verify", code=3, **key)["findings"]
+        finally:
+            connection.execute("UPDATE batches SET shard = 0 WHERE shard = 1 AND sequence = 3")
+            connection.execute("DELETE FROM batches WHERE shard = 9")
+            connection.execute("DELETE FROM tombstones")
+    told = [finding["detail"] for finding in findings if (finding.get("shard"), finding["kind"]) == (shard, kind)]
+    assert any("no partition" in detail for detail in told)
+    assert running.command("audit", "verify", **key)["verified"]
+
+
+def test_records_that_were_taken_with_their_position_are_behind(running: Running) -> None:
+    """Who empties every table of a topic and sets the position back, or takes it away, leaves what looks like a sink
+    that has yet to come there: the records count as behind."""
+    tables = ("labels", "activations", "control_changes", "dead_letters", "positions")
+    assert running.command("audit", "verify")["behind"] == 0
+    with psycopg.connect(running.database, autocommit=True) as connection:
+        for table in tables:
+            connection.execute(f"CREATE TABLE whole_{table} AS SELECT * FROM {table}")
+        rows = sum(running.count(table) for table in tables[:-1])
+        try:
+            connection.execute(f"TRUNCATE {', '.join(tables[:-1])}")
+            for change in ("UPDATE positions SET next_offset = 0", "DELETE FROM positions"):
+                connection.execute(f"{change} WHERE topic LIKE '%control' OR topic LIKE '%dead-letters'")
+                assert running.command("audit", "verify")["behind"] == rows >= 6
+        finally:
+            connection.execute(f"TRUNCATE {', '.join(tables)}")
+            for table in tables:
+                connection.execute(f"INSERT INTO {table} SELECT * FROM whole_{table}")
+                connection.execute(f"DROP TABLE whole_{table}")
+    assert running.command("audit", "verify")["verified"]
+
+
+@pytest.mark.parametrize("scope", [("--shard", "5"), ("--from", "200", "--until", "100"), ("--from", "99999")])
+def test_a_scope_with_nothing_in_it_is_refused(running: Running, scope: tuple[str, ...]) -> None:
+    """Exit 2, and the option that leaves nothing is named."""
+    assert scope[0] in running.command("audit", "verify", *scope, code=2)["error"]
+
+
+def test_anchors_that_are_missing_are_refused(running: Running) -> None:
+    """`--anchors` with a mistyped name is no proof: exit 2."""
+    missing = str(running.folder / "missing.jsonl")
+    assert "no such file" in running.command("audit", "verify", "--anchors", missing, code=2)["error"]
+
+
+def test_an_anchor_that_may_not_be_noted_is_one_line(running: Running) -> None:
+    """A login that only reads: one line says what is missing, and the file is left alone."""
+    name, file = f"test_{os.getpid()}", running.folder / "refused.jsonl"
+    with psycopg.connect(running.database, autocommit=True) as admin:
+        admin.execute(f"CREATE ROLE {name} LOGIN PASSWORD 'test'")
+        admin.execute(f"GRANT fraud_scorer_reader TO {name}")
+        try:
+            url = {f"{PREFIX}POSTGRES__URL": re.sub("//[^@]*@", f"//{name}:test@", running.database)}
+            error = running.command("audit", "anchor", "--anchors", str(file), code=1, **url)["error"]
+        finally:
+            admin.execute(f"DROP OWNED BY {name}")
+            admin.execute(f"DROP ROLE {name}")
+    assert error == "Postgres: permission denied for table anchors"
+    assert not file.exists()
 
 
 def test_put_back_everything_equals_its_topic(running: Running) -> None:

@@ -96,6 +96,14 @@ OWNER: dict[str, tuple[str, str, str, str]] = {
             ("fraud_scorer_reader", "TRUNCATE"), ("PUBLIC", "UPDATE"),
         )
     },
+    "column gone": (
+        "ALTER TABLE labels RENAME COLUMN analyst TO other", "ALTER TABLE labels RENAME COLUMN other TO analyst",
+        "schema_changed", "table labels",
+    ),
+    "table gone": (
+        "ALTER TABLE set_aside RENAME TO other", "ALTER TABLE other RENAME TO set_aside",
+        "schema_changed", "table set_aside",
+    ),
     "bundle's threshold": (
         "UPDATE bundles SET threshold = 0.6", "UPDATE bundles SET threshold = 0.5",
         "bundle_edited", "bundle cards-0123456789ab",
@@ -129,7 +137,7 @@ OWNER: dict[str, tuple[str, str, str, str]] = {
             "DELETE FROM positions; INSERT INTO positions SELECT * FROM kept; DROP TABLE kept",
             "position_edited", "position on audit/1",
         )
-        for change in ("next_offset = 2", "head = repeat('0', 64)", "gap = true", "shard = 0")
+        for change in ("next_offset = 2", "head = repeat('0', 64)", "head = NULL", "gap = true", "shard = 0")
     },
     "amendment that nobody signed": (
         """INSERT INTO amendments VALUES (1, '{"body": {}}')""", "DELETE FROM amendments",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,12 +12,14 @@ import psycopg
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sqlalchemy.exc import ProgrammingError
 
 from schemas.audit import AuditColumns
 from scorer.audit.anchor import AnchorFile, anchor
 from scorer.audit.scope import Report, Scope
 from scorer.audit.signing import Signer
 from scorer.audit.verify import verify
+from scorer.errors import UsageError
 from scorer.services import Services
 from scorer.sink import schema
 from tests.audit_columns import about_of, columns
@@ -303,6 +306,55 @@ def test_changed_anchors_are_found(trail: str, tmp_path: Path, change: str) -> N
     report = verify(trail, anchors=file, verifier=signer.verifier)
     assert {finding.kind for finding in report.findings} == {"anchor_forged"}
     sql(trail, "TRUNCATE anchors")
+
+
+def test_rows_of_table_anchors_that_the_file_has_are_missed(trail: str, tmp_path: Path) -> None:
+    """A note deleted from the database is told by the file's line; `audit anchor` notes it again."""
+    file = AnchorFile(str(tmp_path / "anchors.jsonl"))
+    anchor(trail, file, None)
+    sql(trail, "DELETE FROM anchors WHERE shard = 1")
+    assert [(f.place, f.kind) for f in verify(trail, anchors=file).findings] == [("table anchors", "anchor_deleted")]
+    assert anchor(trail, file, None) == []
+    assert verify(trail, anchors=file).good
+    sql(trail, "TRUNCATE anchors")
+
+
+def test_anchors_that_are_not_there_prove_nothing(trail: str, tmp_path: Path) -> None:
+    """A file that is missing is refused where a person names it or the database names another; a trail that was never
+    anchored verifies with the setting's file still to come."""
+    missing = str(tmp_path / "missing.jsonl")
+    sql(trail, "TRUNCATE anchors")
+    assert verify(trail, anchors=AnchorFile(missing)).good
+    with pytest.raises(UsageError, match="no such file"):
+        verify(trail, anchors=AnchorFile(missing, given=True))
+    anchor(trail, AnchorFile(str(tmp_path / "anchors.jsonl")), None)
+    with pytest.raises(UsageError, match=r"the database names .*anchors\.jsonl"):
+        verify(trail, anchors=AnchorFile(missing))
+    sql(trail, "TRUNCATE anchors")
+
+
+@pytest.mark.parametrize("scope", [Scope(shard=5), Scope(first=99_999), Scope(shard=1, first=12, last=20)])
+def test_a_scope_with_nothing_in_it_is_no_proof(trail: str, scope: Scope) -> None:
+    """A shard that there is not, and batches that are not there, are refused instead of verified."""
+    with pytest.raises(UsageError, match="has no batch"):
+        verify(trail, scope=scope)
+    assert verify(trail, scope=Scope(since={0: 11, 1: 11})).batches == 0  # nothing new since the anchors
+
+
+def test_an_anchor_that_the_database_refuses_is_not_written(trail: str, tmp_path: Path) -> None:
+    """Without the right to note it, the file gets no line."""
+    name, path = f"test_{secrets.token_hex(4)}", tmp_path / "anchors.jsonl"
+    with psycopg.connect(trail, autocommit=True) as admin:
+        admin.execute(f"CREATE ROLE {name} LOGIN PASSWORD 'test'")
+        admin.execute(f"GRANT fraud_scorer_reader TO {name}")
+        try:
+            url = re.sub("//[^@]*@", f"//{name}:test@", trail)
+            with pytest.raises(ProgrammingError, match="permission denied"):
+                anchor(url, AnchorFile(str(path)), None)
+        finally:
+            admin.execute(f"DROP OWNED BY {name}")
+            admin.execute(f"DROP ROLE {name}")
+    assert not path.exists()
 
 
 def test_every_batch_is_one_that_any_owner_may_pick(trail: str) -> None:
