@@ -5,6 +5,7 @@ About 1 µs a row at 44 features: binary COPY, read through libpq's own call a r
 
 from __future__ import annotations
 
+import select
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -34,6 +35,7 @@ _SELECT = sql.SQL(
     " ORDER BY sequence, row_number) TO STDOUT (FORMAT BINARY)"
 )
 _COPY_HEADER_BYTES = 19
+WAIT_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,13 @@ def _copy(connection: psycopg.Connection, statement: sql.Composed) -> tuple[npt.
     _check(raw.exec_(statement.as_bytes(connection)), pq.ExecStatus.COPY_OUT, raw)
     blocks: list[bytes] = []
     while True:
-        size, block = raw.get_copy_data(0)
+        size, block = raw.get_copy_data(1)
+        if size == 0:
+            # Waited for here, since libpq's own waiting would hold the GIL, and with it the other connections' threads.
+            # In bounds, since over TLS what came may lie in OpenSSL already, where the socket does not show it.
+            select.select([raw.socket], [], [], WAIT_S)
+            raw.consume_input()
+            continue
         if size < 0:
             break
         blocks.append(bytes(block))
