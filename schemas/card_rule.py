@@ -286,6 +286,20 @@ def _same(data: Bytes, begin: Digits, size: Digits, at: int, n: int) -> bool:
 
 
 @nb.njit(cache=True, nogil=True)
+def luhn_holds(digit: Digits, first: Integer, end: Integer) -> bool:
+    """`luhn` for kernels, over the values digit[first:end]."""
+    total: Integer = 0
+    for k in range(first, end):
+        value = digit[k]
+        if (end - 1 - k) & 1:
+            value *= 2
+            if value > 9:
+                value -= 9
+        total += value
+    return bool(total % 10 == 0)
+
+
+@nb.njit(cache=True, nogil=True)
 def _number(digit: Digits, first: int, end: int) -> bool:
     length = end - first
     if not 14 <= length <= 19:
@@ -296,15 +310,7 @@ def _number(digit: Digits, first: int, end: int) -> bool:
         issued |= ISSUERS[row, 0] <= beginning <= ISSUERS[row, 1] and ISSUERS[row, 2] <= length <= ISSUERS[row, 3]
     if not issued:
         return False
-    total = 0
-    for k in range(first, end):
-        value = digit[k]
-        if (end - 1 - k) & 1:
-            value *= 2
-            if value > 9:
-                value -= 9
-        total += value
-    return total % 10 == 0
+    return luhn_holds(digit, first, end)
 
 
 @nb.njit(cache=True, nogil=True)

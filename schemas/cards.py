@@ -20,7 +20,7 @@ import numba as nb
 import numpy as np
 import numpy.typing as npt
 
-from schemas.card_rule import hidden_spans, luhn, may_hide
+from schemas.card_rule import hidden_spans, luhn, luhn_holds, may_hide
 
 Bytes = npt.NDArray[np.uint8]
 Integer = int | np.int64  # numba's integers are all int64; numpy's stubs tell the two apart
@@ -237,25 +237,12 @@ def _mask_run(
             unbroken += 1
         reach = unbroken if unbroken - i > DIGITS_MAX else -1
         for end in range(i + DIGITS_MIN, min(count, i + DIGITS_MAX) + 1):
-            if first[end] and _luhn(digit, i, end):
+            if first[end] and luhn_holds(digit, i, end):
                 reach = max(reach, end)
         if reach > i:
             masked = True
             _cover(data, place, i, reach)
     return masked
-
-
-@nb.njit(cache=True, nogil=True)
-def _luhn(digit: npt.NDArray[np.int64], start: int, end: int) -> bool:
-    total: Integer = 0
-    for k in range(start, end):
-        value = digit[k]
-        if (end - 1 - k) & 1:
-            value *= 2
-            if value > 9:
-                value -= 9
-        total += value
-    return total % 10 == 0
 
 
 @nb.njit(cache=True, nogil=True)
