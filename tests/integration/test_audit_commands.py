@@ -24,6 +24,7 @@ from scorer import kafka
 from scorer.audit.signing import Signer
 from scorer.bundle import write_bundle
 from scorer.cli import app
+from scorer.demo.processes import own_database
 from scorer.errors import FraudScorerError, UsageError
 from scorer.services import Services
 from scorer.settings import PREFIX, Settings
@@ -127,30 +128,25 @@ def running(services: Services, bundle: Path, tmp_path_factory: pytest.TempPathF
     """Worker and sink at work, some payments decided, one of them bad and one twice."""
     folder = tmp_path_factory.mktemp("audit")
     name = f"audit_{os.getpid()}"
-    with psycopg.connect(services.postgres.url, autocommit=True) as server:
-        server.execute(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING 'UTF8'")
-        url = services.postgres.url.rsplit("/", 1)[0] + f"/{name}"
-        try:
-            settings = test_settings(
-                services.kafka.bootstrap_servers, f"{name}-", postgres={"url": url},
-                worker={"batch_payments_max": 64}, topics={"payments_partitions": 1},
-            )  # fmt: skip
-            setup(settings)
-            trail = Running(settings, folder)
-            topics = kafka.Topics.of(settings.kafka)
-            trail.send(topics.control, b'{"type":"list_add","list":"blocked","value":"t_x"}', b"nonsense")
-            trail.send(topics.audit, b"no chunk")
-            with (
-                process("sink", [], settings, folder / "sink.log"),
-                process("run", ["--bundle", str(bundle)], settings, folder / "worker.log"),
-            ):
-                trail.send(topics.payments, *(payment(n) for n in range(PAYMENTS)))
-                wait_for(lambda: trail.count("decisions") == PAYMENTS, 60, "the first decisions")
-                trail.send(topics.payments, payment(3), payment(PAYMENTS, terminal_id="t_x"), b"no payment")
-                wait_for(lambda: trail.count("decisions") == PAYMENTS + 2, 60, "the other decisions")
-                yield trail
-        finally:
-            server.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    with own_database(services.postgres.url, name) as url:
+        settings = test_settings(
+            services.kafka.bootstrap_servers, f"{name}-", postgres={"url": url},
+            worker={"batch_payments_max": 64}, topics={"payments_partitions": 1},
+        )  # fmt: skip
+        setup(settings)
+        trail = Running(settings, folder)
+        topics = kafka.Topics.of(settings.kafka)
+        trail.send(topics.control, b'{"type":"list_add","list":"blocked","value":"t_x"}', b"nonsense")
+        trail.send(topics.audit, b"no chunk")
+        with (
+            process("sink", [], settings, folder / "sink.log"),
+            process("run", ["--bundle", str(bundle)], settings, folder / "worker.log"),
+        ):
+            trail.send(topics.payments, *(payment(n) for n in range(PAYMENTS)))
+            wait_for(lambda: trail.count("decisions") == PAYMENTS, 60, "the first decisions")
+            trail.send(topics.payments, payment(3), payment(PAYMENTS, terminal_id="t_x"), b"no payment")
+            wait_for(lambda: trail.count("decisions") == PAYMENTS + 2, 60, "the other decisions")
+            yield trail
 
 
 def test_the_other_topics_reach_their_tables(running: Running) -> None:

@@ -12,6 +12,7 @@ import pytest
 from psycopg import sql as pg
 
 from schemas.audit import NULLABLE, AuditColumns
+from scorer.demo.processes import own_database
 from scorer.services import Services
 from scorer.sink import schema
 from scorer.sink.assemble import Assembler, Position, SetAside
@@ -26,16 +27,13 @@ CARD = "4111111111111111"
 def url(services: Services) -> Iterator[str]:
     """A trail of three days, enough rows for plans to be about something."""
     name = f"test_{secrets.token_hex(4)}"
-    with psycopg.connect(services.postgres.url, autocommit=True) as server:
-        server.execute(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING 'UTF8'")
-        url = services.postgres.url.rsplit("/", 1)[0] + f"/{name}"
+    with own_database(services.postgres.url, name) as url:
         trail = Trail(migrated(url))
         for day in range(3):
             trail.write(0, (4000, 4000), day=day, seed=day)
         with psycopg.connect(url, autocommit=True) as connection:
             connection.execute("ANALYZE")
         yield url
-        server.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 QUESTIONS = {

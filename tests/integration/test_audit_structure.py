@@ -11,6 +11,7 @@ import pytest
 from scorer.audit.signing import Signer
 from scorer.audit.structure import made
 from scorer.audit.verify import verify
+from scorer.demo.processes import own_database
 from scorer.services import Services
 from scorer.sink import schema
 from tests.integration.audit_trail import Trail, migrated, sql
@@ -20,15 +21,12 @@ from tests.integration.audit_trail import Trail, migrated, sql
 def trail(services: Services) -> Iterator[str]:
     """Two shards over two days; every test puts back what it changed."""
     name = f"test_{secrets.token_hex(4)}"
-    with psycopg.connect(services.postgres.url, autocommit=True) as server:
-        server.execute(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING 'UTF8'")
-        url = services.postgres.url.rsplit("/", 1)[0] + f"/{name}"
+    with own_database(services.postgres.url, name) as url:
         trail = Trail(migrated(url))
         for day in range(2):
             for shard in range(2):
                 trail.write(shard, (30, 0, 20), day=day, seed=day)
         yield url
-        server.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 # Change, the way back, kind, place.

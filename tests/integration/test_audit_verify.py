@@ -19,6 +19,7 @@ from scorer.audit.anchor import AnchorFile, anchor
 from scorer.audit.scope import Report, Scope
 from scorer.audit.signing import Signer
 from scorer.audit.verify import verify
+from scorer.demo.processes import own_database
 from scorer.errors import UsageError
 from scorer.services import Services
 from scorer.sink import schema
@@ -35,16 +36,13 @@ TABLES = ("feature_sets", "bundles", "batches", "decisions", "positions")
 def kept(services: Services) -> Iterator[str]:
     """A database with two shards over three days, and a copy of its rows beside them."""
     name = f"test_{secrets.token_hex(4)}"
-    with psycopg.connect(services.postgres.url, autocommit=True) as server:
-        server.execute(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING 'UTF8'")
-        url = services.postgres.url.rsplit("/", 1)[0] + f"/{name}"
+    with own_database(services.postgres.url, name) as url:
         trail = Trail(migrated(url))
         for day in range(3):
             for shard in range(2):
                 trail.write(shard, (40, 0, 25, 60), day=day, seed=day)
         sql(url, "CREATE SCHEMA kept", *(f"CREATE TABLE kept.{name} AS SELECT * FROM {name}" for name in TABLES))
         yield url
-        server.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ import xgboost as xgb
 from scorer import kafka
 from scorer.audit.signing import Signer
 from scorer.bundle import write_bundle
+from scorer.demo.processes import own_database
 from scorer.files import read_payments
 from scorer.mapping import Mapping
 from scorer.services import Services
@@ -79,33 +80,28 @@ def running(
     (folder / "mapping.yaml").write_text(MAPPING)
     (folder / "with_labels.yaml").write_text(WITH_LABELS)
     name = f"prove_{os.getpid()}"
-    with psycopg.connect(services.postgres.url, autocommit=True) as server:
-        server.execute(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING 'UTF8'")
-        url = services.postgres.url.rsplit("/", 1)[0] + f"/{name}"
-        try:
-            settings = test_settings(
-                services.kafka.bootstrap_servers, f"{name}-", postgres={"url": url},
-                worker={"batch_payments_max": 64}, topics={"payments_partitions": 1},
-            )  # fmt: skip
-            setup(settings)
-            trail = Running(settings, folder)
-            topics = kafka.Topics.of(settings.kafka)
-            with (
-                process("sink", [], settings, folder / "sink.log"),
-                process("run", ["--bundle", str(bundles["decides"])], settings, folder / "worker.log"),
-            ):
-                (block,) = read_payments(folder / "payments.parquet", Mapping.from_yaml(MAPPING))
-                trail.send(topics.payments, *block.values)
-                wait_for(lambda: trail.count("decisions") == PAYMENTS, 60, "the decisions")
-                label = {"type": "label", "payment_id": "p_30", "fraud": True, "known_at": START_MS + 31 * 60_000}
-                trail.send(topics.control, json.dumps(label).encode())
-                # A batch that takes the label in, as a repeated payment.
-                trail.send(topics.payments, block.values[7])
-                wait_for(lambda: trail.count("labels") == 1, 60, "the label")
-                wait_for(lambda: trail.count("decisions") == PAYMENTS + 1, 60, "the last decision")
-            yield trail
-        finally:
-            server.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    with own_database(services.postgres.url, name) as url:
+        settings = test_settings(
+            services.kafka.bootstrap_servers, f"{name}-", postgres={"url": url},
+            worker={"batch_payments_max": 64}, topics={"payments_partitions": 1},
+        )  # fmt: skip
+        setup(settings)
+        trail = Running(settings, folder)
+        topics = kafka.Topics.of(settings.kafka)
+        with (
+            process("sink", [], settings, folder / "sink.log"),
+            process("run", ["--bundle", str(bundles["decides"])], settings, folder / "worker.log"),
+        ):
+            (block,) = read_payments(folder / "payments.parquet", Mapping.from_yaml(MAPPING))
+            trail.send(topics.payments, *block.values)
+            wait_for(lambda: trail.count("decisions") == PAYMENTS, 60, "the decisions")
+            label = {"type": "label", "payment_id": "p_30", "fraud": True, "known_at": START_MS + 31 * 60_000}
+            trail.send(topics.control, json.dumps(label).encode())
+            # A batch that takes the label in, as a repeated payment.
+            trail.send(topics.payments, block.values[7])
+            wait_for(lambda: trail.count("labels") == 1, 60, "the label")
+            wait_for(lambda: trail.count("decisions") == PAYMENTS + 1, 60, "the last decision")
+        yield trail
 
 
 def prove(running: Running, bundle: Path, *more: str, code: int = 0) -> tuple[dict[str, Any], list[dict[str, Any]]]:

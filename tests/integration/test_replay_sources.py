@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psycopg
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -16,6 +15,7 @@ import pytest
 from scorer import kafka
 from scorer.bundle import Bundle
 from scorer.decided_topic import TopicOutput
+from scorer.demo.processes import own_database
 from scorer.errors import UsageError
 from scorer.replay import output, replay_topic
 from scorer.services import Services
@@ -59,39 +59,34 @@ def running(
     """Payments on three partitions decided live and written to Postgres, with a list that changes in between."""
     name = f"sources_{os.getpid()}"
     folder = tmp_path_factory.mktemp("sources")
-    with psycopg.connect(services.postgres.url, autocommit=True) as server:
-        server.execute(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING 'UTF8'")
-        url = services.postgres.url.rsplit("/", 1)[0] + f"/{name}"
-        try:
-            settings = test_settings(
-                services.kafka.bootstrap_servers, f"{name}-", postgres={"url": url},
-                worker={"batch_payments_max": 64}, topics={"payments_partitions": PARTITIONS},
-            )  # fmt: skip
-            setup(settings)
-            trail = Running(settings, folder)
-            topics = kafka.Topics.of(settings.kafka)
-            with (
-                process("sink", [], settings, folder / "sink.log"),
-                process("run", ["--bundle", str(bundles["decides"])], settings, folder / "worker.log"),
-            ):
-                for start in range(0, PAYMENTS, PAYMENTS // 3):
-                    producer = kafka.plain_producer(settings.kafka)
-                    for number in range(start, start + PAYMENTS // 3):
-                        key, value = payment(number)
-                        producer.produce(topics.payments, value, key, partition=number % PARTITIONS)
-                    assert producer.flush(30) == 0
-                    seen = start + PAYMENTS // 3
-                    wait_for(lambda seen=seen: trail.count("decisions") == seen - (seen > 77), 60, "decisions")  # type: ignore[misc]
-                    trail.send(
-                        topics.control,
-                        json.dumps({"type": "list_add", "list": "blocked", "value": f"t_{start % 5 + 1}"}).encode(),
-                    )
-                label = {"type": "label", "payment_id": "p_10", "fraud": True, "known_at": START_MS + 86_400_000}
-                trail.send(topics.control, json.dumps(label).encode())
-                wait_for(lambda: trail.count("labels") == 1, 60, "the label")
-            yield trail
-        finally:
-            server.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    with own_database(services.postgres.url, name) as url:
+        settings = test_settings(
+            services.kafka.bootstrap_servers, f"{name}-", postgres={"url": url},
+            worker={"batch_payments_max": 64}, topics={"payments_partitions": PARTITIONS},
+        )  # fmt: skip
+        setup(settings)
+        trail = Running(settings, folder)
+        topics = kafka.Topics.of(settings.kafka)
+        with (
+            process("sink", [], settings, folder / "sink.log"),
+            process("run", ["--bundle", str(bundles["decides"])], settings, folder / "worker.log"),
+        ):
+            for start in range(0, PAYMENTS, PAYMENTS // 3):
+                producer = kafka.plain_producer(settings.kafka)
+                for number in range(start, start + PAYMENTS // 3):
+                    key, value = payment(number)
+                    producer.produce(topics.payments, value, key, partition=number % PARTITIONS)
+                assert producer.flush(30) == 0
+                seen = start + PAYMENTS // 3
+                wait_for(lambda seen=seen: trail.count("decisions") == seen - (seen > 77), 60, "decisions")  # type: ignore[misc]
+                trail.send(
+                    topics.control,
+                    json.dumps({"type": "list_add", "list": "blocked", "value": f"t_{start % 5 + 1}"}).encode(),
+                )
+            label = {"type": "label", "payment_id": "p_10", "fraud": True, "known_at": START_MS + 86_400_000}
+            trail.send(topics.control, json.dumps(label).encode())
+            wait_for(lambda: trail.count("labels") == 1, 60, "the label")
+        yield trail
 
 
 def replayed(running: Running, bundle: Path, source: str, name: str, *more: str) -> pa.Table:
