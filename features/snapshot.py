@@ -101,7 +101,7 @@ class SnapshotStore:
                 owner = image.sealed.get(name)
                 known = self._sealed.get(owner) if owner is not None else None
                 flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-                if known is None or any(digest not in sizes or digest not in self._sound for digest in known):
+                if known is None or not self._sound.issuperset(known):
                     known = []
                     for start in range(0, len(flat), BLOCK_BYTES):
                         block = flat[start : start + BLOCK_BYTES].data

@@ -27,8 +27,7 @@ from scorer.settings import KafkaSettings, Settings
 log = structlog.get_logger()
 
 METADATA_TIMEOUT_S = 15.0
-LOGIN_QUIET_S = 5.0
-CLIENT_ERROR_QUIET_S = 5.0
+QUIET_S = 5.0
 
 _Part = TypeVar("_Part")
 _Client = TypeVar("_Client")
@@ -125,33 +124,32 @@ def client_config(settings: KafkaSettings) -> dict[str, Any]:
     return config
 
 
-class _Login:
-    """When a refused login may be logged again."""
-
-    quiet_until = 0.0
-
-
-_login = _Login()
 # By error code: when it was logged last, and how many have come since that were not.
-_client_errors: dict[int, tuple[float, int]] = {}
+_said: dict[int, tuple[float, int]] = {}
+
+
+def _unsaid(code: int, *, always: bool = False) -> int | None:
+    """How many errors of this code went unsaid since the last one that was logged; None when this one does, too (never
+    with `always`): every client has them, up to 70 times a second."""
+    said_at, unsaid = _said.get(code, (float("-inf"), 0))
+    if time.monotonic() - said_at < QUIET_S and not always:
+        _said[code] = said_at, unsaid + 1
+        return None
+    _said[code] = time.monotonic(), 0
+    return unsaid
 
 
 def _on_error(error: KafkaError) -> None:
     # Transport errors heal by themselves; they must be seen, not acted upon. Fatal ones also come out of the next call.
     if error.code() in (KafkaError._AUTHENTICATION, KafkaError.SASL_AUTHENTICATION_FAILED):
-        if time.monotonic() > _login.quiet_until:  # it comes from every client, ten times a second
-            _login.quiet_until = time.monotonic() + LOGIN_QUIET_S
+        if _unsaid(KafkaError._AUTHENTICATION) is not None:
             log.error(
                 "kafka.login_refused", reason=error.str(), mend="renew the credentials; a new secret is read at start"
             )
         return
-    now = time.monotonic()
-    said_at, unsaid = _client_errors.get(error.code(), (float("-inf"), 0))
-    if now - said_at < CLIENT_ERROR_QUIET_S and not error.fatal():  # a broker that is away is said 70 times a second
-        _client_errors[error.code()] = said_at, unsaid + 1
-        return
-    _client_errors[error.code()] = now, 0
-    log.warning("kafka.client_error", code=error.name(), fatal=error.fatal(), unsaid=unsaid)
+    unsaid = _unsaid(error.code(), always=error.fatal())
+    if unsaid is not None:
+        log.warning("kafka.client_error", code=error.name(), fatal=error.fatal(), unsaid=unsaid)
 
 
 def _made(kind: Callable[[dict[str, Any]], _Client], config: dict[str, Any]) -> _Client:

@@ -12,9 +12,8 @@ import typer
 from rich.table import Table
 
 from features.describe import describe, duration, json_schema
-from features.feature_set import FeatureSet, FeatureSetError
 from scorer.cli.common import Json, check_output, counting, out, read_mapping, show
-from scorer.cli.modelling import MappingOption, with_report
+from scorer.cli.modelling import MappingOption, read_feature_set, with_report
 from scorer.errors import UsageError
 from scorer.replay import file_batches, training_table, write_training_table
 
@@ -23,14 +22,6 @@ app = typer.Typer(
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-
-def read_feature_set(path: Path) -> FeatureSet:
-    """The feature set that the user named. Raises UsageError with file, line and what to write instead."""
-    try:
-        return FeatureSet.from_yaml(path)
-    except (FeatureSetError, OSError, UnicodeDecodeError) as exc:
-        raise UsageError(str(exc)) from exc
 
 
 @app.callback()

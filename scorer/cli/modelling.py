@@ -7,11 +7,21 @@ from typing import Annotated, Any
 
 import typer
 
+from features.feature_set import FeatureSet, FeatureSetError
+from scorer.errors import UsageError
 from scorer.replay import Report
 
 InputOption = Annotated[Path, typer.Option("--input", exists=True, dir_okay=False, help="Parquet, CSV or JSON lines.")]
 MappingOption = Annotated[Path | None, typer.Option("--mapping", help="Which column is which field (YAML).")]
 SetOption = Annotated[Path, typer.Option("--feature-set", exists=True, dir_okay=False, help="The feature set (YAML).")]
+
+
+def read_feature_set(path: Path) -> FeatureSet:
+    """The feature set that the user named. Raises UsageError with file, line and what to write instead."""
+    try:
+        return FeatureSet.from_yaml(path)
+    except (FeatureSetError, OSError, UnicodeDecodeError) as exc:
+        raise UsageError(str(exc)) from exc
 
 
 def with_report(result: dict[str, Any], report: Report) -> dict[str, Any]:
