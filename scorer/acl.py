@@ -15,7 +15,7 @@ from confluent_kafka import KafkaError, KafkaException, TopicCollection
 from confluent_kafka.admin import AclOperation, AdminClient
 
 from scorer import kafka
-from scorer.settings import Settings
+from scorer.runtime.settings import Settings
 
 TIMEOUT_S: Final = 15.0
 

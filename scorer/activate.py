@@ -9,7 +9,7 @@ from confluent_kafka import KafkaException
 from schemas.control import Activate
 from scorer import kafka
 from scorer.errors import FraudScorerError
-from scorer.settings import Settings
+from scorer.runtime.settings import Settings
 
 _DELIVERY_TIMEOUT_S = 30.0
 

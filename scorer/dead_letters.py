@@ -25,7 +25,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer, Topic
 from schemas.dead_letter import REDRIVEN, DeadLetter, DeadLetterReason
 from scorer import kafka
 from scorer.errors import FraudScorerError, UsageError
-from scorer.settings import Settings
+from scorer.runtime.settings import Settings
 
 FROM, COUNT = "fraud_scorer.redriven_from", "fraud_scorer.redrives"
 NOTE, NOTE_TO = REDRIVEN, "fraud_scorer.redriven_to"

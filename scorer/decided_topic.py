@@ -20,7 +20,7 @@ from confluent_kafka.admin import NewTopic
 from schemas.decision import DECISIONS, MODES, encode_decisions
 from scorer import kafka
 from scorer.errors import UsageError
-from scorer.settings import Settings
+from scorer.runtime.settings import Settings
 
 HEADER = "fraud-scorer-replay"
 _QUEUE_FULL_WAIT_S = 0.05

@@ -24,13 +24,14 @@ from features.restore import StateMismatch
 from features.segments import SegmentError
 from features.snapshot import SnapshotError
 from schemas.journal import FIRST_PREVIOUS, JournalRecord
-from scorer import faults, history, kafka, metrics
+from scorer import history, kafka, metrics
 from scorer.bundle import BundleError
 from scorer.errors import UsageError
 from scorer.inputs import Deadlines, Inputs, MissingRange
 from scorer.pipeline import Pipeline
 from scorer.recovery import Bundles, rerun
-from scorer.settings import Settings
+from scorer.runtime import fault_points
+from scorer.runtime.settings import Settings
 from scorer.shard_image import restored
 from scorer.snapshots import Stored, newest_first, refused, store_of
 
@@ -185,7 +186,7 @@ class Follower:
             self._check(record)
             batch = history.reread(record, self.inputs, no_progress_s=self._settings.worker.no_progress_s)
             rerun(self.pipeline, record, batch, self._bundles)
-            faults.point("in_recovery")
+            fault_points.point("in_recovery")
         metrics.FOLLOWED.labels(self._label).set(self.pipeline.sequence)
         return len(records)
 

@@ -19,7 +19,7 @@ from scorer import kafka
 from scorer.enrich import Batch
 from scorer.errors import FraudScorerError, PromiseBroken
 from scorer.inputs import Inputs, MissingRange, Raw
-from scorer.settings import KafkaSettings, Settings
+from scorer.runtime.settings import KafkaSettings, Settings
 
 
 class NoProgress(FraudScorerError):

@@ -22,7 +22,7 @@ from confluent_kafka import Consumer, IsolationLevel, KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from scorer.errors import FraudScorerError, UsageError
-from scorer.settings import KafkaSettings, Settings
+from scorer.runtime.settings import KafkaSettings, Settings
 
 log = structlog.get_logger()
 

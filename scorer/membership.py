@@ -18,7 +18,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from scorer import kafka
 from scorer.history import journal_bounds
-from scorer.settings import Settings
+from scorer.runtime.settings import Settings
 
 RETRY_S = 0.1
 # A rebalance that runs is over within the session timeout; then the answer is yes or no.

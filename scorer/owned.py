@@ -11,7 +11,7 @@ import structlog
 
 from scorer import acl, kafka, metrics
 from scorer.membership import Membership
-from scorer.settings import Settings
+from scorer.runtime.settings import Settings
 from scorer.shard import Shard
 from scorer.standby import Standby
 

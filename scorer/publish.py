@@ -20,9 +20,9 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer, Topic
 from schemas.audit import AuditHeader, encode
 from schemas.dead_letter import dead_letter_record
 from schemas.decision import encode_decisions
-from scorer import faults
 from scorer.kafka import OLDER_GENERATION, KafkaFailure, Rebuild, Topics, describe, failure, present
 from scorer.pipeline import Outcomes
+from scorer.runtime import fault_points
 
 COMMIT_TIMEOUT_S = 30.0
 # Sending offsets takes milliseconds, and the client does not keep the timeout that it is given for it: when the group's
@@ -155,7 +155,7 @@ class Publisher:
     def _transaction(self, outcomes: Outcomes, audit: list[bytes]) -> None:
         self._producer.begin_transaction()
         self._produce_decisions(outcomes)
-        faults.point("in_transaction")
+        fault_points.point("in_transaction")
         self._produce_dead_letters(outcomes)
         for chunk in audit:
             self._produce(self._topics.audit, chunk, partition=self._shard)
@@ -166,15 +166,15 @@ class Publisher:
         if positions:  # fresh group metadata every time: the member's generation changes with each rebalance
             self._due = time.monotonic() + self._offsets_timeout_s + LATE_S
             try:
-                faults.point("in_offsets")
+                fault_points.point("in_offsets")
                 self._producer.send_offsets_to_transaction(positions, self._group_metadata(), self._offsets_timeout_s)
             finally:
                 self._due = math.inf
             if self._lost:
                 raise Rebuild("the client's call came back after it was given up")
-        faults.point("before_commit")
+        fault_points.point("before_commit")
         self._producer.commit_transaction(COMMIT_TIMEOUT_S)
-        faults.point("after_commit")
+        fault_points.point("after_commit")
 
     def _on_journal(self, error: KafkaError | None, message: Message) -> None:
         if error is None:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from scorer import kafka
-from scorer.settings import Settings
+from scorer.runtime.settings import Settings
 
 QUEUE_FULL_WAIT_S = 0.05
 # Sent in slices, so that a rate is kept evenly and a stop is heard.

@@ -9,7 +9,7 @@ from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, Resourc
 
 from scorer import kafka
 from scorer.errors import UsageError
-from scorer.settings import Settings
+from scorer.runtime.settings import Settings
 from scorer.sink.schema import migrate
 
 HOUR_MS = 3_600_000

@@ -19,7 +19,7 @@ import structlog
 from confluent_kafka import KafkaException
 
 from features.segments import SegmentError
-from scorer import faults, kafka, metrics
+from scorer import kafka, metrics
 from scorer.bundle import BundleError
 from scorer.enrich import Batch
 from scorer.errors import FraudScorerError, UsageError
@@ -29,7 +29,8 @@ from scorer.inputs import Inputs
 from scorer.pipeline import FLAG, Pipeline
 from scorer.publish import MODES, Committed, Publisher
 from scorer.recovery import Bundles
-from scorer.settings import Settings
+from scorer.runtime import fault_points
+from scorer.runtime.settings import Settings
 from scorer.snapshots import Snapshotter, store_of
 
 log = structlog.get_logger()
@@ -125,14 +126,14 @@ class Shard:
                 if self._snapshotter is not None:
                     self._snapshotter.between_batches(pipeline, inputs, 0)
                 continue
-            faults.point("after_consume")
+            fault_points.point("after_consume")
             self._activate(pipeline, batch)
             started = time.perf_counter()
             try:
                 outcomes = pipeline.run(batch)
             except SegmentError as exc:  # the disk is full, say: nothing of this batch was committed
                 raise FraudScorerError(str(exc)) from exc
-            faults.point("after_compute")
+            fault_points.point("after_compute")
             metrics.COMPUTE.labels(self._label).observe(time.perf_counter() - started)
             if flying is not None:
                 self._landed(flying, publisher, gatherer)

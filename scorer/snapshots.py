@@ -19,11 +19,12 @@ import structlog
 
 from features.capture import Image
 from features.snapshot import SnapshotError, SnapshotStore
-from scorer import faults, metrics
+from scorer import metrics
 from scorer.errors import UsageError
 from scorer.inputs import Inputs
 from scorer.pipeline import Pipeline
-from scorer.settings import Settings
+from scorer.runtime import fault_points
+from scorer.runtime.settings import Settings
 from scorer.shard_image import ShardCapture, facts
 
 log = structlog.get_logger()
@@ -40,7 +41,7 @@ def store_of(settings: Settings, shard: int) -> SnapshotStore | None:
     url = where.url or f"{(settings.cache.expanduser() / 'snapshots').as_uri()}"
     name = f"{settings.kafka.topic_prefix}{settings.worker.application}"
     try:
-        return SnapshotStore(f"{url.rstrip('/')}/{name}/shard-{shard}", passing=faults.point)
+        return SnapshotStore(f"{url.rstrip('/')}/{name}/shard-{shard}", passing=fault_points.point)
     except (ValueError, ImportError) as exc:  # a protocol that fsspec does not know, or whose package is missing
         raise UsageError(f"setting FRAUD_SCORER_SNAPSHOTS__URL: {exc}") from exc
 
@@ -141,14 +142,14 @@ class Snapshotter:
     def _begin(self, pipeline: Pipeline) -> None:
         started = time.perf_counter()
         self._capture = capture = ShardCapture(pipeline)
-        faults.point("snapshot_begin")
+        fault_points.point("snapshot_begin")
         self._pause(started)
         self._start(lambda: self._copy(capture), "copy")
 
     @staticmethod
     def _copy(capture: ShardCapture) -> None:
         capture.copy()
-        faults.point("snapshot_copy")
+        fault_points.point("snapshot_copy")
 
     def _finish(self, pipeline: Pipeline, inputs: Inputs) -> None:
         assert self._capture is not None
@@ -159,7 +160,7 @@ class Snapshotter:
                 self._start(lambda: self._copy(capture), "copy")
             return
         parts = capture.finish()
-        faults.point("snapshot_finish")
+        fault_points.point("snapshot_finish")
         self._capture = None
         self._pause(started)
         if parts is None:

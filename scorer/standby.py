@@ -11,7 +11,7 @@ from scorer.follow import Follower
 from scorer.history import NoProgress
 from scorer.inputs import MissingRange
 from scorer.recovery import Bundles
-from scorer.settings import Settings
+from scorer.runtime.settings import Settings
 
 log = structlog.get_logger()
 

@@ -14,13 +14,14 @@ import structlog
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from features.feature_set import FeatureSetError
-from scorer import acl, faults, kafka, metrics
+from scorer import acl, kafka, metrics
 from scorer.bundle import Bundle
 from scorer.errors import FraudScorerError, UsageError
 from scorer.membership import Membership
 from scorer.owned import DENIED_RETRY_S, Owned
 from scorer.recovery import Bundles
-from scorer.settings import Settings
+from scorer.runtime import fault_points
+from scorer.runtime.settings import Settings
 from scorer.shard import Shard
 from scorer.standby import Standby
 from scorer.warmup import warm_up
@@ -87,7 +88,7 @@ class Worker:
         the process must exit non-zero then."""
         warm_up(self._bundle)
         _calm_collector()
-        faults.point("after_warm_up")
+        fault_points.point("after_warm_up")
         self._warm = True
         settings, topics = self._settings, kafka.Topics.of(self._settings.kafka)
         client = kafka.admin(settings.kafka)
@@ -104,7 +105,7 @@ class Worker:
         waiting_said_at = began = self._polled_at
         try:
             while not stop.is_set():
-                faults.point("main_loop")
+                fault_points.point("main_loop")
                 if not self._joined and time.monotonic() - waiting_said_at > WAITING_SAID_S:
                     waiting_said_at = time.monotonic()
                     log.warning(

@@ -12,7 +12,7 @@ from scorer.bundle import Bundle
 from scorer.errors import UsageError
 from scorer.pipeline import Outcomes, Pipeline
 from scorer.recovery import Bundles, rerun
-from scorer.settings import Settings
+from scorer.runtime.settings import Settings
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from scorer.audit.beside import elsewhere
 from scorer.audit.findings import Finding
 from scorer.audit.scope import BIGINT_MAX, Report, Scope
 from scorer.audit.topics import messages, range_of
-from scorer.settings import Settings
+from scorer.runtime.settings import Settings
 from scorer.sink import schema
 from scorer.sink.assemble import KINDS
 from scorer.sink.store import masked_value

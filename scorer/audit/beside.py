@@ -22,7 +22,7 @@ from scorer.audit.check import MomentLoader
 from scorer.audit.findings import Finding
 from scorer.audit.scope import BIGINT_MAX, Report
 from scorer.audit.topics import messages, range_of
-from scorer.settings import Settings
+from scorer.runtime.settings import Settings
 from scorer.sink import schema
 from scorer.sink.reader import Record
 from scorer.sink.records import Row, control_row, dead_letter_row

@@ -18,7 +18,7 @@ from scorer.audit.check import MomentLoader
 from scorer.audit.findings import Finding
 from scorer.audit.topics import audit_rows
 from scorer.kafka import KafkaFailure
-from scorer.settings import Settings
+from scorer.runtime.settings import Settings
 
 _ABOUT_ROWS = frozenset({"row_edited", "rows_reordered", "rows_inserted", "rows_deleted", "forged"})
 _COLUMNS = {"partition": "origin_partition", "offset": "origin_offset"}

@@ -14,7 +14,7 @@ from scorer.audit.scope import End, Report, Scope, Start
 from scorer.audit.signing import Verifier
 from scorer.audit.topics import journal_heads, journal_shards, next_sequence
 from scorer.kafka import Topics
-from scorer.settings import Settings
+from scorer.runtime.settings import Settings
 
 
 def anchored(

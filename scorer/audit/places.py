@@ -7,7 +7,7 @@ import psycopg
 from scorer.audit.findings import Finding
 from scorer.audit.scope import BIGINT_MAX, End, Report, Scope
 from scorer.kafka import Topics
-from scorer.settings import Settings
+from scorer.runtime.settings import Settings
 
 _FINDINGS_MAX = 1_000
 

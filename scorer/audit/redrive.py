@@ -18,7 +18,7 @@ from schemas.journal import FIRST_PREVIOUS
 from scorer import kafka
 from scorer.audit.topics import journal_heads, messages
 from scorer.errors import FraudScorerError
-from scorer.settings import Settings
+from scorer.runtime.settings import Settings
 from scorer.sink.assemble import Assembler, Batch, Position, SetAside
 from scorer.sink.errors import SinkError
 from scorer.sink.schema import connect_text

@@ -12,8 +12,8 @@ import psycopg
 from alembic.script import ScriptDirectory
 from psycopg import sql
 
-from scorer import assets
 from scorer.audit.findings import Finding
+from scorer.runtime import assets
 from scorer.sink import schema
 
 _VIEW = re.compile(r"CREATE (?:OR REPLACE )?VIEW (\w+) AS(.*?);$", re.DOTALL | re.MULTILINE)

@@ -13,7 +13,7 @@ from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
 
 from schemas.audit import AuditColumns, AuditError, AuditHeader, decode
 from scorer import kafka
-from scorer.settings import Settings
+from scorer.runtime.settings import Settings
 
 _NO_PROGRESS_S = 30.0
 _MESSAGES = 10_000

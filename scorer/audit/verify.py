@@ -38,7 +38,7 @@ from scorer.audit.scope import BIGINT_MAX, End, Report, Scope, Start
 from scorer.audit.signing import SignatureBroken, Verifier, body_of
 from scorer.audit.structure import columns, structure
 from scorer.errors import UsageError
-from scorer.settings import Settings
+from scorer.runtime.settings import Settings
 from scorer.sink.schema import connect_text
 
 UNIT_ROWS, UNIT_BATCHES = 30_000, 2_000

@@ -22,7 +22,7 @@ from scorer.cli import set_aside
 from scorer.cli.common import Json, err, out, show
 from scorer.cli.common import settings as load_settings
 from scorer.errors import FraudScorerError, PromiseBroken, UsageError
-from scorer.settings import Settings
+from scorer.runtime.settings import Settings
 
 if TYPE_CHECKING:
     from scorer.audit.explain import Explanation

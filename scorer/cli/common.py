@@ -20,10 +20,10 @@ from rich.table import Table
 from rich.text import Text
 
 from schemas.times import event_time_ms
-from scorer import logs
 from scorer.errors import UsageError
 from scorer.mapping import Mapping
-from scorer.settings import Settings, load
+from scorer.runtime import logs
+from scorer.runtime.settings import Settings, load
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")]
 

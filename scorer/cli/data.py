@@ -16,8 +16,8 @@ from schemas.published import json_schemas
 from scorer.cli.common import Json, err, out, parse_time_ms, read_mapping, show, stop_on_signals
 from scorer.cli.common import settings as load_settings
 from scorer.errors import UsageError
+from scorer.runtime.settings import described
 from scorer.send import Outgoing, Sender, outgoing_pairs
-from scorer.settings import described
 
 DAY_MS = 86_400_000
 

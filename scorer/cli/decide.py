@@ -12,8 +12,8 @@ from scorer import acl
 from scorer.cli.common import settings as load_settings
 from scorer.cli.common import stop_on_signals
 from scorer.fetch import load_bundle
-from scorer.health import HealthServer
 from scorer.kafka import Topics, client_config
+from scorer.runtime.health import HealthServer
 
 BundleOption = Annotated[
     Path,

@@ -15,7 +15,7 @@ from scorer.cli.modelling import MappingOption
 from scorer.errors import PromiseBroken, UsageError
 from scorer.proof import Differences, Proof, prove_file, prove_topic
 from scorer.proof.differences import SENTENCES
-from scorer.settings import reading_history
+from scorer.runtime.settings import reading_history
 
 
 def prove(

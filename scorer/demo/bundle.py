@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 
 from features.feature_set import FeatureSet
-from scorer import assets
 from scorer.bundle import Bundle, BundleError
 from scorer.bundle.manifest import FORMAT_VERSION
 from scorer.columnar import json_block
 from scorer.errors import FraudScorerError
 from scorer.replay import chained, training_table
+from scorer.runtime import assets
 from scorer.send import Outgoing, outgoing_pairs
 from scorer.simulate import World
 

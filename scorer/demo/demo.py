@@ -29,9 +29,9 @@ from scorer.demo.processes import command, end, free_ports, own_database
 from scorer.demo.reader import DecisionReader
 from scorer.demo.warmup import warm_broker
 from scorer.errors import FraudScorerError, PromiseBroken
+from scorer.runtime.settings import PREFIX, load
 from scorer.send import Sender
 from scorer.services import local_services
-from scorer.settings import PREFIX, load
 from scorer.setup import setup
 from scorer.simulate import World
 

@@ -13,7 +13,7 @@ from confluent_kafka import KafkaError, TopicPartition
 
 from schemas.decision import Decision
 from scorer import kafka
-from scorer.settings import Settings
+from scorer.runtime.settings import Settings
 
 LATENCIES_MAX = 2_000_000
 FLAGGED_SHOWN = 12

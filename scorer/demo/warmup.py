@@ -12,7 +12,7 @@ from confluent_kafka import KafkaException, TopicPartition
 from confluent_kafka.admin import NewTopic
 
 from scorer import kafka
-from scorer.settings import Settings
+from scorer.runtime.settings import Settings
 
 # Enough for the broker's compiler to have seen the way of a transaction; bounded by time on a slow machine.
 TRANSACTIONS = 300

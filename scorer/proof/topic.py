@@ -18,7 +18,7 @@ from scorer.proof import compare
 from scorer.proof.differences import Cause, Difference, Differences
 from scorer.proof.trail import ROWS_PER_READ, LiveBatch, Trail
 from scorer.recovery import Bundles
-from scorer.settings import Settings
+from scorer.runtime.settings import Settings
 
 _COLUMNS = (*compare.PAYMENT, *compare.PLACE, *compare.VERDICT, "features")
 Progress = Callable[[int], None]

@@ -12,7 +12,7 @@ from scorer.pipeline import Pipeline
 from scorer.recovery import Bundles, rerun
 from scorer.replay.output import ALL, Open, Window, decision_schema, decision_table, opened
 from scorer.replay.report import Progress, Report
-from scorer.settings import Settings
+from scorer.runtime.settings import Settings
 
 
 def replay_topic(

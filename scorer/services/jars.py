@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from scorer import assets
+from scorer.runtime import assets
 from scorer.services.errors import DownloadError
 
 KAFKA_VERSION = "4.1.0"  # deploy/kafka/pom.xml says the same; a test compares them

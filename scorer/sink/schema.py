@@ -18,7 +18,7 @@ from psycopg.conninfo import make_conninfo
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 from schemas.audit import NULLABLE
-from scorer import assets
+from scorer.runtime import assets
 
 REVISION = "0002"  # the newest migration: what this version of the code reads and writes
 

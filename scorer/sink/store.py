@@ -29,7 +29,7 @@ from sqlalchemy.dialects import postgresql
 
 from schemas.audit import MODES, AuditContext
 from schemas.cards import mask_card_numbers, mask_digits
-from scorer import faults
+from scorer.runtime import fault_points
 from scorer.sink import copy_rows, schema
 from scorer.sink.assemble import Batch, Position, SetAside
 from scorer.sink.errors import RowsRefused, SchemaMismatch, SinkError, StoreRefused, StoreUnavailable
@@ -138,8 +138,8 @@ class Store:
             if aside:
                 # Between the chunks of a batch the position does not move: after a restart the same record comes again.
                 connection.execute(postgresql.insert(schema.set_aside).on_conflict_do_nothing(), aside)
-            faults.point("sink_before_commit")
-        faults.point("sink_after_commit")
+            fault_points.point("sink_before_commit")
+        fault_points.point("sink_after_commit")
         # Only now: what a transaction that failed had inserted is not known to the database.
         self._contexts = known if len(known) <= _KNOWN_MAX else {}
 
@@ -211,7 +211,7 @@ class Store:
             for batch in batches:
                 for header, rows in batch.chunks:
                     copy.write(copy_rows.rows_bytes(header, rows, batch.day).data)
-                    faults.point("sink_copy")
+                    fault_points.point("sink_copy")
             copy.write(copy_rows.TRAILER)
 
     def _make_days(self, days: set[int]) -> None:

@@ -103,9 +103,9 @@ def _child(order: dict[str, Any], bundle: str) -> None:
     null = os.open(os.devnull, os.O_RDONLY)
     for target, source in ((0, null), (1, log), (2, log)):
         os.dup2(source, target)
-    from scorer import faults  # noqa: PLC0415
+    from scorer.runtime import fault_points  # noqa: PLC0415
 
-    importlib.reload(faults)  # it reads the environment when it is imported
+    importlib.reload(fault_points)  # it reads the environment when it is imported
     from scorer.cli import main  # noqa: PLC0415
 
     if CLOCK_AHEAD in os.environ:

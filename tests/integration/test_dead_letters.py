@@ -14,8 +14,8 @@ from scorer import dead_letters, kafka
 from scorer.cli import app
 from scorer.dead_letters import COUNT, FROM, Filter, Letter, redrive
 from scorer.errors import UsageError
+from scorer.runtime.settings import PREFIX, Settings
 from scorer.services import Services
-from scorer.settings import PREFIX, Settings
 from scorer.setup import create_topics
 from tests.integration.running import TopicReader, test_settings, wait_for
 

@@ -24,7 +24,7 @@ from psycopg.conninfo import conninfo_to_dict
 from scorer.audit.verify import verify
 from scorer.cli import app
 from scorer.errors import FraudScorerError
-from scorer.settings import PREFIX
+from scorer.runtime.settings import PREFIX
 from scorer.sink import schema
 from scorer.sink.errors import StoreUnavailable
 from scorer.sink.store import Store

@@ -24,8 +24,8 @@ from scorer.bundle import write_bundle
 from scorer.demo.processes import own_database
 from scorer.files import read_payments
 from scorer.mapping import Mapping
+from scorer.runtime.settings import PREFIX
 from scorer.services import Services
-from scorer.settings import PREFIX
 from scorer.setup import setup
 from tests.integration.running import process, test_settings, wait_for
 from tests.integration.test_audit_commands import FEATURES, POLICY, Running

@@ -18,8 +18,8 @@ from scorer.decided_topic import TopicOutput
 from scorer.demo.processes import own_database
 from scorer.errors import UsageError
 from scorer.replay import output, replay_topic
+from scorer.runtime.settings import Settings
 from scorer.services import Services
-from scorer.settings import Settings
 from scorer.setup import setup
 from tests.integration.running import TopicReader, process, test_settings, wait_for
 from tests.integration.test_audit_commands import POLICY, START_MS, Running

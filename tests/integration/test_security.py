@@ -23,8 +23,8 @@ from scorer.acl import Acl, AclMissing, Role, check, missing, needed
 from scorer.dead_letters import Filter, redrive
 from scorer.demo import free_ports
 from scorer.errors import UsageError
+from scorer.runtime.settings import PREFIX, Settings, described, load
 from scorer.services import Services
-from scorer.settings import PREFIX, Settings, described, load
 from scorer.setup import create_topics
 from scorer.sink import AuditSink, schema
 from tests.faults.nursery import Nursery

@@ -24,8 +24,8 @@ import pytest
 from confluent_kafka import Consumer, Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 
-from scorer import assets
 from scorer.errors import UsageError
+from scorer.runtime import assets
 from scorer.services import (
     AddressSilentError,
     Kafka,

@@ -21,7 +21,7 @@ from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
 from psycopg import sql
 
-from scorer import assets
+from scorer.runtime import assets
 from scorer.services import Services
 from scorer.sink import schema, set_position
 from scorer.sink.errors import AuditBroken, MissingRange, SchemaMismatch

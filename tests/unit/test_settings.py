@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
-from scorer import kafka, settings
+from scorer import kafka
 from scorer.errors import UsageError
+from scorer.runtime import settings
 from scorer.snapshots import store_of
 
 
