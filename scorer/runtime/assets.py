@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-_PACKAGED = Path(__file__).resolve().parent / "_assets"
-_CHECKOUT = Path(__file__).resolve().parent.parent
+_PACKAGED = Path(__file__).resolve().parents[1] / "_assets"
+_CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 def path(relative: str) -> Path:
