@@ -9,9 +9,9 @@ from schemas.control import Activate, parse_control
 from schemas.errors import ContractError
 from schemas.journal import JournalRecord
 from scorer.bundle import Bundle
+from scorer.bundle.fetch import load_bundle
 from scorer.enrich import Batch, ControlRecord
 from scorer.errors import PromiseBroken, UsageError
-from scorer.fetch import load_bundle
 from scorer.pipeline import Outcomes, Pipeline
 
 

@@ -13,7 +13,7 @@ import typer
 from rich.table import Table
 
 from scorer.bundle import Bundle
-from scorer.bundle.challenge import with_challengers
+from scorer.bundle.challengers import with_challengers
 from scorer.bundle.gate import Verdict
 from scorer.bundle.gate import verify as run_gate
 from scorer.bundle.signature import new_private_key, public_name, read_private_key

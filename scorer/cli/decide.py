@@ -9,9 +9,9 @@ import structlog
 import typer
 
 from scorer import acl
+from scorer.bundle.fetch import load_bundle
 from scorer.cli.common import settings as load_settings
 from scorer.cli.common import stop_on_signals
-from scorer.fetch import load_bundle
 from scorer.kafka import Topics, client_config
 from scorer.runtime.health import HealthServer
 

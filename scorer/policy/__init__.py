@@ -7,10 +7,11 @@ from scorer.policy.policy import (
     APPROVE,
     FLAG,
     LATE_REASON,
+    SCORE_REASON,
     Policy,
     PolicyError,
     PolicyRunner,
     Verdicts,
 )
 
-__all__ = ["APPROVE", "FLAG", "LATE_REASON", "Policy", "PolicyError", "PolicyRunner", "Verdicts"]
+__all__ = ["APPROVE", "FLAG", "LATE_REASON", "SCORE_REASON", "Policy", "PolicyError", "PolicyRunner", "Verdicts"]

@@ -14,7 +14,7 @@ import xgboost as xgb
 
 from scorer import kafka
 from scorer.bundle import Bundle, write_bundle
-from scorer.bundle.challenge import with_challengers
+from scorer.bundle.challengers import with_challengers
 from scorer.replay import replay_topic
 from scorer.send import Sender
 from scorer.services import Services

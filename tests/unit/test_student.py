@@ -12,7 +12,7 @@ import xgboost as xgb
 
 from schemas.journal import ControlRange, InputRange
 from scorer.bundle import Bundle, BundleManifestError, write_bundle
-from scorer.bundle.challenge import with_challengers
+from scorer.bundle.challengers import with_challengers
 from scorer.bundle.gate import verify
 from scorer.enrich import Batch, Records
 from scorer.model.calibrate import Calibration

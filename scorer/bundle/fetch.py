@@ -9,7 +9,7 @@ from pathlib import Path
 import fsspec
 
 from scorer.bundle import Bundle
-from scorer.bundle.errors import BundleContentError
+from scorer.bundle.bundle_errors import BundleContentError
 
 # A bundle is a handful of files; a wrong URL must not fill the disk.
 FILES_MAX = 64
