@@ -25,9 +25,9 @@ from schemas.decode import PaymentBatch, Reject, decode_payments
 from schemas.times import EVENT_TIME_MS_END, EVENT_TIME_MS_MIN
 from scorer import cells
 from scorer.cells import CellError, Column
-from scorer.enrich import ControlRecord, KnownLabel, LabelRecords, Records
 from scorer.files import FileBlock, Part, label_records, mapped_block, parts
 from scorer.mapping import NUMBER_FIELDS, TEXT_FIELDS, Constant, Mapping
+from scorer.pipeline.records import ControlRecord, KnownLabel, LabelRecords, Records
 
 # Digits after the point: at most four (schemas.currencies); the power of ten of each is an exact double.
 _POWERS = np.array([10.0**digits for digits in range(10)])

@@ -29,10 +29,10 @@ from scorer.bundle import BundleError
 from scorer.errors import UsageError
 from scorer.inputs import Deadlines, Inputs, MissingRange
 from scorer.pipeline import Pipeline
+from scorer.pipeline.state_image import restored
 from scorer.recovery import Bundles, rerun
 from scorer.runtime import fault_points
 from scorer.runtime.settings import Settings
-from scorer.shard_image import restored
 from scorer.snapshots import Stored, newest_first, refused, store_of
 
 log = structlog.get_logger()

@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from schemas.decode import event_times
-from scorer.enrich import Batch
 from scorer.inputs import Inputs, Lane
-from scorer.ordering import journal_order, running_maximum
+from scorer.pipeline.ordering import journal_order, running_maximum
+from scorer.pipeline.records import Batch
 
 # A control record with no payment to carry it is committed alone after this long, so that its lag stays small.
 CONTROL_ALONE_S = 1.0

@@ -17,9 +17,9 @@ import numpy as np
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from schemas.journal import ControlRange, InputRange
-from scorer.enrich import Batch, ControlRecord, Records
 from scorer.errors import FraudScorerError
 from scorer.kafka import DENIED, Denied, KafkaFailure, describe, present
+from scorer.pipeline.records import Batch, ControlRecord, Records
 
 CONSUME_MAX = 4096
 CONTROL_BUFFER_MAX = 20_000

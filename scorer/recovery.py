@@ -10,9 +10,9 @@ from schemas.errors import ContractError
 from schemas.journal import JournalRecord
 from scorer.bundle import Bundle
 from scorer.bundle.fetch import load_bundle
-from scorer.enrich import Batch, ControlRecord
 from scorer.errors import PromiseBroken, UsageError
 from scorer.pipeline import Outcomes, Pipeline
+from scorer.pipeline.records import Batch, ControlRecord
 
 
 @dataclass

@@ -21,12 +21,13 @@ from confluent_kafka import KafkaException
 from features.segments import SegmentError
 from scorer import kafka, metrics
 from scorer.bundle import BundleError
-from scorer.enrich import Batch
 from scorer.errors import FraudScorerError, UsageError
 from scorer.follow import Follower
 from scorer.gather import Gatherer
 from scorer.inputs import Inputs
-from scorer.pipeline import FLAG, Pipeline
+from scorer.pipeline import Pipeline
+from scorer.pipeline.records import Batch
+from scorer.policy import FLAG
 from scorer.publish import MODES, Committed, Publisher
 from scorer.recovery import Bundles
 from scorer.runtime import fault_points

@@ -23,9 +23,9 @@ from scorer import metrics
 from scorer.errors import UsageError
 from scorer.inputs import Inputs
 from scorer.pipeline import Pipeline
+from scorer.pipeline.state_image import ShardCapture, facts
 from scorer.runtime import fault_points
 from scorer.runtime.settings import Settings
-from scorer.shard_image import ShardCapture, facts
 
 log = structlog.get_logger()
 

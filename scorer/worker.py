@@ -19,12 +19,12 @@ from scorer.bundle import Bundle
 from scorer.errors import FraudScorerError, UsageError
 from scorer.membership import Membership
 from scorer.owned import DENIED_RETRY_S, Owned
+from scorer.pipeline.warm_up import warm_up
 from scorer.recovery import Bundles
 from scorer.runtime import fault_points
 from scorer.runtime.settings import Settings
 from scorer.shard import Shard
 from scorer.standby import Standby
-from scorer.warmup import warm_up
 
 log = structlog.get_logger()
 

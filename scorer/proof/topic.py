@@ -11,9 +11,9 @@ from schemas.journal import JournalRecord
 from scorer import history, kafka
 from scorer.audit.topics import audit_rows
 from scorer.bundle import Bundle
-from scorer.enrich import Batch
 from scorer.errors import FraudScorerError
 from scorer.pipeline import Outcomes, Pipeline
+from scorer.pipeline.records import Batch
 from scorer.proof import compare
 from scorer.proof.differences import Cause, Difference, Differences
 from scorer.proof.trail import ROWS_PER_READ, LiveBatch, Trail

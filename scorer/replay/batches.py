@@ -12,9 +12,9 @@ import numpy.typing as npt
 
 from schemas.journal import ControlRange, InputRange
 from scorer.columnar import DecodedBlock, FileLabels, decoded_blocks, undecoded
-from scorer.enrich import Batch
 from scorer.files import read_payments, rows_before
 from scorer.mapping import Mapping
+from scorer.pipeline.records import Batch
 
 BATCH_ROWS = 16_384
 

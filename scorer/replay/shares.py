@@ -23,11 +23,12 @@ import pyarrow as pa
 
 from scorer.bundle import Bundle
 from scorer.columnar import FileLabels
-from scorer.enrich import Batch, Share
 from scorer.errors import FraudScorerError
 from scorer.files import row_count
 from scorer.mapping import Mapping
 from scorer.pipeline import Pipeline
+from scorer.pipeline.enrichment import Share
+from scorer.pipeline.records import Batch
 from scorer.replay.batches import LabelledBatch, file_batches
 from scorer.replay.file import described
 from scorer.replay.output import Open, Window, decision_schema, decision_table, opened

@@ -14,8 +14,9 @@ import pyarrow.parquet as pq
 from features.feature_set import FeatureSet
 from schemas.errors import ContractError
 from schemas.label import Label
-from scorer.enrich import Enricher, KnownLabel, control_verdicts
 from scorer.errors import UsageError
+from scorer.pipeline.enrichment import Enricher
+from scorer.pipeline.records import KnownLabel, control_verdicts
 from scorer.replay.batches import LabelledBatch
 from scorer.replay.report import Progress, Report
 

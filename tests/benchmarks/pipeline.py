@@ -82,7 +82,7 @@ def _part(part: str, bootstrap: str, prefix: str) -> None:
     stop = threading.Event()
     gather_ms = 4.0
     if part == "worker":
-        from scorer.warmup import warm_up  # noqa: PLC0415 - the echo must not carry the worker's memory
+        from scorer.pipeline.warm_up import warm_up  # noqa: PLC0415 - the echo must not carry the worker's memory
         from scorer.worker import Worker  # noqa: PLC0415
 
         bundle = Bundle.load(demo_bundle(load().cache.expanduser(), lambda _line: None))

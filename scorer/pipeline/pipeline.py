@@ -23,10 +23,11 @@ from schemas.errors import ContractError
 from schemas.journal import FIRST_PREVIOUS, JournalRecord
 from schemas.label import Label
 from scorer.bundle import Bundle
-from scorer.dedupe import Outcome
-from scorer.enrich import Batch, ControlRecord, Enricher, KnownLabel, Records, Rejected, Share, control_verdicts
 from scorer.errors import PromiseBroken, UsageError
-from scorer.policy import APPROVE, FLAG, LATE_REASON, PolicyRunner, Verdicts
+from scorer.pipeline.dedupe import Outcome
+from scorer.pipeline.enrichment import Enricher, Share
+from scorer.pipeline.records import Batch, ControlRecord, KnownLabel, Records, Rejected, control_verdicts
+from scorer.policy import APPROVE, LATE_REASON, PolicyRunner, Verdicts
 
 NORMAL, DEGRADED, DUPLICATE, LATE = range(4)
 LIST_VALUES_MAX = 1_000_000
@@ -84,7 +85,7 @@ class Pipeline:
         folder: Path | None = None,
         share: Share | None = None,
     ) -> None:
-        """`images`: of engine and dedupe table, to go on from (see scorer.shard_image). `folder`: for the event log.
+        """`images`: of engine and dedupe table, to go on from (see scorer.pipeline.state_image). `folder`: for the event log.
         `share`: decide a part of the payments alone.
 
         Raises StateMismatch or SegmentError.
@@ -278,6 +279,3 @@ def _spread(values: npt.NDArray[np.float32], rows: npt.NDArray[np.int64], n: int
     result = np.full((n, values.shape[1]), np.nan, dtype=np.float32)
     result[rows] = values
     return result
-
-
-__all__ = ["FLAG", "Batch", "ControlRecord", "Outcomes", "Pipeline", "Records", "Rejected"]

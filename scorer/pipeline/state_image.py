@@ -18,7 +18,7 @@ from features.capture import Image
 from features.restore import StateMismatch
 from features.snapshot import strings_as_arrays, strings_from_arrays
 from scorer.bundle import Bundle
-from scorer.pipeline import Pipeline
+from scorer.pipeline.pipeline import Pipeline
 
 FORMAT = 1
 

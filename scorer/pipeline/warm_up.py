@@ -10,10 +10,10 @@ import numpy as np
 from features.table import grown, new_table
 from schemas.journal import ControlRange, InputRange
 from scorer.bundle import Bundle
-from scorer.enrich import Batch, ControlRecord, Records
 from scorer.errors import PromiseBroken
-from scorer.pipeline import Pipeline
-from scorer.shard_image import ShardCapture, facts, restored
+from scorer.pipeline.pipeline import Pipeline
+from scorer.pipeline.records import Batch, ControlRecord, Records
+from scorer.pipeline.state_image import ShardCapture, facts, restored
 
 _TIME_MS = 1_577_836_800_000
 # Every field of the contract, so that no feature set can refuse it for a missing one.
