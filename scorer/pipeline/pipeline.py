@@ -85,8 +85,8 @@ class Pipeline:
         folder: Path | None = None,
         share: Share | None = None,
     ) -> None:
-        """`images`: of engine and dedupe table, to go on from (see scorer.pipeline.state_image). `folder`: for the event log.
-        `share`: decide a part of the payments alone.
+        """`images`: of engine and dedupe table, to go on from (see scorer.pipeline.state_image). `folder`: for the
+        event log. `share`: decide a part of the payments alone.
 
         Raises StateMismatch or SegmentError.
         """
