@@ -9,7 +9,8 @@ import time
 
 import structlog
 
-from scorer import acl, kafka, metrics
+from scorer import kafka, metrics
+from scorer.kafka import rights
 from scorer.membership import Membership
 from scorer.runtime.settings import Settings
 from scorer.shard import Shard
@@ -99,7 +100,7 @@ class Owned:
             self._denied = time.monotonic(), self.shard.landed
         until = self._denied[0] + self._settings.worker.denied_s
         while not self.stop.wait(DENIED_RETRY_S):
-            lacking = acl.lacking(self._settings, acl.Role.WORKER)
+            lacking = rights.lacking(self._settings, rights.Role.WORKER)
             reason = lacking or str(denial)
             if time.monotonic() > until:
                 self.failure = kafka.Denied(f"{reason}. Waited {self._settings.worker.denied_s:g} s for it")

@@ -14,9 +14,10 @@ import structlog
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from features.feature_set import FeatureSetError
-from scorer import acl, kafka, metrics
+from scorer import kafka, metrics
 from scorer.bundle import Bundle
 from scorer.errors import FraudScorerError, UsageError
+from scorer.kafka import rights
 from scorer.membership import Membership
 from scorer.owned import DENIED_RETRY_S, Owned
 from scorer.pipeline.warm_up import warm_up
@@ -157,7 +158,9 @@ class Worker:
             if time.monotonic() - self._denied_said_at < DENIED_RETRY_S:
                 return
             self._denied_said_at = time.monotonic()
-            reason = acl.lacking(self._settings, acl.Role.WORKER) or f"Kafka's authoriser refused ({error.name()})"
+            reason = (
+                rights.lacking(self._settings, rights.Role.WORKER) or f"Kafka's authoriser refused ({error.name()})"
+            )
             log.error("worker.denied", reason=reason)
             return
         log.warning("worker.group_error", code=error.name())
@@ -171,7 +174,7 @@ class Worker:
             self._denied_at = None
         if self._denied_at is not None and time.monotonic() - self._denied_at > denied_s:
             raise kafka.Denied(
-                f"{acl.lacking(self._settings, acl.Role.WORKER) or 'the group refuses this member'}. "
+                f"{rights.lacking(self._settings, rights.Role.WORKER) or 'the group refuses this member'}. "
                 f"Waited {denied_s:g} s for it"
             )
 

@@ -7,13 +7,13 @@ from typing import Annotated
 
 import typer
 
-from scorer import acl
 from scorer.cli.common import Json, out
 from scorer.cli.common import settings as load_settings
+from scorer.kafka import rights
 
 
 def acls(
-    role: Annotated[acl.Role, typer.Argument(help="Who is to be allowed.")],
+    role: Annotated[rights.Role, typer.Argument(help="Who is to be allowed.")],
     principal: Annotated[str, typer.Option(help="Kafka principal.")] = "User:fraud-scorer",
     check: Annotated[
         bool, typer.Option("--check", help="Ask the broker what is missing; exit 1 when there is.")
@@ -26,8 +26,8 @@ def acls(
     """
     settings = load_settings()
     if check:
-        acl.check(settings, role)
-    grants = acl.needed(settings, role)
+        rights.check(settings, role)
+    grants = rights.needed(settings, role)
     if as_json:
         print(json.dumps({"role": role.value, "acls": [grant.__dict__ for grant in grants]}))
         return

@@ -8,11 +8,10 @@ from typing import Annotated, Any
 import structlog
 import typer
 
-from scorer import acl
 from scorer.bundle.fetch import load_bundle
 from scorer.cli.common import settings as load_settings
 from scorer.cli.common import stop_on_signals
-from scorer.kafka import Topics, client_config
+from scorer.kafka import Topics, client_config, rights
 from scorer.runtime.health import HealthServer
 
 BundleOption = Annotated[
@@ -30,7 +29,7 @@ def run(bundle: BundleOption) -> None:
 
     settings = load_settings()
     log = structlog.get_logger()
-    acl.check(settings, acl.Role.WORKER)
+    rights.check(settings, rights.Role.WORKER)
     worker = Worker(settings, load_bundle(bundle, trusted_keys=settings.bundle.trusted_keys))
     with (
         stop_on_signals() as stop,
@@ -51,7 +50,7 @@ def sink() -> None:
 
     settings = load_settings()
     log = structlog.get_logger()
-    acl.check(settings, acl.Role.SINK)
+    rights.check(settings, rights.Role.SINK)
     config = client_config(settings.kafka)
     topics = Topics.of(settings.kafka)
     shared: dict[str, Any] = {

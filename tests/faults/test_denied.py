@@ -11,7 +11,7 @@ import pytest
 from confluent_kafka.admin import ScramCredentialInfo, ScramMechanism, UserScramCredentialDeletion
 from confluent_kafka.admin import UserScramCredentialUpsertion as Upsertion
 
-from scorer.acl import Acl, Role, needed
+from scorer.kafka.rights import Acl, Role, needed
 from scorer.runtime.settings import PREFIX
 from tests.faults.nursery import Nursery
 from tests.faults.payments import payments
