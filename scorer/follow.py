@@ -24,13 +24,14 @@ from features.restore import StateMismatch
 from features.segments import SegmentError
 from features.snapshot import SnapshotError
 from schemas.journal import FIRST_PREVIOUS, JournalRecord
-from scorer import history, kafka, metrics
+from scorer import kafka, metrics
 from scorer.bundle import BundleError
 from scorer.errors import UsageError
-from scorer.inputs import Deadlines, Inputs, MissingRange
+from scorer.journal import journal_reader
+from scorer.journal.partition_buffers import Deadlines, Inputs, MissingRange
+from scorer.journal.rerun import Bundles, rerun
 from scorer.pipeline import Pipeline
 from scorer.pipeline.state_image import restored
-from scorer.recovery import Bundles, rerun
 from scorer.runtime import fault_points
 from scorer.runtime.settings import Settings
 from scorer.snapshots import Stored, newest_first, refused, store_of
@@ -47,7 +48,7 @@ class _Start(NamedTuple):
     """Where following begins."""
 
     pipeline: Pipeline
-    journal: history.JournalReader
+    journal: journal_reader.JournalReader
     positions: dict[int, int]
     control_position: int
     fresh: bool
@@ -66,7 +67,7 @@ class Follower:
         self._client = kafka.admin(settings.kafka)
         self._topics = kafka.Topics.of(settings.kafka)
         partitions = payments_partitions(settings, self._client, shard)
-        self._journal_start, self._journal_end = history.journal_bounds(settings.kafka, self._client, shard)
+        self._journal_start, self._journal_end = journal_reader.journal_bounds(settings.kafka, self._client, shard)
         self._released = False
         at = self._from_snapshot() or self._from_scratch(partitions)
         self.pipeline, self._journal = at.pipeline, at.journal
@@ -81,7 +82,7 @@ class Follower:
                 self._shard,
                 lambda folder: Pipeline(self._bundles.initial, shard=self._shard, folder=folder),
             ),
-            history.JournalReader(
+            journal_reader.JournalReader(
                 self._settings.kafka, self._shard, position=self._journal_start, sequence=0, previous=FIRST_PREVIOUS
             ),
             dict(zip(partitions, starts[:-1], strict=True)),
@@ -111,7 +112,7 @@ class Follower:
         if not self._journal_start <= offset < self._journal_end:
             raise StateMismatch(f"{name} ends at journal offset {offset}, which this journal does not have")
         # Its own record is read first and must be the one that the state ends with: else it is of another journal.
-        journal = history.JournalReader(
+        journal = journal_reader.JournalReader(
             self._settings.kafka, self._shard, position=offset, sequence=sequence - 1, previous=None
         )
         try:
@@ -135,7 +136,7 @@ class Follower:
         positions = {int(p): int(position) for p, position in known["positions"].items()}
         return _Start(pipeline, journal, positions, int(known["control_position"]), fresh=False)
 
-    def _first_record(self, journal: history.JournalReader) -> JournalRecord:
+    def _first_record(self, journal: journal_reader.JournalReader) -> JournalRecord:
         patience_s = self._settings.worker.no_progress_s
         for found in journal.until(self._journal_end, no_progress_s=patience_s, wait_s=WAIT_S, records_max=1):
             for _, record in found:
@@ -155,9 +156,9 @@ class Follower:
         """
         settings, started = self._settings, time.monotonic()
         begin = self._journal.position
-        _, end = history.journal_bounds(settings.kafka, self._client, self._shard)
+        _, end = journal_reader.journal_bounds(settings.kafka, self._client, self._shard)
         if self.pipeline.sequence == 0 and self._journal_start > 0 and self._journal_start == end:
-            raise history.emptied(settings.kafka, self._shard, end)
+            raise journal_reader.emptied(settings.kafka, self._shard, end)
         metrics.RECOVERY_OFFSETS.labels(self._label, "all").set(max(0, end - begin))
         shown, batches = time.monotonic(), 0
         for records in self._journal.until(end, no_progress_s=settings.worker.no_progress_s, wait_s=WAIT_S):
@@ -184,7 +185,7 @@ class Follower:
             if stop is not None and stop.is_set():
                 return n
             self._check(record)
-            batch = history.reread(record, self.inputs, no_progress_s=self._settings.worker.no_progress_s)
+            batch = journal_reader.reread(record, self.inputs, no_progress_s=self._settings.worker.no_progress_s)
             rerun(self.pipeline, record, batch, self._bundles)
             fault_points.point("in_recovery")
         metrics.FOLLOWED.labels(self._label).set(self.pipeline.sequence)

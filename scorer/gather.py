@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from schemas.decode import event_times
-from scorer.inputs import Inputs, Lane
+from scorer.journal.partition_buffers import Inputs, Lane
 from scorer.pipeline.ordering import journal_order, running_maximum
 from scorer.pipeline.records import Batch
 

@@ -17,7 +17,7 @@ from typing import Any
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from scorer import kafka
-from scorer.history import journal_bounds
+from scorer.journal.journal_reader import journal_bounds
 from scorer.runtime.settings import Settings
 
 RETRY_S = 0.1

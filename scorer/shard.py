@@ -24,12 +24,12 @@ from scorer.bundle import BundleError
 from scorer.errors import FraudScorerError, UsageError
 from scorer.follow import Follower
 from scorer.gather import Gatherer
-from scorer.inputs import Inputs
+from scorer.journal.partition_buffers import Inputs
+from scorer.journal.rerun import Bundles
 from scorer.pipeline import Pipeline
 from scorer.pipeline.records import Batch
 from scorer.policy import FLAG
 from scorer.publish import MODES, Committed, Publisher
-from scorer.recovery import Bundles
 from scorer.runtime import fault_points
 from scorer.runtime.settings import Settings
 from scorer.snapshots import Snapshotter, store_of

@@ -21,7 +21,7 @@ from features.capture import Image
 from features.snapshot import SnapshotError, SnapshotStore
 from scorer import metrics
 from scorer.errors import UsageError
-from scorer.inputs import Inputs
+from scorer.journal.partition_buffers import Inputs
 from scorer.pipeline import Pipeline
 from scorer.pipeline.state_image import ShardCapture, facts
 from scorer.runtime import fault_points

@@ -8,9 +8,9 @@ import structlog
 
 from scorer import kafka, metrics
 from scorer.follow import Follower
-from scorer.history import NoProgress
-from scorer.inputs import MissingRange
-from scorer.recovery import Bundles
+from scorer.journal.journal_reader import NoProgress
+from scorer.journal.partition_buffers import MissingRange
+from scorer.journal.rerun import Bundles
 from scorer.runtime.settings import Settings
 
 log = structlog.get_logger()

@@ -17,11 +17,11 @@ from features.feature_set import FeatureSetError
 from scorer import kafka, metrics
 from scorer.bundle import Bundle
 from scorer.errors import FraudScorerError, UsageError
+from scorer.journal.rerun import Bundles
 from scorer.kafka import rights
 from scorer.membership import Membership
 from scorer.owned import DENIED_RETRY_S, Owned
 from scorer.pipeline.warm_up import warm_up
-from scorer.recovery import Bundles
 from scorer.runtime import fault_points
 from scorer.runtime.settings import Settings
 from scorer.shard import Shard

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from schemas.currencies import CURRENCY_EXPONENT
-from scorer import history, kafka
+from scorer import kafka
 from scorer.bundle import Bundle
 from scorer.errors import UsageError
+from scorer.journal import journal_reader
+from scorer.journal.rerun import Bundles, rerun
 from scorer.pipeline import Outcomes, Pipeline
-from scorer.recovery import Bundles, rerun
 from scorer.runtime.settings import Settings
 
 
@@ -50,16 +51,16 @@ def replay_until(
     """
     client = kafka.admin(settings.kafka)
     no_progress_s = settings.worker.no_progress_s
-    records = history.read_journal(settings.kafka, client, shard, no_progress_s=no_progress_s)
+    records = journal_reader.read_journal(settings.kafka, client, shard, no_progress_s=no_progress_s)
     records = [record for record in records if record.sequence <= sequence]
     if not records or records[-1].sequence != sequence:
         raise UsageError(f"the journal of shard {shard} has no batch {sequence}")
-    inputs = history.inputs_along(records, client, settings, reader="explain")
+    inputs = journal_reader.inputs_along(records, client, settings, reader="explain")
     pipeline, bundles = Pipeline(bundle, shard=shard), Bundles(bundle)
     outcomes: Outcomes | None = None
     try:
         for number, (record, batch) in enumerate(
-            history.batches(records, inputs, no_progress_s=no_progress_s), start=1
+            journal_reader.batches(records, inputs, no_progress_s=no_progress_s), start=1
         ):
             outcomes = rerun(pipeline, record, batch, bundles)
             progress(number, len(records))

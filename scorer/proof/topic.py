@@ -8,16 +8,17 @@ from typing import Any
 
 from schemas.audit import AuditColumns
 from schemas.journal import JournalRecord
-from scorer import history, kafka
+from scorer import kafka
 from scorer.audit.topics import audit_rows
 from scorer.bundle import Bundle
 from scorer.errors import FraudScorerError
+from scorer.journal import journal_reader
+from scorer.journal.rerun import Bundles
 from scorer.pipeline import Outcomes, Pipeline
 from scorer.pipeline.records import Batch
 from scorer.proof import compare
 from scorer.proof.differences import Cause, Difference, Differences
 from scorer.proof.trail import ROWS_PER_READ, LiveBatch, Trail
-from scorer.recovery import Bundles
 from scorer.runtime.settings import Settings
 
 _COLUMNS = (*compare.PAYMENT, *compare.PLACE, *compare.VERDICT, "features")
@@ -43,18 +44,18 @@ def prove_topic(
     """
     client = kafka.admin(settings.kafka)
     no_progress_s = settings.worker.no_progress_s
-    records = history.read_journal(settings.kafka, client, shard, no_progress_s=no_progress_s)
+    records = journal_reader.read_journal(settings.kafka, client, shard, no_progress_s=no_progress_s)
     if not records:
         raise FraudScorerError(f"the journal of shard {shard} is empty: nothing has been decided yet")
     expect(sum(record.decisions for record in records))
-    inputs = history.inputs_along(records, client, settings, reader="prove")
+    inputs = journal_reader.inputs_along(records, client, settings, reader="prove")
     pipeline = Pipeline(bundle, shard=shard)
     bundles = Bundles(bundle, settings.bundle.trusted_keys)
     walked = 0
     try:
         with Trail(settings.postgres_url) as trail:
             proof = _Shard(trail, settings, shard, found, begin_ms, until_ms, tuple(bundle.feature_set.names))
-            batches = history.batches(records, inputs, no_progress_s=no_progress_s)
+            batches = journal_reader.batches(records, inputs, no_progress_s=no_progress_s)
             for part in _parts(records):
                 live = trail.batches(shard, part[0].sequence, part[-1].sequence)
                 for record in part:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from schemas.journal import JournalRecord
-from scorer import history, kafka
+from scorer import kafka
 from scorer.bundle import Bundle
 from scorer.errors import FraudScorerError, UsageError
+from scorer.journal import journal_reader
+from scorer.journal.rerun import Bundles, rerun
 from scorer.pipeline import Pipeline
-from scorer.recovery import Bundles, rerun
 from scorer.replay.output import ALL, Open, Window, decision_schema, decision_table, opened
 from scorer.replay.report import Progress, Report
 from scorer.runtime.settings import Settings
@@ -35,14 +36,14 @@ def replay_topic(
     client = kafka.admin(settings.kafka)
     topics = kafka.Topics.of(settings.kafka)
     no_progress_s = settings.worker.no_progress_s
-    records = history.read_journal(settings.kafka, client, shard, no_progress_s=no_progress_s)
+    records = journal_reader.read_journal(settings.kafka, client, shard, no_progress_s=no_progress_s)
     if not records:
         raise FraudScorerError(
             f"the journal of shard {shard} is empty: nothing has been decided on {topics.payments} yet"
         )
     records = _up_to(records, window)
     expect(sum(record.decisions + record.dead_letters for record in records))
-    inputs = history.inputs_along(records, client, settings, reader="replay")
+    inputs = journal_reader.inputs_along(records, client, settings, reader="replay")
     pipeline, report, bundles = Pipeline(bundle, shard=shard), Report(), Bundles(bundle, settings.bundle.trusted_keys)
     same = records[0].bundle == bundle.id
     names = bundle.feature_set.names
@@ -50,7 +51,7 @@ def replay_topic(
     about: dict[str, object] = {"bundle": bundle.id, "topic": topics.payments, "shard": shard, **window.described()}
     try:
         with opened(output, names, about) as writer:
-            for record, batch in history.batches(records, inputs, no_progress_s=no_progress_s):
+            for record, batch in journal_reader.batches(records, inputs, no_progress_s=no_progress_s):
                 outcomes = rerun(pipeline, record, batch, bundles) if same else pipeline.run(batch)
                 report.batches_checked += same
                 report.add(outcomes)
@@ -67,7 +68,7 @@ def _up_to(records: list[JournalRecord], window: Window) -> list[JournalRecord]:
     """The records up to the last one that read something of the window's offsets."""
     if not window.offsets:
         return records
-    known = history.first_positions(records)
+    known = journal_reader.first_positions(records)
     last = -1
     for p, (start, end) in window.offsets.items():
         if p not in known:

@@ -17,7 +17,7 @@ from confluent_kafka.admin import AdminClient
 from schemas.journal import FIRST_PREVIOUS, JournalRecord
 from scorer import kafka
 from scorer.errors import FraudScorerError, PromiseBroken
-from scorer.inputs import Inputs, MissingRange, Raw
+from scorer.journal.partition_buffers import Inputs, MissingRange, Raw
 from scorer.pipeline.records import Batch
 from scorer.runtime.settings import KafkaSettings, Settings
 
