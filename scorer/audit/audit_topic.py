@@ -21,9 +21,9 @@ from scorer.audit.findings import Finding
 from scorer.audit.scope import BIGINT_MAX, Report, Scope
 from scorer.audit.topics import messages, range_of
 from scorer.runtime.settings import Settings
-from scorer.sink import schema
 from scorer.sink.assemble import KINDS
 from scorer.sink.store import masked_value
+from scorer.trail import tables
 
 _PAGE = 5_000
 _ASIDE_PAGE = 200  # these rows have whole records
@@ -41,7 +41,7 @@ def audit_topic(
     topic = kafka.Topics.of(settings.kafka).audit
     count = kafka.partition_count(kafka.admin(settings.kafka), topic)
     if scope.whole:
-        elsewhere(connection, schema.set_aside, topic, count, report)
+        elsewhere(connection, tables.set_aside, topic, count, report)
     # Of a shard without batches records may have been set aside.
     for shard in range(count):
         bounds = scope.bounds(shard)

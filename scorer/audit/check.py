@@ -23,8 +23,8 @@ from schemas.audit import EVENT_TIME_MS_MAX, MODES
 from schemas.audit_digest import context_bytes, digest_parts
 from schemas.journal import JournalError, JournalRecord
 from scorer.audit.findings import Finding
-from scorer.audit.rows import Rows, read_rows
 from scorer.audit.signing import SignatureBroken, Verifier, body_of
+from scorer.trail.copy_decode import Rows, read_rows
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 FINDINGS_MAX = 200  # of one unit: a broken database must not fill the memory of who looks at it

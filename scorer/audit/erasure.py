@@ -30,10 +30,10 @@ from schemas.audit_digest import context_bytes, digest_parts
 from scorer.audit.amendments import amend
 from scorer.audit.anchor import AnchorFile
 from scorer.audit.check import Unit, check
-from scorer.audit.rows import read_rows
 from scorer.audit.signing import Signer
 from scorer.errors import PromiseBroken, UsageError
-from scorer.sink.schema import connect_text
+from scorer.trail.copy_decode import read_rows
+from scorer.trail.tables import connect_text
 
 COLUMNS = ("customer_id", "account_id")
 _Changed = tuple[Any, ...]  # table, topic, partition, offset, and the value that stands there since

@@ -21,8 +21,8 @@ from scorer.errors import FraudScorerError
 from scorer.runtime.settings import Settings
 from scorer.sink.assemble import Assembler, Batch, Position, SetAside
 from scorer.sink.errors import SinkError
-from scorer.sink.schema import connect_text
 from scorer.sink.store import Store
+from scorer.trail.tables import connect_text
 
 _BATCH_BYTES_MAX = 256 * 1024 * 1024
 

@@ -39,7 +39,7 @@ from scorer.audit.signing import SignatureBroken, Verifier, body_of
 from scorer.audit.structure import columns, structure
 from scorer.errors import UsageError
 from scorer.runtime.settings import Settings
-from scorer.sink.schema import connect_text
+from scorer.trail.tables import connect_text
 
 UNIT_ROWS, UNIT_BATCHES = 30_000, 2_000
 FINDINGS_MAX = 1_000

@@ -22,7 +22,7 @@ from scorer import kafka
 from scorer.cli.common import Json, out, show
 from scorer.cli.common import settings as load_settings
 from scorer.errors import FraudScorerError, UsageError
-from scorer.sink.schema import connect_text
+from scorer.trail.tables import connect_text
 
 app = typer.Typer(help="Verdicts on payments: chargebacks, analysts.", no_args_is_help=True)
 _VERDICTS = {"fraud": True, "genuine": False, "true": True, "false": False, "1": True, "0": False}

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from scorer.sink.errors import SinkError
 from scorer.sink.metrics import SinkMetrics
-from scorer.sink.read_batch import read_batch
 from scorer.sink.records import RecordSink, Together, control_row, dead_letter_row
 from scorer.sink.sink import AuditSink
 from scorer.sink.store import set_position
+from scorer.trail.batch_reader import read_batch
 
 __all__ = [
     "AuditSink",

@@ -13,7 +13,7 @@ from scorer.audit.structure import made
 from scorer.audit.verify import verify
 from scorer.demo.processes import own_database
 from scorer.services import Services
-from scorer.sink import schema
+from scorer.trail import tables as schema
 from tests.integration.audit_trail import Trail, migrated, sql
 
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from schemas.audit import DECISIONS, MODES, NULLABLE, AuditHeader
-from scorer.sink.kernels import put_blocks, put_text_arrays, put_texts
+from scorer.trail.copy_encode_kernels import put_blocks, put_text_arrays, put_texts
 
 # Signature, flags, length of the header extension: https://www.postgresql.org/docs/current/sql-copy.html
 HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)

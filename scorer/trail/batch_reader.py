@@ -9,11 +9,11 @@ import numpy as np
 import sqlalchemy as sa
 
 from schemas.audit import DECISIONS, MODES, NULLABLE, AuditColumns, AuditContext
-from scorer.sink import schema
 from scorer.sink.errors import AuditBroken
+from scorer.trail import tables
 
 # Whole milliseconds: extract() of a timestamptz is numeric, hence exact.
-_EVENT_TIME_MS = sa.cast(sa.extract("epoch", schema.decisions.c.event_time) * 1000, sa.BigInteger).label(
+_EVENT_TIME_MS = sa.cast(sa.extract("epoch", tables.decisions.c.event_time) * 1000, sa.BigInteger).label(
     "event_time_ms"
 )
 _AS_THEY_ARE = ("payment_id", "currency", *NULLABLE, "reasons", "fired")
@@ -25,7 +25,7 @@ def read_batch(connection: sa.Connection, shard: int, sequence: int) -> tuple[Au
     Raises AuditBroken when the batch is not there, or its rows cannot be what the sink wrote.
     """
     place = f"batch {shard}/{sequence}"
-    batches, sets, rows = schema.batches, schema.feature_sets, schema.decisions
+    batches, sets, rows = tables.batches, tables.feature_sets, tables.decisions
     header = connection.execute(
         sa.select(batches, sets.c.feature_names)
         .join(sets, sets.c.fingerprint == batches.c.feature_fingerprint)

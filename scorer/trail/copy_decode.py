@@ -17,7 +17,7 @@ from psycopg import pq, sql
 
 from schemas.audit import DECISIONS, MODES, NULLABLE
 from schemas.audit_digest import BatchParts, Run
-from scorer.audit import kernels
+from scorer.trail import copy_decode_kernels
 
 _POSTGRES_EPOCH_MS = 946_684_800_000
 _NUMBERS = {  # column, bytes; in Postgres' own terms
@@ -180,7 +180,7 @@ def _check(result: pq.abc.PGresult, wanted: pq.ExecStatus, raw: pq.abc.PGconn) -
 
 def _rows(data: npt.NDArray[np.uint8], rows_max: int, widths: Sequence[int]) -> Rows:
     starts, lengths = np.empty((len(FIELDS), rows_max), np.int64), np.empty((len(FIELDS), rows_max), np.int64)
-    n = kernels.find_fields(data, _COPY_HEADER_BYTES, starts, lengths)
+    n = copy_decode_kernels.find_fields(data, _COPY_HEADER_BYTES, starts, lengths)
     if n < 0:
         raise RuntimeError("Postgres sent rows of another width than was asked for")
     place = {name: number for number, name in enumerate(FIELDS)}
@@ -192,19 +192,21 @@ def _rows(data: npt.NDArray[np.uint8], rows_max: int, widths: Sequence[int]) -> 
     numbers = {}
     for name, width in _NUMBERS.items():
         numbers[name] = np.empty(n, np.uint64)
-        kernels.take_numbers(data, column(name)[0], width, numbers[name])
+        copy_decode_kernels.take_numbers(data, column(name)[0], width, numbers[name])
     texts = {}
     for name in _TEXTS:
         begins, sizes = column(name)
         ends = np.concatenate([[0], np.cumsum(np.maximum(sizes, 0))])
         text = np.empty(ends[-1], np.uint8)
-        kernels.take_texts(data, begins, sizes, text)
+        copy_decode_kernels.take_texts(data, begins, sizes, text)
         texts[name] = Texts(sizes.astype(np.int32), text, ends)
     codes = {}
     for name, known in _CODES.items():
         codes[name] = np.empty(n, np.uint8)
         joined = np.frombuffer("".join(known).encode(), np.uint8)
-        kernels.take_codes(data, *column(name), joined, np.cumsum([len(word) for word in known]), codes[name])
+        copy_decode_kernels.take_codes(
+            data, *column(name), joined, np.cumsum([len(word) for word in known]), codes[name]
+        )
         malformed |= codes[name] == 255
     lists = {}
     for name in _LISTS:
@@ -212,13 +214,15 @@ def _rows(data: npt.NDArray[np.uint8], rows_max: int, widths: Sequence[int]) -> 
         total = int(sizes.sum())  # more than enough for the texts; an element costs four bytes at least
         counts, element_lengths, text = np.empty(n, np.int32), np.empty(total // 4, np.int32), np.empty(total, np.uint8)
         text_ends, element_ends = np.empty(n, np.int64), np.empty(n, np.int64)
-        kernels.take_lists(data, begins, sizes, counts, element_lengths, text, text_ends, element_ends, malformed)
+        copy_decode_kernels.take_lists(
+            data, begins, sizes, counts, element_lengths, text, text_ends, element_ends, malformed
+        )
         lists[name] = Lists(
             counts, element_lengths, text, np.concatenate([[0], element_ends]), np.concatenate([[0], text_ends])
         )
     matrices = {}
     for name, width in zip(_MATRICES, widths, strict=True):
         matrices[name] = np.zeros((n, width), np.uint32)
-        kernels.take_floats(data, *column(name), matrices[name], malformed)
+        copy_decode_kernels.take_floats(data, *column(name), matrices[name], malformed)
     malformed |= numbers["event_time"].view(np.int64) % 1000 != 0  # the contract knows milliseconds
     return Rows(numbers, texts, codes, lists, matrices, malformed)
