@@ -21,7 +21,7 @@ from scorer.audit.findings import Finding
 from scorer.audit.scope import BIGINT_MAX, Report, Scope
 from scorer.audit.topics import messages, range_of
 from scorer.runtime.settings import Settings
-from scorer.sink.assemble import KINDS
+from scorer.sink.assembler import KINDS
 from scorer.sink.store import masked_value
 from scorer.trail import tables
 

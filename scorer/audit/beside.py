@@ -23,8 +23,8 @@ from scorer.audit.findings import Finding
 from scorer.audit.scope import BIGINT_MAX, Report
 from scorer.audit.topics import messages, range_of
 from scorer.runtime.settings import Settings
-from scorer.sink.reader import Record
-from scorer.sink.records import Row, control_row, dead_letter_row
+from scorer.sink.record_sink import Row, control_row, dead_letter_row
+from scorer.sink.topic_reader import Record
 from scorer.trail import tables as schema
 
 _CONTROL = (schema.labels, schema.activations, schema.control_changes)

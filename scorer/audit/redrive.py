@@ -1,7 +1,7 @@
 """`audit set-aside`: batches that could not be written, and writing them once the cause is gone.
 
 A batch comes from the audit topic again, or from set_aside where the topic no longer has it and nothing of it was
-masked. It goes through the same checks as at first (`scorer.sink.assemble`), must follow the batch before it and be
+masked. It goes through the same checks as at first (`scorer.sink.assembler`), must follow the batch before it and be
 followed by the one after it, and have the head that the journal topic names. The rows of set_aside stay: a record of
 what happened.
 """
@@ -19,8 +19,8 @@ from scorer import kafka
 from scorer.audit.topics import journal_heads, messages
 from scorer.errors import FraudScorerError
 from scorer.runtime.settings import Settings
-from scorer.sink.assemble import Assembler, Batch, Position, SetAside
-from scorer.sink.errors import SinkError
+from scorer.sink.assembler import Assembler, Batch, Position, SetAside
+from scorer.sink.sink_errors import SinkError
 from scorer.sink.store import Store
 from scorer.trail.tables import connect_text
 

@@ -58,7 +58,7 @@ def redrive_(
     written. Example: fraud-scorer audit set-aside redrive --dry-run
     """
     from scorer.audit.redrive import redrive  # noqa: PLC0415
-    from scorer.sink.errors import StoreUnavailable  # noqa: PLC0415
+    from scorer.sink.sink_errors import StoreUnavailable  # noqa: PLC0415
 
     settings = load_settings()
     written, left = [], []
@@ -99,7 +99,7 @@ def accept_gap(
     Example: fraud-scorer audit accept-gap --partition 0 --to 1234
     """
     from scorer.sink import set_position  # noqa: PLC0415
-    from scorer.sink.errors import StoreUnavailable  # noqa: PLC0415
+    from scorer.sink.sink_errors import StoreUnavailable  # noqa: PLC0415
 
     settings = load_settings()
     name = topic or kafka.Topics.of(settings.kafka).audit

@@ -30,8 +30,8 @@ from sqlalchemy.dialects import postgresql
 from schemas.audit import MODES, AuditContext
 from schemas.cards import mask_card_numbers, mask_digits
 from scorer.runtime import fault_points
-from scorer.sink.assemble import Batch, Position, SetAside
-from scorer.sink.errors import RowsRefused, SchemaMismatch, SinkError, StoreRefused, StoreUnavailable
+from scorer.sink.assembler import Batch, Position, SetAside
+from scorer.sink.sink_errors import RowsRefused, SchemaMismatch, SinkError, StoreRefused, StoreUnavailable
 from scorer.trail import copy_encode, tables
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

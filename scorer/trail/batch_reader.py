@@ -9,7 +9,7 @@ import numpy as np
 import sqlalchemy as sa
 
 from schemas.audit import DECISIONS, MODES, NULLABLE, AuditColumns, AuditContext
-from scorer.sink.errors import AuditBroken
+from scorer.sink.sink_errors import AuditBroken
 from scorer.trail import tables
 
 # Whole milliseconds: extract() of a timestamptz is numeric, hence exact.

@@ -33,7 +33,7 @@ from schemas.audit import AuditColumns, AuditContext, AuditHeader, decode_chunk,
 from scorer.audit.verify import verify
 from scorer.services import local_services
 from scorer.sink import AuditSink
-from scorer.sink.screen import column_with_card_number
+from scorer.sink.card_screen import column_with_card_number
 from scorer.trail import copy_encode, tables
 from tests.integration import audit_batches
 from tests.integration.audit_batches import Shard, make_topic

@@ -10,7 +10,7 @@ import psycopg
 
 from schemas.audit import AuditColumns, AuditContext, AuditHeader, digest, encode
 from schemas.journal import ControlRange, InputRange, JournalRecord
-from scorer.sink.assemble import Assembler, Position
+from scorer.sink.assembler import Assembler, Position
 from scorer.sink.store import Store
 from scorer.trail import batch_reader, tables
 from tests.integration.audit_batches import CONTEXT, rows

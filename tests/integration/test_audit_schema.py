@@ -14,7 +14,7 @@ from psycopg import sql as pg
 from schemas.audit import NULLABLE, AuditColumns
 from scorer.demo.processes import own_database
 from scorer.services import Services
-from scorer.sink.assemble import Assembler, Position, SetAside
+from scorer.sink.assembler import Assembler, Position, SetAside
 from scorer.sink.store import Store
 from scorer.trail import tables as schema
 from tests.integration.audit_batches import rows

@@ -25,7 +25,7 @@ from scorer.audit.verify import verify
 from scorer.cli import app
 from scorer.errors import FraudScorerError
 from scorer.runtime.settings import PREFIX
-from scorer.sink.errors import StoreUnavailable
+from scorer.sink.sink_errors import StoreUnavailable
 from scorer.sink.store import Store
 from scorer.trail import tables
 from tests.integration.audit_trail import Trail

@@ -24,7 +24,7 @@ from psycopg import sql
 from scorer.runtime import assets
 from scorer.services import Services
 from scorer.sink import set_position
-from scorer.sink.errors import AuditBroken, MissingRange, SchemaMismatch
+from scorer.sink.sink_errors import AuditBroken, MissingRange, SchemaMismatch
 from scorer.trail import tables
 from tests.integration.audit_batches import Shard, make_topic, rows
 from tests.integration.sinks import Running, assert_equal_to, query, running, wait_for

@@ -24,12 +24,12 @@ from schemas.control import Activate, parse_control
 from schemas.dead_letter import REDRIVEN, DeadLetter
 from schemas.errors import ContractError
 from schemas.label import Label
-from scorer.sink.assemble import Position
-from scorer.sink.errors import KafkaUnavailable, SinkError, StoreUnavailable
-from scorer.sink.metrics import SinkMetrics
-from scorer.sink.offsets import TopicOffsets
-from scorer.sink.reader import End, Record, TopicReader
+from scorer.sink.assembler import Position
+from scorer.sink.sink_errors import KafkaUnavailable, SinkError, StoreUnavailable
+from scorer.sink.sink_metrics import SinkMetrics
 from scorer.sink.store import Moves, Store
+from scorer.sink.topic_offsets import TopicOffsets
+from scorer.sink.topic_reader import End, Record, TopicReader
 from scorer.trail import tables
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

@@ -16,7 +16,7 @@ from typing import Any
 from confluent_kafka import IsolationLevel, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
 
-from scorer.sink.errors import KafkaUnavailable, SinkError
+from scorer.sink.sink_errors import KafkaUnavailable, SinkError
 
 _EARLIEST, _LATEST = OffsetSpec.earliest(), OffsetSpec.latest()  # type: ignore[no-untyped-call]
 _TIMEOUT_S = 5.0

@@ -20,8 +20,8 @@ import pyarrow as pa
 
 from schemas.audit import EVENT_TIME_MS_MAX, AuditError, AuditHeader, decode_chunk, digest_chunks
 from schemas.journal import FIRST_PREVIOUS, JournalError, JournalRecord
-from scorer.sink.errors import AuditBroken, SinkError
-from scorer.sink.screen import column_with_card_number
+from scorer.sink.card_screen import column_with_card_number
+from scorer.sink.sink_errors import AuditBroken, SinkError
 
 DAY_MS = 86_400_000
 KINDS = ("unreadable", "incomplete", "contradiction", "card_number", "refused")

@@ -21,13 +21,13 @@ from dataclasses import dataclass, field
 import structlog
 from prometheus_client import CollectorRegistry
 
-from scorer.sink.assemble import Assembler, Batch, Position, SetAside
-from scorer.sink.errors import KafkaUnavailable, RowsRefused, SinkError, StoreUnavailable
-from scorer.sink.membership import Membership
-from scorer.sink.metrics import SinkMetrics
-from scorer.sink.offsets import TopicOffsets
-from scorer.sink.reader import End, Record, TopicReader
+from scorer.sink.assembler import Assembler, Batch, Position, SetAside
+from scorer.sink.audit_partitions import Membership
+from scorer.sink.sink_errors import KafkaUnavailable, RowsRefused, SinkError, StoreUnavailable
+from scorer.sink.sink_metrics import SinkMetrics
 from scorer.sink.store import Store
+from scorer.sink.topic_offsets import TopicOffsets
+from scorer.sink.topic_reader import End, Record, TopicReader
 
 _READ_TIMEOUT_S = 0.2  # how long stop may wait for an idle topic
 _LOCK_RETRY_S = 1.0

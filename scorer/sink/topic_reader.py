@@ -1,7 +1,7 @@
 """The sink's side of Kafka: reads a topic from positions that Postgres gives, committed transactions only.
 
 Nothing is assigned by a group here and no offset is committed: the position is Postgres' alone (which partitions are
-this sink's is another matter, `scorer.sink.membership`). Only the thread that runs it touches the consumer.
+this sink's is another matter, `scorer.sink.audit_partitions`). Only the thread that runs it touches the consumer.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
 
-from scorer.sink.errors import KafkaUnavailable, MissingRange, SinkError
-from scorer.sink.offsets import TopicOffsets, kafka_errors
+from scorer.sink.sink_errors import KafkaUnavailable, MissingRange, SinkError
+from scorer.sink.topic_offsets import TopicOffsets, kafka_errors
 
 _TIMEOUT_S = 5.0
 _MESSAGES_MAX = 1024  # a read; the queue below bounds it in bytes first
