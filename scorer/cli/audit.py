@@ -25,7 +25,7 @@ from scorer.errors import FraudScorerError, PromiseBroken, UsageError
 from scorer.runtime.settings import Settings
 
 if TYPE_CHECKING:
-    from scorer.audit.explain import Explanation
+    from scorer.audit.explain.explanation import Explanation
 
 app = typer.Typer(help="The audit trail: verify, explain, anchor, keep, forget.", no_args_is_help=True)
 app.add_typer(set_aside.app, name="set-aside")
@@ -53,9 +53,9 @@ def verify(
 
     Exit 3 when anything was changed; the first bad batch is named. Example: fraud-scorer audit verify --json
     """
-    from scorer.audit.anchor import AnchorFile, read_anchors  # noqa: PLC0415 - compiles kernels
-    from scorer.audit.scope import Scope  # noqa: PLC0415
-    from scorer.audit.verify import verify as run  # noqa: PLC0415
+    from scorer.audit.signed.anchors import AnchorFile, read_anchors  # noqa: PLC0415 - compiles kernels
+    from scorer.audit.verify.scope import Scope  # noqa: PLC0415
+    from scorer.audit.verify.verification import verify as run  # noqa: PLC0415
 
     settings = load_settings()
     place = anchors or settings.audit.anchors
@@ -135,8 +135,8 @@ def explain(
 
     Example: fraud-scorer audit explain p_7f3a19 --bundle bundles/cards --replay
     """
-    from scorer.audit.again import replay_until, windows_of  # noqa: PLC0415 - compiles kernels
-    from scorer.audit.explain import compare_replay, find, prove  # noqa: PLC0415
+    from scorer.audit.explain.explanation import compare_replay, find, prove  # noqa: PLC0415
+    from scorer.audit.explain.redecision import replay_until, windows_of  # noqa: PLC0415 - compiles kernels
 
     if replay and bundle is None:
         raise UsageError("--replay decides again, and needs the bundle that the shard began with: give --bundle")
@@ -233,7 +233,7 @@ def anchor(anchors: Anchors = None, as_json: Json = False) -> None:
 
     Example: fraud-scorer audit anchor --anchors s3://worm-bucket/fraud/anchors.jsonl
     """
-    from scorer.audit.anchor import anchor as run  # noqa: PLC0415
+    from scorer.audit.signed.anchors import anchor as run  # noqa: PLC0415
 
     settings = load_settings()
     signer = _signer(settings, required=False)
@@ -259,7 +259,7 @@ def keygen(
 
     Example: fraud-scorer audit keygen --output /etc/fraud-scorer
     """
-    from scorer.audit.signing import Signer  # noqa: PLC0415
+    from scorer.audit.signed.signatures import Signer  # noqa: PLC0415
 
     folder.mkdir(parents=True, exist_ok=True)
     private, public = folder / "audit-signing-key.pem", folder / "audit-public-key.pem"
@@ -290,8 +290,8 @@ def retain(
 
     What is not named stays. Example: fraud-scorer audit retain --keep 365d --keep-labels 730d --keep-dead-letters 90d
     """
-    from scorer.audit.retention import Retained, retain_records  # noqa: PLC0415
-    from scorer.audit.retention import retain as run  # noqa: PLC0415
+    from scorer.audit.maintain.retention import Retained, retain_records  # noqa: PLC0415
+    from scorer.audit.maintain.retention import retain as run  # noqa: PLC0415
 
     settings = load_settings()
     signer = _signer(settings, required=True)
@@ -348,7 +348,7 @@ def erase(
 
     Example: fraud-scorer audit erase --customer c_000042
     """
-    from scorer.audit.erasure import erase as run  # noqa: PLC0415
+    from scorer.audit.maintain.erasure import erase as run  # noqa: PLC0415
 
     if (customer is None) == (account is None):
         raise UsageError("give either --customer or --account")
@@ -376,7 +376,7 @@ def erase(
 
 
 def _signer(settings: Settings, *, required: bool) -> Any:
-    from scorer.audit.signing import Signer  # noqa: PLC0415
+    from scorer.audit.signed.signatures import Signer  # noqa: PLC0415
 
     if settings.audit.signing_key is not None:
         return Signer.from_pem(settings.audit.signing_key.get_secret_value())
@@ -389,7 +389,7 @@ def _signer(settings: Settings, *, required: bool) -> Any:
 
 
 def _verifier(settings: Settings) -> Any:
-    from scorer.audit.signing import Verifier  # noqa: PLC0415
+    from scorer.audit.signed.signatures import Verifier  # noqa: PLC0415
 
     if settings.audit.public_key is not None:
         return Verifier.from_pem(settings.audit.public_key)
@@ -398,7 +398,7 @@ def _verifier(settings: Settings) -> Any:
 
 
 def _anchor_file(settings: Settings, given: str | None) -> Any:
-    from scorer.audit.anchor import AnchorFile  # noqa: PLC0415
+    from scorer.audit.signed.anchors import AnchorFile  # noqa: PLC0415
 
     place = given or settings.audit.anchors
     if place is None:

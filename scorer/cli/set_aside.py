@@ -26,7 +26,7 @@ def list_(
 
     Example: fraud-scorer audit set-aside list
     """
-    from scorer.audit.redrive import set_aside  # noqa: PLC0415 - compiles kernels
+    from scorer.audit.maintain.set_aside import set_aside  # noqa: PLC0415 - compiles kernels
 
     try:
         found = set_aside(load_settings().postgres_url)
@@ -57,7 +57,7 @@ def redrive_(
     Each goes through the sink's own checks, and must fit the chain and the journal topic. Exit 1 when some could not be
     written. Example: fraud-scorer audit set-aside redrive --dry-run
     """
-    from scorer.audit.redrive import redrive  # noqa: PLC0415
+    from scorer.audit.maintain.set_aside import redrive  # noqa: PLC0415
     from scorer.sink.sink_errors import StoreUnavailable  # noqa: PLC0415
 
     settings = load_settings()

@@ -14,7 +14,7 @@ from schemas.audit import NULLABLE, AuditRow
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _OF_LABELS = frozenset({"fraud_count", "fraud_rate", "since_fraud", "since_first_fraud", "last_label"})
 PLACE = ("origin_partition", "origin_offset")
-# What erasure replaces (scorer.audit.erasure).
+# What erasure replaces (scorer.audit.maintain.erasure).
 PERSON = ("payment_id", "customer_id", "account_id")
 PAYMENT = ("payment_id", "event_time", "amount_minor", "currency", *NULLABLE)
 VERDICT = ("decision", "mode", "margin", "score", "reasons", "fired", "challenger_margins")

@@ -9,7 +9,7 @@ from typing import Any
 from schemas.audit import AuditColumns
 from schemas.journal import JournalRecord
 from scorer import kafka
-from scorer.audit.topics import audit_rows
+from scorer.audit.topic_history import audit_rows
 from scorer.bundle import Bundle
 from scorer.errors import FraudScorerError
 from scorer.journal import journal_reader

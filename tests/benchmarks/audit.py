@@ -30,7 +30,7 @@ import psycopg
 from psycopg import sql
 
 from schemas.audit import AuditColumns, AuditContext, AuditHeader, decode_chunk, encode
-from scorer.audit.verify import verify
+from scorer.audit.verify.verification import verify
 from scorer.services import local_services
 from scorer.sink import AuditSink
 from scorer.sink.card_screen import column_with_card_number

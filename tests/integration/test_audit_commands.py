@@ -21,7 +21,7 @@ import pytest
 import xgboost as xgb
 
 from scorer import kafka
-from scorer.audit.signing import Signer
+from scorer.audit.signed.signatures import Signer
 from scorer.bundle import write_bundle
 from scorer.cli import app
 from scorer.demo.processes import own_database

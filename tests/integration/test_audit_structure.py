@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 
-from scorer.audit.signing import Signer
-from scorer.audit.structure import made
-from scorer.audit.verify import verify
+from scorer.audit.signed.signatures import Signer
+from scorer.audit.verify.database_structure import made
+from scorer.audit.verify.verification import verify
 from scorer.demo.processes import own_database
 from scorer.services import Services
 from scorer.trail import tables as schema

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from sqlalchemy.exc import ProgrammingError
 
 from schemas.audit import AuditColumns
-from scorer.audit.anchor import AnchorFile, anchor
-from scorer.audit.scope import Report, Scope
-from scorer.audit.signing import Signer
-from scorer.audit.verify import verify
+from scorer.audit.signed.anchors import AnchorFile, anchor
+from scorer.audit.signed.signatures import Signer
+from scorer.audit.verify.scope import Report, Scope
+from scorer.audit.verify.verification import verify
 from scorer.demo.processes import own_database
 from scorer.errors import UsageError
 from scorer.services import Services

@@ -21,7 +21,7 @@ from unittest.mock import patch
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
-from scorer.audit.verify import verify
+from scorer.audit.verify.verification import verify
 from scorer.cli import app
 from scorer.errors import FraudScorerError
 from scorer.runtime.settings import PREFIX

@@ -14,7 +14,7 @@ import psycopg
 import pytest
 from confluent_kafka import Producer
 
-from scorer.audit.verify import verify
+from scorer.audit.verify.verification import verify
 from scorer.cli import app
 from scorer.errors import FraudScorerError
 from scorer.runtime.settings import Settings

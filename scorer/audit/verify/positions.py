@@ -5,7 +5,7 @@ from __future__ import annotations
 import psycopg
 
 from scorer.audit.findings import Finding
-from scorer.audit.scope import BIGINT_MAX, End, Report, Scope
+from scorer.audit.verify.scope import BIGINT_MAX, End, Report, Scope
 from scorer.kafka import Topics
 from scorer.runtime.settings import Settings
 

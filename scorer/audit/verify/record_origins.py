@@ -17,11 +17,11 @@ from psycopg import sql
 from psycopg.rows import dict_row
 
 from scorer import kafka
-from scorer.audit.amendments import Amendments
-from scorer.audit.check import MomentLoader
 from scorer.audit.findings import Finding
-from scorer.audit.scope import BIGINT_MAX, Report
-from scorer.audit.topics import messages, range_of
+from scorer.audit.signed.amendments import Amendments
+from scorer.audit.topic_history import messages, range_of
+from scorer.audit.verify.scope import BIGINT_MAX, Report
+from scorer.audit.verify.unit_check import MomentLoader
 from scorer.runtime.settings import Settings
 from scorer.sink.record_sink import Row, control_row, dead_letter_row
 from scorer.sink.topic_reader import Record

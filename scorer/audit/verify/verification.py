@@ -2,7 +2,7 @@
 stands outside Postgres.
 
     1. plan     days and shards cut into units of some 30,000 rows that leave no row out
-    2. check    each unit over one of several connections (scorer.audit.check)
+    2. check    each unit over one of several connections (scorer.audit.verify.unit_check)
     3. chain    the units' ends joined, from the tombstones on; what is missing, and whether set_aside explains it
     4. outside  heads against the journal topic and the anchors; positions against the newest batch, and each batch's
                 place against the audit topic; labels, dead letters and the like against their topics
@@ -24,19 +24,19 @@ from itertools import islice
 
 import psycopg
 
-from scorer.audit.amendments import read_amendments
-from scorer.audit.anchor import AnchorFile, must_exist
-from scorer.audit.audit_topic import audit_topic
-from scorer.audit.beside import beside
-from scorer.audit.check import Checked, Unit, chain_finding, check
 from scorer.audit.findings import Finding, in_order
-from scorer.audit.look import look
-from scorer.audit.outside import anchored, journal
-from scorer.audit.places import origins, positions
-from scorer.audit.register import register
-from scorer.audit.scope import BIGINT_MAX, End, Report, Scope, Start
-from scorer.audit.signing import SignatureBroken, Verifier, body_of
-from scorer.audit.structure import columns, structure
+from scorer.audit.signed.amendments import read_amendments
+from scorer.audit.signed.anchors import AnchorFile, must_exist
+from scorer.audit.signed.signatures import SignatureBroken, Verifier, body_of
+from scorer.audit.verify.audit_topic_positions import audit_topic
+from scorer.audit.verify.bundle_register import register
+from scorer.audit.verify.database_structure import columns, structure
+from scorer.audit.verify.external_heads import anchored, journal
+from scorer.audit.verify.positions import origins, positions
+from scorer.audit.verify.record_origins import beside
+from scorer.audit.verify.row_comparison import look
+from scorer.audit.verify.scope import BIGINT_MAX, End, Report, Scope, Start
+from scorer.audit.verify.unit_check import Checked, Unit, chain_finding, check
 from scorer.errors import UsageError
 from scorer.runtime.settings import Settings
 from scorer.trail.tables import connect_text

@@ -17,11 +17,11 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from scorer.audit.amendments import amend
-from scorer.audit.anchor import AnchorFile
-from scorer.audit.scope import Scope
-from scorer.audit.signing import Signer
-from scorer.audit.verify import verify
+from scorer.audit.signed.amendments import amend
+from scorer.audit.signed.anchors import AnchorFile
+from scorer.audit.signed.signatures import Signer
+from scorer.audit.verify.scope import Scope
+from scorer.audit.verify.verification import verify
 from scorer.errors import PromiseBroken, UsageError
 from scorer.trail.tables import connect_text
 

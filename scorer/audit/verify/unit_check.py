@@ -23,7 +23,7 @@ from schemas.audit import EVENT_TIME_MS_MAX, MODES
 from schemas.audit_digest import context_bytes, digest_parts
 from schemas.journal import JournalError, JournalRecord
 from scorer.audit.findings import Finding
-from scorer.audit.signing import SignatureBroken, Verifier, body_of
+from scorer.audit.signed.signatures import SignatureBroken, Verifier, body_of
 from scorer.trail.copy_decode import Rows, read_rows
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

@@ -7,9 +7,9 @@ from typing import Any
 
 import psycopg
 
-from scorer.audit.anchor import AnchorFile
 from scorer.audit.findings import Finding
-from scorer.audit.signing import SignatureBroken, Signer, Verifier, body_of
+from scorer.audit.signed.anchors import AnchorFile
+from scorer.audit.signed.signatures import SignatureBroken, Signer, Verifier, body_of
 
 Place = tuple[str, int, int]  # topic, partition, offset
 

@@ -18,7 +18,7 @@ from psycopg.rows import dict_row
 
 from schemas.currencies import CURRENCY_EXPONENT
 from schemas.decode import PaymentBatch
-from scorer.audit.again import Window
+from scorer.audit.explain.redecision import Window
 from scorer.bundle import Bundle
 from scorer.errors import FraudScorerError, UsageError
 from scorer.pipeline import Outcomes

@@ -8,11 +8,11 @@ from typing import Any
 import psycopg
 from psycopg.rows import namedtuple_row
 
-from scorer.audit.anchor import AnchorFile, not_in_file, not_in_table, read_anchors
 from scorer.audit.findings import Finding
-from scorer.audit.scope import End, Report, Scope, Start
-from scorer.audit.signing import Verifier
-from scorer.audit.topics import journal_heads, journal_shards, next_sequence
+from scorer.audit.signed.anchors import AnchorFile, not_in_file, not_in_table, read_anchors
+from scorer.audit.signed.signatures import Verifier
+from scorer.audit.topic_history import journal_heads, journal_shards, next_sequence
+from scorer.audit.verify.scope import End, Report, Scope, Start
 from scorer.kafka import Topics
 from scorer.runtime.settings import Settings
 

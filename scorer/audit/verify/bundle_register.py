@@ -5,7 +5,7 @@ from __future__ import annotations
 import psycopg
 
 from scorer.audit.findings import Finding
-from scorer.audit.scope import Start
+from scorer.audit.verify.scope import Start
 
 
 def register(connection: psycopg.Connection, starts: dict[int, Start]) -> list[Finding]:

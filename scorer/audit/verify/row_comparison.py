@@ -14,9 +14,9 @@ import psycopg
 from psycopg.rows import dict_row
 
 from schemas.audit import AuditColumns
-from scorer.audit.check import MomentLoader
 from scorer.audit.findings import Finding
-from scorer.audit.topics import audit_rows
+from scorer.audit.topic_history import audit_rows
+from scorer.audit.verify.unit_check import MomentLoader
 from scorer.kafka import KafkaFailure
 from scorer.runtime.settings import Settings
 

@@ -24,7 +24,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
 from scorer.audit.findings import Finding
-from scorer.audit.signing import SignatureBroken, Signer, Verifier, body_of, canonical, unsigned
+from scorer.audit.signed.signatures import SignatureBroken, Signer, Verifier, body_of, canonical, unsigned
 from scorer.errors import UsageError
 from scorer.trail import tables
 

@@ -27,10 +27,10 @@ import psycopg
 from psycopg import sql
 
 from schemas.audit_digest import context_bytes, digest_parts
-from scorer.audit.amendments import amend
-from scorer.audit.anchor import AnchorFile
-from scorer.audit.check import Unit, check
-from scorer.audit.signing import Signer
+from scorer.audit.signed.amendments import amend
+from scorer.audit.signed.anchors import AnchorFile
+from scorer.audit.signed.signatures import Signer
+from scorer.audit.verify.unit_check import Unit, check
 from scorer.errors import PromiseBroken, UsageError
 from scorer.trail.copy_decode import read_rows
 from scorer.trail.tables import connect_text

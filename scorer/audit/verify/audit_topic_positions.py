@@ -15,11 +15,11 @@ from psycopg.rows import namedtuple_row
 
 from schemas.audit import AuditError, AuditHeader, decode_header
 from scorer import kafka
-from scorer.audit.amendments import Amendments
-from scorer.audit.beside import elsewhere
 from scorer.audit.findings import Finding
-from scorer.audit.scope import BIGINT_MAX, Report, Scope
-from scorer.audit.topics import messages, range_of
+from scorer.audit.signed.amendments import Amendments
+from scorer.audit.topic_history import messages, range_of
+from scorer.audit.verify.record_origins import elsewhere
+from scorer.audit.verify.scope import BIGINT_MAX, Report, Scope
 from scorer.runtime.settings import Settings
 from scorer.sink.assembler import KINDS
 from scorer.sink.store import masked_value

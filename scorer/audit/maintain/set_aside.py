@@ -16,7 +16,7 @@ import psycopg
 
 from schemas.journal import FIRST_PREVIOUS
 from scorer import kafka
-from scorer.audit.topics import journal_heads, messages
+from scorer.audit.topic_history import journal_heads, messages
 from scorer.errors import FraudScorerError
 from scorer.runtime.settings import Settings
 from scorer.sink.assembler import Assembler, Batch, Position, SetAside
