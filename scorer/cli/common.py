@@ -21,7 +21,7 @@ from rich.text import Text
 
 from schemas.times import event_time_ms
 from scorer.errors import UsageError
-from scorer.mapping import Mapping
+from scorer.files.mapping import Mapping
 from scorer.runtime import logs
 from scorer.runtime.settings import Settings, load
 

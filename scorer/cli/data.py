@@ -137,7 +137,7 @@ def send(
 
     Example: fraud-scorer send --input payments.parquet --mapping mapping.yaml --speed 1000
     """
-    from scorer.files import label_records, read_payments  # noqa: PLC0415
+    from scorer.files.file_reader import label_records, read_payments  # noqa: PLC0415
 
     if rate is not None and speed is not None:
         raise UsageError("give --rate or --speed, not both")

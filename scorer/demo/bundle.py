@@ -14,8 +14,8 @@ import numpy as np
 from features.feature_set import FeatureSet
 from scorer.bundle import Bundle, BundleError
 from scorer.bundle.manifest import FORMAT_VERSION
-from scorer.columnar import json_block
 from scorer.errors import FraudScorerError
+from scorer.files.file_columns import json_block
 from scorer.replay import chained, training_table
 from scorer.runtime import assets
 from scorer.send import Outgoing, outgoing_pairs

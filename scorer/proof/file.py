@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from scorer.bundle import Bundle
-from scorer.files import row_count
-from scorer.mapping import Mapping
+from scorer.files.file_reader import row_count
+from scorer.files.mapping import Mapping
 from scorer.pipeline import DUPLICATE, Outcomes, Pipeline
 from scorer.proof import compare
 from scorer.proof.differences import Cause, Difference, Differences

@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from schemas.journal import ControlRange, InputRange
-from scorer.columnar import DecodedBlock, FileLabels, decoded_blocks, undecoded
-from scorer.files import read_payments, rows_before
-from scorer.mapping import Mapping
+from scorer.files.file_columns import DecodedBlock, FileLabels, decoded_blocks, undecoded
+from scorer.files.file_reader import read_payments, rows_before
+from scorer.files.mapping import Mapping
 from scorer.pipeline.records import Batch
 
 BATCH_ROWS = 16_384

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from scorer.bundle import Bundle
-from scorer.files import row_count
-from scorer.mapping import Mapping
+from scorer.files.file_reader import row_count
+from scorer.files.mapping import Mapping
 from scorer.pipeline import Pipeline
 from scorer.replay.batches import file_batches
 from scorer.replay.output import Open, Window, decision_schema, decision_table, opened

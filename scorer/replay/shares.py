@@ -22,10 +22,10 @@ import numpy as np
 import pyarrow as pa
 
 from scorer.bundle import Bundle
-from scorer.columnar import FileLabels
 from scorer.errors import FraudScorerError
-from scorer.files import row_count
-from scorer.mapping import Mapping
+from scorer.files.file_columns import FileLabels
+from scorer.files.file_reader import row_count
+from scorer.files.mapping import Mapping
 from scorer.pipeline import Pipeline
 from scorer.pipeline.enrichment import Share
 from scorer.pipeline.records import Batch

@@ -22,8 +22,8 @@ from scorer import kafka
 from scorer.audit.signed.signatures import Signer
 from scorer.bundle import write_bundle
 from scorer.demo.processes import own_database
-from scorer.files import read_payments
-from scorer.mapping import Mapping
+from scorer.files.file_reader import read_payments
+from scorer.files.mapping import Mapping
 from scorer.runtime.settings import PREFIX
 from scorer.services import Services
 from scorer.setup import setup

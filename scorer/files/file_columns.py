@@ -1,6 +1,6 @@
 """Payments of Parquet and CSV as columns, for those who decide or learn from them: no text of JSON is made and read.
 
-Cells are converted as scorer.files converts them, a column at a time where the column's type allows, and checked by
+Cells are converted as scorer.files.file_reader converts them, a column at a time where the column's type allows, and checked by
 schemas.columnar. Rows that are not certain there go the way of all files, as JSON through the decoder, and a block
 with a cell that cannot become its field goes it as a whole, so that the same error comes with the same words.
 """
@@ -23,10 +23,10 @@ from schemas.columnar import Attribute, Checked, ColumnarPayments, PaymentColumn
 from schemas.currencies import CURRENCY_EXPONENT
 from schemas.decode import PaymentBatch, Reject, decode_payments
 from schemas.times import EVENT_TIME_MS_END, EVENT_TIME_MS_MIN
-from scorer import cells
-from scorer.cells import CellError, Column
-from scorer.files import FileBlock, Part, label_records, mapped_block, parts
-from scorer.mapping import NUMBER_FIELDS, TEXT_FIELDS, Constant, Mapping
+from scorer.files import cells
+from scorer.files.cells import CellError, Column
+from scorer.files.file_reader import FileBlock, Part, label_records, mapped_block, parts
+from scorer.files.mapping import NUMBER_FIELDS, TEXT_FIELDS, Constant, Mapping
 from scorer.pipeline.records import ControlRecord, KnownLabel, LabelRecords, Records
 
 # Digits after the point: at most four (schemas.currencies); the power of ten of each is an exact double.
@@ -49,7 +49,7 @@ class DecodedBlock:
 def decoded_blocks(path: Path, mapping: Mapping | None, rows_per_block: int) -> Iterator[DecodedBlock] | None:
     """The payments of a Parquet or CSV file, block by block; None for files that are not made of columns.
 
-    Raises what scorer.files.read_payments raises, of the same rows.
+    Raises what scorer.files.file_reader.read_payments raises, of the same rows.
     """
     read = None if mapping is None else parts(path, mapping, rows_per_block)
     return None if mapping is None or read is None else (_block(mapping, part) for part in read)
@@ -260,7 +260,7 @@ class FileLabels(LabelRecords):
             yield KnownLabel(ids[i], fraud[i], known[i]) if sure else self[i]
 
 
-# Columns of one Arrow type at once; every other column cell by cell, as scorer.cells does.
+# Columns of one Arrow type at once; every other column cell by cell, as scorer.files.cells does.
 
 
 def _texts(column: Column, *, digits: int = 0) -> pa.StringArray:
@@ -283,7 +283,7 @@ def _exponents(currency: pa.StringArray) -> npt.NDArray[np.int64]:
 
 
 def _minor(column: Column, exponent: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Amounts in minor units, int64 [n]; -1 where only scorer.cells can tell."""
+    """Amounts in minor units, int64 [n]; -1 where only scorer.files.cells can tell."""
     known = exponent >= 0
     digits = np.where(known, exponent, 0)
     if isinstance(column, pa.Array):

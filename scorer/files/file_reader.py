@@ -32,7 +32,8 @@ import pyarrow.parquet as pq
 from schemas.currencies import CURRENCY_EXPONENT
 from schemas.errors import ContractError
 from schemas.times import event_time_ms
-from scorer.cells import (
+from scorer.errors import FraudScorerError
+from scorer.files.cells import (
     CellError,
     Column,
     attributes,
@@ -44,8 +45,7 @@ from scorer.cells import (
     times_ms,
     whole_numbers,
 )
-from scorer.errors import FraudScorerError
-from scorer.mapping import NUMBER_FIELDS, TEXT_FIELDS, Constant, Mapping, MappingError
+from scorer.files.mapping import NUMBER_FIELDS, TEXT_FIELDS, Constant, Mapping, MappingError
 
 ROWS_PER_BLOCK = 65_536
 CSV_BYTES_PER_READ = 16 << 20
