@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from scorer.backtest import figures
 from scorer.backtest.decided import DAY_MS, BacktestError, Decided
-from scorer.train.metrics import card_precision
+from scorer.train.ranking import card_precision
 
 REFERENCE_ROWS_MAX = 200_000
 

@@ -178,7 +178,7 @@ def compile_bundle(
     Example: fraud-scorer bundle compile bundles/cards --prune --input later.parquet --mapping m.yaml --output
     bundles/cards-small
     """
-    from scorer.levers import compile as levers  # noqa: PLC0415 - needs a training library
+    from scorer.compress import levers  # noqa: PLC0415 - needs a training library
 
     chosen = [quantise_leaves, prune, distil, early_exit]
     if sum(chosen) != 1:
@@ -254,7 +254,7 @@ def export(
 
     Example: fraud-scorer bundle export bundles/cards --format c --output fraud.c
     """
-    from scorer.levers.export import to_c, to_python  # noqa: PLC0415 - code generation is seldom wanted
+    from scorer.compress.export import to_c, to_python  # noqa: PLC0415 - code generation is seldom wanted
 
     bundle = Bundle.load(folder)
     text = to_c(bundle) if language == "c" else to_python(bundle)

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 
+from scorer.compress.rewrite import first_trees
 from scorer.errors import UsageError
-from scorer.levers.rewrite import first_trees
 from scorer.model.table import RawTree, Table, join, lower_tree
 
 _PREFIXES = 24

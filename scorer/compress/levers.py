@@ -11,11 +11,11 @@ import numpy as np
 from scorer.bundle import Bundle, Calibration, write_bundle
 from scorer.bundle.folder import checked
 from scorer.bundle.manifest import FEATURE_SET, POLICY
+from scorer.compress import leaves
+from scorer.compress.distil import distil
+from scorer.compress.measure import Measure, measure, seconds
+from scorer.compress.rewrite import xgboost_bytes
 from scorer.errors import PromiseBroken, UsageError
-from scorer.levers import leaves
-from scorer.levers.distil import distil
-from scorer.levers.measure import Measure, measure, seconds
-from scorer.levers.rewrite import xgboost_bytes
 from scorer.model import CompiledModel
 from scorer.model.calibrate import fit_platt
 from scorer.model.early import EarlyExit
