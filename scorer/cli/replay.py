@@ -14,7 +14,7 @@ from scorer.cli.common import settings as load_settings
 from scorer.cli.modelling import MappingOption, with_report
 from scorer.errors import UsageError
 from scorer.replay import Open, Report, Window, replay_audit, replay_file, replay_shares, replay_topic
-from scorer.replay.shares import PROCESSES_MAX
+from scorer.replay.process_shares import PROCESSES_MAX
 from scorer.runtime.settings import reading_history
 
 _OFFSETS = re.compile(r"([0-9]{1,10}):([0-9]{1,19})-([0-9]{1,19})")

@@ -16,9 +16,9 @@ from scorer.journal import journal_reader
 from scorer.journal.rerun import Bundles
 from scorer.pipeline import Outcomes, Pipeline
 from scorer.pipeline.records import Batch
-from scorer.proof import compare
+from scorer.proof import comparison as compare
 from scorer.proof.differences import Cause, Difference, Differences
-from scorer.proof.trail import ROWS_PER_READ, LiveBatch, Trail
+from scorer.proof.live_trail import ROWS_PER_READ, LiveBatch, Trail
 from scorer.runtime.settings import Settings
 
 _COLUMNS = (*compare.PAYMENT, *compare.PLACE, *compare.VERDICT, "features")

@@ -17,7 +17,7 @@ from schemas.label import Label
 from scorer.errors import UsageError
 from scorer.pipeline.enrichment import Enricher
 from scorer.pipeline.records import KnownLabel, control_verdicts
-from scorer.replay.batches import LabelledBatch
+from scorer.replay.file_batches import LabelledBatch
 from scorer.replay.report import Progress, Report
 
 

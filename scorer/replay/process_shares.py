@@ -29,8 +29,8 @@ from scorer.files.mapping import Mapping
 from scorer.pipeline import Pipeline
 from scorer.pipeline.enrichment import Share
 from scorer.pipeline.records import Batch
-from scorer.replay.batches import LabelledBatch, file_batches
-from scorer.replay.file import described
+from scorer.replay.file_batches import LabelledBatch, file_batches
+from scorer.replay.file_replay import described
 from scorer.replay.output import Open, Window, decision_schema, decision_table, opened
 from scorer.replay.report import Progress, Report
 

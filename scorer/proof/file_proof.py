@@ -14,10 +14,10 @@ from scorer.bundle import Bundle
 from scorer.files.file_reader import row_count
 from scorer.files.mapping import Mapping
 from scorer.pipeline import DUPLICATE, Outcomes, Pipeline
-from scorer.proof import compare
+from scorer.proof import comparison as compare
 from scorer.proof.differences import Cause, Difference, Differences
-from scorer.proof.trail import LiveBatch, Trail
-from scorer.replay.batches import file_batches
+from scorer.proof.live_trail import LiveBatch, Trail
+from scorer.replay.file_batches import file_batches
 
 _IDS_PER_QUERY = 4096
 _PAYMENT = tuple(name for name in compare.PAYMENT if name != "payment_id")
