@@ -25,7 +25,7 @@ def run(bundle: BundleOption) -> None:
 
     Example: fraud-scorer run --bundle bundles/cards
     """
-    from scorer.worker import Worker  # noqa: PLC0415 - compiles kernels; other commands need not wait for it
+    from scorer.worker.worker import Worker  # noqa: PLC0415 - compiles kernels; other commands need not wait for it
 
     settings = load_settings()
     log = structlog.get_logger()

@@ -129,7 +129,7 @@ def _child(order: dict[str, Any], bundle: str) -> None:
 def _serve(bundle: str) -> None:
     from scorer.bundle import Bundle  # noqa: PLC0415
     from scorer.pipeline.warm_up import warm_up  # noqa: PLC0415
-    from scorer.worker import Worker  # noqa: F401, PLC0415 - imported once, for all
+    from scorer.worker.worker import Worker  # noqa: F401, PLC0415 - imported once, for all
 
     warm_up(Bundle.load(Path(bundle)))
     ended: dict[int, int] = {}

@@ -24,7 +24,7 @@ from features.restore import StateMismatch
 from features.segments import SegmentError
 from features.snapshot import SnapshotError
 from schemas.journal import FIRST_PREVIOUS, JournalRecord
-from scorer import kafka, metrics
+from scorer import kafka
 from scorer.bundle import BundleError
 from scorer.errors import UsageError
 from scorer.journal import journal_reader
@@ -34,7 +34,8 @@ from scorer.pipeline import Pipeline
 from scorer.pipeline.state_image import restored
 from scorer.runtime import fault_points
 from scorer.runtime.settings import Settings
-from scorer.snapshots import Stored, newest_first, refused, store_of
+from scorer.worker import worker_metrics
+from scorer.worker.snapshotter import Stored, newest_first, refused, store_of
 
 log = structlog.get_logger()
 
@@ -159,12 +160,12 @@ class Follower:
         _, end = journal_reader.journal_bounds(settings.kafka, self._client, self._shard)
         if self.pipeline.sequence == 0 and self._journal_start > 0 and self._journal_start == end:
             raise journal_reader.emptied(settings.kafka, self._shard, end)
-        metrics.RECOVERY_OFFSETS.labels(self._label, "all").set(max(0, end - begin))
+        worker_metrics.RECOVERY_OFFSETS.labels(self._label, "all").set(max(0, end - begin))
         shown, batches = time.monotonic(), 0
         for records in self._journal.until(end, no_progress_s=settings.worker.no_progress_s, wait_s=WAIT_S):
             batches += self._rerun(records, stop)
             now, done = time.monotonic(), self._journal.position - begin
-            metrics.RECOVERY_OFFSETS.labels(self._label, "done").set(done)
+            worker_metrics.RECOVERY_OFFSETS.labels(self._label, "done").set(done)
             if stop.is_set():
                 break
             if done and now - shown > PROGRESS_EVERY_S:
@@ -174,7 +175,7 @@ class Follower:
                     "shard.recovering", batches=batches, offsets_left=end - begin - done, left_s=round(left, 1)
                 )
         seconds = time.monotonic() - started
-        metrics.RECOVERY_SECONDS.labels(self._label).set(seconds)
+        worker_metrics.RECOVERY_SECONDS.labels(self._label).set(seconds)
         self._log.info("shard.recovered", batches=batches, sequence=self.pipeline.sequence, seconds=round(seconds, 3))
 
     def _rerun(self, records: list[tuple[int, JournalRecord]], stop: threading.Event | None = None) -> int:
@@ -188,7 +189,7 @@ class Follower:
             batch = journal_reader.reread(record, self.inputs, no_progress_s=self._settings.worker.no_progress_s)
             rerun(self.pipeline, record, batch, self._bundles)
             fault_points.point("in_recovery")
-        metrics.FOLLOWED.labels(self._label).set(self.pipeline.sequence)
+        worker_metrics.FOLLOWED.labels(self._label).set(self.pipeline.sequence)
         return len(records)
 
     def _check(self, record: JournalRecord) -> None:

@@ -19,13 +19,13 @@ import structlog
 
 from features.capture import Image
 from features.snapshot import SnapshotError, SnapshotStore
-from scorer import metrics
 from scorer.errors import UsageError
 from scorer.journal.partition_buffers import Inputs
 from scorer.pipeline import Pipeline
 from scorer.pipeline.state_image import ShardCapture, facts
 from scorer.runtime import fault_points
 from scorer.runtime.settings import Settings
+from scorer.worker import worker_metrics
 
 log = structlog.get_logger()
 
@@ -66,7 +66,7 @@ def newest_first(store: SnapshotStore, shard: int) -> Iterator[Stored]:
 
 def refused(shard: int, reason: str) -> None:
     """Count and log a snapshot that cannot be used."""
-    metrics.SNAPSHOTS_REFUSED.labels(str(shard)).inc()
+    worker_metrics.SNAPSHOTS_REFUSED.labels(str(shard)).inc()
     log.warning("snapshot.refused", shard=shard, reason=reason)
 
 
@@ -176,7 +176,7 @@ class Snapshotter:
         self._write_committed()  # of an idle shard the batch is committed already
 
     def _pause(self, started: float) -> None:
-        metrics.SNAPSHOT_PAUSE.labels(self._label).observe(time.perf_counter() - started)
+        worker_metrics.SNAPSHOT_PAUSE.labels(self._label).observe(time.perf_counter() - started)
 
     def _start(self, work: Callable[[], None], name: str) -> None:
         def run() -> None:
@@ -196,16 +196,16 @@ class Snapshotter:
         except SnapshotError as exc:  # a damaged one among those to keep: nothing is deleted until it has aged out
             log.warning("snapshot.not_pruned", shard=self._shard, reason=str(exc))
         seconds = time.monotonic() - started
-        metrics.SNAPSHOTS.labels(self._label).inc()
-        metrics.SNAPSHOT_SEQUENCE.labels(self._label).set(written.sequence)
-        metrics.SNAPSHOT_BYTES.labels(self._label).set(written.bytes)
+        worker_metrics.SNAPSHOTS.labels(self._label).inc()
+        worker_metrics.SNAPSHOT_SEQUENCE.labels(self._label).set(written.sequence)
+        worker_metrics.SNAPSHOT_BYTES.labels(self._label).set(written.bytes)
         log.info(
             "snapshot.written", shard=self._shard, sequence=written.sequence, bytes=written.bytes,
             bytes_uploaded=written.bytes_uploaded, seconds=round(seconds, 3),
         )  # fmt: skip
 
     def _give_up(self, reason: str) -> None:
-        metrics.SNAPSHOTS_FAILED.labels(self._label).inc()
+        worker_metrics.SNAPSHOTS_FAILED.labels(self._label).inc()
         log.warning("snapshot.failed", shard=self._shard, reason=reason)
         self._failed, self._capture, self._finished = None, None, None
         self._not_before = time.monotonic() + RETRY_S

@@ -9,12 +9,13 @@ import time
 
 import structlog
 
-from scorer import kafka, metrics
+from scorer import kafka
 from scorer.kafka import rights
-from scorer.membership import Membership
 from scorer.runtime.settings import Settings
-from scorer.shard import Shard
-from scorer.standby import Standby
+from scorer.worker import worker_metrics
+from scorer.worker.group_membership import Membership
+from scorer.worker.shard import Shard
+from scorer.worker.standby import Standby
 
 log = structlog.get_logger()
 
@@ -52,11 +53,11 @@ class Owned:
                 warm, self._standby = (self._standby.take() if self._standby else None), None
                 self.shard.run(self.stop, warm)
             except kafka.Denied as exc:
-                metrics.REBUILDS.labels(str(self.number), "denied").inc()
+                worker_metrics.REBUILDS.labels(str(self.number), "denied").inc()
                 if not self._is_ours(exc):
                     return
             except kafka.Rebuild as exc:
-                metrics.REBUILDS.labels(str(self.number), "transaction").inc()
+                worker_metrics.REBUILDS.labels(str(self.number), "transaction").inc()
                 backoff_s = (
                     REBUILD_BACKOFF_S
                     if time.monotonic() - began > REBUILD_CALM_S
@@ -70,7 +71,7 @@ class Owned:
                 # By a new owner, or by one that woke up and did not know yet that it is none: the group says which.
                 if not self._is_ours(exc):
                     return
-                metrics.REBUILDS.labels(str(self.number), "fenced").inc()
+                worker_metrics.REBUILDS.labels(str(self.number), "fenced").inc()
                 log.warning("shard.rebuild", shard=self.number, reason=f"{exc}, but the group says it is ours")
             except BaseException as exc:  # noqa: BLE001 - handed to the main thread, which ends the process with it
                 self.failure = exc

@@ -1,7 +1,7 @@
 """One shard, owned: recover its state from the journal, then decide its payments batch after batch.
 
 1. init_transactions: fences the former owner and settles what it left open
-2. bring the state to the journal's end (scorer.follow), from a warm standby's state or from scratch
+2. bring the state to the journal's end (scorer.worker.follower), from a warm standby's state or from scratch
 3. decide: while batch n commits, batch n+1 is gathered and computed; state runs ahead by that one batch
 4. any failed transaction: stop using producer and state at once (the caller rebuilds from 1, or exits when fenced)
 """
@@ -19,20 +19,21 @@ import structlog
 from confluent_kafka import KafkaException
 
 from features.segments import SegmentError
-from scorer import kafka, metrics
+from scorer import kafka
 from scorer.bundle import BundleError
 from scorer.errors import FraudScorerError, UsageError
-from scorer.follow import Follower
-from scorer.gather import Gatherer
 from scorer.journal.partition_buffers import Inputs
 from scorer.journal.rerun import Bundles
 from scorer.pipeline import Pipeline
 from scorer.pipeline.records import Batch
 from scorer.policy import FLAG
-from scorer.publish import MODES, Committed, Publisher
 from scorer.runtime import fault_points
 from scorer.runtime.settings import Settings
-from scorer.snapshots import Snapshotter, store_of
+from scorer.worker import worker_metrics
+from scorer.worker.batcher import Gatherer
+from scorer.worker.follower import Follower
+from scorer.worker.publisher import MODES, Committed, Publisher
+from scorer.worker.snapshotter import Snapshotter, store_of
 
 log = structlog.get_logger()
 
@@ -114,7 +115,7 @@ class Shard:
             skew_ms=pipeline.bundle.feature_set.max_future_skew,
         )
         self._log.info("shard.deciding", bundle=pipeline.bundle.id, sequence=pipeline.sequence)
-        metrics.BUNDLE.labels(self._label, pipeline.bundle.id).set(1)
+        worker_metrics.BUNDLE.labels(self._label, pipeline.bundle.id).set(1)
         flying: _InFlight | None = None
         while not stop.is_set():
             batch = gatherer.next()
@@ -135,7 +136,7 @@ class Shard:
             except SegmentError as exc:  # the disk is full, say: nothing of this batch was committed
                 raise FraudScorerError(str(exc)) from exc
             fault_points.point("after_compute")
-            metrics.COMPUTE.labels(self._label).observe(time.perf_counter() - started)
+            worker_metrics.COMPUTE.labels(self._label).observe(time.perf_counter() - started)
             if flying is not None:
                 self._landed(flying, publisher, gatherer)
             flying = _InFlight(publisher.submit(outcomes), closed_at)
@@ -152,26 +153,26 @@ class Shard:
         outcomes, label = committed.outcomes, self._label
         if self._snapshotter is not None:
             self._snapshotter.committed(outcomes.journal.sequence, committed.journal_offset)
-        metrics.COMMIT.labels(label).observe(committed.commit_s)
-        metrics.BATCHES.labels(label).inc()
-        metrics.SEQUENCE.labels(label).set(outcomes.journal.sequence)
-        metrics.BATCH_PAYMENTS.labels(label).observe(len(outcomes.rows))
+        worker_metrics.COMMIT.labels(label).observe(committed.commit_s)
+        worker_metrics.BATCHES.labels(label).inc()
+        worker_metrics.SEQUENCE.labels(label).set(outcomes.journal.sequence)
+        worker_metrics.BATCH_PAYMENTS.labels(label).observe(len(outcomes.rows))
         if len(outcomes.records):
-            metrics.LATENCY.labels(label).observe(
+            worker_metrics.LATENCY.labels(label).observe(
                 max(0.0, time.time() - int(outcomes.records.timestamp_ms.min()) / 1000.0)
             )
         kinds = np.bincount(outcomes.columns.mode * 2 + outcomes.columns.decision, minlength=2 * len(MODES))
         for kind in np.flatnonzero(kinds).tolist():
-            metrics.DECISIONS.labels(label, "flag" if kind % 2 == FLAG else "approve", MODES[kind // 2]).inc(
+            worker_metrics.DECISIONS.labels(label, "flag" if kind % 2 == FLAG else "approve", MODES[kind // 2]).inc(
                 int(kinds[kind])
             )
         for item in (*outcomes.rejected, *outcomes.rejected_control):
-            metrics.DEAD_LETTERS.labels(label, item.error.reason.value).inc()
+            worker_metrics.DEAD_LETTERS.labels(label, item.error.reason.value).inc()
         for i in np.flatnonzero(outcomes.columns.decision == FLAG).tolist():
             for reason in outcomes.columns.reasons[i]:
-                metrics.REASONS.labels(label, reason).inc()
+                worker_metrics.REASONS.labels(label, reason).inc()
         if outcomes.conflicts:
-            metrics.CONFLICTS.labels(label).inc(outcomes.conflicts)
+            worker_metrics.CONFLICTS.labels(label).inc(outcomes.conflicts)
             self._log.warning(
                 "payments.conflicting_duplicates", count=outcomes.conflicts, sequence=outcomes.journal.sequence
             )
@@ -188,11 +189,11 @@ class Shard:
             before = pipeline.bundle.id
             pipeline.activate(bundle)
         except (BundleError, UsageError) as exc:
-            metrics.BUNDLES_REFUSED.labels(self._label).inc()
+            worker_metrics.BUNDLES_REFUSED.labels(self._label).inc()
             self._log.error("bundle.refused", reason=str(exc), serving=pipeline.bundle.id)
             return
-        metrics.BUNDLE.labels(self._label, before).set(0)
-        metrics.BUNDLE.labels(self._label, bundle.id).set(1)
+        worker_metrics.BUNDLE.labels(self._label, before).set(0)
+        worker_metrics.BUNDLE.labels(self._label, bundle.id).set(1)
         self._log.info("bundle.activated", bundle=bundle.id, before=before, sequence=pipeline.sequence)
 
     def _gauges(self, pipeline: Pipeline, inputs: Inputs, gatherer: Gatherer) -> None:
@@ -201,18 +202,18 @@ class Shard:
             return
         self._gauges_at = now
         label, counts = self._label, pipeline.engine.counts()
-        metrics.LAG.labels(label).set(inputs.lag())
-        metrics.BUFFERED.labels(label).set(inputs.buffered)
-        metrics.LINGER.labels(label).set(gatherer.linger_s)
-        metrics.STREAM_TIME.labels(label).set((pipeline.engine.stream_time_ms or 0) / 1000.0)
-        metrics.KEYS.labels(label).set(counts.keys)
-        metrics.KEYS_REFUSED.labels(label).set(counts.keys_refused)
-        metrics.LOG_ROWS.labels(label).set(counts.log_rows)
-        metrics.STATE_BYTES.labels(label).set(counts.arena_bytes)
-        metrics.LABELS_APPLIED.labels(label).set(counts.labels_applied)
-        metrics.LABELS_WAITING.labels(label).set(counts.labels_pending + counts.orphan_labels)
-        metrics.LABELS_REFUSED.labels(label).set(counts.labels_refused + counts.orphan_labels_dropped)
-        metrics.LABELS_EXPIRED.labels(label).set(counts.orphan_labels_expired)
-        metrics.DEDUPE_ENTRIES.labels(label).set(len(pipeline.dedupe))
-        metrics.DEDUPE_EVICTED.labels(label).set(pipeline.dedupe.evicted_early)
-        metrics.LIST_REFUSED.labels(label).set(pipeline.lists.refused)
+        worker_metrics.LAG.labels(label).set(inputs.lag())
+        worker_metrics.BUFFERED.labels(label).set(inputs.buffered)
+        worker_metrics.LINGER.labels(label).set(gatherer.linger_s)
+        worker_metrics.STREAM_TIME.labels(label).set((pipeline.engine.stream_time_ms or 0) / 1000.0)
+        worker_metrics.KEYS.labels(label).set(counts.keys)
+        worker_metrics.KEYS_REFUSED.labels(label).set(counts.keys_refused)
+        worker_metrics.LOG_ROWS.labels(label).set(counts.log_rows)
+        worker_metrics.STATE_BYTES.labels(label).set(counts.arena_bytes)
+        worker_metrics.LABELS_APPLIED.labels(label).set(counts.labels_applied)
+        worker_metrics.LABELS_WAITING.labels(label).set(counts.labels_pending + counts.orphan_labels)
+        worker_metrics.LABELS_REFUSED.labels(label).set(counts.labels_refused + counts.orphan_labels_dropped)
+        worker_metrics.LABELS_EXPIRED.labels(label).set(counts.orphan_labels_expired)
+        worker_metrics.DEDUPE_ENTRIES.labels(label).set(len(pipeline.dedupe))
+        worker_metrics.DEDUPE_EVICTED.labels(label).set(pipeline.dedupe.evicted_early)
+        worker_metrics.LIST_REFUSED.labels(label).set(pipeline.lists.refused)

@@ -6,12 +6,13 @@ import threading
 
 import structlog
 
-from scorer import kafka, metrics
-from scorer.follow import Follower
+from scorer import kafka
 from scorer.journal.journal_reader import NoProgress
 from scorer.journal.partition_buffers import MissingRange
 from scorer.journal.rerun import Bundles
 from scorer.runtime.settings import Settings
+from scorer.worker import worker_metrics
+from scorer.worker.follower import Follower
 
 log = structlog.get_logger()
 
@@ -40,7 +41,7 @@ class Standby:
                 self._follower.follow(self._stop)
             except (kafka.KafkaFailure, MissingRange, NoProgress) as exc:
                 self._drop()
-                metrics.REBUILDS.labels(str(self._shard), "standby").inc()
+                worker_metrics.REBUILDS.labels(str(self._shard), "standby").inc()
                 log.warning("standby.again", shard=self._shard, reason=str(exc), wait_s=RETRY_S)
                 self._stop.wait(RETRY_S)
             except BaseException as exc:  # noqa: BLE001 - handed to the main thread, which ends the process with it

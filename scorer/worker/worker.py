@@ -14,18 +14,19 @@ import structlog
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from features.feature_set import FeatureSetError
-from scorer import kafka, metrics
+from scorer import kafka
 from scorer.bundle import Bundle
 from scorer.errors import FraudScorerError, UsageError
 from scorer.journal.rerun import Bundles
 from scorer.kafka import rights
-from scorer.membership import Membership
-from scorer.owned import DENIED_RETRY_S, Owned
 from scorer.pipeline.warm_up import warm_up
 from scorer.runtime import fault_points
 from scorer.runtime.settings import Settings
-from scorer.shard import Shard
-from scorer.standby import Standby
+from scorer.worker import worker_metrics
+from scorer.worker.group_membership import Membership
+from scorer.worker.shard import Shard
+from scorer.worker.shard_thread import DENIED_RETRY_S, Owned
+from scorer.worker.standby import Standby
 
 log = structlog.get_logger()
 
@@ -196,7 +197,7 @@ class Worker:
             )
         self._denied_at = None
         self._joined = True  # last: until then no probe shall take this member for one that owns nothing
-        metrics.OWNED.set(len(self._owned))
+        worker_metrics.OWNED.set(len(self._owned))
 
     def _revoked(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         # Still a member of the old generation here, so the batch in flight can be committed; that generation is asked
@@ -235,7 +236,7 @@ class Worker:
             if wanted > 0 and number not in self._owned and number not in self._standbys:
                 self._standbys[number] = Standby(self._settings, self._bundles, number)
                 wanted -= 1
-        metrics.STANDBYS.set(len(self._standbys))
+        worker_metrics.STANDBYS.set(len(self._standbys))
 
     def _drain(self, numbers: list[int]) -> None:
         for number in numbers:  # all are asked before the first is waited for
@@ -250,4 +251,4 @@ class Worker:
             elif owned.failure is not None:
                 self._failure = self._failure or owned.failure
             log.info("shard.released", shard=number)
-        metrics.OWNED.set(len(self._owned))
+        worker_metrics.OWNED.set(len(self._owned))
