@@ -135,7 +135,7 @@ def activate(
 
     Example: fraud-scorer bundle activate bundles/cards-2
     """
-    from scorer.activate import send_activation  # noqa: PLC0415 - needs a Kafka client
+    from scorer.operate.activation import send_activation  # noqa: PLC0415 - needs a Kafka client
 
     verdict = run_gate(folder, trusted_keys=_keys(trusted_key))
     _require(verdict, folder)

@@ -16,8 +16,8 @@ from schemas.published import json_schemas
 from scorer.cli.common import Json, err, out, parse_time_ms, read_mapping, show, stop_on_signals
 from scorer.cli.common import settings as load_settings
 from scorer.errors import UsageError
+from scorer.operate.send import Outgoing, Sender, outgoing_pairs
 from scorer.runtime.settings import described
-from scorer.send import Outgoing, Sender, outgoing_pairs
 
 DAY_MS = 86_400_000
 
@@ -30,7 +30,7 @@ def setup(
 
     Example: fraud-scorer setup
     """
-    from scorer.setup import setup as run_setup  # noqa: PLC0415
+    from scorer.operate.setup import setup as run_setup  # noqa: PLC0415
 
     made = run_setup(load_settings(), postgres=not topics_only)
     if as_json:

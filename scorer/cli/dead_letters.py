@@ -12,8 +12,8 @@ from rich.table import Table
 
 from scorer.cli.common import Json, out, parse_time_ms
 from scorer.cli.common import settings as load_settings
-from scorer.dead_letters import Filter, Letter, history, letters, reasons, redrive
 from scorer.errors import UsageError
+from scorer.operate.dead_letters import Filter, Letter, history, letters, reasons, redrive
 
 app = typer.Typer(help="What was refused, and sending it again.", no_args_is_help=True)
 

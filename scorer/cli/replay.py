@@ -107,7 +107,7 @@ def _target(output: str | None) -> Path | Open | None:
     if output is None or not output.startswith(_TOPIC):
         return None if output is None else Path(output)
     # The one part of a replay that writes to Kafka, and loaded only where it does.
-    from scorer.decided_topic import TopicOutput, refuse_live  # noqa: PLC0415
+    from scorer.operate.replay_topic_output import TopicOutput, refuse_live  # noqa: PLC0415
 
     settings, name = reading_history(load_settings()), output.removeprefix(_TOPIC)
     refuse_live(settings, name)

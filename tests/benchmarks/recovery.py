@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 
 from scorer.demo import CUSTOMERS, LIVE_SEED, DecisionReader, demo_bundle, live_blocks
+from scorer.operate.send import Sender
 from scorer.runtime.settings import load
-from scorer.send import Sender
 from scorer.services import local_services
 from scorer.simulate import World
 from tests.benchmarks.first_decision import first_decision

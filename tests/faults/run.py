@@ -23,9 +23,9 @@ from schemas.journal import JournalRecord
 from scorer import kafka
 from scorer.bundle import Bundle
 from scorer.demo import free_ports
+from scorer.operate.setup import create_topics
 from scorer.replay import replay_topic
 from scorer.runtime.settings import PREFIX, Settings, load
-from scorer.setup import create_topics
 from tests.faults.broker import Brokers
 from tests.faults.nursery import Child, Nursery
 from tests.faults.payments import Payment, undisturbed
