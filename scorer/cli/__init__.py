@@ -23,8 +23,8 @@ from scorer.cli import (
     train,
 )
 from scorer.cli.common import plain
+from scorer.cli.services import app as services
 from scorer.errors import FraudScorerError
-from scorer.services.cli import app as services
 
 app = typer.Typer(
     name="fraud-scorer",

@@ -29,10 +29,10 @@ from scorer.demo.processes import command, end, free_ports, own_database
 from scorer.demo.reader import DecisionReader
 from scorer.demo.warmup import warm_broker
 from scorer.errors import FraudScorerError, PromiseBroken
+from scorer.local_services import local_services
 from scorer.operate.send import Sender
 from scorer.operate.setup import setup
 from scorer.runtime.settings import PREFIX, load
-from scorer.services import local_services
 from scorer.simulate import World
 
 # The first start on a machine compiles every kernel: a minute on an idle core.

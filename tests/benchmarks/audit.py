@@ -31,7 +31,7 @@ from psycopg import sql
 
 from schemas.audit import AuditColumns, AuditContext, AuditHeader, decode_chunk, encode
 from scorer.audit.verify.verification import verify
-from scorer.services import local_services
+from scorer.local_services import local_services
 from scorer.sink import AuditSink
 from scorer.sink.card_screen import column_with_card_number
 from scorer.trail import copy_encode, tables

@@ -26,9 +26,9 @@ from scorer.bundle import write_bundle
 from scorer.cli import app
 from scorer.demo.processes import own_database
 from scorer.errors import FraudScorerError, UsageError
+from scorer.local_services import Services
 from scorer.operate.setup import setup
 from scorer.runtime.settings import PREFIX, Settings
-from scorer.services import Services
 from tests.integration.audit_trail import forge
 from tests.integration.running import environment, process, test_settings, wait_for
 

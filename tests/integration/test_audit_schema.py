@@ -13,7 +13,7 @@ from psycopg import sql as pg
 
 from schemas.audit import NULLABLE, AuditColumns
 from scorer.demo.processes import own_database
-from scorer.services import Services
+from scorer.local_services import Services
 from scorer.sink.assembler import Assembler, Position, SetAside
 from scorer.sink.store import Store
 from scorer.trail import tables as schema

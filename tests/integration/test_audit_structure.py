@@ -12,7 +12,7 @@ from scorer.audit.signed.signatures import Signer
 from scorer.audit.verify.database_structure import made
 from scorer.audit.verify.verification import verify
 from scorer.demo.processes import own_database
-from scorer.services import Services
+from scorer.local_services import Services
 from scorer.trail import tables as schema
 from tests.integration.audit_trail import Trail, migrated, sql
 

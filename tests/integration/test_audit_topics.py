@@ -7,7 +7,7 @@ from confluent_kafka import Producer
 
 from schemas.journal import ControlRange, JournalRecord
 from scorer.audit import topic_history
-from scorer.services import Services
+from scorer.local_services import Services
 from tests.integration.audit_batches import make_topic
 from tests.integration.running import test_settings
 

@@ -21,7 +21,7 @@ from scorer.audit.verify.scope import Report, Scope
 from scorer.audit.verify.verification import verify
 from scorer.demo.processes import own_database
 from scorer.errors import UsageError
-from scorer.services import Services
+from scorer.local_services import Services
 from scorer.trail import tables
 from tests.audit_columns import about_of, columns
 from tests.integration.audit_trail import Trail, forge, migrated, sql

@@ -13,11 +13,11 @@ from schemas.errors import ContractError
 from scorer import kafka
 from scorer.cli import app
 from scorer.errors import UsageError
+from scorer.local_services import Services
 from scorer.operate import dead_letters
 from scorer.operate.dead_letters import COUNT, FROM, Filter, Letter, redrive
 from scorer.operate.setup import create_topics
 from scorer.runtime.settings import PREFIX, Settings
-from scorer.services import Services
 from tests.integration.running import TopicReader, test_settings, wait_for
 
 CARD = b"4111111111111111"

@@ -15,10 +15,10 @@ import xgboost as xgb
 from scorer import kafka
 from scorer.bundle import Bundle, write_bundle
 from scorer.bundle.challengers import with_challengers
+from scorer.local_services import Services
 from scorer.operate.send import Sender
 from scorer.operate.setup import setup
 from scorer.replay import replay_topic
-from scorer.services import Services
 from tests.integration.handbook import FEATURES, POLICY, handbook
 from tests.integration.running import TopicReader, metrics, process, test_settings, wait_for
 

@@ -24,9 +24,9 @@ from scorer.bundle import write_bundle
 from scorer.demo.processes import own_database
 from scorer.files.file_reader import read_payments
 from scorer.files.mapping import Mapping
+from scorer.local_services import Services
 from scorer.operate.setup import setup
 from scorer.runtime.settings import PREFIX
-from scorer.services import Services
 from tests.integration.running import process, test_settings, wait_for
 from tests.integration.test_audit_commands import FEATURES, POLICY, Running
 

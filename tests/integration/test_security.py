@@ -22,10 +22,10 @@ from scorer import kafka
 from scorer.demo import free_ports
 from scorer.errors import UsageError
 from scorer.kafka.rights import Acl, AclMissing, Role, check, missing, needed
+from scorer.local_services import Services
 from scorer.operate.dead_letters import Filter, redrive
 from scorer.operate.setup import create_topics
 from scorer.runtime.settings import PREFIX, Settings, described, load
-from scorer.services import Services
 from scorer.sink import AuditSink
 from scorer.trail import tables
 from tests.faults.nursery import Nursery

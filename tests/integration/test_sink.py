@@ -21,8 +21,8 @@ from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
 from psycopg import sql
 
+from scorer.local_services import Services
 from scorer.runtime import assets
-from scorer.services import Services
 from scorer.sink import set_position
 from scorer.sink.sink_errors import AuditBroken, MissingRange, SchemaMismatch
 from scorer.trail import tables

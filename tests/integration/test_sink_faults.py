@@ -16,9 +16,9 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
+from scorer.local_services import Services
 from scorer.runtime.fault_points import SETTING
 from scorer.runtime.settings import load
-from scorer.services import Services
 from scorer.trail import tables
 from tests.integration.audit_batches import Shard, make_topic, rows
 from tests.integration.sinks import assert_equal_to, query, running, wait_for

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from scorer.errors import UsageError
-from scorer.services.kafka import Kafka, start_kafka
-from scorer.services.postgres import Postgres, start_postgres
-from scorer.services.process import ManagedService, Place
+from scorer.local_services.local_kafka import Kafka, start_kafka
+from scorer.local_services.local_postgres import Postgres, start_postgres
+from scorer.local_services.managed_service import ManagedService, Place
 
 
 class Services:

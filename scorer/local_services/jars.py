@@ -14,8 +14,8 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+from scorer.local_services.service_errors import DownloadError
 from scorer.runtime import assets
-from scorer.services.errors import DownloadError
 
 KAFKA_VERSION = "4.1.0"  # deploy/kafka/pom.xml says the same; a test compares them
 JAVA_VERSION_MIN = 17

@@ -19,9 +19,22 @@ from pathlib import Path
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
-from scorer.services import containers
-from scorer.services.errors import AddressSilentError, NoWayToStartError, ServiceNotReadyError, ServicesError
-from scorer.services.process import GivenService, ManagedService, Place, Plan, Service, port_open, start_on_free_port
+from scorer.local_services import containers
+from scorer.local_services.managed_service import (
+    GivenService,
+    ManagedService,
+    Place,
+    Plan,
+    Service,
+    port_open,
+    start_on_free_port,
+)
+from scorer.local_services.service_errors import (
+    AddressSilentError,
+    NoWayToStartError,
+    ServiceNotReadyError,
+    ServicesError,
+)
 
 ADDRESS = "FRAUD_SCORER_POSTGRES__URL"
 DATABASE = "fraud_scorer"

@@ -15,9 +15,8 @@ from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
 from scorer.errors import UsageError
-from scorer.services import containers, jars
-from scorer.services.errors import AddressSilentError, DownloadError, NoWayToStartError, ServiceNotReadyError
-from scorer.services.process import (
+from scorer.local_services import containers, jars
+from scorer.local_services.managed_service import (
     GivenService,
     ManagedService,
     Place,
@@ -26,6 +25,12 @@ from scorer.services.process import (
     free_port,
     port_open,
     start_on_free_port,
+)
+from scorer.local_services.service_errors import (
+    AddressSilentError,
+    DownloadError,
+    NoWayToStartError,
+    ServiceNotReadyError,
 )
 
 ADDRESS = "FRAUD_SCORER_KAFKA__BOOTSTRAP_SERVERS"

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from scorer.services.process import Place, Plan
+from scorer.local_services.managed_service import Place, Plan
 
 # Run as a file, not as a module of this package: it needs testcontainers and nothing of ours.
 _RUNNER = [sys.executable, "-P", str(Path(__file__).with_name("container_runner.py"))]

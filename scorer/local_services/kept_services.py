@@ -20,12 +20,12 @@ from pathlib import Path
 import msgspec
 
 from scorer.errors import UsageError
-from scorer.services import kafka, postgres
-from scorer.services.errors import ServicesError
-from scorer.services.local import prepare
-from scorer.services.process import ManagedService, Place, Service
+from scorer.local_services import local_kafka, local_postgres
+from scorer.local_services.managed_service import ManagedService, Place, Service
+from scorer.local_services.service_errors import ServicesError
+from scorer.local_services.services import prepare
 
-VARIABLES = {"kafka": kafka.ADDRESS, "postgres": postgres.ADDRESS}
+VARIABLES = {"kafka": local_kafka.ADDRESS, "postgres": local_postgres.ADDRESS}
 
 _STOP_TIMEOUT_S = 60.0  # longer than any guard's own bound
 _KILL_TIMEOUT_S = 10.0
@@ -105,9 +105,11 @@ def start(
         prepare(place)
         starters: dict[str, Callable[[int | None], Service]] = {
             "kafka": lambda port: (
-                kafka.start_kafka(place, demo_only_broker_allowed=demo_only_broker_allowed, preferred_port=port).service
+                local_kafka.start_kafka(
+                    place, demo_only_broker_allowed=demo_only_broker_allowed, preferred_port=port
+                ).service
             ),
-            "postgres": lambda port: postgres.start_postgres(place, fsync=True, preferred_port=port).service,
+            "postgres": lambda port: local_postgres.start_postgres(place, fsync=True, preferred_port=port).service,
         }
         notes = dict(old.services)
         for name, starter in starters.items():

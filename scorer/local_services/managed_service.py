@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Protocol
 
 from scorer.errors import UsageError
-from scorer.services import guard
-from scorer.services.errors import PortTakenError, ServiceNotReadyError, ServicesError
+from scorer.local_services import guard
+from scorer.local_services.service_errors import PortTakenError, ServiceNotReadyError, ServicesError
 
 TAIL_LINES = 20
 _PORT_ATTEMPTS_MAX = 5

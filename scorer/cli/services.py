@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from scorer.services import kafka, postgres, state
+from scorer.local_services import kept_services, local_kafka, local_postgres
 
 app = typer.Typer(no_args_is_help=True, help="Local Kafka and Postgres, for development and the demo.")
 
@@ -35,8 +35,8 @@ def start(
     Example: eval "$(fraud-scorer services start)"
     """
     say = Console(stderr=True, highlight=False)
-    where = folder or state.default_folder(os.environ)
-    started = state.start(
+    where = folder or kept_services.default_folder(os.environ)
+    started = kept_services.start(
         where, os.environ, lambda line: say.print(line, markup=False), demo_only_broker_allowed=demo_only_broker
     )
     for name, service in sorted(started.services.items()):
@@ -52,7 +52,9 @@ def stop(folder: Folder = None) -> None:
     Example: fraud-scorer services stop
     """
     say = Console(stderr=True, highlight=False)
-    stopped = state.stop(folder or state.default_folder(os.environ), lambda line: say.print(line, markup=False))
+    stopped = kept_services.stop(
+        folder or kept_services.default_folder(os.environ), lambda line: say.print(line, markup=False)
+    )
     say.print("stopped: " + ", ".join(stopped) if stopped else "nothing was running", markup=False)
 
 
@@ -65,8 +67,8 @@ def status(
 
     Example: fraud-scorer services status --json
     """
-    where = folder or state.default_folder(os.environ)
-    services = {name: _shown(name, service) for name, service in sorted(state.read(where).services.items())}
+    where = folder or kept_services.default_folder(os.environ)
+    services = {name: _shown(name, service) for name, service in sorted(kept_services.read(where).services.items())}
     if as_json:
         typer.echo(json.dumps({"folder": str(where), "services": services}))
         return
@@ -80,16 +82,20 @@ def status(
     Console(markup=False, emoji=False).print(table)  # the folder is named by the user
 
 
-def _shown(name: str, service: state.ServiceNote) -> dict[str, object]:
+def _shown(name: str, service: kept_services.ServiceNote) -> dict[str, object]:
     given = not service.processes
     running = service.running
     answers = False
     if running or given:
-        silent = kafka.cluster_id(service.address) is None if name == "kafka" else not postgres.answers(service.address)
+        silent = (
+            local_kafka.cluster_id(service.address) is None
+            if name == "kafka"
+            else not local_postgres.answers(service.address)
+        )
         answers = not silent
     return {
         "kind": service.kind,
-        "address": postgres.without_password(service.address) if name == "postgres" else service.address,
+        "address": local_postgres.without_password(service.address) if name == "postgres" else service.address,
         "running": running or (given and answers),
         "answers": answers,
         "pid": service.processes["service"].pid if running else None,

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from scorer.services.errors import AddressSilentError, NoWayToStartError, ServiceNotReadyError, ServicesError
-from scorer.services.kafka import Kafka
-from scorer.services.local import Services, local_services
-from scorer.services.postgres import Postgres
+from scorer.local_services.local_kafka import Kafka
+from scorer.local_services.local_postgres import Postgres
+from scorer.local_services.service_errors import (
+    AddressSilentError,
+    NoWayToStartError,
+    ServiceNotReadyError,
+    ServicesError,
+)
+from scorer.local_services.services import Services, local_services
 
 __all__ = [
     "AddressSilentError",
