@@ -24,7 +24,7 @@ from scorer import kafka
 from scorer.audit.signed.signatures import Signer
 from scorer.bundle import write_bundle
 from scorer.cli import app
-from scorer.demo.processes import own_database
+from scorer.demo.demo_processes import own_database
 from scorer.errors import FraudScorerError, UsageError
 from scorer.local_services import Services
 from scorer.operate.setup import setup

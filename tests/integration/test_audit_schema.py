@@ -12,7 +12,7 @@ import pytest
 from psycopg import sql as pg
 
 from schemas.audit import NULLABLE, AuditColumns
-from scorer.demo.processes import own_database
+from scorer.demo.demo_processes import own_database
 from scorer.local_services import Services
 from scorer.sink.assembler import Assembler, Position, SetAside
 from scorer.sink.store import Store

@@ -11,7 +11,7 @@ import pytest
 from scorer.audit.signed.signatures import Signer
 from scorer.audit.verify.database_structure import made
 from scorer.audit.verify.verification import verify
-from scorer.demo.processes import own_database
+from scorer.demo.demo_processes import own_database
 from scorer.local_services import Services
 from scorer.trail import tables as schema
 from tests.integration.audit_trail import Trail, migrated, sql

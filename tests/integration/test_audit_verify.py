@@ -19,7 +19,7 @@ from scorer.audit.signed.anchors import AnchorFile, anchor
 from scorer.audit.signed.signatures import Signer
 from scorer.audit.verify.scope import Report, Scope
 from scorer.audit.verify.verification import verify
-from scorer.demo.processes import own_database
+from scorer.demo.demo_processes import own_database
 from scorer.errors import UsageError
 from scorer.local_services import Services
 from scorer.trail import tables

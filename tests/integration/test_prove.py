@@ -21,7 +21,7 @@ import xgboost as xgb
 from scorer import kafka
 from scorer.audit.signed.signatures import Signer
 from scorer.bundle import write_bundle
-from scorer.demo.processes import own_database
+from scorer.demo.demo_processes import own_database
 from scorer.files.file_reader import read_payments
 from scorer.files.mapping import Mapping
 from scorer.local_services import Services

@@ -14,7 +14,7 @@ import pytest
 
 from scorer import kafka
 from scorer.bundle import Bundle
-from scorer.demo.processes import own_database
+from scorer.demo.demo_processes import own_database
 from scorer.errors import UsageError
 from scorer.local_services import Services
 from scorer.operate.replay_topic_output import TopicOutput

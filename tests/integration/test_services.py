@@ -43,7 +43,7 @@ from scorer.local_services.managed_service import ManagedService, Place, free_po
 from scorer.local_services.services import prepare
 from scorer.runtime import assets
 
-COMMAND = [sys.executable, "-c", "from scorer.cli.services import app; app()"]
+COMMAND = [sys.executable, "-c", "from scorer.cli.services_commands import app; app()"]
 
 
 def own_environment() -> dict[str, str]:

@@ -18,9 +18,9 @@ from rich.table import Table
 
 from schemas.durations import parse_duration_ms
 from scorer.bundle import Bundle
-from scorer.cli import set_aside
-from scorer.cli.common import Json, err, out, show
-from scorer.cli.common import settings as load_settings
+from scorer.cli import set_aside_commands
+from scorer.cli.command_support import Json, err, out, show
+from scorer.cli.command_support import settings as load_settings
 from scorer.errors import FraudScorerError, PromiseBroken, UsageError
 from scorer.runtime.settings import Settings
 
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from scorer.audit.explain.explanation import Explanation
 
 app = typer.Typer(help="The audit trail: verify, explain, anchor, keep, forget.", no_args_is_help=True)
-app.add_typer(set_aside.app, name="set-aside")
-app.command("accept-gap")(set_aside.accept_gap)
+app.add_typer(set_aside_commands.app, name="set-aside")
+app.command("accept-gap")(set_aside_commands.accept_gap)
 Shard = Annotated[int | None, typer.Option(min=0, help="Only this shard.")]
 Anchors = Annotated[
     str | None, typer.Option("--anchors", help="File or URL of the anchors; by default setting audit.anchors.")

@@ -9,9 +9,9 @@ from typing import Annotated, Any
 import typer
 
 from scorer.bundle import Bundle
-from scorer.cli.common import Counting, Json, check_output, counting, parse_time_ms, read_mapping, show
-from scorer.cli.common import settings as load_settings
-from scorer.cli.modelling import MappingOption, with_report
+from scorer.cli.command_support import Counting, Json, check_output, counting, parse_time_ms, read_mapping, show
+from scorer.cli.command_support import settings as load_settings
+from scorer.cli.risk_options import MappingOption, with_report
 from scorer.errors import UsageError
 from scorer.replay import Open, Report, Window, replay_audit, replay_file, replay_shares, replay_topic
 from scorer.replay.process_shares import PROCESSES_MAX

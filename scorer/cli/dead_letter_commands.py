@@ -10,8 +10,8 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from scorer.cli.common import Json, out, parse_time_ms
-from scorer.cli.common import settings as load_settings
+from scorer.cli.command_support import Json, out, parse_time_ms
+from scorer.cli.command_support import settings as load_settings
 from scorer.errors import UsageError
 from scorer.operate.dead_letters import Filter, Letter, history, letters, reasons, redrive
 

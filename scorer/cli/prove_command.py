@@ -9,9 +9,9 @@ import typer
 from rich.table import Table
 
 from scorer.bundle import Bundle
-from scorer.cli.common import Json, check_output, counting, err, out, parse_time_ms, read_mapping, show
-from scorer.cli.common import settings as load_settings
-from scorer.cli.modelling import MappingOption
+from scorer.cli.command_support import Json, check_output, counting, err, out, parse_time_ms, read_mapping, show
+from scorer.cli.command_support import settings as load_settings
+from scorer.cli.risk_options import MappingOption
 from scorer.errors import PromiseBroken, UsageError
 from scorer.proof import Differences, Proof, prove_file, prove_topic
 from scorer.proof.differences import SENTENCES

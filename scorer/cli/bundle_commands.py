@@ -18,8 +18,8 @@ from scorer.bundle.gate import Verdict
 from scorer.bundle.gate import verify as run_gate
 from scorer.bundle.signature import new_private_key, public_name, read_private_key
 from scorer.bundle.signature import sign as add_signature
-from scorer.cli.common import Json, counting, out, parse_time_ms, read_mapping, show
-from scorer.cli.common import settings as load_settings
+from scorer.cli.command_support import Json, counting, out, parse_time_ms, read_mapping, show
+from scorer.cli.command_support import settings as load_settings
 from scorer.errors import PromiseBroken, UsageError
 
 app = typer.Typer(

@@ -9,8 +9,8 @@ import typer
 from rich.table import Table
 
 from scorer import kafka
-from scorer.cli.common import Json, out, show
-from scorer.cli.common import settings as load_settings
+from scorer.cli.command_support import Json, out, show
+from scorer.cli.command_support import settings as load_settings
 from scorer.errors import FraudScorerError
 
 app = typer.Typer(help="Batches that the sink could not write.", no_args_is_help=True)

@@ -12,8 +12,8 @@ import typer
 from rich.table import Table
 
 from features.describe import describe, duration, json_schema
-from scorer.cli.common import Json, check_output, counting, out, read_mapping, show
-from scorer.cli.modelling import MappingOption, read_feature_set, with_report
+from scorer.cli.command_support import Json, check_output, counting, out, read_mapping, show
+from scorer.cli.risk_options import MappingOption, read_feature_set, with_report
 from scorer.errors import UsageError
 from scorer.replay import file_batches, training_table, write_training_table
 

@@ -9,8 +9,8 @@ import structlog
 import typer
 
 from scorer.bundle.fetch import load_bundle
-from scorer.cli.common import settings as load_settings
-from scorer.cli.common import stop_on_signals
+from scorer.cli.command_support import settings as load_settings
+from scorer.cli.command_support import stop_on_signals
 from scorer.kafka import Topics, client_config, rights
 from scorer.runtime.health import HealthServer
 

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from scorer.cli.common import Json, out
-from scorer.cli.common import settings as load_settings
+from scorer.cli.command_support import Json, out
+from scorer.cli.command_support import settings as load_settings
 from scorer.kafka import rights
 
 

@@ -19,8 +19,8 @@ from schemas.errors import ContractError
 from schemas.fields import check_contract
 from schemas.label import Label
 from scorer import kafka
-from scorer.cli.common import Json, out, show
-from scorer.cli.common import settings as load_settings
+from scorer.cli.command_support import Json, out, show
+from scorer.cli.command_support import settings as load_settings
 from scorer.errors import FraudScorerError, UsageError
 from scorer.trail.tables import connect_text
 

@@ -15,8 +15,8 @@ import typer
 from rich.table import Table
 
 from schemas.durations import parse_duration_ms
-from scorer.cli.common import Json, counting, err, out, parse_time_ms, read_mapping, read_text, show
-from scorer.cli.modelling import InputOption, MappingOption, SetOption, read_feature_set, with_report
+from scorer.cli.command_support import Json, counting, err, out, parse_time_ms, read_mapping, read_text, show
+from scorer.cli.risk_options import InputOption, MappingOption, SetOption, read_feature_set, with_report
 from scorer.errors import UsageError
 from scorer.replay import file_batches, training_table
 from scorer.train.suspects import DOUBTFUL_PRECISION

@@ -12,8 +12,8 @@ from features.columns import conversion_factors
 from scorer.backtest import Decided, measurement, what_if, write_page
 from scorer.backtest.measurement import Backtest
 from scorer.bundle import Bundle
-from scorer.cli.common import Json, counting, parse_time_ms, read_mapping, show
-from scorer.cli.modelling import InputOption, MappingOption
+from scorer.cli.command_support import Json, counting, parse_time_ms, read_mapping, show
+from scorer.cli.risk_options import InputOption, MappingOption
 from scorer.errors import UsageError
 from scorer.policy import Policy
 from scorer.replay import replay_file

@@ -13,8 +13,8 @@ import typer
 from rich.table import Table
 
 from schemas.published import json_schemas
-from scorer.cli.common import Json, err, out, parse_time_ms, read_mapping, show, stop_on_signals
-from scorer.cli.common import settings as load_settings
+from scorer.cli.command_support import Json, err, out, parse_time_ms, read_mapping, show, stop_on_signals
+from scorer.cli.command_support import settings as load_settings
 from scorer.errors import UsageError
 from scorer.operate.send import Outgoing, Sender, outgoing_pairs
 from scorer.runtime.settings import described

@@ -13,8 +13,8 @@ from rich.live import Live
 from rich.panel import Panel
 from rich.table import Table
 
-from scorer.cli.common import Json, err, out, show, stop_on_signals
-from scorer.cli.common import settings as load_settings
+from scorer.cli.command_support import Json, err, out, show, stop_on_signals
+from scorer.cli.command_support import settings as load_settings
 from scorer.demo import Demo
 
 
