@@ -1,8 +1,8 @@
 """Payments of Parquet and CSV as columns, for those who decide or learn from them: no text of JSON is made and read.
 
-Cells are converted as scorer.files.file_reader converts them, a column at a time where the column's type allows, and checked by
-schemas.columnar. Rows that are not certain there go the way of all files, as JSON through the decoder, and a block
-with a cell that cannot become its field goes it as a whole, so that the same error comes with the same words.
+Cells are converted as scorer.files.file_reader converts them, a column at a time where the column's type allows, and
+checked by schemas.columnar. Rows that are not certain there go the way of all files, as JSON through the decoder, and
+a block with a cell that cannot become its field goes it as a whole, so that the same error comes with the same words.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import numpy as np
 import sqlalchemy as sa
 
 from schemas.audit import DECISIONS, MODES, NULLABLE, AuditColumns, AuditContext
-from scorer.sink.sink_errors import AuditBroken
+from scorer.errors import PromiseBroken
 from scorer.trail import tables
 
 # Whole milliseconds: extract() of a timestamptz is numeric, hence exact.
@@ -22,7 +22,7 @@ _AS_THEY_ARE = ("payment_id", "currency", *NULLABLE, "reasons", "fired")
 def read_batch(connection: sa.Connection, shard: int, sequence: int) -> tuple[AuditContext, AuditColumns]:
     """The rows of one batch as the audit columns they came from: `digest(columns, context)` must be `batches.digest`.
 
-    Raises AuditBroken when the batch is not there, or its rows cannot be what the sink wrote.
+    Raises PromiseBroken when the batch is not there, or its rows cannot be what the sink wrote.
     """
     place = f"batch {shard}/{sequence}"
     batches, sets, rows = tables.batches, tables.feature_sets, tables.decisions
@@ -32,7 +32,7 @@ def read_batch(connection: sa.Connection, shard: int, sequence: int) -> tuple[Au
         .where(batches.c.shard == shard, batches.c.sequence == sequence)
     ).one_or_none()
     if header is None:
-        raise AuditBroken(f"{place} is not in the database")
+        raise PromiseBroken(f"{place} is not in the database")
     context = AuditContext(
         bundle=header.bundle,
         threshold=header.threshold,
@@ -46,14 +46,14 @@ def read_batch(connection: sa.Connection, shard: int, sequence: int) -> tuple[Au
         .order_by(rows.c.row_number)
     ).all()
     if [row.row_number for row in found] != list(range(len(found))):
-        raise AuditBroken(f"{place}: the row numbers of its {len(found)} rows are not 0..{len(found) - 1}")
+        raise PromiseBroken(f"{place}: the row numbers of its {len(found)} rows are not 0..{len(found) - 1}")
     for row in found:
         if (row.bundle, row.threshold) != (context.bundle, context.threshold):
-            raise AuditBroken(f"{place}: row {row.row_number} names another bundle or threshold than its batch")
+            raise PromiseBroken(f"{place}: row {row.row_number} names another bundle or threshold than its batch")
         if len(row.features) != len(context.feature_names):
-            raise AuditBroken(f"{place}: row {row.row_number} holds {len(row.features)} features")
+            raise PromiseBroken(f"{place}: row {row.row_number} holds {len(row.features)} features")
         if len(row.challenger_margins) != len(context.challengers):
-            raise AuditBroken(f"{place}: row {row.row_number} holds {len(row.challenger_margins)} challengers' margins")
+            raise PromiseBroken(f"{place}: row {row.row_number} holds {len(row.challenger_margins)} challenger margins")
     return context, _columns(found, context, place)
 
 
@@ -62,7 +62,7 @@ def _columns(found: Sequence[sa.Row[tuple[object, ...]]], context: AuditContext,
         decision = np.array([DECISIONS.index(row.decision) for row in found], np.uint8)
         mode = np.array([MODES.index(row.mode) for row in found], np.uint8)
     except ValueError:
-        raise AuditBroken(f"{place}: a row holds a decision or mode that the sink never writes") from None
+        raise PromiseBroken(f"{place}: a row holds a decision or mode that the sink never writes") from None
     matrices = {
         name: np.array([getattr(row, name) for row in found], np.float32).reshape(len(found), len(names))
         for name, names in (("features", context.feature_names), ("challenger_margins", context.challengers))

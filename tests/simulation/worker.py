@@ -1,4 +1,4 @@
-"""A worker process as its threads: its member (scorer.worker.worker), its shards (scorer.worker.shard), their commits (publish).
+"""A worker process as its threads: its member (scorer.worker), its shards, their commits.
 
 Each thread is a generator; it yields wherever something else may happen first. Whoever holds the generators decides
 who goes on, and a process that is killed is simply never asked again.
@@ -165,7 +165,7 @@ class Process:
         owned.ended = True
 
     def _confirmed(self, owned: _Owned) -> Generator[None, None, bool]:
-        """scorer.worker.group_membership: whether the group takes a commit of this member now; a rebalance is waited out."""
+        """Whether the group takes a commit of this member now; a rebalance is waited out (group_membership)."""
         while not owned.stop:
             yield
             if self.name not in self.world.group.members:
