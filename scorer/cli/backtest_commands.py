@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from features.columns import conversion_factors
-from scorer.backtest import Decided, measurement, what_if, write_page
+from scorer.backtest import Decided, backtest, what_if, write_page
 from scorer.backtest.measurement import Backtest
 from scorer.bundle import Bundle
 from scorer.cli.command_support import Json, counting, parse_time_ms, read_mapping, show
@@ -67,7 +67,7 @@ def backtest_command(
         if second_policy is not None:
             changed = what_if(first, loaded, second_policy)
             second, reasons, names = changed.decided, changed.reasons, (loaded.id, f"policy {changed.policy}")
-        result = measurement(
+        result = backtest(
             first,
             second,
             names=names,
@@ -104,7 +104,7 @@ def what_if_command(
         stored = stored.take(stored.time_ms < until_ms)
     changed = what_if(stored, loaded, Policy.from_yaml(policy))
     names = (loaded.id, f"policy {changed.policy}")
-    result = measurement(
+    result = backtest(
         stored,
         changed.decided,
         names=names,

@@ -26,8 +26,8 @@ from scorer import kafka
 from scorer.bundle import Bundle
 from scorer.demo.broker_warmup import warm_broker
 from scorer.demo.decision_reader import DecisionReader
-from scorer.demo.demo_bundle import CUSTOMERS, LIVE_SEED, Report, demo_bundle, live_blocks
 from scorer.demo.demo_processes import command, end, free_ports, own_database
+from scorer.demo.trained_bundle import CUSTOMERS, LIVE_SEED, Report, demo_bundle, live_blocks
 from scorer.errors import FraudScorerError, PromiseBroken
 from scorer.local_services import local_services
 from scorer.operate.send import Sender

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from features.feature_set import FeatureSet
-from scorer.demo import demo_bundle as demo
+from scorer.demo import trained_bundle as demo
 from scorer.policy import Policy
 from scorer.runtime.assets import path
 from scorer.simulate.catalogue import CATEGORIES, Channel
