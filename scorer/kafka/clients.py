@@ -49,8 +49,8 @@ _logged: dict[int, tuple[float, int]] = {}
 
 
 def _suppressed(code: int, *, always: bool = False) -> int | None:
-    """How many errors of this code went suppressed since the last one that was logged; None when this one does, too (never
-    with `always`): every client has them, up to 70 times a second."""
+    """How many errors of this code were suppressed since the last one that was logged; None when this one is suppressed
+    too (never with `always`): every client has them, up to 70 times a second."""
     logged_at, suppressed = _logged.get(code, (float("-inf"), 0))
     if time.monotonic() - logged_at < QUIET_S and not always:
         _logged[code] = logged_at, suppressed + 1
