@@ -14,11 +14,11 @@ from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 
 from schemas.journal import ControlRange, InputRange
 from scorer.errors import FraudScorerError
-from scorer.kafka import DENIED, TRANSIENT, Denied, KafkaFailure, describe, present
+from scorer.kafka import DENIED, TRANSIENT, Denied, KafkaFailure, Reader, describe, present
 from scorer.pipeline.records import Batch, ControlRecord, Records
 
 CONSUME_MAX = 4096
@@ -92,7 +92,7 @@ class ShardInputs:
 
     def __init__(
         self,
-        consumer: Consumer,
+        consumer: Reader,
         *,
         payments: str,
         control: str,

@@ -27,6 +27,8 @@ from scorer.kafka.failures import (
     present,
 )
 from scorer.kafka.log_bounds import METADATA_TIMEOUT_S, ends, offsets, partition_count, starts
+from scorer.kafka.ports import Broker, Clients, Member, Reader, TransactionalProducer
+from scorer.kafka.real_clients import RealClients
 from scorer.kafka.topics import Topics
 
 __all__ = [
@@ -36,11 +38,17 @@ __all__ = [
     "TRANSIENT",
     "TRANSIENT_RETRY_S",
     "Away",
+    "Broker",
+    "Clients",
     "Denied",
     "Fenced",
     "KafkaFailure",
+    "Member",
+    "Reader",
+    "RealClients",
     "Rebuild",
     "Topics",
+    "TransactionalProducer",
     "admin",
     "client_config",
     "describe",

@@ -1,6 +1,6 @@
 """A shard's state brought up along its journal: what a standby keeps warm, and what an owner starts from.
 
-    follower = Follower(settings, bundles, shard)
+    follower = Follower(settings, bundles, shard, ports)
     follower.follow(stop)          # a standby: whatever the owner commits, decided again here, each digest checked
     follower.catch_up(stop)        # the new owner, after fencing the former one: to the journal's end
     follower.pipeline, follower.inputs      # ready to decide the next batch
@@ -10,15 +10,10 @@ Reads only. Nothing here writes to Kafka, so any number of standbys may follow o
 
 from __future__ import annotations
 
-import threading
-import time
-from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 import structlog
 from confluent_kafka import TopicPartition
-from confluent_kafka.admin import AdminClient
 
 from features.restore import StateMismatch
 from features.segments import SegmentError
@@ -31,18 +26,17 @@ from scorer.journal import journal_reader
 from scorer.journal.partition_buffers import Deadlines, MissingRange, ShardInputs
 from scorer.journal.rerun import Bundles, rerun
 from scorer.pipeline import Pipeline
-from scorer.pipeline.state_image import restored
 from scorer.runtime import fault_points
 from scorer.runtime.settings import Settings
+from scorer.runtime.threads import Event
 from scorer.worker import worker_metrics
-from scorer.worker.snapshotter import Stored, newest_first, refused, store_of
+from scorer.worker.ports import Ports
+from scorer.worker.snapshotter import Stored, newest_first, refused
 
 log = structlog.get_logger()
 
 PROGRESS_EVERY_S = 2.0
 WAIT_S = 0.2
-# Owner and standbys of one shard on one machine, and one that is just ending.
-LOG_FOLDERS_MAX = 8
 
 
 class _Start(NamedTuple):
@@ -58,17 +52,18 @@ class _Start(NamedTuple):
 class Follower:
     """Pipeline, inputs and journal position of one shard, moved together."""
 
-    def __init__(self, settings: Settings, bundles: Bundles, shard: int) -> None:
+    def __init__(self, settings: Settings, bundles: Bundles, shard: int, ports: Ports) -> None:
         """Raises UsageError when the topics do not fit the settings, KafkaFailure when Kafka does not answer."""
         self._settings = settings
         self._bundles = bundles
         self._shard = shard
+        self._ports = ports
         self._label = str(shard)
         self._log = log.bind(shard=shard)
-        self._client = kafka.admin(settings.kafka)
+        self._broker = ports.clients.broker()
         self._topics = kafka.Topics.of(settings.kafka)
-        partitions = payments_partitions(settings, self._client, shard)
-        self._journal_start, self._journal_end = journal_reader.journal_bounds(settings.kafka, self._client, shard)
+        partitions = payments_partitions(settings, self._broker, shard)
+        self._journal_start, self._journal_end = journal_reader.journal_bounds(settings.kafka, self._broker, shard)
         self._released = False
         at = self._from_snapshot() or self._from_scratch(partitions)
         self.pipeline, self._journal = at.pipeline, at.journal
@@ -76,24 +71,24 @@ class Follower:
 
     def _from_scratch(self, partitions: list[int]) -> _Start:
         topics = [TopicPartition(self._topics.payments, p) for p in partitions]
-        starts = kafka.starts(self._client, [*topics, TopicPartition(self._topics.control, 0)])
+        starts = self._broker.starts([*topics, TopicPartition(self._topics.control, 0)])
         return _Start(
-            with_log_folder(
-                self._settings,
-                self._shard,
-                lambda folder: Pipeline(self._bundles.initial, shard=self._shard, folder=folder),
-            ),
-            journal_reader.JournalReader(
-                self._settings.kafka, self._shard, position=self._journal_start, sequence=0, previous=FIRST_PREVIOUS
-            ),
+            self._ports.states.fresh(self._bundles.initial, self._shard),
+            self._journal_from(self._journal_start, sequence=0, previous=FIRST_PREVIOUS),
             dict(zip(partitions, starts[:-1], strict=True)),
             starts[-1],
             fresh=True,
         )
 
+    def _journal_from(self, position: int, *, sequence: int, previous: str | None) -> journal_reader.JournalReader:
+        return journal_reader.JournalReader(
+            self._settings.kafka, self._shard, clients=self._ports.clients, threads=self._ports.threads,
+            position=position, sequence=sequence, previous=previous,
+        )  # fmt: skip
+
     def _from_snapshot(self) -> _Start | None:
         """The newest snapshot that is whole, of this feature set, and of this very journal."""
-        store = store_of(self._settings, self._shard)
+        store = self._ports.states.store(self._shard)
         if store is None:
             return None
         try:
@@ -113,9 +108,7 @@ class Follower:
         if not self._journal_start <= offset < self._journal_end:
             raise StateMismatch(f"{name} ends at journal offset {offset}, which this journal does not have")
         # Its own record is read first and must be the one that the state ends with: else it is of another journal.
-        journal = journal_reader.JournalReader(
-            self._settings.kafka, self._shard, position=offset, sequence=sequence - 1, previous=None
-        )
+        journal = self._journal_from(offset, sequence=sequence - 1, previous=None)
         try:
             last = self._first_record(journal)
             if last.head != known["head"]:
@@ -123,16 +116,14 @@ class Follower:
                     f"{name} ends with head {known['head'][:12]}, the journal has {last.head[:12]} there"
                 )
             bundle = self._bundles.at(str(known["bundle"]), str(known["bundle_location"]))
-            started = time.monotonic()
-            pipeline = with_log_folder(
-                self._settings, self._shard, lambda folder: restored(bundle, known, stored.parts, folder=folder)
-            )
+            started = self._ports.threads.monotonic()
+            pipeline = self._ports.states.restored(bundle, self._shard, known, stored.parts)
         except BaseException:
             journal.close()
             raise
         self._log.info(
             "snapshot.restored", sequence=sequence, keys=pipeline.engine.counts().keys,
-            seconds=round(time.monotonic() - started, 3),
+            seconds=round(self._ports.threads.monotonic() - started, 3),
         )  # fmt: skip
         positions = {int(p): int(position) for p, position in known["positions"].items()}
         return _Start(pipeline, journal, positions, int(known["control_position"]), fresh=False)
@@ -144,27 +135,28 @@ class Follower:
                 return record
         raise StateMismatch(f"the journal ends at offset {self._journal_end} without the record of a snapshot's batch")
 
-    def follow(self, stop: threading.Event) -> None:
+    def follow(self, stop: Event) -> None:
         """Decide again whatever is committed, until `stop` is set. Raises as `catch_up` does, but for NoProgress."""
         while not stop.is_set():
             self._rerun(self._journal.read(WAIT_S))
 
-    def catch_up(self, stop: threading.Event) -> None:
+    def catch_up(self, stop: Event) -> None:
         """Decide again up to the journal's end as it is now, or until `stop` is set.
 
         Raises PromiseBroken at the first digest that differs, MissingRange when records are gone, NoProgress when
         reading stalls.
         """
-        settings, started = self._settings, time.monotonic()
+        settings, monotonic = self._settings, self._ports.threads.monotonic
+        started = monotonic()
         begin = self._journal.position
-        _, end = journal_reader.journal_bounds(settings.kafka, self._client, self._shard)
+        _, end = journal_reader.journal_bounds(settings.kafka, self._broker, self._shard)
         if self.pipeline.sequence == 0 and self._journal_start > 0 and self._journal_start == end:
             raise journal_reader.emptied(settings.kafka, self._shard, end)
         worker_metrics.RECOVERY_OFFSETS.labels(self._label, "all").set(max(0, end - begin))
-        shown, batches = time.monotonic(), 0
+        shown, batches = monotonic(), 0
         for records in self._journal.until(end, no_progress_s=settings.worker.no_progress_s, wait_s=WAIT_S):
             batches += self._rerun(records, stop)
-            now, done = time.monotonic(), self._journal.position - begin
+            now, done = monotonic(), self._journal.position - begin
             worker_metrics.RECOVERY_OFFSETS.labels(self._label, "done").set(done)
             if stop.is_set():
                 break
@@ -174,11 +166,11 @@ class Follower:
                 self._log.info(
                     "shard.recovering", batches=batches, offsets_left=end - begin - done, left_s=round(left, 1)
                 )
-        seconds = time.monotonic() - started
+        seconds = monotonic() - started
         worker_metrics.RECOVERY_SECONDS.labels(self._label).set(seconds)
         self._log.info("shard.recovered", batches=batches, sequence=self.pipeline.sequence, seconds=round(seconds, 3))
 
-    def _rerun(self, records: list[tuple[int, JournalRecord]], stop: threading.Event | None = None) -> int:
+    def _rerun(self, records: list[tuple[int, JournalRecord]], stop: Event | None = None) -> int:
         """Decide again what the journal has given; gives how many batches. Not to its end when `stop` is set: then
         this state is not used any more.
         """
@@ -186,7 +178,9 @@ class Follower:
             if stop is not None and stop.is_set():
                 return n
             self._check(record)
-            batch = journal_reader.reread(record, self.inputs, no_progress_s=self._settings.worker.no_progress_s)
+            batch = journal_reader.reread(
+                record, self.inputs, no_progress_s=self._settings.worker.no_progress_s, threads=self._ports.threads
+            )
             rerun(self.pipeline, record, batch, self._bundles)
             fault_points.point("in_recovery")
         worker_metrics.FOLLOWED.labels(self._label).set(self.pipeline.sequence)
@@ -218,7 +212,7 @@ class Follower:
     def _inputs(self, at: _Start) -> ShardInputs:
         worker, prefix = self._settings.worker, self._settings.kafka.topic_prefix
         return ShardInputs(
-            kafka.reader(self._settings.kafka, group=f"{prefix}{worker.application}-reader-{self._shard}"),
+            self._ports.clients.reader(f"{prefix}{worker.application}-reader-{self._shard}"),
             payments=self._topics.payments,
             control=self._topics.control,
             positions=at.positions,
@@ -229,27 +223,11 @@ class Follower:
         )
 
 
-def with_log_folder(settings: Settings, shard: int, make: Callable[[Path | None], Pipeline]) -> Pipeline:
-    """What `make` gives for the first folder of the shard that no other engine holds; in memory without a setting.
-
-    A standby of this machine, or a worker that is just ending, may hold another one. Raises SegmentError.
-    """
-    if settings.worker.log_folder is None:
-        return make(None)
-    base = settings.worker.log_folder.expanduser() / f"shard-{shard}"
-    for number in range(LOG_FOLDERS_MAX):
-        try:
-            return make(base / str(number))
-        except SegmentError as exc:
-            error = exc
-    raise error
-
-
-def payments_partitions(settings: Settings, client: AdminClient, shard: int) -> list[int]:
+def payments_partitions(settings: Settings, broker: kafka.Broker, shard: int) -> list[int]:
     """The payments partitions of a shard. Raises UsageError when the topics' partition counts do not fit each other."""
     topics = kafka.Topics.of(settings.kafka)
-    payments = kafka.partition_count(client, topics.payments)
-    decisions = kafka.partition_count(client, topics.decisions)
+    payments = broker.partition_count(topics.payments)
+    decisions = broker.partition_count(topics.decisions)
     if payments != decisions:
         raise UsageError(
             f"{topics.payments} has {payments} partitions, {topics.decisions} has {decisions}: one was changed, and a "

@@ -49,13 +49,13 @@ def replay_until(
 
     Raises PromiseBroken at the first batch that gives something else, MissingRange when records are gone.
     """
-    client = kafka.admin(settings.kafka)
+    clients = kafka.RealClients(settings)
     no_progress_s = settings.worker.no_progress_s
-    records = journal_reader.read_journal(settings.kafka, client, shard, no_progress_s=no_progress_s)
+    records = journal_reader.read_journal(settings.kafka, clients, shard, no_progress_s=no_progress_s)
     records = [record for record in records if record.sequence <= sequence]
     if not records or records[-1].sequence != sequence:
         raise UsageError(f"the journal of shard {shard} has no batch {sequence}")
-    inputs = journal_reader.inputs_along(records, client, settings, reader="explain")
+    inputs = journal_reader.inputs_along(records, clients, settings, reader="explain")
     pipeline, bundles = Pipeline(bundle, shard=shard), Bundles(bundle)
     outcomes: Outcomes | None = None
     try:
