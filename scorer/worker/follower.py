@@ -208,6 +208,7 @@ class Follower:
         self.release_journal()
         self.inputs.close()
         self.pipeline.close()
+        self._broker.close()
 
     def _inputs(self, at: _Start) -> ShardInputs:
         worker, prefix = self._settings.worker, self._settings.kafka.topic_prefix

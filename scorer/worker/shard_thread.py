@@ -83,6 +83,8 @@ class ShardThread:
 
     def _is_ours(self, cause: kafka.KafkaFailure) -> bool:
         """Whether to take the shard up again after `cause`: the group is asked, once Kafka lets it be asked."""
+        # Its frames hold the state that is to be dropped, in a cycle with the future of the commit that failed.
+        cause.__traceback__ = None
         denial = cause if isinstance(cause, kafka.Denied) else None
         while True:
             if denial is not None and not self._allowed_again(denial):
@@ -105,7 +107,7 @@ class ShardThread:
             self._denied = self._threads.monotonic(), self.shard.batches_committed
         until = self._denied[0] + self._settings.worker.denied_s
         while not self.stop.wait(DENIED_RETRY_S):
-            lacking = self._ports.clients.broker().lacking_rights()
+            lacking = self._ports.clients.lacking_rights()
             reason = lacking or str(denial)
             if self._threads.monotonic() > until:
                 self.failure = kafka.Denied(f"{reason}. Waited {self._settings.worker.denied_s:g} s for it")
