@@ -80,6 +80,8 @@ class ShardThread:
             except BaseException as exc:  # noqa: BLE001 - handed to the main thread, which ends the process with it
                 self.failure = exc
                 return
+        if self._standby is not None:  # released before it was begun
+            self._standby.close()
 
     def _is_ours(self, cause: kafka.KafkaFailure) -> bool:
         """Whether to take the shard up again after `cause`: the group is asked, once Kafka lets it be asked."""
