@@ -21,6 +21,8 @@ log = structlog.get_logger()
 REBUILD_BACKOFF_S = 0.2
 REBUILD_BACKOFF_S_MAX = 10.0
 REBUILD_CALM_S = 60.0
+# How often the group is asked again about a shard that it says is not ours, and that has not been released yet.
+ASKED_AGAIN_S = 5.0
 # How often the broker is asked whether a right that it refused is back.
 DENIED_RETRY_S = 2.0
 
@@ -97,8 +99,12 @@ class ShardThread:
             except kafka.Denied as exc:
                 denial = exc
                 continue
-            self._lost(cause)
-            return False
+            if isinstance(cause, kafka.Fenced):  # in a commit: the process ends
+                self.failure = cause
+                return False
+            # It will be released. Or a rebalance came between, and the answer was one of the moment: asked again.
+            if self.stop.wait(ASKED_AGAIN_S):
+                return False
 
     def _allowed_again(self, denial: kafka.Denied) -> bool:
         """Wait until the broker says that nothing is missing, as far as it can be asked; False: given up, or stopped.
@@ -120,13 +126,6 @@ class ShardThread:
             if not lacking:
                 return True
         return False
-
-    def _lost(self, cause: kafka.KafkaFailure) -> None:
-        """The shard is not ours any more: fenced in a commit, the process ends; else it waits to be released."""
-        if isinstance(cause, kafka.Fenced):
-            self.failure = cause
-        else:
-            self.stop.wait()
 
     def drain(self, seconds: float) -> bool:
         """Ask the shard to finish its batch in flight and wait for it. True when it has ended in time."""
