@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
@@ -24,6 +26,9 @@ from tests.simulation import shard_state
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
+
+
+COLLECTED_EVERY = 50  # schedules
 
 
 def _positions_from_the_group(stack: ExitStack) -> None:
@@ -171,11 +176,15 @@ RULES: dict[str, Callable[[ExitStack], None]] = {
 def product(broken: frozenset[str] = frozenset()) -> Iterator[Callable[[World], None]]:
     """The product's code as a simulation runs it: pure encoders cheap, logs into the trace, `broken` rules out.
 
-    Gives the function that says which world is the present one.
+    Gives the function that says which world is the present one. No cycle is collected within a schedule: what lives
+    on in one is kept, as with a collector that comes every few minutes, and it is found in every run or in none.
     """
     present: list[World] = []
+    used = itertools.count(1)
 
     def use(world: World) -> None:
+        if next(used) % COLLECTED_EVERY == 0:
+            gc.collect()
         Publisher.given_up = 0
         present[:] = [world]
 
@@ -192,6 +201,11 @@ def product(broken: frozenset[str] = frozenset()) -> Iterator[Callable[[World], 
 
     before = structlog.get_config()
     with ExitStack() as stack:
+        gc.collect()
+        gc.freeze()
+        stack.callback(gc.unfreeze)
+        gc.disable()
+        stack.callback(gc.enable)
         stack.enter_context(patch.object(fault_points, "point", passing))
         stack.enter_context(patch.object(publisher, "encode", shard_state.encode_audit))
         stack.enter_context(patch.object(publisher, "encode_decisions", shard_state.encode_decisions))
