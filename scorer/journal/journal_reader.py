@@ -240,7 +240,7 @@ def reread(record: JournalRecord, inputs: ShardInputs, *, no_progress_s: float) 
             f"batch {record.sequence} of shard {record.shard}: "
             "the log no longer holds the offsets that the journal names"
         )
-    return replace(batch, degraded=record.degraded)
+    return replace(batch, degraded=record.degraded, sources=record.sources)
 
 
 def _held(buffer: Sequence[RawRecord], end: int) -> int:

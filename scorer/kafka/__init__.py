@@ -26,7 +26,8 @@ from scorer.kafka.failures import (
     failure,
     present,
 )
-from scorer.kafka.log_bounds import METADATA_TIMEOUT_S, ends, offsets, partition_count, starts
+from scorer.kafka.log_bounds import ends, offsets, partition_count, starts
+from scorer.kafka.topic_identity import METADATA_TIMEOUT_S, SourceChanged, TopicFacts, topic_facts
 from scorer.kafka.topics import Topics
 
 __all__ = [
@@ -40,6 +41,8 @@ __all__ = [
     "Fenced",
     "KafkaFailure",
     "Rebuild",
+    "SourceChanged",
+    "TopicFacts",
     "Topics",
     "admin",
     "client_config",
@@ -53,6 +56,7 @@ __all__ = [
     "present",
     "reader",
     "starts",
+    "topic_facts",
     "transactional_id",
     "transactional_producer",
 ]

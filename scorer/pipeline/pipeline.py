@@ -250,6 +250,8 @@ class Pipeline:
             dead_letters=dead_letters,
             digest=digest(columns, self._context),
             previous=self.head,
+            sources=batch.sources,
+            change=batch.change,
         )
         self.sequence += 1
         self.head = record.head
