@@ -27,12 +27,13 @@ from scorer.kafka.failures import (
     present,
 )
 from scorer.kafka.log_bounds import ends, offsets, partition_count, starts
-from scorer.kafka.topic_identity import METADATA_TIMEOUT_S, SourceChanged, TopicFacts, topic_facts
+from scorer.kafka.topic_identity import METADATA_TIMEOUT_S, NO_ID, SourceChanged, TopicFacts, topic_facts
 from scorer.kafka.topics import Topics
 
 __all__ = [
     "DENIED",
     "METADATA_TIMEOUT_S",
+    "NO_ID",
     "OLDER_GENERATION",
     "TRANSIENT",
     "TRANSIENT_RETRY_S",

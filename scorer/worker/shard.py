@@ -34,6 +34,7 @@ from scorer.worker.batcher import Batcher
 from scorer.worker.follower import Follower
 from scorer.worker.publisher import MODES, Committed, Publisher
 from scorer.worker.snapshotter import Snapshotter, store_of
+from scorer.worker.topic_watch import TopicWatch
 
 log = structlog.get_logger()
 
@@ -49,12 +50,22 @@ class _InFlight(NamedTuple):
 class Shard:
     """Runs one shard on the calling thread until `stop` is set."""
 
-    def __init__(self, settings: Settings, bundles: Bundles, number: int, *, group_metadata: Callable[[], Any]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        bundles: Bundles,
+        number: int,
+        *,
+        group_metadata: Callable[[], Any],
+        watch: TopicWatch,
+    ) -> None:
         self._settings = settings
         self._number = number
         self._label = str(number)
         self._topics = kafka.Topics.of(settings.kafka)
         self._group_metadata = group_metadata
+        self._watch = watch
+        self._payments = 0  # partitions of the payments topic that were looked at
         self._bundles = bundles
         self._log = log.bind(shard=number)
         self._gauges_at = 0.0
@@ -118,6 +129,9 @@ class Shard:
         worker_metrics.BUNDLE.labels(self._label, pipeline.bundle.id).set(1)
         in_flight: _InFlight | None = None
         while not stop.is_set():
+            self._watch.check()
+            if self._watch.payments > self._payments:
+                self._take_up(follower)
             batch = batcher.next()
             closed_at = time.perf_counter()
             if in_flight is not None and (in_flight.commit.done() or publisher.overdue):
@@ -139,11 +153,18 @@ class Shard:
             worker_metrics.COMPUTE.labels(self._label).observe(time.perf_counter() - started)
             if in_flight is not None:
                 self._finish(in_flight, publisher, batcher)
+            self._watch.check()
             in_flight = _InFlight(publisher.submit(outcomes), closed_at)
             if self._snapshotter is not None:
                 self._snapshotter.between_batches(pipeline, inputs, len(outcomes.records))
         if in_flight is not None:
             self._finish(in_flight, publisher, batcher)
+
+    def _take_up(self, follower: Follower) -> None:
+        self._payments = self._watch.payments
+        added = follower.take_up(self._payments)
+        if added:
+            self._log.warning("shard.partitions_added", partitions=added)
 
     def _finish(self, in_flight: _InFlight, publisher: Publisher, batcher: Batcher) -> None:
         """Wait for a commit; its failure is raised here, before anything else is done with the state."""

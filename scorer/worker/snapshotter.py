@@ -179,7 +179,9 @@ class Snapshotter:
             return
         known = facts(pipeline) | {
             "positions": {str(p): buffer.position for p, buffer in inputs.buffers.items()},
+            "epochs": {str(p): buffer.epoch for p, buffer in inputs.buffers.items()},
             "control_position": inputs.control.position,
+            "sources": None if inputs.sources is None else inputs.sources.model_dump(),
             "bundle_location": self._bundle_location(pipeline.bundle.id),
         }
         self._finished = _Finished(pipeline.sequence, known, parts)

@@ -27,6 +27,7 @@ from scorer.worker.group_membership import Membership
 from scorer.worker.shard import Shard
 from scorer.worker.shard_thread import DENIED_RETRY_S, ShardThread
 from scorer.worker.standby import Standby
+from scorer.worker.topic_watch import SILENT_S, TopicWatch
 
 log = structlog.get_logger()
 
@@ -69,6 +70,7 @@ class Worker:
         self._denied_logged_at = self._denied_until = float("-inf")
         self._frozen_until = float("-inf")
         self._membership = Membership(settings)
+        self._watch = TopicWatch(settings)
 
     def live(self) -> tuple[bool, str]:
         """The process works as long as no shard has failed."""
@@ -83,6 +85,8 @@ class Worker:
             return False, "refused by Kafka's authoriser"
         if not self._joined:
             return False, "joining the group"
+        if self._watch.silent_s > SILENT_S:
+            return False, f"Kafka has not answered for {self._watch.silent_s:.0f} s"
         waiting = [o.number for o in list(self._owned.values()) if not o.shard.recovered.is_set()]
         return not waiting, f"recovering shards {waiting}" if waiting else f"deciding shards {sorted(self._owned)}"
 
@@ -94,7 +98,7 @@ class Worker:
         fault_points.point("after_warm_up")
         self._warm = True
         topic = kafka.Topics.of(self._settings.kafka).journal
-        self._check_journal(topic)
+        self._watch.start()
         member = self._membership.consumer
         member.subscribe([topic], on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost)
         # From here on the group expects to hear of this member. That compiling may have taken minutes is no freeze.
@@ -112,16 +116,8 @@ class Worker:
             member.close()
             for standby in self._standbys.values():
                 standby.close()
+            self._watch.close()
             log.info("worker.left")
-
-    def _check_journal(self, topic: str) -> None:
-        shards = self._settings.worker.shards
-        partitions = kafka.partition_count(kafka.admin(self._settings.kafka), topic)
-        if partitions != shards:
-            raise kafka.KafkaFailure(
-                f"{topic} has {partitions} partitions, "
-                f"the setting FRAUD_SCORER_WORKER__SHARDS says {shards}: they must be equal"
-            )
 
     def _poll(self, member: Consumer) -> None:
         """Hear of the group once: callbacks run in here, and the present generation is noted for commits."""
@@ -145,7 +141,7 @@ class Worker:
         """End the process with what ended one of its parts."""
         self._limit_denial()
         parts: list[ShardThread | Standby] = [*self._owned.values(), *self._standbys.values()]
-        for failure in (self._failure, *(part.failure for part in parts)):
+        for failure in (self._watch.failure, self._failure, *(part.failure for part in parts)):
             if failure is not None:
                 raise failure
 
@@ -200,7 +196,13 @@ class Worker:
         for partition in partitions:
             number = partition.partition
             log.info("shard.assigned", shard=number)
-            shard = Shard(self._settings, self._bundles, number, group_metadata=lambda: self._membership.metadata)
+            shard = Shard(
+                self._settings,
+                self._bundles,
+                number,
+                group_metadata=lambda: self._membership.metadata,
+                watch=self._watch,
+            )
             self._owned[number] = ShardThread(
                 self._settings, shard, number, self._membership, self._standbys.pop(number, None)
             )
