@@ -24,7 +24,7 @@ from scorer.bundle.errors import (
     BundleSignatureError,
 )
 from scorer.bundle.manifest import Manifest, TrainingWindow
-from scorer.model.calibrate import Calibration
+from scorer.model.calibration import Calibration
 
 __all__ = [
     "Bundle",

@@ -9,7 +9,7 @@ import numpy as np
 
 from scorer.errors import UsageError
 from scorer.levers.rewrite import first_trees
-from scorer.model.table import RawTree, Table, join, lower_tree
+from scorer.model.tree_table import RawTree, Table, join, lower_tree
 
 _PREFIXES = 24
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from scorer.model.compiled import CompiledModel
-from scorer.model.errors import ModelError, ModelFormatError, ModelInputError, ModelUnsupportedError
-from scorer.model.link import margin_for_score, sigmoid
+from scorer.model.compiled_model import CompiledModel
+from scorer.model.link_function import margin_for_score, sigmoid
+from scorer.model.model_errors import ModelError, ModelFormatError, ModelInputError, ModelUnsupportedError
 
 __all__ = [
     "CompiledModel",

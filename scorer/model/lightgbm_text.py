@@ -14,8 +14,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from scorer.model.errors import ModelFormatError, ModelUnsupportedError
-from scorer.model.table import (
+from scorer.model.model_errors import ModelFormatError, ModelUnsupportedError
+from scorer.model.tree_table import (
     FEATURES_MAX,
     IDENTITY,
     LESS_EQUAL,
@@ -30,7 +30,6 @@ from scorer.model.table import (
 
 _CATEGORICAL, _DEFAULT_LEFT = 1, 2
 _MISSING_ZERO, _MISSING_NAN = 1, 2
-_LINE_MAX = 1 << 26
 _BINARY = re.compile(r"^binary sigmoid:(\S+)$")
 
 

@@ -21,8 +21,8 @@ from scorer.levers import compile as levers
 from scorer.levers.export import to_c, to_python
 from scorer.levers.leaves import merged, quantise_leaves
 from scorer.model import CompiledModel
-from scorer.model.early import EarlyExit
-from scorer.model.table import Table
+from scorer.model.early_exit import EarlyExit
+from scorer.model.tree_table import Table
 from scorer.train import average_precision
 from tests.properties.test_model_vector import _rows, _table
 

@@ -15,7 +15,7 @@ from scorer.bundle import Bundle, BundleManifestError, write_bundle
 from scorer.bundle.challenge import with_challengers
 from scorer.bundle.gate import verify
 from scorer.enrich import Batch, Records
-from scorer.model.calibrate import Calibration
+from scorer.model.calibration import Calibration
 from scorer.pipeline import DEGRADED, FLAG, NORMAL, Outcomes, Pipeline
 from scorer.shard_image import ShardCapture, facts, restored
 from tests.faults.payments import FEATURES, POLICY, make_bundle, payments

@@ -1,4 +1,4 @@
-"""The kernel of contributions: eight rows at a time up and down every tree. scorer.model.explain says what it computes.
+"""The kernel of contributions: eight rows at a time down and up every tree; scorer.model.contributions has the formula.
 
 Down: P[child] = P[parent] x a factor chosen by whether the row went this way (leaf values are in the leaves' factors).
 Up:   P[parent] = P[left] + P[right], and the split's feature gets sum over q of share x P[child], for both children.
@@ -6,7 +6,7 @@ Up:   P[parent] = P[left] + P[right], and the split's feature gets sum over q of
 
 from __future__ import annotations
 
-from scorer.model.vector.text import Text, function, splat
+from scorer.model.vector.kernel_builder import Text, function, splat
 
 ROWS = 8
 WORDS = (

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 LANES = 64  # rows of one block: one byte each fills a 512-bit register, or four 128-bit ones
 GROUP = 16  # float32 lanes of a 512-bit register
 
-# The descriptor: int64 words, pointers among them, that a kernel is handed. Order is the interface with tables.py.
+# The descriptor: int64 words, pointers among them, that a kernel is handed. Order is the interface with lane_tables.py.
 WORDS = (
     "row_stride",  # float32 from one row to the next
     "features",  # features that some tree splits on

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from scorer.model.errors import ModelFormatError, ModelUnsupportedError
+from scorer.model.model_errors import ModelFormatError, ModelUnsupportedError
 
 # 512 MiB: a model of 300 trees x depth 6 is 2 MiB. The reader holds the whole document, so its size bounds memory.
 MODEL_BYTES_MAX = 512 * 1024 * 1024

@@ -9,7 +9,7 @@ lowers as the CPU allows.
 
 from __future__ import annotations
 
-from scorer.model.vector.text import GROUP, LANES, Text, function, splat
+from scorer.model.vector.kernel_builder import GROUP, LANES, Text, function, splat
 
 _F, _I = f"<{GROUP} x float>", f"<{GROUP} x i32>"
 _PERMUTED_LEVELS = 8

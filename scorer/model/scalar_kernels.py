@@ -16,7 +16,7 @@ import numba
 import numpy as np
 from numba import types
 
-from scorer.model.table import Table
+from scorer.model.tree_table import Table
 
 # 64 rows of 44 features are 11 KiB: they stay in the first-level cache while all trees pass over them.
 _BLOCK = 64

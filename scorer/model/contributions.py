@@ -10,7 +10,7 @@ the same average (Owen 1972), so feature i receives from this leaf
 a polynomial of degree m - 1 for m features on the path: Gauss-Legendre with ceil(m / 2) points is exact. The products
 of all leaves are made in one pass down the tree and their sums in one pass up (as Linear TreeSHAP does, Yu et al.
 2022), which costs O(nodes x m / 2) a tree where the classic algorithm (Lundberg et al. 2018;
-scorer.model.explain_paths) costs O(leaves x m^2). Every factor is positive and at most 1, so nothing is lost to
+scorer.model.path_contributions) costs O(leaves x m^2). Every factor is positive and at most 1, so nothing is lost to
 cancellation.
 
 Measured for 300 trees x depth 6 x 44 features on one core: see tests/benchmarks/model.py.
@@ -27,10 +27,10 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from scorer.model import explain_paths
-from scorer.model.table import Table
-from scorer.model.vector import jit, shap
-from scorer.model.vector.tables import aligned
+from scorer.model import path_contributions
+from scorer.model.tree_table import Table
+from scorer.model.vector import contribution_kernel, jit_compiler
+from scorer.model.vector.lane_tables import aligned
 
 _ROWS = types.Array(types.float32, 2, "C", readonly=True)
 _OUT = types.Array(types.float64, 2, "C")
@@ -171,7 +171,7 @@ class Explainer:
             _run(rows, out, self._kernel, self._descriptor, self._scratch_doubles)
             return
         table = self._table
-        explain_paths.contributions_into(
+        path_contributions.contributions_into(
             rows, table.root, table.depth, table.feature, table.threshold, table.left, table.default_left, self._value,
             table.cover, out,
         )  # fmt: skip
@@ -184,12 +184,12 @@ class Explainer:
         scratch = int(sizes.max()) * (8 * points + 1)
         columns = np.unique(table.feature[table.feature >= 0])
         too_large = scratch > _SCRATCH_DOUBLES_MAX or len(table.left) * points * 5 > _TABLE_DOUBLES_MAX
-        if too_large or not 0 < len(columns) <= shap.FEATURES_MAX:
+        if too_large or not 0 < len(columns) <= contribution_kernel.FEATURES_MAX:
             return
         try:
-            text = "\n".join([shap.contributions(), "!0 = !{}"])
-            self._kernel = jit.addresses(text, ("contributions",), jit.host())["contributions"]
-        except jit.JitUnavailableError:
+            text = "\n".join([contribution_kernel.contributions(), "!0 = !{}"])
+            self._kernel = jit_compiler.addresses(text, ("contributions",), jit_compiler.host())["contributions"]
+        except jit_compiler.JitUnavailableError:
             return  # the classic algorithm serves
         factors, shares = _factors(table, former, share, points)
         first = table.root[tree]
@@ -216,7 +216,10 @@ class Explainer:
         }
         self._arrays = {name: aligned(value) for name, value in values.items() if isinstance(value, np.ndarray)}
         self._words = np.array(
-            [self._arrays[name].ctypes.data if name in self._arrays else values[name] for name in shap.WORDS],
+            [
+                self._arrays[name].ctypes.data if name in self._arrays else values[name]
+                for name in contribution_kernel.WORDS
+            ],
             dtype=np.int64,
         )
         self._descriptor = int(self._words.ctypes.data)
@@ -224,7 +227,7 @@ class Explainer:
 
 
 def _factors(table: Table, former: np.ndarray, share: np.ndarray, points: int) -> tuple[np.ndarray, np.ndarray]:
-    """float64 [n, points, 3] and [n, points, 2], as shap.WORDS describes them."""
+    """float64 [n, points, 3] and [n, points, 2], as contribution_kernel.WORDS describes them."""
     x, weight = np.polynomial.legendre.leggauss(points)
     t, w = (x + 1) / 2, weight / 2
     repeated = former >= 0

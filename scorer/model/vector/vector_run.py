@@ -11,10 +11,9 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from scorer.model.table import Table
-from scorer.model.vector import jit, lanes, single
-from scorer.model.vector import ranks as rank_kernels
-from scorer.model.vector.tables import Descriptor, Ranks, describe, with_stages
+from scorer.model.tree_table import Table
+from scorer.model.vector import batch_kernels, jit_compiler, rank_kernel, row_kernels
+from scorer.model.vector.lane_tables import Descriptor, Ranks, describe, with_stages
 
 _ROWS = types.Array(types.float32, 2, "C", readonly=True)
 _OUT = types.Array(types.float32, 1, "C")
@@ -56,19 +55,19 @@ def run(rows, out, base, kernel, descriptor):  # type: ignore[no-untyped-def]
     _call(kernel, rows, rows.shape[0], descriptor, out)  # type: ignore[call-arg]
 
 
-def source(depth: int, planes: int, real: str, machine: jit.Host) -> tuple[str, tuple[str, ...]]:
+def source(depth: int, planes: int, real: str, machine: jit_compiler.Host) -> tuple[str, tuple[str, ...]]:
     """The module for trees of one depth, and the functions it exports."""
     permute = machine.permutes
-    parts = [rank_kernels.DECLARATIONS, lanes.DECLARATIONS]
+    parts = [rank_kernel.DECLARATIONS, batch_kernels.DECLARATIONS]
     if permute:
-        parts += [rank_kernels.PERMUTE, lanes.PERMUTE]
-    parts += [rank_kernels.rank_block(permute), lanes.batch(depth, permute, real)]
+        parts += [rank_kernel.PERMUTE, batch_kernels.PERMUTE]
+    parts += [rank_kernel.rank_block(permute), batch_kernels.batch(depth, permute, real)]
     names: tuple[str, ...] = ("batch",)
-    if machine.permutes_bytes and planes <= single.PLANES_MAX:
-        wide = planes > single.PLANES_MAX // 2
-        parts += [single.DECLARATIONS, single.row_planes()]
-        parts += [single.some_rows(depth, wide, rows, real) for rows in (1, single.ROWS_TOGETHER)]
-        parts.append(single.few(real))
+    if machine.permutes_bytes and planes <= row_kernels.PLANES_MAX:
+        wide = planes > row_kernels.PLANES_MAX // 2
+        parts += [row_kernels.DECLARATIONS, row_kernels.row_planes()]
+        parts += [row_kernels.some_rows(depth, wide, rows, real) for rows in (1, row_kernels.ROWS_TOGETHER)]
+        parts.append(row_kernels.few(real))
         names = ("batch", "few")
     return "\n".join([*parts, "!0 = !{}"]), names
 
@@ -76,14 +75,14 @@ def source(depth: int, planes: int, real: str, machine: jit.Host) -> tuple[str, 
 class VectorRun:
     """Some consecutive trees in byte lanes. Holds the arrays that its descriptor points at."""
 
-    def __init__(self, table: Table, ranks: Ranks, first: int, last: int, machine: jit.Host) -> None:
-        """Trees first … last - 1 of `table`. Raises jit.JitUnavailableError where LLVM cannot compile here."""
+    def __init__(self, table: Table, ranks: Ranks, first: int, last: int, machine: jit_compiler.Host) -> None:
+        """Trees first … last - 1 of `table`. Raises jit_compiler.JitUnavailableError where LLVM cannot compile here."""
         self._descriptor = describe(table, ranks, first, last)
         self.first, self.trees = first, last - first
         text, names = source(
             self._descriptor.depth, self._descriptor.planes, "double" if table.wide else "float", machine
         )
-        kernels = jit.addresses(text, names, machine)
+        kernels = jit_compiler.addresses(text, names, machine)
         self.descriptor = self._descriptor.address
         self.batch = kernels["batch"]
         self.few = kernels.get("few", 0)
@@ -99,15 +98,15 @@ class VectorRun:
 class EarlyRun:
     """All trees of a table in byte lanes, with the stages of an early exit."""
 
-    def __init__(self, run: VectorRun, ends: np.ndarray, bounds: np.ndarray, machine: jit.Host) -> None:
-        """ends int32 [stages], bounds float32 [stages, 2]. Raises jit.JitUnavailableError."""
+    def __init__(self, run: VectorRun, ends: np.ndarray, bounds: np.ndarray, machine: jit_compiler.Host) -> None:
+        """ends int32 [stages], bounds float32 [stages, 2]. Raises jit_compiler.JitUnavailableError."""
         self._descriptor = with_stages(run.table, ends, bounds)
         permute = machine.permutes
-        parts = [rank_kernels.DECLARATIONS, lanes.DECLARATIONS]
+        parts = [rank_kernel.DECLARATIONS, batch_kernels.DECLARATIONS]
         if permute:
-            parts += [rank_kernels.PERMUTE, lanes.PERMUTE]
-        parts += [rank_kernels.rank_block(permute), lanes.early(run.table.depth, permute), "!0 = !{}"]
-        self.kernel = jit.addresses("\n".join(parts), ("early",), machine)["early"]
+            parts += [rank_kernel.PERMUTE, batch_kernels.PERMUTE]
+        parts += [rank_kernel.rank_block(permute), batch_kernels.early(run.table.depth, permute), "!0 = !{}"]
+        self.kernel = jit_compiler.addresses("\n".join(parts), ("early",), machine)["early"]
         self.descriptor = self._descriptor.address
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scorer.model.errors import ModelFormatError, ModelUnsupportedError
+from scorer.model.model_errors import ModelFormatError, ModelUnsupportedError
 
 # Bounds of what one bundle may make a worker hold and walk. 2^26 nodes are 3 GiB of table.
 TREES_MAX = 100_000

@@ -7,8 +7,8 @@ no branch, no dependent load until the leaf. Leaves are added tree after tree, i
 
 from __future__ import annotations
 
-from scorer.model.vector.ranks import lookup
-from scorer.model.vector.text import GROUP, LANES, Text, function, splat
+from scorer.model.vector.kernel_builder import GROUP, LANES, Text, function, splat
+from scorer.model.vector.rank_kernel import lookup
 
 _B = f"<{LANES} x i8>"
 _W = f"<{LANES // 2} x i16>"

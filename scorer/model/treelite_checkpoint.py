@@ -12,8 +12,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scorer.model.errors import ModelFormatError, ModelUnsupportedError
-from scorer.model.table import FEATURES_MAX, IDENTITY, LOGISTIC, NODES_MAX, TREES_MAX, RawTree, Table, join, lower_tree
+from scorer.model.model_errors import ModelFormatError, ModelUnsupportedError
+from scorer.model.tree_table import (
+    FEATURES_MAX,
+    IDENTITY,
+    LOGISTIC,
+    NODES_MAX,
+    TREES_MAX,
+    RawTree,
+    Table,
+    join,
+    lower_tree,
+)
 
 VERSION = 4
 _TYPES: dict[int, np.dtype] = {2: np.dtype("<f4"), 3: np.dtype("<f8")}

@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from scorer.model import explain, link
-from scorer.model.checkpoint import is_checkpoint, lower_checkpoint
-from scorer.model.document import MODEL_BYTES_MAX
-from scorer.model.errors import ModelFormatError, ModelInputError, ModelUnsupportedError
+from scorer.model import contributions, link_function
 from scorer.model.lightgbm_text import is_lightgbm, lower_lightgbm
-from scorer.model.lower import lower
-from scorer.model.plan import Plan
-from scorer.model.table import Table
+from scorer.model.model_errors import ModelFormatError, ModelInputError, ModelUnsupportedError
+from scorer.model.model_plan import Plan
+from scorer.model.tree_table import Table
+from scorer.model.treelite_checkpoint import is_checkpoint, lower_checkpoint
+from scorer.model.xgboost_document import MODEL_BYTES_MAX
+from scorer.model.xgboost_model import lower
 
 SUFFIXES = (".ubj", ".json", ".txt", ".tl")
 _FLOAT32 = np.dtype(np.float32)
@@ -32,9 +32,9 @@ class CompiledModel:
         """`vector` false keeps to the plain evaluator: for tests, and for machines whose LLVM misbehaves."""
         self.table = table
         self.plan = Plan(table, vector=vector)
-        self._unexplained = explain.first_bad_cover(table)
-        self._explainer = explain.Explainer(table, vector=vector and self._unexplained is None)
-        means = float(np.sum(explain.tree_means(table)))
+        self._unexplained = contributions.first_bad_cover(table)
+        self._explainer = contributions.Explainer(table, vector=vector and self._unexplained is None)
+        means = float(np.sum(contributions.tree_means(table)))
         self._bias = float(table.base_margin) + means / table.divisor + table.offset
 
     @classmethod
@@ -119,7 +119,7 @@ class CompiledModel:
 
     def scores(self, X: np.ndarray) -> np.ndarray:
         """float64 [n]: the probability of fraud of each row, the same bits on every machine."""
-        return link.scores(self.margins(X), self.table.link)
+        return link_function.scores(self.margins(X), self.table.link)
 
     def contributions(self, X: np.ndarray) -> np.ndarray:
         """float64 [n, f + 1]: each feature's share of the margin, the last column the bias; a row sums to its margin.

@@ -5,13 +5,13 @@ compare, one comparison decides them all: a tree of depth 6 becomes 64 bits. Eig
 shifting those bits, and the leaves added one after the other. Four rows share the reading of the table when there are
 that many.
 
-Needs AVX-512 VBMI; elsewhere the plain walk of scorer.model.kernels serves few rows.
+Needs AVX-512 VBMI; elsewhere the plain walk of scorer.model.scalar_kernels serves few rows.
 """
 
 from __future__ import annotations
 
-from scorer.model.vector.ranks import NAN, ONE, byte_code, gather_cuts, step
-from scorer.model.vector.text import GROUP, LANES, Text, function, splat
+from scorer.model.vector.kernel_builder import GROUP, LANES, Text, function, splat
+from scorer.model.vector.rank_kernel import NAN, ONE, byte_code, gather_cuts, step
 
 PLANES_MAX = 256  # an index is a byte
 ROWS_TOGETHER = 4

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scorer.model.table import Table
-from scorer.model.vector.single import DEPTH_MIN, PLANES_MAX
-from scorer.model.vector.text import GROUP, LANES, WORDS
+from scorer.model.tree_table import Table
+from scorer.model.vector.kernel_builder import GROUP, LANES, WORDS
+from scorer.model.vector.row_kernels import DEPTH_MIN, PLANES_MAX
 
 CUTS_A_PLANE = 254  # ranks 0..254 in bytes -127..127; -128 stays free for "missing goes left"
 DEPTH_MAX = 8  # a perfect tree of depth 8 is 2 KiB of nodes; twice as deep would be 512 KiB
