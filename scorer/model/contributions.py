@@ -18,19 +18,16 @@ Measured for 300 trees x depth 6 x 44 features on one core: see tests/benchmarks
 
 from __future__ import annotations
 
-from typing import Any
-
 import numba
 import numpy as np
-from llvmlite import ir
 from numba import types
-from numba.core import cgutils
-from numba.extending import intrinsic
 
 from scorer.model import path_contributions
 from scorer.model.tree_table import Table
-from scorer.model.vector import contribution_kernel, jit_compiler
+from scorer.model.vector import jit_compiler, kernel_sources
+from scorer.model.vector.kernel_layout import CONTRIBUTION_FEATURES_MAX, CONTRIBUTION_WORDS
 from scorer.model.vector.lane_tables import aligned
+from scorer.model.vector.native_call import call_kernel
 
 _ROWS = types.Array(types.float32, 2, "C", readonly=True)
 _OUT = types.Array(types.float64, 2, "C")
@@ -44,29 +41,11 @@ _SCRATCH_DOUBLES_MAX = 4 << 20
 _TABLE_DOUBLES_MAX = 32 << 20
 
 
-@intrinsic
-def _call(typing_context, address, rows, count, descriptor, out, scratch):  # type: ignore[no-untyped-def]  # noqa: ARG001
-    """Call the C function `void (ptr, i64, ptr, ptr, ptr)` at an address."""
-    signature = types.void(types.int64, _ROWS, types.int64, types.int64, _OUT, types.int64)
-
-    def generate(context, builder, sig, args):  # type: ignore[no-untyped-def]
-        word = ir.IntType(64)
-        proxy: Any = cgutils.create_struct_proxy
-        function = builder.inttoptr(args[0], ir.FunctionType(ir.VoidType(), [word] * 5).as_pointer())
-        rows_at, out_at = (
-            builder.ptrtoint(proxy(sig.args[k])(context, builder, value=args[k]).data, word) for k in (1, 4)
-        )
-        builder.call(function, [rows_at, args[2], args[3], out_at, args[5]])
-        return context.get_dummy_value()
-
-    return signature, generate
-
-
 @numba.njit(types.void(_ROWS, _OUT, types.int64, types.int64, types.int64), cache=True, nogil=True)
 def _run(rows, out, kernel, descriptor, doubles):  # type: ignore[no-untyped-def]
     scratch = np.empty(doubles + 8, np.float64)
-    start = (scratch.ctypes.data + 63) & ~63
-    _call(kernel, rows, rows.shape[0], descriptor, out, start)  # type: ignore[call-arg]
+    skipped = (-scratch.ctypes.data & 63) >> 3
+    call_kernel(kernel, (rows, rows.shape[0], descriptor, out, scratch[skipped:]))  # type: ignore[call-arg]
 
 
 _ANCESTRY = types.UniTuple(_I32_OUT, 2)  # type: ignore[no-untyped-call]
@@ -184,10 +163,10 @@ class Explainer:
         scratch = int(sizes.max()) * (8 * points + 1)
         columns = np.unique(table.feature[table.feature >= 0])
         too_large = scratch > _SCRATCH_DOUBLES_MAX or len(table.left) * points * 5 > _TABLE_DOUBLES_MAX
-        if too_large or not 0 < len(columns) <= contribution_kernel.FEATURES_MAX:
+        if too_large or not 0 < len(columns) <= CONTRIBUTION_FEATURES_MAX:
             return
         try:
-            text = "\n".join([contribution_kernel.contributions(), "!0 = !{}"])
+            text = kernel_sources.contributions()
             self._kernel = jit_compiler.addresses(text, ("contributions",), jit_compiler.host())["contributions"]
         except jit_compiler.JitUnavailableError:
             return  # the classic algorithm serves
@@ -216,10 +195,7 @@ class Explainer:
         }
         self._arrays = {name: aligned(value) for name, value in values.items() if isinstance(value, np.ndarray)}
         self._words = np.array(
-            [
-                self._arrays[name].ctypes.data if name in self._arrays else values[name]
-                for name in contribution_kernel.WORDS
-            ],
+            [self._arrays[name].ctypes.data if name in self._arrays else values[name] for name in CONTRIBUTION_WORDS],
             dtype=np.int64,
         )
         self._descriptor = int(self._words.ctypes.data)
@@ -227,7 +203,7 @@ class Explainer:
 
 
 def _factors(table: Table, former: np.ndarray, share: np.ndarray, points: int) -> tuple[np.ndarray, np.ndarray]:
-    """float64 [n, points, 3] and [n, points, 2], as contribution_kernel.WORDS describes them."""
+    """float64 [n, points, 3] and [n, points, 2], as CONTRIBUTION_WORDS describes them."""
     x, weight = np.polynomial.legendre.leggauss(points)
     t, w = (x + 1) / 2, weight / 2
     repeated = former >= 0

@@ -18,6 +18,7 @@ from scorer.model.tree_table import Table
 from scorer.model.vector import lane_tables
 from scorer.model.vector.jit_compiler import Host, JitUnavailableError
 from scorer.model.vector.jit_compiler import host as this_host
+from scorer.model.vector.kernel_layout import DEPTH_MAX, DEPTH_MIN
 from scorer.model.vector.vector_run import VectorRun, run
 
 # Ranks of 64 rows x 44 features take about as long as 64 trees of depth 6.
@@ -64,7 +65,7 @@ class Span:
 def spans(depths: np.ndarray) -> list[Span]:
     """Consecutive runs of trees, neighbours joined where that costs no more than another pass."""
     # All walked trees are alike.
-    kinds = np.clip(depths, lane_tables.DEPTH_MIN, lane_tables.DEPTH_MAX + 1)
+    kinds = np.clip(depths, DEPTH_MIN, DEPTH_MAX + 1)
     borders = np.flatnonzero(np.diff(kinds)) + 1
     starts, ends = np.append(0, borders), np.append(borders, len(kinds))
     found = [Span(a, b, int(kinds[a])) for a, b in zip(starts.tolist(), ends.tolist(), strict=True)]
@@ -84,7 +85,7 @@ def _joined(found: list[Span]) -> list[Span]:
         if at < len(found):
             other = found[at]
             joined = Span(span.first, other.last, max(span.depth, other.depth))
-            walked = joined.depth > lane_tables.DEPTH_MAX
+            walked = joined.depth > DEPTH_MAX
             if not walked and joined.nodes <= span.nodes + other.nodes + _PASS_NODES:
                 span = joined
                 at += 1
@@ -114,12 +115,12 @@ class Plan:
         try:
             host: Host = this_host()
             found = spans(table.depth)
-            padded = [span for span in found if span.depth <= lane_tables.DEPTH_MAX]
+            padded = [span for span in found if span.depth <= DEPTH_MAX]
             if len(found) > _RUNS_MAX or sum(span.nodes for span in padded) > lane_tables.PADDED_NODES_MAX:
                 self.reason = f"the trees' depths differ too much: {len(found)} runs"
                 return []
             if not padded:
-                self.reason = f"all trees are deeper than {lane_tables.DEPTH_MAX}"
+                self.reason = f"all trees are deeper than {DEPTH_MAX}"
                 return []
             ranks = lane_tables.rank_features(table)
             if ranks is None:
@@ -127,7 +128,7 @@ class Plan:
                 return []
             return [
                 VectorRun(table, ranks, span.first, span.last, host)
-                if span.depth <= lane_tables.DEPTH_MAX
+                if span.depth <= DEPTH_MAX
                 else (
                     self._packed[0][span.first : span.last],
                     self._packed[1][span.first : span.last],

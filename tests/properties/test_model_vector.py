@@ -239,7 +239,9 @@ def test_kernels_are_cached_and_a_torn_file_is_made_again(tmp_path: Path) -> Non
     assert files
     assert all(file.suffix == ".o" for file in files)
     refuse = (
-        "from scorer.model.vector import jit_compiler\ndef no(*a): raise RuntimeError('compiled')\njit._compile = no"
+        "from scorer.model.vector import jit_compiler\n"
+        "def no(*a): raise RuntimeError('compiled')\n"
+        "jit_compiler._compile = no"
     )
     assert _cached(folder, refuse) == wanted
     before = files[0].read_bytes()

@@ -1,4 +1,4 @@
-"""The batch kernel: 64 rows in byte lanes through perfect trees of one depth.
+"""The kernels of 64 rows in byte lanes: all trees of one depth (`batch`), or as many as a decision takes (`early`).
 
 For every node of a tree the 64 rank bytes of its plane are subtracted, saturating, from the threshold byte: the sign
 bit says "goes right". Sign bits are then chosen level by level, b ^ (c & (a ^ b)), one instruction on AVX-512 and NEON;
@@ -7,197 +7,186 @@ no branch, no dependent load until the leaf. Leaves are added tree after tree, i
 
 from __future__ import annotations
 
-from scorer.model.vector.kernel_builder import GROUP, LANES, Text, function, splat
-from scorer.model.vector.rank_kernel import lookup
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
 
-_B = f"<{LANES} x i8>"
-_W = f"<{LANES // 2} x i16>"
-_F, _G, _I = f"<{GROUP} x float>", f"<{GROUP} x double>", f"<{GROUP} x i32>"
+from llvmlite import ir
+
+from scorer.model.vector.kernel_builder import (
+    BYTES,
+    DOUBLE,
+    FLOAT,
+    FLOATS,
+    I8,
+    I16,
+    I32,
+    I64,
+    INTS,
+    PTR,
+    KernelBuilder,
+    i64,
+    splat,
+    zero,
+)
+from scorer.model.vector.kernel_layout import GROUP, LANES, SCORING_WORDS
+from scorer.model.vector.rank_kernel import ALL, lookup
+
+_ARGUMENTS = {"rows": PTR, "count": I64, "descriptor": PTR, "out": PTR}
+_NODE = ir.ArrayType(I32, 2)
+_PAIRS = ir.VectorType(I16, LANES // 2)
 _PERMUTED_DEPTH = 7  # leaves of deeper trees are gathered
 
-DECLARATIONS = f"""
-declare {_B} @llvm.ssub.sat.v{LANES}i8({_B}, {_B})
-declare {_G} @llvm.masked.gather.v{GROUP}f64.v{GROUP}p0(<{GROUP} x ptr>, i32, <{GROUP} x i1>, {_G})
-"""
-PERMUTE = f"declare {_F} @llvm.x86.avx512.permvar.sf.512({_F}, {_I})\n"
+
+@dataclass
+class _Block:
+    """64 rows: their planes, what out held for them, and what it shall hold; vectors of GROUP rows."""
+
+    planes: Any
+    begin: list[Any]
+    result: list[Any] = field(default_factory=list)
 
 
-def batch(depth: int, permute: bool, real: str) -> str:
-    """`@batch(rows, count, desc, out)`: adds the trees' leaves to out `real` [count], 64 rows at a time."""
-    t = Text()
-    stride, trees = t.word("row_stride"), t.word("trees")
-    nodes, leaves = t.pointer("nodes"), t.pointer("leaves")
-    bytes_ = t.let(f"shl i64 {t.word('planes')}, 6")
-    planes = t.let(f"alloca i8, i64 {bytes_}, align 64")
-    vector = f"<{GROUP} x {real}>"
-    sums = t.let(f"alloca [{LANES} x {real}], align 64")
-    t.do(f"store <{LANES} x {real}> zeroinitializer, ptr {sums}, align 64")
-    groups = LANES // GROUP
-    with t.loop("block", 0, "%count", LANES) as block:
-        left = t.let(f"sub i64 %count, {block.index}")
-        whole = t.let(f"icmp sge i64 {left}, {LANES}")
-        rows = t.let(f"select i1 {whole}, i64 {LANES}, i64 {left}")
-        first = t.at("float", "%rows", t.let(f"mul i64 {block.index}, {stride}"))
-        t.do(f"call void @rank_block(ptr {first}, i64 {rows}, ptr %desc, ptr {planes})")
-        own = t.at(real, "%out", block.index)
-        _copy(t, "in", real, own, sums, rows)
-        begin = [t.load(vector, t.at(real, sums, g * GROUP), 64) for g in range(groups)]
-        tree = t.loop("tree", 0, trees)
-        totals = [tree.carry(vector, value) for value in begin]
-        with tree:
-            base = t.let(f"shl i64 {tree.index}, {depth}")
-            index = _leaf_index(t, depth, t.at("[2 x i32]", nodes, base), planes)
-            values = _leaf_values(t, depth, permute, real, t.at(real, leaves, base), index)
-            tree.keep(*[t.let(f"fadd {vector} {a}, {b}") for a, b in zip(totals, values, strict=True)])
-        for g in range(groups):
-            t.do(f"store {vector} {totals[g]}, ptr {t.at(real, sums, g * GROUP)}, align 64")
-        _copy(t, "out", real, sums, own, rows)
-    t.do("ret void")
-    return function("void @batch(ptr %rows, i64 %count, ptr %desc, ptr %out)", t)
+@contextmanager
+def _blocks(k: KernelBuilder, real: Any) -> Iterator[_Block]:
+    """For every 64 rows: rank them, load what out holds, run the body, store the `result` that it set."""
+    rows, count, descriptor, out = k.arguments
+    stride = k.word("row_stride")
+    planes = k.stack(I8, k.shl(k.word("planes"), i64(6)))
+    sums = k.stack(ir.ArrayType(real, LANES))
+    k.store(zero(ir.VectorType(real, LANES)), sums, align=64)
+    vector = ir.VectorType(real, GROUP)
+    with k.loop("block", 0, count, LANES) as block:
+        left = k.sub(count, block.index)
+        present = k.select(k.icmp_signed(">=", left, i64(LANES)), i64(LANES), left)
+        first = k.at(FLOAT, rows, k.mul(block.index, stride))
+        k.invoke_kernel("rank_block", first, present, descriptor, planes)
+        own = k.at(real, out, block.index)
+        _copy(k, "copy_in", real, own, sums, present)
+        at_hand = _Block(planes, [k.read(vector, k.at(real, sums, lane), 64) for lane in range(0, LANES, GROUP)])
+        yield at_hand
+        for group, value in enumerate(at_hand.result):
+            k.store(value, k.at(real, sums, group * GROUP), align=64)
+        _copy(k, "copy_out", real, sums, own, present)
 
 
-def early(depth: int, permute: bool) -> str:
-    """`@early(rows, count, desc, out)`: 64 rows at a time, until all 64 are decided by the bounds of some stage.
+def batch(module: Any, depth: int, permute: bool, real: Any) -> None:
+    """`batch(rows, count, descriptor, out)`: adds the trees' leaves to out `real` [count], 64 rows at a time."""
+    k = KernelBuilder(module, "batch", _ARGUMENTS, SCORING_WORDS)
+    trees = k.word("trees")
+    add_tree = _tree_adder(k, depth, permute, real)
+    with _blocks(k, real) as block:
+        with k.loop("tree", 0, trees, carry=block.begin) as tree:
+            tree.carry_on(*add_tree(tree.index, block.planes, tree.carried))
+        block.result = tree.carried
+    k.ret_void()
+
+
+def early(module: Any, depth: int, permute: bool) -> None:
+    """`early(rows, count, descriptor, out)`: 64 rows at a time, until all 64 are decided by the bounds of some stage.
 
     out float32 [count] holds the base margin, and is given back as the number of trees that were added: positive where
     the row is flagged, negative where not.
     """
-    t = Text()
-    stride, stages = t.word("row_stride"), t.word("stages")
-    nodes, leaves = t.pointer("nodes"), t.pointer("leaves")
-    stage_end, bounds = t.pointer("stage_end"), t.pointer("stage_bounds")
-    planes = t.let(f"alloca i8, i64 {t.let('shl i64 ' + t.word('planes') + ', 6')}, align 64")
-    sums = t.let(f"alloca [{LANES} x float], align 64")
-    t.do(f"store <{LANES} x float> zeroinitializer, ptr {sums}, align 64")
-    groups = LANES // GROUP
-    with t.loop("block", 0, "%count", LANES) as block:
-        left = t.let(f"sub i64 %count, {block.index}")
-        whole = t.let(f"icmp sge i64 {left}, {LANES}")
-        rows = t.let(f"select i1 {whole}, i64 {LANES}, i64 {left}")
-        first = t.at("float", "%rows", t.let(f"mul i64 {block.index}, {stride}"))
-        t.do(f"call void @rank_block(ptr {first}, i64 {rows}, ptr %desc, ptr {planes})")
-        own = t.at("float", "%out", block.index)
-        _copy(t, "in", "float", own, sums, rows)
-        begin = [t.load(_F, t.at("float", sums, g * GROUP), 64) for g in range(groups)]
-        before = t.block
-        t.do("br label %stage")
-        t.label("stage")
-        phis_at = len(t.lines)
-        t.do("")
-        last = t.let(f"sext i32 {t.load('i32', t.at('i32', stage_end, '%s'), 4)} to i64")
-        tree = t.loop("tree", "%from", last)
-        totals = [tree.carry(_F, f"%t{g}") for g in range(groups)]
-        with tree:
-            base = t.let(f"shl i64 {tree.index}, {depth}")
-            index = _leaf_index(t, depth, t.at("[2 x i32]", nodes, base), planes)
-            values = _leaf_values(t, depth, permute, "float", t.at("float", leaves, base), index)
-            tree.keep(*[t.let(f"fadd {_F} {a}, {b}") for a, b in zip(totals, values, strict=True)])
-        pair = t.at("[2 x float]", bounds, "%s")
-        below = _spread_float(t, t.load("float", pair, 4))
-        above = _spread_float(t, t.load("float", t.at("float", pair, 1), 4))
-        flags, open_rows = [], "0"
-        for total in totals:
-            flags.append(t.let(f"fcmp oge {_F} {total}, {above}"))
-            low = t.let(f"fcmp oge {_F} {total}, {below}")
-            high = t.let(f"fcmp olt {_F} {total}, {above}")
-            between = t.let(f"bitcast <{GROUP} x i1> {t.let(f'and <{GROUP} x i1> {low}, {high}')} to i{GROUP}")
-            open_rows = t.let(f"or i{GROUP} {open_rows}, {between}")
-        following = t.let("add i64 %s, 1")
-        more = t.let(f"icmp slt i64 {following}, {stages}")
-        waiting = t.let(f"icmp ne i{GROUP} {open_rows}, 0")
-        t.do(f"br i1 {t.let(f'and i1 {more}, {waiting}')}, label %stage, label %decided")
-        pairs = [("i64", "%s", "0", following), ("i64", "%from", "0", last)]
-        pairs += [(_F, f"%t{g}", begin[g], totals[g]) for g in range(groups)]
-        t.lines[phis_at] = "\n".join(f"  {n} = phi {k} [{a}, %{before}], [{b}, %{t.block}]" for k, n, a, b in pairs)
-        t.label("decided")
-        took = t.let(f"sitofp i64 {last} to float")
-        positive, negative = _spread_float(t, took), _spread_float(t, t.let(f"fneg float {took}"))
-        for g in range(groups):
-            result = t.let(f"select <{GROUP} x i1> {flags[g]}, {_F} {positive}, {_F} {negative}")
-            t.do(f"store {_F} {result}, ptr {t.at('float', sums, g * GROUP)}, align 64")
-        _copy(t, "out", "float", sums, own, rows)
-    t.do("ret void")
-    return function("void @early(ptr %rows, i64 %count, ptr %desc, ptr %out)", t)
+    k = KernelBuilder(module, "early", _ARGUMENTS, SCORING_WORDS)
+    stages, stage_end, bounds = k.word("stages"), k.word("stage_end", PTR), k.word("stage_bounds", PTR)
+    add_tree = _tree_adder(k, depth, permute, FLOAT)
+    with _blocks(k, FLOAT) as block:
+        before, head, decided = k.block, k.append_basic_block("stage"), ir.Block(k.function, "decided")
+        k.branch(head)
+        k.position_at_end(head)
+        stage, first, sums = k.phi(I64), k.phi(I64), [k.phi(FLOATS) for _ in block.begin]
+        last = k.read_index(k.at(I32, stage_end, stage))
+        with k.loop("tree", first, last, carry=sums) as tree:
+            tree.carry_on(*add_tree(tree.index, block.planes, tree.carried))
+        pair = k.at(ir.ArrayType(FLOAT, 2), bounds, stage)
+        below, above = (k.spread(k.read(FLOAT, k.at(FLOAT, pair, side), 4)) for side in range(2))
+        flags, undecided = [], ir.Constant(ir.IntType(GROUP), 0)
+        for total in tree.carried:
+            flags.append(k.fcmp_ordered(">=", total, above))
+            between = k.and_(k.fcmp_ordered(">=", total, below), k.fcmp_ordered("<", total, above))
+            undecided = k.or_(undecided, k.bitcast(between, ir.IntType(GROUP)))
+        following = k.add(stage, i64(1))
+        go_on = k.and_(
+            k.icmp_signed("<", following, stages), k.icmp_signed("!=", undecided, ir.Constant(ir.IntType(GROUP), 0))
+        )
+        begin, kept = [i64(0), i64(0), *block.begin], [following, last, *tree.carried]
+        for phi, initial, value in zip([stage, first, *sums], begin, kept, strict=True):
+            phi.add_incoming(initial, before)
+            phi.add_incoming(value, k.block)
+        k.cbranch(go_on, head, decided)
+        k.function.blocks.append(decided)
+        k.position_at_end(decided)
+        took = k.sitofp(last, FLOAT)
+        positive, negative = k.spread(took), k.spread(k.fneg(took))
+        block.result = [k.select(flag, positive, negative) for flag in flags]
+    k.ret_void()
 
 
-def _spread_float(t: Text, value: str) -> str:
-    first = t.let(f"insertelement {_F} poison, float {value}, i64 0")
-    return t.let(f"shufflevector {_F} {first}, {_F} poison, {_I} zeroinitializer")
+def _copy(k: KernelBuilder, name: str, real: Any, source: Any, target: Any, count: Any) -> None:
+    with k.loop(name, 0, count) as copy:
+        k.store(k.read(real, k.at(real, source, copy.index), 4), k.at(real, target, copy.index), align=4)
 
 
-def _copy(t: Text, name: str, real: str, source: str, target: str, count: str) -> None:
-    with t.loop(f"copy_{name}", 0, count) as copy:
-        value = t.load(real, t.at(real, source, copy.index), 4)
-        t.do(f"store {real} {value}, ptr {t.at(real, target, copy.index)}, align 4")
+def _tree_adder(k: KernelBuilder, depth: int, permute: bool, real: Any) -> Any:
+    """A function that emits one tree: (tree, planes, sums) -> sums with the tree's leaves added."""
+    nodes, leaves = k.word("nodes", PTR), k.word("leaves", PTR)
+
+    def add(tree: Any, planes: Any, sums: list[Any]) -> list[Any]:
+        base = k.shl(tree, i64(depth))
+        index = _leaf_index(k, depth, k.at(_NODE, nodes, base), planes)
+        values = _leaf_values(k, depth, permute, real, k.at(real, leaves, base), index)
+        return [k.fadd(total, value) for total, value in zip(sums, values, strict=True)]
+
+    return add
 
 
-def _leaf_index(t: Text, depth: int, nodes: str, planes: str) -> str:
+def _leaf_index(k: KernelBuilder, depth: int, nodes: Any, planes: Any) -> Any:
     """<64 x i8>: each row's leaf."""
 
-    def goes_right(node: int) -> str:
-        offset = t.let(f"load i32, ptr {t.at('[2 x i32]', nodes, node)}, align 4")
-        wide = t.let(f"zext i32 {offset} to i64")
-        ranks = t.load(_B, t.at("i8", planes, wide), 64)
-        word = t.load("i32", t.at("i32", t.at("[2 x i32]", nodes, node), 1), 4)
-        first = t.let(f"insertelement {_I} poison, i32 {word}, i64 0")
-        spread = t.let(f"shufflevector {_I} {first}, {_I} poison, {_I} zeroinitializer")
-        threshold = t.let(f"bitcast {_I} {spread} to {_B}")
-        return t.let(f"call {_B} @llvm.ssub.sat.v{LANES}i8({_B} {threshold}, {_B} {ranks})")
+    def goes_right(node: int) -> Any:
+        place = k.at(_NODE, nodes, node)
+        ranks = k.read(BYTES, k.at(I8, planes, k.zext(k.read(I32, place, 4), I64)), 64)
+        threshold = k.bitcast(k.spread(k.read(I32, k.at(I32, place, 1), 4)), BYTES)
+        return k.intrinsic(f"llvm.ssub.sat.v{LANES}i8", BYTES, threshold, ranks)
 
-    def choose(condition: str, right: str, left: str) -> str:
-        differs = t.let(f"xor {_B} {right}, {left}")
-        masked = t.let(f"and {_B} {differs}, {condition}")
-        return t.let(f"xor {_B} {masked}, {left}")
-
-    def level(node: int, above: list[str]) -> str:
+    def level(node: int, above: list[Any]) -> Any:
         """The sign bits of the node, among node's descendants len(above) levels down, that `above` leads to."""
         if not above:
             return goes_right(node)
         left, right = level(2 * node, above[1:]), level(2 * node + 1, above[1:])
-        return choose(above[0], right, left)
+        return k.xor(k.and_(k.xor(right, left), above[0]), left)
 
-    bits: list[str] = []
+    bits: list[Any] = []
     for _ in range(depth):
         bits.append(level(1, bits))
-    index = ""
-    mask = splat("i8", LANES, 128)
+    index = None
     for place, bit in enumerate(bits):
-        part = t.let(f"and {_B} {bit}, {mask}")
-        shift = 8 - depth + place
+        sign = k.and_(bit, splat(I8, LANES, 128))
         # Shifting pairs of bytes: bit 7 of each byte moves at most 7 places and stays in its byte.
-        wide = t.let(f"bitcast {_B} {part} to {_W}")
-        moved = t.let(f"lshr {_W} {wide}, {splat('i16', LANES // 2, shift)}")
-        narrow = t.let(f"bitcast {_W} {moved} to {_B}")
-        index = t.let(f"or {_B} {index}, {narrow}") if index else narrow
+        pairs = k.lshr(k.bitcast(sign, _PAIRS), splat(I16, LANES // 2, 8 - depth + place))
+        moved = k.bitcast(pairs, BYTES)
+        index = moved if index is None else k.or_(index, moved)
     return index
 
 
-def _leaf_values(t: Text, depth: int, permute: bool, real: str, leaves: str, index: str) -> list[str]:
+def _leaf_values(k: KernelBuilder, depth: int, permute: bool, real: Any, leaves: Any, index: Any) -> list[Any]:
+    """The leaves' values, GROUP rows a vector: looked up in registers where they fit, gathered elsewhere."""
+    registers = []
+    if permute and real is not DOUBLE and depth <= _PERMUTED_DEPTH:
+        registers = [k.read(FLOATS, k.at(FLOAT, leaves, lane), 32) for lane in range(0, max(GROUP, 1 << depth), GROUP)]
     values = []
-    by_register = permute and real == "float" and depth <= _PERMUTED_DEPTH
-    registers = (
-        [t.load(_F, t.at("float", leaves, c * GROUP), 32) for c in range(max(1, (1 << depth) // GROUP))]
-        if by_register
-        else []
-    )
-    for g in range(LANES // GROUP):
-        lanes = ", ".join(f"i32 {g * GROUP + k}" for k in range(GROUP))
-        part = t.let(f"shufflevector {_B} {index}, {_B} poison, <{GROUP} x i32> <{lanes}>")
-        wide = t.let(f"zext <{GROUP} x i8> {part} to {_I}")
-        if by_register and len(registers) == 1:
-            values.append(t.let(f"call {_F} @llvm.x86.avx512.permvar.sf.512({_F} {registers[0]}, {_I} {wide})"))
-        elif by_register:
-            values.append(lookup(t, registers, wide))
+    for first in range(0, LANES, GROUP):
+        wide = k.zext(k.pick(index, range(first, first + GROUP)), INTS)
+        if len(registers) == 1:
+            values.append(k.intrinsic("llvm.x86.avx512.permvar.sf.512", FLOATS, registers[0], wide))
+        elif registers:
+            values.append(lookup(k, registers, wide))
         else:
-            places = t.let(f"getelementptr {real}, ptr {leaves}, {_I} {wide}")
-            suffix = f"v{GROUP}f{32 if real == 'float' else 64}.v{GROUP}p0"
-            values.append(
-                t.let(
-                    f"call <{GROUP} x {real}> @llvm.masked.gather.{suffix}(<{GROUP} x ptr> {places}, i32 4, "
-                    f"<{GROUP} x i1> {splat('i1', GROUP, 'true')}, <{GROUP} x {real}> zeroinitializer)"
-                )
-            )
+            addresses = k.lane_addresses(real, leaves, wide)
+            values.append(k.gather(real, addresses, ALL, zero(ir.VectorType(real, GROUP))))
     return values
 
 
-__all__ = ["DECLARATIONS", "PERMUTE", "batch", "early"]
+__all__ = ["batch", "early"]

@@ -6,183 +6,183 @@ Up:   P[parent] = P[left] + P[right], and the split's feature gets sum over q of
 
 from __future__ import annotations
 
-from scorer.model.vector.kernel_builder import Text, function, splat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
-ROWS = 8
-WORDS = (
-    "row_stride",
-    "points",  # quadrature points
-    "trees",
-    "tree",  # int32 [trees, 2]: first node and nodes
-    # int32 [n, 4]: left child (counted in its tree; 0 for a leaf), slot of the feature, the node that the former split
-    # on it led to (-1 for none), 1 where missing goes left
-    "nodes",
-    "threshold",  # float32 [n]
-    # float64 [n, points, 3]: row goes this way; it does not; it did not at the feature's former split already
-    "factors",
-    "shares",  # float64 [n, points, 2]: row goes this way; it does not
-    "features",  # slots: features that some tree splits on
-    "columns",  # int32 [slots]
-    "out_stride",
-)
-FEATURES_MAX = 2_048  # 64 bytes of sums and 32 of values a slot, on the stack
-_D, _F, _M = f"<{ROWS} x double>", f"<{ROWS} x float>", f"<{ROWS} x i1>"
+from llvmlite import ir
+
+from scorer.model.vector.kernel_builder import DOUBLE, FLOAT, I1, I8, I32, I64, PTR, KernelBuilder, i64, splat, zero
+from scorer.model.vector.kernel_layout import CONTRIBUTION_WORDS
+
+_ROWS = 8
+_DOUBLES, _FLOATS, _FLAGS = (ir.VectorType(element, _ROWS) for element in (DOUBLE, FLOAT, I1))
 
 
-def _word(t: Text, name: str, kind: str = "i64") -> str:
-    place = t.let(f"getelementptr i64, ptr %desc, i64 {WORDS.index(name)}")
-    return t.let(f"load {kind}, ptr {place}, !invariant.load !0")
-
-
-def _spread(t: Text, kind: str, value: str) -> str:
-    first = t.let(f"insertelement <{ROWS} x {kind}> poison, {kind} {value}, i64 0")
-    return t.let(f"shufflevector <{ROWS} x {kind}> {first}, <{ROWS} x {kind}> poison, <{ROWS} x i32> zeroinitializer")
-
-
-def _double(t: Text, table: str, index: str) -> str:
-    return _spread(t, "double", t.load("double", t.at("double", table, index), 8))
-
-
-def contributions() -> str:
-    """`@contributions(rows, count, desc, out, scratch)`: added to out float64 [count, out_stride].
+def contributions(module: Any) -> None:
+    """`contributions(rows, count, descriptor, out, scratch)`: added to out float64 [count, out_stride].
 
     scratch float64 [nodes of the largest tree x (8 points + 1)], 64-byte aligned.
     """
-    t = Text()
-    stride, out_stride = _word(t, "row_stride"), _word(t, "out_stride")
-    features, columns = _word(t, "features"), _word(t, "columns", "ptr")
-    trees, tree_table = _word(t, "trees"), _word(t, "tree", "ptr")
-    xs = t.let(f"alloca {_F}, i64 {features}, align 64")
-    sums = t.let(f"alloca {_D}, i64 {features}, align 64")
-    with t.loop("zero", 0, features) as zero:
-        t.do(f"store {_F} zeroinitializer, ptr {t.at(_F, xs, zero.index)}, align 32")
-    with t.loop("block", 0, "%count", ROWS) as block:
-        left = t.let(f"sub i64 %count, {block.index}")
-        whole = t.let(f"icmp sge i64 {left}, {ROWS}")
-        count = t.let(f"select i1 {whole}, i64 {ROWS}, i64 {left}")
-        rows = t.at("float", "%rows", t.let(f"mul i64 {block.index}, {stride}"))
-        with t.loop("feature", 0, features) as feature:
-            column = t.let(f"sext i32 {t.load('i32', t.at('i32', columns, feature.index), 4)} to i64")
-            with t.loop("copy", 0, count) as copy:
-                place = t.let(f"add i64 {column}, {t.let(f'mul i64 {copy.index}, {stride}')}")
-                value = t.load("float", t.at("float", rows, place), 4)
-                t.do(f"store float {value}, ptr {t.at('float', t.at(_F, xs, feature.index), copy.index)}, align 4")
-            t.do(f"store {_D} zeroinitializer, ptr {t.at(_D, sums, feature.index)}, align 64")
-        with t.loop("tree", 0, trees) as tree:
-            place = t.at("i32", tree_table, t.let(f"shl i64 {tree.index}, 1"))
-            first = t.let(f"sext i32 {t.load('i32', place, 4)} to i64")
-            nodes = t.let(f"sext i32 {t.load('i32', t.at('i32', place, 1), 4)} to i64")
-            t.do(f"call void @one_tree(i64 {first}, i64 {nodes}, ptr %desc, ptr {xs}, ptr {sums}, ptr %scratch)")
-        out = t.at("double", "%out", t.let(f"mul i64 {block.index}, {out_stride}"))
-        with t.loop("give", 0, features) as give:
-            column = t.let(f"sext i32 {t.load('i32', t.at('i32', columns, give.index), 4)} to i64")
-            with t.loop("row", 0, count) as row:
-                place = t.let(f"add i64 {column}, {t.let(f'mul i64 {row.index}, {out_stride}')}")
-                target = t.at("double", out, place)
-                value = t.load("double", t.at("double", t.at(_D, sums, give.index), row.index), 8)
-                before = t.load("double", target, 8)
-                total = t.let(f"fadd double {before}, {value}")
-                t.do(f"store double {total}, ptr {target}, align 8")
-    t.do("ret void")
-    main = function("void @contributions(ptr %rows, i64 %count, ptr %desc, ptr %out, ptr %scratch)", t)
-    return _one_tree() + main
+    _one_tree(module)
+    arguments = {"rows": PTR, "count": I64, "descriptor": PTR, "out": PTR, "scratch": PTR}
+    k = KernelBuilder(module, "contributions", arguments, CONTRIBUTION_WORDS)
+    rows, count, descriptor, out, scratch = k.arguments
+    stride, out_stride = k.word("row_stride"), k.word("out_stride")
+    features, columns = k.word("features"), k.word("columns", PTR)
+    trees, tree_table = k.word("trees"), k.word("tree", PTR)
+    xs, sums = k.stack(_FLOATS, features), k.stack(_DOUBLES, features)
+    with k.loop("zero", 0, features) as slot:
+        k.store(zero(_FLOATS), k.at(_FLOATS, xs, slot.index), align=32)
+    with k.loop("block", 0, count, _ROWS) as block:
+        left = k.sub(count, block.index)
+        present = k.select(k.icmp_signed(">=", left, i64(_ROWS)), i64(_ROWS), left)
+        own_rows = k.at(FLOAT, rows, k.mul(block.index, stride))
+        with k.loop("load", 0, features) as slot:
+            column = k.read_index(k.at(I32, columns, slot.index))
+            with k.loop("load_row", 0, present) as row:
+                place = k.add(column, k.mul(row.index, stride))
+                value = k.read(FLOAT, k.at(FLOAT, own_rows, place), 4)
+                k.store(value, k.at(FLOAT, k.at(_FLOATS, xs, slot.index), row.index), align=4)
+            k.store(zero(_DOUBLES), k.at(_DOUBLES, sums, slot.index), align=64)
+        with k.loop("tree", 0, trees) as tree:
+            place = k.at(I32, tree_table, k.shl(tree.index, i64(1)))
+            first, nodes = (k.read_index(k.at(I32, place, number)) for number in range(2))
+            k.invoke_kernel("one_tree", first, nodes, descriptor, xs, sums, scratch)
+        own_out = k.at(DOUBLE, out, k.mul(block.index, out_stride))
+        with k.loop("store", 0, features) as slot:
+            column = k.read_index(k.at(I32, columns, slot.index))
+            with k.loop("store_row", 0, present) as row:
+                target = k.at(DOUBLE, own_out, k.add(column, k.mul(row.index, out_stride)))
+                value = k.read(DOUBLE, k.at(DOUBLE, k.at(_DOUBLES, sums, slot.index), row.index), 8)
+                k.store(k.fadd(k.read(DOUBLE, target, 8), value), target, align=8)
+    k.ret_void()
 
 
-def _one_tree() -> str:
-    t = Text()
-    points = _word(t, "points")
-    node_table, thresholds = _word(t, "nodes", "ptr"), _word(t, "threshold", "ptr")
-    factors, shares = _word(t, "factors", "ptr"), _word(t, "shares", "ptr")
-    # One byte a node, after the products: bit r says that row r took every split of the node's last feature its way.
-    width = t.let(f"mul i64 %nodes, {points}")
-    ways = t.at(_D, "%scratch", width)
-    with t.loop("root", 0, points) as root:
-        t.do(f"store {_D} {splat('double', ROWS, 1.0)}, ptr {t.at(_D, '%scratch', root.index)}, align 64")
+@dataclass(frozen=True)
+class _Node:
+    """Values of one node of the tree that is walked."""
 
-    def products(node: str) -> str:
-        return t.at(_D, "%scratch", t.let(f"mul i64 {node}, {points}"))
+    own: Any
+    """Its number among all trees' nodes."""
+    left: Any
+    slot: Any
+    former: Any
+    missing_left: Any
 
-    def facts(node: str) -> list[str]:
-        own = t.let(f"add i64 {node}, %first")
-        place = t.at("[4 x i32]", node_table, own)
-        return [own] + [t.let(f"sext i32 {t.load('i32', t.at('i32', place, k), 4)} to i64") for k in range(4)]
 
-    def above(node: str) -> str:
+class _Tree:
+    """The emitters of `one_tree`: one pass down, one pass up."""
+
+    def __init__(self, module: Any) -> None:
+        arguments = {"first": I64, "nodes": I64, "descriptor": PTR, "xs": PTR, "sums": PTR, "scratch": PTR}
+        k = self.k = KernelBuilder(module, "one_tree", arguments, CONTRIBUTION_WORDS, internal=True)
+        self.first, self.count, _, self.xs, self.sums, self.scratch = k.arguments
+        self.scratch.add_attribute("noalias")
+        self.points = k.word("points")
+        self.nodes, self.thresholds = k.word("nodes", PTR), k.word("threshold", PTR)
+        self.factors, self.shares = k.word("factors", PTR), k.word("shares", PTR)
+        # One byte a node, after the products: bit r: row r took every split of the node's last feature its way.
+        self.ways = k.at(_DOUBLES, self.scratch, k.mul(self.count, self.points))
+
+    def node(self, number: Any) -> _Node:
+        k = self.k
+        own = k.add(number, self.first)
+        place = k.at(ir.ArrayType(I32, 4), self.nodes, own)
+        return _Node(own, *(k.read_index(k.at(I32, place, field)) for field in range(4)))
+
+    def products(self, node: Any) -> Any:
+        """The address of the node's products, one vector a quadrature point."""
+        return self.k.at(_DOUBLES, self.scratch, self.k.mul(node, self.points))
+
+    def table(self, table: Any, width: int, node: Any) -> Any:
+        """The address of the node's part of `table` [n, points, width]."""
+        k = self.k
+        return k.at(ir.ArrayType(DOUBLE, width), table, k.mul(k.add(node, self.first), self.points))
+
+    def former_way(self, former: Any) -> Any:
         """The ways of the former split on the same feature; all rows where there is none."""
-        place = t.let(f"select i1 {t.let(f'icmp slt i64 {node}, 0')}, i64 0, i64 {node}")
-        value = t.load("i8", t.at("i8", ways, place), 1)
-        none = t.let(f"icmp slt i64 {node}, 0")
-        return t.let(f"bitcast i8 {t.let(f'select i1 {none}, i8 -1, i8 {value}')} to {_M}")
+        k = self.k
+        none = k.icmp_signed("<", former, i64(0))
+        value = k.read(I8, k.at(I8, self.ways, k.select(none, i64(0), former)), 1)
+        return k.bitcast(k.select(none, ir.Constant(I8, -1), value), _FLAGS)
 
-    with t.loop("down", 0, "%nodes") as down:
-        own, left, slot, former, missing_left = facts(down.index)
-        leaf = t.let(f"icmp eq i64 {left}, 0")
-        t.do(f"br i1 {leaf}, label %down.next, label %down.split")
-        t.label("down.split")
-        x = t.load(_F, t.at(_F, "%xs", slot), 32)
-        threshold = _spread(t, "float", t.load("float", t.at("float", thresholds, own), 4))
-        smaller = t.let(f"fcmp olt {_F} {x}, {threshold}")
-        missing = t.let(f"fcmp uno {_F} {x}, {x}")
-        default = _spread(t, "i1", t.let(f"trunc i64 {missing_left} to i1"))
-        goes_left = t.let(f"select {_M} {missing}, {_M} {default}, {_M} {smaller}")
-        before = above(former)
-        right_way = t.let(f"xor {_M} {goes_left}, {splat('i1', ROWS, 'true')}")
-        parent = products(down.index)
-        right = t.let(f"add i64 {left}, 1")
-        children = []
-        for child, way in ((left, goes_left), (right, right_way)):
-            merged = t.let(f"and {_M} {way}, {before}")
-            t.do(f"store i8 {t.let(f'bitcast {_M} {merged} to i8')}, ptr {t.at('i8', ways, child)}, align 1")
-            start = t.let(f"mul i64 {t.let(f'add i64 {child}, %first')}, {points}")
-            children.append((products(child), merged, t.at("[3 x double]", factors, start)))
-        with t.loop("down_point", 0, points) as point:
-            value = t.load(_D, t.at(_D, parent, point.index), 64)
-            for target, merged, table in children:
-                row = t.at("[3 x double]", table, point.index)
-                hot, cold, still = (_double(t, row, str(k)) for k in range(3))
-                other = t.let(f"select {_M} {before}, {_D} {cold}, {_D} {still}")
-                factor = t.let(f"select {_M} {merged}, {_D} {hot}, {_D} {other}")
-                product = t.let(f"fmul {_D} {value}, {factor}")
-                t.do(f"store {_D} {product}, ptr {t.at(_D, target, point.index)}, align 64")
-        t.do("br label %down.next")
-        t.label("down.next")
+    def spread_double(self, table: Any, index: int) -> Any:
+        return self.k.spread(self.k.read(DOUBLE, self.k.at(DOUBLE, table, index), 8), _ROWS)
 
-    with t.loop("up", 0, "%nodes") as up:
-        node = t.let(f"sub i64 {t.let('sub i64 %nodes, 1')}, {up.index}")
-        own, left, slot, former, _ = facts(node)
-        leaf = t.let(f"icmp eq i64 {left}, 0")
-        t.do(f"br i1 {leaf}, label %up.next, label %up.split")
-        t.label("up.split")
-        before = above(former)
-        right = t.let(f"add i64 {left}, 1")
-        children = []
-        for child in (left, right):
-            merged = t.let(f"bitcast i8 {t.load('i8', t.at('i8', ways, child), 1)} to {_M}")
-            start = t.let(f"mul i64 {t.let(f'add i64 {child}, %first')}, {points}")
-            children.append((products(child), merged, t.at("[2 x double]", shares, start)))
-        parent = products(node)
-        loop = t.loop("up_point", 0, points)
-        total = loop.carry(_D, "zeroinitializer")
-        with loop:
-            values = []
-            kept = total
-            for source, merged, table in children:
-                value = t.load(_D, t.at(_D, source, loop.index), 64)
-                row = t.at("[2 x double]", table, loop.index)
-                share = t.let(f"select {_M} {merged}, {_D} {_double(t, row, '0')}, {_D} {_double(t, row, '1')}")
-                kept = t.let(f"fadd {_D} {kept}, {t.let(f'fmul {_D} {share}, {value}')}")
-                values.append(value)
-            both = t.let(f"fadd {_D} {values[0]}, {values[1]}")
-            t.do(f"store {_D} {both}, ptr {t.at(_D, parent, loop.index)}, align 64")
-            loop.keep(kept)
-        # A row that left the feature's way above already: the split here changes nothing for it.
-        gained = t.let(f"select {_M} {before}, {_D} {total}, {_D} zeroinitializer")
-        target = t.at(_D, "%sums", slot)
-        before_this = t.load(_D, target, 64)
-        t.do(f"store {_D} {t.let(f'fadd {_D} {before_this}, {gained}')}, ptr {target}, align 64")
-        t.do("br label %up.next")
-        t.label("up.next")
-    t.do("ret void")
-    return function(
-        "internal void @one_tree(i64 %first, i64 %nodes, ptr %desc, ptr %xs, ptr %sums, ptr noalias %scratch)", t
-    )
+    @contextmanager
+    def splits(self, name: str, *, upward: bool) -> Iterator[tuple[Any, _Node]]:
+        """For every node that is no leaf, children after parents or before them: its number and its values."""
+        k = self.k
+        with k.loop(name, 0, self.count) as turn:
+            number = k.sub(k.sub(self.count, i64(1)), turn.index) if upward else turn.index
+            node = self.node(number)
+            split, following = k.append_basic_block(f"{name}.split"), ir.Block(k.function, f"{name}.next")
+            k.cbranch(k.icmp_signed("==", node.left, i64(0)), following, split)
+            k.position_at_end(split)
+            yield number, node
+            k.branch(following)
+            k.function.blocks.append(following)
+            k.position_at_end(following)
+
+    def down(self) -> None:
+        k = self.k
+        with self.splits("down", upward=False) as (number, node):
+            x = k.read(_FLOATS, k.at(_FLOATS, self.xs, node.slot), 32)
+            threshold = k.spread(k.read(FLOAT, k.at(FLOAT, self.thresholds, node.own), 4), _ROWS)
+            default = k.spread(k.trunc(node.missing_left, I1), _ROWS)
+            goes_left = k.select(k.is_nan(x), default, k.fcmp_ordered("<", x, threshold))
+            goes_right = k.xor(goes_left, splat(I1, _ROWS, 1))
+            before = self.former_way(node.former)
+            parent = self.products(number)
+            children = []
+            for child, way in ((node.left, goes_left), (k.add(node.left, i64(1)), goes_right)):
+                merged = k.and_(way, before)
+                k.store(k.bitcast(merged, I8), k.at(I8, self.ways, child), align=1)
+                children.append((self.products(child), merged, self.table(self.factors, 3, child)))
+            with k.loop("down_point", 0, self.points) as point:
+                value = k.read(_DOUBLES, k.at(_DOUBLES, parent, point.index), 64)
+                for target, merged, table in children:
+                    row = k.at(ir.ArrayType(DOUBLE, 3), table, point.index)
+                    hot, cold, still = (self.spread_double(row, field) for field in range(3))
+                    factor = k.select(merged, hot, k.select(before, cold, still))
+                    k.store(k.fmul(value, factor), k.at(_DOUBLES, target, point.index), align=64)
+
+    def up(self) -> None:
+        k = self.k
+        with self.splits("up", upward=True) as (number, node):
+            before = self.former_way(node.former)
+            children = []
+            for child in (node.left, k.add(node.left, i64(1))):
+                merged = k.bitcast(k.read(I8, k.at(I8, self.ways, child), 1), _FLAGS)
+                children.append((self.products(child), merged, self.table(self.shares, 2, child)))
+            parent = self.products(number)
+            with k.loop("up_point", 0, self.points, carry=[zero(_DOUBLES)]) as point:
+                total, values = point.carried[0], []
+                for source, merged, table in children:
+                    value = k.read(_DOUBLES, k.at(_DOUBLES, source, point.index), 64)
+                    row = k.at(ir.ArrayType(DOUBLE, 2), table, point.index)
+                    share = k.select(merged, self.spread_double(row, 0), self.spread_double(row, 1))
+                    total = k.fadd(total, k.fmul(share, value))
+                    values.append(value)
+                k.store(k.fadd(*values), k.at(_DOUBLES, parent, point.index), align=64)
+                point.carry_on(total)
+            # A row that left the feature's way above already: the split here changes nothing for it.
+            gained = k.select(before, point.carried[0], zero(_DOUBLES))
+            target = k.at(_DOUBLES, self.sums, node.slot)
+            k.store(k.fadd(k.read(_DOUBLES, target, 64), gained), target, align=64)
+
+
+def _one_tree(module: Any) -> None:
+    """`one_tree(first, nodes, descriptor, xs, sums, scratch)`: a tree's contributions of eight rows, added to sums."""
+    tree = _Tree(module)
+    k = tree.k
+    with k.loop("root", 0, tree.points) as point:
+        k.store(splat(DOUBLE, _ROWS, 1.0), k.at(_DOUBLES, tree.scratch, point.index), align=64)
+    tree.down()
+    tree.up()
+    k.ret_void()
+
+
+__all__ = ["contributions"]

@@ -1,133 +1,157 @@
-"""Writing LLVM IR as text: fresh names, the descriptor that kernels read, the declarations they share."""
+"""llvmlite's IRBuilder with what every kernel needs: descriptor words, vectors, stack arrays, counted loops."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
 
-LANES = 64  # rows of one block: one byte each fills a 512-bit register, or four 128-bit ones
-GROUP = 16  # float32 lanes of a 512-bit register
+from llvmlite import ir
 
-# The descriptor: int64 words, pointers among them, that a kernel is handed. Order is the interface with lane_tables.py.
-WORDS = (
-    "row_stride",  # float32 from one row to the next
-    "features",  # features that some tree splits on
-    "feature_table",  # int32 [features, 6]: column, levels, offset of its cuts, first plane, planes, unused
-    "plane_table",  # int32 [planes, 2]: first cut of the block, byte of a missing value
-    "cuts",  # float32: per feature its cuts in breadth-first order of the search tree, from index 1
-    "planes",
-    "trees",
-    "nodes",  # int32 [trees, 2^depth, 2]: byte offset of the plane, threshold byte four times; index 0 unused
-    "leaves",  # float32 or float64 [trees, 2^depth]
-    "node_plane",  # uint8 [trees * 2^depth, padded to 64]
-    "node_threshold",  # int8, as node_plane
-    "mask_vectors",  # node_plane's length / 64
-    "features_padded",  # features, padded to 16
-    "column",  # int32 [features_padded]
-    "size",  # int32 [features_padded]: 2^levels
-    "offset",  # int32 [features_padded]
-    "levels_max",
-    "planes_padded",  # planes, padded to 16
-    "plane_feature",  # int32 [planes_padded]
-    "plane_base",  # int32 [planes_padded]
-    "plane_missing",  # int32 [planes_padded]
-    "stages",  # early exit: how often it is asked who is decided
-    "stage_end",  # int32 [stages]: trees added by then
-    "stage_bounds",  # float32 [stages, 2]: a sum below the first is decided, and one at or above the second
-)
+from scorer.model.vector.kernel_layout import GROUP, LANES
+
+I1, I8, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
+FLOAT, DOUBLE = ir.FloatType(), ir.DoubleType()
+PTR = ir.PointerType()
+BYTES = ir.VectorType(I8, LANES)
+FLOATS, INTS, FLAGS = (ir.VectorType(element, GROUP) for element in (FLOAT, I32, I1))
 
 
-@dataclass
-class Text:
-    """Lines of one function, and names that are used once."""
+@cache
+def splat(element: Any, lanes: int, value: int | float) -> Any:
+    """The constant vector that holds `value` in each of its lanes."""
+    return ir.Constant(ir.VectorType(element, lanes), [value] * lanes)
 
-    lines: list[str] = field(default_factory=list)
-    count: int = 0
-    block: str = "entry"
 
-    def name(self) -> str:
-        self.count += 1
-        return f"%v{self.count}"
+def zero(kind: Any) -> Any:
+    """The zero of a type."""
+    return ir.Constant(kind, None)
 
-    def let(self, expression: str) -> str:
-        """Emit `name = expression` and return the name."""
-        name = self.name()
-        self.lines.append(f"  {name} = {expression}")
-        return name
 
-    def do(self, statement: str) -> None:
-        self.lines.append(f"  {statement}")
+@cache
+def i64(value: int) -> Any:
+    """An i64 constant."""
+    return ir.Constant(I64, value)
 
-    def label(self, name: str) -> None:
-        self.lines.append(f"{name}:")
-        self.block = name
 
-    def word(self, name: str) -> str:
-        """The descriptor's word `name` as i64."""
-        place = self.let(f"getelementptr i64, ptr %desc, i64 {WORDS.index(name)}")
-        return self.let(f"load i64, ptr {place}, !invariant.load !0")
-
-    def pointer(self, name: str) -> str:
-        """The descriptor's word `name` as a pointer."""
-        place = self.let(f"getelementptr i64, ptr %desc, i64 {WORDS.index(name)}")
-        return self.let(f"load ptr, ptr {place}, !invariant.load !0")
-
-    def at(self, kind: str, pointer: str, index: str | int) -> str:
-        return self.let(f"getelementptr {kind}, ptr {pointer}, i64 {index}")
-
-    def load(self, kind: str, pointer: str, align: int) -> str:
-        return self.let(f"load {kind}, ptr {pointer}, align {align}")
-
-    def loop(self, name: str, begin: str | int, end: str, step: int = 1) -> Loop:
-        return Loop(self, name, begin, end, step)
+def gather_suffix(element: Any) -> str:
+    """How LLVM's names of masked gathers end for GROUP lanes of an element type."""
+    return f"v{GROUP}{ {I32: 'i32', FLOAT: 'f32', DOUBLE: 'f64'}[element] }.v{GROUP}p0"
 
 
 class Loop:
-    """`for index in range(begin, end, step)` as a context; loop-carried values through `carry` before and `keep`
-    inside.
-    """
+    """A loop that is being built: its index, and the values that go from one turn to the next."""
 
-    def __init__(self, text: Text, name: str, begin: str | int, end: str, step: int) -> None:
-        self.text, self.id, self.begin, self.end, self.step = text, name, begin, end, step
-        self.index = f"%{name}.i"
-        self._carried: list[tuple[str, str, str]] = []
-        self._kept: list[str] = []
+    def __init__(self, index: Any, carried: list[Any]) -> None:
+        self.index = index
+        self.carried = carried
+        """Inside the loop: the values at the turn's begin; after the loop: the last ones."""
+        self.following: list[Any] = []
 
-    def carry(self, kind: str, initial: str) -> str:
-        """A value that goes from one turn to the next; after the loop the same name holds the last one."""
-        name = f"%{self.id}.c{len(self._carried)}"
-        self._carried.append((name, kind, initial))
-        return name
-
-    def keep(self, *values: str) -> None:
-        self._kept = list(values)
-
-    def __enter__(self) -> Loop:
-        text, before = self.text, self.text.block
-        text.do(f"br label %{self.id}.head")
-        text.label(f"{self.id}.head")
-        self._head_at = len(text.lines)
-        self._before = before
-        text.do("")  # phis are put here when the latch is known
-        going = text.let(f"icmp slt i64 {self.index}, {self.end}")
-        text.do(f"br i1 {going}, label %{self.id}.body, label %{self.id}.end")
-        text.label(f"{self.id}.body")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        text, latch = self.text, self.text.block
-        following = text.let(f"add nuw nsw i64 {self.index}, {self.step}")
-        text.do(f"br label %{self.id}.head")
-        phis = [f"  {self.index} = phi i64 [{self.begin}, %{self._before}], [{following}, %{latch}]"]
-        for (name, kind, initial), value in zip(self._carried, self._kept, strict=True):
-            phis.append(f"  {name} = phi {kind} [{initial}, %{self._before}], [{value}, %{latch}]")
-        text.lines[self._head_at] = "\n".join(phis)
-        text.label(f"{self.id}.end")
+    def carry_on(self, *values: Any) -> None:
+        """What `carried` holds in the next turn."""
+        self.following = list(values)
 
 
-def splat(kind: str, lanes: int, value: int | float | str) -> str:
-    """A constant vector."""
-    return "<" + ", ".join([f"{kind} {value}"] * lanes) + ">"
+class KernelBuilder(ir.IRBuilder):  # type: ignore[misc]  # llvmlite has no types
+    """Builds one function `void name(arguments…)` of a module, statement after statement."""
 
+    def __init__(
+        self, module: Any, name: str, arguments: dict[str, Any], words: Sequence[str], *, internal: bool = False
+    ) -> None:
+        """`arguments`: type by name. The one called `descriptor` points at `words` (see kernel_layout)."""
+        function = ir.Function(module, ir.FunctionType(ir.VoidType(), list(arguments.values())), name)
+        function.attributes.add("nounwind")
+        if internal:
+            function.linkage = "internal"
+        for argument, given in zip(function.args, arguments, strict=True):
+            argument.name = given
+        self.arguments = tuple(function.args)
+        self._descriptor = self.arguments[list(arguments).index("descriptor")]
+        self._words = words
+        super().__init__(function.append_basic_block("entry"))
 
-def function(signature: str, text: Text, attributes: str = "") -> str:
-    return f"define {signature} {attributes}nounwind {{\nentry:\n" + "\n".join(text.lines) + "\n}\n"
+    def word(self, name: str, kind: Any = I64) -> Any:
+        """The descriptor's word `name`: an i64, or the pointer that it is."""
+        value = self.load(self.at(I64, self._descriptor, self._words.index(name)), typ=kind)
+        value.set_metadata("invariant.load", self.module.add_metadata([]))
+        return value
+
+    def at(self, element: Any, pointer: Any, index: Any) -> Any:
+        """The address of `element` number `index` (an i64, or a Python number) of the array at `pointer`."""
+        return self.gep(pointer, [i64(index) if isinstance(index, int) else index], source_etype=element)
+
+    def lane_addresses(self, element: Any, pointer: Any, indices: Any) -> Any:
+        """The addresses of GROUP elements: `indices` is <GROUP x i32>."""
+        addresses = self.gep(pointer, [indices], source_etype=element)
+        addresses.type = ir.VectorType(PTR, GROUP)  # llvmlite gives the pointer's own type; LLVM gives a vector
+        return addresses
+
+    def stack(self, element: Any, count: Any = None, align: int = 64) -> Any:
+        """Memory for `count` elements (one by default) that the function may use until it returns."""
+        memory = self.alloca(element, size=count)
+        memory.align = align
+        memory.type = PTR  # llvmlite before 0.45 may write a typed pointer
+        return memory
+
+    def read(self, kind: Any, pointer: Any, align: int) -> Any:
+        """The value of type `kind` at `pointer`."""
+        return self.load(pointer, typ=kind, align=align)
+
+    def read_index(self, pointer: Any) -> Any:
+        """The int32 at `pointer`, as i64."""
+        return self.sext(self.read(I32, pointer, 4), I64)
+
+    def spread(self, value: Any, lanes: int = GROUP) -> Any:
+        """The vector that holds `value` in every lane."""
+        first = self.insert_element(zero(ir.VectorType(value.type, lanes)), value, i64(0))
+        return self.pick(first, [0] * lanes)
+
+    def pick(self, vector: Any, lanes: Sequence[int]) -> Any:
+        """The vector of these lanes of `vector`."""
+        mask = ir.Constant(ir.VectorType(I32, len(lanes)), list(lanes))
+        return self.shuffle_vector(vector, zero(vector.type), mask)
+
+    def is_nan(self, value: Any) -> Any:
+        """Whether a float (or each lane) is NaN."""
+        return self.fcmp_unordered("uno", value, value)
+
+    def intrinsic(self, name: str, result: Any, *operands: Any) -> Any:
+        """Call an intrinsic function of LLVM; it is declared where it was not yet."""
+        function = self.module.globals.get(name)
+        if function is None:
+            function = ir.Function(self.module, ir.FunctionType(result, [operand.type for operand in operands]), name)
+        return self.call(function, operands)
+
+    def invoke_kernel(self, name: str, *operands: Any) -> None:
+        """Call a function that was built before in this module."""
+        self.call(self.module.get_global(name), operands)
+
+    def gather(self, element: Any, addresses: Any, active: Any, otherwise: Any) -> Any:
+        """GROUP elements, one from each address; `otherwise` where a lane is not active."""
+        name = f"llvm.masked.gather.{gather_suffix(element)}"
+        return self.intrinsic(name, ir.VectorType(element, GROUP), addresses, ir.Constant(I32, 4), active, otherwise)
+
+    @contextmanager
+    def loop(self, name: str, begin: Any, end: Any, step: int = 1, carry: Sequence[Any] = ()) -> Iterator[Loop]:
+        """`for index in range(begin, end, step)`; `carry` holds the first turn's carried values."""
+        before, head = self.block, self.append_basic_block(f"{name}.head")
+        self.branch(head)
+        self.position_at_end(head)
+        index = self.phi(I64)
+        index.add_incoming(i64(begin) if isinstance(begin, int) else begin, before)
+        carried = [self.phi(value.type) for value in carry]
+        for phi, value in zip(carried, carry, strict=True):
+            phi.add_incoming(value, before)
+        body, after = self.append_basic_block(f"{name}.body"), ir.Block(self.function, f"{name}.end")
+        self.cbranch(self.icmp_signed("<", index, end), body, after)
+        self.position_at_end(body)
+        turn = Loop(index, carried)
+        yield turn
+        index.add_incoming(self.add(index, i64(step), flags=("nuw", "nsw")), self.block)
+        for phi, value in zip(carried, turn.following, strict=True):
+            phi.add_incoming(value, self.block)
+        self.branch(head)
+        self.function.blocks.append(after)
+        self.position_at_end(after)

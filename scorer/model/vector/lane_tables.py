@@ -7,18 +7,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from scorer.model.tree_table import Table
-from scorer.model.vector.kernel_builder import GROUP, LANES, WORDS
-from scorer.model.vector.row_kernels import DEPTH_MIN, PLANES_MAX
+from scorer.model.vector.kernel_layout import CUTS_A_PLANE, DEPTH_MIN, GROUP, LANES, ROW_PLANES_MAX, SCORING_WORDS
 
-CUTS_A_PLANE = 254  # ranks 0..254 in bytes -127..127; -128 stays free for "missing goes left"
-DEPTH_MAX = 8  # a perfect tree of depth 8 is 2 KiB of nodes; twice as deep would be 512 KiB
 PLANES_STACK_MAX = 2_048  # 128 KiB of stack in the kernel
 # All perfect trees together, at 14 bytes a node: 224 MiB. The largest models that padding suits have a hundredth of
 # that.
 PADDED_NODES_MAX = 1 << 24
 _LEVELS_MAX = 20
 
-__all__ = ["DEPTH_MAX", "DEPTH_MIN", "PADDED_NODES_MAX", "Descriptor", "Ranks", "aligned", "describe", "rank_features"]
+__all__ = ["PADDED_NODES_MAX", "PLANES_STACK_MAX", "Descriptor", "Ranks", "aligned", "describe", "rank_features"]
 
 
 @dataclass(frozen=True)
@@ -135,7 +132,7 @@ def describe(table: Table, ranks: Ranks, first: int, last: int) -> Descriptor:
     nodes = np.empty((padded, size, 2), dtype=np.int32)
     nodes[..., 0] = plane * LANES
     nodes[..., 1] = (threshold.view(np.uint8).astype(np.uint32) * np.uint32(0x01010101)).view(np.int32)
-    narrow = ranks.plane_count <= PLANES_MAX
+    narrow = ranks.plane_count <= ROW_PLANES_MAX
     node_plane = plane.astype(np.uint8) if narrow else np.zeros((0, size), np.uint8)
     planes_padded = max(GROUP, -(-ranks.plane_count // GROUP) * GROUP)
     features = len(ranks.feature_table)
@@ -175,9 +172,9 @@ def describe(table: Table, ranks: Ranks, first: int, last: int) -> Descriptor:
         "stage_end": 0,
         "stage_bounds": 0,
     }
-    words = np.zeros(len(WORDS), dtype=np.int64)
+    words = np.zeros(len(SCORING_WORDS), dtype=np.int64)
     arrays = []
-    for place, name in enumerate(WORDS):
+    for place, name in enumerate(SCORING_WORDS):
         value = values[name]
         if isinstance(value, np.ndarray):
             array = aligned(value)
@@ -192,9 +189,9 @@ def with_stages(descriptor: Descriptor, ends: np.ndarray, bounds: np.ndarray) ->
     """The same trees with the stages of an early exit: ends int32 [stages], bounds float32 [stages, 2]."""
     words = descriptor.words.copy()
     arrays = aligned(ends), aligned(bounds)
-    words[WORDS.index("stages")] = len(ends)
-    words[WORDS.index("stage_end")] = arrays[0].ctypes.data
-    words[WORDS.index("stage_bounds")] = arrays[1].ctypes.data
+    words[SCORING_WORDS.index("stages")] = len(ends)
+    words[SCORING_WORDS.index("stage_end")] = arrays[0].ctypes.data
+    words[SCORING_WORDS.index("stage_bounds")] = arrays[1].ctypes.data
     return Descriptor(words, descriptor.arrays + arrays, descriptor.depth, descriptor.planes)
 
 

@@ -9,147 +9,137 @@ lowers as the CPU allows.
 
 from __future__ import annotations
 
-from scorer.model.vector.kernel_builder import GROUP, LANES, Text, function, splat
+from typing import Any
 
-_F, _I = f"<{GROUP} x float>", f"<{GROUP} x i32>"
+from llvmlite import ir
+
+from scorer.model.vector.kernel_builder import (
+    FLOAT,
+    FLOATS,
+    I1,
+    I8,
+    I32,
+    I64,
+    INTS,
+    PTR,
+    KernelBuilder,
+    i64,
+    splat,
+    zero,
+)
+from scorer.model.vector.kernel_layout import CUTS_A_PLANE, GROUP, LANES, SCORING_WORDS
+
 _PERMUTED_LEVELS = 8
 
-DECLARATIONS = f"""
-declare {_F} @llvm.masked.gather.v{GROUP}f32.v{GROUP}p0(<{GROUP} x ptr>, i32, <{GROUP} x i1>, {_F})
-declare {_I} @llvm.masked.gather.v{GROUP}i32.v{GROUP}p0(<{GROUP} x ptr>, i32, <{GROUP} x i1>, {_I})
-declare {_I} @llvm.smax.v{GROUP}i32({_I}, {_I})
-declare {_I} @llvm.smin.v{GROUP}i32({_I}, {_I})
-"""
-PERMUTE = f"declare {_F} @llvm.x86.avx512.vpermi2var.ps.512({_F}, {_I}, {_F})\n"
-
-ONE = splat("i32", GROUP, 1)
-ALL = splat("i1", GROUP, "true")
-NAN = splat("float", GROUP, "0x7FF8000000000000")
+ONE = splat(I32, GROUP, 1)
+ALL = splat(I1, GROUP, 1)
+_NAN = splat(FLOAT, GROUP, float("nan"))
 
 
-def bit_set(t: Text, value: str, bit: int) -> str:
-    """<16 x i1>: whether `bit` of each lane of `value` is set."""
-    part = t.let(f"and {_I} {value}, {splat('i32', GROUP, 1 << bit)}")
-    return t.let(f"icmp ne {_I} {part}, zeroinitializer")
+def rank_block(module: Any, permute: bool) -> None:
+    """`rank_block(rows, count, descriptor, planes)`: planes of `count` <= 64 rows; lanes beyond hold anything."""
+    arguments = {"rows": PTR, "count": I64, "descriptor": PTR, "planes": PTR}
+    k = KernelBuilder(module, "rank_block", arguments, SCORING_WORDS, internal=True)
+    rows, count, _, out = k.arguments
+    out.add_attribute("noalias")
+    column = k.stack(ir.ArrayType(FLOAT, LANES))
+    k.store(zero(ir.VectorType(FLOAT, LANES)), column, align=64)
+    stride, features, table = k.word("row_stride"), k.word("features"), k.word("feature_table", PTR)
+    cuts, plane_table = k.word("cuts", PTR), k.word("plane_table", PTR)
+    with k.loop("feature", 0, features) as feature:
+        start = k.mul(feature.index, i64(6))
+        own_column, levels, first_cut, first_plane, planes = (
+            k.read_index(k.at(I32, table, k.add(start, i64(number)))) for number in range(5)
+        )
+        first_row, own_cuts = k.at(FLOAT, rows, own_column), k.at(FLOAT, cuts, first_cut)
+        with k.loop("copy", 0, count) as copy:
+            source = k.at(FLOAT, first_row, k.mul(copy.index, stride))
+            k.store(k.read(FLOAT, source, 4), k.at(FLOAT, column, copy.index), align=4)
+        xs = [k.read(FLOATS, k.at(FLOAT, column, lane), 64) for lane in range(0, LANES, GROUP)]
+        if permute:
+            found = _permuted_search(k, levels, own_cuts, xs)
+        else:
+            found = _gathered_search(k, "search", [ONE] * len(xs), i64(0), levels, own_cuts, xs)
+        size = k.spread(k.trunc(k.shl(i64(1), levels), I32))
+        ranks = [k.sub(q, size) for q in found]
+        missing = [k.is_nan(x) for x in xs]
+        with k.loop("plane", first_plane, k.add(first_plane, planes)) as plane:
+            place = k.at(I32, plane_table, k.shl(plane.index, i64(1)))
+            base, absent = (k.spread(k.read(I32, k.at(I32, place, number), 4)) for number in range(2))
+            target = k.at(I8, out, k.shl(plane.index, i64(6)))
+            for group, (rank, none) in enumerate(zip(ranks, missing, strict=True)):
+                code = k.select(none, absent, byte_code(k, rank, base))
+                k.store(k.trunc(code, ir.VectorType(I8, GROUP)), k.at(I8, target, group * GROUP), align=16)
+    k.ret_void()
 
 
-def lookup(t: Text, registers: list[str], index: str) -> str:
+def byte_code(k: KernelBuilder, rank: Any, base: Any) -> Any:
+    """clamp(rank - base, 0, 254) - 127 per lane: a rank as a signed byte of the plane that begins at cut `base`."""
+    code = k.intrinsic(f"llvm.smax.v{GROUP}i32", INTS, k.sub(rank, base), zero(INTS))
+    code = k.intrinsic(f"llvm.smin.v{GROUP}i32", INTS, code, splat(I32, GROUP, CUTS_A_PLANE))
+    return k.add(code, splat(I32, GROUP, -127))
+
+
+def search_step(k: KernelBuilder, q: Any, x: Any, cut: Any) -> Any:
+    """2q + (x >= cut)."""
+    right = k.fcmp_ordered(">=", x, cut)
+    twice = k.shl(q, ONE)
+    return k.select(right, k.or_(twice, ONE), twice)
+
+
+def gather_cuts(k: KernelBuilder, table: Any, index: Any, active: Any = ALL) -> Any:
+    """The floats at `index` of a table; NaN where a lane is not active."""
+    return k.gather(FLOAT, k.lane_addresses(FLOAT, table, index), active, _NAN)
+
+
+def lookup(k: KernelBuilder, registers: list[Any], index: Any) -> Any:
     """registers[index] per lane, where `registers` are 2^k vectors of 16 floats; only the low bits of `index` count."""
     parts = [
-        t.let(f"call {_F} @llvm.x86.avx512.vpermi2var.ps.512({_F} {a}, {_I} {index}, {_F} {b})")
+        k.intrinsic("llvm.x86.avx512.vpermi2var.ps.512", FLOATS, a, index, b)
         for a, b in zip(registers[0::2], registers[1::2], strict=True)
     ]
     bit = 5
     while len(parts) > 1:
-        chosen = bit_set(t, index, bit)
-        parts = [
-            t.let(f"select <{GROUP} x i1> {chosen}, {_F} {b}, {_F} {a}")
-            for a, b in zip(parts[0::2], parts[1::2], strict=True)
-        ]
+        upper = k.icmp_signed("!=", k.and_(index, splat(I32, GROUP, 1 << bit)), zero(INTS))
+        parts = [k.select(upper, b, a) for a, b in zip(parts[0::2], parts[1::2], strict=True)]
         bit += 1
     return parts[0]
 
 
-def gather_cuts(t: Text, table: str, index: str, active: str = ALL) -> str:
-    places = t.let(f"getelementptr float, ptr {table}, {_I} {index}")
-    return t.let(
-        f"call {_F} @llvm.masked.gather.v{GROUP}f32.v{GROUP}p0(<{GROUP} x ptr> {places}, i32 4, "
-        f"<{GROUP} x i1> {active}, {_F} {NAN})"
-    )
-
-
-def step(t: Text, q: str, x: str, cut: str) -> str:
-    """2q + (x >= cut)."""
-    right = t.let(f"fcmp oge {_F} {x}, {cut}")
-    twice = t.let(f"shl {_I} {q}, {ONE}")
-    odd = t.let(f"or {_I} {twice}, {ONE}")
-    return t.let(f"select <{GROUP} x i1> {right}, {_I} {odd}, {_I} {twice}")
-
-
-def rank_block(permute: bool) -> str:
-    """`@rank_block(rows, count, desc, planes)`: planes of `count` <= 64 rows; lanes beyond hold anything."""
-    t = Text()
-    groups = LANES // GROUP
-    t.do(f"%column = alloca [{LANES} x float], align 64")
-    t.do(f"store <{LANES} x float> zeroinitializer, ptr %column, align 64")
-    stride, features, table = t.word("row_stride"), t.word("features"), t.pointer("feature_table")
-    cuts, plane_table = t.pointer("cuts"), t.pointer("plane_table")
-    with t.loop("feature", 0, features) as feature:
-        start = t.let(f"mul i64 {feature.index}, 6")
-
-        def fact(number: int) -> str:
-            place = t.at("i32", table, t.let(f"add i64 {start}, {number}"))
-            return t.let(f"sext i32 {t.load('i32', place, 4)} to i64")
-
-        first_row = t.at("float", "%rows", fact(0))
-        levels, own_cuts = fact(1), t.at("float", cuts, fact(2))
-        first_plane, planes = fact(3), fact(4)
-        with t.loop("copy", 0, "%count") as copy:
-            source = t.at("float", first_row, t.let(f"mul i64 {copy.index}, {stride}"))
-            t.do(f"store float {t.load('float', source, 4)}, ptr {t.at('float', '%column', copy.index)}, align 4")
-        xs = [t.load(_F, t.at("float", "%column", g * GROUP), 64) for g in range(groups)]
-        if permute:
-            ranks = _permuted_search(t, levels, own_cuts, xs)
-        else:
-            ranks = _gathered_search(t, "search", [ONE] * groups, 0, levels, own_cuts, xs)
-        size = t.let(f"shl i64 1, {levels}")
-        size32 = t.let(f"trunc i64 {size} to i32")
-        spread = _spread(t, size32)
-        ranks = [t.let(f"sub {_I} {q}, {spread}") for q in ranks]
-        missing = [t.let(f"fcmp uno {_F} {x}, {x}") for x in xs]
-        last = t.let(f"add i64 {first_plane}, {planes}")
-        with t.loop("plane", first_plane, last) as plane:
-            place = t.at("i32", plane_table, t.let(f"shl i64 {plane.index}, 1"))
-            base = _spread(t, t.load("i32", place, 4))
-            absent = _spread(t, t.load("i32", t.at("i32", place, 1), 4))
-            target = t.at("i8", "%planes", t.let(f"shl i64 {plane.index}, 6"))
-            for g in range(groups):
-                code = byte_code(t, ranks[g], base)
-                code = t.let(f"select <{GROUP} x i1> {missing[g]}, {_I} {absent}, {_I} {code}")
-                narrow = t.let(f"trunc {_I} {code} to <{GROUP} x i8>")
-                t.do(f"store <{GROUP} x i8> {narrow}, ptr {t.at('i8', target, g * GROUP)}, align 16")
-    t.do("ret void")
-    return function("internal void @rank_block(ptr %rows, i64 %count, ptr %desc, ptr noalias %planes)", t)
-
-
-def byte_code(t: Text, rank: str, base: str) -> str:
-    """clamp(rank - base, 0, 254) - 127."""
-    code = t.let(f"sub {_I} {rank}, {base}")
-    code = t.let(f"call {_I} @llvm.smax.v{GROUP}i32({_I} {code}, {_I} zeroinitializer)")
-    code = t.let(f"call {_I} @llvm.smin.v{GROUP}i32({_I} {code}, {_I} {splat('i32', GROUP, 254)})")
-    return t.let(f"add {_I} {code}, {splat('i32', GROUP, -127)}")
-
-
-def _spread(t: Text, value: str) -> str:
-    first = t.let(f"insertelement {_I} poison, i32 {value}, i64 0")
-    return t.let(f"shufflevector {_I} {first}, {_I} poison, {_I} zeroinitializer")
-
-
 def _gathered_search(
-    t: Text, name: str, begin: list[str], done: int, levels: str, cuts: str, xs: list[str]
-) -> list[str]:
-    loop = t.loop(name, done, levels)
-    qs = [loop.carry(_I, q) for q in begin]
-    with loop:
-        loop.keep(*[step(t, q, x, gather_cuts(t, cuts, q)) for q, x in zip(qs, xs, strict=True)])
-    return qs
+    k: KernelBuilder, name: str, begin: list[Any], done: Any, levels: Any, cuts: Any, xs: list[Any]
+) -> list[Any]:
+    with k.loop(name, done, levels, carry=begin) as level:
+        level.carry_on(*[search_step(k, q, x, gather_cuts(k, cuts, q)) for q, x in zip(level.carried, xs, strict=True)])
+    return level.carried
 
 
-def _permuted_search(t: Text, levels: str, cuts: str, xs: list[str]) -> list[str]:
+def _permuted_search(k: KernelBuilder, levels: Any, cuts: Any, xs: list[Any]) -> list[Any]:
     """The search for each number of levels up to 8 unrolled, cuts in registers; beyond, gathers go on from there."""
-    arms: list[tuple[str, list[str]]] = []
-    cases = " ".join(f"i64 {n}, label %levels{n}" for n in range(1, _PERMUTED_LEVELS))
-    t.do(f"switch i64 {levels}, label %levels{_PERMUTED_LEVELS} [{cases}]")
-    for count in range(1, _PERMUTED_LEVELS + 1):
-        t.label(f"levels{count}")
-        registers = [t.load(_F, t.at("float", cuts, c * GROUP), 64) for c in range(max(2, (1 << count) // GROUP))]
+    found = ir.Block(k.function, "found")
+    arms = [k.append_basic_block(f"levels{count}") for count in range(1, _PERMUTED_LEVELS + 1)]
+    switch = k.switch(levels, arms[-1])
+    ends: list[tuple[list[Any], Any]] = []
+    for count, arm in enumerate(arms, start=1):
+        if arm is not arms[-1]:
+            switch.add_case(i64(count), arm)
+        k.position_at_end(arm)
+        registers = [k.read(FLOATS, k.at(FLOAT, cuts, c * GROUP), 64) for c in range(max(2, (1 << count) // GROUP))]
         qs = [ONE] * len(xs)
         for level in range(count):
             used = registers[:2] if level < 5 else registers[(1 << level) // GROUP : (2 << level) // GROUP]
-            qs = [step(t, q, x, lookup(t, used, q)) for q, x in zip(qs, xs, strict=True)]
-        if count == _PERMUTED_LEVELS:
-            qs = _gathered_search(t, "deeper", qs, _PERMUTED_LEVELS, levels, cuts, xs)
-        arms.append((t.block, qs))
-        t.do("br label %found")
-    t.label("found")
-    return [t.let(f"phi {_I} " + ", ".join(f"[{qs[g]}, %{block}]" for block, qs in arms)) for g in range(len(xs))]
+            qs = [search_step(k, q, x, lookup(k, used, q)) for q, x in zip(qs, xs, strict=True)]
+        if arm is arms[-1]:
+            qs = _gathered_search(k, "deeper", qs, i64(_PERMUTED_LEVELS), levels, cuts, xs)
+        ends.append((qs, k.block))
+        k.branch(found)
+    k.function.blocks.append(found)
+    k.position_at_end(found)
+    results = [k.phi(INTS) for _ in xs]
+    for qs, block in ends:
+        for result, q in zip(results, qs, strict=True):
+            result.add_incoming(q, block)
+    return results
+
+
+__all__ = ["ALL", "ONE", "byte_code", "gather_cuts", "lookup", "rank_block", "search_step"]
