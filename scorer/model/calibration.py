@@ -102,7 +102,7 @@ def fit_platt(margins: np.ndarray, target: np.ndarray) -> Calibration:
     """The line that makes sigmoid(slope x margin + intercept) likeliest for target float64 [n] in [0, 1].
 
     Newton's method; Platt's targets ((frauds + 1) / (frauds + 2), 1 / (genuine + 2)) keep it finite where the classes
-    separate. Returns identity where the slope would not be positive: then the margin says nothing.
+    separate. Returns identity where the slope would not be positive: such a margin carries no information.
     """
     x = margins.astype(np.float64)
     frauds, genuine = float(target.sum()), float(len(target) - target.sum())

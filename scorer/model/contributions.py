@@ -26,7 +26,7 @@ from scorer.model import path_contributions
 from scorer.model.tree_table import Table
 from scorer.model.vector import jit_compiler, kernel_sources
 from scorer.model.vector.kernel_layout import CONTRIBUTION_FEATURES_MAX, CONTRIBUTION_WORDS
-from scorer.model.vector.lane_tables import aligned
+from scorer.model.vector.lane_tables import packed_words
 from scorer.model.vector.native_call import call_kernel
 
 _ROWS = types.Array(types.float32, 2, "C", readonly=True)
@@ -171,21 +171,12 @@ class Explainer:
         except jit_compiler.JitUnavailableError:
             return  # the classic algorithm serves
         factors, shares = _factors(table, former, share, points)
-        first = table.root[tree]
-        inner = table.feature >= 0
-        # What a split needs to know of the former split on its feature is the same for both its children.
-        of_child = former[table.left]
-        nodes = np.zeros((len(table.left), 4), dtype=np.int32)
-        nodes[:, 0] = np.where(inner, table.left - first, 0)
-        nodes[:, 1] = np.where(inner, np.searchsorted(columns, np.maximum(table.feature, columns[0])), 0)
-        nodes[:, 2] = np.where(inner & (of_child >= 0), of_child - first, -1)
-        nodes[:, 3] = table.default_left
         values: dict[str, int | np.ndarray] = {
             "row_stride": table.feature_count,
             "points": points,
             "trees": table.tree_count,
             "tree": np.stack([table.root, sizes.astype(np.int32)], axis=1).astype(np.int32),
-            "nodes": nodes,
+            "nodes": _nodes(table, table.root[tree], former, columns),
             "threshold": table.threshold,
             "factors": factors,
             "shares": shares,
@@ -193,13 +184,22 @@ class Explainer:
             "columns": columns.astype(np.int32),
             "out_stride": table.feature_count + 1,
         }
-        self._arrays = {name: aligned(value) for name, value in values.items() if isinstance(value, np.ndarray)}
-        self._words = np.array(
-            [self._arrays[name].ctypes.data if name in self._arrays else values[name] for name in CONTRIBUTION_WORDS],
-            dtype=np.int64,
-        )
+        self._words, self._arrays = packed_words(values, CONTRIBUTION_WORDS)
         self._descriptor = int(self._words.ctypes.data)
         self._scratch_doubles = scratch
+
+
+def _nodes(table: Table, first: np.ndarray, former: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """int32 [n, 4] as CONTRIBUTION_WORDS describes them; `first` int32 [n] is the first node of each node's tree."""
+    inner = table.feature >= 0
+    # What a split needs to know of the former split on its feature is the same for both its children.
+    of_child = former[table.left]
+    nodes = np.zeros((len(table.left), 4), dtype=np.int32)
+    nodes[:, 0] = np.where(inner, table.left - first, 0)
+    nodes[:, 1] = np.where(inner, np.searchsorted(columns, np.maximum(table.feature, columns[0])), 0)
+    nodes[:, 2] = np.where(inner & (of_child >= 0), of_child - first, -1)
+    nodes[:, 3] = table.default_left
+    return nodes
 
 
 def _factors(table: Table, former: np.ndarray, share: np.ndarray, points: int) -> tuple[np.ndarray, np.ndarray]:

@@ -5,7 +5,7 @@ A path element is a feature met on the way from the root: `zero` is the share of
 way when the feature is unknown, `one` is 1 while the row itself goes this way and 0 once it does not. Each tree costs
 O(leaves x depth^2) a row.
 
-Two things are done otherwise than in the paper's listing. Recursion is a stack, since numba's recursion allocates. And
+Two things differ from the paper's listing. Recursion is a stack, since numba's recursion allocates. And
 at a leaf all elements with one = 0 share a single sum: unwinding such an element divides by its own `zero`, which the
 factor (one - zero) then cancels.
 """

@@ -1,4 +1,4 @@
-"""The plain evaluator: margins of a packed table in numba, the oracle and fallback of any quicker one.
+"""The plain evaluator: margins of a packed table in numba, the reference and the fallback of the vector kernels.
 
 A node is two words: its threshold (float32), and `packed` (uint64: left child in the upper half, feature x 2 + "missing
 goes right" in the lower). A step is `left + (x >= threshold or (x is NaN and missing goes right))`, without a branch. A

@@ -1,4 +1,4 @@
-"""The vector kernels against the plain walk (itself held against xgboost): every depth, layout, CPU, number of rows."""
+"""The vector kernels against the plain walk (itself compared with xgboost): each depth, layout, CPU, number of rows."""
 
 from __future__ import annotations
 
@@ -255,7 +255,7 @@ def test_kernels_are_cached_and_a_torn_file_is_made_again(tmp_path: Path) -> Non
 def test_a_cache_that_others_may_write_to_is_not_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int
 ) -> None:
-    """Object code is only taken from a folder that nobody else can put it in; an empty variable turns the cache off."""
+    """Object code is only taken from a folder that no other user may write to; an empty variable: no cache."""
     monkeypatch.setenv(jit_compiler.CACHE_VARIABLE, str(tmp_path / "own"))
     assert jit_compiler._folder() == tmp_path / "own"
     (tmp_path / "own").chmod(mode)

@@ -128,10 +128,10 @@ class KernelBuilder(ir.IRBuilder):  # type: ignore[misc]  # llvmlite has no type
         """Call a function that was built before in this module."""
         self.call(self.module.get_global(name), operands)
 
-    def gather(self, element: Any, addresses: Any, active: Any, otherwise: Any) -> Any:
-        """GROUP elements, one from each address; `otherwise` where a lane is not active."""
+    def gather(self, element: Any, addresses: Any, active: Any, absent: Any) -> Any:
+        """GROUP elements, one from each address; `absent` where a lane is not active."""
         name = f"llvm.masked.gather.{gather_suffix(element)}"
-        return self.intrinsic(name, ir.VectorType(element, GROUP), addresses, ir.Constant(I32, 4), active, otherwise)
+        return self.intrinsic(name, ir.VectorType(element, GROUP), addresses, ir.Constant(I32, 4), active, absent)
 
     @contextmanager
     def loop(self, name: str, begin: Any, end: Any, step: int = 1, carry: Sequence[Any] = ()) -> Iterator[Loop]:
