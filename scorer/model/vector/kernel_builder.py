@@ -92,7 +92,7 @@ class KernelBuilder(ir.IRBuilder):  # type: ignore[misc]  # llvmlite has no type
         """Memory for `count` elements (one by default) that the function may use until it returns."""
         memory = self.alloca(element, size=count)
         memory.align = align
-        memory.type = PTR  # llvmlite before 0.45 may write a typed pointer
+        memory.type = PTR  # llvmlite types it by its element, and would refuse to store a vector there
         return memory
 
     def read(self, kind: Any, pointer: Any, align: int) -> Any:
