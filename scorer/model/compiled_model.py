@@ -138,7 +138,7 @@ class CompiledModel:
     def contributions(self, X: np.ndarray) -> np.ndarray:
         """float64 [n, f + 1]: each feature's share of the margin, the last column the bias; a row sums to its margin.
 
-        The sum holds to 1e-5: margins are added in float32, shares in float64.
+        The sum holds to 1e-5 of the largest share (at least of 1): margins are added in float32, shares in float64.
         Raises ModelUnsupportedError where the file carries no usable cover (sum_hessian).
         """
         rows = self._rows(X)
