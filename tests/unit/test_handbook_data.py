@@ -59,6 +59,10 @@ def test_customers_pay_near_home_around_their_own_mean_and_pace(table: pa.Table)
     customer, terminal = column(table, "CUSTOMER_ID"), column(table, "TERMINAL_ID")
     away = people.customer_place[customer] - people.terminal_place[terminal]
     assert (np.hypot(away[:, 0], away[:, 1]) < RADIUS).all()
+    busiest = int(np.bincount(customer).argmax())
+    near = np.hypot(*(people.terminal_place - people.customer_place[busiest]).T) < RADIUS
+    # Three payments for each terminal within reach: all but e^-3 = 5 % of these are used.
+    assert len(np.unique(terminal[customer == busiest])) > 0.8 * near.sum()
     count = np.bincount(customer, minlength=len(people.payments_a_day))
     expected = people.payments_a_day * DAYS
     # 3 % of the times of day fall outside the day. Poisson: 5 standard deviations and a little.
@@ -84,6 +88,7 @@ def test_frauds_follow_the_three_rules(table: pa.Table) -> None:
         stolen |= (since >= 0) & (since < CUSTOMER_DAYS) & np.isin(customer, taken.customers[start])
     by_thief = scenario == 3
     assert stolen[by_thief].all()
+    assert (by_thief & compromised).any()
     assert (scenario[compromised & ~by_thief] == 2).all()
     assert not (scenario[~compromised] == 2).any()
     rest = ~compromised & ~by_thief
