@@ -6,12 +6,10 @@ in the order in which it did.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from confluent_kafka import Consumer, KafkaError, TopicPartition
-from confluent_kafka.admin import AdminClient
+from confluent_kafka import KafkaError, TopicPartition
 
 from schemas.journal import FIRST_PREVIOUS, Change, ControlRange, InputRange, JournalRecord, Sources
 from scorer import kafka
@@ -19,6 +17,7 @@ from scorer.errors import FraudScorerError, PromiseBroken
 from scorer.journal.partition_buffers import MissingRange, ShardInputs, records_of
 from scorer.pipeline.records import Batch
 from scorer.runtime.settings import KafkaSettings, Settings
+from scorer.runtime.threads import SYSTEM, Threads
 
 WAY_OUT = "Restore it, or let `fraud-scorer recover` show what is missing and what can be accepted"
 
@@ -39,6 +38,8 @@ class JournalReader:
         settings: KafkaSettings,
         shard: int,
         *,
+        clients: kafka.Clients,
+        threads: Threads = SYSTEM,
         position: int,
         sequence: int,
         previous: str | None,
@@ -51,10 +52,9 @@ class JournalReader:
         self._containing = containing
         self._partition = TopicPartition(kafka.Topics.of(settings).journal, shard, position)
         self._sequence, self._previous = sequence, previous
+        self._threads = threads
         self.position = position
-        self._consumer: Consumer = kafka.reader(
-            settings, group=f"{settings.topic_prefix}fraud-scorer-journal-reader", memory_kib=4096
-        )
+        self._consumer = clients.reader(f"{settings.topic_prefix}fraud-scorer-journal-reader", memory_kib=4096)
         self._consumer.assign([self._partition])
 
     def read(self, wait_s: float, *, records_max: int = 1000) -> list[tuple[int, JournalRecord]]:
@@ -87,13 +87,13 @@ class JournalReader:
 
         Raises as `read` does, and NoProgress when reading stands still for so long.
         """
-        deadline = time.monotonic() + no_progress_s
+        deadline = self._threads.monotonic() + no_progress_s
         while self.position < end:
             before = self.position
             yield self.read(wait_s, records_max=records_max)
             if self.position > before:
-                deadline = time.monotonic() + no_progress_s
-            elif time.monotonic() > deadline:
+                deadline = self._threads.monotonic() + no_progress_s
+            elif self._threads.monotonic() > deadline:
                 raise NoProgress(
                     f"{self._partition.topic}/{self._partition.partition}: no progress towards offset {end} for "
                     f"{no_progress_s:.0f} s; an open transaction may hold it up, or the log was truncated"
@@ -133,22 +133,22 @@ class JournalReader:
         self._consumer.close()
 
 
-def journal_bounds(settings: KafkaSettings, client: AdminClient, shard: int) -> tuple[int, int]:
+def journal_bounds(settings: KafkaSettings, broker: kafka.Broker, shard: int) -> tuple[int, int]:
     """First offset of a shard's journal, and the one after its last record or marker."""
     partition = TopicPartition(kafka.Topics.of(settings).journal, shard)
-    return kafka.starts(client, [partition])[0], kafka.ends(client, [partition])[0]
+    return broker.starts([partition])[0], broker.ends([partition])[0]
 
 
 def read_journal(
-    settings: KafkaSettings, client: AdminClient, shard: int, *, no_progress_s: float
+    settings: KafkaSettings, clients: kafka.Clients, shard: int, *, no_progress_s: float
 ) -> list[JournalRecord]:
     """All committed journal records of `shard`, checked to be one unbroken chain from the first batch on.
 
     Raises MissingRange when the beginning is gone, PromiseBroken when the chain does not hold,
     NoProgress when reading stalls.
     """
-    start, end = journal_bounds(settings, client, shard)
-    reader = JournalReader(settings, shard, position=start, sequence=0, previous=FIRST_PREVIOUS)
+    start, end = journal_bounds(settings, clients.broker(), shard)
+    reader = JournalReader(settings, shard, clients=clients, position=start, sequence=0, previous=FIRST_PREVIOUS)
     records: list[JournalRecord] = []
     try:
         for found in reader.until(end, no_progress_s=no_progress_s):
@@ -177,13 +177,13 @@ def first_positions(records: Sequence[JournalRecord]) -> dict[int, int]:
     return result
 
 
-def check_retained(records: Sequence[JournalRecord], client: AdminClient, topics: kafka.Topics) -> None:
+def check_retained(records: Sequence[JournalRecord], broker: kafka.Broker, topics: kafka.Topics) -> None:
     """Raise MissingRange, naming it, when records that the journal points to are gone from their topics."""
     needed = first_positions(records)
     where = [TopicPartition(topics.payments, p) for p in needed]
     control = TopicPartition(topics.control, 0)
     first = [*needed.values(), records[0].control.start]
-    for partition, want, have in zip([*where, control], first, kafka.starts(client, [*where, control]), strict=True):
+    for partition, want, have in zip([*where, control], first, broker.starts([*where, control]), strict=True):
         if have > want:
             raise MissingRange(
                 f"{partition.topic}/{partition.partition}: offsets {want} to {have - 1} are gone (retention), "
@@ -200,44 +200,39 @@ def since_new_state(records: list[JournalRecord]) -> list[JournalRecord]:
     return records
 
 
-def last_new_state(
-    settings: Settings, shard: int, start: int, end: int, no_progress_s: float
-) -> tuple[int, JournalRecord] | None:
-    """Offset and record of the last `new_state` in a shard's journal between two offsets; None without one."""
-    reader = JournalReader(settings.kafka, shard, position=start, sequence=0, previous=None, containing=b'"new_state"')
+def last_new_state(reader: JournalReader, end: int, *, no_progress_s: float) -> tuple[int, JournalRecord] | None:
+    """Offset and record of the last `new_state` that `reader` finds before offset `end`; None without one."""
     found = None
-    try:
-        for records in reader.until(end, no_progress_s=no_progress_s):
-            for offset, record in records:
-                if record.change is not None and record.change.kind == "new_state":
-                    found = offset, record
-    finally:
-        reader.close()
+    for records in reader.until(end, no_progress_s=no_progress_s):
+        for offset, record in records:
+            if record.change is not None and record.change.kind == "new_state":
+                found = offset, record
     return found
 
 
-def sources_of(client: AdminClient, topics: kafka.Topics) -> Sources:
+def sources_of(broker: kafka.Broker, topics: kafka.Topics) -> Sources:
     """Ids of the topics that a shard reads, as they are now."""
-    facts = kafka.topic_facts(client, [topics.payments, topics.control])
+    facts = broker.topic_facts([topics.payments, topics.control])
     return Sources(payments=facts[topics.payments].id, control=facts[topics.control].id)
 
 
 def inputs_along(
-    records: Sequence[JournalRecord], client: AdminClient, settings: Settings, *, reader: str
+    records: Sequence[JournalRecord], clients: kafka.Clients, settings: Settings, *, reader: str
 ) -> ShardInputs:
     """ShardInputs that stand where `records` begin, for reading their batches again; `reader` names who reads.
 
     Raises MissingRange when what they point to is gone, SourceChanged when they are of other topics.
     """
     topics = kafka.Topics.of(settings.kafka)
-    sources = sources_of(client, topics)
+    broker = clients.broker()
+    sources = sources_of(broker, topics)
     named = next((record.sources for record in records if record.sources is not None), None)
     if named is not None:
         check_sources(named, sources, f"the journal of shard {records[0].shard}")
-    check_retained(records, client, topics)
+    check_retained(records, broker, topics)
     group = f"{settings.kafka.topic_prefix}fraud-scorer-{reader}"
     return ShardInputs(
-        kafka.reader(settings.kafka, group=group, fetch_wait_ms=100),
+        clients.reader(group, fetch_wait_ms=100),
         payments=topics.payments,
         control=topics.control,
         positions=first_positions(records),
@@ -256,7 +251,7 @@ def batches(
         yield record, reread(record, inputs, no_progress_s=no_progress_s)
 
 
-def reread(record: JournalRecord, inputs: ShardInputs, *, no_progress_s: float) -> Batch:
+def reread(record: JournalRecord, inputs: ShardInputs, *, no_progress_s: float, threads: Threads = SYSTEM) -> Batch:
     """The batch of one journal record, from `inputs`, which stands where it begins.
 
     A record of a change reads nothing: `inputs` moves to where it ends. Raises MissingRange when the log does not hold
@@ -275,13 +270,13 @@ def reread(record: JournalRecord, inputs: ShardInputs, *, no_progress_s: float) 
                 f"{r.partition}, and reading stands at {have}: the records between are gone, or were never decided. "
                 f"{WAY_OUT}"
             )
-    deadline = time.monotonic() + no_progress_s
+    deadline = threads.monotonic() + no_progress_s
     while not inputs.holds(record.inputs, record.control):
         for buffer in (*(inputs.buffers[r.partition] for r in record.inputs), inputs.control):
             inputs.resume(buffer)
         if inputs.fill(0.5):
-            deadline = time.monotonic() + no_progress_s
-        if time.monotonic() > deadline:
+            deadline = threads.monotonic() + no_progress_s
+        if threads.monotonic() > deadline:
             raise NoProgress(
                 f"batch {record.sequence} of shard {record.shard} cannot be read again: no records for "
                 f"{no_progress_s:.0f} s. {WAY_OUT}"

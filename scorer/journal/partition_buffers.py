@@ -16,11 +16,11 @@ from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 
 from schemas.journal import ControlRange, InputRange, Sources
 from scorer.errors import FraudScorerError
-from scorer.kafka import DENIED, TRANSIENT, Denied, KafkaFailure, SourceChanged, describe, present
+from scorer.kafka import DENIED, TRANSIENT, Denied, KafkaFailure, Reader, SourceChanged, describe, present
 from scorer.pipeline.records import Batch, ControlRecord, Records
 
 CONSUME_MAX = 4096
@@ -123,7 +123,7 @@ class ShardInputs:
 
     def __init__(
         self,
-        consumer: Consumer,
+        consumer: Reader,
         *,
         payments: str,
         control: str,

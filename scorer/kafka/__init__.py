@@ -27,6 +27,8 @@ from scorer.kafka.failures import (
     present,
 )
 from scorer.kafka.log_bounds import ends, offsets, partition_count, starts
+from scorer.kafka.ports import Broker, Clients, Member, Reader, TransactionalProducer
+from scorer.kafka.real_clients import RealClients
 from scorer.kafka.topic_identity import METADATA_TIMEOUT_S, NO_ID, SourceChanged, TopicFacts, topic_facts
 from scorer.kafka.topics import Topics
 
@@ -38,13 +40,19 @@ __all__ = [
     "TRANSIENT",
     "TRANSIENT_RETRY_S",
     "Away",
+    "Broker",
+    "Clients",
     "Denied",
     "Fenced",
     "KafkaFailure",
+    "Member",
+    "Reader",
+    "RealClients",
     "Rebuild",
     "SourceChanged",
     "TopicFacts",
     "Topics",
+    "TransactionalProducer",
     "admin",
     "client_config",
     "describe",

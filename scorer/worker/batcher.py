@@ -9,7 +9,6 @@ late merely because it was read late.
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from itertools import islice
 
@@ -20,6 +19,7 @@ from schemas.decode import event_times
 from scorer.journal.partition_buffers import PartitionBuffer, ShardInputs
 from scorer.pipeline.ordering import journal_order, running_maximum
 from scorer.pipeline.records import Batch
+from scorer.runtime.threads import Threads
 
 # A control record with no payment to carry it is committed alone after this long, so that its lag stays small.
 CONTROL_ALONE_S = 1.0
@@ -36,15 +36,18 @@ _NO_TIME = -(1 << 62)
 class Batcher:
     """Closes batches from a shard's inputs."""
 
-    def __init__(self, inputs: ShardInputs, *, batch_max: int, gather_ms_max: float, skew_ms: int) -> None:
+    def __init__(
+        self, inputs: ShardInputs, threads: Threads, *, batch_max: int, gather_ms_max: float, skew_ms: int
+    ) -> None:
         self._inputs = inputs
+        self._threads = threads
         self._batch_max = batch_max
         self._gather_s_max = gather_ms_max / 1000.0
         self._skew_ms = skew_ms
         self._commit_s = 0.005
         self._total_s = 0.01
         self._rate = 0.0
-        self._last_batch_at = time.monotonic()
+        self._last_batch_at = self._threads.monotonic()
         self._control_since: float | None = None
         self._markers_since: float | None = None
 
@@ -66,9 +69,9 @@ class Batcher:
         if inputs.buffered == 0:
             inputs.fill(IDLE_WAIT_S)
         if inputs.buffered:
-            deadline = time.monotonic() + self.linger_s
+            deadline = self._threads.monotonic() + self.linger_s
             while inputs.buffered < self._batch_max:
-                remaining = deadline - time.monotonic()
+                remaining = deadline - self._threads.monotonic()
                 if inputs.fill(max(0.0, remaining)) == 0 and remaining <= 0:
                     break
         counts = self._choose()
@@ -78,7 +81,7 @@ class Batcher:
                 IDLE_WAIT_S
             )  # a partition that is behind has shown nothing yet: the others wait for it, and it must be read
         control = len(inputs.control.records)
-        now = time.monotonic()
+        now = self._threads.monotonic()
         if payments == 0 and not self._alone(now, control):
             return None
         self._control_since = self._markers_since = None
@@ -86,7 +89,7 @@ class Batcher:
         self._rate += _WEIGHT * (payments / elapsed - self._rate)
         self._last_batch_at = now
         # Lists and rules alone are quick; whatever the queue has eaten, the commit still has to come.
-        degraded = time.time() * 1000.0 + self._total_s * 1000.0 > inputs.earliest_deadline_ms(counts)
+        degraded = self._threads.epoch_s() * 1000.0 + self._total_s * 1000.0 > inputs.earliest_deadline_ms(counts)
         return replace(inputs.batch(counts, min(control, CONTROL_PER_BATCH_MAX)), degraded=degraded)
 
     def _alone(self, now: float, control: int) -> bool:

@@ -1,6 +1,6 @@
 """A shard's state brought up along its journal: what a standby keeps warm, and what an owner starts from.
 
-    follower = Follower(settings, bundles, shard)
+    follower = Follower(settings, bundles, shard, ports)
     follower.follow(stop)          # a standby: whatever the owner commits, decided again here, each digest checked
     follower.catch_up(stop)        # the new owner, after fencing the former one: to the journal's end
     follower.pipeline, follower.inputs      # ready to decide the next batch
@@ -10,10 +10,7 @@ Reads only. Nothing here writes to Kafka, so any number of standbys may follow o
 
 from __future__ import annotations
 
-import threading
-import time
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import structlog
@@ -30,18 +27,17 @@ from scorer.journal import journal_reader
 from scorer.journal.partition_buffers import Deadlines, MissingRange, ShardInputs
 from scorer.journal.rerun import Bundles, rerun
 from scorer.pipeline import Pipeline
-from scorer.pipeline.state_image import restored
 from scorer.runtime import fault_points
 from scorer.runtime.settings import Settings
+from scorer.runtime.threads import Event
 from scorer.worker import worker_metrics
-from scorer.worker.snapshotter import Stored, newest_first, refused, store_of
+from scorer.worker.ports import Ports
+from scorer.worker.snapshotter import Stored, newest_first, refused
 
 log = structlog.get_logger()
 
 PROGRESS_EVERY_S = 2.0
 WAIT_S = 0.2
-# Owner and standbys of one shard on one machine, and one that is just ending.
-LOG_FOLDERS_MAX = 8
 
 
 class _Start(NamedTuple):
@@ -58,21 +54,22 @@ class _Start(NamedTuple):
 class Follower:
     """Pipeline, inputs and journal position of one shard, moved together."""
 
-    def __init__(self, settings: Settings, bundles: Bundles, shard: int) -> None:
+    def __init__(self, settings: Settings, bundles: Bundles, shard: int, ports: Ports) -> None:
         """Raises UsageError when the topics do not fit the settings, KafkaFailure when Kafka does not answer."""
         self._settings = settings
         self._bundles = bundles
         self._shard = shard
+        self._ports = ports
         self._label = str(shard)
         self._log = log.bind(shard=shard)
-        self._client = kafka.admin(settings.kafka)
+        self._broker = ports.clients.broker()
         self._topics = kafka.Topics.of(settings.kafka)
-        facts = kafka.topic_facts(self._client, self._topics.all)
+        facts = self._broker.topic_facts(self._topics.all)
         check_topics(settings, facts)
         payments = facts[self._topics.payments]
         self._sources = Sources(payments=payments.id, control=facts[self._topics.control].id)
         partitions = shard_partitions(settings, shard, payments.partitions)
-        self._journal_start, self._journal_end = journal_reader.journal_bounds(settings.kafka, self._client, shard)
+        self._journal_start, self._journal_end = journal_reader.journal_bounds(settings.kafka, self._broker, shard)
         self._released = False
         at = self._from_snapshot() or self._from_scratch(partitions)
         self.pipeline, self._journal = at.pipeline, at.journal
@@ -80,37 +77,46 @@ class Follower:
 
     def _from_scratch(self, partitions: list[int]) -> _Start:
         """From the journal's first record, or the last one at which an operator let the state begin anew."""
-        pipeline = with_log_folder(
-            self._settings,
-            self._shard,
-            lambda folder: Pipeline(self._bundles.initial, shard=self._shard, folder=folder),
-        )
+        pipeline = self._ports.states.fresh(self._bundles.initial, self._shard)
         anew = self._new_state()
         if anew is not None:
             offset, record = anew
             pipeline.begin_at(record)
-            journal = journal_reader.JournalReader(
-                self._settings.kafka, self._shard, position=offset, sequence=record.sequence, previous=record.previous
-            )
+            journal = self._journal_from(offset, sequence=record.sequence, previous=record.previous)
             positions = {r.partition: r.end for r in record.inputs}
             return _Start(pipeline, journal, positions, record.control.end, fresh=False, epochs={})
         topics = [TopicPartition(self._topics.payments, p) for p in partitions]
-        starts = kafka.starts(self._client, [*topics, TopicPartition(self._topics.control, 0)])
-        journal = journal_reader.JournalReader(
-            self._settings.kafka, self._shard, position=self._journal_start, sequence=0, previous=FIRST_PREVIOUS
-        )
+        starts = self._broker.starts([*topics, TopicPartition(self._topics.control, 0)])
         return _Start(
-            pipeline, journal, dict(zip(partitions, starts[:-1], strict=True)), starts[-1], fresh=True, epochs={}
+            pipeline,
+            self._journal_from(self._journal_start, sequence=0, previous=FIRST_PREVIOUS),
+            dict(zip(partitions, starts[:-1], strict=True)),
+            starts[-1],
+            fresh=True,
+            epochs={},
         )
 
     def _new_state(self) -> tuple[int, JournalRecord] | None:
-        return journal_reader.last_new_state(
-            self._settings, self._shard, self._journal_start, self._journal_end, self._settings.worker.no_progress_s
-        )
+        """Offset and record of the last time that an operator let the state begin anew; None without one."""
+        journal = self._journal_from(self._journal_start, sequence=0, previous=None, containing=b'"new_state"')
+        try:
+            return journal_reader.last_new_state(
+                journal, self._journal_end, no_progress_s=self._settings.worker.no_progress_s
+            )
+        finally:
+            journal.close()
+
+    def _journal_from(
+        self, position: int, *, sequence: int, previous: str | None, containing: bytes | None = None
+    ) -> journal_reader.JournalReader:
+        return journal_reader.JournalReader(
+            self._settings.kafka, self._shard, clients=self._ports.clients, threads=self._ports.threads,
+            position=position, sequence=sequence, previous=previous, containing=containing,
+        )  # fmt: skip
 
     def _from_snapshot(self) -> _Start | None:
         """The newest snapshot that is whole, of this feature set, and of this very journal."""
-        store = store_of(self._settings, self._shard)
+        store = self._ports.states.store(self._shard)
         if store is None:
             return None
         try:
@@ -134,9 +140,7 @@ class Follower:
         if not self._journal_start <= offset < self._journal_end:
             raise StateMismatch(f"{name} ends at journal offset {offset}, which this journal does not have")
         # Its own record is read first and must be the one that the state ends with: else it is of another journal.
-        journal = journal_reader.JournalReader(
-            self._settings.kafka, self._shard, position=offset, sequence=sequence - 1, previous=None
-        )
+        journal = self._journal_from(offset, sequence=sequence - 1, previous=None)
         try:
             last = self._first_record(journal)
             if last.head != known["head"]:
@@ -146,16 +150,14 @@ class Follower:
             if known.get("sources") is not None:
                 journal_reader.check_sources(Sources(**known["sources"]), self._sources, name)
             bundle = self._bundles.at(str(known["bundle"]), str(known["bundle_location"]))
-            started = time.monotonic()
-            pipeline = with_log_folder(
-                self._settings, self._shard, lambda folder: restored(bundle, known, stored.parts, folder=folder)
-            )
+            started = self._ports.threads.monotonic()
+            pipeline = self._ports.states.restored(bundle, self._shard, known, stored.parts)
         except BaseException:
             journal.close()
             raise
         self._log.info(
             "snapshot.restored", sequence=sequence, keys=pipeline.engine.counts().keys,
-            seconds=round(time.monotonic() - started, 3),
+            seconds=round(self._ports.threads.monotonic() - started, 3),
         )  # fmt: skip
         positions = {int(p): int(position) for p, position in known["positions"].items()}
         epochs = {int(p): int(epoch) for p, epoch in known.get("epochs", {}).items()}
@@ -168,27 +170,28 @@ class Follower:
                 return record
         raise StateMismatch(f"the journal ends at offset {self._journal_end} without the record of a snapshot's batch")
 
-    def follow(self, stop: threading.Event) -> None:
+    def follow(self, stop: Event) -> None:
         """Decide again whatever is committed, until `stop` is set. Raises as `catch_up` does, but for NoProgress."""
         while not stop.is_set():
             self._rerun(self._journal.read(WAIT_S))
 
-    def catch_up(self, stop: threading.Event) -> None:
+    def catch_up(self, stop: Event) -> None:
         """Decide again up to the journal's end as it is now, or until `stop` is set.
 
         Raises PromiseBroken at the first digest that differs, MissingRange when records are gone, NoProgress when
         reading stalls.
         """
-        settings, started = self._settings, time.monotonic()
+        settings, monotonic = self._settings, self._ports.threads.monotonic
+        started = monotonic()
         begin = self._journal.position
-        _, end = journal_reader.journal_bounds(settings.kafka, self._client, self._shard)
+        _, end = journal_reader.journal_bounds(settings.kafka, self._broker, self._shard)
         if self.pipeline.sequence == 0 and self._journal_start > 0 and self._journal_start == end:
             raise journal_reader.emptied(settings.kafka, self._shard, end)
         worker_metrics.RECOVERY_OFFSETS.labels(self._label, "all").set(max(0, end - begin))
-        shown, batches = time.monotonic(), 0
+        shown, batches = monotonic(), 0
         for records in self._journal.until(end, no_progress_s=settings.worker.no_progress_s, wait_s=WAIT_S):
             batches += self._rerun(records, stop)
-            now, done = time.monotonic(), self._journal.position - begin
+            now, done = monotonic(), self._journal.position - begin
             worker_metrics.RECOVERY_OFFSETS.labels(self._label, "done").set(done)
             if stop.is_set():
                 break
@@ -200,7 +203,7 @@ class Follower:
                 )
         if not stop.is_set():
             self._check_bounds()
-        seconds = time.monotonic() - started
+        seconds = monotonic() - started
         worker_metrics.RECOVERY_SECONDS.labels(self._label).set(seconds)
         self._log.info("shard.recovered", batches=batches, sequence=self.pipeline.sequence, seconds=round(seconds, 3))
 
@@ -208,7 +211,7 @@ class Follower:
         """Raise MissingRange or SourceChanged, naming the partition, when a position lies outside its log."""
         buffers = [*self.inputs.buffers.values(), self.inputs.control]
         where = [buffer.partition for buffer in buffers]
-        bounds = zip(buffers, kafka.starts(self._client, where), kafka.ends(self._client, where), strict=True)
+        bounds = zip(buffers, self._broker.starts(where), self._broker.ends(where), strict=True)
         for buffer, start, end in bounds:
             name = f"{buffer.partition.topic}/{buffer.partition.partition}"
             if buffer.position < start:
@@ -222,7 +225,7 @@ class Follower:
                     f"was cut, by an election of a leader that lacked records, say. {journal_reader.WAY_OUT}"
                 )
 
-    def _rerun(self, records: list[tuple[int, JournalRecord]], stop: threading.Event | None = None) -> int:
+    def _rerun(self, records: list[tuple[int, JournalRecord]], stop: Event | None = None) -> int:
         """Decide again what the journal has given; gives how many batches. Not to its end when `stop` is set: then
         this state is not used any more.
         """
@@ -230,7 +233,9 @@ class Follower:
             if stop is not None and stop.is_set():
                 return n
             self._check(record)
-            batch = journal_reader.reread(record, self.inputs, no_progress_s=self._settings.worker.no_progress_s)
+            batch = journal_reader.reread(
+                record, self.inputs, no_progress_s=self._settings.worker.no_progress_s, threads=self._ports.threads
+            )
             rerun(self.pipeline, record, batch, self._bundles)
             fault_points.point("in_recovery")
         worker_metrics.FOLLOWED.labels(self._label).set(self.pipeline.sequence)
@@ -265,7 +270,7 @@ class Follower:
     def _inputs(self, at: _Start) -> ShardInputs:
         worker, prefix = self._settings.worker, self._settings.kafka.topic_prefix
         return ShardInputs(
-            kafka.reader(self._settings.kafka, group=f"{prefix}{worker.application}-reader-{self._shard}"),
+            self._ports.clients.reader(f"{prefix}{worker.application}-reader-{self._shard}"),
             payments=self._topics.payments,
             control=self._topics.control,
             positions=at.positions,
@@ -284,25 +289,9 @@ class Follower:
         """
         added = [p for p in shard_partitions(self._settings, self._shard, payments) if p not in self.inputs.buffers]
         if added:
-            starts = kafka.starts(self._client, [TopicPartition(self._topics.payments, p) for p in added])
+            starts = self._broker.starts([TopicPartition(self._topics.payments, p) for p in added])
             self.inputs.add(dict(zip(added, starts, strict=True)))
         return added
-
-
-def with_log_folder(settings: Settings, shard: int, make: Callable[[Path | None], Pipeline]) -> Pipeline:
-    """What `make` gives for the first folder of the shard that no other engine holds; in memory without a setting.
-
-    A standby of this machine, or a worker that is just ending, may hold another one. Raises SegmentError.
-    """
-    if settings.worker.log_folder is None:
-        return make(None)
-    base = settings.worker.log_folder.expanduser() / f"shard-{shard}"
-    for number in range(LOG_FOLDERS_MAX):
-        try:
-            return make(base / str(number))
-        except SegmentError as exc:
-            error = exc
-    raise error
 
 
 def shard_partitions(settings: Settings, shard: int, payments: int) -> list[int]:

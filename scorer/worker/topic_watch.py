@@ -6,8 +6,6 @@ stands before it. So the topics' ids are asked for every second, and what does n
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Mapping
 
 import structlog
@@ -16,7 +14,9 @@ from scorer import kafka
 from scorer.errors import FraudScorerError, UsageError
 from scorer.kafka import KafkaFailure, SourceChanged, TopicFacts
 from scorer.runtime.settings import Settings
+from scorer.runtime.threads import Thread
 from scorer.worker.follower import check_topics
+from scorer.worker.ports import Ports
 
 log = structlog.get_logger()
 
@@ -28,23 +28,24 @@ SILENT_S = 3.0
 class TopicWatch:
     """Asks on a thread of its own from `start` to `close`. `failure`: what does not fit, and ends the process."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, ports: Ports) -> None:
         self._settings = settings
         self._names = kafka.Topics.of(settings.kafka).all
-        self._client = kafka.admin(settings.kafka)
-        self._stop = threading.Event()
+        self._threads = ports.threads
+        self._broker = ports.clients.broker()
+        self._stop = ports.threads.event()
         self._first: Mapping[str, TopicFacts] = {}
-        self._answered_at = time.monotonic()
+        self._answered_at = self._threads.monotonic()
         self.payments = 0
         self.failure: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="topic-watch", daemon=True)
+        self._thread: Thread | None = None
 
     def start(self) -> None:
         """Note the topics as they are now and begin to ask. Raises UsageError when their counts do not fit."""
-        self._first = kafka.topic_facts(self._client, self._names)
+        self._first = self._broker.topic_facts(self._names)
         check_topics(self._settings, self._first)
         self._see(self._first)
-        self._thread.start()
+        self._thread = self._threads.spawn(self._run, name="topic-watch")
 
     def check(self) -> None:
         """Raise what was found not to fit."""
@@ -54,18 +55,18 @@ class TopicWatch:
     @property
     def silent_s(self) -> float:
         """Seconds since the broker answered last, beyond the time between two questions."""
-        return max(0.0, time.monotonic() - self._answered_at - EVERY_S)
+        return max(0.0, self._threads.monotonic() - self._answered_at - EVERY_S)
 
     def close(self) -> None:
         """Stop asking."""
         self._stop.set()
-        if self._thread.is_alive():
+        if self._thread is not None:
             self._thread.join()
 
     def _run(self) -> None:
         while not self._stop.wait(EVERY_S):
             try:
-                self._see(kafka.topic_facts(self._client, self._names))
+                self._see(self._broker.topic_facts(self._names))
             except (kafka.Away, kafka.Denied) as exc:
                 log.debug("topics.not_asked", reason=str(exc))  # readiness shows it, and clients log their own errors
             except KafkaFailure as exc:
@@ -81,7 +82,7 @@ class TopicWatch:
             self.failure = failure
 
     def _see(self, facts: Mapping[str, TopicFacts]) -> None:
-        self._answered_at = time.monotonic()
+        self._answered_at = self._threads.monotonic()
         for name, first in self._first.items():
             if facts[name].id != first.id and kafka.NO_ID not in (facts[name].id, first.id):
                 raise SourceChanged(

@@ -8,7 +8,7 @@ from psycopg.conninfo import conninfo_to_dict
 from scorer import kafka
 from scorer.errors import UsageError
 from scorer.runtime import settings
-from scorer.worker.snapshotter import store_of
+from scorer.worker.ports import store_of
 
 
 @pytest.mark.parametrize(
