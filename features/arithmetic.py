@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 
-from features.memory import inlined, kernel
+from features.raw_memory import inlined, kernel
 
 EARTH_RADIUS_KM = 6371.0088
 # Below 2^-1074 a double is zero.

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from features.memory import peek64
+from features.raw_memory import peek64
 
 U64 = npt.NDArray[np.uint64]
 

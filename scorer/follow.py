@@ -20,9 +20,9 @@ import structlog
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
 
-from features.restore import StateMismatch
-from features.segments import SegmentError
-from features.snapshot import SnapshotError
+from features.log_segments import SegmentError
+from features.snapshot_store import SnapshotError
+from features.state_image import StateMismatch
 from schemas.journal import FIRST_PREVIOUS, JournalRecord
 from scorer import faults, history, kafka, metrics
 from scorer.bundle import BundleError

@@ -18,7 +18,7 @@ import numpy as np
 import structlog
 from confluent_kafka import KafkaException
 
-from features.segments import SegmentError
+from features.log_segments import SegmentError
 from scorer import faults, kafka, metrics
 from scorer.bundle import BundleError
 from scorer.enrich import Batch
@@ -208,9 +208,9 @@ class Shard:
         metrics.LOG_ROWS.labels(label).set(counts.log_rows)
         metrics.STATE_BYTES.labels(label).set(counts.arena_bytes)
         metrics.LABELS_APPLIED.labels(label).set(counts.labels_applied)
-        metrics.LABELS_WAITING.labels(label).set(counts.labels_pending + counts.orphan_labels)
-        metrics.LABELS_REFUSED.labels(label).set(counts.labels_refused + counts.orphan_labels_dropped)
-        metrics.LABELS_EXPIRED.labels(label).set(counts.orphan_labels_expired)
+        metrics.LABELS_WAITING.labels(label).set(counts.labels_pending + counts.unmatched_labels)
+        metrics.LABELS_REFUSED.labels(label).set(counts.labels_refused + counts.unmatched_labels_dropped)
+        metrics.LABELS_EXPIRED.labels(label).set(counts.unmatched_labels_expired)
         metrics.DEDUPE_ENTRIES.labels(label).set(len(pipeline.dedupe))
         metrics.DEDUPE_EVICTED.labels(label).set(pipeline.dedupe.evicted_early)
         metrics.LIST_REFUSED.labels(label).set(pipeline.lists.refused)

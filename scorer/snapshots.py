@@ -17,8 +17,8 @@ from typing import Any
 
 import structlog
 
-from features.capture import Image
-from features.snapshot import SnapshotError, SnapshotStore
+from features.snapshot_store import SnapshotError, SnapshotStore
+from features.state_image import Image
 from scorer import faults, metrics
 from scorer.errors import UsageError
 from scorer.inputs import Inputs

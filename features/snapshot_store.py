@@ -27,7 +27,7 @@ import fsspec
 import numpy as np
 import numpy.typing as npt
 
-from features.capture import Image
+from features.state_image import Image
 
 # Raised with every change of this layout; an image has a format of its own.
 LAYOUT = 1
@@ -304,16 +304,3 @@ class SnapshotStore:
             raise SnapshotDamaged(f"snapshot {sequence}: {name} is shorter than its manifest says")
         array: npt.NDArray[Any] = flat.view(dtype).reshape(shape)
         return array
-
-
-def strings_as_arrays(values: list[str]) -> dict[str, npt.NDArray[Any]]:
-    """Texts as two arrays, for images of states that hold texts."""
-    encoded = [value.encode() for value in values]
-    ends = np.cumsum([len(value) for value in encoded], dtype=np.int64)
-    return {"text": np.frombuffer(b"".join(encoded), dtype=np.uint8), "ends": ends}
-
-
-def strings_from_arrays(arrays: Mapping[str, npt.NDArray[Any]]) -> list[str]:
-    """The texts again."""
-    data, ends = arrays["text"].tobytes(), arrays["ends"].tolist()
-    return [data[start:end].decode() for start, end in zip([0, *ends], ends, strict=False)]
