@@ -27,7 +27,7 @@ import fsspec
 import numpy as np
 import numpy.typing as npt
 
-from features.state_image import Image
+from features.engine_image import Image
 
 # Raised with every change of this layout; an image has a format of its own.
 LAYOUT = 1

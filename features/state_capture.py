@@ -22,9 +22,9 @@ import numpy.typing as npt
 
 from features import engine_state as st
 from features import kernel_tables as kt
+from features.engine_image import FORMAT, Image
 from features.engine_memory import EngineMemory
 from features.raw_memory import copy_dirty_pages
-from features.state_image import FORMAT, Image
 
 # 256 bytes each, some 0.15 µs: about a millisecond of `finish`.
 PAGES_LAST = 8_192

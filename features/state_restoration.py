@@ -10,12 +10,12 @@ import numpy.typing as npt
 
 from features import engine_state as st
 from features import kernel_tables as kt
+from features.engine_image import Image, StateMismatch
 from features.engine_memory import EngineMemory, with_segments
 from features.event_log import index_row
 from features.hash_table import grown, new_table, put
 from features.pending_labels import PendingLabels
 from features.raw_memory import kernel, peek64
-from features.state_image import Image, StateMismatch
 
 
 def restore_into(memory: EngineMemory, image: Image) -> None:

@@ -19,13 +19,13 @@ import numpy.typing as npt
 from features import engine_kernel as kernel
 from features import engine_state as st
 from features import kernel_tables as kt
+from features.engine_image import Image, check
 from features.engine_memory import EngineMemory
 from features.feature_set import FeatureSet, FeatureSetError
 from features.hash_table import get
 from features.log_segments import FILE_SHIFT, MEMORY_SHIFT, Segments
 from features.prepared_payments import PaymentPreparer
 from features.state_capture import Capture
-from features.state_image import Image, check
 from features.state_restoration import restore_into
 from features.window_payments import WindowPayments, payments_in_window
 from features.window_plan import lower

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from scorer.backtest.backtest import Backtest, backtest
 from scorer.backtest.decided import BacktestError, Decided
+from scorer.backtest.measurement import Backtest, backtest
 from scorer.backtest.page import write_page
 from scorer.backtest.whatif import WhatIf, what_if
 

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from scorer.backtest.backtest import Backtest
+from scorer.backtest.measurement import Backtest
 
 CHANGES_SHOWN_MAX = 2_000
 _SCRIPT = Path(__file__).with_name("page.js")

@@ -17,7 +17,7 @@ from schemas.decode import PaymentBatch
 from scorer.backtest.decided import BacktestError, Decided
 from scorer.bundle import Bundle
 from scorer.policy import FLAG, Policy, PolicyRunner
-from scorer.train.metrics import threshold_for_share
+from scorer.train.ranking import threshold_for_share
 
 
 @dataclass(frozen=True)

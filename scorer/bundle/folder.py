@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from scorer.bundle.errors import BundleContentError, BundleExistsError
+from scorer.bundle.bundle_errors import BundleContentError, BundleExistsError
 from scorer.bundle.manifest import FEATURE_SET, GOLDEN, MANIFEST, POLICY, SIGNATURE
 from scorer.model.document import MODEL_BYTES_MAX
 

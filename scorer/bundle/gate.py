@@ -15,7 +15,7 @@ import numpy as np
 import treelite
 
 from scorer.bundle.bundle import Bundle
-from scorer.bundle.errors import BundleError
+from scorer.bundle.bundle_errors import BundleError
 from scorer.bundle.folder import checked
 from scorer.model import CompiledModel, ModelError
 from scorer.model.calibrate import Calibration

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from scorer.bundle.errors import BundleSignatureError
+from scorer.bundle.bundle_errors import BundleSignatureError
 from scorer.bundle.folder import listing, read, sync_folder
 from scorer.bundle.manifest import MANIFEST, SIGNATURE
 from scorer.errors import UsageError

@@ -8,23 +8,23 @@ import sys
 import typer
 
 from scorer.cli import (
-    acls,
-    audit,
-    backtest,
-    bundle,
-    data,
-    dead_letters,
-    decide,
-    demo,
-    features,
-    labels,
-    prove,
-    replay,
-    train,
+    acls_command,
+    audit_commands,
+    backtest_commands,
+    bundle_commands,
+    dead_letter_commands,
+    demo_command,
+    features_commands,
+    label_commands,
+    prove_command,
+    replay_command,
+    run_commands,
+    topic_commands,
+    train_command,
 )
-from scorer.cli.common import plain
+from scorer.cli.command_support import plain
+from scorer.cli.services_commands import app as services
 from scorer.errors import FraudScorerError
-from scorer.services.cli import app as services
 
 app = typer.Typer(
     name="fraud-scorer",
@@ -37,26 +37,26 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(demo.demo)
-app.command()(decide.run)
-app.command()(decide.sink)
-app.command()(data.setup)
-app.command()(data.simulate)
-app.command()(data.send)
-app.add_typer(features.app, name="features")
-app.command()(train.train)
-app.command()(replay.replay)
-app.command()(prove.prove)
-app.command("backtest")(backtest.backtest_command)
-app.command("what-if")(backtest.what_if_command)
-app.add_typer(bundle.app, name="bundle")
-app.add_typer(dead_letters.app, name="dead-letters")
-app.add_typer(audit.app, name="audit")
-app.add_typer(labels.app, name="labels")
+app.command()(demo_command.demo)
+app.command()(run_commands.run)
+app.command()(run_commands.sink)
+app.command()(topic_commands.setup)
+app.command()(topic_commands.simulate)
+app.command()(topic_commands.send)
+app.add_typer(features_commands.app, name="features")
+app.command()(train_command.train)
+app.command()(replay_command.replay)
+app.command()(prove_command.prove)
+app.command("backtest")(backtest_commands.backtest_command)
+app.command("what-if")(backtest_commands.what_if_command)
+app.add_typer(bundle_commands.app, name="bundle")
+app.add_typer(dead_letter_commands.app, name="dead-letters")
+app.add_typer(audit_commands.app, name="audit")
+app.add_typer(label_commands.app, name="labels")
 app.add_typer(services, name="services")
-app.command()(acls.acls)
-app.command()(data.settings)
-app.command()(data.schemas)
+app.command()(acls_command.acls)
+app.command()(topic_commands.settings)
+app.command()(topic_commands.schemas)
 
 
 def main() -> None:

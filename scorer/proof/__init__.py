@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from scorer.proof.differences import Cause, Difference, Differences, Proof
-from scorer.proof.file import prove_file
-from scorer.proof.topic import prove_topic
+from scorer.proof.file_proof import prove_file
+from scorer.proof.topic_proof import prove_topic
 
 __all__ = ["Cause", "Difference", "Differences", "Proof", "prove_file", "prove_topic"]

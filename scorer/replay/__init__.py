@@ -8,9 +8,8 @@ digest is checked.
 
 from __future__ import annotations
 
-from scorer.replay.audit import replay_audit
-from scorer.replay.batches import BATCH_ROWS, LabelledBatch, chained, file_batches
-from scorer.replay.file import replay_file
+from scorer.replay.file_batches import BATCH_ROWS, LabelledBatch, chained, file_batches
+from scorer.replay.file_replay import replay_file
 from scorer.replay.output import (
     KEPT_FIELDS,
     Open,
@@ -21,10 +20,11 @@ from scorer.replay.output import (
     feature_column,
     part_files,
 )
+from scorer.replay.process_shares import replay_shares
 from scorer.replay.report import Progress, Report
-from scorer.replay.shares import replay_shares
-from scorer.replay.table import TrainingTable, training_table, write_training_table
-from scorer.replay.topic import replay_topic
+from scorer.replay.topic_replay import replay_topic
+from scorer.replay.trail_replay import replay_audit
+from scorer.replay.training_table import TrainingTable, training_table, write_training_table
 
 __all__ = [
     "BATCH_ROWS",

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from scorer.sink.errors import SinkError
-from scorer.sink.metrics import SinkMetrics
-from scorer.sink.read_batch import read_batch
-from scorer.sink.records import RecordSink, Together, control_row, dead_letter_row
-from scorer.sink.sink import AuditSink
+from scorer.sink.audit_sink import AuditSink
+from scorer.sink.record_sink import RecordSink, Together, control_row, dead_letter_row
+from scorer.sink.sink_errors import SinkError
+from scorer.sink.sink_metrics import SinkMetrics
 from scorer.sink.store import set_position
+from scorer.trail.batch_reader import read_batch
 
 __all__ = [
     "AuditSink",

@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 
 from scorer.model import CompiledModel
-from scorer.train.metrics import average_precision
+from scorer.train.ranking import average_precision
 
 _SHUFFLED_GENUINE_MAX = 40_000
 _EXPLAINED_MAX = 2_000

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scorer.train.errors import TrainError
+from scorer.train.train_errors import TrainError
 
 # Fewer rows or frauds than these cannot stop a model early, let alone measure it.
 TRAIN_ROWS_MIN, VALIDATION_ROWS_MIN, FRAUDS_MIN = 100, 50, 5

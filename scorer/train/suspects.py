@@ -6,8 +6,8 @@ from collections.abc import Collection
 
 import numpy as np
 
-from scorer.train.errors import LeakageError
-from scorer.train.metrics import average_precision
+from scorer.train.ranking import average_precision
+from scorer.train.train_errors import LeakageError
 
 # The best honest feature measured so far (terminal fraud rate, handbook data) reaches .45 alone.
 SUSPECT_PRECISION = 0.97

@@ -24,13 +24,13 @@ from scorer.model import CompiledModel
 from scorer.model.calibrate import calibration_error, fit_platt
 from scorer.policy import Policy
 from scorer.train.boost import ROUNDS_MAX, Data, Matrices, Progress, Recipe, boost, boost_rounds
-from scorer.train.errors import GateError, TrainError
 from scorer.train.libraries import import_optuna, import_xgboost, versions
-from scorer.train.metrics import summary, threshold_for_share
+from scorer.train.ranking import summary, threshold_for_share
 from scorer.train.search import Trial, TrialProgress, search
 from scorer.train.selection import FeatureWorth, worth
 from scorer.train.split import Split, check_columns, refuse_infinite, split_in_time
 from scorer.train.suspects import precision_alone, refuse_leakage
+from scorer.train.train_errors import GateError, TrainError
 
 # Rows per call of the gate: 65,536 x 44 float32 are 11 MiB.
 _GATE_ROWS = 65_536

@@ -52,7 +52,7 @@ def test_each_package_has_one_owner(installed: Path, tmp_path: Path) -> None:
 def test_data_files_travel_in_it(installed: Path, tmp_path: Path) -> None:
     """Migrations, the demo's feature set and policy, and Kafka's pom.xml are found from an installed wheel."""
     code = (
-        "from scorer import assets; import scorer; print(scorer.__file__)\n"
+        "from scorer.runtime import assets; import scorer; print(scorer.__file__)\n"
         "for name in ('migrations/env.py', 'migrations/versions', 'deploy/demo/feature_set.yaml', "
         "'deploy/demo/policy.yaml', 'deploy/kafka/pom.xml'): print(assets.path(name))"
     )

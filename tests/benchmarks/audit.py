@@ -30,10 +30,11 @@ import psycopg
 from psycopg import sql
 
 from schemas.audit import AuditColumns, AuditContext, AuditHeader, decode_chunk, encode
-from scorer.audit.verify import verify
-from scorer.services import local_services
-from scorer.sink import AuditSink, copy_rows, schema
-from scorer.sink.screen import column_with_card_number
+from scorer.audit.verify.verification import verify
+from scorer.local_services import local_services
+from scorer.sink import AuditSink
+from scorer.sink.card_screen import column_with_card_number
+from scorer.trail import copy_encode, tables
 from tests.integration import audit_batches
 from tests.integration.audit_batches import Shard, make_topic
 
@@ -95,7 +96,7 @@ def database(server_url: str) -> Iterator[str]:
         server.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
         try:
             url = server_url.rsplit("/", 1)[0] + f"/{name}"
-            schema.migrate(url)
+            tables.migrate(url)
             with psycopg.connect(url) as connection:
                 connection.execute("SELECT audit_day('2026-01-01')")
             yield url
@@ -110,14 +111,14 @@ def bare_copy(url: str, transactions: list[list[memoryview]], *, indexes: bool) 
         if not indexes:
             target = "bare"
             connection.execute("CREATE TABLE bare (LIKE decisions)")
-        statement = f"COPY {target} ({', '.join(copy_rows.COLUMNS)}) FROM STDIN (FORMAT BINARY)"
+        statement = f"COPY {target} ({', '.join(copy_encode.COLUMNS)}) FROM STDIN (FORMAT BINARY)"
         started = time.perf_counter()
         for parts in transactions:
             with connection.transaction(), connection.cursor() as cursor, cursor.copy(statement) as copy:
-                copy.write(copy_rows.HEADER)
+                copy.write(copy_encode.HEADER)
                 for part in parts:
                     copy.write(part)
-                copy.write(copy_rows.TRAILER)
+                copy.write(copy_encode.TRAILER)
         return time.perf_counter() - started
 
 
@@ -137,7 +138,7 @@ def sink_child(servers: str, topic: str, url: str, batches: int) -> None:
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     header = AuditHeader(**CONTEXT.model_dump(), shard=0, sequence=0, journal="")
     (chunk,) = encode(columns(0, 8), header)
-    copy_rows.rows_bytes(*decode_chunk(chunk), DAY)  # kernels from the cache: a long-running process has them
+    copy_encode.rows_bytes(*decode_chunk(chunk), DAY)  # kernels from the cache: a long-running process has them
     column_with_card_number(*decode_chunk(chunk))
     stop = threading.Event()
     sink = AuditSink(
@@ -188,7 +189,7 @@ def measure(rows: int, rounds: int) -> dict[str, object]:
             shard.send(chunks)
             shard.sequence, shard.head = record.sequence, record.head
             for chunk in chunks:
-                transactions[-1].append(copy_rows.rows_bytes(*decode_chunk(chunk), DAY).data)
+                transactions[-1].append(copy_encode.rows_bytes(*decode_chunk(chunk), DAY).data)
                 size += len(chunk)
             if size >= TRANSACTION_BYTES:
                 transactions.append([])

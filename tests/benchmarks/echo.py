@@ -14,7 +14,7 @@ import time
 from confluent_kafka import KafkaError, Message, TopicPartition
 
 from scorer import kafka
-from scorer.settings import Settings
+from scorer.runtime.settings import Settings
 
 
 class Echo:

@@ -22,9 +22,9 @@ from confluent_kafka import TopicPartition
 
 from scorer import kafka
 from scorer.demo import CUSTOMERS, LIVE_SEED, live_blocks
-from scorer.demo.bundle import LIVE_START_MS
-from scorer.send import Outgoing, Sender
-from scorer.settings import Settings
+from scorer.demo.trained_bundle import LIVE_START_MS
+from scorer.operate.send import Outgoing, Sender
+from scorer.runtime.settings import Settings
 from scorer.simulate import World
 from tests.benchmarks.workers import Worker, made_settings, snapshots
 from tests.integration.running import wait_for

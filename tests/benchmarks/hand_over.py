@@ -24,10 +24,10 @@ import numpy as np
 
 from scorer import kafka
 from scorer.demo import CUSTOMERS, LIVE_SEED, demo_bundle, free_ports, live_blocks
-from scorer.send import Sender
-from scorer.services import local_services
-from scorer.settings import load
-from scorer.setup import create_topics
+from scorer.local_services import local_services
+from scorer.operate.send import Sender
+from scorer.operate.setup import create_topics
+from scorer.runtime.settings import load
 from scorer.simulate import World
 from tests.integration.running import TopicReader, environment, is_ready, wait_for
 

@@ -25,11 +25,11 @@ import numpy as np
 from scorer import kafka
 from scorer.bundle import Bundle
 from scorer.demo import CUSTOMERS, LIVE_SEED, DecisionReader, demo_bundle, live_blocks
-from scorer.logs import configure
-from scorer.send import Sender
-from scorer.services import local_services
-from scorer.settings import Settings, load
-from scorer.setup import create_topics
+from scorer.local_services import local_services
+from scorer.operate.send import Sender
+from scorer.operate.setup import create_topics
+from scorer.runtime.logs import configure
+from scorer.runtime.settings import Settings, load
 from scorer.simulate import World
 from tests.benchmarks.echo import Echo
 
@@ -82,8 +82,8 @@ def _part(part: str, bootstrap: str, prefix: str) -> None:
     stop = threading.Event()
     gather_ms = 4.0
     if part == "worker":
-        from scorer.warmup import warm_up  # noqa: PLC0415 - the echo must not carry the worker's memory
-        from scorer.worker import Worker  # noqa: PLC0415
+        from scorer.pipeline.warm_up import warm_up  # noqa: PLC0415 - the echo must not carry the worker's memory
+        from scorer.worker.worker import Worker  # noqa: PLC0415
 
         bundle = Bundle.load(demo_bundle(load().cache.expanduser(), lambda _line: None))
         warm_up(bundle)
@@ -114,9 +114,9 @@ def _part(part: str, bootstrap: str, prefix: str) -> None:
 
 def _committed() -> int:
     """Decisions of committed batches, by the worker's own metric."""
-    from scorer import metrics  # noqa: PLC0415
+    from scorer.worker import worker_metrics  # noqa: PLC0415
 
-    return int(sum(s.value for m in metrics.DECISIONS.collect() for s in m.samples if s.name.endswith("_total")))
+    return int(sum(s.value for m in worker_metrics.DECISIONS.collect() for s in m.samples if s.name.endswith("_total")))
 
 
 def _topics(bootstrap: str, name: str) -> Settings:

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from features.feature_set import FeatureSet
 from scorer.bundle import Bundle
-from scorer.mapping import Mapping
+from scorer.files.mapping import Mapping
 from scorer.replay import file_batches, training_table
 from scorer.train import area_under_roc, average_precision, card_precision, train
 

@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 
 from scorer.demo import CUSTOMERS, LIVE_SEED, DecisionReader, demo_bundle, live_blocks
-from scorer.send import Sender
-from scorer.services import local_services
-from scorer.settings import load
+from scorer.local_services import local_services
+from scorer.operate.send import Sender
+from scorer.runtime.settings import load
 from scorer.simulate import World
 from tests.benchmarks.first_decision import first_decision
 from tests.benchmarks.workers import Worker, made_settings, snapshots

@@ -110,7 +110,7 @@ def peak_memory_mib() -> float:
 
 def replay_ours(folder: Path, file: Path, output: Path | None = None, bundle_name: str = "bundle") -> dict[str, float]:
     from scorer.bundle import Bundle  # noqa: PLC0415 - one side a process
-    from scorer.mapping import Mapping  # noqa: PLC0415
+    from scorer.files.mapping import Mapping  # noqa: PLC0415
     from scorer.replay import replay_file  # noqa: PLC0415
 
     bundle, mapping = Bundle.load(folder / bundle_name), Mapping.from_yaml(MAPPING)
@@ -135,7 +135,7 @@ def replay_keyed(folder: Path, file: Path) -> dict[str, float]:
 
 
 def replay_two(folder: Path, file: Path) -> dict[str, float]:
-    from scorer.mapping import Mapping  # noqa: PLC0415
+    from scorer.files.mapping import Mapping  # noqa: PLC0415
     from scorer.replay import replay_shares  # noqa: PLC0415
 
     def cpu_s() -> float:

@@ -24,9 +24,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from scorer.demo import CUSTOMERS, LIVE_SEED, demo_bundle, live_blocks
-from scorer.send import Sender
-from scorer.services import local_services
-from scorer.settings import PREFIX, Settings, load
+from scorer.local_services import local_services
+from scorer.operate.send import Sender
+from scorer.runtime.settings import PREFIX, Settings, load
 from scorer.simulate import World
 from tests.benchmarks.pipeline import _Child, _topics, latency
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from scorer.demo import free_ports
-from scorer.settings import Settings, load
-from scorer.setup import create_topics
+from scorer.operate.setup import create_topics
+from scorer.runtime.settings import Settings, load
 from tests.integration.running import environment, is_ready, metrics, wait_for
 
 

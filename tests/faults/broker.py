@@ -12,10 +12,10 @@ from shutil import rmtree
 from types import TracebackType
 from typing import ClassVar, Protocol
 
-from scorer.services import jars
-from scorer.services.kafka import BROKER
-from scorer.services.local import prepare
-from scorer.services.process import ManagedService, Place, Plan, free_port, port_open
+from scorer.local_services import jars
+from scorer.local_services.local_kafka import BROKER
+from scorer.local_services.managed_service import ManagedService, Place, Plan, free_port, port_open
+from scorer.local_services.services import prepare
 from tests.faults.proxy import Proxy
 
 # A member that is silent for 1.5 s has lost its shards: a frozen worker is replaced in a test's time.

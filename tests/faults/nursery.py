@@ -103,9 +103,9 @@ def _child(order: dict[str, Any], bundle: str) -> None:
     null = os.open(os.devnull, os.O_RDONLY)
     for target, source in ((0, null), (1, log), (2, log)):
         os.dup2(source, target)
-    from scorer import faults  # noqa: PLC0415
+    from scorer.runtime import fault_points  # noqa: PLC0415
 
-    importlib.reload(faults)  # it reads the environment when it is imported
+    importlib.reload(fault_points)  # it reads the environment when it is imported
     from scorer.cli import main  # noqa: PLC0415
 
     if CLOCK_AHEAD in os.environ:
@@ -128,8 +128,8 @@ def _child(order: dict[str, Any], bundle: str) -> None:
 
 def _serve(bundle: str) -> None:
     from scorer.bundle import Bundle  # noqa: PLC0415
-    from scorer.warmup import warm_up  # noqa: PLC0415
-    from scorer.worker import Worker  # noqa: F401, PLC0415 - imported once, for all
+    from scorer.pipeline.warm_up import warm_up  # noqa: PLC0415
+    from scorer.worker.worker import Worker  # noqa: F401, PLC0415 - imported once, for all
 
     warm_up(Bundle.load(Path(bundle)))
     ended: dict[int, int] = {}

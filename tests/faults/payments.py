@@ -14,8 +14,8 @@ import xgboost as xgb
 from schemas.decision import encode_decisions
 from schemas.journal import ControlRange, InputRange
 from scorer.bundle import Bundle, write_bundle
-from scorer.enrich import Batch, Records
 from scorer.pipeline import Pipeline
+from scorer.pipeline.records import Batch, Records
 
 FEATURES = """
 name: faults

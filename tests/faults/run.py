@@ -23,9 +23,9 @@ from schemas.journal import JournalRecord
 from scorer import kafka
 from scorer.bundle import Bundle
 from scorer.demo import free_ports
+from scorer.operate.setup import create_topics
 from scorer.replay import replay_topic
-from scorer.settings import PREFIX, Settings, load
-from scorer.setup import create_topics
+from scorer.runtime.settings import PREFIX, Settings, load
 from tests.faults.broker import Brokers
 from tests.faults.nursery import Child, Nursery
 from tests.faults.payments import Payment, undisturbed
@@ -135,7 +135,7 @@ class Application:
     # workers
 
     def start(self, name: str, fault: str | None = None, **more: str) -> Child:
-        """Start a worker; `fault` as scorer.faults reads it."""
+        """Start a worker; `fault` as scorer.runtime.fault_points reads it."""
         (port,) = free_ports(1)
         self._lives += 1
         environment = {

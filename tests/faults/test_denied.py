@@ -11,8 +11,8 @@ import pytest
 from confluent_kafka.admin import ScramCredentialInfo, ScramMechanism, UserScramCredentialDeletion
 from confluent_kafka.admin import UserScramCredentialUpsertion as Upsertion
 
-from scorer.acl import Acl, Role, needed
-from scorer.settings import PREFIX
+from scorer.kafka.rights import Acl, Role, needed
+from scorer.runtime.settings import PREFIX
 from tests.faults.nursery import Nursery
 from tests.faults.payments import payments
 from tests.faults.run import Application

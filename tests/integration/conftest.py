@@ -16,7 +16,7 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
-from scorer.services import Kafka, Services, local_services
+from scorer.local_services import Kafka, Services, local_services
 from tests.integration.handbook import train_bundle
 
 

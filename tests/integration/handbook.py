@@ -6,11 +6,11 @@ import itertools
 from pathlib import Path
 
 from features.feature_set import FeatureSet
-from scorer.columnar import undecoded
-from scorer.files import label_records, read_payments
-from scorer.mapping import Mapping
+from scorer.files.file_columns import undecoded
+from scorer.files.file_reader import label_records, read_payments
+from scorer.files.mapping import Mapping
+from scorer.operate.send import Outgoing, outgoing_pairs
 from scorer.replay import chained, training_table
-from scorer.send import Outgoing, outgoing_pairs
 from scorer.train import train
 
 HANDBOOK = Path(__file__).resolve().parents[3] / "shared" / "data" / "handbook.parquet"

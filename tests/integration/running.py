@@ -17,7 +17,7 @@ from confluent_kafka import Consumer, KafkaError, TopicPartition
 
 from scorer import kafka
 from scorer.demo import free_ports
-from scorer.settings import PREFIX, Settings, load
+from scorer.runtime.settings import PREFIX, Settings, load
 
 
 def test_settings(bootstrap: str, prefix: str, **sections: dict[str, Any]) -> Settings:

@@ -17,8 +17,8 @@ from confluent_kafka.admin import (
 )
 
 from scorer import kafka
-from scorer.acl import Acl
-from scorer.settings import Settings, load
+from scorer.kafka.rights import Acl
+from scorer.runtime.settings import Settings, load
 from tests.faults.broker import OwnBroker
 from tests.integration.certificates import Authority
 

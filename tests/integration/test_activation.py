@@ -9,13 +9,13 @@ import threading
 from pathlib import Path
 
 from scorer import kafka
-from scorer.activate import send_activation
 from scorer.bundle import Bundle, write_bundle
+from scorer.local_services import Services
+from scorer.operate.activation import send_activation
+from scorer.operate.send import Sender
+from scorer.operate.setup import setup
 from scorer.replay import replay_topic
-from scorer.send import Sender
-from scorer.services import Services
-from scorer.settings import Settings
-from scorer.setup import setup
+from scorer.runtime.settings import Settings
 from tests.integration.handbook import handbook
 from tests.integration.running import TopicReader, environment, metrics, process, test_settings, wait_for
 

@@ -21,14 +21,14 @@ import pytest
 import xgboost as xgb
 
 from scorer import kafka
-from scorer.audit.signing import Signer
+from scorer.audit.signed.signatures import Signer
 from scorer.bundle import write_bundle
 from scorer.cli import app
-from scorer.demo.processes import own_database
+from scorer.demo.demo_processes import own_database
 from scorer.errors import FraudScorerError, UsageError
-from scorer.services import Services
-from scorer.settings import PREFIX, Settings
-from scorer.setup import setup
+from scorer.local_services import Services
+from scorer.operate.setup import setup
+from scorer.runtime.settings import PREFIX, Settings
 from tests.integration.audit_trail import forge
 from tests.integration.running import environment, process, test_settings, wait_for
 

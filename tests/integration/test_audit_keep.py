@@ -9,11 +9,11 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from scorer.audit.anchor import AnchorFile, anchor
-from scorer.audit.erasure import erase
-from scorer.audit.retention import retain
-from scorer.audit.signing import Signer
-from scorer.audit.verify import verify
+from scorer.audit.maintain.erasure import erase
+from scorer.audit.maintain.retention import retain
+from scorer.audit.signed.anchors import AnchorFile, anchor
+from scorer.audit.signed.signatures import Signer
+from scorer.audit.verify.verification import verify
 from scorer.errors import PromiseBroken, UsageError
 from tests.integration.audit_trail import Trail, migrated, sql
 

@@ -12,11 +12,11 @@ import pytest
 from psycopg import sql as pg
 
 from schemas.audit import NULLABLE, AuditColumns
-from scorer.demo.processes import own_database
-from scorer.services import Services
-from scorer.sink import schema
-from scorer.sink.assemble import Assembler, Position, SetAside
+from scorer.demo.demo_processes import own_database
+from scorer.local_services import Services
+from scorer.sink.assembler import Assembler, Position, SetAside
 from scorer.sink.store import Store
+from scorer.trail import tables as schema
 from tests.integration.audit_batches import rows
 from tests.integration.audit_trail import Trail, in_order, migrated
 

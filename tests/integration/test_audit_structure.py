@@ -8,12 +8,12 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 
-from scorer.audit.signing import Signer
-from scorer.audit.structure import made
-from scorer.audit.verify import verify
-from scorer.demo.processes import own_database
-from scorer.services import Services
-from scorer.sink import schema
+from scorer.audit.signed.signatures import Signer
+from scorer.audit.verify.database_structure import made
+from scorer.audit.verify.verification import verify
+from scorer.demo.demo_processes import own_database
+from scorer.local_services import Services
+from scorer.trail import tables as schema
 from tests.integration.audit_trail import Trail, migrated, sql
 
 

@@ -6,8 +6,8 @@ import pytest
 from confluent_kafka import Producer
 
 from schemas.journal import ControlRange, JournalRecord
-from scorer.audit import topics
-from scorer.services import Services
+from scorer.audit import topic_history
+from scorer.local_services import Services
 from tests.integration.audit_batches import make_topic
 from tests.integration.running import test_settings
 
@@ -31,13 +31,13 @@ def test_the_journal_is_read_from_where_it_matters(
         producer.produce(f"{topics_prefix}journal", record.to_bytes(), partition=0)
     assert producer.flush(30) == 0
     began: list[int] = []
-    whole = topics.messages
+    whole = topic_history.messages
 
     def noted(*arguments: object) -> object:
         began.append(arguments[3])  # type: ignore[arg-type]
         return whole(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(topics, "messages", noted)
-    found = [head.sequence for head in topics.journal_heads(settings, 0, from_sequence=sequence)]
+    monkeypatch.setattr(topic_history, "messages", noted)
+    found = [head.sequence for head in topic_history.journal_heads(settings, 0, from_sequence=sequence)]
     assert found == list(range(sequence, RECORDS))
     assert min(sequence, RECORDS) - 512 <= began[0] <= sequence

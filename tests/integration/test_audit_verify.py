@@ -15,18 +15,18 @@ from hypothesis import strategies as st
 from sqlalchemy.exc import ProgrammingError
 
 from schemas.audit import AuditColumns
-from scorer.audit.anchor import AnchorFile, anchor
-from scorer.audit.scope import Report, Scope
-from scorer.audit.signing import Signer
-from scorer.audit.verify import verify
-from scorer.demo.processes import own_database
+from scorer.audit.signed.anchors import AnchorFile, anchor
+from scorer.audit.signed.signatures import Signer
+from scorer.audit.verify.scope import Report, Scope
+from scorer.audit.verify.verification import verify
+from scorer.demo.demo_processes import own_database
 from scorer.errors import UsageError
-from scorer.services import Services
-from scorer.sink import schema
+from scorer.local_services import Services
+from scorer.trail import tables
 from tests.audit_columns import about_of, columns
 from tests.integration.audit_trail import Trail, forge, migrated, sql
 
-DECIDED = [name for name in schema.decisions.columns.keys() if name != "day"]  # noqa: SIM118 - SQLAlchemy's own
+DECIDED = [name for name in tables.decisions.columns.keys() if name != "day"]  # noqa: SIM118 - SQLAlchemy's own
 
 
 TABLES = ("feature_sets", "bundles", "batches", "decisions", "positions")
@@ -103,7 +103,7 @@ def test_an_edit_of_any_column_is_found(trail: str) -> None:
     for column in DECIDED:
         changed = EDITS.get(column)
         if changed is None:
-            kind = schema.decisions.c[column].type.python_type
+            kind = tables.decisions.c[column].type.python_type
             changed = f"{column} + 1" if kind in (int, float) else f"coalesce({column}, '') || 'x'"
         sql(trail, f"UPDATE decisions SET {column} = {changed} {place}")
         assert first(verify(trail))[1] == 7, column

@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 
 from scorer import kafka
-from scorer.services import Services
-from scorer.setup import setup
+from scorer.local_services import Services
+from scorer.operate.setup import setup
 from tests.integration.running import TopicReader, process, test_settings, wait_for
 
 HOUR_MS = 3_600_000

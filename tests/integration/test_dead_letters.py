@@ -10,13 +10,14 @@ from typer.testing import CliRunner
 
 from schemas.dead_letter import DeadLetterReason, dead_letter_record
 from schemas.errors import ContractError
-from scorer import dead_letters, kafka
+from scorer import kafka
 from scorer.cli import app
-from scorer.dead_letters import COUNT, FROM, Filter, Letter, redrive
 from scorer.errors import UsageError
-from scorer.services import Services
-from scorer.settings import PREFIX, Settings
-from scorer.setup import create_topics
+from scorer.local_services import Services
+from scorer.operate import dead_letters
+from scorer.operate.dead_letters import COUNT, FROM, Filter, Letter, redrive
+from scorer.operate.setup import create_topics
+from scorer.runtime.settings import PREFIX, Settings
 from tests.integration.running import TopicReader, test_settings, wait_for
 
 CARD = b"4111111111111111"

@@ -14,11 +14,11 @@ import xgboost as xgb
 
 from scorer import kafka
 from scorer.bundle import Bundle, write_bundle
-from scorer.bundle.challenge import with_challengers
+from scorer.bundle.challengers import with_challengers
+from scorer.local_services import Services
+from scorer.operate.send import Sender
+from scorer.operate.setup import setup
 from scorer.replay import replay_topic
-from scorer.send import Sender
-from scorer.services import Services
-from scorer.setup import setup
 from tests.integration.handbook import FEATURES, POLICY, handbook
 from tests.integration.running import TopicReader, metrics, process, test_settings, wait_for
 

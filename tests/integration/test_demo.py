@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from scorer.services import Services
+from scorer.local_services import Services
 
 
 @pytest.fixture(scope="module")

@@ -15,11 +15,11 @@ import pytest
 
 from scorer import kafka
 from scorer.bundle import Bundle
+from scorer.local_services import Services
+from scorer.operate.send import Sender
+from scorer.operate.setup import setup
 from scorer.replay import replay_topic
-from scorer.send import Sender
-from scorer.services import Services
-from scorer.settings import Settings
-from scorer.setup import setup
+from scorer.runtime.settings import Settings
 from tests.integration.handbook import CUSTOMER_FEATURES, CUSTOMER_POLICY, handbook, train_bundle
 from tests.integration.running import TopicReader, environment, metrics, process, test_settings, wait_for
 

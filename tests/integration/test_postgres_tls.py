@@ -21,13 +21,13 @@ from unittest.mock import patch
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
-from scorer.audit.verify import verify
+from scorer.audit.verify.verification import verify
 from scorer.cli import app
 from scorer.errors import FraudScorerError
-from scorer.settings import PREFIX
-from scorer.sink import schema
-from scorer.sink.errors import StoreUnavailable
+from scorer.runtime.settings import PREFIX
+from scorer.sink.sink_errors import StoreUnavailable
 from scorer.sink.store import Store
+from scorer.trail import tables
 from tests.integration.audit_trail import Trail
 from tests.integration.certificates import Authority
 
@@ -104,7 +104,7 @@ def authority(tmp_path: Path) -> Authority:
 @pytest.fixture
 def front(database: str, authority: Authority) -> Iterator[tuple[Front, str]]:
     """The front with a certificate for 127.0.0.1, and the URL through it without its TLS options."""
-    schema.migrate(database)
+    tables.migrate(database)
     parts = conninfo_to_dict(database)
     certificate, key = authority.issue("server")
     one = Front((str(parts["host"]), int(parts["port"])), certificate, key)

@@ -19,14 +19,14 @@ import pytest
 import xgboost as xgb
 
 from scorer import kafka
-from scorer.audit.signing import Signer
+from scorer.audit.signed.signatures import Signer
 from scorer.bundle import write_bundle
-from scorer.demo.processes import own_database
-from scorer.files import read_payments
-from scorer.mapping import Mapping
-from scorer.services import Services
-from scorer.settings import PREFIX
-from scorer.setup import setup
+from scorer.demo.demo_processes import own_database
+from scorer.files.file_reader import read_payments
+from scorer.files.mapping import Mapping
+from scorer.local_services import Services
+from scorer.operate.setup import setup
+from scorer.runtime.settings import PREFIX
 from tests.integration.running import process, test_settings, wait_for
 from tests.integration.test_audit_commands import FEATURES, POLICY, Running
 

@@ -14,13 +14,13 @@ import pytest
 
 from scorer import kafka
 from scorer.bundle import Bundle
-from scorer.decided_topic import TopicOutput
-from scorer.demo.processes import own_database
+from scorer.demo.demo_processes import own_database
 from scorer.errors import UsageError
+from scorer.local_services import Services
+from scorer.operate.replay_topic_output import TopicOutput
+from scorer.operate.setup import setup
 from scorer.replay import output, replay_topic
-from scorer.services import Services
-from scorer.settings import Settings
-from scorer.setup import setup
+from scorer.runtime.settings import Settings
 from tests.integration.running import TopicReader, process, test_settings, wait_for
 from tests.integration.test_audit_commands import POLICY, START_MS, Running
 from tests.integration.test_prove import write

@@ -19,14 +19,15 @@ import pytest
 from confluent_kafka import KafkaException
 
 from scorer import kafka
-from scorer.acl import Acl, AclMissing, Role, check, missing, needed
-from scorer.dead_letters import Filter, redrive
 from scorer.demo import free_ports
 from scorer.errors import UsageError
-from scorer.services import Services
-from scorer.settings import PREFIX, Settings, described, load
-from scorer.setup import create_topics
-from scorer.sink import AuditSink, schema
+from scorer.kafka.rights import Acl, AclMissing, Role, check, missing, needed
+from scorer.local_services import Services
+from scorer.operate.dead_letters import Filter, redrive
+from scorer.operate.setup import create_topics
+from scorer.runtime.settings import PREFIX, Settings, described, load
+from scorer.sink import AuditSink
+from scorer.trail import tables
 from tests.faults.nursery import Nursery
 from tests.faults.payments import make_bundle, payments
 from tests.integration.running import TopicReader, environment, is_ready, wait_for
@@ -109,7 +110,7 @@ def test_least_privilege_is_enough_for_every_role(
     decisions.close()
     letters.close()
 
-    schema.migrate(database)
+    tables.migrate(database)
     config = kafka.client_config(by_role[Role.SINK].kafka)
     servers, stop = config.pop("bootstrap.servers"), threading.Event()
     sink = AuditSink(bootstrap_servers=servers, client_config=config, topic=topics.audit, postgres_url=database)

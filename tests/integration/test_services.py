@@ -24,26 +24,26 @@ import pytest
 from confluent_kafka import Consumer, Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 
-from scorer import assets
 from scorer.errors import UsageError
-from scorer.services import (
+from scorer.local_services import (
     AddressSilentError,
     Kafka,
     NoWayToStartError,
     Services,
     jars,
+    kept_services,
+    local_postgres,
     local_services,
-    postgres,
-    state,
 )
-from scorer.services.kafka import ADDRESS as KAFKA_ADDRESS
-from scorer.services.kafka import start_kafka
-from scorer.services.local import prepare
-from scorer.services.postgres import ADDRESS as POSTGRES_ADDRESS
-from scorer.services.postgres import start_postgres
-from scorer.services.process import ManagedService, Place, free_port, port_open
+from scorer.local_services.local_kafka import ADDRESS as KAFKA_ADDRESS
+from scorer.local_services.local_kafka import start_kafka
+from scorer.local_services.local_postgres import ADDRESS as POSTGRES_ADDRESS
+from scorer.local_services.local_postgres import start_postgres
+from scorer.local_services.managed_service import ManagedService, Place, free_port, port_open
+from scorer.local_services.services import prepare
+from scorer.runtime import assets
 
-COMMAND = [sys.executable, "-c", "from scorer.services.cli import app; app()"]
+COMMAND = [sys.executable, "-c", "from scorer.cli.services_commands import app; app()"]
 
 
 def own_environment() -> dict[str, str]:
@@ -67,7 +67,7 @@ def eventually(holds: Callable[[], bool], what: str) -> None:
 
 
 def alive(pid: int) -> bool:
-    return state.identity(pid) is not None
+    return kept_services.identity(pid) is not None
 
 
 def port_of(url: str) -> int:
@@ -175,7 +175,7 @@ def test_killed_caller_leaves_nothing_behind() -> None:
     """After SIGKILL of the process that asked for them, both services, their ports and their folder are gone."""
     script = (
         "import json, sys, time\n"
-        "from scorer.services import local_services\n"
+        "from scorer.local_services import local_services\n"
         "with local_services() as s:\n"
         "    pids = [*s.kafka.service.pids.values(), *s.postgres.service.pids.values()]\n"
         "    addresses = [s.kafka.bootstrap_servers, s.postgres.url]\n"
@@ -240,7 +240,7 @@ def test_stop_spares_a_process_that_is_not_ours(tmp_path: Path) -> None:
         service = {"kind": "java", "address": "127.0.0.1:1", "port": 1, "stop_signal": 15}
         service["processes"] = {"guard": note, "service": note}
         (tmp_path / "state.json").write_text(json.dumps({"version": 1, "services": {"kafka": service}}))
-        assert state.stop(tmp_path, print) == []
+        assert kept_services.stop(tmp_path, print) == []
         assert stranger.poll() is None
         stranger.kill()
 
@@ -285,7 +285,7 @@ def test_given_addresses_win(services: Services) -> None:
         assert used.postgres.url == services.postgres.url
         with pytest.raises(UsageError, match="not ours"):
             used.kafka.stop()
-    assert postgres.answers(services.postgres.url)
+    assert local_postgres.answers(services.postgres.url)
 
 
 def test_silent_address_is_named_without_its_password() -> None:
@@ -347,11 +347,11 @@ def test_binaries_out_of_reach_are_copied(place: Place, monkeypatch: pytest.Monk
     closed, shared = place.folder / "closed", place.folder / "shared"
     closed.mkdir(mode=0o700)
     shared.mkdir(mode=0o755)
-    (origin,) = postgres.importlib.util.find_spec(postgres.PACKAGE).submodule_search_locations
-    for name in (postgres.PACKAGE, f"{postgres.PACKAGE}.libs"):
+    (origin,) = local_postgres.importlib.util.find_spec(local_postgres.PACKAGE).submodule_search_locations
+    for name in (local_postgres.PACKAGE, f"{local_postgres.PACKAGE}.libs"):
         shutil.copytree(Path(origin).with_name(name), closed / name)
-    monkeypatch.setattr(postgres, "_SHARED", shared)
-    binaries = postgres.readable_binaries(closed / postgres.PACKAGE, postgres.ordinary_user())
+    monkeypatch.setattr(local_postgres, "_SHARED", shared)
+    binaries = local_postgres.readable_binaries(closed / local_postgres.PACKAGE, local_postgres.ordinary_user())
     assert binaries.is_relative_to(shared)
     assert (binaries / "postgres").stat().st_uid == 0
     assert not stat.S_IMODE((binaries / "postgres").stat().st_mode) & 0o022

@@ -14,11 +14,11 @@ import psycopg
 import pytest
 from confluent_kafka import Producer
 
-from scorer.audit.verify import verify
+from scorer.audit.verify.verification import verify
 from scorer.cli import app
 from scorer.errors import FraudScorerError
-from scorer.services import Services
-from scorer.settings import Settings
+from scorer.local_services import Services
+from scorer.runtime.settings import Settings
 from tests.integration.audit_batches import Shard, make_topic, rows
 from tests.integration.audit_trail import in_order, migrated, sql
 from tests.integration.running import environment, test_settings

@@ -21,10 +21,11 @@ from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
 from psycopg import sql
 
-from scorer import assets
-from scorer.services import Services
-from scorer.sink import schema, set_position
-from scorer.sink.errors import AuditBroken, MissingRange, SchemaMismatch
+from scorer.local_services import Services
+from scorer.runtime import assets
+from scorer.sink import set_position
+from scorer.sink.sink_errors import AuditBroken, MissingRange, SchemaMismatch
+from scorer.trail import tables
 from tests.integration.audit_batches import Shard, make_topic, rows
 from tests.integration.sinks import Running, assert_equal_to, query, running, wait_for
 
@@ -43,20 +44,20 @@ def topic(servers: str, topics_prefix: str) -> str:
 
 @pytest.fixture
 def migrated(database: str) -> str:
-    schema.migrate(database)
+    tables.migrate(database)
     return database
 
 
 def test_migrations_go_up_and_down(database: str) -> None:
     """Up makes exactly the tables the code knows, every one and every column with a comment; down leaves nothing."""
-    schema.migrate(database)
-    schema.migrate(database)
-    with schema.engine(database).connect() as connection:
-        assert schema.current_revision(connection) == schema.REVISION
+    tables.migrate(database)
+    tables.migrate(database)
+    with tables.engine(database).connect() as connection:
+        assert tables.current_revision(connection) == tables.REVISION
         context = MigrationContext.configure(connection)
-        differences = [d for d in compare_metadata(context, schema.metadata) if "comment" not in str(d[0])]
+        differences = [d for d in compare_metadata(context, tables.metadata) if "comment" not in str(d[0])]
         assert differences == []
-    assert ScriptDirectory(str(assets.path("migrations"))).get_current_head() == schema.REVISION
+    assert ScriptDirectory(str(assets.path("migrations"))).get_current_head() == tables.REVISION
     uncommented = query(
         database,
         """
@@ -68,10 +69,10 @@ def test_migrations_go_up_and_down(database: str) -> None:
         """,
     )
     assert uncommented == []
-    schema.downgrade(database)
+    tables.downgrade(database)
     left = "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relname NOT LIKE 'alembic%'"
     assert query(database, left) == []
-    schema.migrate(database)
+    tables.migrate(database)
 
 
 def test_rows_and_positions_equal_what_was_produced(servers: str, topics_prefix: str, migrated: str) -> None:
@@ -155,7 +156,7 @@ def test_postgres_restarted_in_the_middle(servers: str, topic: str, services: Se
     with psycopg.connect(services.postgres.url, autocommit=True) as server:
         server.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
     try:
-        schema.migrate(url)
+        tables.migrate(url)
         shard = Shard(servers, topic)
         for number in range(40):
             shard.write(rows(number, 500))

@@ -16,10 +16,10 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
-from scorer.faults import SETTING
-from scorer.services import Services
-from scorer.settings import load
-from scorer.sink import schema
+from scorer.local_services import Services
+from scorer.runtime.fault_points import SETTING
+from scorer.runtime.settings import load
+from scorer.trail import tables
 from tests.integration.audit_batches import Shard, make_topic, rows
 from tests.integration.sinks import assert_equal_to, query, running, wait_for
 
@@ -105,7 +105,7 @@ def shard(services: Services, topics_prefix: str) -> Shard:
 
 @pytest.fixture
 def url(database: str) -> str:
-    schema.migrate(database)
+    tables.migrate(database)
     return database
 
 

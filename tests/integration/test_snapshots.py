@@ -10,10 +10,10 @@ from pathlib import Path
 
 from scorer import kafka
 from scorer.bundle import Bundle
+from scorer.local_services import Services
+from scorer.operate.send import Sender
+from scorer.operate.setup import setup
 from scorer.replay import replay_topic
-from scorer.send import Sender
-from scorer.services import Services
-from scorer.setup import setup
 from tests.integration.handbook import handbook
 from tests.integration.running import TopicReader, metrics, process, test_settings, wait_for
 

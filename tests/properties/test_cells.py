@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from scorer.cells import CellError, minor_units, times_ms, whole_numbers
+from scorer.files.cells import CellError, minor_units, times_ms, whole_numbers
 
 EXPONENTS = st.integers(0, 4)
 # 10^11 minor units of two digits are a thousand million; the contract ends at 10^12.

@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 
 from schemas.decode import PaymentRow
 from scorer.bundle import Bundle, write_bundle
-from scorer.columnar import decoded_blocks, undecoded
 from scorer.errors import FraudScorerError
-from scorer.files import FileError, label_records, read_payments
-from scorer.mapping import Mapping
+from scorer.files.file_columns import decoded_blocks, undecoded
+from scorer.files.file_reader import FileError, label_records, read_payments
+from scorer.files.mapping import Mapping
 from scorer.pipeline import Outcomes, Pipeline
 from scorer.replay import LabelledBatch, chained, file_batches
 

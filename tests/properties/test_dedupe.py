@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from features.hashing import hash_strings
-from scorer.dedupe import Dedupe, Outcome
+from scorer.pipeline.dedupe import Dedupe, Outcome
 
 HORIZON_MS = 1000
 batches = st.lists(

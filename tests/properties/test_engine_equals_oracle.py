@@ -11,7 +11,7 @@ from engine_streams import FACTORS, PROOF, built, feed, give_labels, payments, p
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from features.state_image import Image
+from features.engine_image import Image
 from features.window_engine import WindowEngine
 
 # `ENGINE_EXAMPLES=5000 pytest tests/properties/test_engine_equals_oracle.py` is the long form.

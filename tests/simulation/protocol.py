@@ -9,7 +9,7 @@ from functools import lru_cache
 import numpy as np
 
 from schemas.journal import FIRST_PREVIOUS, ControlRange, InputRange, JournalRecord
-from scorer.ordering import journal_order
+from scorer.pipeline.ordering import journal_order
 
 Ranges = tuple[tuple[int, int, int], ...]  # (partition, start, end), ascending
 Payment = tuple[int, int]  # (partition, offset): a payment is where it stands

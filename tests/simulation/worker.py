@@ -1,4 +1,4 @@
-"""A worker process as its threads: its member (scorer.worker), its shards (scorer.shard), their commits (publish).
+"""A worker process as its threads: its member (scorer.worker), its shards, their commits.
 
 Each thread is a generator; it yields wherever something else may happen first. Whoever holds the generators decides
 who goes on, and a process that is killed is simply never asked again.
@@ -83,7 +83,7 @@ class Process:
         self.failed = False
         self.ownerships = 0
 
-    # the member's loop: scorer.worker.Worker.run
+    # the member's loop: scorer.worker.worker.Worker.run
 
     def main(self) -> Thread:
         world, group = self.world, self.world.group
@@ -130,7 +130,7 @@ class Process:
                 self.world.start(self, self._follow(number, standing))
 
     def _follow(self, shard: int, standing: Standing) -> Thread:
-        """scorer.standby: what is committed is decided again, record by record."""
+        """scorer.worker.standby: what is committed is decided again, record by record."""
         while not standing.stop:
             yield
             if standing.offset < self.world.journal[shard].stable_end and not standing.stop:
@@ -143,7 +143,7 @@ class Process:
             while not owned.ended:
                 yield
 
-    # a shard's thread: scorer.owned.Owned and scorer.shard.Shard.run
+    # a shard's thread: scorer.worker.shard_thread.Owned and scorer.worker.shard.Shard.run
 
     def _shard(self, owned: _Owned, warm: Standing | None) -> Thread:
         while not owned.stop:
@@ -165,7 +165,7 @@ class Process:
         owned.ended = True
 
     def _confirmed(self, owned: _Owned) -> Generator[None, None, bool]:
-        """scorer.membership: whether the group takes a commit of this member now; a rebalance is waited out."""
+        """Whether the group takes a commit of this member now; a rebalance is waited out (group_membership)."""
         while not owned.stop:
             yield
             if self.name not in self.world.group.members:
@@ -217,7 +217,7 @@ class Process:
         return Standing(State(shard), dict.fromkeys(self.world.partitions(shard), 0), 0)
 
     def _from_snapshot(self, shard: int) -> Standing | None:
-        """scorer.follow: the newest one whose head the journal has at its offset."""
+        """scorer.worker.follower: the newest one whose head the journal has at its offset."""
         journal = self.world.journal[shard]
         for kept in reversed(self.world.snapshots[shard]):
             there = next(journal.committed(kept.offset - 1, kept.offset), None)
@@ -292,7 +292,7 @@ class Process:
             raise _Rebuild
         # Broken on purpose: the state that ran ahead is kept, and what follows is built on it.
 
-    # a commit's thread: scorer.publish.Publisher._commit
+    # a commit's thread: scorer.worker.publisher.Publisher._commit
 
     def _commit(self, flying: _Flying, owner: str, epoch: int, shard: int, ranges: Ranges, ownership: int) -> Thread:
         world, broker = self.world, self.world.broker
@@ -331,7 +331,7 @@ class Process:
         flying.done = True
 
     def _snapshot(self, flying: _Flying, shard: int) -> Thread:
-        """scorer.snapshots: the state after a batch that is committed, written a while later."""
+        """scorer.worker.snapshotter: the state after a batch that is committed, written a while later."""
         state, raw, _ = flying.batch
         entries = self.world.journal[shard].entries
         offset = next(n for n in range(len(entries) - 1, -1, -1) if entries[n][0] == raw)

@@ -9,8 +9,8 @@ from rich.console import Group
 from rich.panel import Panel
 from rich.table import Table
 
-from scorer.cli import common
-from scorer.cli.common import PlainConsole, plain, show
+from scorer.cli import command_support
+from scorer.cli.command_support import PlainConsole, plain, show
 
 HOSTILE = ["[/x]", "[red]READ[/red]", ":smile:", "[link=http://x]y[/link]", "a[0]"]
 
@@ -20,7 +20,7 @@ def test_brackets_are_shown_as_brackets(text: str, monkeypatch: pytest.MonkeyPat
     """Titles, cells, lines and panels with rich's own markup in their data print it, and nothing fails."""
     shown = io.StringIO()
     console = PlainConsole(file=shown)
-    monkeypatch.setattr(common, "out", console)
+    monkeypatch.setattr(command_support, "out", console)
     table = Table("what", title=text)
     table.add_row(text)
     console.print(table)

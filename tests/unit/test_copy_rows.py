@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from test_audit import header
 
 from schemas.audit import DECISIONS, MODES, NULLABLE, AuditColumns, decode_chunk, encode
-from scorer.sink import copy_rows
+from scorer.trail import copy_encode
 from tests.audit_columns import columns
 
 
@@ -21,9 +21,9 @@ def fields(stream: bytes) -> Iterator[dict[str, bytes | None]]:
     while at < len(stream):
         (count,) = struct.unpack_from(">h", stream, at)
         at += 2
-        assert count == len(copy_rows.COLUMNS)
+        assert count == len(copy_encode.COLUMNS)
         row: dict[str, bytes | None] = {}
-        for name in copy_rows.COLUMNS:
+        for name in copy_encode.COLUMNS:
             (length,) = struct.unpack_from(">i", stream, at)
             at += 4
             row[name] = None if length < 0 else stream[at : at + length]
@@ -59,8 +59,8 @@ def test_stream_holds_the_columns(given: AuditColumns) -> None:
     half = batch.num_rows // 2
     later = about.model_copy(update={"first_row": half})
     parts = [
-        copy_rows.rows_bytes(about, batch.slice(0, half), 20_454),
-        copy_rows.rows_bytes(later, batch.slice(half), 20_454),
+        copy_encode.rows_bytes(about, batch.slice(0, half), 20_454),
+        copy_encode.rows_bytes(later, batch.slice(half), 20_454),
     ]
     rows = list(fields(b"".join(part.tobytes() for part in parts)))
     assert len(rows) == len(given)

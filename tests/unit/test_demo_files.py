@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from features.feature_set import FeatureSet
-from scorer.assets import path
-from scorer.demo import bundle as demo
+from scorer.demo import trained_bundle as demo
 from scorer.policy import Policy
+from scorer.runtime.assets import path
 from scorer.simulate.catalogue import CATEGORIES, Channel
 from scorer.simulate.geography import COUNTRIES, EUR_PER_UNIT
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from features.feature_set import FeatureSet
-from scorer.mapping import Mapping
+from scorer.files.mapping import Mapping
 from scorer.policy import Policy
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from features.engine_image import Image, StateMismatch, strings_as_arrays, strings_from_arrays
 from features.feature_set import FeatureSet
 from features.snapshot_store import (
     SnapshotDamaged,
@@ -20,7 +21,6 @@ from features.snapshot_store import (
     SnapshotStore,
     SnapshotVersion,
 )
-from features.state_image import Image, StateMismatch, strings_as_arrays, strings_from_arrays
 from features.window_engine import WindowEngine
 from tests.benchmarks.streams import bench_set, prepared
 

@@ -17,8 +17,8 @@ import pytest
 from schemas.control import parse_control
 from schemas.decode import decode_payments
 from schemas.label import Label
-from scorer.files import FileBlock, FileError, label_records, read_payments, rows_before
-from scorer.mapping import Mapping, MappingError
+from scorer.files.file_reader import FileBlock, FileError, label_records, read_payments, rows_before
+from scorer.files.mapping import Mapping, MappingError
 from scorer.simulate import World
 
 # The benchmark's data has no licence, so it lies beside the repository.

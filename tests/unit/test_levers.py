@@ -16,10 +16,10 @@ import pytest
 
 from scorer.bundle import Bundle, Calibration, NewChallenger, write_bundle
 from scorer.bundle.gate import verify
+from scorer.compress import levers
+from scorer.compress.export import to_c, to_python
+from scorer.compress.leaves import merged, quantise_leaves
 from scorer.errors import PromiseBroken, UsageError
-from scorer.levers import compile as levers
-from scorer.levers.export import to_c, to_python
-from scorer.levers.leaves import merged, quantise_leaves
 from scorer.model import CompiledModel
 from scorer.model.early import EarlyExit
 from scorer.model.table import Table

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from scorer.mapping import Constant, Mapping, MappingError
+from scorer.files.mapping import Constant, Mapping, MappingError
 
 HANDBOOK = """
 payment_id: TRANSACTION_ID

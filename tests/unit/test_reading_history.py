@@ -6,7 +6,7 @@ import pytest
 
 from scorer import kafka
 from scorer.errors import UsageError
-from scorer.settings import load, reading_history
+from scorer.runtime.settings import load, reading_history
 
 
 def test_history_is_read_under_its_own_name_and_rack() -> None:

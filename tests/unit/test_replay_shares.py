@@ -11,7 +11,7 @@ import pytest
 
 from scorer.bundle import Bundle, write_bundle
 from scorer.errors import UsageError
-from scorer.mapping import Mapping
+from scorer.files.mapping import Mapping
 from scorer.replay import replay_file, replay_shares
 
 xgboost = pytest.importorskip("xgboost")

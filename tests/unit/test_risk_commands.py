@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from scorer.bundle import Bundle
 from scorer.cli import app
 from scorer.errors import FraudScorerError, UsageError
-from scorer.mapping import Mapping
+from scorer.files.mapping import Mapping
 from scorer.replay import output, replay_file
 from scorer.train import threshold_for_share
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
-from scorer import kafka, settings
+from scorer import kafka
 from scorer.errors import UsageError
-from scorer.snapshots import store_of
+from scorer.runtime import settings
+from scorer.worker.snapshotter import store_of
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,13 @@ import xgboost as xgb
 
 from schemas.journal import ControlRange, InputRange
 from scorer.bundle import Bundle, BundleManifestError, write_bundle
-from scorer.bundle.challenge import with_challengers
+from scorer.bundle.challengers import with_challengers
 from scorer.bundle.gate import verify
-from scorer.enrich import Batch, Records
 from scorer.model.calibrate import Calibration
-from scorer.pipeline import DEGRADED, FLAG, NORMAL, Outcomes, Pipeline
-from scorer.shard_image import ShardCapture, facts, restored
+from scorer.pipeline import DEGRADED, NORMAL, Outcomes, Pipeline
+from scorer.pipeline.records import Batch, Records
+from scorer.pipeline.state_image import ShardCapture, facts, restored
+from scorer.policy import FLAG
 from tests.faults.payments import FEATURES, POLICY, make_bundle, payments
 
 

@@ -1,0 +1,105 @@
+"""A batch decided again from the topics, along the journal, for `audit explain --replay`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from schemas.currencies import CURRENCY_EXPONENT
+from scorer import kafka
+from scorer.bundle import Bundle
+from scorer.errors import UsageError
+from scorer.journal import journal_reader
+from scorer.journal.rerun import Bundles, rerun
+from scorer.pipeline import Outcomes, Pipeline
+from scorer.runtime.settings import Settings
+
+
+@dataclass(frozen=True)
+class Again:
+    """The batch's outcomes, and the pipeline as it stood after it.
+
+    `windows_of` asks the pipeline's engine what was in the windows.
+    """
+
+    outcomes: Outcomes
+    pipeline: Pipeline
+
+
+@dataclass(frozen=True)
+class Window:
+    """The payments inside one feature's window: how many, their sum in the set's currency, frauds, first, last."""
+
+    feature: str
+    key: str
+    payments: int
+    amount: float
+    frauds: int
+    first: str
+    last: str
+
+
+def replay_until(
+    settings: Settings, bundle: Bundle, *, shard: int, sequence: int, progress: Callable[[int, int], None]
+) -> Again:
+    """Re-runs the journal of a shard up to batch `sequence`, checking each digest.
+
+    `bundle` is the one that the shard began with; later ones come through the control topic.
+
+    Raises PromiseBroken at the first batch that gives something else, MissingRange when records are gone.
+    """
+    client = kafka.admin(settings.kafka)
+    no_progress_s = settings.worker.no_progress_s
+    records = journal_reader.read_journal(settings.kafka, client, shard, no_progress_s=no_progress_s)
+    records = [record for record in records if record.sequence <= sequence]
+    if not records or records[-1].sequence != sequence:
+        raise UsageError(f"the journal of shard {shard} has no batch {sequence}")
+    inputs = journal_reader.inputs_along(records, client, settings, reader="explain")
+    pipeline, bundles = Pipeline(bundle, shard=shard), Bundles(bundle)
+    outcomes: Outcomes | None = None
+    try:
+        for number, (record, batch) in enumerate(
+            journal_reader.batches(records, inputs, no_progress_s=no_progress_s), start=1
+        ):
+            outcomes = rerun(pipeline, record, batch, bundles)
+            progress(number, len(records))
+    finally:
+        inputs.close()
+    if outcomes is None:
+        raise UsageError(f"the journal of shard {shard} has no batch {sequence}")
+    return Again(outcomes, pipeline)
+
+
+def windows_of(again: Again, row_number: int) -> list[Window]:
+    """What stands in the windows of the payment in row `row_number` of the batch, at the batch's end: itself included.
+
+    One entry for each windowed feature whose key the payment has; features of one window share what they count.
+    """
+    engine, payments = again.pipeline.engine, again.outcomes.payments
+    minor_units = 10.0 ** CURRENCY_EXPONENT[engine.feature_set.currency]
+    found = []
+    for feature in engine.feature_set.features:
+        if feature.entity is None or feature.window is None:
+            continue
+        key = [payments.text(name)[row_number].as_py() for name in engine.feature_set.entities[feature.entity]]
+        if None in key:
+            continue
+        rows = engine.payments_in_window(key, feature.name)
+        times = rows.event_time_ms
+        found.append(
+            Window(
+                feature=feature.name,
+                key=" ".join(key),
+                payments=len(times),
+                amount=float(rows.amount_minor.sum()) / minor_units,
+                frauds=int((rows.label == 1).sum()),
+                first=_shown(times[0]) if len(times) else "",
+                last=_shown(times[-1]) if len(times) else "",
+            )
+        )
+    return found
+
+
+def _shown(time_ms: int) -> str:
+    return datetime.fromtimestamp(int(time_ms) / 1000, tz=UTC).isoformat(timespec="milliseconds")

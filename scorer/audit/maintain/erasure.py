@@ -1,0 +1,186 @@
+"""`audit erase`: one person's identifiers leave the trail, and the chain stays whole.
+
+In every row of the person the identifier, and the payment ids that lead back to the person in other systems, become
+pseudonyms: HMAC-SHA-256 under a key that is made for this erasure and thrown away at its end. Equal values become equal
+pseudonyms, so the rows still hang together as somebody's; nobody can say whose, not even by trying every name, because
+the key is gone. Labels of those payments get the same pseudonyms.
+
+The journal's digest of such a batch was made of the values before. So each batch gets a signed record with the digest
+its rows have since, and `verify` holds them against that; its place in the chain, head and journal digest stay as they
+were. (That old digest is no way back: testing a guess against it takes every byte of the batch, payment ids included.)
+Batches are verified before they are touched: an erasure must not be laid over a change.
+
+Kafka's topics hold the values until their own retention removes them (35 days by default).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import date
+from typing import Any
+
+import psycopg
+from psycopg import sql
+
+from schemas.audit_digest import context_bytes, digest_parts
+from scorer.audit.signed.amendments import amend
+from scorer.audit.signed.anchors import AnchorFile
+from scorer.audit.signed.signatures import Signer
+from scorer.audit.verify.unit_check import Unit, check
+from scorer.errors import PromiseBroken, UsageError
+from scorer.trail.copy_decode import read_rows
+from scorer.trail.tables import connect_text
+
+COLUMNS = ("customer_id", "account_id")
+_Changed = tuple[Any, ...]  # table, topic, partition, offset, and the value that stands there since
+_BATCH = sql.SQL("day = %s AND shard = %s AND sequence = %s")
+
+
+@dataclass
+class Erased:
+    """What `erase` changed."""
+
+    rows: int = 0
+    batches: int = 0
+    labels: int = 0
+    elsewhere: int = 0
+
+
+def erase(url: str, *, column: str, value: str, signer: Signer, anchors: AnchorFile | None = None) -> Erased:
+    """Replaces every trace of the person whose `column` is `value`. Needs the owner's login.
+
+    Raises UsageError for a column that names nobody, PromiseBroken when a batch to be changed does not verify.
+    """
+    if column not in COLUMNS:
+        raise UsageError(f"{column} is no identifier of a person; there are {', '.join(COLUMNS)}")
+    key = secrets.token_bytes(32)  # lives in this call alone
+
+    def pseudonym(text: str) -> str:
+        return "erased-" + hmac.new(key, text.encode(), hashlib.sha256).hexdigest()[:32]
+
+    result = Erased()
+    with psycopg.connect(connect_text(url), autocommit=True) as connection:
+        found = connection.execute(
+            sql.SQL("SELECT DISTINCT day, shard, sequence FROM decisions WHERE {} = %s ORDER BY 1, 2, 3").format(
+                sql.Identifier(column)
+            ),
+            (value,),
+        ).fetchall()
+        for day, shard, sequence in found:
+            checked = check(connection, Unit(shard, day, sequence, sequence), signer.verifier)
+            if checked.findings:
+                raise PromiseBroken(
+                    f"stopped after {result.batches} of {len(found)} batches: {checked.findings[0].sentence}. A batch "
+                    f"that does not verify is evidence and stays as it is"
+                )
+            with connection.transaction():
+                labels = _batch(connection, (day, shard, sequence), (column, value), pseudonym, result)
+                body = _record(connection, (day, shard, sequence), signer, anchors)
+                if anchors is not None:
+                    anchors.append([body], signer)
+                _amend(connection, labels, signer, anchors)
+            result.batches += 1
+            result.labels += len(labels)
+        with connection.transaction():
+            elsewhere = _elsewhere(connection, value, pseudonym(value))
+            _amend(connection, elsewhere, signer, anchors)
+        result.elsewhere = len(elsewhere)
+    return result
+
+
+def _batch(
+    connection: psycopg.Connection,
+    batch: tuple[date, int, int],
+    person: tuple[str, str],
+    pseudonym: Callable[[str], str],
+    result: Erased,
+) -> list[_Changed]:
+    """Changes the rows of one batch, and the labels of their payments; returns those."""
+    column, value = person
+    labels: list[_Changed] = []
+    rows = connection.execute(
+        sql.SQL("SELECT row_number, payment_id, customer_id, account_id FROM decisions WHERE {} AND {} = %s").format(
+            _BATCH, sql.Identifier(column)
+        ),
+        (*batch, value),
+    ).fetchall()
+    for row_number, payment_id, *identifiers in rows:
+        hidden = [None if text is None else pseudonym(text) for text in identifiers]
+        connection.execute(
+            sql.SQL(
+                "UPDATE decisions SET payment_id = %s, customer_id = %s, account_id = %s WHERE {} AND row_number = %s"
+            ).format(_BATCH),
+            (pseudonym(payment_id), *hidden, *batch, row_number),
+        )
+        labels += connection.execute(
+            "UPDATE labels SET payment_id = %s WHERE payment_id = %s "
+            """RETURNING 'labels', topic, 0, "offset", payment_id""",
+            (pseudonym(payment_id), payment_id),
+        ).fetchall()
+    result.rows += len(rows)
+    return labels
+
+
+def _record(
+    connection: psycopg.Connection, batch: tuple[date, int, int], signer: Signer, anchors: AnchorFile | None
+) -> dict[str, Any]:
+    """The signed record of what the batch's rows are since; returns its body."""
+    day, shard, sequence = batch
+    about: Any = connection.execute(
+        sql.SQL(
+            "SELECT b.bundle, b.threshold, b.feature_fingerprint, s.feature_names, b.challengers, b.head, b.digest "
+            "FROM batches b JOIN feature_sets s ON s.fingerprint = b.feature_fingerprint WHERE {}"
+        ).format(_BATCH),
+        batch,
+    ).fetchone()
+    bundle, threshold, fingerprint, names, challengers, head, digest = about
+    rows = read_rows(
+        connection, day=day, shard=shard, first=sequence, last=sequence, widths=(len(names), len(challengers))
+    )
+    context = context_bytes(
+        bundle=bundle,
+        threshold=threshold,
+        feature_fingerprint=fingerprint,
+        feature_names=names,
+        challengers=challengers,
+    )
+    body = {
+        "kind": "erasure",
+        "shard": shard,
+        "sequence": sequence,
+        "head": head,
+        "digest_in_journal": digest,
+        "digest": digest_parts([rows.parts(0, len(rows))], len(rows), context),
+        **({} if anchors is None else {"anchors": anchors.place}),
+    }
+    connection.execute(
+        "INSERT INTO erasures (shard, sequence, number, document) SELECT %(shard)s, %(sequence)s, "
+        "1 + coalesce(max(number), 0), %(document)s FROM erasures WHERE shard = %(shard)s AND sequence = %(sequence)s",
+        {"shard": shard, "sequence": sequence, "document": signer.sign(body)},
+    )
+    return body
+
+
+def _elsewhere(connection: psycopg.Connection, value: str, pseudonym: str) -> list[_Changed]:
+    """Values of lists, and records set aside, that name the person."""
+    changed: list[_Changed] = connection.execute(
+        "UPDATE control_changes SET record = jsonb_set(record, '{value}', to_jsonb(%s::text)) "
+        """WHERE record->>'value' = %s RETURNING 'control_changes', topic, 0, "offset", record->>'value'""",
+        (pseudonym, value),
+    ).fetchall()
+    changed += connection.execute(
+        "UPDATE set_aside SET value = NULL WHERE position(%s::bytea IN value) > 0 "
+        """RETURNING 'set_aside', topic, partition, "offset", NULL""",
+        (value.encode(),),
+    ).fetchall()
+    return changed
+
+
+def _amend(connection: psycopg.Connection, changed: list[_Changed], signer: Signer, anchors: AnchorFile | None) -> None:
+    """`verify` compares those tables with their topics, which still have what was: the record says what stands here."""
+    if changed:
+        amend(connection, {"kind": "records_erased", "records": [list(row) for row in changed]}, signer, anchors)

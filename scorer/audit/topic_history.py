@@ -1,0 +1,165 @@
+"""What Kafka still holds of the audit trail: heads from the journal topic, rows from the audit topic. Reads only."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
+
+from schemas.audit import AuditColumns, AuditError, AuditHeader, decode
+from scorer import kafka
+from scorer.runtime.settings import Settings
+
+_NO_PROGRESS_S = 30.0
+_MESSAGES = 10_000
+_NEAR = 256  # offsets: nearer than this, reading on is quicker than another look
+
+
+@dataclass(frozen=True)
+class JournalHead:
+    """One record of the journal topic, as far as it is compared."""
+
+    sequence: int
+    head: str
+    day: str
+
+
+def journal_heads(settings: Settings, shard: int, *, from_sequence: int = 0) -> Iterator[JournalHead]:
+    """The heads on the journal topic from `from_sequence` on, in order; what lies before is not read.
+
+    Raises KafkaFailure.
+    """
+    topic = kafka.Topics.of(settings.kafka).journal
+    start = _journal_offset(settings, topic, shard, from_sequence) if from_sequence else 0
+    for _, value in _values(settings, topic, shard, (start, None)):
+        record = json.loads(value)
+        if record["sequence"] >= from_sequence:
+            day = time.strftime("%Y-%m-%d", time.gmtime(max(0, record["stream_time_ms"]) / 1000))
+            yield JournalHead(record["sequence"], hashlib.sha256(value).hexdigest(), day)
+
+
+def audit_rows(
+    settings: Settings, topic: str, partition: int, *, shard: int, sequence: int, start: int, end: int
+) -> tuple[AuditHeader, list[AuditColumns]] | None:
+    """The chunks of a batch between offsets start and end (exclusive); None when the topic no longer holds them."""
+    chunks: list[AuditColumns] = []
+    header: AuditHeader | None = None
+    for _, value in _values(settings, topic, partition, (start, end)):
+        try:
+            found, columns = decode(value)
+        except AuditError:
+            continue
+        if (found.shard, found.sequence) == (shard, sequence):
+            header = found
+            chunks.append(columns)
+    if header is None or header.chunk + 1 != header.chunks or len(chunks) != header.chunks:
+        return None
+    return header, chunks
+
+
+def journal_shards(settings: Settings) -> range:
+    """The shards that the journal topic has room for: its partitions, whatever the database says of them."""
+    return range(kafka.partition_count(kafka.admin(settings.kafka), kafka.Topics.of(settings.kafka).journal))
+
+
+def next_sequence(settings: Settings, shard: int, *, start: int) -> int | None:
+    """Sequence of the first batch on the audit topic at or past offset `start`; None without one."""
+    for _, value in _values(settings, kafka.Topics.of(settings.kafka).audit, shard, (start, None)):
+        try:
+            header, _ = decode(value)
+        except AuditError:
+            continue
+        return header.sequence
+    return None
+
+
+def _journal_offset(settings: Settings, topic: str, shard: int, sequence: int) -> int:
+    """An offset at or before the record of `sequence`, and after nearly all before it: numbers rise along the journal,
+    so a few dozen records are looked at, however long it is."""
+    client = kafka.admin(settings.kafka)
+    place = TopicPartition(topic, shard)
+    kafka.partition_count(client, topic)
+    (low,), (high,) = kafka.starts(client, [place]), kafka.ends(client, [place])
+    # One record is wanted of each place: nothing is fetched ahead.
+    consumer = _consumer(settings, **{"queued.min.messages": 1, "fetch.message.max.bytes": 65_536})
+    try:
+        while high - low > _NEAR:
+            middle = (low + high) // 2
+            found = next(_read(consumer, topic, shard, middle, high, at_once=1), None)
+            if found is None or json.loads(found.value() or b"{}").get("sequence", -1) >= sequence:
+                high = middle
+            else:
+                low = middle
+    finally:
+        consumer.close()
+    return low
+
+
+def _values(
+    settings: Settings, topic: str, partition: int, bounds: tuple[int, int | None]
+) -> Iterator[tuple[int, bytes]]:
+    """(offset, value) of committed records of a partition, within offsets [start, end)."""
+    for message in messages(settings, topic, partition, *bounds):
+        value = message.value()
+        if value is not None:
+            yield kafka.present(message.offset(), "offset"), value
+
+
+def range_of(settings: Settings, topic: str, partition: int) -> tuple[int, int]:
+    """The first offset that a partition still has, and its end. Raises KafkaFailure."""
+    client = kafka.admin(settings.kafka)
+    place = TopicPartition(topic, partition)
+    (first,), (last,) = kafka.starts(client, [place]), kafka.ends(client, [place])
+    return first, last
+
+
+def messages(settings: Settings, topic: str, partition: int, start: int, end: int | None = None) -> Iterator[Message]:
+    """The committed records of a partition within offsets [start, end), up to its end now. Raises KafkaFailure."""
+    kafka.partition_count(kafka.admin(settings.kafka), topic)
+    first, last = range_of(settings, topic, partition)
+    first, last = max(first, start), last if end is None else min(last, end)
+    if first >= last:
+        return
+    consumer = _consumer(settings)
+    try:
+        yield from _read(consumer, topic, partition, first, last)
+    finally:
+        consumer.close()
+
+
+def _consumer(settings: Settings, **overrides: Any) -> Consumer:
+    group = f"{settings.kafka.topic_prefix}fraud-scorer-verify"
+    return kafka.reader(settings.kafka, group=group, fetch_wait_ms=50, **overrides)
+
+
+def _read(
+    consumer: Consumer, topic: str, partition: int, first: int, last: int, *, at_once: int = _MESSAGES
+) -> Iterator[Message]:
+    consumer.assign([TopicPartition(topic, partition, first)])
+    deadline = time.monotonic() + _NO_PROGRESS_S
+    while True:
+        # poll, then what is there: consume(n, timeout) waits for n.
+        one = consumer.poll(0.2)
+        found = [] if one is None else [one, *(consumer.consume(at_once - 1, 0) if at_once > 1 else [])]
+        if found:
+            deadline = time.monotonic() + _NO_PROGRESS_S
+        for message in found:
+            error, offset = message.error(), message.offset()
+            if error is not None:
+                if error.code() == KafkaError._PARTITION_EOF:
+                    return
+                if error.fatal():
+                    raise kafka.KafkaFailure(f"reading {topic} failed: {error.str()}")
+                continue
+            if offset is None or offset >= last:
+                return
+            yield message
+            if offset + 1 >= last:
+                return
+        if time.monotonic() > deadline:
+            raise kafka.KafkaFailure(f"{topic}/{partition}: no progress for {_NO_PROGRESS_S:.0f} s")

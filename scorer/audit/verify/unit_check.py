@@ -1,0 +1,275 @@
+"""One unit of verification: some batches of one shard and day, all recomputed from their rows. Runs in a process.
+
+For each batch: head from the journal record, the record's fields against the batch's columns, row numbers, digest of
+the rows, the sums. Rows without a batch are found too, because units tile each day without gaps.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, timedelta
+from typing import Any, NamedTuple
+
+import numpy as np
+import psycopg
+from psycopg.abc import Buffer
+from psycopg.rows import namedtuple_row
+from psycopg.types.datetime import TimestamptzLoader
+
+from schemas.audit import EVENT_TIME_MS_MAX, MODES
+from schemas.audit_digest import context_bytes, digest_parts
+from schemas.journal import JournalError, JournalRecord
+from scorer.audit.findings import Finding
+from scorer.audit.signed.signatures import SignatureBroken, Verifier, body_of
+from scorer.trail.copy_decode import Rows, read_rows
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+FINDINGS_MAX = 200  # of one unit: a broken database must not fill the memory of who looks at it
+
+
+class Unit(NamedTuple):
+    """Batches `first` to `last` of a shard's day; those at the edges of a day reach to the ends of bigint."""
+
+    shard: int
+    day: date
+    first: int
+    last: int
+
+
+@dataclass
+class Checked:
+    """What came of a unit. The links to units before and after are for the caller: sequences and heads at the ends."""
+
+    unit: Unit
+    batches: int = 0
+    decisions: int = 0
+    erased: int = 0
+    first_sequence: int | None = None
+    last_sequence: int | None = None
+    previous: str = ""
+    head: str = ""
+    findings: list[Finding] = field(default_factory=list)
+    gaps: list[tuple[int, int]] = field(default_factory=list)  # sequences missing between batches, both inclusive
+    edited: set[int] = field(default_factory=set)  # batches whose own row was changed: that explains a broken link
+
+
+def check(connection: psycopg.Connection, unit: Unit, verifier: Verifier | None) -> Checked:
+    """Verify one unit. Raises psycopg.Error when Postgres does not answer."""
+    with connection.cursor(row_factory=namedtuple_row) as cursor:
+        cursor.adapters.register_loader("timestamptz", MomentLoader)
+        batches: list[Any] = cursor.execute(
+            "SELECT b.*, s.feature_names, e.document AS erasure, coalesce(array_lower(b.challengers, 1) <> 1 OR "
+            "array_ndims(b.challengers) <> 1, false) AS strange_challengers, coalesce(array_lower(s.feature_names, 1) "
+            "<> 1 OR array_ndims(s.feature_names) <> 1, false) AS strange_names FROM batches b "
+            "LEFT JOIN feature_sets s ON s.fingerprint = b.feature_fingerprint "
+            "LEFT JOIN LATERAL (SELECT document FROM erasures e WHERE e.shard = b.shard AND e.sequence = b.sequence "
+            "ORDER BY number DESC LIMIT 1) e ON true "
+            "WHERE b.day = %s AND b.shard = %s AND b.sequence BETWEEN %s AND %s ORDER BY b.sequence",
+            (unit.day, unit.shard, unit.first, unit.last),
+        ).fetchall()
+    widths = {(len(batch.feature_names or ()), len(batch.challengers)) for batch in batches}
+    result = Checked(unit, batches=len(batches))
+    seen = 0
+    # One width nearly always; where bundles changed, the unit is read once for each.
+    for width in sorted(widths) or [(0, 0)]:
+        rows = read_rows(connection, day=unit.day, shard=unit.shard, first=unit.first, last=unit.last, widths=width)
+        places = [batch for batch in batches if (len(batch.feature_names or ()), len(batch.challengers)) == width]
+        sequences = np.array([batch.sequence for batch in places], np.int64)
+        begins = np.searchsorted(rows.sequence, sequences, side="left").tolist()
+        ends = np.searchsorted(rows.sequence, sequences, side="right").tolist()
+        for batch, begin, end in zip(places, begins, ends, strict=True):
+            seen += end - begin
+            _batch(result, batch, rows, begin, end, verifier)
+    if seen < len(rows):
+        _orphans(result, rows, {batch.sequence for batch in batches})
+    result.decisions = seen
+    _links(result, batches)
+    del result.findings[FINDINGS_MAX:]
+    return result
+
+
+def _batch(result: Checked, batch: Any, rows: Rows, begin: int, end: int, verifier: Verifier | None) -> None:
+    def found(kind: str, detail: str) -> None:
+        result.findings.append(Finding(batch.shard, batch.sequence, kind, detail, str(batch.day)))
+
+    changed = _own_row(batch)
+    if changed is not None:
+        found("batch_edited", changed)
+        result.edited.add(batch.sequence)
+    if batch.feature_names is None:
+        found("batch_edited", f"feature set {batch.feature_fingerprint} is not in feature_sets")
+        return
+    if batch.strange_challengers or batch.strange_names:
+        found("batch_edited", "the array of challengers or of feature names has bounds that the sink never writes")
+        return
+    digest, erased = batch.digest, False
+    if batch.erasure is not None:
+        try:
+            body = body_of(batch.erasure, verifier)
+            if (body["kind"], body["shard"], body["sequence"], body["head"]) != (
+                "erasure", batch.shard, batch.sequence, batch.head,
+            ):  # fmt: skip
+                raise SignatureBroken("it is of another batch")
+            digest, erased = str(body["digest"]), True
+        except (SignatureBroken, KeyError) as exc:
+            found("erasure_forged", str(exc))
+    result.erased += erased
+    n = end - begin
+    numbers = rows.row_number[begin:end]
+    if (numbers != np.arange(n)).any() or n != batch.decisions:
+        present = np.unique(numbers)
+        missing = np.setdiff1d(np.arange(batch.decisions), present)
+        if len(missing):
+            found("rows_deleted", f"{len(missing)} of {batch.decisions} rows are gone, the first is row {missing[0]}")
+        strange = [int(number) for number in present if not 0 <= number < batch.decisions]
+        if strange or len(present) < n:
+            found(
+                "rows_inserted",
+                f"{n - len(present) + len(strange)} rows too many"
+                + (f", the first is row {strange[0]}" if strange else ""),
+            )
+        return
+    malformed = np.flatnonzero(rows.malformed[begin:end])
+    if len(malformed):
+        found("row_edited", f"row {malformed[0]} holds what the sink never writes")
+        return
+    context = _context(batch)
+    if digest_parts([rows.parts(begin, end)], n, context) != digest:
+        kind, detail = _suspect(rows, begin, end)
+        found(kind, detail)
+        return
+    wrong = _outside_the_digest(batch, rows, begin, end)
+    if wrong is not None:
+        found(*wrong)
+
+
+def _context(batch: Any) -> bytes:
+    return context_bytes(
+        bundle=batch.bundle,
+        threshold=batch.threshold,
+        feature_fingerprint=batch.feature_fingerprint,
+        feature_names=batch.feature_names,
+        challengers=batch.challengers,
+    )
+
+
+def _own_row(batch: Any) -> str | None:
+    """How the batch's columns contradict its journal record, or the record its head."""
+    try:
+        record = JournalRecord.from_bytes(
+            json.dumps(batch.journal, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+        )
+    except JournalError as exc:
+        return f"its journal record cannot be read: {exc}"
+    if record.head != batch.head:
+        return "its journal record does not have the head that stands beside it"
+    if record.stream_time_ms > EVENT_TIME_MS_MAX:
+        return "the stream time in its journal record is past the year 9999"
+    stream_time_us = None if record.stream_time_ms < 0 else 1000 * record.stream_time_ms
+    for name, ours, theirs in (
+        ("shard", batch.shard, record.shard),
+        ("sequence", batch.sequence, record.sequence),
+        ("bundle", batch.bundle, record.bundle),
+        ("decisions", batch.decisions, record.decisions),
+        ("dead_letters", batch.dead_letters, record.dead_letters),
+        ("digest", batch.digest, record.digest),
+        ("previous", batch.previous, record.previous),
+        ("stream_time", _us(batch.stream_time), stream_time_us),
+        ("day", batch.day, (_EPOCH + timedelta(microseconds=stream_time_us or 0)).date()),
+    ):
+        if ours != theirs:
+            return f"column {name} is not what its journal record says"
+    return None
+
+
+def _outside_the_digest(batch: Any, rows: Rows, begin: int, end: int) -> tuple[str, str] | None:
+    """Columns that repeat what others say: sums and bounds in the batch, bundle and threshold in each row."""
+    n = end - begin
+    bundle = rows.texts["bundle"]
+    named = bundle.text[bundle.begins[begin] : bundle.begins[end]].tobytes()
+    if (
+        named != batch.bundle.encode() * n
+        or (np.diff(bundle.begins[begin : end + 1]) != len(batch.bundle.encode())).any()
+    ):
+        return "row_edited", "column bundle of a row is not the batch's"
+    if (rows.numbers["threshold"][begin:end] != np.float64(batch.threshold).view(np.uint64)).any():
+        return "row_edited", "column threshold of a row is not the batch's"
+    modes = np.bincount(rows.codes["mode"][begin:end], minlength=len(MODES))
+    times = rows.event_time_ms[begin:end]
+    for name, ours, theirs in (
+        ("flagged", batch.flagged, int(rows.codes["decision"][begin:end].sum())),
+        ("duplicates", batch.duplicates, int(modes[MODES.index("duplicate")])),
+        ("late", batch.late, int(modes[MODES.index("late")])),
+        ("degraded", batch.degraded, int(modes[MODES.index("degraded")])),
+        ("event_time_min", _us(batch.event_time_min), 1000 * int(times.min()) if n else None),
+        ("event_time_max", _us(batch.event_time_max), 1000 * int(times.max()) if n else None),
+    ):
+        if ours != theirs:
+            return "batch_edited", f"column {name} is {ours}, its rows say {theirs}"
+    return None
+
+
+def _suspect(rows: Rows, begin: int, end: int) -> tuple[str, str]:
+    """What the rows alone tell of a digest that does not hold."""
+    partition = rows.numbers["origin_partition"][begin:end]
+    offset = rows.numbers["origin_offset"].view(np.int64)[begin:end]
+    for number in np.unique(partition):
+        if (np.diff(offset[partition == number]) <= 0).any():
+            # Each partition's payments keep their order, so offsets rise.
+            return "rows_reordered", f"the offsets of partition {number} do not rise along the rows"
+    return "row_edited", "its rows do not have the digest that the journal record names"
+
+
+def _orphans(result: Checked, rows: Rows, known: set[int]) -> None:
+    for sequence in np.unique(rows.sequence).tolist():
+        if sequence not in known:
+            count = int((rows.sequence == sequence).sum())
+            result.findings.append(
+                Finding(
+                    result.unit.shard, sequence, "rows_inserted", f"{count} rows of a batch that the day does not have",
+                    str(result.unit.day),
+                )
+            )  # fmt: skip
+
+
+def _links(result: Checked, batches: Sequence[Any]) -> None:
+    """The chain inside the unit."""
+    if not batches:
+        return
+    result.first_sequence, result.last_sequence = batches[0].sequence, batches[-1].sequence
+    result.previous, result.head = batches[0].previous, batches[-1].head
+    for before, batch in itertools.pairwise(batches):
+        if batch.sequence != before.sequence + 1:
+            result.gaps.append((before.sequence + 1, batch.sequence - 1))
+        elif batch.previous != before.head and not {batch.sequence, before.sequence} & result.edited:
+            result.findings.append(chain_finding(batch.shard, before.sequence, str(batch.day)))
+
+
+def chain_finding(shard: int, sequence: int, day: str | None = None) -> Finding:
+    """Batch `sequence` and the next one disagree."""
+    return Finding(
+        shard,
+        sequence,
+        "chain_broken",
+        f"batch {sequence + 1} names another head before it: one of the two was replaced",
+        day,
+    )
+
+
+class MomentLoader(TimestamptzLoader):
+    """A timestamp as datetime; as text where Python has none for it (infinity, years before 1 or past 9999)."""
+
+    def load(self, data: Buffer) -> Any:
+        """Never raises: what the sink cannot have written is compared, and differs."""
+        try:
+            return super().load(data)
+        except psycopg.DataError:
+            return bytes(data).decode()
+
+
+def _us(moment: datetime | str | None) -> int | str | None:
+    # In whole numbers: near the year 9999 a float's seconds no longer hold a microsecond.
+    return (moment - _EPOCH) // timedelta(microseconds=1) if isinstance(moment, datetime) else moment

@@ -1,0 +1,172 @@
+"""What commands share: results for people or programs, progress, a stop flag set by signals."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+from typing import IO, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from schemas.times import event_time_ms
+from scorer.errors import UsageError
+from scorer.files.mapping import Mapping
+from scorer.runtime import logs
+from scorer.runtime.settings import Settings, load
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")]
+
+# What moves the cursor, recolours the terminal or turns the direction of writing; a lone surrogate cannot be printed.
+# Newlines and tabs stay.
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def plain(text: str) -> str:
+    """Text from outside as a terminal may show it: every control character is a question mark."""
+    return _UNPRINTABLE.sub("?", text)
+
+
+class PlainConsole(Console):
+    """Shows text as it is: brackets are brackets (a file may be called `[/x]`), and control characters are harmless.
+
+    Every cell, title and line that is given as str passes `render_str`, so commands need not think of it.
+    """
+
+    def __init__(self, *, stderr: bool = False, file: IO[str] | None = None) -> None:
+        super().__init__(stderr=stderr, file=file, highlight=False, markup=False, emoji=False)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """As rich's, of the plain text."""
+        return super().render_str(plain(text), **options)
+
+
+out = PlainConsole()
+err = PlainConsole(stderr=True)
+
+
+def settings(**overrides: Any) -> Settings:
+    """Settings of this process, with logging set up by them."""
+    loaded = load(**overrides)
+    logs.configure(loaded.log_level)
+    return loaded
+
+
+def show(result: dict[str, Any], *, as_json: bool, title: str) -> None:
+    """A result: one JSON line for programs, a table for people."""
+    if as_json:
+        print(json.dumps(result), flush=True)
+        return
+    table = Table(title=title, show_header=False, title_justify="left")
+    for name, value in result.items():
+        table.add_row(
+            name.replace("_", " "),
+            ("yes" if value else "no")
+            if isinstance(value, bool)
+            else f"{value:,}"
+            if isinstance(value, int)
+            else f"{value:.6g}"
+            if isinstance(value, float)
+            else str(value),
+        )
+    out.print(table)
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[threading.Event]:
+    """An event that SIGTERM and SIGINT set; the second one ends the process at once."""
+    stop = threading.Event()
+
+    def handle(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - the signature of a handler
+        if stop.is_set():
+            raise SystemExit(128 + number)
+        stop.set()
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class Counting:
+    """Shows a growing count; once a total is expected, how much is left and how long it will take."""
+
+    def __init__(self, progress: Progress | None, what: str) -> None:
+        self._progress = progress
+        self._task = None if progress is None else progress.add_task(what, total=None)
+
+    def __call__(self, count: int) -> None:
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, completed=count)
+
+    def expect(self, total: int) -> None:
+        """So many there will be; 0 where nobody knows."""
+        if total and self._progress is not None and self._task is not None:
+            self._progress.update(self._task, total=total)
+
+
+@contextmanager
+def counting(what: str, *, quiet: bool) -> Iterator[Counting]:
+    """A progress line on stderr for a terminal; gives what to call with the count so far."""
+    if quiet or not err.is_terminal:
+        yield Counting(None, what)
+        return
+    with Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TextColumn("{task.completed:,.0f}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=err,
+    ) as progress:
+        yield Counting(progress, what)
+
+
+def read_mapping(path: Path | None) -> Mapping | None:
+    """A mapping file, or None for JSON lines in the contract's own form."""
+    return None if path is None else Mapping.from_yaml(path)
+
+
+def check_output(path: Path) -> None:
+    """Refuse a file that cannot be written before anything is computed for it. Raises UsageError."""
+    if path.is_dir():
+        raise UsageError(f"--output {path} is a folder; name a file in it")
+    if not path.parent.is_dir():
+        raise UsageError(f"--output {path}: there is no folder {path.parent}; make it first (mkdir -p {path.parent})")
+
+
+def read_text(path: Path, what: str) -> str:
+    """The text of a file that the user named. Raises UsageError."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as exc:
+        raise UsageError(f"{what} {path} cannot be read: {exc}") from exc
+
+
+def parse_time_ms(text: str | None, option: str) -> int | None:
+    """2018-04-01 or an RFC 3339 time, as epoch ms. Raises UsageError naming the option."""
+    if text is None:
+        return None
+    try:
+        day = datetime.strptime(text, "%Y-%m-%d").replace(tzinfo=UTC)
+        return int(day.timestamp() * 1000)
+    except ValueError:
+        pass
+    try:
+        return event_time_ms(text)
+    except Exception as exc:
+        raise UsageError(f"{option}: write a day such as 2018-04-01 or a time such as 2018-04-01T12:00:00Z") from exc

@@ -1,0 +1,104 @@
+"""`features`: the training export; `features explain`: a feature set in words and its memory; `features schema`: for
+editors."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from features.feature_description import describe, duration, json_schema
+from scorer.cli.command_support import Json, check_output, counting, out, read_mapping, show
+from scorer.cli.risk_options import MappingOption, read_feature_set, with_report
+from scorer.errors import UsageError
+from scorer.replay import file_batches, training_table, write_training_table
+
+app = typer.Typer(
+    help="Training export: the live engine's own feature values, plus label. Also: explain and schema.",
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback()
+def export(
+    context: typer.Context,
+    feature_set: Annotated[
+        Path | None, typer.Option("--feature-set", exists=True, dir_okay=False, help="The feature set (YAML).")
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Option("--input", exists=True, dir_okay=False, help="Parquet, CSV or JSON lines.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Parquet to write.")] = None,
+    mapping: MappingOption = None,
+    as_json: Json = False,
+) -> None:
+    """Training export: the live engine's own feature values, plus label.
+
+    Example: fraud-scorer features --feature-set cards.yaml --input history.parquet --mapping m.yaml --output
+    features.parquet"""
+    if context.invoked_subcommand is not None:
+        return
+    if feature_set is None or file is None or output is None:
+        missing = [
+            option
+            for option, value in (("--feature-set", feature_set), ("--input", file), ("--output", output))
+            if value is None
+        ]
+        raise UsageError(f"features needs {', '.join(missing)}; `fraud-scorer features --help` shows an example")
+    check_output(output)
+    declared = read_feature_set(feature_set)
+    with counting("payments", quiet=as_json) as progress:
+        table = training_table(declared, file_batches(file, read_mapping(mapping)), source=file, progress=progress)
+    write_training_table(table, declared.names, output)
+    result = {
+        "rows": len(table.payment_id),
+        "features": len(declared.names),
+        "labelled": int((table.label >= 0).sum()),
+        "fingerprint": declared.fingerprint,
+    }
+    show(with_report(result, table.report), as_json=as_json, title=str(output))
+
+
+@app.command()
+def explain(
+    feature_set: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="The feature set (YAML).")],
+    as_json: Json = False,
+) -> None:
+    """Each feature in words, what a key and a payment cost in memory, and the set's fingerprint.
+
+    Example: fraud-scorer features explain cards.yaml
+    """
+    declared = read_feature_set(feature_set)
+    cost = describe(declared)
+    summary = {
+        "name": declared.name, "fingerprint": cost.fingerprint, "features": len(cost.features), "windows": cost.windows,
+        "bytes_per_payment": cost.bytes_per_payment, "log_kept": duration(cost.log_kept_ms),
+        **{f"bytes_per_key_{entity}": size for entity, size in cost.bytes_per_key.items()},
+    }  # fmt: skip
+    if as_json:
+        columns = [asdict(f) for f in cost.features]
+        show({**summary, "columns": columns}, as_json=True, title="")
+        return
+    table = Table(
+        "feature", "what it is", "bytes a key", "and at most, for", title=str(feature_set), title_justify="left"
+    )
+    for f in cost.features:
+        table.add_row(
+            f.name, f.sentence, str(f.bytes_per_key or ""), f"{f.bytes_more_max} {f.counted}" if f.counted else ""
+        )
+    out.print(table)
+    show(summary, as_json=False, title="Together (groups that features share are counted once)")
+
+
+@app.command()
+def schema() -> None:
+    """JSON Schema of the feature set, for editors that complete and check YAML.
+
+    Example: fraud-scorer features schema > feature_set.schema.json
+    """
+    print(json.dumps(json_schema(), indent=2))

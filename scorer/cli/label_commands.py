@@ -1,0 +1,192 @@
+"""`labels`: chargebacks and analysts' verdicts onto the control topic, and what is known of a payment."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import psycopg
+import pyarrow.parquet as pq
+import typer
+from confluent_kafka import KafkaError, KafkaException, Message
+from rich.table import Table
+
+from schemas.errors import ContractError
+from schemas.fields import check_contract
+from schemas.label import Label
+from scorer import kafka
+from scorer.cli.command_support import Json, out, show
+from scorer.cli.command_support import settings as load_settings
+from scorer.errors import FraudScorerError, UsageError
+from scorer.trail.tables import connect_text
+
+app = typer.Typer(help="Verdicts on payments: chargebacks, analysts.", no_args_is_help=True)
+_VERDICTS = {"fraud": True, "genuine": False, "true": True, "false": False, "1": True, "0": False}
+_FLUSH_S = 30.0
+
+
+@app.command()
+def add(
+    payment_id: Annotated[str | None, typer.Argument(help="The payment judged; leave out with --input.")] = None,
+    fraud: Annotated[bool | None, typer.Option("--fraud/--genuine", help="The verdict.")] = None,
+    known_at: Annotated[
+        str | None, typer.Option(help="When it became known (RFC 3339, on the scale of event time); now by default.")
+    ] = None,
+    event_time: Annotated[str | None, typer.Option(help="Event time of the payment, when known.")] = None,
+    source: Annotated[str | None, typer.Option(help="chargeback, analyst, customer_report …")] = None,
+    analyst: Annotated[str | None, typer.Option(help="Who gave it.")] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option("--input", exists=True, dir_okay=False, help="JSON lines, CSV or Parquet of labels instead."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Send verdicts to the control topic: they reach the features of later payments, and table labels keeps them all.
+
+    A file has the columns payment_id and fraud (or verdict: fraud, genuine), and known_at, event_time, source, analyst
+    as it likes; options given here fill in what a line lacks. All lines are checked before the first is sent.
+
+    Example: fraud-scorer labels add p_7f3a19 --fraud --source chargeback
+    """
+    if (payment_id is None) == (file is None):
+        raise UsageError("give either a payment id or --input FILE")
+    given = {"known_at": known_at, "event_time": event_time, "source": source, "analyst": analyst}
+    given = {name: value for name, value in given.items() if value is not None}
+    now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
+    default: dict[str, Any] = {"type": "label", "known_at": now} | given
+    if fraud is not None:
+        default["fraud"] = fraud
+    if file is None:
+        if fraud is None:
+            raise UsageError("give the verdict: --fraud or --genuine")
+        labels = [_label(default | {"payment_id": payment_id}, "the label")]
+    else:
+        labels = [_label(default | line, f"{file}, line {number}") for number, line in _lines(file)]
+    _send(labels)
+    show({"labels": len(labels), "fraud": sum(label.fraud for label in labels)}, as_json=as_json, title="Sent")
+
+
+@app.command()
+def history(payment_id: Annotated[str, typer.Argument(help="The payment.")], as_json: Json = False) -> None:
+    """Every verdict ever given on a payment: who, when, known at. The last line is the one that holds.
+
+    Example: fraud-scorer labels history p_7f3a19
+    """
+    names = ("fraud", "known_at", "source", "analyst", "recorded_at")
+    try:
+        with psycopg.connect(connect_text(load_settings().postgres_url)) as connection:
+            rows = connection.execute(
+                f'SELECT {", ".join(names)} FROM labels WHERE payment_id = %s ORDER BY known_at, "offset"',  # noqa: S608
+                (payment_id,),
+            ).fetchall()
+    except psycopg.Error as exc:
+        raise FraudScorerError(f"Postgres: {type(exc).__name__}") from exc
+    found = [
+        {n: v.isoformat() if isinstance(v, datetime) else v for n, v in zip(names, row, strict=True)} for row in rows
+    ]
+    if as_json:
+        show({"payment_id": payment_id, "labels": found}, as_json=True, title="")
+        return
+    table = Table("verdict", *names[1:], title=payment_id, title_justify="left")
+    for label in found:
+        verdict = "fraud" if label["fraud"] else "genuine"
+        table.add_row(verdict, *("" if label[name] is None else str(label[name]) for name in names[1:]))
+    out.print(table if found else f"nothing is known of {payment_id}")
+
+
+def _label(document: dict[str, Any], where: str) -> Label:
+    """A checked label. Raises UsageError naming the line and the field, never the value."""
+    try:
+        return check_contract(Label, document)
+    except ContractError as exc:
+        raise UsageError(f"{where}: {exc.field or 'the label'}: {exc.message}; nothing was sent") from None
+
+
+def _lines(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The file's labels with their line numbers; empty cells are left out."""
+    kind = file.suffix.lower()
+    if kind == ".csv":
+        with file.open(newline="", encoding="utf-8") as text:
+            rows: Iterator[tuple[int, dict[str, Any]]] = iter(list(enumerate(csv.DictReader(text), start=2)))
+    elif kind == ".parquet":
+        rows = iter(enumerate(pq.read_table(file).to_pylist(), start=1))
+    elif kind in {".jsonl", ".ndjson", ".json"}:
+        rows = enumerate((_json(line, file, n) for n, line in _texts(file)), start=1)
+    else:
+        raise UsageError(f"{file}: neither .jsonl, .csv nor .parquet")
+    for number, row in rows:
+        if None in row:
+            raise UsageError(f"{file}, line {number}: more cells than the header has; nothing was sent")
+        yield number, _plain(row, f"{file}, line {number}")
+
+
+def _texts(file: Path) -> Iterator[tuple[int, str]]:
+    with file.open(encoding="utf-8") as text:
+        for number, line in enumerate(text, start=1):
+            if line.strip():
+                yield number, line
+
+
+def _json(line: str, file: Path, number: int) -> dict[str, Any]:
+    try:
+        document = json.loads(line)
+    except ValueError:
+        raise UsageError(f"{file}, line {number}: not JSON; nothing was sent") from None
+    if not isinstance(document, dict):
+        raise UsageError(f"{file}, line {number}: not a JSON object; nothing was sent")
+    return document
+
+
+def _plain(row: dict[str, Any], where: str) -> dict[str, Any]:
+    """Cells as the contract wants them: a verdict in words, times as text."""
+    result = {name: value for name, value in row.items() if value not in (None, "")}
+    for name in ("verdict", "fraud"):
+        value = result.get(name)
+        if name == "verdict" or isinstance(value, str | int):
+            if value is None or isinstance(value, bool):
+                continue
+            verdict = _VERDICTS.get(str(value).strip().lower())
+            if verdict is None:
+                raise UsageError(f"{where}: {name}: write fraud or genuine; nothing was sent")
+            result.pop(name)
+            result["fraud"] = verdict
+    for name in ("known_at", "event_time"):
+        if isinstance(result.get(name), datetime):
+            moment: datetime = result[name]
+            result[name] = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).isoformat()
+        elif isinstance(result.get(name), str) and result[name].isdigit():
+            result[name] = int(result[name])  # epoch milliseconds in a CSV
+    return result
+
+
+def _send(labels: list[Label]) -> None:
+    settings = load_settings()
+    topic = kafka.Topics.of(settings.kafka).control
+    kafka.partition_count(kafka.admin(settings.kafka), topic)  # says so when setup was forgotten
+    producer = kafka.plain_producer(settings.kafka)
+    failed: list[str] = []
+
+    def delivered(error: KafkaError | None, _message: Message) -> None:
+        if error is not None:
+            failed.append(error.name())
+
+    for label in labels:
+        value = label.model_dump_json(exclude_none=True).encode()
+        while True:
+            try:
+                producer.produce(topic, value, partition=0, on_delivery=delivered)
+                break
+            except BufferError:
+                producer.poll(0.1)
+            except KafkaException as exc:
+                raise kafka.KafkaFailure(f"a label was refused ({kafka.describe(exc)})") from exc
+    remaining = producer.flush(_FLUSH_S)
+    if remaining or failed:
+        raise kafka.KafkaFailure(
+            f"{remaining + len(failed)} of {len(labels)} labels did not reach Kafka "
+            f"({failed[0] if failed else 'no answer'}); sending the file again does no harm"
+        )

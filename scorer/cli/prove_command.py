@@ -1,0 +1,92 @@
+"""`prove`: history decided again and held against what was decided live."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from scorer.bundle import Bundle
+from scorer.cli.command_support import Json, check_output, counting, err, out, parse_time_ms, read_mapping, show
+from scorer.cli.command_support import settings as load_settings
+from scorer.cli.risk_options import MappingOption
+from scorer.errors import PromiseBroken, UsageError
+from scorer.proof import Differences, Proof, prove_file, prove_topic
+from scorer.proof.differences import SENTENCES
+from scorer.runtime.settings import reading_history
+
+
+def prove(
+    bundle: Annotated[Path, typer.Option("--bundle", exists=True, file_okay=False, help="The bundle to decide with.")],
+    source: Annotated[
+        str, typer.Option("--input", help="`topic`: the payments topic along its journal; or a file of payments.")
+    ] = "topic",
+    mapping: MappingOption = None,
+    begin: Annotated[
+        str | None, typer.Option("--from", help="Compare payments from this time on; earlier ones fill windows.")
+    ] = None,
+    until: Annotated[str | None, typer.Option("--until", help="Compare payments before this time.")] = None,
+    shard: Annotated[int, typer.Option(min=0, help="With topic: which shard's journal.")] = 0,
+    differences: Annotated[
+        Path | None, typer.Option("--differences", help="Write each difference: NAME.parquet or NAME.jsonl.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Decide history again and compare each payment with the audit trail; each difference is told with its cause.
+
+    Causes: another bundle or feature set decided live; a late label; the file says something else; tampering. Exits 3
+    when a row was tampered with, is missing, or differs without a cause.
+
+    Example: fraud-scorer prove --bundle bundles/cards --differences differences.parquet
+    """
+    if differences is not None:
+        check_output(differences)
+    loaded, settings = Bundle.load(bundle), reading_history(load_settings())
+    begin_ms, until_ms = parse_time_ms(begin, "--from"), parse_time_ms(until, "--until")
+    found = Differences(differences)
+    try:
+        with counting("payments", quiet=as_json) as progress:
+            if source == "topic":
+                prove_topic(
+                    loaded,
+                    settings,
+                    found,
+                    shard=shard,
+                    begin_ms=begin_ms,
+                    until_ms=until_ms,
+                    progress=progress,
+                    expect=progress.expect,
+                )
+            elif Path(source).is_file():
+                prove_file(
+                    loaded, Path(source), read_mapping(mapping), settings.postgres_url, found,
+                    begin_ms=begin_ms, until_ms=until_ms, progress=progress, expect=progress.expect,
+                )  # fmt: skip
+            else:
+                raise UsageError(f"--input {source}: neither a file nor the word `topic`")
+    finally:
+        proof = found.close()
+    _report(proof, as_json=as_json)
+    if not proof.holds:
+        raise PromiseBroken(
+            "the trail differs from what is decided again, and not by another bundle, feature set, label or payment"
+        )
+
+
+def _report(proof: Proof, *, as_json: bool) -> None:
+    result: dict[str, Any] = {"compared": proof.compared, "equal": proof.equal}
+    result |= {cause.value: count for cause, count in sorted(proof.causes.items())}
+    result |= {"behind": proof.behind, "erased": proof.erased, "dropped": proof.dropped, "holds": proof.holds}
+    if not as_json and proof.first:
+        table = Table(
+            "payment", "cause", "columns", "why", title=f"First {len(proof.first)} differences", title_justify="left"
+        )
+        for difference in proof.first:
+            columns = ", ".join(difference.columns[:4]) + (", …" if len(difference.columns) > 4 else "")
+            table.add_row(difference.payment_id, difference.cause.value, columns, difference.detail)
+        out.print(table)
+        for cause, count in sorted(proof.causes.items()):
+            err.print(f"{count:,} {cause.value}: {SENTENCES[cause]}")
+    show(result, as_json=as_json, title="Compared with what was decided live")

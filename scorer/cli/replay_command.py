@@ -1,0 +1,127 @@
+"""`replay`: history decided again."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from scorer.bundle import Bundle
+from scorer.cli.command_support import Counting, Json, check_output, counting, parse_time_ms, read_mapping, show
+from scorer.cli.command_support import settings as load_settings
+from scorer.cli.risk_options import MappingOption, with_report
+from scorer.errors import UsageError
+from scorer.replay import Open, Report, Window, replay_audit, replay_file, replay_shares, replay_topic
+from scorer.replay.process_shares import PROCESSES_MAX
+from scorer.runtime.settings import reading_history
+
+_OFFSETS = re.compile(r"([0-9]{1,10}):([0-9]{1,19})-([0-9]{1,19})")
+_TOPIC = "topic:"
+
+
+def replay(
+    bundle: Annotated[Path, typer.Option("--bundle", exists=True, file_okay=False, help="The bundle to decide with.")],
+    source: Annotated[
+        str,
+        typer.Option(
+            "--input",
+            help="A file; `topic`: the payments topic along its journal; `audit`: logged features in Postgres.",
+        ),
+    ],
+    output: Annotated[
+        str | None,
+        typer.Option(
+            help="All about each decision: NAME.parquet, a folder by day, or topic:NAME (not a live one). An "
+            "interrupted run into a folder or topic goes on."
+        ),
+    ] = None,
+    mapping: MappingOption = None,
+    begin: Annotated[
+        str | None, typer.Option("--from", help="Write payments from this time on; earlier ones fill windows.")
+    ] = None,
+    until: Annotated[str | None, typer.Option("--until", help="Write payments before this time.")] = None,
+    offsets: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="With topic or audit: write payments of PARTITION:START-END (END excluded); may be repeated."
+        ),
+    ] = None,
+    processes: Annotated[
+        int,
+        typer.Option(min=1, max=PROCESSES_MAX, help="With a file in order of time: so many processes, each some keys."),
+    ] = 1,
+    shard: Annotated[int, typer.Option(min=0, help="With topic or audit: which shard's journal.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Decide history again through the same function. Along the journal every digest is checked; a difference exits 3.
+
+    Example: fraud-scorer replay --bundle bundles/cards --input topic --output decided
+    """
+    if output is not None and output.endswith(".parquet"):
+        check_output(Path(output))
+    loaded = Bundle.load(bundle)
+    window = Window(parse_time_ms(begin, "--from"), parse_time_ms(until, "--until"), _ranges(offsets or []))
+    target = _target(output)
+    with counting("payments", quiet=as_json) as progress:
+        report = _replayed(loaded, bundle, source, target, mapping, window, shard, processes, progress)
+    result: dict[str, Any] = {"decisions": report.decisions, "flagged": report.flagged}
+    if source == "topic":
+        result["batches_equal"] = report.batches_checked
+    show(with_report(result, report), as_json=as_json, title=f"Replayed with {loaded.id}")
+
+
+def _replayed(
+    bundle: Bundle,
+    folder: Path,
+    source: str,
+    target: Path | Open | None,
+    mapping: Path | None,
+    window: Window,
+    shard: int,
+    processes: int,
+    progress: Counting,
+) -> Report:
+    options: dict[str, Any] = {"progress": progress, "expect": progress.expect}
+    if processes > 1 and source in ("topic", "audit"):
+        raise UsageError("--processes is for files; of a topic, replay each --shard by a command of its own")
+    if source == "topic":
+        settings = reading_history(load_settings())
+        return replay_topic(bundle, settings, target, shard=shard, window=window, **options)
+    if source == "audit":
+        return replay_audit(bundle, load_settings().postgres_url, target, shard=shard, window=window, **options)
+    if not Path(source).is_file():
+        raise UsageError(f"--input {source}: neither a file nor one of the words `topic` and `audit`")
+    if window.offsets:
+        raise UsageError("--offsets are of topics; with a file use --from and --until")
+    times: dict[str, Any] = {"begin_ms": window.begin_ms, "until_ms": window.until_ms}
+    if processes > 1:
+        shared = read_mapping(mapping)
+        return replay_shares(folder, Path(source), shared, target, processes=processes, **times, **options)
+    return replay_file(bundle, Path(source), read_mapping(mapping), target, **times, **options)
+
+
+def _target(output: str | None) -> Path | Open | None:
+    """A path, or what opens a topic of its own."""
+    if output is None or not output.startswith(_TOPIC):
+        return None if output is None else Path(output)
+    # The one part of a replay that writes to Kafka, and loaded only where it does.
+    from scorer.operate.replay_topic_output import TopicOutput, refuse_live  # noqa: PLC0415
+
+    settings, name = reading_history(load_settings()), output.removeprefix(_TOPIC)
+    refuse_live(settings, name)
+    return lambda _schema, about: TopicOutput(settings, name, about)
+
+
+def _ranges(texts: list[str]) -> dict[int, tuple[int, int]]:
+    """PARTITION:START-END as offsets by partition. Raises UsageError."""
+    result: dict[int, tuple[int, int]] = {}
+    for text in texts:
+        found = _OFFSETS.fullmatch(text)
+        if found is None or int(found[2]) >= int(found[3]):
+            raise UsageError(f"--offsets {text}: write PARTITION:START-END with END after START, such as 0:1000-2000")
+        if int(found[1]) in result:
+            raise UsageError(f"--offsets: partition {found[1]} is named twice; give one range for each")
+        result[int(found[1])] = int(found[2]), int(found[3])
+    return result

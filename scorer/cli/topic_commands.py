@@ -1,0 +1,192 @@
+"""`setup`, `simulate`, `send`, `settings`, `schemas`: topics and what goes onto them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+from rich.table import Table
+
+from schemas.published import json_schemas
+from scorer.cli.command_support import Json, err, out, parse_time_ms, read_mapping, show, stop_on_signals
+from scorer.cli.command_support import settings as load_settings
+from scorer.errors import UsageError
+from scorer.operate.send import Outgoing, Sender, outgoing_pairs
+from scorer.runtime.settings import described
+
+DAY_MS = 86_400_000
+
+
+def setup(
+    as_json: Json = False,
+    topics_only: Annotated[bool, typer.Option("--topics-only", help="Leave Postgres alone.")] = False,
+) -> None:
+    """Create topics and tables. Idempotent; what exists is checked, never changed.
+
+    Example: fraud-scorer setup
+    """
+    from scorer.operate.setup import setup as run_setup  # noqa: PLC0415
+
+    made = run_setup(load_settings(), postgres=not topics_only)
+    if as_json:
+        print(
+            json.dumps(
+                {
+                    "topics": {
+                        plan.name: {"partitions": plan.partitions, "made": new, "config": plan.config}
+                        for plan, new in made
+                    }
+                }
+            )
+        )
+        return
+    table = Table("topic", "partitions", "retention", "made now", "what for", title="Topics", title_justify="left")
+    for plan, new in made:
+        hours = int(plan.config["retention.ms"]) // 3_600_000
+        table.add_row(
+            plan.name,
+            str(plan.partitions),
+            "kept" if hours < 0 else f"{hours / 24:g} d",
+            "yes" if new else "no",
+            plan.why,
+        )
+    out.print(table)
+
+
+def simulate(
+    seed: Annotated[int, typer.Option(help="The same seed gives the same payments.")] = 1,
+    customers: Annotated[int, typer.Option(min=100, help="People in the world.")] = 2000,
+    start: Annotated[
+        str | None,
+        typer.Option("--from", help="Event time of the first payment, such as 2026-01-01; a year ago by default."),
+    ] = None,
+    rate: Annotated[float | None, typer.Option(min=0.1, help="Payments a second.")] = None,
+    speed: Annotated[float | None, typer.Option(min=0.001, help="Times real time.")] = None,
+    count: Annotated[int | None, typer.Option(min=1, help="Stop after so many payments.")] = None,
+    seconds: Annotated[float | None, typer.Option(min=0.1, help="Stop after so many seconds.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Write JSON lines here instead of Kafka (needs --count).")] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="With --output: control records of the labels, JSON lines.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Simulated payments with five kinds of fraud, and labels with their delays, onto the topics or into a file.
+
+    Example: fraud-scorer simulate --rate 200 --seconds 60
+    """
+    from scorer.simulate import World  # noqa: PLC0415
+
+    if rate is not None and speed is not None:
+        raise UsageError("give --rate or --speed, not both")
+    start_ms = parse_time_ms(start, "--from")
+    world = World(seed, customers=customers)
+    if start_ms is None:
+        start_ms = int(datetime.now(UTC).timestamp() * 1000) // DAY_MS * DAY_MS - 365 * DAY_MS
+    blocks = simulated(world, start_ms)
+    if output is not None:
+        if count is None:
+            raise UsageError("--output needs --count: the simulation itself has no end")
+        show(_write(blocks, count, output, labels), as_json=as_json, title="Simulated")
+        return
+    with stop_on_signals() as stop:
+        sender = Sender(load_settings())
+        sent = sender.run(blocks, stop=stop, rate=rate, speed=speed, limit=count, seconds=seconds)
+    show({"payments": sent.payments, "labels": sent.labels}, as_json=as_json, title="Sent")
+
+
+def simulated(world: object, start_ms: int) -> Iterator[Outgoing]:
+    """The simulator's batches as the sender takes them."""
+    for batch in world.stream(start_ms):  # type: ignore[attr-defined]
+        known = batch.label_known_at_ms[batch.label_known_at_ms >= 0]
+        yield Outgoing(batch.keys(), batch.to_json(), batch.event_time_ms, outgoing_pairs(batch.labels_json(), known))
+
+
+def _write(blocks: Iterator[Outgoing], count: int, output: Path, labels: Path | None) -> dict[str, int]:
+    written = labelled = 0
+    with output.open("wb") as payments, labels.open("wb") if labels else Path("/dev/null").open("wb") as verdicts:
+        for block in blocks:
+            values = block.values[: count - written]
+            payments.write(b"".join(value + b"\n" for value in values))
+            for _, label in block.labels:
+                verdicts.write(label + b"\n")
+            written += len(values)
+            labelled += len(block.labels)
+            if written >= count:
+                break
+    return {"payments": written, "labels": labelled if labels else 0}
+
+
+def send(
+    file: Annotated[Path, typer.Option("--input", exists=True, dir_okay=False, help="Parquet, CSV or JSON lines.")],
+    mapping: Annotated[
+        Path | None,
+        typer.Option(help="Which column is which field (YAML); not needed for JSON lines in the contract's form."),
+    ] = None,
+    rate: Annotated[float | None, typer.Option(min=0.1, help="Payments a second.")] = None,
+    speed: Annotated[float | None, typer.Option(min=0.001, help="Times real time.")] = None,
+    count: Annotated[int | None, typer.Option(min=1, help="Stop after so many payments.")] = None,
+    no_labels: Annotated[bool, typer.Option("--no-labels", help="Payments only.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Payments of a file, and their labels when they become known, onto the topics.
+
+    Example: fraud-scorer send --input payments.parquet --mapping mapping.yaml --speed 1000
+    """
+    from scorer.files.file_reader import label_records, read_payments  # noqa: PLC0415
+
+    if rate is not None and speed is not None:
+        raise UsageError("give --rate or --speed, not both")
+
+    def blocks() -> Iterator[Outgoing]:
+        for block in read_payments(file, read_mapping(mapping)):
+            known = block.label_known_at_ms[np.asarray(block.label) >= 0]
+            yield Outgoing(block.keys, block.values, block.event_time_ms, outgoing_pairs(label_records(block), known))
+
+    with stop_on_signals() as stop:
+        sent = Sender(load_settings()).run(
+            blocks(), stop=stop, rate=rate, speed=speed, limit=count, with_labels=not no_labels
+        )
+    show({"payments": sent.payments, "labels": sent.labels}, as_json=as_json, title="Sent")
+
+
+def settings(as_json: Json = False) -> None:
+    """All settings with value, source and meaning; secrets hidden.
+
+    Example: fraud-scorer settings
+    """
+    rows = list(described(load_settings()))
+    if as_json:
+        print(
+            json.dumps(
+                {name: {"value": value, "source": source, "meaning": meaning} for name, value, source, meaning in rows}
+            )
+        )
+        return
+    table = Table("setting", "value", "source", "meaning")
+    for row in rows:
+        table.add_row(*row)
+    out.print(table)
+
+
+def schemas(
+    output: Annotated[
+        Path | None, typer.Option(help="Folder to write one file per contract to; stdout otherwise.")
+    ] = None,
+) -> None:
+    """JSON Schema of every contract: payment, label, control, decision, journal, audit, dead letter.
+
+    Example: fraud-scorer schemas --output contracts/
+    """
+    documents = json_schemas()
+    if output is None:
+        print(json.dumps(documents, indent=2))
+        return
+    output.mkdir(parents=True, exist_ok=True)
+    for name, document in documents.items():
+        (output / f"{name}.schema.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    err.print(f"{len(documents)} contracts written to {output}")

@@ -1,0 +1,187 @@
+"""Kafka's clients and their settings: every trap of the client that is met by a setting is met here."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import structlog
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
+from confluent_kafka.admin import AdminClient
+
+from scorer.errors import UsageError
+from scorer.kafka.failures import describe
+from scorer.runtime.settings import KafkaSettings, Settings
+
+log = structlog.get_logger()
+
+QUIET_S = 5.0
+
+_Client = TypeVar("_Client")
+
+
+def client_config(settings: KafkaSettings) -> dict[str, Any]:
+    """What every client shares."""
+    config: dict[str, Any] = {
+        "bootstrap.servers": settings.bootstrap_servers,
+        "client.id": settings.client_id,
+        **settings.security,
+        "error_cb": _on_error,
+        "log_level": 2,  # errors come through error_cb, once and structured
+        "socket.keepalive.enable": True,
+        "reconnect.backoff.ms": 50,
+        "reconnect.backoff.max.ms": 2_000,
+    }
+    if settings.client_rack is not None:
+        config["client.rack"] = settings.client_rack
+    if settings.sasl_password is not None:
+        config["sasl.password"] = settings.sasl_password.get_secret_value()
+    if settings.ssl_key_password is not None:
+        config["ssl.key.password"] = settings.ssl_key_password.get_secret_value()
+    if settings.oauth_client_secret is not None:
+        config["sasl.oauthbearer.client.secret"] = settings.oauth_client_secret.get_secret_value()
+    return config
+
+
+# By error code: when it was logged last, and how many have come since that were not.
+_logged: dict[int, tuple[float, int]] = {}
+
+
+def _suppressed(code: int, *, always: bool = False) -> int | None:
+    """How many errors of this code were suppressed since the last one that was logged; None when this one is suppressed
+    too (never with `always`): every client has them, up to 70 times a second."""
+    logged_at, suppressed = _logged.get(code, (float("-inf"), 0))
+    if time.monotonic() - logged_at < QUIET_S and not always:
+        _logged[code] = logged_at, suppressed + 1
+        return None
+    _logged[code] = time.monotonic(), 0
+    return suppressed
+
+
+def _on_error(error: KafkaError) -> None:
+    # Transport errors heal by themselves; they must be seen, not acted upon. Fatal ones also come out of the next call.
+    if error.code() in (KafkaError._AUTHENTICATION, KafkaError.SASL_AUTHENTICATION_FAILED):
+        if _suppressed(KafkaError._AUTHENTICATION) is not None:
+            log.error(
+                "kafka.login_refused", reason=error.str(), repair="renew the credentials; a new secret is read at start"
+            )
+        return
+    suppressed = _suppressed(error.code(), always=error.fatal())
+    if suppressed is not None:
+        log.warning("kafka.client_error", code=error.name(), fatal=error.fatal(), suppressed=suppressed)
+
+
+def _made(kind: Callable[[dict[str, Any]], _Client], config: dict[str, Any]) -> _Client:
+    """A client. Raises UsageError for a setting that librdkafka refuses, in its words, which name it."""
+    try:
+        return kind(config)
+    except KafkaException as exc:
+        raise UsageError(f"{describe(exc)}; FRAUD_SCORER_KAFKA__SECURITY holds librdkafka's settings") from exc
+
+
+def reader(
+    settings: KafkaSettings,
+    *,
+    group: str,
+    fetch_wait_ms: int = 5,
+    memory_kib: int = 32_768,
+    committed: bool = True,
+    **overrides: Any,
+) -> Consumer:
+    """A consumer for manual assignment: it joins no group and commits nothing.
+    `group` is a name for the broker's logs and quotas."""
+    return _made(
+        Consumer,
+        {
+            **client_config(settings),
+            "group.id": group,
+            "enable.auto.commit": False,
+            "enable.auto.offset.store": False,
+            "isolation.level": "read_committed" if committed else "read_uncommitted",
+            # A position outside the log is an error with a name, never a silent jump over payments.
+            "auto.offset.reset": "error",
+            "enable.partition.eof": True,
+            "fetch.wait.max.ms": fetch_wait_ms,
+            # 64 MiB a partition by default: too much to promise bounded memory.
+            "queued.max.messages.kbytes": memory_kib,
+            "fetch.message.max.bytes": 1_048_576,
+            "check.crcs": True,
+            **overrides,
+        },
+    )
+
+
+def member(settings: Settings, group: str) -> Consumer:
+    """The group member whose assignment of journal partitions is ownership of shards."""
+    config = {
+        **client_config(settings.kafka),
+        "group.id": group,
+        "enable.auto.commit": False,
+        "enable.auto.offset.store": False,
+        "auto.offset.reset": "earliest",
+        # Never below the session timeout: the client refuses that.
+        "max.poll.interval.ms": max(settings.worker.max_poll_interval_ms, settings.worker.session_timeout_ms),
+        "queued.max.messages.kbytes": 1024,
+        "group.protocol": settings.worker.group_protocol,
+    }
+    if settings.worker.group_protocol == "classic":
+        config |= {
+            "partition.assignment.strategy": "cooperative-sticky",
+            "session.timeout.ms": settings.worker.session_timeout_ms,
+            # A cooperative hand-over takes two rounds of heartbeats: 6 s with the default of 3 s, 1 s with this.
+            "heartbeat.interval.ms": 500,
+        }
+    if settings.worker.instance_id:
+        config["group.instance.id"] = settings.worker.instance_id
+    return _made(Consumer, config)
+
+
+def transactional_id(settings: Settings, owner: str) -> str:
+    """The stable id of `owner`'s producer."""
+    return f"{settings.kafka.topic_prefix}{settings.worker.application}-{owner}"
+
+
+def transactional_producer(settings: Settings, owner: str) -> Producer:
+    """The one producer of `owner` (a shard, say). Its id is stable, so that a new owner fences the former one and
+    settles what it left open."""
+    return _made(
+        Producer,
+        {
+            **client_config(settings.kafka),
+            "transactional.id": transactional_id(settings, owner),
+            "transaction.timeout.ms": settings.worker.transaction_timeout_ms,
+            "enable.idempotence": True,
+            "acks": "all",
+            "linger.ms": 2,
+            "compression.type": "lz4",
+            "queue.buffering.max.messages": 200_000,
+            "queue.buffering.max.kbytes": 262_144,
+            "batch.size": 524_288,
+            # After EndTxn the next AddPartitionsToTxn often meets CONCURRENT_TRANSACTIONS, and librdkafka then waits
+            # for its back-off: 100 ms by default, on every commit.
+            "retry.backoff.ms": 1,
+            "retry.backoff.max.ms": 10,
+        },
+    )
+
+
+def plain_producer(settings: KafkaSettings, **overrides: Any) -> Producer:
+    """An idempotent producer without transactions, for what the product sends into its own input topics."""
+    return _made(
+        Producer,
+        {
+            **client_config(settings),
+            "enable.idempotence": True,
+            "acks": "all",
+            "linger.ms": 2,
+            "compression.type": "lz4",
+            "queue.buffering.max.kbytes": 131_072,
+            **overrides,
+        },
+    )
+
+
+def admin(settings: KafkaSettings) -> AdminClient:
+    """A client for topics and offsets."""
+    return _made(AdminClient, client_config(settings))

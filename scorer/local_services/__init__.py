@@ -1,0 +1,24 @@
+"""Kafka and Postgres on this machine, for the demo and the tests: `with local_services() as services: …`."""
+
+from __future__ import annotations
+
+from scorer.local_services.local_kafka import Kafka
+from scorer.local_services.local_postgres import Postgres
+from scorer.local_services.service_errors import (
+    AddressSilentError,
+    NoWayToStartError,
+    ServiceNotReadyError,
+    ServicesError,
+)
+from scorer.local_services.services import Services, local_services
+
+__all__ = [
+    "AddressSilentError",
+    "Kafka",
+    "NoWayToStartError",
+    "Postgres",
+    "ServiceNotReadyError",
+    "Services",
+    "ServicesError",
+    "local_services",
+]

@@ -1,0 +1,142 @@
+"""`fraud-scorer setup`: topics and tables, idempotent. What exists is checked and never changed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, ResourceType
+
+from scorer import kafka
+from scorer.errors import UsageError
+from scorer.runtime.settings import Settings
+from scorer.trail.tables import migrate
+
+HOUR_MS = 3_600_000
+TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True)
+class TopicPlan:
+    """A topic as it should be. `why` is shown to people."""
+
+    name: str
+    partitions: int
+    config: dict[str, str]
+    why: str
+
+
+def topic_plans(settings: Settings) -> list[TopicPlan]:
+    """All topics with partitions and configuration, from settings."""
+    topics, wanted, shards = kafka.Topics.of(settings.kafka), settings.topics, settings.worker.shards
+
+    def config(hours: int, **more: str) -> dict[str, str]:
+        return {
+            "cleanup.policy": "delete",
+            "retention.ms": str(-1 if hours < 0 else hours * HOUR_MS),
+            "min.insync.replicas": str(wanted.min_insync_replicas),
+            **more,
+        }
+
+    return [
+        TopicPlan(
+            topics.payments,
+            wanted.payments_partitions,
+            config(wanted.payments_retention_hours),
+            "input; kept as long as the longest window",
+        ),
+        TopicPlan(
+            topics.decisions,
+            wanted.payments_partitions,
+            config(wanted.decisions_retention_hours),
+            "one per payment, same key and partition number",
+        ),
+        TopicPlan(
+            topics.audit,
+            shards,
+            config(wanted.audit_retention_hours),
+            "one partition per shard; kept as long as Postgres may be away",
+        ),
+        # Until there are snapshots, the journal's beginning is needed to recover.
+        TopicPlan(
+            topics.journal, shards, config(-1), "one partition per shard; owning it is owning the shard; kept for ever"
+        ),
+        # One partition: every shard reads labels, lists and activations in the same order.
+        TopicPlan(
+            topics.control,
+            1,
+            config(-1),
+            "labels, lists, activations; one partition, read by every shard; kept for ever",
+        ),
+        TopicPlan(
+            topics.dead_letters,
+            wanted.payments_partitions,
+            config(wanted.dead_letters_retention_hours),
+            "what could not be decided, with origin and reason",
+        ),
+    ]
+
+
+def create_topics(settings: Settings) -> list[tuple[TopicPlan, bool]]:
+    """Create what is missing; give each topic's plan and whether it was made now.
+    Raises UsageError when one exists with other partitions."""
+    client = kafka.admin(settings.kafka)
+    plans = topic_plans(settings)
+    try:
+        existing = client.list_topics(timeout=kafka.METADATA_TIMEOUT_S).topics
+    except KafkaException as exc:
+        raise kafka.KafkaFailure(
+            f"Kafka at {settings.kafka.bootstrap_servers} does not answer: {kafka.describe(exc)}"
+        ) from exc
+    for plan in plans:
+        found = existing.get(plan.name)
+        if found is not None and len(found.partitions) != plan.partitions:
+            raise UsageError(
+                f"topic {plan.name} has {len(found.partitions)} partitions, settings say {plan.partitions}. "
+                "Partitions decide which payments share a shard: change the setting, or start with other topics "
+                "(FRAUD_SCORER_KAFKA__TOPIC_PREFIX)"
+            )
+    missing = [plan for plan in plans if plan.name not in existing]
+    made = (
+        client.create_topics(
+            [
+                NewTopic(plan.name, plan.partitions, settings.topics.replication_factor, config=plan.config)
+                for plan in missing
+            ],
+            operation_timeout=TIMEOUT_S,
+        )
+        if missing
+        else {}
+    )
+    for name, future in made.items():
+        try:
+            future.result(TIMEOUT_S)
+        except KafkaException as exc:
+            if exc.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:  # made by another setup in this moment
+                raise kafka.KafkaFailure(f"topic {name} cannot be made: {kafka.describe(exc)}") from exc
+    _check_config(client, plans)
+    return [(plan, plan in missing) for plan in plans]
+
+
+def _check_config(client: AdminClient, plans: list[TopicPlan]) -> None:
+    """A compacted or short-lived journal would lose what recovery needs: refuse it now, not after the loss."""
+    resources = {ConfigResource(ResourceType.TOPIC, plan.name): plan for plan in plans}
+    for resource, future in client.describe_configs(list(resources)).items():
+        try:
+            found = future.result(TIMEOUT_S)
+        except KafkaException:
+            continue  # not allowed to look, or a broker that cannot say; the worker checks offsets itself
+        policy = found.get("cleanup.policy")
+        if policy is not None and policy.value is not None and "compact" in policy.value:
+            raise UsageError(
+                f"topic {resource.name} is compacted ({policy.value}): records would vanish from its middle. "
+                "Set cleanup.policy=delete"
+            )
+
+
+def setup(settings: Settings, *, postgres: bool = True) -> list[tuple[TopicPlan, bool]]:
+    """Topics, then tables. Safe to run again, and by two at once."""
+    made = create_topics(settings)
+    if postgres:
+        migrate(settings.postgres_url)
+    return made

@@ -1,0 +1,8 @@
+"""Bytes to outcomes, pure: records, decoding, order, duplicates, features, model, policy, and the state's image.
+
+It may touch schemas, features, model, policy and loaded bundles; it knows no Kafka, no clock and no logger.
+"""
+
+from scorer.pipeline.pipeline import DEGRADED, DUPLICATE, LATE, NORMAL, Outcomes, Pipeline, explained
+
+__all__ = ["DEGRADED", "DUPLICATE", "LATE", "NORMAL", "Outcomes", "Pipeline", "explained"]

@@ -1,0 +1,281 @@
+"""The pure heart: a micro-batch of bytes in, outcomes out, the shard's state moved on.
+
+    decode → order → duplicates → features → model → policy → outcomes
+
+The live worker, crash recovery, replay and the training export all call `Pipeline.run`, so train/serve skew has nowhere
+to live. It knows no Kafka, no clock, no log. What a clock decided comes in as data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from features.engine_image import Image
+from schemas.audit import NULLABLE, AuditColumns, AuditContext, digest
+from schemas.control import ListAdd, ListRemove
+from schemas.decode import PaymentBatch
+from schemas.errors import ContractError
+from schemas.journal import FIRST_PREVIOUS, JournalRecord
+from schemas.label import Label
+from scorer.bundle import Bundle
+from scorer.errors import PromiseBroken, UsageError
+from scorer.pipeline.dedupe import Outcome
+from scorer.pipeline.enrichment import Enricher, Share
+from scorer.pipeline.records import Batch, ControlRecord, KnownLabel, Records, Rejected, control_verdicts
+from scorer.policy import APPROVE, LATE_REASON, PolicyRunner, Verdicts
+
+NORMAL, DEGRADED, DUPLICATE, LATE = range(4)
+LIST_VALUES_MAX = 1_000_000
+# Margins float32 [n], scores float64 [n], outcomes by their number in the dedupe table int32 [n].
+_Decided = tuple[npt.NDArray[np.float32], npt.NDArray[np.float64], npt.NDArray[np.int32]]
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """All that came of a micro-batch. Rows are in journal order; `rows[i]` is the place of row i in `records`."""
+
+    records: Records
+    control: Sequence[ControlRecord]
+    rows: npt.NDArray[np.int64]
+    payments: PaymentBatch
+    columns: AuditColumns
+    bundles: list[str]
+    rejected: list[Rejected]
+    rejected_control: list[Rejected]
+    journal: JournalRecord
+    duplicates: int
+    conflicts: int
+    late: int
+    context: AuditContext
+
+
+@dataclass
+class _Lists:
+    """The live lists of a shard, changed by control records;
+    bounded, additions beyond the bound are refused and counted."""
+
+    values: dict[str, set[str]] = field(default_factory=dict)
+    refused: int = 0
+
+    def add(self, name: str, value: str) -> None:
+        values = self.values.setdefault(name, set())
+        if len(values) >= LIST_VALUES_MAX and value not in values:
+            self.refused += 1
+        else:
+            values.add(value)
+
+    def remove(self, name: str, value: str) -> None:
+        self.values.get(name, set()).discard(value)
+
+
+class Pipeline:
+    """One shard's state and the function that moves it. `run` is deterministic in (state, batch, bundle)."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        shard: int = 0,
+        images: Mapping[str, Image] | None = None,
+        folder: Path | None = None,
+        share: Share | None = None,
+    ) -> None:
+        """`images`: of engine and dedupe table, to go on from (see scorer.pipeline.state_image). `folder`: for the
+        event log. `share`: decide a part of the payments alone.
+
+        Raises StateMismatch or SegmentError.
+        """
+        self.shard = shard
+        self._enricher = Enricher(bundle.feature_set, images=images, folder=folder, share=share)
+        self.engine, self.dedupe = self._enricher.engine, self._enricher.dedupe
+        self.lists = _Lists()
+        self.sequence = 0
+        self.head = FIRST_PREVIOUS
+        self._use(bundle)
+
+    def close(self) -> None:
+        """Give the event log's folder back. The pipeline is of no use afterwards."""
+        self.engine.close()
+
+    def activate(self, bundle: Bundle) -> None:
+        """Score with `bundle` from the next batch on. Raises UsageError when its feature set is another one:
+        the windows would not fit."""
+        if bundle.feature_set.fingerprint != self.bundle.feature_set.fingerprint:
+            raise UsageError(
+                f"bundle {bundle.id} has feature set {bundle.feature_set.fingerprint[:12]}, this shard computes "
+                f"{self.bundle.feature_set.fingerprint[:12]}; a new feature set needs a new shard or a rebuild"
+            )
+        self._use(bundle)
+
+    def _use(self, bundle: Bundle) -> None:
+        self.bundle = bundle
+        self._policy = PolicyRunner(bundle.policy, bundle.feature_set.names, float(bundle.threshold_margin))
+        self._context = AuditContext(
+            bundle=bundle.id,
+            threshold=bundle.manifest.threshold_score,
+            feature_fingerprint=bundle.feature_set.fingerprint,
+            feature_names=tuple(bundle.feature_set.names),
+            challengers=tuple(challenger.id for challenger in bundle.challengers),
+        )
+        for item in bundle.policy.lists:
+            for value in item.values:
+                self.lists.add(item.name, value)
+
+    def run(self, batch: Batch) -> Outcomes:
+        """Decide a micro-batch. Every record of it ends as exactly one row of `columns` or one entry of `rejected`."""
+        rejected_control = self._apply_control(batch.control)
+        records = batch.records
+        enriched = self._enricher.enrich(records)
+        payments, rows, fresh = enriched.payments, enriched.rows, enriched.fresh
+        n = len(rows)
+        features = enriched.features
+        decide = self._decide_degraded if batch.degraded else self._decide
+        margins, scores, outcomes = decide(enriched.first, features, enriched.late)
+        shadow = self._shadow_margins(features, batch.degraded)
+        self.dedupe.record(enriched.entry[fresh], margins, scores, outcomes)
+        if len(fresh) < n:
+            # A repeated payment has the decision of the first one; its features were not computed again.
+            features, shadow = _spread(features, fresh, n), _spread(shadow, fresh, n)
+            margins, scores, outcomes = self.dedupe.recall(enriched.entry)
+        kinds, kind = np.unique(outcomes, return_inverse=True)
+        decided = [self.dedupe.outcome(number) for number in kinds.tolist()]
+        modes = np.array([o.mode for o in decided], dtype=np.uint8)[kind]
+        modes[enriched.duplicate] = DUPLICATE
+        each = kind.tolist()
+        columns = AuditColumns(
+            payment_id=payments.text("payment_id"),
+            partition=records.partition[rows],
+            offset=records.offset[rows],
+            event_time_ms=payments.event_time_ms,
+            amount_minor=payments.amount_minor,
+            currency=payments.text("currency"),
+            **{name: payments.text(name) for name in NULLABLE},
+            decision=np.array([o.decision for o in decided], dtype=np.uint8)[kind],
+            mode=modes,
+            margin=margins,
+            score=scores,
+            reasons=list(map([o.reasons for o in decided].__getitem__, each)),
+            fired=list(map([o.fired for o in decided].__getitem__, each)),
+            features=features,
+            challenger_margins=shadow,
+        )
+        journal = self._journal(batch, columns, len(enriched.rejected) + len(rejected_control))
+        return Outcomes(
+            records=records,
+            control=batch.control,
+            rows=rows,
+            payments=payments,
+            columns=columns,
+            bundles=list(map([o.bundle for o in decided].__getitem__, each)),
+            rejected=enriched.rejected,
+            rejected_control=rejected_control,
+            journal=journal,
+            duplicates=int(enriched.duplicate.sum()),
+            conflicts=int(enriched.conflict.sum()),
+            late=int(enriched.late.sum()),
+            context=self._context,
+        )
+
+    def _shadow_margins(self, features: npt.NDArray[np.float32], degraded: bool) -> npt.NDArray[np.float32]:
+        """What the challengers say, float32 [n, C]; NaN when a deadline is near: they are what is dropped first."""
+        if degraded or not self.bundle.challengers:
+            return np.full((len(features), len(self.bundle.challengers)), np.nan, dtype=np.float32)
+        return self.bundle.shadow_margins(features)
+
+    def _apply_control(self, control: Sequence[ControlRecord]) -> list[Rejected]:
+        """Labels and lists change state; an activation is the shell's business,
+        which names the bundle of each batch in the journal."""
+        rejected = []
+        for i, record in enumerate(control_verdicts(control)):
+            if isinstance(record, ContractError):
+                rejected.append(Rejected(i, record))
+            elif isinstance(record, Label | KnownLabel):
+                self.engine.add_label(record.payment_id, fraud=record.fraud, known_at_ms=record.known_at_ms)
+            elif isinstance(record, ListAdd):
+                self.lists.add(record.list, record.value)
+            elif isinstance(record, ListRemove):
+                self.lists.remove(record.list, record.value)
+        return rejected
+
+    def _decide(
+        self, payments: PaymentBatch, features: npt.NDArray[np.float32], late: npt.NDArray[np.bool_]
+    ) -> _Decided:
+        margins = self.bundle.model.margins(features)
+        if not np.isfinite(margins).all():
+            raise PromiseBroken(f"bundle {self.bundle.id} gave a margin that is not a number; it is unfit to serve")
+        verdicts = explained(self.bundle, self._policy, payments, features, margins, self.lists.values)
+        return margins, self.bundle.scores(margins), self._outcomes(verdicts, late, NORMAL)
+
+    def _decide_degraded(
+        self, payments: PaymentBatch, features: npt.NDArray[np.float32], late: npt.NDArray[np.bool_]
+    ) -> _Decided:
+        """Without the model: by its student, if the bundle has one. What pushed a score up is not asked: that costs
+        most.
+        """
+        margins, scores, flagged = self.bundle.degraded(features)
+        if not np.isfinite(margins).all():
+            raise PromiseBroken(f"bundle {self.bundle.id}: its student gave a margin that is not a number")
+        verdicts = self._policy.decide_degraded(payments, features, self.lists.values, flagged)
+        return margins, scores, self._outcomes(verdicts, late, DEGRADED)
+
+    def _outcomes(self, verdicts: Verdicts, late: npt.NDArray[np.bool_], usual_mode: int) -> npt.NDArray[np.int32]:
+        """Outcomes by their number in the dedupe table, int32 [n]."""
+        bundle, number = self.bundle.id, self.dedupe.number
+        # Nearly all payments are approved without a word: one outcome serves them all.
+        outcomes = np.full(len(late), number(Outcome(APPROVE, usual_mode, (), (), bundle)), dtype=np.int32)
+        decision, special = verdicts.decision, late | (verdicts.decision != APPROVE)
+        special |= np.fromiter(map(bool, verdicts.fired), np.bool_, len(late))
+        for i in np.flatnonzero(special).tolist():
+            reasons = (*verdicts.reasons[i], LATE_REASON) if late[i] else verdicts.reasons[i]
+            mode = LATE if late[i] and usual_mode == NORMAL else usual_mode
+            outcomes[i] = number(Outcome(int(decision[i]), mode, reasons, verdicts.fired[i], bundle))
+        return outcomes
+
+    def _journal(self, batch: Batch, columns: AuditColumns, dead_letters: int) -> JournalRecord:
+        stream_ms = self.engine.stream_time_ms
+        record = JournalRecord(
+            shard=self.shard,
+            sequence=self.sequence,
+            inputs=tuple(batch.inputs),
+            control=batch.control_range,
+            stream_time_ms=-1 if stream_ms is None else stream_ms,
+            bundle=self.bundle.id,
+            degraded=batch.degraded,
+            decisions=len(columns.payment_id),
+            dead_letters=dead_letters,
+            digest=digest(columns, self._context),
+            previous=self.head,
+        )
+        self.sequence += 1
+        self.head = record.head
+        return record
+
+
+def explained(
+    bundle: Bundle,
+    policy: PolicyRunner,
+    payments: PaymentBatch,
+    features: npt.NDArray[np.float32],
+    margins: npt.NDArray[np.float32],
+    lists: Mapping[str, set[str]],
+) -> Verdicts:
+    """What the policy says of payments with these features float32 [n, F] and margins float32 [n], reasons included."""
+    verdicts = policy.decide(payments, features, margins, lists)
+    rows = np.flatnonzero(verdicts.by_score)
+    if len(rows):
+        contributions = bundle.model.contributions(features[rows])
+        for i, row in zip(rows.tolist(), contributions, strict=True):
+            verdicts.reasons[i] = policy.explain(row, verdicts.reasons[i])
+    return verdicts
+
+
+def _spread(values: npt.NDArray[np.float32], rows: npt.NDArray[np.int64], n: int) -> npt.NDArray[np.float32]:
+    """`values` at the rows they belong to, NaN at the others, float32 [n, k]."""
+    result = np.full((n, values.shape[1]), np.nan, dtype=np.float32)
+    result[rows] = values
+    return result

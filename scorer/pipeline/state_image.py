@@ -1,0 +1,96 @@
+"""A shard's whole state as one image: engine, dedupe table, lists, and where it stands in the journal (pure).
+
+capture = ShardCapture(pipeline)        between two batches
+capture.copy()                          on any thread, while batches run
+capture.again()                         between two batches; False: much was written meanwhile, copy once more
+parts = capture.finish()                between two batches; None: arrays grew meanwhile, begin again
+restored(bundle, facts, parts)          a pipeline that goes on there
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from features.engine_image import Image, StateMismatch, strings_as_arrays, strings_from_arrays
+from scorer.bundle import Bundle
+from scorer.pipeline.pipeline import Pipeline
+
+FORMAT = 1
+
+
+class ShardCapture:
+    """One snapshot in the making."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._pipeline = pipeline
+        self._engine = pipeline.engine.capture()
+        self._dedupe = pipeline.dedupe.capture()
+        self._rounds = 0
+
+    def copy(self) -> None:
+        """The bulk; on any thread, while batches run."""
+        self._engine.copy()
+        if self._rounds == 0:
+            self._dedupe.copy()
+
+    def again(self) -> bool:
+        """Between two batches: whether `finish` would be short now. If not, run `copy` once more."""
+        self._rounds += 1
+        return self._engine.next_round()
+
+    @property
+    def stepping(self) -> bool:
+        """Whether `again` itself copies from now on, and `copy` has nothing to do."""
+        return self._engine.copies_between_batches
+
+    def finish(self) -> dict[str, Image] | None:
+        """The state between two batches; None when arrays were replaced meanwhile."""
+        engine = self._engine.finish()
+        if engine is None:
+            return None
+        lists = self._pipeline.lists
+        # Sorted, so that equal lists are equal bytes and their blocks are stored once.
+        texts = [json.dumps([name, sorted(values)]) for name, values in sorted(lists.values.items())]
+        meta = {"format": FORMAT, "refused": lists.refused}
+        return {"engine": engine, "dedupe": self._dedupe.finish(), "lists": Image(meta, strings_as_arrays(texts))}
+
+
+def facts(pipeline: Pipeline) -> dict[str, Any]:
+    """Where the state stands: what the next journal record must be, and which bundle decided last."""
+    return {
+        "format": FORMAT,
+        "shard": pipeline.shard,
+        "sequence": pipeline.sequence,
+        "head": pipeline.head,
+        "bundle": pipeline.bundle.id,
+        "fingerprint": pipeline.bundle.feature_set.fingerprint,
+    }
+
+
+def restored(
+    bundle: Bundle, known: Mapping[str, Any], parts: Mapping[str, Image], *, folder: Path | None = None
+) -> Pipeline:
+    """A pipeline with the state behind `parts`, deciding with `bundle`; `folder` is for the event log.
+
+    Raises StateMismatch or SegmentError.
+    """
+    try:
+        lists = parts["lists"]
+        if known["format"] != FORMAT or lists.meta["format"] != FORMAT:
+            raise StateMismatch(f"the shard's state has format {known['format']}, this version reads {FORMAT}")
+        if known["fingerprint"] != bundle.feature_set.fingerprint:
+            raise StateMismatch(
+                f"the shard's state was made by the feature set {str(known['fingerprint'])[:12]}, "
+                f"this shard computes {bundle.feature_set.fingerprint[:12]}"
+            )
+        values = dict(json.loads(text) for text in strings_from_arrays(lists.arrays))
+        pipeline = Pipeline(bundle, shard=int(known["shard"]), images=parts, folder=folder)
+        pipeline.lists.values = {name: set(members) for name, members in values.items()}
+        pipeline.lists.refused = int(lists.meta["refused"])
+        pipeline.sequence, pipeline.head = int(known["sequence"]), str(known["head"])
+    except (KeyError, ValueError, TypeError) as exc:
+        raise StateMismatch(f"the shard's state lacks something that its format has: {exc}") from exc
+    return pipeline

@@ -1,0 +1,72 @@
+"""Compile every kernel of the decision path before the first payment:
+a first start costs half a minute, later ones read the cache."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+
+from features.hash_table import grown, new_table
+from schemas.journal import ControlRange, InputRange
+from scorer.bundle import Bundle
+from scorer.errors import PromiseBroken
+from scorer.pipeline.pipeline import Pipeline
+from scorer.pipeline.records import Batch, ControlRecord, Records
+from scorer.pipeline.state_image import ShardCapture, facts, restored
+
+_TIME_MS = 1_577_836_800_000
+# Every field of the contract, so that no feature set can refuse it for a missing one.
+_PAYMENT = {
+    "event_time": _TIME_MS, "amount_minor": 100,
+    "customer_id": "c", "account_id": "a", "card_token": "k", "merchant_id": "m", "terminal_id": "t",
+    "device_id": "d", "ip": "192.0.2.1", "mcc": "5411", "channel": "ecom", "country": "DE", "merchant_country": "DE",
+    "latitude": 1.5, "longitude": 1.5, "merchant_latitude": 1.5, "merchant_longitude": 1.5,
+}  # fmt: skip
+# One payment and several take different ways through model and memory layouts.
+_SIZES = (1, 1, 64)
+
+
+def warm_up(bundle: Bundle) -> None:
+    """Run small batches through a scratch pipeline. Changes no state that serves.
+    Raises PromiseBroken if they are not decided."""
+    pipeline = Pipeline(bundle)
+    label = json.dumps({"type": "label", "payment_id": "warm-up-0", "fraud": True, "known_at": _TIME_MS}).encode()
+    start = 0
+    for size in _SIZES:
+        ids = [f"warm-up-{i}" for i in range(start, start + size)]
+        ids[-1] = "warm-up-0"  # a repeated payment, too
+        values = [
+            json.dumps({"payment_id": i, "currency": bundle.feature_set.currency, **_PAYMENT}).encode() for i in ids
+        ]
+        records = Records(
+            partition=np.zeros(size, np.int32),
+            offset=np.arange(start, start + size, dtype=np.int64),
+            timestamp_ms=np.full(size, _TIME_MS, np.int64),
+            keys=[b"c"] * size,
+            values=values,
+        )
+        control = [ControlRecord(0, None, label)] if start == 1 else []
+        outcomes = pipeline.run(
+            Batch(
+                records,
+                (InputRange(partition=0, start=start, end=start + size),),
+                control,
+                ControlRange(start=0, end=len(control)),
+            )
+        )
+        if len(outcomes.rows) != size:
+            raise PromiseBroken(f"the warm-up's own payments were refused: {outcomes.rejected[0].error}")
+        start += size
+    grown(new_table(8), 0, 64)
+    # A snapshot's kernels, too: the first one must not wait for a compiler while payments wait for it.
+    capture = ShardCapture(pipeline)
+    capture.copy()
+    images = capture.finish()
+    if images is not None:
+        restored(bundle, facts(pipeline), images)
+    nothing = np.zeros((64, bundle.model.feature_count), np.float32)
+    bundle.model.contributions(nothing[:1])
+    # The student is asked when time is short already.
+    bundle.degraded(nothing[:1])
+    bundle.degraded(nothing)

@@ -1,0 +1,168 @@
+"""Proof of a file: its payments decided, and each held against the live decision on it, found by its id."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scorer.bundle import Bundle
+from scorer.files.file_reader import row_count
+from scorer.files.mapping import Mapping
+from scorer.pipeline import DUPLICATE, Outcomes, Pipeline
+from scorer.proof import comparison as compare
+from scorer.proof.differences import Cause, Difference, Differences
+from scorer.proof.live_trail import LiveBatch, Trail
+from scorer.replay.file_batches import file_batches
+
+_IDS_PER_QUERY = 4096
+_PAYMENT = tuple(name for name in compare.PAYMENT if name != "payment_id")
+Progress = Callable[[int], None]
+
+
+def prove_file(
+    bundle: Bundle,
+    path: Path,
+    mapping: Mapping | None,
+    url: str,
+    found: Differences,
+    *,
+    begin_ms: int | None = None,
+    until_ms: int | None = None,
+    progress: Progress = lambda _: None,
+    expect: Progress = lambda _: None,
+) -> None:
+    """Decide a file's payments and compare those of [begin_ms, until_ms), epoch ms, with the trail at `url`.
+
+    The file must reach back as far as the longest window. Raises FileError and MappingError.
+    """
+    pipeline, done = Pipeline(bundle), 0
+    expect(row_count(path) or 0)
+    with Trail(url) as trail:
+        proof = _File(trail, bundle, found)
+        for labelled in file_batches(path, mapping, until_ms=until_ms):
+            outcomes = pipeline.run(labelled.batch)
+            times, modes = outcomes.columns.event_time_ms, outcomes.columns.mode
+            inside = modes != DUPLICATE
+            if begin_ms is not None:
+                inside &= times >= begin_ms
+            if until_ms is not None:
+                inside &= times < until_ms
+            rows = np.flatnonzero(inside)
+            for start in range(0, len(rows), _IDS_PER_QUERY):
+                proof.compare(outcomes, rows[start : start + _IDS_PER_QUERY].tolist())
+            done += len(outcomes.rows)
+            progress(done)
+
+
+class _File:
+    def __init__(self, trail: Trail, bundle: Bundle, found: Differences) -> None:
+        self._trail, self._bundle, self._found = trail, bundle, found
+        self._of_labels = label_names = compare.label_features(bundle.feature_set)
+        self._names = bundle.feature_set.names
+        self._rest = frozenset(self._names) - label_names
+        self._batches: dict[tuple[int, int], LiveBatch | None] = {}
+
+    @cached_property
+    def _labels(self) -> tuple[list[int], Any]:
+        """Offsets of the labels, rising, and of each the earliest time known among it and those after it."""
+        offsets, known = self._trail.label_times()
+        return offsets.tolist(), np.minimum.accumulate(known[::-1])[::-1]
+
+    def compare(self, outcomes: Outcomes, numbers: Sequence[int]) -> None:
+        """Some rows of a batch of the file."""
+        proof = self._found.proof
+        payment_ids = outcomes.payments.column("payment_id")
+        live = self._trail.of_payments([payment_ids[i] for i in numbers])
+        for number in numbers:
+            proof.compared += 1
+            again = compare.as_live(outcomes.columns.row(number))
+            rows = live.get(again["payment_id"])
+            if not rows:
+                self._add(
+                    Cause.MISSING,
+                    None,
+                    again,
+                    (),
+                    "no decision on this payment id is in the trail: never decided, deleted or erased",
+                )
+                continue
+            # An id that was used again after the dedupe horizon has several decisions: the one of this moment counts.
+            row = next((r for r in rows if r["event_time"] == again["event_time"]), rows[0])
+            self._row(row, again)
+
+    def _row(self, row: dict[str, Any], again: dict[str, Any]) -> None:
+        batch = self._batch(row["shard"], row["sequence"])
+        if batch is None or batch.digest is None or not self._holds(batch):
+            self._add(Cause.TAMPERED, row, again, (), "the journal's digest does not hold for the rows of its batch")
+            return
+        other_payment = compare.differing(row, again, _PAYMENT)
+        if other_payment:
+            self._add(Cause.OTHER_PAYMENT, row, again, other_payment, "the topic had another payment of this id")
+            return
+        names = batch.feature_names
+        features = compare.differing_features(row["features"], names, again["features"], self._names)
+        verdict = compare.differing(row, again, [n for n in compare.VERDICT if n != "challenger_margins"])
+        other_set = batch.feature_fingerprint != self._bundle.feature_set.fingerprint
+        if not features and not verdict and not other_set:
+            self._found.proof.equal += 1
+            return
+        cause, detail = self._cause(row, again, batch, features, other_set)
+        self._add(cause, row, again, [*features, *verdict], detail)
+
+    def _cause(
+        self, row: dict[str, Any], again: dict[str, Any], batch: LiveBatch, features: Sequence[str], other_set: bool
+    ) -> tuple[Cause, str]:
+        if other_set:
+            return Cause.OTHER_FEATURE_SET, f"{batch.bundle} has feature set {batch.feature_fingerprint[:12]}"
+        if row["mode"] in ("degraded", "late") and row["mode"] != again["mode"]:
+            return Cause.LIVE_CONDITION, f"decided live in mode {row['mode']}"
+        if features:
+            if not self._rest & {*features}:
+                late = self._late_label(batch.control_end, int(row["event_time"].timestamp() * 1000))
+                if late is not None:
+                    return Cause.LATE_LABEL, f"labels from control offset {late} on came after batch {batch.sequence}"
+            return Cause.UNEXPLAINED, f"{', '.join(features[:5])} differ: the file's history is not the topic's"
+        if batch.bundle != self._bundle.id:
+            return Cause.OTHER_BUNDLE, f"{batch.bundle} decided live"
+        return Cause.UNEXPLAINED, "the bundle that decided gives something else on the same features"
+
+    def _late_label(self, control_end: int, event_time_ms: int) -> int | None:
+        """Offset from which labels came too late for a batch that say they were known by `event_time_ms`."""
+        offsets, earliest = self._labels
+        place = bisect_left(offsets, control_end)
+        return offsets[place] if place < len(offsets) and earliest[place] <= event_time_ms else None
+
+    def _batch(self, shard: int, sequence: int) -> LiveBatch | None:
+        if (shard, sequence) not in self._batches:
+            if len(self._batches) >= 1024:  # files and trails have one order, so older ones are not asked for again
+                self._batches.clear()
+            self._batches[shard, sequence] = self._trail.batch(shard, sequence)
+        return self._batches[shard, sequence]
+
+    def _holds(self, batch: LiveBatch) -> bool:
+        return batch.erased or batch.digest == batch.journal_digest
+
+    def _add(
+        self, cause: Cause, row: dict[str, Any] | None, again: dict[str, Any], columns: Sequence[str], detail: str
+    ) -> None:
+        shown = list(columns) or list(compare.VERDICT[:4])
+        batch = None if row is None else self._batch(row["shard"], row["sequence"])
+        self._found.add(
+            Difference(
+                cause=cause,
+                payment_id=again["payment_id"],
+                event_time_ms=int(again["event_time"].timestamp() * 1000),
+                columns=tuple(columns),
+                detail=detail,
+                shard=None if row is None else row["shard"],
+                sequence=None if row is None else row["sequence"],
+                row_number=None if row is None else row["row_number"],
+                live={} if row is None else compare.shown(row, shown, () if batch is None else batch.feature_names),
+                replayed=compare.shown(again, shown, self._names),
+            )
+        )

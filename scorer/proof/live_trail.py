@@ -1,0 +1,173 @@
+"""What was decided live, as the audit trail in Postgres holds it. Reads only."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date
+from itertools import groupby
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import psycopg
+from psycopg.rows import dict_row, namedtuple_row
+
+from schemas.audit_digest import context_bytes, digest_parts
+from schemas.journal import JournalError, JournalRecord
+from scorer.audit.verify.unit_check import MomentLoader
+from scorer.trail.copy_decode import read_rows
+from scorer.trail.tables import connect_text
+
+# Batches looked at in one query: of 4,096 payments each about 250 MB, of the few that an idle topic gives next to none.
+ROWS_PER_READ = 65_536
+
+
+@dataclass(frozen=True)
+class LiveBatch:
+    """A batch as the trail has it. `digest`: of its rows as they are now; None where they cannot even be read."""
+
+    shard: int
+    sequence: int
+    day: date
+    bundle: str
+    feature_fingerprint: str
+    feature_names: tuple[str, ...]
+    control_end: int
+    erased: bool
+    digest: str | None
+    journal_digest: str = ""
+
+
+def _journal_digest(batch: Any) -> str:
+    """The digest in the batch's own journal record, when that record has the head that the chain names; else none."""
+    text = json.dumps(batch.journal, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    try:
+        record = JournalRecord.from_bytes(text)
+    except JournalError:
+        return ""
+    return record.digest if record.head == batch.head else ""
+
+
+class Trail:
+    """A connection to the audit trail, for reading in order."""
+
+    def __init__(self, url: str) -> None:
+        self._connection = psycopg.connect(connect_text(url), autocommit=True)
+        self._connection.adapters.register_loader("timestamptz", MomentLoader)
+
+    def __enter__(self) -> Trail:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        self._connection.close()
+
+    def bounds(self, shard: int) -> tuple[int, int]:
+        """First and last batch of a shard that the trail has; (0, -1) without any."""
+        row = self._connection.execute("SELECT min(sequence), max(sequence) FROM batches WHERE shard = %s", (shard,))
+        first, last = row.fetchone() or (None, None)
+        return (0, -1) if first is None else (first, last)
+
+    def dropped_to(self, shard: int) -> int:
+        """Last batch of the days that were dropped under a tombstone; -1 without one."""
+        row = self._connection.execute(
+            "SELECT max(last_sequence) FROM tombstones WHERE shard = %s", (shard,)
+        ).fetchone()
+        return -1 if row is None or row[0] is None else int(row[0])
+
+    def batches(self, shard: int, first: int, last: int) -> dict[int, LiveBatch]:
+        """The trail's batches `first` to `last` of a shard, by sequence."""
+        with self._connection.cursor(row_factory=namedtuple_row) as cursor:
+            found: list[Any] = cursor.execute(
+                "SELECT b.*, s.feature_names, EXISTS (SELECT 1 FROM erasures e WHERE e.shard = b.shard AND "
+                "e.sequence = b.sequence) AS erased FROM batches b JOIN feature_sets s ON s.fingerprint = "
+                "b.feature_fingerprint WHERE b.shard = %s AND b.sequence BETWEEN %s AND %s ORDER BY b.sequence",
+                (shard, first, last),
+            ).fetchall()
+        result: dict[int, LiveBatch] = {}
+        for key, group in groupby(found, key=lambda b: (b.day, len(b.feature_names), len(b.challengers))):
+            result |= self._digested(key, list(group))
+        return result
+
+    def _digested(self, key: tuple[date, int, int], found: Sequence[Any]) -> dict[int, LiveBatch]:
+        day, *widths = key
+        shard = found[0].shard
+        rows = read_rows(
+            self._connection, day=day, shard=shard, first=found[0].sequence, last=found[-1].sequence, widths=widths
+        )
+        sequences = np.array([batch.sequence for batch in found], np.int64)
+        begins = np.searchsorted(rows.sequence, sequences, side="left").tolist()
+        ends = np.searchsorted(rows.sequence, sequences, side="right").tolist()
+        result = {}
+        for batch, begin, end in zip(found, begins, ends, strict=True):
+            numbered = (rows.row_number[begin:end] == np.arange(end - begin)).all()
+            digest = None
+            if numbered and not rows.malformed[begin:end].any():
+                context = context_bytes(
+                    bundle=batch.bundle,
+                    threshold=batch.threshold,
+                    feature_fingerprint=batch.feature_fingerprint,
+                    feature_names=batch.feature_names,
+                    challengers=batch.challengers,
+                )
+                digest = digest_parts([rows.parts(begin, end)], end - begin, context)
+            result[batch.sequence] = LiveBatch(
+                shard=shard,
+                sequence=batch.sequence,
+                day=day,
+                bundle=batch.bundle,
+                feature_fingerprint=batch.feature_fingerprint,
+                feature_names=tuple(batch.feature_names),
+                control_end=int(batch.journal["control"]["end"]),
+                erased=batch.erased,
+                digest=digest,
+                journal_digest=_journal_digest(batch),
+            )
+        return result
+
+    def batch(self, shard: int, sequence: int) -> LiveBatch | None:
+        """One batch of the trail."""
+        return self.batches(shard, sequence, sequence).get(sequence)
+
+    def rows(self, batch: LiveBatch) -> list[dict[str, Any]]:
+        """A batch's rows in order."""
+        with self._connection.cursor(row_factory=dict_row) as cursor:
+            return cursor.execute(
+                "SELECT * FROM decisions WHERE day = %s AND shard = %s AND sequence = %s ORDER BY row_number",
+                (batch.day, batch.shard, batch.sequence),
+            ).fetchall()
+
+    def of_payments(self, payment_ids: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
+        """The first decisions (not those of repeated payments) on each payment, in order."""
+        with self._connection.cursor(row_factory=dict_row) as cursor:
+            rows = cursor.execute(
+                "SELECT * FROM decisions WHERE payment_id = ANY(%s) AND mode <> 'duplicate' "
+                "ORDER BY shard, sequence, row_number",
+                (list(payment_ids),),
+            ).fetchall()
+        result: dict[str, list[dict[str, Any]]] = {}
+        for row in rows:
+            result.setdefault(row["payment_id"], []).append(row)
+        return result
+
+    def audit_place(self, batch: LiveBatch) -> tuple[str, int, int, int]:
+        """Where the audit topic holds a batch: topic, partition, first offset, the one after the last."""
+        row: Any = self._connection.execute(
+            "SELECT audit_topic, audit_partition, audit_offset, (SELECT max(audit_offset) FROM batches o WHERE "
+            "o.shard = b.shard AND o.audit_topic = b.audit_topic AND o.audit_partition = b.audit_partition AND "
+            "o.sequence < b.sequence) FROM batches b WHERE shard = %s AND sequence = %s AND day = %s",
+            (batch.shard, batch.sequence, batch.day),
+        ).fetchone()
+        topic, partition, offset, before = row
+        return topic, partition, 0 if before is None else before + 1, offset + 1
+
+    def label_times(self) -> tuple[np.ndarray[Any, np.dtype[np.int64]], np.ndarray[Any, np.dtype[np.int64]]]:
+        """Of every label: its offset on the control topic, rising, and when it says it was known, epoch ms."""
+        rows = self._connection.execute(
+            'SELECT "offset", (extract(epoch FROM known_at) * 1000)::bigint FROM labels ORDER BY "offset"'
+        ).fetchall()
+        table = np.array(rows, dtype=np.int64).reshape(-1, 2)
+        return table[:, 0].copy(), table[:, 1].copy()

@@ -1,0 +1,273 @@
+"""Proof along the journal: every batch decided again from the topics and held against the trail's rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from schemas.audit import AuditColumns
+from schemas.journal import JournalRecord
+from scorer import kafka
+from scorer.audit.topic_history import audit_rows
+from scorer.bundle import Bundle
+from scorer.errors import FraudScorerError
+from scorer.journal import journal_reader
+from scorer.journal.rerun import Bundles
+from scorer.pipeline import Outcomes, Pipeline
+from scorer.pipeline.records import Batch
+from scorer.proof import comparison as compare
+from scorer.proof.differences import Cause, Difference, Differences
+from scorer.proof.live_trail import ROWS_PER_READ, LiveBatch, Trail
+from scorer.runtime.settings import Settings
+
+_COLUMNS = (*compare.PAYMENT, *compare.PLACE, *compare.VERDICT, "features")
+Progress = Callable[[int], None]
+
+
+def prove_topic(
+    bundle: Bundle,
+    settings: Settings,
+    found: Differences,
+    *,
+    shard: int = 0,
+    begin_ms: int | None = None,
+    until_ms: int | None = None,
+    progress: Progress = lambda _: None,
+    expect: Progress = lambda _: None,
+) -> None:
+    """Decide a shard's journal again and compare with the trail; differences go to `found`.
+
+    A batch is decided with the bundle that the journal names, where that is the one given or one that a control record
+    activates; else with the one given, and its differences are the other bundle's. Compared are payments of
+    [begin_ms, until_ms), epoch ms. Raises MissingRange when records are gone.
+    """
+    client = kafka.admin(settings.kafka)
+    no_progress_s = settings.worker.no_progress_s
+    records = journal_reader.read_journal(settings.kafka, client, shard, no_progress_s=no_progress_s)
+    if not records:
+        raise FraudScorerError(f"the journal of shard {shard} is empty: nothing has been decided yet")
+    expect(sum(record.decisions for record in records))
+    inputs = journal_reader.inputs_along(records, client, settings, reader="prove")
+    pipeline = Pipeline(bundle, shard=shard)
+    bundles = Bundles(bundle, settings.bundle.trusted_keys)
+    walked = 0
+    try:
+        with Trail(settings.postgres_url) as trail:
+            proof = _Shard(trail, settings, shard, found, begin_ms, until_ms, tuple(bundle.feature_set.names))
+            batches = journal_reader.batches(records, inputs, no_progress_s=no_progress_s)
+            for part in _parts(records):
+                live = trail.batches(shard, part[0].sequence, part[-1].sequence)
+                for record in part:
+                    _, batch = next(batches)
+                    _use(pipeline, record, batch, bundles)
+                    outcomes = pipeline.run(batch)
+                    proof.compare(record, outcomes, live.get(record.sequence))
+                    walked += len(outcomes.rows)
+                    progress(walked)
+    finally:
+        inputs.close()
+
+
+def _parts(records: Sequence[JournalRecord]) -> Iterator[list[JournalRecord]]:
+    part: list[JournalRecord] = []
+    rows = 0
+    for record in records:
+        part.append(record)
+        rows += record.decisions
+        if rows >= ROWS_PER_READ:
+            yield part
+            part, rows = [], 0
+    if part:
+        yield part
+
+
+def _use(pipeline: Pipeline, record: JournalRecord, batch: Batch, bundles: Bundles) -> None:
+    """Decide with the bundle that the journal names, where it can be had and fits the windows."""
+    if record.bundle == pipeline.bundle.id:
+        return
+    try:
+        pipeline.activate(bundles.of(record.bundle, batch))
+    except FraudScorerError:
+        return  # the one in use goes on; what differs is told as the other bundle's
+
+
+@dataclass(frozen=True)
+class _Shard:
+    trail: Trail
+    settings: Settings
+    shard: int
+    found: Differences
+    begin_ms: int | None
+    until_ms: int | None
+    feature_names: tuple[str, ...]
+
+    def compare(self, record: JournalRecord, outcomes: Outcomes, live: LiveBatch | None) -> None:
+        """One batch."""
+        proof = self.found.proof
+        inside = self._inside(outcomes)
+        if live is None:
+            self._absent(record, outcomes, inside)
+            return
+        again_is_journal = outcomes.journal.digest == record.digest
+        rows_are_journal = live.digest == record.digest
+        if again_is_journal and rows_are_journal:
+            proof.compared += len(inside)
+            proof.equal += len(inside)
+            return
+        rows = {row["row_number"]: row for row in self.trail.rows(live)}
+        written = None if rows_are_journal else self._written(live)
+        before = sum(proof.causes.values())
+        for number in inside:
+            proof.compared += 1
+            row = rows.pop(number, None)
+            again = compare.as_live(outcomes.columns.row(number))
+            difference = self._difference(record, outcomes, live, number, row, again, written, again_is_journal)
+            if difference is None:
+                proof.equal += 1
+            else:
+                self.found.add(difference)
+        self._unseen(record, live, outcomes, found=sum(proof.causes.values()) > before)
+        for number in sorted(number for number in rows if number >= len(outcomes.rows)):
+            row = rows[number]
+            self.found.add(
+                self._said(
+                    Cause.TAMPERED, live, number, row, (), "a row that the journal's batch does not have", row, {}
+                )
+            )
+
+    def _unseen(self, record: JournalRecord, live: LiveBatch, outcomes: Outcomes, *, found: bool) -> None:
+        """A batch whose digest does not hold although no row differs: what stands beside its rows was changed."""
+        if live.digest == record.digest or live.erased or found or len(self._inside(outcomes)) < len(outcomes.rows):
+            return
+        again = compare.as_live(outcomes.columns.row(0))
+        detail = "the digest of its batch does not hold: bundle, threshold or names were changed; see `audit verify`"
+        self.found.add(self._said(Cause.TAMPERED, live, 0, again, (), detail, {}, again))
+
+    def _inside(self, outcomes: Outcomes) -> list[int]:
+        """Numbers of the rows to compare."""
+        times = outcomes.columns.event_time_ms.tolist()
+        begin, until = self.begin_ms, self.until_ms
+        return [i for i, t in enumerate(times) if (begin is None or t >= begin) and (until is None or t < until)]
+
+    def _absent(self, record: JournalRecord, outcomes: Outcomes, inside: list[int]) -> None:
+        proof = self.found.proof
+        _, last = self.trail.bounds(self.shard)
+        if record.sequence > last:
+            proof.behind += len(inside)
+        elif record.sequence <= self.trail.dropped_to(self.shard):
+            proof.dropped += len(inside)
+        else:
+            for number in inside:
+                proof.compared += 1
+                row = compare.as_live(outcomes.columns.row(number))
+                place = LiveBatch(self.shard, record.sequence, None, record.bundle, "", (), 0, False, None)  # type: ignore[arg-type]
+                self.found.add(
+                    self._said(Cause.TAMPERED, place, number, row, (), "its batch is gone from the trail", {}, row)
+                )
+
+    def _written(self, live: LiveBatch) -> dict[int, dict[str, Any]] | None:
+        """The batch's rows as the worker wrote them to the audit topic; None when it holds them no more."""
+        topic, partition, start, end = self.trail.audit_place(live)
+        try:
+            chunks = audit_rows(
+                self.settings, topic, partition, shard=live.shard, sequence=live.sequence, start=start, end=end
+            )
+        except kafka.KafkaFailure:
+            return None
+        return None if chunks is None else _numbered(chunks[1])
+
+    def _difference(
+        self,
+        record: JournalRecord,
+        outcomes: Outcomes,
+        live: LiveBatch,
+        number: int,
+        row: dict[str, Any] | None,
+        again: dict[str, Any],
+        written: dict[int, dict[str, Any]] | None,
+        again_is_journal: bool,
+    ) -> Difference | None:
+        if row is None:
+            return self._said(Cause.TAMPERED, live, number, again, (), "its row is gone from the trail", {}, again)
+        names: Sequence[str] = _COLUMNS
+        if live.erased and row["payment_id"].startswith("erased-"):
+            self.found.proof.erased += 1
+            names = [name for name in names if name not in compare.PERSON]
+        other_set = live.feature_fingerprint != outcomes.context.feature_fingerprint
+        columns = [name for name in names if name != "features"]
+        changed = compare.differing(row, again, columns) + compare.differing_features(
+            row["features"], live.feature_names, again["features"], outcomes.context.feature_names
+        )
+        # What the worker wrote tells an edited row from a live decision that was another one.
+        edited = []
+        if written is not None:
+            of_topic = written.get(number, again)
+            edited = compare.differing(row, of_topic, columns) + compare.differing_features(
+                row["features"], live.feature_names, of_topic["features"], live.feature_names
+            )
+        if edited:
+            return self._said(
+                Cause.TAMPERED, live, number, again, edited, "not what the audit topic has of it", row, again
+            )
+        if not changed:
+            return None
+        cause, detail = _cause(record, outcomes, live, changed, other_set, written is not None, again_is_journal)
+        return self._said(cause, live, number, again, changed, detail, row, again)
+
+    def _said(
+        self,
+        cause: Cause,
+        live: LiveBatch,
+        number: int,
+        about: dict[str, Any],
+        columns: Sequence[str],
+        detail: str,
+        row: dict[str, Any],
+        again: dict[str, Any],
+    ) -> Difference:
+        shown = list(columns) or list(compare.VERDICT[:4])
+        return Difference(
+            cause=cause,
+            payment_id=str(about["payment_id"]),
+            event_time_ms=int(about["event_time"].timestamp() * 1000),
+            columns=tuple(columns),
+            detail=detail,
+            shard=live.shard,
+            sequence=live.sequence,
+            row_number=number,
+            live=compare.shown(row, shown, live.feature_names),
+            replayed=compare.shown(again, shown, self.feature_names),
+        )
+
+
+def _numbered(chunks: Sequence[AuditColumns]) -> dict[int, dict[str, Any]]:
+    rows = [compare.as_live(columns.row(i)) for columns in chunks for i in range(len(columns))]
+    return dict(enumerate(rows))
+
+
+def _cause(
+    record: JournalRecord,
+    outcomes: Outcomes,
+    live: LiveBatch,
+    changed: Sequence[str],
+    other_set: bool,
+    rows_are_written: bool,
+    again_is_journal: bool,
+) -> tuple[Cause, str]:
+    """Why a row that nobody edited, as far as the audit topic tells, differs."""
+    if again_is_journal:
+        return Cause.TAMPERED, "the journal's digest holds for the payment decided again, and not for the trail's row"
+    if other_set:
+        return Cause.OTHER_FEATURE_SET, f"{live.bundle} has feature set {live.feature_fingerprint[:12]}"
+    if record.bundle == outcomes.context.bundle:
+        return Cause.UNEXPLAINED, "the bundle that decided gives something else: code or log are not those of then"
+    strange = [name for name in changed if name not in compare.VERDICT]
+    if strange:
+        return Cause.UNEXPLAINED, f"{live.bundle} decided live, which does not change {', '.join(strange[:5])}"
+    if live.digest != record.digest and not rows_are_written:
+        return (
+            Cause.TAMPERED,
+            "the journal's digest does not hold for the batch's rows, and the audit topic has no more",
+        )
+    return Cause.OTHER_BUNDLE, f"{live.bundle} decided live"

@@ -1,0 +1,69 @@
+"""A file as one shard with one partition: offsets are row numbers, the order of the rows is the journal order."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from schemas.journal import ControlRange, InputRange
+from scorer.files.file_columns import DecodedBlock, FileLabels, decoded_blocks, undecoded
+from scorer.files.file_reader import read_payments, rows_before
+from scorer.files.mapping import Mapping
+from scorer.pipeline.records import Batch
+
+BATCH_ROWS = 16_384
+
+
+@dataclass(frozen=True)
+class LabelledBatch:
+    """Payments of a source without a broker, with what is known of each record's label (as in TrainingTable,
+    [n] by record)."""
+
+    batch: Batch
+    label: npt.NDArray[np.int8]
+    label_known_at_ms: npt.NDArray[np.int64]
+
+
+def file_batches(
+    path: Path, mapping: Mapping | None, *, rows: int = BATCH_ROWS, until_ms: int | None = None
+) -> Iterator[LabelledBatch]:
+    """A file's payments as batches, labels as the control records that come with them (each known at its own time).
+
+    With `until_ms` (epoch ms) reading may end behind the last payment before that time: what comes after it cannot
+    change what was computed before.
+    """
+    blocks = decoded_blocks(path, mapping, rows)
+    if blocks is None:
+        blocks = map(undecoded, read_payments(path, mapping, rows_per_block=rows))
+    rows_max = None if until_ms is None or mapping is None else rows_before(path, mapping, until_ms)
+    if rows_max is not None:
+        blocks = itertools.islice(blocks, -(-rows_max // rows))
+    return chained(blocks)
+
+
+def chained(blocks: Iterable[DecodedBlock]) -> Iterator[LabelledBatch]:
+    """Blocks as one partition whose offsets count the records."""
+    offset = control = 0
+    for block in blocks:
+        n, labels = len(block.records), block.labels
+        records = replace(
+            block.records,
+            partition=np.zeros(n, np.int32),
+            offset=np.arange(offset, offset + n, dtype=np.int64),
+            # Without a broker there is no clock to hold event times against.
+            timestamp_ms=np.full(n, 1 << 62, np.int64),
+        )
+        batch = Batch(
+            records,
+            (InputRange(partition=0, start=offset, end=offset + n),),
+            labels.numbered(control) if isinstance(labels, FileLabels) else labels,
+            ControlRange(start=control, end=control + len(labels)),
+        )
+        yield LabelledBatch(batch, block.label, block.label_known_at_ms)
+        offset += n
+        control += len(labels)

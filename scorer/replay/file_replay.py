@@ -1,0 +1,59 @@
+"""Replay of a file: every payment decided as the live worker would."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from scorer.bundle import Bundle
+from scorer.files.file_reader import row_count
+from scorer.files.mapping import Mapping
+from scorer.pipeline import Pipeline
+from scorer.replay.file_batches import file_batches
+from scorer.replay.output import Open, Window, decision_schema, decision_table, opened
+from scorer.replay.report import Progress, Report
+
+
+def replay_file(
+    bundle: Bundle,
+    path: Path,
+    mapping: Mapping | None,
+    output: Path | Open | None,
+    *,
+    begin_ms: int | None = None,
+    until_ms: int | None = None,
+    progress: Progress = lambda _: None,
+    expect: Progress = lambda _: None,
+) -> Report:
+    """Decide every payment of a file as the live worker would, and write decisions and features to `output`: a Parquet
+    file, a folder by day (then an interrupted run goes on), or what it opens.
+
+    Written are payments of [begin_ms, until_ms), epoch ms; earlier ones fill the windows. `expect` is told how many
+    payments there are, where that is known.
+    """
+    names = bundle.feature_set.names
+    window = Window(begin_ms, until_ms)
+    pipeline, report, schema = Pipeline(bundle), Report(), decision_schema(names)
+    expect(row_count(path) or 0)
+    with opened(output, names, described(bundle, path, mapping, window)) as writer:
+        for labelled in file_batches(path, mapping, until_ms=until_ms):
+            outcomes = pipeline.run(labelled.batch)
+            report.add(outcomes)
+            if writer is not None:
+                table = decision_table(outcomes, schema, labelled.label, labelled.label_known_at_ms)
+                writer.write(window.of(table))
+            progress(report.payments)
+    report.count_labels(pipeline.engine.counts())
+    return report
+
+
+def described(bundle: Bundle, path: Path, mapping: Mapping | None, window: Window) -> dict[str, object]:
+    """What a replay of this file is of, as an output remembers it."""
+    found = path.stat()
+    return {
+        "bundle": bundle.id,
+        "source": path.name,
+        "source_bytes": found.st_size,
+        "source_changed_ns": found.st_mtime_ns,
+        "mapping": None if mapping is None else mapping.model_dump(mode="json"),
+        **window.described(),
+    }

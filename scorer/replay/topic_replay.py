@@ -1,0 +1,83 @@
+"""Replay of a topic along its journal, batch by batch as it was decided."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from schemas.journal import JournalRecord
+from scorer import kafka
+from scorer.bundle import Bundle
+from scorer.errors import FraudScorerError, UsageError
+from scorer.journal import journal_reader
+from scorer.journal.rerun import Bundles, rerun
+from scorer.pipeline import Pipeline
+from scorer.replay.output import ALL, Open, Window, decision_schema, decision_table, opened
+from scorer.replay.report import Progress, Report
+from scorer.runtime.settings import Settings
+
+
+def replay_topic(
+    bundle: Bundle,
+    settings: Settings,
+    output: Path | Open | None,
+    *,
+    shard: int = 0,
+    window: Window = ALL,
+    progress: Progress = lambda _: None,
+    expect: Progress = lambda _: None,
+) -> Report:
+    """Re-run a shard's journal over the payments topic. Where `bundle` is the one that decided, every digest must be
+    equal. Written are payments inside `window`; what came before fills the windows, and after the last of its offsets
+    nothing is read.
+
+    Raises PromiseBroken at the first batch that gives something else, MissingRange when records are gone, UsageError
+    for offsets that the journal does not have.
+    """
+    client = kafka.admin(settings.kafka)
+    topics = kafka.Topics.of(settings.kafka)
+    no_progress_s = settings.worker.no_progress_s
+    records = journal_reader.read_journal(settings.kafka, client, shard, no_progress_s=no_progress_s)
+    if not records:
+        raise FraudScorerError(
+            f"the journal of shard {shard} is empty: nothing has been decided on {topics.payments} yet"
+        )
+    records = _up_to(records, window)
+    expect(sum(record.decisions + record.dead_letters for record in records))
+    inputs = journal_reader.inputs_along(records, client, settings, reader="replay")
+    pipeline, report, bundles = Pipeline(bundle, shard=shard), Report(), Bundles(bundle, settings.bundle.trusted_keys)
+    same = records[0].bundle == bundle.id
+    names = bundle.feature_set.names
+    schema = decision_schema(names)
+    about: dict[str, object] = {"bundle": bundle.id, "topic": topics.payments, "shard": shard, **window.described()}
+    try:
+        with opened(output, names, about) as writer:
+            for record, batch in journal_reader.batches(records, inputs, no_progress_s=no_progress_s):
+                outcomes = rerun(pipeline, record, batch, bundles) if same else pipeline.run(batch)
+                report.batches_checked += same
+                report.add(outcomes)
+                if writer is not None:
+                    writer.write(window.of(decision_table(outcomes, schema, None, None)))
+                progress(report.payments)
+    finally:
+        inputs.close()
+    report.count_labels(pipeline.engine.counts())
+    return report
+
+
+def _up_to(records: list[JournalRecord], window: Window) -> list[JournalRecord]:
+    """The records up to the last one that read something of the window's offsets."""
+    if not window.offsets:
+        return records
+    known = journal_reader.first_positions(records)
+    last = -1
+    for p, (start, end) in window.offsets.items():
+        if p not in known:
+            raise UsageError(f"offsets of partition {p}: the journal has the partitions {', '.join(map(str, known))}")
+        touching = [
+            i for i, record in enumerate(records) for r in record.inputs
+            if r.partition == p and r.start < end and r.end > start
+        ]  # fmt: skip
+        if not touching:
+            raise UsageError(f"offsets {start} to {end} of partition {p}: the journal has decided none of them")
+        last = max(last, touching[-1])
+    return records[: last + 1]

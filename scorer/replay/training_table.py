@@ -1,0 +1,100 @@
+"""The training export: what the live engine would have computed, with what became known of each payment."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from features.feature_set import FeatureSet
+from schemas.errors import ContractError
+from schemas.label import Label
+from scorer.errors import UsageError
+from scorer.pipeline.enrichment import Enricher
+from scorer.pipeline.records import KnownLabel, control_verdicts
+from scorer.replay.file_batches import LabelledBatch
+from scorer.replay.report import Progress, Report
+
+
+@dataclass(frozen=True)
+class TrainingTable:
+    """The training export: features of every fresh payment of a file in journal order, with what is known of its label.
+
+    features float32 [n, F] · label int8 [n] (1 fraud, 0 genuine, -1 unknown) ·
+    event_time_ms, label_known_at_ms int64 [n]
+    """
+
+    payment_id: list[str]
+    event_time_ms: npt.NDArray[np.int64]
+    features: npt.NDArray[np.float32]
+    label: npt.NDArray[np.int8]
+    label_known_at_ms: npt.NDArray[np.int64]
+    report: Report
+
+
+def training_table(
+    feature_set: FeatureSet,
+    batches: Iterable[LabelledBatch],
+    *,
+    source: object = None,
+    progress: Progress = lambda _: None,
+) -> TrainingTable:
+    """Run history through the live engine and keep every feature value with its label.
+    Repeated payments are left out. `source` names the input in the UsageError that an empty one gives."""
+    enricher, report = Enricher(feature_set), Report()
+    parts: list[
+        tuple[list[str], npt.NDArray[np.int64], npt.NDArray[np.float32], npt.NDArray[np.int8], npt.NDArray[np.int64]]
+    ] = []
+    for labelled in batches:
+        for verdict in control_verdicts(labelled.batch.control):
+            if isinstance(verdict, ContractError):
+                report.labels_invalid += 1
+            elif isinstance(verdict, Label | KnownLabel):
+                enricher.engine.add_label(verdict.payment_id, fraud=verdict.fraud, known_at_ms=verdict.known_at_ms)
+        enriched = enricher.enrich(labelled.batch.records)
+        report.payments += len(labelled.batch.records)
+        report.duplicates += int(enriched.duplicate.sum())
+        report.late += int(enriched.late.sum())
+        for item in enriched.rejected:
+            report.refuse(item.error.reason.value)
+        rows = enriched.rows[enriched.fresh]
+        parts.append((
+            enriched.first.column("payment_id").tolist(),
+            enriched.first.event_time_ms,
+            enriched.features,
+            labelled.label[rows],
+            labelled.label_known_at_ms[rows],
+        ))  # fmt: skip
+        progress(report.payments)
+    if not parts:
+        raise UsageError(f"{source or 'the input'}: there are no payments to learn from")
+    report.count_labels(enricher.engine.counts())
+    return TrainingTable(
+        payment_id=[payment_id for part in parts for payment_id in part[0]],
+        event_time_ms=np.concatenate([part[1] for part in parts]),
+        features=np.concatenate([part[2] for part in parts]),
+        label=np.concatenate([part[3] for part in parts]),
+        label_known_at_ms=np.concatenate([part[4] for part in parts]),
+        report=report,
+    )
+
+
+def write_training_table(table: TrainingTable, names: list[str], output: Path) -> None:
+    """As Parquet: payment_id, event_time, label (null when unknown), label_known_at (null), then the features."""
+    known = table.label >= 0
+    columns = {
+        "payment_id": pa.array(table.payment_id, pa.string()),
+        "event_time": pa.array(table.event_time_ms, pa.timestamp("ms", tz="UTC")),
+        "label": pa.array(table.label, pa.int8(), mask=~known),
+        "label_known_at": pa.array(
+            table.label_known_at_ms, pa.timestamp("ms", tz="UTC"), mask=table.label_known_at_ms < 0
+        ),
+    }
+    for column, name in enumerate(names):
+        columns[name if name not in columns else f"feature.{name}"] = pa.array(table.features[:, column], pa.float32())
+    pq.write_table(pa.table(columns), output, compression="zstd")

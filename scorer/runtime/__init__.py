@@ -1,0 +1,4 @@
+"""The process around everything else: settings, logs, the health port, fault points, data files.
+
+It may touch the environment, the clock and the local disk; it knows no Kafka, no Postgres and no payment.
+"""

@@ -1,0 +1,252 @@
+"""From records of one audit partition to whole, checked micro-batches. Pure: no Kafka and no Postgres here.
+
+Only a whole batch is handed on: readers of Postgres never see part of one, and it can be checked before it is written,
+by counts, digest, journal record and chain (each record names the head of the one before it). What cannot be a batch
+is handed on as SetAside, in the order of the topic; the position moves over it, and `gap` says that the next batch may
+therefore be a later one.
+
+    kind            unreadable      no audit chunk
+                    incomplete      a chunk whose batch lacks other chunks
+                    contradiction   digest, counts, journal record or place in the chain do not hold
+                    card_number     a text of it is a card number
+                    refused         Postgres refuses its rows (decided in the store)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import pyarrow as pa
+
+from schemas.audit import EVENT_TIME_MS_MAX, AuditError, AuditHeader, decode_chunk, digest_chunks
+from schemas.journal import FIRST_PREVIOUS, JournalError, JournalRecord
+from scorer.sink.card_screen import column_with_card_number
+from scorer.sink.sink_errors import AuditBroken, SinkError
+
+DAY_MS = 86_400_000
+KINDS = ("unreadable", "incomplete", "contradiction", "card_number", "refused")
+
+
+@dataclass(frozen=True)
+class Position:
+    """How far one partition has come, and what the next batch of an audit partition must follow.
+
+    `sequence` None: no batch came before. `head` None: any batch may follow, an operator moved the position.
+    `gap`: records were set aside since the last batch, so the next one may be any later one.
+    """
+
+    next_offset: int = 0
+    shard: int | None = None
+    sequence: int | None = None
+    head: str | None = FIRST_PREVIOUS
+    gap: bool = False
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A whole micro-batch whose digest, counts and place in the chain hold."""
+
+    partition: int
+    offset: int  # of the last chunk
+    header: AuditHeader  # of the last chunk
+    chunks: tuple[tuple[AuditHeader, pa.RecordBatch], ...]
+    values: tuple[tuple[int, bytes], ...]  # offset and bytes of each chunk; `chunks` point into them
+    journal: JournalRecord
+    before: Position
+    after: Position
+    size_bytes: int
+
+    @property
+    def rows(self) -> int:
+        return self.header.rows
+
+    @property
+    def day(self) -> int:
+        """The UTC day of stream time after the batch, in days since 1970-01-01: where its rows are kept."""
+        return max(0, self.journal.stream_time_ms) // DAY_MS
+
+
+@dataclass(frozen=True)
+class SetAside:
+    """A record that cannot be written as decisions."""
+
+    partition: int
+    offset: int
+    kind: str
+    reason: str
+    value: bytes | None
+    shard: int | None
+    sequence: int | None
+    before: Position
+    after: Position
+
+
+@dataclass
+class Assembler:
+    """Gathers the chunks of one partition. `position` is that after what was handed out last (or of the start)."""
+
+    topic: str
+    partition: int
+    position: Position
+    batch_bytes_max: int
+    _chunks: list[tuple[AuditHeader, pa.RecordBatch]] = field(default_factory=list)
+    _values: list[tuple[int, bytes]] = field(default_factory=list)
+    _size_bytes: int = 0
+
+    @property
+    def pending_bytes(self) -> int:
+        """Bytes of a batch begun and not yet whole."""
+        return self._size_bytes
+
+    def add(self, offset: int, value: bytes | None) -> list[Batch | SetAside]:
+        """Takes the next record; returns what it completes, in order. Raises AuditBroken, SinkError."""
+        if value is None:
+            return [self._alone(offset, value, "unreadable", "it has no value")]
+        try:
+            header, rows = decode_chunk(value)
+        except AuditError as exc:
+            return [self._alone(offset, value, "unreadable", str(exc))]
+        done: list[Batch | SetAside] = []
+        if self._chunks and header.chunk == 0:
+            done += self._pending("incomplete", "another batch begins before its last chunk")
+        if why := self._misplaced(header):
+            return [*done, self._alone(offset, value, "incomplete", why, header)]
+        self._chunks.append((header, rows))
+        self._values.append((offset, value))
+        self._size_bytes += len(value)
+        if self._size_bytes > self.batch_bytes_max:
+            raise SinkError(
+                f"the batch that goes on at {self.topic}/{self.partition} offset {offset} is larger than "
+                f"{self.batch_bytes_max} bytes; make the worker's micro-batches smaller or raise batch_bytes_max"
+            )
+        if header.chunk + 1 < header.chunks:
+            return done
+        return [*done, *self._last(offset)]
+
+    def advance(self, next_offset: int) -> Position:
+        """Moves over transaction markers, between batches only; what follows in the chain stays."""
+        self.position = replace(self.position, next_offset=next_offset)
+        return self.position
+
+    def _misplaced(self, header: AuditHeader) -> str | None:
+        """Why this chunk does not go on with what is pending."""
+        if not self._chunks:
+            if header.chunk != 0 or header.first_row != 0:
+                return f"it is chunk {header.chunk} of a batch whose first chunk is not before it"
+            return None
+        last, last_rows = self._chunks[-1]
+        expected = last.model_copy(update={"chunk": last.chunk + 1, "first_row": last.first_row + last_rows.num_rows})
+        if header != expected:
+            return f"it is not chunk {last.chunk + 1} of batch {last.shard}/{last.sequence}"
+        return None
+
+    def _last(self, offset: int) -> list[Batch | SetAside]:
+        header, rows = self._chunks[-1]
+        if header.first_row + rows.num_rows != header.rows:
+            return self._pending(
+                "incomplete", f"the batch ends after {header.first_row + rows.num_rows} of {header.rows} rows"
+            )
+        try:
+            journal = JournalRecord.from_bytes(header.journal.encode())
+        except JournalError as exc:
+            return self._pending("contradiction", f"its journal record cannot be read: {exc}")
+        if (problem := self._contradiction(header, journal)) or (problem := self._chain(offset, journal)):
+            return self._pending("contradiction", problem)
+        for about, chunk in self._chunks:
+            if (name := column_with_card_number(about, chunk)) is not None:
+                return self._pending("card_number", f"column {name} holds a card number")
+        before, self.position = self.position, Position(offset + 1, journal.shard, journal.sequence, journal.head)
+        batch = Batch(
+            self.partition,
+            offset,
+            header,
+            tuple(self._chunks),
+            tuple(self._values),
+            journal,
+            before,
+            self.position,
+            self._size_bytes,
+        )
+        self._clear()
+        return [batch]
+
+    def _contradiction(self, header: AuditHeader, journal: JournalRecord) -> str | None:
+        """What the batch says of itself in two ways."""
+        if journal.stream_time_ms > EVENT_TIME_MS_MAX:
+            return "the stream time in its journal record is past the year 9999"
+        if header.rows and journal.stream_time_ms < 0:
+            return "it has decisions, and its journal record says that no payment was accepted yet"
+        for what, ours, theirs in (
+            ("shard", header.shard, journal.shard),
+            ("sequence", header.sequence, journal.sequence),
+            ("bundle", header.bundle, journal.bundle),
+            ("number of decisions", header.rows, journal.decisions),
+        ):
+            if ours != theirs:
+                return f"{what} is {ours} in the audit record and {theirs} in its journal record"
+        digest = digest_chunks([rows for _, rows in self._chunks], header)
+        if digest != journal.digest:
+            return f"its rows have the digest {digest}, its journal record says {journal.digest}"
+        return None
+
+    def _chain(self, offset: int, journal: JournalRecord) -> str | None:
+        """Why it does not follow the batch before; None when it does, or when what was set aside explains the gap.
+
+        Raises AuditBroken when batches are missing that were not set aside: they are lost, and every later batch would
+        be set aside for it.
+        """
+        before = self.position
+        if before.head is None:
+            return None
+        expected = 0 if before.sequence is None else before.sequence + 1
+        if before.shard is not None and journal.shard != before.shard:
+            return f"it is of shard {journal.shard}, the partition holds those of shard {before.shard}"
+        if journal.sequence == expected and journal.previous == before.head:
+            return None
+        if journal.sequence > expected:
+            if before.gap:
+                return None
+            raise AuditBroken(
+                f"batch {journal.shard}/{journal.sequence} (audit record {self.topic}/{self.partition} at offset "
+                f"{offset}) comes where batch {expected} should: a batch is missing between them. Restore the topic, "
+                f"or accept the gap: fraud-scorer audit accept-gap --topic {self.topic} --partition {self.partition} "
+                f"--to {offset}"
+            )
+        if journal.sequence == expected:
+            return f"it names {journal.previous} as the record before it; that one is {before.head}"
+        return f"batch {journal.sequence} was written before"
+
+    def _pending(self, kind: str, reason: str) -> list[Batch | SetAside]:
+        """Everything gathered so far, set aside; the position moves behind it."""
+        done: list[Batch | SetAside] = []
+        for (header, _), (offset, value) in zip(self._chunks, self._values, strict=True):
+            before, self.position = self.position, replace(self.position, next_offset=offset + 1, gap=True)
+            done.append(
+                SetAside(
+                    self.partition, offset, kind, reason, value, header.shard, header.sequence, before, self.position
+                )
+            )
+        self._clear()
+        return done
+
+    def _alone(
+        self, offset: int, value: bytes | None, kind: str, reason: str, header: AuditHeader | None = None
+    ) -> SetAside:
+        """One record, set aside. While a batch is pending the position stays: chunks before it are still needed."""
+        before = self.position
+        if not self._chunks:
+            self.position = replace(before, next_offset=offset + 1, gap=True)
+        return SetAside(
+            self.partition,
+            offset,
+            kind,
+            reason,
+            value,
+            header.shard if header else None,
+            header.sequence if header else None,
+            before,
+            self.position,
+        )
+
+    def _clear(self) -> None:
+        self._chunks, self._values, self._size_bytes = [], [], 0

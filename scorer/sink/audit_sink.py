@@ -1,0 +1,327 @@
+"""The audit sink: audit topic → Postgres, each micro-batch exactly once by position.
+
+One round of `run`:
+
+    1. connect, lock the partitions, read their positions, read the topic from there
+    2. gather what has come, put chunks together to whole batches, check them
+    3. write rows, batch rows and positions in one transaction
+    4. on trouble with Postgres or Kafka: drop everything in memory, pause, begin again at 1
+
+Step 4 also covers a commit whose outcome is unknown: the positions in Postgres say what was committed.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+
+import structlog
+from prometheus_client import CollectorRegistry
+
+from scorer.sink.assembler import Assembler, Batch, Position, SetAside
+from scorer.sink.audit_partitions import Membership
+from scorer.sink.sink_errors import KafkaUnavailable, RowsRefused, SinkError, StoreUnavailable
+from scorer.sink.sink_metrics import SinkMetrics
+from scorer.sink.store import Store
+from scorer.sink.topic_offsets import TopicOffsets
+from scorer.sink.topic_reader import End, Record, TopicReader
+
+_READ_TIMEOUT_S = 0.2  # how long stop may wait for an idle topic
+_LOCK_RETRY_S = 1.0
+_PAUSE_MIN_S, _PAUSE_MAX_S = (
+    0.1,
+    10.0,
+)  # doubling: a restart of Postgres costs a second or two, an outage ten at its end
+_PARTITIONS_CHECK_S = 60.0
+_GROUP_WAIT_S = 30.0
+_LAG_S = 1.0  # asked and told in turn: the lag metric is about two seconds old
+_MARKERS_SAVE_S = (
+    5.0  # idle this long: positions move over the trailing transaction markers, so that retention may take them
+)
+
+
+class _PartitionsChanged(Exception):
+    """The group has given this sink other partitions than at the start of the session."""
+
+
+@dataclass
+class _Session:
+    """What is known about the partitions while one connection lasts."""
+
+    assemblers: dict[int, Assembler]
+    committed: dict[int, Position]
+    ready: list[Batch | SetAside] = field(default_factory=list)
+    ready_bytes: int = 0
+    written_at_s: float = 0.0
+
+
+class AuditSink:
+    """Writes the audit topic to Postgres until told to stop. One thread runs it; the other methods serve any."""
+
+    def __init__(
+        self,
+        *,
+        bootstrap_servers: str,
+        client_config: Mapping[str, str | int | float | bool],
+        topic: str,
+        postgres_url: str,
+        partitions: Sequence[int] | None = None,
+        transaction_bytes_max: int = 8 * 1024 * 1024,
+        batch_bytes_max: int = 256 * 1024 * 1024,
+        metrics: SinkMetrics | None = None,
+        origin_topic: str = "payments",
+    ) -> None:
+        """Connects to nothing yet.
+
+        `client_config`: librdkafka settings for security and the like; those that exactness needs are set by the sink.
+        `partitions`: those of the topic to write; None for those that the group of sinks gives this one.
+        `origin_topic`: the payments topic that rows point into.
+        `transaction_bytes_max`: audit bytes after which a transaction is closed; a larger batch still goes whole.
+        `batch_bytes_max`: a larger micro-batch stops the sink (memory is bounded by it).
+        """
+        self._bootstrap_servers = bootstrap_servers
+        self._client_config = dict(client_config)
+        self._topic = topic
+        self._url = postgres_url
+        self._only = None if partitions is None else sorted(partitions)
+        self._transaction_bytes_max = transaction_bytes_max
+        self._batch_bytes_max = batch_bytes_max
+        self._metrics = metrics or SinkMetrics(CollectorRegistry())
+        self._log = structlog.get_logger().bind(part="sink", topic=topic)
+        self._origin_topic = origin_topic
+        self._membership: Membership | None = None
+        self._offsets = TopicOffsets(bootstrap_servers, client_config, topic)
+        self._ready = False
+        self._ends: dict[int, int] = {}  # partition → offset up to which everything is in Postgres
+        self._known_ends: dict[int, int] = {}  # partition → end of the topic when last heard of
+        self._pause_s = _PAUSE_MIN_S
+
+    def ready(self) -> bool:
+        """Whether rows can flow: Postgres and Kafka answer and the partitions are this sink's, be it none of them."""
+        return self._ready
+
+    def lag(self) -> dict[int, int]:
+        """Records not yet in Postgres, by partition, as last heard; empty before the first session."""
+        known = dict(self._known_ends)
+        return {p: max(0, known.get(p, end) - end) for p, end in list(self._ends.items())}
+
+    def drained(self) -> bool:
+        """Whether everything in the topic is in Postgres and no transaction is open on it.
+
+        Asks the broker, for up to 10 s; False when it does not answer.
+        """
+        ends = dict(self._ends)
+        if not ends or not self._ready:
+            return False
+        try:
+            return all(offset <= ends[partition] for partition, offset in self._offsets.ends(ends).items())
+        except KafkaUnavailable:
+            return False
+
+    def run(self, stop: threading.Event) -> None:
+        """Works until `stop` is set; what it has read by then is written. Raises SinkError when it cannot go on."""
+        with ExitStack() as stack:
+            if self._only is None:
+                member = Membership(self._bootstrap_servers, self._client_config, self._topic)
+                self._membership = stack.enter_context(member)
+            self._run(stop)
+
+    def _run(self, stop: threading.Event) -> None:
+        try:
+            while not stop.is_set():
+                try:
+                    self._run_session(stop)
+                except _PartitionsChanged:
+                    self._log.info("audit_partitions_changed")
+                except StoreUnavailable as exc:
+                    self._unavailable("postgres", exc, stop)
+                except KafkaUnavailable as exc:
+                    self._unavailable("kafka", exc, stop)
+                finally:
+                    self._ready = False
+        except SinkError as exc:
+            self._metrics.errors.labels("fatal").inc()
+            self._log.error("sink_stopped", error=type(exc).__name__, reason=str(exc))
+            raise
+        finally:
+            self._metrics.postgres_up.set(0)
+            self._metrics.kafka_up.set(0)
+
+    def _unavailable(self, kind: str, exc: Exception, stop: threading.Event) -> None:
+        self._ready = False
+        self._metrics.errors.labels(kind).inc()
+        (self._metrics.postgres_up if kind == "postgres" else self._metrics.kafka_up).set(0)
+        self._log.warning("sink_waits", on=kind, reason=str(exc), pause_s=self._pause_s)
+        stop.wait(self._pause_s)
+        self._pause_s = min(2 * self._pause_s, _PAUSE_MAX_S)
+
+    def _run_session(self, stop: threading.Event) -> None:
+        """Steps 1 to 3 until `stop`, with a consumer and a connection of its own: what failed is not used again."""
+        with (
+            closing(TopicReader(self._bootstrap_servers, self._client_config, self._topic, self._offsets)) as reader,
+            Store(self._url, self._topic, self._origin_topic) as store,
+        ):
+            partitions = self._partitions(reader, stop)
+            if not self._lock(store, partitions, stop):
+                return
+            committed = store.positions(partitions)
+            self._metrics.postgres_up.set(1)
+            if committed:
+                reader.assign({p: position.next_offset for p, position in committed.items()})
+            self._metrics.kafka_up.set(1)
+            session = _Session(
+                {p: Assembler(self._topic, p, at, self._batch_bytes_max) for p, at in committed.items()}, committed
+            )
+            self._ends = {p: position.next_offset for p, position in committed.items()}
+            self._ready = True
+            self._log.info("sink_reads", positions={p: position.next_offset for p, position in committed.items()})
+            self._work(reader, store, session, stop)
+
+    def _work(self, reader: TopicReader, store: Store, session: _Session, stop: threading.Event) -> None:
+        session.written_at_s = checked_at_s = lag_at_s = time.monotonic()
+        while not stop.is_set():
+            if self._membership is not None and self._membership.partitions != tuple(session.assemblers):
+                raise _PartitionsChanged
+            if not session.assemblers:
+                stop.wait(_READ_TIMEOUT_S)
+                continue
+            events = reader.read(_READ_TIMEOUT_S)
+            try:
+                ends = self._take(store, session, events)
+            except SinkError:
+                # What was whole before the bad record is good: the position then stands right at it.
+                self._write(store, session)
+                raise
+            self._write(store, session)
+            for partition, offset in ends.items():
+                self._ends[partition] = max(self._ends[partition], offset)
+            now_s = time.monotonic()
+            if now_s - lag_at_s > _LAG_S:
+                lag_at_s = now_s
+                self._known_ends |= self._offsets.probe(session.assemblers)
+                self._show_lag()
+            if not events and now_s - session.written_at_s > _MARKERS_SAVE_S:
+                self._save_markers(store, session)
+                session.written_at_s = now_s
+            if now_s - checked_at_s > _PARTITIONS_CHECK_S:
+                checked_at_s = now_s
+                if self._membership is None:
+                    self._partitions(reader, stop)
+        self._save_markers(store, session)
+
+    def _take(self, store: Store, session: _Session, events: Sequence[Record | End]) -> dict[int, int]:
+        """Puts records together; writes when a transaction is full. Returns ends reached with nothing left half."""
+        ends: dict[int, int] = {}
+        for event in events:
+            assembler = session.assemblers[event.partition]
+            if isinstance(event, End):
+                if not assembler.pending_bytes:
+                    ends[event.partition] = event.offset
+                continue
+            for item in assembler.add(event.offset, event.value):
+                session.ready.append(item)
+                session.ready_bytes += item.size_bytes if isinstance(item, Batch) else len(item.value or b"")
+            if session.ready_bytes >= self._transaction_bytes_max:
+                self._write(store, session)
+        return ends
+
+    def _write(self, store: Store, session: _Session) -> None:
+        if not session.ready:
+            return
+        try:
+            with self._metrics.commit_seconds.time():
+                store.write(session.ready)
+        except RowsRefused as exc:
+            self._log.warning("sink_writes_one_by_one", reason=str(exc))
+            store.forget()
+            session.ready = [self._write_alone(store, item) for item in session.ready]
+        for item in session.ready:
+            session.committed[item.partition] = item.after
+            self._ends[item.partition] = item.after.next_offset
+            if isinstance(item, SetAside):
+                self._metrics.set_aside.labels(item.kind).inc()
+                self._log.error(
+                    "audit_record_set_aside",
+                    partition=item.partition,
+                    offset=item.offset,
+                    kind=item.kind,
+                    reason=item.reason,
+                )
+            else:
+                self._metrics.batches.inc()
+                self._metrics.rows.inc(item.rows)
+        session.ready, session.ready_bytes = [], 0
+        session.written_at_s = time.monotonic()
+        self._pause_s = _PAUSE_MIN_S
+
+    def _write_alone(self, store: Store, item: Batch | SetAside) -> Batch | SetAside:
+        """One item in a transaction of its own; a batch whose rows Postgres refuses is set aside, chunk by chunk."""
+        try:
+            store.write([item])
+        except RowsRefused as exc:
+            if isinstance(item, SetAside):
+                raise
+            # In the chain it has its place: the next batch follows it, though its rows are not in the tables.
+            chunks = [
+                SetAside(
+                    item.partition,
+                    offset,
+                    "refused",
+                    str(exc),
+                    value,
+                    item.journal.shard,
+                    item.journal.sequence,
+                    item.before,
+                    item.after,
+                )
+                for offset, value in item.values
+            ]
+            store.write(chunks)
+            return chunks[-1]
+        return item
+
+    def _save_markers(self, store: Store, session: _Session) -> None:
+        """Moves positions behind the transaction markers after the last batch, so that retention may remove those."""
+        moves = {}
+        for partition, end in self._ends.items():
+            before = session.committed[partition]
+            if end > before.next_offset and not session.assemblers[partition].pending_bytes:
+                moves[partition] = (before, session.assemblers[partition].advance(end))
+        if moves:
+            store.advance(moves)
+            session.committed |= {partition: after for partition, (_, after) in moves.items()}
+
+    def _lock(self, store: Store, partitions: Sequence[int], stop: threading.Event) -> bool:
+        """Waits until all partitions are this sink's. False when stopped before."""
+        told = False
+        while held := store.lock(partitions):
+            if not told:
+                self._log.warning("sink_waits", on="another sink", partitions=held)
+                told = True
+            self._metrics.errors.labels("waiting").inc()
+            if stop.wait(_LOCK_RETRY_S):
+                return False
+        return True
+
+    def _partitions(self, reader: TopicReader, stop: threading.Event) -> list[int]:
+        """This sink's partitions, once they are known. Raises KafkaUnavailable; SinkError without those asked for."""
+        found = reader.partitions()
+        if self._only is not None:
+            if missing := set(self._only) - set(found):
+                raise SinkError(f"topic {self._topic} has no partition {sorted(missing)}; it has {found}")
+            return self._only
+        deadline_s = time.monotonic() + _GROUP_WAIT_S
+        while not stop.is_set():
+            if self._membership is not None and self._membership.partitions is not None:
+                return list(self._membership.partitions)
+            if time.monotonic() > deadline_s:
+                raise KafkaUnavailable(f"the group of sinks on {self._topic} gives no partitions yet")
+            stop.wait(0.02)
+        return []
+
+    def _show_lag(self) -> None:
+        for partition, records in self.lag().items():
+            self._metrics.lag_records.labels(str(partition)).set(records)

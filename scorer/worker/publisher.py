@@ -1,0 +1,244 @@
+"""One micro-batch, one Kafka transaction: decisions, audit, journal, dead letters and offsets, all or nothing.
+
+The order inside a transaction does not matter to read_committed readers. What matters: nothing of batch n+1 is produced
+before batch n is committed, and after any failure neither the producer nor the state it came from is used again.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from queue import SimpleQueue
+from threading import Thread
+from typing import Any, ClassVar
+
+from confluent_kafka import KafkaError, KafkaException, Message, Producer, TopicPartition
+
+from schemas.audit import AuditHeader, encode
+from schemas.dead_letter import dead_letter_record
+from schemas.decision import encode_decisions
+from scorer.kafka import OLDER_GENERATION, KafkaFailure, Rebuild, Topics, describe, failure, present
+from scorer.pipeline import Outcomes
+from scorer.runtime import fault_points
+
+COMMIT_TIMEOUT_S = 30.0
+# Sending offsets takes milliseconds, and the client does not keep the timeout that it is given for it: when the group's
+# coordinator goes away at a bad moment, as in the roll of a cluster, the call never comes back (librdkafka#5456,
+# #5511). So it is watched from outside, and a call that is late by so much is given up together with its producer and
+# its thread, which then only wait for the end of the process.
+OFFSETS_TIMEOUT_S = 10.0
+LATE_S = 2.0
+GIVEN_UP_MAX = 8
+# A rebalance changes the group's generation; the batch is committed again under the new one once this member knows it.
+GENERATION_WAIT_S = 5.0
+GENERATION_RETRY_S = 0.05
+MODES = ("normal", "degraded", "duplicate", "late")
+
+
+@dataclass(frozen=True)
+class Committed:
+    """A batch that is decided for good."""
+
+    outcomes: Outcomes
+    commit_s: float
+    audit_bytes: int
+    journal_offset: int
+
+
+class Publisher:
+    """Commits one batch at a time on a thread of its own, while the worker prepares the next one."""
+
+    given_up: ClassVar[int] = 0  # calls of this process that have not come back
+
+    def __init__(
+        self,
+        producer: Producer,
+        topics: Topics,
+        *,
+        shard: int,
+        group_metadata: Callable[[], Any],
+        offsets_timeout_s: float = OFFSETS_TIMEOUT_S,
+    ) -> None:
+        """`offsets_timeout_s`: no longer than the transaction's own, for then the broker aborts it anyway."""
+        self._producer = producer
+        self._offsets_timeout_s = min(OFFSETS_TIMEOUT_S, offsets_timeout_s)
+        self._topics = topics
+        self._shard = shard
+        self._group_metadata = group_metadata
+        self._journal_offset = -1
+        self._due = math.inf  # when the call that runs must have come back, monotonic
+        self._lost = False
+        self._work: SimpleQueue[tuple[Outcomes, Future[Committed]] | None] = SimpleQueue()
+        self._thread = Thread(target=self._run, name=f"commit-{shard}", daemon=True)
+        self._thread.start()
+
+    def submit(self, outcomes: Outcomes) -> Future[Committed]:
+        """Start to commit; the future, given to `landed`, gives Committed, or raises Fenced or Rebuild."""
+        future: Future[Committed] = Future()
+        self._work.put((outcomes, future))
+        return future
+
+    @property
+    def overdue(self) -> bool:
+        """Whether a call of the client has not come back in time: then it never will."""
+        return time.monotonic() > self._due
+
+    def wait(self, commit: Future[Committed]) -> Committed:
+        """Wait for a commit. Raises what made it fail; Rebuild as well when a call of the client does not come back."""
+        while True:
+            try:
+                return commit.result(LATE_S)
+            except TimeoutError:
+                if self.overdue:
+                    raise self._give_up() from None
+
+    def close(self) -> None:
+        """Wait for a commit that runs, and stop."""
+        self._work.put(None)
+        while self._thread.is_alive() and not self._lost:
+            self._thread.join(LATE_S)
+            if self.overdue:
+                self._give_up()
+
+    def _give_up(self) -> KafkaFailure:
+        self._lost = True
+        Publisher.given_up += 1
+        reason = "a call of the Kafka client has not come back (librdkafka#5456)"
+        if Publisher.given_up > GIVEN_UP_MAX:
+            return KafkaFailure(f"{reason}, for the {Publisher.given_up}th time: this process ends")
+        return Rebuild(reason)
+
+    def _run(self) -> None:
+        while (work := self._work.get()) is not None:
+            outcomes, future = work
+            try:
+                future.set_result(self._commit(outcomes))
+            except BaseException as exc:  # noqa: BLE001 - raised to the shard by its future
+                future.set_exception(exc)
+
+    def _commit(self, outcomes: Outcomes) -> Committed:
+        started = time.perf_counter()
+        audit = encode(
+            outcomes.columns,
+            AuditHeader(
+                **dict(outcomes.context),
+                shard=self._shard,
+                sequence=outcomes.journal.sequence,
+                journal=outcomes.journal.to_bytes().decode(),
+            ),
+        )
+        until = time.monotonic() + GENERATION_WAIT_S
+        while True:
+            try:
+                self._transaction(outcomes, audit)
+                self._producer.poll(0)  # delivery reports of what the commit has flushed
+                seconds = time.perf_counter() - started
+                return Committed(outcomes, seconds, sum(map(len, audit)), self._journal_offset)
+            except KafkaException as exc:
+                if not _of_an_older_generation(exc) or time.monotonic() > until:
+                    raise failure(exc) from exc
+                self._abort()
+                time.sleep(GENERATION_RETRY_S)
+            except BufferError as exc:
+                raise Rebuild("the producer's queue did not drain") from exc
+
+    def _abort(self) -> None:
+        """Roll back a transaction that the group refused; the producer and the outcomes can then be used again."""
+        try:
+            self._producer.abort_transaction(COMMIT_TIMEOUT_S)
+        except KafkaException as exc:
+            raise failure(exc) from exc
+
+    def _transaction(self, outcomes: Outcomes, audit: list[bytes]) -> None:
+        self._producer.begin_transaction()
+        self._produce_decisions(outcomes)
+        fault_points.point("in_transaction")
+        self._produce_dead_letters(outcomes)
+        for chunk in audit:
+            self._produce(self._topics.audit, chunk, partition=self._shard)
+        self._produce(
+            self._topics.journal, outcomes.journal.to_bytes(), partition=self._shard, on_delivery=self._on_journal
+        )
+        positions = [TopicPartition(self._topics.payments, r.partition, r.end) for r in outcomes.journal.inputs]
+        if positions:  # fresh group metadata every time: the member's generation changes with each rebalance
+            self._due = time.monotonic() + self._offsets_timeout_s + LATE_S
+            try:
+                fault_points.point("in_offsets")
+                self._producer.send_offsets_to_transaction(positions, self._group_metadata(), self._offsets_timeout_s)
+            finally:
+                self._due = math.inf
+            if self._lost:
+                raise Rebuild("the client's call came back after it was given up")
+        fault_points.point("before_commit")
+        self._producer.commit_transaction(COMMIT_TIMEOUT_S)
+        fault_points.point("after_commit")
+
+    def _on_journal(self, error: KafkaError | None, message: Message) -> None:
+        if error is None:
+            self._journal_offset = present(message.offset(), "offset")
+
+    def _produce_decisions(self, outcomes: Outcomes) -> None:
+        """One message per payment, with the payment's own key, to the partition of the same number."""
+        columns = outcomes.columns
+        values = encode_decisions(
+            outcomes.payments.column("payment_id").tolist(),
+            columns.decision,
+            columns.score,
+            columns.margin,
+            columns.reasons,
+            columns.mode,
+            outcomes.bundles,
+        )
+        keys = outcomes.records.keys
+        # One call for each partition: the client takes a partition of a single message and then does not heed it.
+        by_partition: dict[int, list[dict[str, bytes | None]]] = {}
+        for value, row, partition in zip(values, outcomes.rows.tolist(), columns.partition.tolist(), strict=True):
+            by_partition.setdefault(partition, []).append({"value": value, "key": keys[row]})
+        for partition, messages in by_partition.items():
+            if self._producer.produce_batch(self._topics.decisions, messages, partition) != len(messages):
+                raise BufferError
+
+    def _produce_dead_letters(self, outcomes: Outcomes) -> None:
+        records = outcomes.records
+        for item in outcomes.rejected:
+            key, value, headers = dead_letter_record(
+                topic=self._topics.payments,
+                partition=int(records.partition[item.index]),
+                offset=int(records.offset[item.index]),
+                key=records.keys[item.index],
+                value=records.values[item.index],
+                error=item.error,
+                timestamp_ms=int(records.timestamp_ms[item.index]),
+            )
+            self._produce(self._topics.dead_letters, value, key=key, headers=headers)
+        # Every shard reads the control topic; one speaks for all, so that a record has one dead letter.
+        for item in outcomes.rejected_control if self._shard == 0 else ():
+            record = outcomes.control[item.index]
+            key, value, headers = dead_letter_record(
+                topic=self._topics.control,
+                partition=0,
+                offset=record.offset,
+                key=record.key,
+                value=record.value,
+                error=item.error,
+            )
+            self._produce(self._topics.dead_letters, value, key=key, headers=headers)
+
+    def _produce(self, topic: str, value: bytes | None, **options: Any) -> None:
+        try:
+            self._producer.produce(topic, value, **options)
+        except BufferError:
+            # The queue holds several whole batches: it drains in a moment, or the transaction times out.
+            self._producer.poll(1.0)
+            self._producer.produce(topic, value, **options)
+        except KafkaException as exc:  # such as a record above message.max.bytes, which is the client's word against it
+            raise KafkaFailure(f"a record for {topic} was refused ({describe(exc)})") from exc
+
+
+def _of_an_older_generation(exc: KafkaException) -> bool:
+    """Whether the group refused the offsets because a rebalance is on or has just been; all else is well."""
+    error = exc.args[0]
+    return error.txn_requires_abort() and error.code() in OLDER_GENERATION | {KafkaError.REBALANCE_IN_PROGRESS}

@@ -1,0 +1,219 @@
+"""One shard, owned: recover its state from the journal, then decide its payments batch after batch.
+
+1. init_transactions: fences the former owner and settles what it left open
+2. bring the state to the journal's end (scorer.worker.follower), from a warm standby's state or from scratch
+3. decide: while batch n commits, batch n+1 is gathered and computed; state runs ahead by that one batch
+4. any failed transaction: stop using producer and state at once (the caller rebuilds from 1, or exits when fenced)
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, NamedTuple
+
+import numpy as np
+import structlog
+from confluent_kafka import KafkaException
+
+from features.log_segments import SegmentError
+from scorer import kafka
+from scorer.bundle import BundleError
+from scorer.errors import FraudScorerError, UsageError
+from scorer.journal.partition_buffers import ShardInputs
+from scorer.journal.rerun import Bundles
+from scorer.pipeline import Pipeline
+from scorer.pipeline.records import Batch
+from scorer.policy import FLAG
+from scorer.runtime import fault_points
+from scorer.runtime.settings import Settings
+from scorer.worker import worker_metrics
+from scorer.worker.batcher import Batcher
+from scorer.worker.follower import Follower
+from scorer.worker.publisher import MODES, Committed, Publisher
+from scorer.worker.snapshotter import Snapshotter, store_of
+
+log = structlog.get_logger()
+
+INIT_TIMEOUT_S = 60.0
+GAUGES_EVERY_S = 1.0
+
+
+class _InFlight(NamedTuple):
+    commit: Future[Committed]
+    closed_at: float  # time.perf_counter() when its batch was closed
+
+
+class Shard:
+    """Runs one shard on the calling thread until `stop` is set."""
+
+    def __init__(self, settings: Settings, bundles: Bundles, number: int, *, group_metadata: Callable[[], Any]) -> None:
+        self._settings = settings
+        self._number = number
+        self._label = str(number)
+        self._topics = kafka.Topics.of(settings.kafka)
+        self._group_metadata = group_metadata
+        self._bundles = bundles
+        self._log = log.bind(shard=number)
+        self._gauges_at = 0.0
+        self._snapshotter: Snapshotter | None = None
+        self.recovered = threading.Event()
+        self.batches_committed = 0  # batches committed
+
+    def run(self, stop: threading.Event, warm: Follower | None = None) -> None:
+        """Own the shard until `stop` is set; then the batch in flight is committed and everything closed.
+
+        `warm`: a standby's state to start from; it is closed here. Raises kafka.Fenced, kafka.Rebuild or another
+        FraudScorerError; then nothing after the last commit took effect.
+        """
+        self.recovered.clear()
+        owner = f"shard-{self._number}"
+        producer = kafka.transactional_producer(self._settings, owner)
+        follower = warm
+        try:
+            try:
+                producer.init_transactions(INIT_TIMEOUT_S)
+            except KafkaException as exc:
+                name = kafka.transactional_id(self._settings, owner)
+                raise kafka.failure(exc, needs=f"Write on transactional-id {name}") from exc
+            follower = follower or Follower(self._settings, self._bundles, self._number)
+            follower.catch_up(stop)
+            follower.release_journal()
+            publisher = Publisher(
+                producer,
+                self._topics,
+                shard=self._number,
+                group_metadata=self._group_metadata,
+                offsets_timeout_s=self._settings.worker.transaction_timeout_ms / 1000.0,
+            )
+            store = store_of(self._settings, self._number)
+            if store is not None:
+                self._snapshotter = Snapshotter(self._settings, self._number, store, self._bundles.location)
+            try:
+                if not stop.is_set():
+                    self.recovered.set()
+                    self._decide(follower, publisher, stop)
+            finally:
+                self.recovered.clear()
+                publisher.close()
+                if self._snapshotter is not None:
+                    self._snapshotter.close()
+                    self._snapshotter = None
+        finally:
+            if follower is not None:
+                follower.close()
+
+    def _decide(self, follower: Follower, publisher: Publisher, stop: threading.Event) -> None:
+        pipeline, inputs = follower.pipeline, follower.inputs
+        worker = self._settings.worker
+        batcher = Batcher(
+            inputs,
+            batch_max=worker.batch_payments_max,
+            gather_ms_max=worker.gather_ms_max,
+            skew_ms=pipeline.bundle.feature_set.max_future_skew,
+        )
+        self._log.info("shard.deciding", bundle=pipeline.bundle.id, sequence=pipeline.sequence)
+        worker_metrics.BUNDLE.labels(self._label, pipeline.bundle.id).set(1)
+        in_flight: _InFlight | None = None
+        while not stop.is_set():
+            batch = batcher.next()
+            closed_at = time.perf_counter()
+            if in_flight is not None and (in_flight.commit.done() or publisher.overdue):
+                self._finish(in_flight, publisher, batcher)
+                in_flight = None
+            self._gauges(pipeline, inputs, batcher)
+            if batch is None:
+                if self._snapshotter is not None:
+                    self._snapshotter.between_batches(pipeline, inputs, 0)
+                continue
+            fault_points.point("after_consume")
+            self._activate(pipeline, batch)
+            started = time.perf_counter()
+            try:
+                outcomes = pipeline.run(batch)
+            except SegmentError as exc:  # the disk is full, say: nothing of this batch was committed
+                raise FraudScorerError(str(exc)) from exc
+            fault_points.point("after_compute")
+            worker_metrics.COMPUTE.labels(self._label).observe(time.perf_counter() - started)
+            if in_flight is not None:
+                self._finish(in_flight, publisher, batcher)
+            in_flight = _InFlight(publisher.submit(outcomes), closed_at)
+            if self._snapshotter is not None:
+                self._snapshotter.between_batches(pipeline, inputs, len(outcomes.records))
+        if in_flight is not None:
+            self._finish(in_flight, publisher, batcher)
+
+    def _finish(self, in_flight: _InFlight, publisher: Publisher, batcher: Batcher) -> None:
+        """Wait for a commit; its failure is raised here, before anything else is done with the state."""
+        committed = publisher.wait(in_flight.commit)
+        self.batches_committed += 1
+        batcher.committed(commit_s=committed.commit_s, total_s=time.perf_counter() - in_flight.closed_at)
+        outcomes, label = committed.outcomes, self._label
+        if self._snapshotter is not None:
+            self._snapshotter.committed(outcomes.journal.sequence, committed.journal_offset)
+        worker_metrics.COMMIT.labels(label).observe(committed.commit_s)
+        worker_metrics.BATCHES.labels(label).inc()
+        worker_metrics.SEQUENCE.labels(label).set(outcomes.journal.sequence)
+        worker_metrics.BATCH_PAYMENTS.labels(label).observe(len(outcomes.rows))
+        if len(outcomes.records):
+            worker_metrics.LATENCY.labels(label).observe(
+                max(0.0, time.time() - int(outcomes.records.timestamp_ms.min()) / 1000.0)
+            )
+        kinds = np.bincount(outcomes.columns.mode * 2 + outcomes.columns.decision, minlength=2 * len(MODES))
+        for kind in np.flatnonzero(kinds).tolist():
+            worker_metrics.DECISIONS.labels(label, "flag" if kind % 2 == FLAG else "approve", MODES[kind // 2]).inc(
+                int(kinds[kind])
+            )
+        for item in (*outcomes.rejected, *outcomes.rejected_control):
+            worker_metrics.DEAD_LETTERS.labels(label, item.error.reason.value).inc()
+        for i in np.flatnonzero(outcomes.columns.decision == FLAG).tolist():
+            for reason in outcomes.columns.reasons[i]:
+                worker_metrics.REASONS.labels(label, reason).inc()
+        if outcomes.conflicts:
+            worker_metrics.CONFLICTS.labels(label).inc(outcomes.conflicts)
+            self._log.warning(
+                "payments.conflicting_duplicates", count=outcomes.conflicts, sequence=outcomes.journal.sequence
+            )
+
+    def _activate(self, pipeline: Pipeline, batch: Batch) -> None:
+        """Swap to the bundle that the batch's control records name;
+        an unfit one is refused and the old one serves on."""
+        if not batch.control:
+            return
+        try:
+            bundle = self._bundles.activation(batch.control)
+            if bundle is None or bundle.id == pipeline.bundle.id:
+                return
+            before = pipeline.bundle.id
+            pipeline.activate(bundle)
+        except (BundleError, UsageError) as exc:
+            worker_metrics.BUNDLES_REFUSED.labels(self._label).inc()
+            self._log.error("bundle.refused", reason=str(exc), serving=pipeline.bundle.id)
+            return
+        worker_metrics.BUNDLE.labels(self._label, before).set(0)
+        worker_metrics.BUNDLE.labels(self._label, bundle.id).set(1)
+        self._log.info("bundle.activated", bundle=bundle.id, before=before, sequence=pipeline.sequence)
+
+    def _gauges(self, pipeline: Pipeline, inputs: ShardInputs, batcher: Batcher) -> None:
+        now = time.monotonic()
+        if now - self._gauges_at < GAUGES_EVERY_S:
+            return
+        self._gauges_at = now
+        label, counts = self._label, pipeline.engine.counts()
+        worker_metrics.LAG.labels(label).set(inputs.lag())
+        worker_metrics.BUFFERED.labels(label).set(inputs.buffered)
+        worker_metrics.LINGER.labels(label).set(batcher.linger_s)
+        worker_metrics.STREAM_TIME.labels(label).set((pipeline.engine.stream_time_ms or 0) / 1000.0)
+        worker_metrics.KEYS.labels(label).set(counts.keys)
+        worker_metrics.KEYS_REFUSED.labels(label).set(counts.keys_refused)
+        worker_metrics.LOG_ROWS.labels(label).set(counts.log_rows)
+        worker_metrics.STATE_BYTES.labels(label).set(counts.arena_bytes)
+        worker_metrics.LABELS_APPLIED.labels(label).set(counts.labels_applied)
+        worker_metrics.LABELS_WAITING.labels(label).set(counts.labels_pending + counts.unmatched_labels)
+        worker_metrics.LABELS_REFUSED.labels(label).set(counts.labels_refused + counts.unmatched_labels_dropped)
+        worker_metrics.LABELS_EXPIRED.labels(label).set(counts.unmatched_labels_expired)
+        worker_metrics.DEDUPE_ENTRIES.labels(label).set(len(pipeline.dedupe))
+        worker_metrics.DEDUPE_EVICTED.labels(label).set(pipeline.dedupe.evicted_early)
+        worker_metrics.LIST_REFUSED.labels(label).set(pipeline.lists.refused)

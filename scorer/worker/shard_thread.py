@@ -1,0 +1,125 @@
+"""An owned shard's thread: it rebuilds the shard after a failed transaction, asks the group whose it is, and waits for
+rights that were taken away.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import structlog
+
+from scorer import kafka
+from scorer.kafka import rights
+from scorer.runtime.settings import Settings
+from scorer.worker import worker_metrics
+from scorer.worker.group_membership import Membership
+from scorer.worker.shard import Shard
+from scorer.worker.standby import Standby
+
+log = structlog.get_logger()
+
+# A rebuild that follows another within this time waits longer and longer: 0.2 s, 0.4 s … 10 s. A broker that is away
+# for a minute costs few tries.
+REBUILD_BACKOFF_S = 0.2
+REBUILD_BACKOFF_S_MAX = 10.0
+REBUILD_CALM_S = 60.0
+# How often the broker is asked whether a right that it refused is back.
+DENIED_RETRY_S = 2.0
+
+
+class ShardThread:
+    """The thread, by the shard's `number`. `failure`: why it cannot go on; the process ends with it."""
+
+    def __init__(
+        self, settings: Settings, shard: Shard, number: int, membership: Membership, standby: Standby | None
+    ) -> None:
+        self._settings = settings
+        self.shard = shard
+        self._denied: tuple[float, int] | None = None  # since when, and how many batches had been committed by then
+        self._membership = membership
+        self.number = number
+        self._standby = standby
+        self.stop = threading.Event()
+        self.failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name=f"shard-{number}", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        backoff_s = REBUILD_BACKOFF_S
+        while not self.stop.is_set():
+            began = time.monotonic()
+            try:
+                warm, self._standby = (self._standby.take() if self._standby else None), None
+                self.shard.run(self.stop, warm)
+            except kafka.Denied as exc:
+                worker_metrics.REBUILDS.labels(str(self.number), "denied").inc()
+                if not self._is_ours(exc):
+                    return
+            except kafka.Rebuild as exc:
+                worker_metrics.REBUILDS.labels(str(self.number), "transaction").inc()
+                backoff_s = (
+                    REBUILD_BACKOFF_S
+                    if time.monotonic() - began > REBUILD_CALM_S
+                    else min(2 * backoff_s, REBUILD_BACKOFF_S_MAX)
+                )
+                log.warning("shard.rebuild", shard=self.number, reason=str(exc), wait_s=backoff_s)
+                self.stop.wait(backoff_s)
+                if not self._is_ours(exc):
+                    return
+            except kafka.Fenced as exc:
+                # By a new owner, or by one that woke up and did not know yet that it is none: the group says which.
+                if not self._is_ours(exc):
+                    return
+                worker_metrics.REBUILDS.labels(str(self.number), "fenced").inc()
+                log.warning("shard.rebuild", shard=self.number, reason=f"{exc}, but the group says it is ours")
+            except BaseException as exc:  # noqa: BLE001 - handed to the main thread, which ends the process with it
+                self.failure = exc
+                return
+
+    def _is_ours(self, cause: kafka.KafkaFailure) -> bool:
+        """Whether to take the shard up again after `cause`: the group is asked, once Kafka lets it be asked."""
+        denial = cause if isinstance(cause, kafka.Denied) else None
+        while True:
+            if denial is not None and not self._allowed_again(denial):
+                return False
+            try:
+                if self._membership.confirmed(self.number, self.stop):
+                    return True
+            except kafka.Denied as exc:
+                denial = exc
+                continue
+            self._lost(cause)
+            return False
+
+    def _allowed_again(self, denial: kafka.Denied) -> bool:
+        """Wait until the broker says that nothing is missing, as far as it can be asked; False: given up, or stopped.
+
+        Nothing is tried meanwhile: a transaction that is bound to fail would make this worker look ready for a moment.
+        """
+        if self._denied is None or self._denied[1] != self.shard.batches_committed:
+            self._denied = time.monotonic(), self.shard.batches_committed
+        until = self._denied[0] + self._settings.worker.denied_s
+        while not self.stop.wait(DENIED_RETRY_S):
+            lacking = rights.lacking(self._settings, rights.Role.WORKER)
+            reason = lacking or str(denial)
+            if time.monotonic() > until:
+                self.failure = kafka.Denied(f"{reason}. Waited {self._settings.worker.denied_s:g} s for it")
+                return False
+            log.error("shard.denied", shard=self.number, reason=reason, ends_in_s=round(until - time.monotonic(), 1))
+            if not lacking:
+                return True
+        return False
+
+    def _lost(self, cause: kafka.KafkaFailure) -> None:
+        """The shard is not ours any more: fenced in a commit, the process ends; else it waits to be released."""
+        if isinstance(cause, kafka.Fenced):
+            self.failure = cause
+        else:
+            self.stop.wait()
+
+    def drain(self, seconds: float) -> bool:
+        """Ask the shard to finish its batch in flight and wait for it. True when it has ended in time."""
+        self.stop.set()
+        self._thread.join(seconds)
+        return not self._thread.is_alive()

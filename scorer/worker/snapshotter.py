@@ -1,0 +1,222 @@
+"""Snapshots of a shard while it decides: begun and finished between two batches, copied and written on a thread.
+
+    idle ──due──▶ copying ──copied──▶ finished (images of batch n) ──batch n committed──▶ writing ──▶ idle
+
+A snapshot is of the state after batch n and is written only when n is committed; when the commit fails, it is dropped
+with the state. It names the journal offset of n, so recovery begins there, after comparing n's head with its own.
+Payments wait for `begin` and `finish` alone; how long is a metric.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+
+from features.engine_image import Image
+from features.snapshot_store import SnapshotError, SnapshotStore
+from scorer.errors import FraudScorerError, UsageError
+from scorer.journal.partition_buffers import ShardInputs
+from scorer.pipeline import Pipeline
+from scorer.pipeline.state_image import ShardCapture, facts
+from scorer.runtime import fault_points
+from scorer.runtime.settings import Settings
+from scorer.worker import worker_metrics
+
+log = structlog.get_logger()
+
+# A snapshot that could not be finished or written is tried again no sooner.
+RETRY_S = 30.0
+# What a store or a disk may do; anything else that ends the thread is a defect and ends the process.
+EXPECTED = (SnapshotError, OSError, MemoryError)
+
+
+def store_of(settings: Settings, shard: int) -> SnapshotStore | None:
+    """Where the snapshots of a shard are kept; None when they are switched off."""
+    where = settings.snapshots
+    if not where.every_payments and not where.every_s:
+        return None
+    url = where.url or f"{(settings.cache.expanduser() / 'snapshots').as_uri()}"
+    name = f"{settings.kafka.topic_prefix}{settings.worker.application}"
+    try:
+        return SnapshotStore(f"{url.rstrip('/')}/{name}/shard-{shard}", passing=fault_points.point)
+    except (ValueError, ImportError) as exc:  # a protocol that fsspec does not know, or whose package is missing
+        raise UsageError(f"setting FRAUD_SCORER_SNAPSHOTS__URL: {exc}") from exc
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A snapshot as it was read: where the state stands, and its images."""
+
+    known: dict[str, Any]
+    parts: dict[str, Image]
+
+
+def newest_first(store: SnapshotStore, shard: int) -> Iterator[Stored]:
+    """Every readable snapshot from the newest on; those that are not are counted and logged."""
+    for found in store.newest_first():
+        if isinstance(found, SnapshotError):
+            refused(shard, str(found))
+        else:
+            _, known, parts = found
+            yield Stored(known, parts)
+
+
+def refused(shard: int, reason: str) -> None:
+    """Count and log a snapshot that cannot be used."""
+    worker_metrics.SNAPSHOTS_REFUSED.labels(str(shard)).inc()
+    log.warning("snapshot.refused", shard=shard, reason=reason)
+
+
+@dataclass
+class _Finished:
+    sequence: int
+    known: dict[str, Any]
+    parts: Mapping[str, Image]
+
+
+class Snapshotter:
+    """Takes the snapshots of one owned shard. All calls from the shard's own thread."""
+
+    def __init__(
+        self, settings: Settings, shard: int, store: SnapshotStore, bundle_location: Callable[[str], str]
+    ) -> None:
+        self._every_payments = settings.snapshots.every_payments
+        self._every_s = settings.snapshots.every_s
+        self._kept = settings.snapshots.kept
+        self._shard, self._label = shard, str(shard)
+        self._store = store
+        self._bundle_location = bundle_location
+        self._capture: ShardCapture | None = None
+        self._finished: _Finished | None = None
+        self._thread: threading.Thread | None = None
+        self._failed: Exception | None = None
+        self._payments = 0
+        self._last_commit: tuple[int, int] | None = None  # sequence, journal offset
+        self._last_at = time.monotonic()
+        self._not_before = 0.0
+
+    def between_batches(self, pipeline: Pipeline, inputs: ShardInputs, payments: int) -> None:
+        """The state is that after a batch of `payments`, and nothing writes to it now.
+
+        To be called, with 0, when nothing comes as well: else the snapshot of a shard that has become idle would wait
+        for the next payment to be finished.
+        """
+        self._payments += payments
+        if self._thread is not None and self._thread.is_alive():
+            return
+        self._check_thread()
+        if self._capture is None:
+            if self._finished is None and self._due():
+                self._begin(pipeline)
+            return
+        self._finish(pipeline, inputs)
+
+    def committed(self, sequence: int, journal_offset: int) -> None:
+        """Batch `sequence` is committed, its journal record stands at `journal_offset`."""
+        self._last_commit = sequence, journal_offset
+        self._write_committed()
+
+    def _write_committed(self) -> None:
+        finished, last = self._finished, self._last_commit
+        if finished is None or last is None or finished.sequence != last[0] + 1:
+            return
+        self._finished = None
+        finished.known["journal_offset"] = last[1]
+        self._start(lambda: self._write(finished), "write")
+
+    def close(self) -> None:
+        """Wait for a copy or a write that runs. Raises what ended its thread unexpectedly."""
+        if self._thread is not None:
+            self._thread.join()
+        self._check_thread()
+
+    def _check_thread(self) -> None:
+        """Act on what ended the thread: a store or a disk that fails is tried again later, anything else is raised."""
+        failed, self._failed = self._failed, None
+        if failed is None:
+            return
+        if not isinstance(failed, EXPECTED):
+            raise FraudScorerError(f"the snapshot writer ended with {type(failed).__name__}: {failed}") from failed
+        self._give_up(str(failed))
+
+    def _due(self) -> bool:
+        now = time.monotonic()
+        enough = bool(self._every_payments) and self._payments >= self._every_payments
+        late = bool(self._every_s) and now - self._last_at >= self._every_s and self._payments > 0
+        return (enough or late) and now >= self._not_before
+
+    def _begin(self, pipeline: Pipeline) -> None:
+        started = time.perf_counter()
+        self._capture = capture = ShardCapture(pipeline)
+        fault_points.point("snapshot_begin")
+        self._pause(started)
+        self._start(lambda: self._copy(capture), "copy")
+
+    @staticmethod
+    def _copy(capture: ShardCapture) -> None:
+        capture.copy()
+        fault_points.point("snapshot_copy")
+
+    def _finish(self, pipeline: Pipeline, inputs: ShardInputs) -> None:
+        assert self._capture is not None
+        started, capture = time.perf_counter(), self._capture
+        if not capture.again():
+            self._pause(started)
+            if not capture.stepping:
+                self._start(lambda: self._copy(capture), "copy")
+            return
+        parts = capture.finish()
+        fault_points.point("snapshot_finish")
+        self._capture = None
+        self._pause(started)
+        if parts is None:
+            self._not_before = time.monotonic() + 1.0  # arrays grew meanwhile; they do so ever more rarely
+            return
+        known = facts(pipeline) | {
+            "positions": {str(p): buffer.position for p, buffer in inputs.buffers.items()},
+            "control_position": inputs.control.position,
+            "bundle_location": self._bundle_location(pipeline.bundle.id),
+        }
+        self._finished = _Finished(pipeline.sequence, known, parts)
+        self._payments, self._last_at = 0, time.monotonic()
+        self._write_committed()  # of an idle shard the batch is committed already
+
+    def _pause(self, started: float) -> None:
+        worker_metrics.SNAPSHOT_PAUSE.labels(self._label).observe(time.perf_counter() - started)
+
+    def _start(self, work: Callable[[], None], name: str) -> None:
+        def run() -> None:
+            try:
+                work()
+            except Exception as exc:  # noqa: BLE001 - acted upon by the shard's thread (_check_thread)
+                self._failed = exc
+
+        self._thread = threading.Thread(target=run, name=f"snapshot-{name}-{self._shard}", daemon=True)
+        self._thread.start()
+
+    def _write(self, finished: _Finished) -> None:
+        started = time.monotonic()
+        written = self._store.write(finished.sequence, finished.known, finished.parts)
+        try:
+            self._store.prune(self._kept)
+        except SnapshotError as exc:  # a damaged one among those to keep: nothing is deleted until it has aged out
+            log.warning("snapshot.not_pruned", shard=self._shard, reason=str(exc))
+        seconds = time.monotonic() - started
+        worker_metrics.SNAPSHOTS.labels(self._label).inc()
+        worker_metrics.SNAPSHOT_SEQUENCE.labels(self._label).set(written.sequence)
+        worker_metrics.SNAPSHOT_BYTES.labels(self._label).set(written.bytes)
+        log.info(
+            "snapshot.written", shard=self._shard, sequence=written.sequence, bytes=written.bytes,
+            bytes_uploaded=written.bytes_uploaded, seconds=round(seconds, 3),
+        )  # fmt: skip
+
+    def _give_up(self, reason: str) -> None:
+        worker_metrics.SNAPSHOTS_FAILED.labels(self._label).inc()
+        log.warning("snapshot.failed", shard=self._shard, reason=reason)
+        self._capture, self._finished = None, None
+        self._not_before = time.monotonic() + RETRY_S
