@@ -13,7 +13,7 @@
     row_addresses, index_addresses, label_addresses   where the parts of the log's segments lie
                (features/log_segments.py), entry (seq >> shift) & (segments - 1)
 
-Beside arena, pool, late and distincts stand dirty maps: one byte for each page of 256 bytes that says "written since
+Arena, pool, late and distincts each have a dirty map: one byte for each page of 256 bytes that says "written since
 the map was cleared". With them a snapshot is taken while payments go on (features/state_capture.py). A kernel may leave
 out marks of the arena while MARKING is 0.
 """

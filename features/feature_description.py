@@ -74,7 +74,7 @@ def describe(feature_set: FeatureSet) -> SetCost:
 
 
 def _bytes(f: Feature) -> int:
-    """Bytes of the accumulators that a feature reads, and of what the key's first payment takes beside them."""
+    """Bytes of the accumulators that a feature reads, and of what the key's first payment takes in addition."""
     if f.kind != "aggregate":
         return 0
     words = {
@@ -101,7 +101,7 @@ def _more(f: Feature) -> tuple[int, str]:
 
 
 def _first(t: kt.Tables, e: int) -> int:
-    """What the first payment of a key of entity `e` takes beside its slot: blocks of series and distinct values."""
+    """What the first payment of a key of entity `e` takes besides its slot: blocks of series and distinct values."""
     mine = t.ops[t.ops[:, kt.O_ENTITY] == e]
     series = int(np.isin(mine[:, kt.O_KIND], (kt.OP_EXTREME, kt.OP_MEDIAN)).sum())
     distincts = int((mine[:, kt.O_DISTINCT_END] - mine[:, kt.O_DISTINCT]).sum())

@@ -195,7 +195,7 @@ def _plain(place: int, kind: int, slot: int, current: int, amount: int, minor_un
 
 @inlined
 def read_all(c: int, t: kt.Tables, s: State, payment: int, slots, now_ms: int, out, scratch) -> np.uint64:  # type: ignore[no-untyped-def]
-    """Fill payment i's row of `out` in column order; its filter bits, after the filters on features."""
+    """Fill the payment's row of `out` in column order; its filter bits, after the filters on features."""
     bits = np.uint64(word(payment, kt.B_WHERE))
     time_ms, amount = word(payment, kt.B_TIME), word(payment, kt.B_AMOUNT)
     arena, minor_units = np.int64(s.arena.ctypes.data), t.minor_units[0]

@@ -54,7 +54,7 @@ class Accumulators:
 
 @dataclass
 class Needs:
-    """What a NUMERIC group must keep beside its count, and how long rows matter to a group of any kind."""
+    """What a NUMERIC group must keep in addition to its count, and how long rows matter to a group of any kind."""
 
     sum: bool = False
     squares: bool = False

@@ -157,7 +157,7 @@ def layouts(arrays: type[Any]) -> dict[str, ArrayLayout]:
 
 def addresses_of(arrays: Any) -> list[tuple[int, int]]:
     """(address, length) of each array of a NamedTuple, for `viewer`. Raises ValueError for one that does not lie in
-    memory as its layout says: a kernel would read and write beside it."""
+    memory as its layout says: a kernel would read and write outside it."""
     for name, layout in layouts(type(arrays)).items():
         array = getattr(arrays, name)
         shape = (len(array), layout.width) if layout.width else (len(array),)

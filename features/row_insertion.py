@@ -50,7 +50,7 @@ def _insert_late(c: int, seq: int, time_ms: int, now_ms: int) -> None:
 
 @inlined
 def insert(c: int, t: kt.Tables, s: State, payment: int, bits: np.uint64, slots, now_ms: int) -> None:  # type: ignore[no-untyped-def]
-    """Write payment i into the log and into every group whose window it stands in."""
+    """Write a payment into the log and into every group whose window holds it."""
     seq = s.scalars[NEXT_SEQ]
     row = row_address(t, s, seq)
     time_ms = word(payment, kt.B_TIME)

@@ -19,7 +19,7 @@ LABEL_AGGREGATES = ("fraud_count", "fraud_rate", "since_fraud", "since_first_fra
 _OF_PAYMENT = {
     "amount": ReadKind.AMOUNT, "hour_of_day": ReadKind.HOUR_OF_DAY, "day_of_week": ReadKind.DAY_OF_WEEK,
 }  # fmt: skip
-# Ops that pairs of (time, value) in the pool belong to.
+# Ops that keep pairs of (time, value) in the pool.
 SERIES = (OpKind.EXTREME, OpKind.MEDIAN, OpKind.KNOWN_FRAUDS)
 
 
