@@ -1,8 +1,8 @@
 """Keys as 128-bit numbers: SipHash-2-4 with 128-bit output over UTF-8 bytes.
 
 An entity key, a payment id or a value to count comes as a string and is 128 bits everywhere in the engine. Two
-different strings of a shard collide with probability below n² / 2^129: for 10^10 keys about 10^-19, so equality of hashes is
-taken for equality. The hash key is a constant, because replay on another machine must give the same numbers.
+different strings of a shard collide with probability below n² / 2^129: for 10^10 keys about 10^-19, so equality of
+hashes is taken for equality. The hash key is a constant, because replay on another machine must give the same numbers.
 
 Source: Aumasson and Bernstein, "SipHash: a fast short-input PRF", 2012, and the authors' reference for the 128-bit
 variant."""
