@@ -101,9 +101,12 @@ class WindowEngine:
                 f"{feature}: its entity has the fields {', '.join(fields)}; {len(key)} values were given"
             )
         f = self.feature_set.names.index(feature)
-        low, high = self._preparer.key(list(self.feature_set.entities).index(declared.entity), key)
-        slot = int(get(self.state.keys, low, high))
+        slot = self._slot_of(list(self.feature_set.entities).index(declared.entity), key)
         return payments_in_window(self._tables, self.state, f, slot, declared.delay)
+
+    def _slot_of(self, entity: int, key: Sequence[str]) -> int:
+        low, high = self._preparer.key(entity, key)
+        return int(get(self.state.keys, low, high))
 
     def close(self) -> None:
         """Delete the log's files and release the folder. The engine cannot be used afterwards."""

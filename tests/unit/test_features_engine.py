@@ -151,7 +151,7 @@ def test_thousands_of_late_payments_and_labels_of_one_key_in_any_order() -> None
     assert found[3] == np.float32((now - times[frauds].max()) / 1000.0)
 
 
-def test_idle_keys_give_their_place_back() -> None:
+def test_idle_keys_free_their_slots() -> None:
     """200,000 keys that come once and never again leave no key, no block and no distinct value behind."""
     s = feature_set(
         "{name: n, entity: c, aggregate: count, window: 1h}",
@@ -241,7 +241,7 @@ def test_the_payments_inside_a_window_explain_its_value() -> None:
     assert online.amount_minor.tolist() == [200, 400]
     assert online.label.tolist() == [1, 0]
     assert engine.payments_in_window(["t1"], "late_n").amount_minor.tolist() == [300, 200, 400]
-    assert len(engine.payments_in_window(["nobody"], "n").seq) == 0
+    assert len(engine.payments_in_window(["unknown"], "n").seq) == 0
     with pytest.raises(FeatureSetError, match="gap"):
         engine.payments_in_window(["c1"], "gap")
     with pytest.raises(FeatureSetError, match="customer_id"):
@@ -297,7 +297,7 @@ def test_a_label_without_its_payment_makes_room_for_younger_ones() -> None:
 
 
 def test_a_label_waits_no_longer_than_a_payment_stays_in_the_log() -> None:
-    """Labels of payments that never came are let go, and a payment that comes with such an id is not corrected."""
+    """Labels of payments that never came are dropped, and a payment that comes with such an id is not corrected."""
     s = feature_set("{name: frauds, entity: c, aggregate: fraud_count, window: 1d}", head="label_horizon: 2d\n")
     for days, value in ((1, 1.0), (2, 0.0)):
         engine = WindowEngine(s)
