@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,7 @@ def test_an_array_that_a_kernel_would_misread_is_refused() -> None:
 
 def test_a_number_of_the_kernels_that_is_not_its_field_stops_the_import(monkeypatch: pytest.MonkeyPatch) -> None:
     """A record's field moved without its number, or the other way, is an error before any kernel runs."""
-    names = [field.name for field in kernel_tables.fields(kernel_tables.Op)]
+    names = [field.name for field in fields(kernel_tables.Op)]
     kernel_tables._check("O_", names, kernel_tables.OP_WORDS)
     monkeypatch.setattr(kernel_tables, "O_SUM", kernel_tables.O_SQUARES)
     with pytest.raises(AssertionError, match="O_SUM"):
