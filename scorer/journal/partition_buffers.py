@@ -101,8 +101,10 @@ class PartitionBuffer:
     @property
     def next(self) -> TopicPartition:
         """Where to read on, with the epoch of the record before, so that the client recognises a log that was cut."""
-        known = {"leader_epoch": self.epoch} if self.epoch >= 0 else {}
-        return TopicPartition(self.partition.topic, self.partition.partition, self.reached, **known)
+        topic, partition = self.partition.topic, self.partition.partition
+        if self.epoch < 0:
+            return TopicPartition(topic, partition, self.reached)
+        return TopicPartition(topic, partition, self.reached, leader_epoch=self.epoch)
 
     def end_after(self, count: int) -> int:
         """Where a batch ends that takes the first `count` records: past what is no record, when it takes them all."""

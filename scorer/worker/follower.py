@@ -16,9 +16,9 @@ from typing import NamedTuple
 import structlog
 from confluent_kafka import TopicPartition
 
-from features.restore import StateMismatch
-from features.segments import SegmentError
-from features.snapshot import SnapshotError
+from features.engine_image import StateMismatch
+from features.log_segments import SegmentError
+from features.snapshot_store import SnapshotError
 from schemas.journal import FIRST_PREVIOUS, JournalRecord, Sources
 from scorer import kafka
 from scorer.bundle import BundleError

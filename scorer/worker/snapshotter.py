@@ -15,8 +15,8 @@ from typing import Any
 
 import structlog
 
-from features.capture import Image
-from features.snapshot import SnapshotError
+from features.engine_image import Image
+from features.snapshot_store import SnapshotError
 from scorer.errors import FraudScorerError
 from scorer.journal.partition_buffers import ShardInputs
 from scorer.pipeline import Pipeline
