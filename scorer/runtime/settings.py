@@ -18,8 +18,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from psycopg import ProgrammingError
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
@@ -28,13 +26,12 @@ from pydantic_settings import (
     SettingsConfigDict,
     SettingsError,
 )
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError
 
 from scorer.errors import UsageError
+from scorer.runtime import postgres_address
+from scorer.runtime.postgres_address import HIDDEN
 
 PREFIX = "FRAUD_SCORER_"
-HIDDEN = "********"
 
 
 class _Section(BaseModel):
@@ -84,7 +81,7 @@ class PostgresSettings(_Section):
 
     url: SecretStr = Field(
         default=SecretStr("postgresql://postgres@127.0.0.1:5432/postgres"),
-        description="postgresql://user[:password]@host:port/database",
+        description="postgresql://user[:password]@host:port/database, or name=value pairs as libpq reads them",
     )
     password: SecretStr | None = Field(
         default=None, description="replaces the password of the url, best from PASSWORD_FILE"
@@ -286,29 +283,11 @@ class Settings(BaseSettings):
 
     @property
     def postgres_url(self) -> str:
-        """The connection URL with its password put in; never log it."""
-        text = self.postgres.url.get_secret_value()
-        if "," in text or "://" not in text:
-            return self._postgres_by_libpq(text)
-        try:
-            url = make_url(text)
-        except ArgumentError as exc:
-            raise UsageError("postgres.url: not a URL such as postgresql://user@host:5432/database") from exc
-        if self.postgres.password is not None:
-            url = url.set(password=self.postgres.password.get_secret_value())
-        text, query, options = url.set(drivername="postgresql").render_as_string(hide_password=False).partition("?")
-        # libpq takes a plus for a plus, and a space for none.
-        return text.replace(" ", "%20") + query + options.replace("+", "%20")
-
-    def _postgres_by_libpq(self, text: str) -> str:
-        """Several hosts (failover), or `name=value` pairs: only libpq reads those."""
-        try:
-            parts = conninfo_to_dict(text)
-        except ProgrammingError as exc:
-            raise UsageError("postgres.url: neither a URL nor name=value pairs that libpq reads") from exc
-        if self.postgres.password is not None:
-            parts["password"] = self.postgres.password.get_secret_value()
-        return make_conninfo("", **parts)
+        """The address of Postgres as libpq's `name=value` pairs, with its password put in; never log it."""
+        password = self.postgres.password
+        return postgres_address.connection_text(
+            self.postgres.url.get_secret_value(), None if password is None else password.get_secret_value()
+        )
 
 
 def reading_history(settings: Settings) -> Settings:
@@ -392,10 +371,7 @@ def described(settings: Settings) -> Iterator[tuple[str, str, str, str]]:
 def _shown(name: str, value: object) -> str:
     if isinstance(value, SecretStr):
         if name == "url":
-            try:
-                return make_url(value.get_secret_value()).render_as_string(hide_password=True)
-            except ArgumentError:
-                return HIDDEN
+            return postgres_address.shown(value.get_secret_value())
         return HIDDEN
     if isinstance(value, dict):
         secret = ("password", "secret", "key.pem", "jaas")
