@@ -112,7 +112,7 @@ class Counting:
             self._progress.update(self._task, completed=count)
 
     def expect(self, total: int) -> None:
-        """So many there will be; 0 where nobody knows."""
+        """The number expected; 0 where it is not known."""
         if total and self._progress is not None and self._task is not None:
             self._progress.update(self._task, total=total)
 

@@ -162,7 +162,7 @@ class Demo:
         topic = self.topics.payments
         partitions = [TopicPartition(topic, p) for p in range(kafka.partition_count(client, topic))]
         ends = dict(enumerate(kafka.ends(client, partitions)))
-        # The stand-in broker says where its last batch begins, not where it ends: read on from there.
+        # The stand-in broker answers where its last batch begins, not where it ends: read on from there.
         consumer = kafka.reader(self.settings.kafka, group=f"{self.settings.kafka.topic_prefix}demo-count")
         try:
             consumer.assign([TopicPartition(topic, p, end) for p, end in ends.items()])

@@ -27,7 +27,7 @@ TRAINING_PAYMENTS = 150_000
 # A demo must not depend on today: the same seed and start give the same bundle and the same first payments.
 TRAINING_START_MS = 1_704_067_200_000  # 2024-01-01
 LIVE_START_MS = 1_735_689_600_000  # 2025-01-01
-# Genuine payments that nobody reports count as genuine after this long, as in production.
+# Payments without a label count as genuine after this long, as in production.
 LABEL_DELAY_MS = 7 * 86_400_000
 
 Report = Callable[[str], None]

@@ -328,7 +328,7 @@ def _tansu(place: Place, preferred: int | None) -> ManagedService:
 
 
 def _own_cluster_id(folder: Path) -> str:
-    """The id of this folder's cluster: by it a broker of ours is told from another one on the same port."""
+    """The id of this folder's cluster: it distinguishes a broker of ours from another one on the same port."""
     known = folder / "cluster-id"
     if not known.exists():
         identity = "-"

@@ -248,8 +248,8 @@ def ordinary_user() -> tuple[int, int] | None:
     if os.geteuid() != 0:
         return None
     # Every Unix has it; making a user of our own would change the machine for good.
-    nobody = pwd.getpwnam("nobody")
-    return nobody.pw_uid, nobody.pw_gid
+    entry = pwd.getpwnam("nobody")
+    return entry.pw_uid, entry.pw_gid
 
 
 def _run_as(
@@ -288,7 +288,7 @@ def readable_binaries(package: Path, user: tuple[int, int] | None) -> Path:
             path.chmod(path.stat().st_mode | (0o055 if path.is_dir() or path.stat().st_mode & stat.S_IXUSR else 0o044))
         try:
             making.rename(copy)
-        except OSError:  # somebody else was quicker
+        except OSError:  # another process was quicker
             shutil.rmtree(making, ignore_errors=True)
     _check_owner(copy, os.geteuid())
     place = copy / PACKAGE / "pginstall" / "bin"
@@ -332,7 +332,7 @@ def _check_owner(path: Path, uid: int) -> None:
     """Where all may write, a name is trusted only when it is a real folder, the right user's, and closed to others."""
     status = path.lstat()
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != uid or status.st_mode & 0o022:
-        raise ServicesError(f"{path} was made by somebody else; remove it, or choose another folder")
+        raise ServicesError(f"{path} was made by another user; remove it, or choose another folder")
 
 
 def _initdb(binaries: Path, data: Path, user: tuple[int, int] | None, environment: dict[str, str]) -> None:
@@ -350,6 +350,4 @@ def _initdb(binaries: Path, data: Path, user: tuple[int, int] | None, environmen
         end = "\n".join(f"    {line}" for line in (done.stdout + done.stderr).splitlines()[-15:])
         raise ServiceNotReadyError(f"initdb failed (exit {done.returncode}):\n{end}")
     access = data / "pg_hba.conf"
-    access.write_text(
-        "# Nobody but this machine; the listener is on 127.0.0.1 as well.\nhost all all 127.0.0.1/32 trust\n"
-    )
+    access.write_text("# This machine alone; the listener is on 127.0.0.1 as well.\nhost all all 127.0.0.1/32 trust\n")

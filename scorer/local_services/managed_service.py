@@ -99,7 +99,7 @@ class Service(Protocol):
 
 @dataclass(frozen=True)
 class GivenService:
-    """A service that somebody else runs, by the address in the environment."""
+    """A service run by others, by the address in the environment."""
 
     name: str
     address: str
@@ -163,7 +163,7 @@ class ManagedService:
         """Start, and wait until it answers. Raises ServiceNotReadyError, or ServicesError for a folder in use."""
         if self.pids:
             return
-        self._let_go()
+        self._release_guard()
         lock = self._claim_folder()
         log_start = self._log.stat().st_size if self._log.exists() else 0
         try:
@@ -181,14 +181,14 @@ class ManagedService:
         if self._guard is not None and self._guard.poll() is None:
             self._guard.terminate()
         self._wait_for_guard()
-        self._let_go()
+        self._release_guard()
 
     def kill(self) -> None:
         """SIGKILL, as a crash would; then `start` recovers it."""
         if self.pids:
             os.killpg(self._service_pid, signal.SIGKILL)
         self._wait_for_guard()
-        self._let_go()
+        self._release_guard()
 
     def begin_close(self) -> None:
         """Ask it to end, without waiting: several services then stop side by side."""
@@ -203,7 +203,7 @@ class ManagedService:
         guard.discard(self._spec())  # once more, for a service that was already stopped
 
     def _claim_folder(self) -> int:
-        """The lock that says who uses the folder: its guard holds it as long as it lives, whatever its caller does."""
+        """The lock that shows who uses the folder: its guard holds it as long as it lives, whatever its caller does."""
         lock = os.open(self._plan.folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
         give_up = time.monotonic() + _FOLDER_FREE_TIMEOUT_S
         while True:
@@ -238,9 +238,9 @@ class ManagedService:
             os.close(reading)
         self._lifeline = writing
         assert self._guard.stdout is not None
-        with self._guard.stdout as told, selectors.DefaultSelector() as selector:
-            selector.register(told, selectors.EVENT_READ)
-            line = told.readline() if selector.select(_GUARD_START_TIMEOUT_S) else b""
+        with self._guard.stdout as answer, selectors.DefaultSelector() as selector:
+            selector.register(answer, selectors.EVENT_READ)
+            line = answer.readline() if selector.select(_GUARD_START_TIMEOUT_S) else b""
         if line:
             self._service_pid = json.loads(line)["pid"]
 
@@ -248,7 +248,7 @@ class ManagedService:
         assert self._guard is not None
         give_up = time.monotonic() + self._plan.ready_timeout_s
         while self._guard.poll() is None:
-            # Asked again after the answer: on a port lost to somebody else, it may have been theirs.
+            # Asked again after the answer: on a port lost to another process, it may have been theirs.
             if self._plan.answers() and self._guard.poll() is None:
                 return
             if time.monotonic() > give_up:
@@ -257,9 +257,9 @@ class ManagedService:
         raise self._not_ready("ended while it was starting", log_start)
 
     def _not_ready(self, what: str, log_start: int) -> ServiceNotReadyError:
-        said = read_from(self._log, log_start)
-        lines = "\n".join(f"    {line}" for line in said.splitlines()[-TAIL_LINES:]) or "    (empty)"
-        error = PortTakenError if any(sign in said.lower() for sign in _TAKEN) else ServiceNotReadyError
+        logged = read_from(self._log, log_start)
+        lines = "\n".join(f"    {line}" for line in logged.splitlines()[-TAIL_LINES:]) or "    (empty)"
+        error = PortTakenError if any(sign in logged.lower() for sign in _TAKEN) else ServiceNotReadyError
         return error(f"{self._plan.name} {what}; the end of {self._log}:\n{lines}")
 
     def _wait_for_guard(self) -> None:
@@ -274,16 +274,16 @@ class ManagedService:
             self._guard.kill()
             self._guard.wait()
 
-    def _let_go(self) -> None:
+    def _release_guard(self) -> None:
         self.begin_close()
         self._guard = None
 
     def leave_running(self) -> None:
-        """Tell the guard to keep the service when this process ends. Nothing here can stop it any more."""
+        """Have the guard keep the service when this process ends. Nothing here can stop it any more."""
         if self._guard is not None and self._lifeline is not None:
             os.write(self._lifeline, guard.KEEP)
             self._guard.returncode = 0  # or Python warns that a child still runs
-            self._let_go()
+            self._release_guard()
 
     def _spec(self) -> guard.Spec:
         plan, temporary = self._plan, self._place.temporary

@@ -155,7 +155,7 @@ def test_broker_keeps_port_and_data_when_stopped_and_when_killed(own_services: S
     assert receive(kafka, topic, 2) == [b"before", b"between"]
 
 
-def test_nobody_else_on_the_network_can_connect(own_services: Services) -> None:
+def test_no_other_machine_on_the_network_can_connect(own_services: Services) -> None:
     """Every listener of services that we start is on 127.0.0.1."""
     for service in (own_services.kafka.service, own_services.postgres.service):
         assert isinstance(service, ManagedService)
@@ -192,7 +192,7 @@ def test_killed_caller_leaves_nothing_behind() -> None:
     eventually(lambda: not Path(folder).exists(), "the temporary folder is removed")
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent died")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux signals a process whose parent died")
 def test_killed_guard_takes_its_service_along(place: Place) -> None:
     """Even the guard's own SIGKILL leaves no Postgres behind."""
     service = start_postgres(place, fsync=False).service
@@ -306,14 +306,14 @@ def test_silent_address_is_named_without_its_password() -> None:
 
 
 def test_without_java_and_docker_the_error_names_the_ways_out(tmp_path: Path) -> None:
-    """Where nothing can run Kafka, the error says why for each way and names three ways out."""
+    """Where nothing can run Kafka, the error gives the reason for each way and names three ways out."""
     with (
         pytest.raises(NoWayToStartError) as nothing,
         local_services(postgres=False, environment=bare_environment(tmp_path)),
     ):
         pass
-    for said in ("Docker:", "Java:", f"export {KAFKA_ADDRESS}=", "start Docker", "install Java 17 or later and Maven"):
-        assert said in str(nothing.value)
+    for part in ("Docker:", "Java:", f"export {KAFKA_ADDRESS}=", "start Docker", "install Java 17 or later and Maven"):
+        assert part in str(nothing.value)
 
 
 def test_failure_shows_the_end_of_the_log(place: Place) -> None:

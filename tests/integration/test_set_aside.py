@@ -68,7 +68,7 @@ def sink(settings: Settings, shard: Shard, url: str) -> None:
 
 @pytest.mark.parametrize("last", [False, True], ids=["between others", "at the end"])
 def test_a_batch_is_written_once_its_cause_is_mended(place: tuple[Settings, Shard, str], last: bool) -> None:
-    """Refused rows stay set aside, told by list, until Postgres takes them; then the trail is whole, verifies against
+    """Refused rows stay set aside, shown by list, until Postgres takes them; then the trail is whole, verifies against
     the topics, and the sink goes on."""
     settings, shard, url = place
     write(settings, shard, ["a1", "a2"])
@@ -77,8 +77,8 @@ def test_a_batch_is_written_once_its_cause_is_mended(place: tuple[Settings, Shar
         write(settings, shard, ["a3"])
     sink(settings, shard, url)
     listed = command(settings, "audit", "set-aside", "list")["set_aside"]
-    told = [(row["shard"], row["sequence"], row["kind"], row["written"]) for row in listed]
-    assert told == [(0, 1, "refused", False)]
+    shown = [(row["shard"], row["sequence"], row["kind"], row["written"]) for row in listed]
+    assert shown == [(0, 1, "refused", False)]
     assert verify(url, kafka_settings=settings).findings[0].kind == "set_aside"
     still = command(settings, "audit", "set-aside", "redrive", code=1)["left"]  # the cause is still there
     assert "refuses" in still[0]["why_not"]
