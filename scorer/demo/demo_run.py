@@ -68,6 +68,7 @@ class Demo:
         self.bundle = Bundle.load(bundle)
         report("Starting Kafka and Postgres")
         services = stack.enter_context(local_services(demo_only_broker_allowed=True, fsync=False, report=report))
+        self._services = services
         self.log_folder = services.log_folder
         self.kafka_kind = services.kafka.kind
         run_id = secrets.token_hex(4)
@@ -128,6 +129,7 @@ class Demo:
         if self._failure is not None:
             raise self._failure
         self.reader.check()
+        self._services.check()
         for name, process in (("worker", self.worker), ("sink", self.sink)):
             if process.poll() is not None:
                 raise FraudScorerError(

@@ -7,7 +7,6 @@ import importlib.metadata
 import importlib.util
 import os
 import pwd
-import re
 import shutil
 import signal
 import stat
@@ -35,6 +34,7 @@ from scorer.local_services.service_errors import (
     ServiceNotReadyError,
     ServicesError,
 )
+from scorer.runtime import postgres_address
 
 ADDRESS = "FRAUD_SCORER_POSTGRES__URL"
 DATABASE = "fraud_scorer"
@@ -136,8 +136,9 @@ def answers(url: str, *, data_folder: Path | None = None, timeout_s: int = 3) ->
 
 
 def without_password(url: str) -> str:
-    """The URL as it may be shown."""
-    return re.sub(r"(://[^:/@]*):[^@/]*@", r"\1:…@", url)
+    """The URL as it may be shown: as it is, or libpq's reading of it where that holds a secret."""
+    shown = postgres_address.shown(url)
+    return shown if postgres_address.HIDDEN in shown else url
 
 
 def _given(url: str) -> GivenService:

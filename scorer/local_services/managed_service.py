@@ -137,6 +137,10 @@ class ManagedService:
         self._service_pid = 0
 
     @property
+    def name(self) -> str:
+        return self._plan.name
+
+    @property
     def kind(self) -> str:
         return self._plan.kind
 

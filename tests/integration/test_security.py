@@ -25,7 +25,8 @@ from scorer.kafka.rights import Acl, AclMissing, Role, check, missing, needed
 from scorer.local_services import Services
 from scorer.operate.dead_letters import Filter, redrive
 from scorer.operate.setup import create_topics
-from scorer.runtime.settings import PREFIX, Settings, described, load
+from scorer.runtime.settings import PREFIX, Settings, load
+from scorer.runtime.settings_listing import described
 from scorer.sink import AuditSink
 from scorer.trail import tables
 from tests.faults.nursery import Nursery

@@ -30,6 +30,7 @@ from scorer.local_services import (
     Kafka,
     NoWayToStartError,
     Services,
+    ServicesError,
     jars,
     kept_services,
     local_postgres,
@@ -194,12 +195,16 @@ def test_killed_caller_leaves_nothing_behind() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux signals a process whose parent died")
 def test_killed_guard_takes_its_service_along(place: Place) -> None:
-    """Even the guard's own SIGKILL leaves no Postgres behind."""
-    service = start_postgres(place, fsync=False).service
-    pids = service.pids
+    """Even the guard's own SIGKILL leaves no Postgres behind, and a caller that checks learns of it."""
+    postgres = start_postgres(place, fsync=False)
+    services = Services(None, postgres, place.log_folder)
+    services.check()
+    pids = postgres.service.pids
     os.kill(pids["guard"], signal.SIGKILL)
     eventually(lambda: not alive(pids["service"]), "Postgres ends")
-    service.close()
+    with pytest.raises(ServicesError, match=r"postgres has ended; see .*postgres\.log"):
+        services.check()
+    postgres.service.close()
 
 
 def test_command_starts_once_and_stops_for_good(place: Place) -> None:

@@ -12,6 +12,7 @@ from psycopg.conninfo import conninfo_to_dict
 from scorer import kafka
 from scorer.errors import UsageError
 from scorer.runtime import settings
+from scorer.runtime.settings_listing import described
 from scorer.worker.snapshotter import store_of
 
 
@@ -119,7 +120,7 @@ def test_an_address_that_cannot_be_read_is_refused_without_repeating_it(
 def test_settings_show_no_secret_of_the_postgres_url(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What libpq itself calls a secret is hidden wherever in the address it stands; the rest is shown."""
     monkeypatch.setenv("FRAUD_SCORER_POSTGRES__URL", url)
-    (value,) = [value for name, value, _, _ in settings.described(settings.load()) if name.endswith("POSTGRES__URL")]
+    (value,) = [value for name, value, _, _ in described(settings.load()) if name.endswith("POSTGRES__URL")]
     assert "s3cret" not in value
     assert "password=********" in value
     assert ("host=db" in value) == ("db" in url)
