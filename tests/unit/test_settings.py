@@ -31,7 +31,7 @@ from scorer.worker.snapshotter import store_of
 def test_a_mistyped_setting_is_refused_by_name(
     variable: str, value: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One line that names the variable, never a value that nobody reads."""
+    """One line that names the variable, never a value that has no effect."""
     monkeypatch.setenv(variable, value)
     with pytest.raises(UsageError, match=message):
         settings.load()
