@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import tomllib
 from collections import defaultdict
 from pathlib import Path
 
@@ -49,3 +50,13 @@ def test_every_file_has_a_name_of_its_own() -> None:
         if path.stem not in UNNAMED:
             files[path.stem].append(str(path))
     assert {stem: found for stem, found in files.items() if len(found) > 1} == {}
+
+
+def test_the_map_has_every_room_in_the_order_of_the_contract() -> None:
+    """ARCHITECTURE.md lists the rooms from the lowest to the highest, as pyproject.toml lets them import."""
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"][
+        "contracts"
+    ]
+    (layers,) = [contract["layers"] for contract in contracts if contract.get("containers") == ["scorer"]]
+    drawn = re.findall(r"^\| `scorer/(\w+)/`", (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert drawn == [layer for layer in reversed(layers) if layer != "errors"]
