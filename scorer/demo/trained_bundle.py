@@ -35,8 +35,8 @@ Report = Callable[[str], None]
 
 def demo_bundle(cache: Path, report: Report) -> Path:
     """The demo's bundle: trained on simulated history on the first start, cached by what it was made of."""
-    feature_yaml = assets.path("deploy/demo/feature_set.yaml").read_text(encoding="utf-8")
-    policy_yaml = assets.path("deploy/demo/policy.yaml").read_text(encoding="utf-8")
+    feature_yaml = assets.path("deploy/examples/demo/feature_set.yaml").read_text(encoding="utf-8")
+    policy_yaml = assets.path("deploy/examples/demo/policy.yaml").read_text(encoding="utf-8")
     feature_set = FeatureSet.from_yaml(feature_yaml)
     policy_hash = hashlib.sha256(policy_yaml.encode()).hexdigest()
     target = cache / (

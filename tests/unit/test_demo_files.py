@@ -16,12 +16,12 @@ from scorer.simulate.geography import COUNTRIES, EUR_PER_UNIT
 
 @pytest.fixture(scope="module")
 def feature_set() -> FeatureSet:
-    return FeatureSet.from_yaml(Path(path("deploy/demo/feature_set.yaml")))
+    return FeatureSet.from_yaml(Path(path("deploy/examples/demo/feature_set.yaml")))
 
 
 @pytest.fixture(scope="module")
 def policy() -> Policy:
-    return Policy.from_yaml(Path(path("deploy/demo/policy.yaml")))
+    return Policy.from_yaml(Path(path("deploy/examples/demo/policy.yaml")))
 
 
 def test_feature_set(feature_set: FeatureSet) -> None:
