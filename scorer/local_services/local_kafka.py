@@ -16,14 +16,13 @@ from confluent_kafka.admin import AdminClient
 
 from scorer.errors import UsageError
 from scorer.local_services import containers, jars
+from scorer.local_services.local_ports import free_port, port_open
 from scorer.local_services.managed_service import (
     GivenService,
     ManagedService,
     Place,
     Plan,
     Service,
-    free_port,
-    port_open,
     start_on_free_port,
 )
 from scorer.local_services.service_errors import (

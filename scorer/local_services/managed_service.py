@@ -6,10 +6,8 @@ import contextlib
 import fcntl
 import json
 import os
-import random
 import selectors
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +18,7 @@ from typing import Protocol
 
 from scorer.errors import UsageError
 from scorer.local_services import guard
+from scorer.local_services.local_ports import free_port
 from scorer.local_services.service_errors import PortTakenError, ServiceNotReadyError, ServicesError
 
 TAIL_LINES = 20
@@ -27,9 +26,6 @@ _PORT_ATTEMPTS_MAX = 5
 _POLL_INTERVAL_S = 0.05
 _GUARD_START_TIMEOUT_S = 10.0
 _FOLDER_FREE_TIMEOUT_S = 45.0  # longer than a former guard takes to stop its service (30 s) and clean up
-# Below what systems hand out to outgoing connections (Linux from 32768, macOS from 49152): a broker that was stopped
-# finds its port free again when it starts.
-_PORT_MIN, _PORT_MAX = 20_000, 32_000
 _TAKEN = ("address already in use", "port is already allocated", "could not create any tcp/ip sockets")
 
 # What a child needs of the environment; more would let a stray KAFKA_OPTS or STORAGE_ENGINE change the service.
@@ -321,30 +317,6 @@ def start_on_free_port(make_plan: Callable[[int], Plan], place: Place, preferred
         else:
             return service
     raise AssertionError("unreachable")
-
-
-def free_port(other_than: int = 0) -> int:
-    """A TCP port free on 127.0.0.1 at this moment."""
-    choice = random.SystemRandom()
-    for _ in range(100):
-        port = choice.randrange(_PORT_MIN, _PORT_MAX)
-        if port == other_than:
-            continue
-        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
-    raise ServicesError(f"no free TCP port on 127.0.0.1 between {_PORT_MIN} and {_PORT_MAX}")
-
-
-def port_open(port: int) -> bool:
-    """Whether anything accepts connections on 127.0.0.1:port."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.settimeout(1.0)
-        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def read_from(log: Path, start: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -35,12 +36,15 @@ from scorer.local_services import (
     kept_services,
     local_postgres,
     local_services,
+    postgres_files,
 )
 from scorer.local_services.local_kafka import ADDRESS as KAFKA_ADDRESS
 from scorer.local_services.local_kafka import start_kafka
+from scorer.local_services.local_ports import free_port, port_open
 from scorer.local_services.local_postgres import ADDRESS as POSTGRES_ADDRESS
 from scorer.local_services.local_postgres import start_postgres
-from scorer.local_services.managed_service import ManagedService, Place, free_port, port_open
+from scorer.local_services.managed_service import ManagedService, Place
+from scorer.local_services.postgres_files import PACKAGE
 from scorer.local_services.services import prepare
 from scorer.runtime import assets
 
@@ -352,11 +356,11 @@ def test_binaries_out_of_reach_are_copied(place: Place, monkeypatch: pytest.Monk
     closed, shared = place.folder / "closed", place.folder / "shared"
     closed.mkdir(mode=0o700)
     shared.mkdir(mode=0o755)
-    (origin,) = local_postgres.importlib.util.find_spec(local_postgres.PACKAGE).submodule_search_locations
-    for name in (local_postgres.PACKAGE, f"{local_postgres.PACKAGE}.libs"):
+    (origin,) = importlib.util.find_spec(PACKAGE).submodule_search_locations
+    for name in (PACKAGE, f"{PACKAGE}.libs"):
         shutil.copytree(Path(origin).with_name(name), closed / name)
-    monkeypatch.setattr(local_postgres, "_SHARED", shared)
-    binaries = local_postgres.readable_binaries(closed / local_postgres.PACKAGE, local_postgres.ordinary_user())
+    monkeypatch.setattr(postgres_files, "_SHARED", shared)
+    binaries = postgres_files.readable_binaries(closed / PACKAGE, postgres_files.ordinary_user())
     assert binaries.is_relative_to(shared)
     assert (binaries / "postgres").stat().st_uid == 0
     assert not stat.S_IMODE((binaries / "postgres").stat().st_mode) & 0o022
