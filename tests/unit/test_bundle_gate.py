@@ -200,7 +200,7 @@ def test_a_signature_that_does_not_fit_is_refused_even_where_none_is_asked_for(
 
 @pytest.mark.parametrize("text", ["", "ed25519:", "ed25519:AAAA", "rsa:abc", "-----BEGIN PUBLIC KEY-----\nx\n-----END"])
 def test_a_trusted_key_that_is_none_is_a_usage_error(folder: Path, text: str) -> None:
-    """A setting that holds no key is refused, rather than read as an empty list of trusted keys."""
+    """A setting that holds no key is refused, rather than read as trusting nobody."""
     with pytest.raises(UsageError, match="a trusted key is neither"):
         Bundle.load(folder, trusted_keys=[text])
 
