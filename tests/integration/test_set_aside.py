@@ -67,7 +67,7 @@ def sink(settings: Settings, shard: Shard, url: str) -> None:
 
 
 @pytest.mark.parametrize("last", [False, True], ids=["between others", "at the end"])
-def test_a_batch_is_written_once_its_cause_is_mended(place: tuple[Settings, Shard, str], last: bool) -> None:
+def test_a_batch_is_written_once_its_cause_is_removed(place: tuple[Settings, Shard, str], last: bool) -> None:
     """Refused rows stay set aside, shown by list, until Postgres takes them; then the trail is whole, verifies against
     the topics, and the sink goes on."""
     settings, shard, url = place
