@@ -40,7 +40,7 @@ def connection_text(address: str, password: str | None = None) -> str:
     # A plain @ or / in the password moves the rest of the URL: libpq then takes a piece of the password for a host.
     if _STRAY_AT.search(str(parts.get("host", ""))) or _PORTS.fullmatch(str(parts.get("port", ""))) is None:
         raise UsageError(
-            "postgres.url: its host or port cannot be read; in a URL's password @ is %40, / is %2F and : is %3A, or "
+            "postgres.url: its host or port cannot be read; in a URL's password @ is %40 and / is %2F, or "
             "give the password as it is by FRAUD_SCORER_POSTGRES__PASSWORD_FILE"
         )
     return text
