@@ -6,10 +6,12 @@ real ones. What is called must stand here: mypy sees to it, and the simulation t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 from confluent_kafka import KafkaError, Message, TopicPartition
+
+from scorer.kafka.topic_identity import TopicFacts
 
 OnDelivery = Callable[[KafkaError | None, Message], None]
 OnPartitions = Callable[[Any, list[TopicPartition]], None]
@@ -73,7 +75,8 @@ class TransactionalProducer(Protocol):
 class Broker(Protocol):
     """Questions to the broker. Each raises KafkaFailure when it cannot be answered; Away and Denied are among these."""
 
-    def partition_count(self, topic: str) -> int: ...
+    def topic_facts(self, names: Sequence[str]) -> Mapping[str, TopicFacts]:
+        """Id and partition count of each topic; creates none."""
 
     def starts(self, partitions: list[TopicPartition]) -> list[int]:
         """Offset of the first record still there."""

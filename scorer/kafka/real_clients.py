@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from confluent_kafka import TopicPartition
 
-from scorer.kafka import clients, log_bounds, ports, rights
+from scorer.kafka import clients, log_bounds, ports, rights, topic_identity
+from scorer.kafka.topic_identity import TopicFacts
 from scorer.runtime.settings import Settings
 
 
@@ -36,8 +39,8 @@ class _Questions:
     def __init__(self, settings: Settings) -> None:
         self._client = clients.admin(settings.kafka)
 
-    def partition_count(self, topic: str) -> int:
-        return log_bounds.partition_count(self._client, topic)
+    def topic_facts(self, names: Sequence[str]) -> Mapping[str, TopicFacts]:
+        return topic_identity.topic_facts(self._client, names)
 
     def starts(self, partitions: list[TopicPartition]) -> list[int]:
         return log_bounds.starts(self._client, partitions)

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from features.capture import Image
+from features.engine_image import Image
 from schemas.audit import NULLABLE, AuditColumns, AuditContext, digest
 from schemas.control import ListAdd, ListRemove
 from schemas.decode import PaymentBatch
@@ -91,12 +91,25 @@ class Pipeline:
         Raises StateMismatch or SegmentError.
         """
         self.shard = shard
-        self._enricher = Enricher(bundle.feature_set, images=images, folder=folder, share=share)
-        self.engine, self.dedupe = self._enricher.engine, self._enricher.dedupe
-        self.lists = _Lists()
+        self._folder = folder
         self.sequence = 0
         self.head = FIRST_PREVIOUS
+        self._begin(bundle, images=images, share=share)
+
+    def _begin(self, bundle: Bundle, *, images: Mapping[str, Image] | None = None, share: Share | None = None) -> None:
+        self._enricher = Enricher(bundle.feature_set, images=images, folder=self._folder, share=share)
+        self.engine, self.dedupe = self._enricher.engine, self._enricher.dedupe
+        self.lists = _Lists()
         self._use(bundle)
+
+    def restart(self, bundle: Bundle) -> None:
+        """Begin anew with empty windows, lists and dedupe table; the chain of batches goes on."""
+        self.engine.close()
+        self._begin(bundle)
+
+    def begin_at(self, record: JournalRecord) -> None:
+        """Take `record` for the next batch's: the chain begins there."""
+        self.sequence, self.head = record.sequence, record.previous
 
     def close(self) -> None:
         """Give the event log's folder back. The pipeline is of no use afterwards."""
@@ -250,6 +263,8 @@ class Pipeline:
             dead_letters=dead_letters,
             digest=digest(columns, self._context),
             previous=self.head,
+            sources=batch.sources,
+            change=batch.change,
         )
         self.sequence += 1
         self.head = record.head

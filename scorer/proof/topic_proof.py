@@ -47,9 +47,11 @@ def prove_topic(
     records = journal_reader.read_journal(settings.kafka, clients, shard, no_progress_s=no_progress_s)
     if not records:
         raise FraudScorerError(f"the journal of shard {shard} is empty: nothing has been decided yet")
+    records = journal_reader.since_new_state(records)
     expect(sum(record.decisions for record in records))
     inputs = journal_reader.inputs_along(records, clients, settings, reader="prove")
     pipeline = Pipeline(bundle, shard=shard)
+    pipeline.begin_at(records[0])
     bundles = Bundles(bundle, settings.bundle.trusted_keys)
     walked = 0
     try:

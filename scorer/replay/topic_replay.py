@@ -41,10 +41,11 @@ def replay_topic(
         raise FraudScorerError(
             f"the journal of shard {shard} is empty: nothing has been decided on {topics.payments} yet"
         )
-    records = _up_to(records, window)
+    records = _up_to(journal_reader.since_new_state(records), window)
     expect(sum(record.decisions + record.dead_letters for record in records))
     inputs = journal_reader.inputs_along(records, clients, settings, reader="replay")
     pipeline, report, bundles = Pipeline(bundle, shard=shard), Report(), Bundles(bundle, settings.bundle.trusted_keys)
+    pipeline.begin_at(records[0])
     same = records[0].bundle == bundle.id
     names = bundle.feature_set.names
     schema = decision_schema(names)

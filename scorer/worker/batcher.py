@@ -24,6 +24,9 @@ from scorer.runtime.threads import Threads
 # A control record with no payment to carry it is committed alone after this long, so that its lag stays small.
 CONTROL_ALONE_S = 1.0
 CONTROL_PER_BATCH_MAX = 4096
+# Transaction markers and aborted records at the end of a log are committed as read after this long without a payment:
+# else retention that takes them would look like a loss, and lag would not reach zero.
+MARKERS_ALONE_S = 5.0
 IDLE_WAIT_S = 0.1
 # Weight of the newest observation in the running averages: about the last ten batches.
 _WEIGHT = 0.2
@@ -46,6 +49,7 @@ class Batcher:
         self._rate = 0.0
         self._last_batch_at = self._threads.monotonic()
         self._control_since: float | None = None
+        self._markers_since: float | None = None
 
     def committed(self, *, commit_s: float, total_s: float) -> None:
         """A commit took so long, and its batch so long from closing to there."""
@@ -78,20 +82,27 @@ class Batcher:
             )  # a partition that is behind has shown nothing yet: the others wait for it, and it must be read
         control = len(inputs.control.records)
         now = self._threads.monotonic()
-        if payments == 0:
-            if not control:
-                self._control_since = None
-                return None
-            self._control_since = self._control_since or now
-            if now - self._control_since < CONTROL_ALONE_S and control < CONTROL_PER_BATCH_MAX:
-                return None
-        self._control_since = None
+        if payments == 0 and not self._alone(now, control):
+            return None
+        self._control_since = self._markers_since = None
         elapsed = max(1e-6, now - self._last_batch_at)
         self._rate += _WEIGHT * (payments / elapsed - self._rate)
         self._last_batch_at = now
         # Lists and rules alone are quick; whatever the queue has eaten, the commit still has to come.
         degraded = self._threads.epoch_s() * 1000.0 + self._total_s * 1000.0 > inputs.earliest_deadline_ms(counts)
         return replace(inputs.batch(counts, min(control, CONTROL_PER_BATCH_MAX)), degraded=degraded)
+
+    def _alone(self, now: float, control: int) -> bool:
+        """Whether a batch without payments is due: for control records, or to move positions past markers."""
+        if control:
+            self._control_since = self._control_since or now
+            return now - self._control_since >= CONTROL_ALONE_S or control >= CONTROL_PER_BATCH_MAX
+        self._control_since = None
+        if self._inputs.buffered or not self._inputs.beyond_records:
+            self._markers_since = None
+            return False
+        self._markers_since = self._markers_since or now
+        return now - self._markers_since >= MARKERS_ALONE_S
 
     def _choose(self) -> dict[int, int]:
         """How many records to take from each partition."""

@@ -10,15 +10,16 @@ Reads only. Nothing here writes to Kafka, so any number of standbys may follow o
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import structlog
 from confluent_kafka import TopicPartition
 
-from features.restore import StateMismatch
-from features.segments import SegmentError
-from features.snapshot import SnapshotError
-from schemas.journal import FIRST_PREVIOUS, JournalRecord
+from features.engine_image import StateMismatch
+from features.log_segments import SegmentError
+from features.snapshot_store import SnapshotError
+from schemas.journal import FIRST_PREVIOUS, JournalRecord, Sources
 from scorer import kafka
 from scorer.bundle import BundleError
 from scorer.errors import PromiseBroken, UsageError
@@ -47,6 +48,7 @@ class _Start(NamedTuple):
     positions: dict[int, int]
     control_position: int
     fresh: bool
+    epochs: Mapping[int, int]
 
 
 class Follower:
@@ -62,7 +64,11 @@ class Follower:
         self._log = log.bind(shard=shard)
         self._broker = ports.clients.broker()
         self._topics = kafka.Topics.of(settings.kafka)
-        partitions = payments_partitions(settings, self._broker, shard)
+        facts = self._broker.topic_facts(self._topics.all)
+        check_topics(settings, facts)
+        payments = facts[self._topics.payments]
+        self._sources = Sources(payments=payments.id, control=facts[self._topics.control].id)
+        partitions = shard_partitions(settings, shard, payments.partitions)
         self._journal_start, self._journal_end = journal_reader.journal_bounds(settings.kafka, self._broker, shard)
         self._released = False
         at = self._from_snapshot() or self._from_scratch(partitions)
@@ -70,20 +76,42 @@ class Follower:
         self.inputs = self._inputs(at)
 
     def _from_scratch(self, partitions: list[int]) -> _Start:
+        """From the journal's first record, or the last one at which an operator let the state begin anew."""
+        pipeline = self._ports.states.fresh(self._bundles.initial, self._shard)
+        anew = self._new_state()
+        if anew is not None:
+            offset, record = anew
+            pipeline.begin_at(record)
+            journal = self._journal_from(offset, sequence=record.sequence, previous=record.previous)
+            positions = {r.partition: r.end for r in record.inputs}
+            return _Start(pipeline, journal, positions, record.control.end, fresh=False, epochs={})
         topics = [TopicPartition(self._topics.payments, p) for p in partitions]
         starts = self._broker.starts([*topics, TopicPartition(self._topics.control, 0)])
         return _Start(
-            self._ports.states.fresh(self._bundles.initial, self._shard),
+            pipeline,
             self._journal_from(self._journal_start, sequence=0, previous=FIRST_PREVIOUS),
             dict(zip(partitions, starts[:-1], strict=True)),
             starts[-1],
             fresh=True,
+            epochs={},
         )
 
-    def _journal_from(self, position: int, *, sequence: int, previous: str | None) -> journal_reader.JournalReader:
+    def _new_state(self) -> tuple[int, JournalRecord] | None:
+        """Offset and record of the last time that an operator let the state begin anew; None without one."""
+        journal = self._journal_from(self._journal_start, sequence=0, previous=None, containing=b'"new_state"')
+        try:
+            return journal_reader.last_new_state(
+                journal, self._journal_end, no_progress_s=self._settings.worker.no_progress_s
+            )
+        finally:
+            journal.close()
+
+    def _journal_from(
+        self, position: int, *, sequence: int, previous: str | None, containing: bytes | None = None
+    ) -> journal_reader.JournalReader:
         return journal_reader.JournalReader(
             self._settings.kafka, self._shard, clients=self._ports.clients, threads=self._ports.threads,
-            position=position, sequence=sequence, previous=previous,
+            position=position, sequence=sequence, previous=previous, containing=containing,
         )  # fmt: skip
 
     def _from_snapshot(self) -> _Start | None:
@@ -96,6 +124,10 @@ class Follower:
                 try:
                     return self._start_of(stored)
                 except (StateMismatch, SegmentError, BundleError, UsageError, MissingRange) as exc:
+                    refused(self._shard, str(exc))
+                except kafka.SourceChanged as exc:
+                    if self._new_state() is None:
+                        raise
                     refused(self._shard, str(exc))
         except SnapshotError as exc:  # the store itself: the journal can do without
             refused(self._shard, str(exc))
@@ -118,6 +150,8 @@ class Follower:
                 raise StateMismatch(
                     f"{name} ends with head {known['head'][:12]}, the journal has {last.head[:12]} there"
                 )
+            if known.get("sources") is not None:
+                journal_reader.check_sources(Sources(**known["sources"]), self._sources, name)
             bundle = self._bundles.at(str(known["bundle"]), str(known["bundle_location"]))
             started = self._ports.threads.monotonic()
             pipeline = self._ports.states.restored(bundle, self._shard, known, stored.parts)
@@ -129,7 +163,8 @@ class Follower:
             seconds=round(self._ports.threads.monotonic() - started, 3),
         )  # fmt: skip
         positions = {int(p): int(position) for p, position in known["positions"].items()}
-        return _Start(pipeline, journal, positions, int(known["control_position"]), fresh=False)
+        epochs = {int(p): int(epoch) for p, epoch in known.get("epochs", {}).items()}
+        return _Start(pipeline, journal, positions, int(known["control_position"]), fresh=False, epochs=epochs)
 
     def _first_record(self, journal: journal_reader.JournalReader) -> JournalRecord:
         patience_s = self._settings.worker.no_progress_s
@@ -169,9 +204,29 @@ class Follower:
                 self._log.info(
                     "shard.recovering", batches=batches, offsets_left=end - begin - done, left_s=round(left, 1)
                 )
+        if not stop.is_set():
+            self._check_bounds()
         seconds = monotonic() - started
         worker_metrics.RECOVERY_SECONDS.labels(self._label).set(seconds)
         self._log.info("shard.recovered", batches=batches, sequence=self.pipeline.sequence, seconds=round(seconds, 3))
+
+    def _check_bounds(self) -> None:
+        """Raise MissingRange or SourceChanged, naming the partition, when a position lies outside its log."""
+        buffers = [*self.inputs.buffers.values(), self.inputs.control]
+        where = [buffer.partition for buffer in buffers]
+        bounds = zip(buffers, self._broker.starts(where), self._broker.ends(where), strict=True)
+        for buffer, start, end in bounds:
+            name = f"{buffer.partition.topic}/{buffer.partition.partition}"
+            if buffer.position < start:
+                raise MissingRange(
+                    f"{name}: offsets {buffer.position} to {start - 1} are gone (retention, or records deleted by "
+                    f"command) and were not decided. {journal_reader.WAY_OUT}"
+                )
+            if buffer.position > end:
+                raise kafka.SourceChanged(
+                    f"{name}: everything before offset {buffer.position} was decided, and the log ends at {end}: it "
+                    f"was cut, by an election of a leader that lacked records, say. {journal_reader.WAY_OUT}"
+                )
 
     def _rerun(self, records: list[tuple[int, JournalRecord]], stop: Event | None = None) -> int:
         """Decide again what the journal has given; gives how many batches. Not to its end when `stop` is set: then
@@ -190,13 +245,16 @@ class Follower:
         return len(records)
 
     def _check(self, record: JournalRecord) -> None:
-        strangers = {r.partition for r in record.inputs} - set(self.inputs.buffers)
-        if strangers:
+        new = {r.partition: r.start for r in record.inputs if r.partition not in self.inputs.buffers}
+        shards = self._settings.worker.shards
+        foreign = sorted(p for p in new if p % shards != self._shard)
+        if foreign and record.change is None:
             raise UsageError(
-                f"the journal of shard {self._shard} holds partitions {sorted(strangers)} that are not this shard's "
-                "now: the number of shards or partitions was changed. Set it back, or start a new application "
-                "(FRAUD_SCORER_WORKER__APPLICATION)"
+                f"the journal of shard {self._shard} holds partitions {foreign} that are not this shard's with "
+                f"FRAUD_SCORER_WORKER__SHARDS={shards}: the number of shards was changed. Set it back"
             )
+        if new and record.change is None:  # partitions that were added to the topic, and taken up by this batch
+            self.inputs.add(new)
         if record.sequence == 0 and record.bundle != self._bundles.initial.id:
             self._log.info("shard.other_bundle", journal=record.bundle, given=self._bundles.initial.id)
 
@@ -223,19 +281,50 @@ class Follower:
             control_position=at.control_position,
             buffered_max=worker.buffered_payments_max,
             deadlines=Deadlines(worker.deadline_ms, worker.deadline_header),
+            epochs=at.epochs,
+            sources=self._sources,
             fresh=at.fresh,
         )
 
+    def take_up(self, payments: int) -> list[int]:
+        """Read partitions of this shard that were added to the payments topic, which has `payments` now.
 
-def payments_partitions(settings: Settings, broker: kafka.Broker, shard: int) -> list[int]:
-    """The payments partitions of a shard. Raises UsageError when the topics' partition counts do not fit each other."""
-    topics = kafka.Topics.of(settings.kafka)
-    payments = broker.partition_count(topics.payments)
-    decisions = broker.partition_count(topics.decisions)
-    if payments != decisions:
+        From their beginnings, whatever was sent there meanwhile. The next batch names them in the journal.
+        """
+        added = [p for p in shard_partitions(self._settings, self._shard, payments) if p not in self.inputs.buffers]
+        if added:
+            starts = self._broker.starts([TopicPartition(self._topics.payments, p) for p in added])
+            self.inputs.add(dict(zip(added, starts, strict=True)))
+        return added
+
+
+def shard_partitions(settings: Settings, shard: int, payments: int) -> list[int]:
+    """The payments partitions of a shard: those whose number leaves its own when divided by the number of shards."""
+    return list(range(shard, payments, settings.worker.shards))
+
+
+def check_topics(settings: Settings, facts: Mapping[str, kafka.TopicFacts]) -> None:
+    """Raise UsageError when partition counts do not fit each other or the settings; it names topic, counts, way out."""
+    topics, shards = kafka.Topics.of(settings.kafka), settings.worker.shards
+    payments, decisions = facts[topics.payments].partitions, facts[topics.decisions].partitions
+    if decisions < payments:
         raise UsageError(
-            f"{topics.payments} has {payments} partitions, {topics.decisions} has {decisions}: one was changed, and a "
-            "decision goes to the partition of its payment's number. Keys may have moved to other partitions: make "
-            "both counts equal if that is meant, or start with other topics (FRAUD_SCORER_KAFKA__TOPIC_PREFIX)"
+            f"{topics.payments} has {payments} partitions, {topics.decisions} has {decisions}: a decision goes to the "
+            "partition of its payment's number. `fraud-scorer recover --adopt-partitions` adds what is missing"
         )
-    return [p for p in range(payments) if p % settings.worker.shards == shard]
+    if payments < shards:
+        raise UsageError(
+            f"{topics.payments} has {payments} partitions, FRAUD_SCORER_WORKER__SHARDS is {shards}: some shards would "
+            "have none. Set at most as many shards as there are partitions"
+        )
+    for topic in (topics.journal, topics.audit):
+        if facts[topic].partitions != shards:
+            raise UsageError(
+                f"{topic} has {facts[topic].partitions} partitions, FRAUD_SCORER_WORKER__SHARDS is {shards}: they must "
+                "be equal, for each shard writes its own. Set it back to what the topics were made with"
+            )
+    if facts[topics.control].partitions != 1:
+        raise UsageError(
+            f"{topics.control} has {facts[topics.control].partitions} partitions: labels and activations have one "
+            "order only with one. Make the topic anew with one partition, and `fraud-scorer recover --new-journal`"
+        )

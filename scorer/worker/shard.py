@@ -15,7 +15,7 @@ import numpy as np
 import structlog
 from confluent_kafka import KafkaException
 
-from features.segments import SegmentError
+from features.log_segments import SegmentError
 from scorer import kafka
 from scorer.bundle import BundleError
 from scorer.errors import FraudScorerError, UsageError
@@ -33,6 +33,7 @@ from scorer.worker.follower import Follower
 from scorer.worker.ports import Ports
 from scorer.worker.publisher import MODES, Committed, Publisher
 from scorer.worker.snapshotter import Snapshotter
+from scorer.worker.topic_watch import TopicWatch
 
 log = structlog.get_logger()
 
@@ -49,7 +50,14 @@ class Shard:
     """Runs one shard on the calling thread until `stop` is set."""
 
     def __init__(
-        self, settings: Settings, bundles: Bundles, number: int, ports: Ports, *, group_metadata: Callable[[], Any]
+        self,
+        settings: Settings,
+        bundles: Bundles,
+        number: int,
+        ports: Ports,
+        *,
+        group_metadata: Callable[[], Any],
+        watch: TopicWatch,
     ) -> None:
         self._settings = settings
         self._ports = ports
@@ -58,6 +66,8 @@ class Shard:
         self._label = str(number)
         self._topics = kafka.Topics.of(settings.kafka)
         self._group_metadata = group_metadata
+        self._watch = watch
+        self._payments = 0  # partitions of the payments topic that were looked at
         self._bundles = bundles
         self._log = log.bind(shard=number)
         self._gauges_at = 0.0
@@ -131,6 +141,9 @@ class Shard:
         worker_metrics.BUNDLE.labels(self._label, pipeline.bundle.id).set(1)
         in_flight: _InFlight | None = None
         while not stop.is_set():
+            self._watch.check()
+            if self._watch.payments > self._payments:
+                self._take_up(follower)
             batch = batcher.next()
             closed_at = self._threads.monotonic()
             if in_flight is not None and (in_flight.commit.done() or publisher.overdue):
@@ -152,11 +165,18 @@ class Shard:
             worker_metrics.COMPUTE.labels(self._label).observe(self._threads.monotonic() - started)
             if in_flight is not None:
                 self._finish(in_flight, publisher, batcher)
+            self._watch.check()
             in_flight = _InFlight(publisher.submit(outcomes), closed_at)
             if self._snapshotter is not None:
                 self._snapshotter.between_batches(pipeline, inputs, len(outcomes.records))
         if in_flight is not None:
             self._finish(in_flight, publisher, batcher)
+
+    def _take_up(self, follower: Follower) -> None:
+        self._payments = self._watch.payments
+        added = follower.take_up(self._payments)
+        if added:
+            self._log.warning("shard.partitions_added", partitions=added)
 
     def _finish(self, in_flight: _InFlight, publisher: Publisher, batcher: Batcher) -> None:
         """Wait for a commit; its failure is raised here, before anything else is done with the state."""
@@ -224,9 +244,9 @@ class Shard:
         worker_metrics.LOG_ROWS.labels(label).set(counts.log_rows)
         worker_metrics.STATE_BYTES.labels(label).set(counts.arena_bytes)
         worker_metrics.LABELS_APPLIED.labels(label).set(counts.labels_applied)
-        worker_metrics.LABELS_WAITING.labels(label).set(counts.labels_pending + counts.orphan_labels)
-        worker_metrics.LABELS_REFUSED.labels(label).set(counts.labels_refused + counts.orphan_labels_dropped)
-        worker_metrics.LABELS_EXPIRED.labels(label).set(counts.orphan_labels_expired)
+        worker_metrics.LABELS_WAITING.labels(label).set(counts.labels_pending + counts.unmatched_labels)
+        worker_metrics.LABELS_REFUSED.labels(label).set(counts.labels_refused + counts.unmatched_labels_dropped)
+        worker_metrics.LABELS_EXPIRED.labels(label).set(counts.unmatched_labels_expired)
         worker_metrics.DEDUPE_ENTRIES.labels(label).set(len(pipeline.dedupe))
         worker_metrics.DEDUPE_EVICTED.labels(label).set(pipeline.dedupe.evicted_early)
         worker_metrics.LIST_REFUSED.labels(label).set(pipeline.lists.refused)

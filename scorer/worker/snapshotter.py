@@ -15,8 +15,8 @@ from typing import Any
 
 import structlog
 
-from features.capture import Image
-from features.snapshot import SnapshotError
+from features.engine_image import Image
+from features.snapshot_store import SnapshotError
 from scorer.errors import FraudScorerError
 from scorer.journal.partition_buffers import ShardInputs
 from scorer.pipeline import Pipeline
@@ -166,7 +166,9 @@ class Snapshotter:
             return
         known = self._states.facts(pipeline) | {
             "positions": {str(p): buffer.position for p, buffer in inputs.buffers.items()},
+            "epochs": {str(p): buffer.epoch for p, buffer in inputs.buffers.items()},
             "control_position": inputs.control.position,
+            "sources": None if inputs.sources is None else inputs.sources.model_dump(),
             "bundle_location": self._bundle_location(pipeline.bundle.id),
         }
         self._finished = _Finished(pipeline.sequence, known, parts)

@@ -26,6 +26,7 @@ from scorer.worker.ports import Ports
 from scorer.worker.shard import Shard
 from scorer.worker.shard_thread import DENIED_RETRY_S, ShardThread
 from scorer.worker.standby import Standby
+from scorer.worker.topic_watch import SILENT_S, TopicWatch
 
 log = structlog.get_logger()
 
@@ -71,6 +72,7 @@ class Worker:
         self._denied_logged_at = self._denied_until = float("-inf")
         self._frozen_until = float("-inf")
         self._membership = Membership(settings, self._ports)
+        self._watch = TopicWatch(settings, self._ports)
 
     def live(self) -> tuple[bool, str]:
         """The process works as long as no shard has failed."""
@@ -85,6 +87,8 @@ class Worker:
             return False, "refused by Kafka's authoriser"
         if not self._joined:
             return False, "joining the group"
+        if self._watch.silent_s > SILENT_S:
+            return False, f"Kafka has not answered for {self._watch.silent_s:.0f} s"
         waiting = [o.number for o in list(self._owned.values()) if not o.shard.recovered.is_set()]
         return not waiting, f"recovering shards {waiting}" if waiting else f"deciding shards {sorted(self._owned)}"
 
@@ -100,7 +104,7 @@ class Worker:
         fault_points.point("after_warm_up")
         self._warm = True
         topic = kafka.Topics.of(self._settings.kafka).journal
-        self._check_journal(topic)
+        self._watch.start()
         member = self._membership.consumer
         member.subscribe([topic], on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost)
         # From here on the group expects to hear of this member. That compiling may have taken minutes is no freeze.
@@ -118,16 +122,8 @@ class Worker:
             member.close()
             for standby in self._standbys.values():
                 standby.close()
+            self._watch.close()
             log.info("worker.left")
-
-    def _check_journal(self, topic: str) -> None:
-        shards = self._settings.worker.shards
-        partitions = self._ports.clients.broker().partition_count(topic)
-        if partitions != shards:
-            raise kafka.KafkaFailure(
-                f"{topic} has {partitions} partitions, "
-                f"the setting FRAUD_SCORER_WORKER__SHARDS says {shards}: they must be equal"
-            )
 
     def _poll(self, member: kafka.Member) -> None:
         """Hear of the group once: callbacks run in here, and the present generation is noted for commits."""
@@ -151,7 +147,7 @@ class Worker:
         """End the process with what ended one of its parts."""
         self._limit_denial()
         parts: list[ShardThread | Standby] = [*self._owned.values(), *self._standbys.values()]
-        for failure in (self._failure, *(part.failure for part in parts)):
+        for failure in (self._watch.failure, self._failure, *(part.failure for part in parts)):
             if failure is not None:
                 raise failure
 
@@ -205,7 +201,12 @@ class Worker:
             number = partition.partition
             log.info("shard.assigned", shard=number)
             shard = Shard(
-                self._settings, self._bundles, number, self._ports, group_metadata=lambda: self._membership.metadata
+                self._settings,
+                self._bundles,
+                number,
+                self._ports,
+                group_metadata=lambda: self._membership.metadata,
+                watch=self._watch,
             )
             self._owned[number] = ShardThread(
                 self._settings, shard, number, self._membership, self._standbys.pop(number, None), self._ports

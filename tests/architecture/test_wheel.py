@@ -53,8 +53,8 @@ def test_data_files_travel_in_it(installed: Path, tmp_path: Path) -> None:
     """Migrations, the demo's feature set and policy, and Kafka's pom.xml are found from an installed wheel."""
     code = (
         "from scorer.runtime import assets; import scorer; print(scorer.__file__)\n"
-        "for name in ('migrations/env.py', 'migrations/versions', 'deploy/demo/feature_set.yaml', "
-        "'deploy/demo/policy.yaml', 'deploy/kafka/pom.xml'): print(assets.path(name))"
+        "for name in ('migrations/env.py', 'migrations/versions', 'deploy/examples/demo/feature_set.yaml', "
+        "'deploy/examples/demo/policy.yaml', 'deploy/kafka/pom.xml'): print(assets.path(name))"
     )
     places = run(installed, tmp_path, "-c", code).split()
     assert len(places) == 6
@@ -65,3 +65,8 @@ def test_its_command_works(installed: Path, tmp_path: Path) -> None:
     """The command line of the wheel answers, and prints every contract."""
     contracts = json.loads(run(installed, tmp_path, "-m", "scorer", "schemas"))
     assert {"payment", "label", "decision", "journal"} <= set(contracts)
+
+
+def test_the_library_is_typed(installed: Path) -> None:
+    """Type checkers read the annotations of the installed library (PEP 561)."""
+    assert (installed / "features" / "py.typed").exists()

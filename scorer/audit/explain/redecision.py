@@ -52,11 +52,17 @@ def replay_until(
     clients = kafka.RealClients(settings)
     no_progress_s = settings.worker.no_progress_s
     records = journal_reader.read_journal(settings.kafka, clients, shard, no_progress_s=no_progress_s)
-    records = [record for record in records if record.sequence <= sequence]
-    if not records or records[-1].sequence != sequence:
+    if not records or sequence > records[-1].sequence:
         raise UsageError(f"the journal of shard {shard} has no batch {sequence}")
+    records = [record for record in journal_reader.since_new_state(records) if record.sequence <= sequence]
+    if not records:
+        raise UsageError(
+            f"batch {sequence} of shard {shard} was decided before an operator let the state begin anew: "
+            "the topics it read are not there any more"
+        )
     inputs = journal_reader.inputs_along(records, clients, settings, reader="explain")
     pipeline, bundles = Pipeline(bundle, shard=shard), Bundles(bundle)
+    pipeline.begin_at(records[0])
     outcomes: Outcomes | None = None
     try:
         for number, (record, batch) in enumerate(
@@ -85,7 +91,7 @@ def windows_of(again: Again, row_number: int) -> list[Window]:
         key = [payments.text(name)[row_number].as_py() for name in engine.feature_set.entities[feature.entity]]
         if None in key:
             continue
-        rows = engine.contributing(key, feature.name)
+        rows = engine.payments_in_window(key, feature.name)
         times = rows.event_time_ms
         found.append(
             Window(
