@@ -7,6 +7,7 @@ from scorer.kafka.clients import (
     admin,
     client_config,
     member,
+    partition_member,
     plain_producer,
     reader,
     transactional_id,
@@ -21,12 +22,16 @@ from scorer.kafka.failures import (
     Denied,
     Fenced,
     KafkaFailure,
+    OutOfRange,
     Rebuild,
     describe,
     failure,
     present,
+    read_failure,
+    surfaced,
 )
-from scorer.kafka.log_bounds import METADATA_TIMEOUT_S, ends, offsets, partition_count, starts
+from scorer.kafka.log_bounds import METADATA_TIMEOUT_S, ends, offsets, partition_count, stable_ends, starts
+from scorer.kafka.range_reader import read_range, take
 from scorer.kafka.topics import Topics
 
 __all__ = [
@@ -39,6 +44,7 @@ __all__ = [
     "Denied",
     "Fenced",
     "KafkaFailure",
+    "OutOfRange",
     "Rebuild",
     "Topics",
     "admin",
@@ -49,10 +55,16 @@ __all__ = [
     "member",
     "offsets",
     "partition_count",
+    "partition_member",
     "plain_producer",
     "present",
+    "read_failure",
+    "read_range",
     "reader",
+    "stable_ends",
     "starts",
+    "surfaced",
+    "take",
     "transactional_id",
     "transactional_producer",
 ]

@@ -99,7 +99,7 @@ def forge(url: str, shard: int, sequence: int, *, onwards: bool) -> None:
     sql(url, f"UPDATE decisions SET decision = 'approve' WHERE shard = {shard} AND sequence = {sequence}")
     sql(url, f"UPDATE batches SET flagged = 0 WHERE shard = {shard} AND sequence = {sequence}")
     with tables.engine(url).connect() as connection:
-        context, columns = batch_reader(connection, shard, sequence)
+        context, columns = batch_reader.read_batch(connection, shard, sequence)
         new_digest = digest(columns, context)
     with psycopg.connect(url) as connection:
         found = connection.execute(

@@ -76,7 +76,7 @@ def assert_equal_to(url: str, *shards: Shard) -> None:
     with tables.engine(url).connect() as connection:
         for shard in shards:
             for sequence, columns in shard.written.items():
-                context, back = batch_reader(connection, shard.number, sequence)
+                context, back = batch_reader.read_batch(connection, shard.number, sequence)
                 assert context == CONTEXT
                 assert list(back.payment_id) == list(columns.payment_id)
                 assert digest(back, context) == shard.records[sequence].digest
