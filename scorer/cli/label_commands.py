@@ -22,7 +22,7 @@ from scorer import kafka
 from scorer.cli.command_support import Json, out, show
 from scorer.cli.command_support import settings as load_settings
 from scorer.errors import FraudScorerError, UsageError
-from scorer.trail.tables import connect_text
+from scorer.trail.audit_database import connect_text
 
 app = typer.Typer(help="Verdicts on payments: chargebacks, analysts.", no_args_is_help=True)
 _VERDICTS = {"fraud": True, "genuine": False, "true": True, "false": False, "1": True, "0": False}

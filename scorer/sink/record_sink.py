@@ -30,7 +30,7 @@ from scorer.sink.sink_metrics import SinkMetrics
 from scorer.sink.store import Moves, Store
 from scorer.sink.topic_offsets import TopicOffsets
 from scorer.sink.topic_reader import End, Record, TopicReader
-from scorer.trail import tables
+from scorer.trail import audit_tables
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _READ_TIMEOUT_S = 0.5
@@ -50,7 +50,7 @@ def control_row(topic: str, record: Record) -> Row | None:
     key: dict[str, Any] = {"topic": topic, "offset": record.offset, "recorded_at": _recorded_at(record)}
     if isinstance(parsed, Label):
         event_time_ms = parsed.event_time_ms
-        return tables.labels, key | {
+        return audit_tables.labels, key | {
             "payment_id": parsed.payment_id,
             "fraud": parsed.fraud,
             "known_at": _time(parsed.known_at_ms),
@@ -60,8 +60,8 @@ def control_row(topic: str, record: Record) -> Row | None:
         }
     document = json.loads(parsed.model_dump_json())
     if isinstance(parsed, Activate):
-        return tables.activations, key | {"bundle": parsed.bundle, "record": document}
-    return tables.control_changes, key | {"type": document["type"], "record": document}
+        return audit_tables.activations, key | {"bundle": parsed.bundle, "record": document}
+    return audit_tables.control_changes, key | {"type": document["type"], "record": document}
 
 
 def dead_letter_row(topic: str, record: Record) -> Row | None:
@@ -79,7 +79,7 @@ def dead_letter_row(topic: str, record: Record) -> Row | None:
     try:
         letter = DeadLetter.from_headers(headers)
     except ValueError:
-        return tables.dead_letters, key | {
+        return audit_tables.dead_letters, key | {
             "origin_topic": topic,
             "origin_partition": record.partition,
             "origin_offset": record.offset,
@@ -89,7 +89,7 @@ def dead_letter_row(topic: str, record: Record) -> Row | None:
             "value_bytes": -1 if record.value is None else len(record.value),
             "masked": False,
         }
-    return tables.dead_letters, key | {
+    return audit_tables.dead_letters, key | {
         "origin_topic": letter.topic,
         "origin_partition": letter.partition,
         "origin_offset": letter.offset,

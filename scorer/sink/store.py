@@ -32,7 +32,7 @@ from schemas.cards import mask_card_numbers, mask_digits
 from scorer.runtime import fault_points
 from scorer.sink.assembler import Batch, Position, SetAside
 from scorer.sink.sink_errors import RowsRefused, SchemaMismatch, SinkError, StoreRefused, StoreUnavailable
-from scorer.trail import copy_encode, tables
+from scorer.trail import audit_database, audit_tables, copy_encode
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _COPY = f"COPY decisions ({', '.join(copy_encode.COLUMNS)}) FROM STDIN (FORMAT BINARY)"
@@ -59,15 +59,15 @@ class Store:
         self._contexts: dict[str, AuditContext] = {}
         self._days: set[int] = set()
         with _postgres_errors():
-            self._connection = tables.engine(url).connect()
+            self._connection = audit_database.engine(url).connect()
         try:
             with self._transaction() as connection:
                 connection.execute(sa.text(f"SET lock_timeout = '{_LOCK_TIMEOUT}'"))
-                revision = tables.current_revision(self._connection)
-            if revision != tables.REVISION:
+                revision = audit_database.current_revision(self._connection)
+            if revision != audit_database.REVISION:
                 raise SchemaMismatch(
-                    f"the audit database is at migration {revision or 'none'}, this version needs {tables.REVISION}: "
-                    f"run `fraud-scorer setup`"
+                    f"the audit database is at migration {revision or 'none'}, this version needs "
+                    f"{audit_database.REVISION}: run `fraud-scorer setup`"
                 )
         except BaseException:
             self.close()
@@ -101,7 +101,7 @@ class Store:
 
     def positions(self, partitions: Sequence[int]) -> dict[int, Position]:
         """The position of each partition; one seen for the first time starts at 0."""
-        table = tables.positions
+        table = audit_tables.positions
         with self._transaction() as connection:
             found = connection.execute(sa.select(table).where(table.c.topic == self._topic)).all()
             positions = {p: Position() for p in partitions}
@@ -134,10 +134,10 @@ class Store:
             if batches:
                 self._copy(connection, batches)
                 rows = [_batch_row(self._topic, self._origin_topic, batch) for batch in batches]
-                connection.execute(sa.insert(tables.batches), rows)
+                connection.execute(sa.insert(audit_tables.batches), rows)
             if aside:
                 # Between the chunks of a batch the position does not move: after a restart the same record comes again.
-                connection.execute(postgresql.insert(tables.set_aside).on_conflict_do_nothing(), aside)
+                connection.execute(postgresql.insert(audit_tables.set_aside).on_conflict_do_nothing(), aside)
             fault_points.point("sink_before_commit")
         fault_points.point("sink_after_commit")
         # Only now: what a transaction that failed had inserted is not known to the database.
@@ -158,7 +158,7 @@ class Store:
 
         Raises as `write` does, and SinkError when a sink is at work right behind it.
         """
-        table, where = tables.positions, self._place(batch.partition)
+        table, where = audit_tables.positions, self._place(batch.partition)
         self._make_days({batch.day})
         with self._transaction() as connection:
             position = connection.execute(sa.select(table).where(where)).one_or_none()
@@ -172,16 +172,16 @@ class Store:
                     )
                 named = {"shard": batch.journal.shard, "sequence": batch.journal.sequence, "head": batch.journal.head}
                 later = sa.select(sa.func.count()).where(
-                    tables.set_aside.c.topic == self._topic,
-                    tables.set_aside.c.partition == batch.partition,
-                    tables.set_aside.c.offset > batch.offset,
+                    audit_tables.set_aside.c.topic == self._topic,
+                    audit_tables.set_aside.c.partition == batch.partition,
+                    audit_tables.set_aside.c.offset > batch.offset,
                 )
                 connection.execute(sa.update(table).where(where).values(**named, gap=bool(connection.scalar(later))))
             known = dict(self._contexts)
             self._context(connection, known, batch)
             self._copy(connection, [batch])
-            connection.execute(sa.insert(tables.batches), [_batch_row(self._topic, self._origin_topic, batch)])
-            bundles = tables.bundles
+            connection.execute(sa.insert(audit_tables.batches), [_batch_row(self._topic, self._origin_topic, batch)])
+            bundles = audit_tables.bundles
             connection.execute(
                 sa.update(bundles)
                 .where(
@@ -193,7 +193,7 @@ class Store:
             )
 
     def _place(self, partition: int) -> sa.ColumnElement[bool]:
-        return sa.and_(tables.positions.c.topic == self._topic, tables.positions.c.partition == partition)
+        return sa.and_(audit_tables.positions.c.topic == self._topic, audit_tables.positions.c.partition == partition)
 
     def _lock_name(self, partition: int) -> str:
         return f"fraud-scorer audit sink {self._topic}/{partition}"
@@ -228,7 +228,7 @@ class Store:
                 self._move(connection, partition, before, after)
 
     def _move(self, connection: sa.Connection, partition: int, before: Position, after: Position) -> None:
-        table = tables.positions
+        table = audit_tables.positions
         statement = sa.update(table).where(self._place(partition), table.c.next_offset == before.next_offset)
         if connection.execute(statement.values(**_position_row(after))).rowcount != 1:
             raise SinkError(
@@ -241,7 +241,7 @@ class Store:
         header = batch.header
         if (found := known.get(header.bundle)) is not None and _same_bundle(found, header):
             return
-        sets = tables.feature_sets
+        sets = audit_tables.feature_sets
         fingerprint, names = header.feature_fingerprint, header.feature_names
         row = {"fingerprint": fingerprint, "feature_names": list(names)}
         connection.execute(postgresql.insert(sets).on_conflict_do_nothing(), row)
@@ -257,7 +257,7 @@ class Store:
             "first_shard": header.shard,
             "first_sequence": header.sequence,
         }
-        connection.execute(postgresql.insert(tables.bundles).on_conflict_do_nothing(), bundle)
+        connection.execute(postgresql.insert(audit_tables.bundles).on_conflict_do_nothing(), bundle)
         known[header.bundle] = header
 
     @contextmanager

@@ -34,7 +34,7 @@ from scorer.audit.verify.verification import verify
 from scorer.local_services import local_services
 from scorer.sink import AuditSink
 from scorer.sink.card_screen import column_with_card_number
-from scorer.trail import copy_encode, tables
+from scorer.trail import audit_database, copy_encode
 from tests.integration import audit_batches
 from tests.integration.audit_batches import Shard, make_topic
 
@@ -96,7 +96,7 @@ def database(server_url: str) -> Iterator[str]:
         server.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
         try:
             url = server_url.rsplit("/", 1)[0] + f"/{name}"
-            tables.migrate(url)
+            audit_database.migrate(url)
             with psycopg.connect(url) as connection:
                 connection.execute("SELECT audit_day('2026-01-01')")
             yield url

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from schemas.audit import digest
 from scorer.sink import AuditSink, SinkError
-from scorer.trail import batch_reader, tables
+from scorer.trail import audit_database, audit_tables, batch_reader
 from tests.integration.audit_batches import CONTEXT, Shard
 
 DEADLINE_S = 60.0
@@ -73,14 +73,14 @@ def assert_equal_to(url: str, *shards: Shard) -> None:
     expected = sum(len(columns) for shard in shards for columns in shard.written.values())
     assert query(url, "SELECT count(*) FROM decisions") == [(expected,)]
     assert query(url, "SELECT count(*) FROM batches") == [(sum(len(shard.written) for shard in shards),)]
-    with tables.engine(url).connect() as connection:
+    with audit_database.engine(url).connect() as connection:
         for shard in shards:
             for sequence, columns in shard.written.items():
                 context, back = batch_reader.read_batch(connection, shard.number, sequence)
                 assert context == CONTEXT
                 assert list(back.payment_id) == list(columns.payment_id)
                 assert digest(back, context) == shard.records[sequence].digest
-            heads = sa.select(tables.batches.c.sequence, tables.batches.c.head).where(
-                tables.batches.c.shard == shard.number
+            heads = sa.select(audit_tables.batches.c.sequence, audit_tables.batches.c.head).where(
+                audit_tables.batches.c.shard == shard.number
             )
             assert dict(connection.execute(heads).all()) == {s: r.head for s, r in shard.records.items()}

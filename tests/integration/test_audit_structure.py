@@ -13,7 +13,7 @@ from scorer.audit.verify.database_structure import made
 from scorer.audit.verify.verification import verify
 from scorer.demo.demo_processes import own_database
 from scorer.local_services import Services
-from scorer.trail import tables as schema
+from scorer.trail import audit_tables
 from tests.integration.audit_trail import Trail, migrated, sql
 
 
@@ -209,4 +209,4 @@ def test_every_table_and_view_is_known_to_the_check(trail: str) -> None:
             )
         }
     assert there == {*views, *functions}
-    assert tables == {*schema.metadata.tables, "alembic_version"}
+    assert tables == {*audit_tables.metadata.tables, "alembic_version"}

@@ -19,7 +19,7 @@ from psycopg.conninfo import conninfo_to_dict
 from scorer.local_services import Services
 from scorer.runtime.fault_points import SETTING
 from scorer.runtime.settings import load
-from scorer.trail import tables
+from scorer.trail import audit_database
 from tests.integration.audit_batches import Shard, make_topic, rows
 from tests.integration.sinks import assert_equal_to, query, running, wait_for
 
@@ -105,7 +105,7 @@ def shard(services: Services, topics_prefix: str) -> Shard:
 
 @pytest.fixture
 def url(database: str) -> str:
-    tables.migrate(database)
+    audit_database.migrate(database)
     return database
 
 

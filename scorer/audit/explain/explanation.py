@@ -23,7 +23,7 @@ from scorer.bundle import Bundle
 from scorer.errors import FraudScorerError, UsageError
 from scorer.pipeline import Outcomes
 from scorer.policy import FLAG, LATE_REASON, PolicyRunner
-from scorer.trail.tables import connect_text
+from scorer.trail.audit_database import connect_text
 
 _MODES = {
     "normal": "",

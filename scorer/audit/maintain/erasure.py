@@ -32,8 +32,8 @@ from scorer.audit.signed.anchors import AnchorFile
 from scorer.audit.signed.signatures import Signer
 from scorer.audit.verify.unit_check import Unit, check
 from scorer.errors import PromiseBroken, UsageError
+from scorer.trail.audit_database import connect_text
 from scorer.trail.copy_decode import read_rows
-from scorer.trail.tables import connect_text
 
 COLUMNS = ("customer_id", "account_id")
 _Changed = tuple[Any, ...]  # table, topic, partition, offset, and the value that stands there since

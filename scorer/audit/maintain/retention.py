@@ -23,7 +23,7 @@ from scorer.audit.signed.signatures import Signer
 from scorer.audit.verify.scope import Scope
 from scorer.audit.verify.verification import verify
 from scorer.errors import PromiseBroken, UsageError
-from scorer.trail.tables import connect_text
+from scorer.trail.audit_database import connect_text
 
 _LOCK_TIMEOUT = "5s"  # dropping needs every reader and writer gone for a moment; better to fail than to hold them up
 

@@ -22,7 +22,7 @@ from scorer.runtime.settings import Settings
 from scorer.sink.assembler import Assembler, Batch, Position, SetAside
 from scorer.sink.sink_errors import SinkError
 from scorer.sink.store import Store
-from scorer.trail.tables import connect_text
+from scorer.trail.audit_database import connect_text
 
 _BATCH_BYTES_MAX = 256 * 1024 * 1024
 

@@ -23,7 +23,7 @@ from scorer.audit.verify.scope import BIGINT_MAX, Report, Scope
 from scorer.runtime.settings import Settings
 from scorer.sink.assembler import KINDS
 from scorer.sink.store import masked_value
-from scorer.trail import tables
+from scorer.trail import audit_tables
 
 _PAGE = 5_000
 _ASIDE_PAGE = 200  # these rows have whole records
@@ -41,7 +41,7 @@ def audit_topic(
     topic = kafka.Topics.of(settings.kafka).audit
     count = kafka.partition_count(kafka.admin(settings.kafka), topic)
     if scope.whole:
-        elsewhere(connection, tables.set_aside, topic, count, report)
+        elsewhere(connection, audit_tables.set_aside, topic, count, report)
     # Of a shard without batches records may have been set aside.
     for shard in range(count):
         bounds = scope.bounds(shard)

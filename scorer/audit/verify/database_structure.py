@@ -14,12 +14,12 @@ from psycopg import sql
 
 from scorer.audit.findings import Finding
 from scorer.runtime import assets
-from scorer.trail import tables
+from scorer.trail import audit_database, audit_tables
 
 _VIEW = re.compile(r"CREATE (?:OR REPLACE )?VIEW (\w+) AS(.*?);$", re.DOTALL | re.MULTILINE)
 _FUNCTION = re.compile(r"CREATE (?:OR REPLACE )?FUNCTION (\w+)\(.*?\).*?AS \$\$(.*?)\$\$;", re.DOTALL)
 _OURS = ("fraud_scorer_writer", "fraud_scorer_reader")
-_TABLES = tuple(tables.metadata.tables)
+_TABLES = tuple(audit_tables.metadata.tables)
 
 
 def structure(connection: psycopg.Connection) -> tuple[list[Finding], bool]:
@@ -43,7 +43,7 @@ def columns(connection: psycopg.Connection) -> list[Finding]:
     ):
         there.setdefault(table, set()).add(name)
     findings = []
-    for name, table in tables.metadata.tables.items():
+    for name, table in audit_tables.metadata.tables.items():
         if name not in there:
             findings.append(Finding.at(f"table {name}", "schema_changed", "it is gone"))
         elif gone := sorted({column.name for column in table.columns} - there[name]):
@@ -57,7 +57,7 @@ def made() -> tuple[dict[str, str], dict[str, str]]:
     views: dict[str, str] = {}
     functions: dict[str, str] = {}
     directory = ScriptDirectory(str(assets.path("migrations")))
-    for script in reversed(list(directory.walk_revisions("base", tables.REVISION))):
+    for script in reversed(list(directory.walk_revisions("base", audit_database.REVISION))):
         views |= dict(_VIEW.findall(getattr(script.module, "VIEWS", "")))
         functions |= dict(_FUNCTION.findall(getattr(script.module, "FUNCTIONS", "")))
     return views, functions

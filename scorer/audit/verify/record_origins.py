@@ -25,9 +25,9 @@ from scorer.audit.verify.unit_check import MomentLoader
 from scorer.runtime.settings import Settings
 from scorer.sink.record_sink import Row, control_row, dead_letter_row
 from scorer.sink.topic_reader import Record
-from scorer.trail import tables as schema
+from scorer.trail import audit_tables
 
-_CONTROL = (schema.labels, schema.activations, schema.control_changes)
+_CONTROL = (audit_tables.labels, audit_tables.activations, audit_tables.control_changes)
 _PAGE = 5_000
 _FINDINGS_MAX = 100  # for each table: one that was emptied is told by its first rows
 
@@ -36,7 +36,7 @@ def beside(connection: psycopg.Connection, settings: Settings, amendments: Amend
     """Compares every row of these tables whose record its topic still has. Raises KafkaFailure."""
     topics, client = kafka.Topics.of(settings.kafka), kafka.admin(settings.kafka)
     report.records = 0
-    for topic, tables in ((topics.control, _CONTROL), (topics.dead_letters, (schema.dead_letters,))):
+    for topic, tables in ((topics.control, _CONTROL), (topics.dead_letters, (audit_tables.dead_letters,))):
         count = kafka.partition_count(client, topic)
         for table in tables:
             elsewhere(connection, table, topic, count, report)
@@ -204,7 +204,7 @@ class _Rows:
         value = self._erased.get((self._topic, self._partition, offset))
         if value is None:
             return row
-        if self._table == schema.labels.name:
+        if self._table == audit_tables.labels.name:
             return row | {"payment_id": value}
         return row | {"record": row["record"] | {"value": value}} if "record" in row else row
 

@@ -39,7 +39,7 @@ from scorer.audit.verify.scope import BIGINT_MAX, End, Report, Scope, Start
 from scorer.audit.verify.unit_check import Checked, Unit, chain_finding, check
 from scorer.errors import UsageError
 from scorer.runtime.settings import Settings
-from scorer.trail.tables import connect_text
+from scorer.trail.audit_database import connect_text
 
 UNIT_ROWS, UNIT_BATCHES = 30_000, 2_000
 FINDINGS_MAX = 1_000
