@@ -1,6 +1,7 @@
 """What a client's error means, classified once, wherever it surfaces.
 
 KafkaFailure            the broker or the client failed
+├── Fatal               the client is of no further use: only a new one goes on
 ├── OutOfRange          a position is outside the log: records are gone, or the topic was made anew
 ├── Fenced              another owner has taken the shard: this process must stop deciding for it
 └── Rebuild             the transaction's fate is unknown or it was aborted: drop producer and state,
@@ -24,6 +25,10 @@ _Part = TypeVar("_Part")
 
 class KafkaFailure(FraudScorerError):
     """The broker or the client failed in a way that retrying here does not mend."""
+
+
+class Fatal(KafkaFailure):
+    """The client is in a state that it does not leave."""
 
 
 class OutOfRange(KafkaFailure):
@@ -112,16 +117,18 @@ def failure(exc: KafkaException, needs: str = "what `fraud-scorer acls worker --
 
 
 def read_failure(error: KafkaError, place: str) -> KafkaFailure:
-    """What an error that a consumer met at `place` (topic, or topic/partition) means: Away for what passes by itself,
-    Denied, OutOfRange, and KafkaFailure for the rest."""
+    """What an error that a consumer met at `place` (topic, or topic/partition) means: Fatal, Denied, OutOfRange, Away
+    for what passes by itself, and KafkaFailure for the rest."""
     code = error.code()
+    if error.fatal():
+        return Fatal(f"the Kafka client cannot go on: {error.name()}")
     if code == KafkaError.GROUP_AUTHORIZATION_FAILED:
         return Denied(f"Kafka's authoriser refused ({error.name()}): missing Describe on the consumer's group")
     if code in DENIED:
         return Denied(f"Kafka's authoriser refused ({error.name()}): missing Read on topic {place.partition('/')[0]}")
     if code in _OUT_OF_RANGE:
         return OutOfRange(f"a position of {place} is outside the log ({error.str()})")
-    if not error.fatal() and (code in _PASSES_FOR_READERS or error.retriable()):
+    if code in _PASSES_FOR_READERS or error.retriable():
         return Away(f"reading {place}: {error.name()}")
     return KafkaFailure(f"reading {place} failed ({error.name()}: {error.str()})")
 

@@ -13,10 +13,10 @@ from scorer.kafka.failures import DENIED, TRANSIENT, TRANSIENT_RETRY_S, Away, De
 METADATA_TIMEOUT_S = 15.0
 
 
-def partition_count(client: AdminClient, topic: str) -> int:
+def partition_count(client: AdminClient, topic: str, *, timeout_s: float = METADATA_TIMEOUT_S) -> int:
     """Partitions of `topic`. Raises KafkaFailure when it does not exist or the broker does not answer."""
     try:
-        found = client.list_topics(topic, timeout=METADATA_TIMEOUT_S).topics[topic]
+        found = client.list_topics(topic, timeout=timeout_s).topics[topic]
     except KafkaException as exc:
         raise Away(f"Kafka does not answer: {describe(exc)}") from exc
     if found.error is not None and found.error.code() in TRANSIENT:

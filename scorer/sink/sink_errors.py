@@ -13,6 +13,10 @@ KafkaUnavailable                   likewise
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from scorer import kafka
 from scorer.errors import FraudScorerError, PromiseBroken
 
 
@@ -48,3 +52,18 @@ class StoreUnavailable(Exception):
 
 class KafkaUnavailable(Exception):
     """Kafka cannot be asked now."""
+
+
+@contextmanager
+def kafka_errors() -> Iterator[None]:
+    """Errors of Kafka as the sink's: whatever is not fatal to the client is waited for.
+
+    A broker that has just started does not know its topics; credentials and ACLs are repaired while processes run.
+    Positions are Postgres' own, so trying again is always safe.
+    """
+    try:
+        yield
+    except kafka.Fatal as exc:
+        raise SinkError(str(exc)) from exc
+    except kafka.KafkaFailure as exc:
+        raise KafkaUnavailable(str(exc)) from exc

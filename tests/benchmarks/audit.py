@@ -37,6 +37,7 @@ from scorer.sink.card_screen import column_with_card_number
 from scorer.trail import audit_database, copy_encode
 from tests.integration import audit_batches
 from tests.integration.audit_batches import Shard, make_topic
+from tests.integration.sinks import sink_settings
 
 FEATURES, BATCH_ROWS = 44, 2048
 TRANSACTION_BYTES = 8 * 1024 * 1024
@@ -141,10 +142,8 @@ def sink_child(servers: str, topic: str, url: str, batches: int) -> None:
     copy_encode.rows_bytes(*decode_chunk(chunk), DAY)  # kernels from the cache: a long-running process has them
     column_with_card_number(*decode_chunk(chunk))
     stop = threading.Event()
-    sink = AuditSink(
-        bootstrap_servers=servers, client_config={}, topic=topic, postgres_url=url, partitions=[0],
-        transaction_bytes_max=TRANSACTION_BYTES,
-    )  # fmt: skip
+    settings = sink_settings(servers, topic, url)
+    sink = AuditSink(settings, partitions=[0], transaction_bytes_max=TRANSACTION_BYTES)
     thread = threading.Thread(target=sink.run, args=(stop,))
     thread.start()
     while not sink.ready():

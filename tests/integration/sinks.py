@@ -11,9 +11,11 @@ import psycopg
 import sqlalchemy as sa
 
 from schemas.audit import digest
+from scorer.runtime.settings import Settings
 from scorer.sink import AuditSink, SinkError
 from scorer.trail import audit_database, audit_tables, batch_reader
 from tests.integration.audit_batches import CONTEXT, Shard
+from tests.integration.running import test_settings
 
 DEADLINE_S = 60.0
 
@@ -26,11 +28,16 @@ def wait_for(condition: Callable[[], object], what: str) -> None:
         time.sleep(0.02)
 
 
+def sink_settings(servers: str, topic: str, url: str) -> Settings:
+    """Settings of a sink that writes `topic`, some prefix and "audit", to the database at `url`."""
+    return test_settings(servers, topic.removesuffix("audit"), postgres={"url": url})
+
+
 class Running:
     """A sink in a thread of its own."""
 
     def __init__(self, servers: str, topic: str, url: str, **settings: object) -> None:
-        self.sink = AuditSink(bootstrap_servers=servers, client_config={}, topic=topic, postgres_url=url, **settings)
+        self.sink = AuditSink(sink_settings(servers, topic, url), **settings)
         self.error: BaseException | None = None
         self.stop = threading.Event()
         self.thread = threading.Thread(target=self._run, daemon=True)

@@ -111,9 +111,8 @@ def test_least_privilege_is_enough_for_every_role(
     letters.close()
 
     audit_database.migrate(database)
-    config = kafka.client_config(by_role[Role.SINK].kafka)
-    servers, stop = config.pop("bootstrap.servers"), threading.Event()
-    sink = AuditSink(bootstrap_servers=servers, client_config=config, topic=topics.audit, postgres_url=database)
+    stop = threading.Event()
+    sink = AuditSink(secured.settings(Role.SINK.value, prefix, postgres={"url": database}))
     thread = threading.Thread(target=sink.run, args=(stop,))
     thread.start()
     try:

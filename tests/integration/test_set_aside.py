@@ -60,8 +60,8 @@ def write(settings: Settings, shard: Shard, names: list[str]) -> None:
 
 
 def sink(settings: Settings, shard: Shard, url: str) -> None:
-    origin = f"{settings.kafka.topic_prefix}payments"
-    with running(shard.bootstrap_servers, shard.topic, url, origin_topic=origin) as at_work:
+    assert shard.topic == f"{settings.kafka.topic_prefix}audit"
+    with running(shard.bootstrap_servers, shard.topic, url) as at_work:
         wait_for(lambda: at_work.error or at_work.sink.drained(), "the sink to drain")
     assert at_work.error is None
 

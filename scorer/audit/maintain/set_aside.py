@@ -19,7 +19,7 @@ from scorer import kafka
 from scorer.audit.topic_history import journal_heads, messages
 from scorer.errors import FraudScorerError
 from scorer.runtime.settings import Settings
-from scorer.sink.assembler import Assembler, Batch, Position, SetAside
+from scorer.sink.assembler import Assembler, Batch, Position, Quarantined
 from scorer.sink.sink_errors import SinkError
 from scorer.sink.store import Store
 from scorer.trail.audit_database import connect_text
@@ -109,12 +109,12 @@ def _batch(url: str, settings: Settings | None, aside: Aside) -> Batch:
     head = FIRST_PREVIOUS if aside.sequence == 0 else None if before is None else before[0]
     position = Position(aside.offsets[0], aside.shard, aside.sequence - 1 if aside.sequence else None, head)
     assembler = Assembler(aside.topic, aside.partition, position, _BATCH_BYTES_MAX)
-    found: list[Batch | SetAside] = []
+    found: list[Batch | Quarantined] = []
     for offset, value in _values(url, settings, aside):
         found += assembler.add(offset, value)
     batches = [item for item in found if isinstance(item, Batch)]
     if not batches:
-        reasons = [item.reason for item in found if isinstance(item, SetAside)]
+        reasons = [item.reason for item in found if isinstance(item, Quarantined)]
         raise FraudScorerError(reasons[0] if reasons else "its records are not a whole batch")
     batch = batches[0]
     if after is not None and after[0] != batch.journal.head:

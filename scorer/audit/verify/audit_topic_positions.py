@@ -22,7 +22,7 @@ from scorer.audit.verify.record_origins import elsewhere
 from scorer.audit.verify.scope import BIGINT_MAX, Report, Scope
 from scorer.runtime.settings import Settings
 from scorer.sink.assembler import KINDS
-from scorer.sink.store import masked_value
+from scorer.sink.batch_rows import masked_value
 from scorer.trail import audit_tables
 
 _PAGE = 5_000

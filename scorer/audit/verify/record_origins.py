@@ -23,7 +23,7 @@ from scorer.audit.topic_history import messages, range_of
 from scorer.audit.verify.scope import BIGINT_MAX, Report
 from scorer.audit.verify.unit_check import MomentLoader
 from scorer.runtime.settings import Settings
-from scorer.sink.record_sink import Row, control_row, dead_letter_row
+from scorer.sink.record_rows import Row, control_row, dead_letter_row
 from scorer.sink.topic_reader import Record
 from scorer.trail import audit_tables
 
