@@ -28,9 +28,8 @@ from scorer.sink.assembler import Batch, Position, Quarantined
 from scorer.sink.batch_rows import batch_row, date_of, position_row, quarantine_row
 from scorer.sink.postgres_errors import postgres_errors
 from scorer.sink.sink_errors import RowsRefused, SchemaMismatch, SinkError
-from scorer.trail import audit_database, audit_tables, copy_encode
+from scorer.trail import audit_database, audit_tables, copy_encode, copy_format
 
-_COPY = f"COPY decisions ({', '.join(copy_encode.COLUMNS)}) FROM STDIN (FORMAT BINARY)"
 _KNOWN_MAX = 1024
 _LOCK_TIMEOUT = "10s"  # then the sink drops its connection, logs the reason and begins again
 
@@ -194,13 +193,13 @@ class Store:
         driver = connection.connection.driver_connection
         if not isinstance(driver, psycopg.Connection):
             raise TypeError(f"the sink writes through psycopg, not {type(driver).__name__}")
-        with driver.cursor() as cursor, cursor.copy(_COPY) as copy:
-            copy.write(copy_encode.HEADER)
+        with driver.cursor() as cursor, cursor.copy(copy_format.COPY_IN) as copy:
+            copy.write(copy_format.HEADER)
             for batch in batches:
                 for header, rows in batch.chunks:
                     copy.write(copy_encode.rows_bytes(header, rows, batch.day).data)
                     fault_points.point("sink_copy")
-            copy.write(copy_encode.TRAILER)
+            copy.write(copy_format.TRAILER)
 
     def _make_days(self, days: set[int]) -> None:
         """Partitions of the days, in transactions of their own: their locks must not last as long as a COPY."""

@@ -34,7 +34,7 @@ from scorer.audit.verify.verification import verify
 from scorer.local_services import local_services
 from scorer.sink import AuditSink
 from scorer.sink.card_screen import column_with_card_number
-from scorer.trail import audit_database, copy_encode
+from scorer.trail import audit_database, copy_encode, copy_format
 from tests.integration import audit_batches
 from tests.integration.audit_batches import Shard, make_topic
 from tests.integration.sinks import sink_settings
@@ -112,14 +112,14 @@ def bare_copy(url: str, transactions: list[list[memoryview]], *, indexes: bool) 
         if not indexes:
             target = "bare"
             connection.execute("CREATE TABLE bare (LIKE decisions)")
-        statement = f"COPY {target} ({', '.join(copy_encode.COLUMNS)}) FROM STDIN (FORMAT BINARY)"
+        statement = f"COPY {target} ({', '.join(copy_format.COLUMNS)}) FROM STDIN (FORMAT BINARY)"
         started = time.perf_counter()
         for parts in transactions:
             with connection.transaction(), connection.cursor() as cursor, cursor.copy(statement) as copy:
-                copy.write(copy_encode.HEADER)
+                copy.write(copy_format.HEADER)
                 for part in parts:
                     copy.write(part)
-                copy.write(copy_encode.TRAILER)
+                copy.write(copy_format.TRAILER)
         return time.perf_counter() - started
 
 
