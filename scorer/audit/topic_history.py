@@ -62,7 +62,7 @@ def audit_rows(
 
 
 def journal_shards(settings: Settings) -> range:
-    """The shards that the journal topic has room for: its partitions, whatever the database says of them."""
+    """The shards that the journal topic has room for: its partitions, whatever the database names."""
     return range(kafka.partition_count(kafka.admin(settings.kafka), kafka.Topics.of(settings.kafka).journal))
 
 
@@ -79,7 +79,7 @@ def next_sequence(settings: Settings, shard: int, *, start: int) -> int | None:
 
 def _journal_offset(settings: Settings, topic: str, shard: int, sequence: int) -> int:
     """An offset at or before the record of `sequence`, and after nearly all before it: numbers rise along the journal,
-    so a few dozen records are looked at, however long it is."""
+    so a few dozen records are read, however long it is."""
     client = kafka.admin(settings.kafka)
     place = TopicPartition(topic, shard)
     kafka.partition_count(client, topic)

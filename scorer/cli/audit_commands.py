@@ -42,14 +42,14 @@ def verify(
     first: Annotated[int, typer.Option("--from", min=0, help="First batch (sequence).")] = 0,
     last: Annotated[int | None, typer.Option("--until", min=0, help="Last batch (sequence), included.")] = None,
     since_anchor: Annotated[bool, typer.Option("--since-anchor", help="Only what came after the last anchor.")] = False,
-    journal: Annotated[bool, typer.Option(help="Hold heads against the journal topic.")] = True,
+    journal: Annotated[bool, typer.Option(help="Compare heads with the journal topic.")] = True,
     anchors: Anchors = None,
     parallel: Annotated[
         int, typer.Option("--parallel", min=0, help="Connections that are read at once; 0: one more than cores.")
     ] = 0,
     as_json: Json = False,
 ) -> None:
-    """Recompute every digest from the rows, follow the chain, hold its heads against journal topic and anchors.
+    """Recompute every digest from the rows, follow the chain, compare its heads with journal topic and anchors.
 
     Exit 3 when anything was changed; the first bad batch is named. Example: fraud-scorer audit verify --json
     """
@@ -103,8 +103,8 @@ def verify(
         bad = findings_json[0] if findings_json else None
         show({**result, "first_bad": bad, "findings": findings_json}, as_json=True, title="")
     else:
-        told = {name: "not asked" if value is None else value for name, value in result.items()}
-        show(told, as_json=False, title="Audit trail")
+        shown = {name: "not asked" if value is None else value for name, value in result.items()}
+        show(shown, as_json=False, title="Audit trail")
         if report.findings:
             table = Table("where", "kind", "what was found", title="What was found first", title_justify="left")
             for finding in report.findings[:20]:
@@ -243,9 +243,9 @@ def anchor(anchors: Anchors = None, as_json: Json = False) -> None:
     if as_json:
         show({"anchored": heads, "signed": signer is not None}, as_json=True, title="")
         return
-    told = {f"batch {body['shard']}/{body['sequence']}": body["head"] for body in heads}
+    shown = {f"batch {body['shard']}/{body['sequence']}": body["head"] for body in heads}
     show(
-        (told or {"anchored": "nothing new since the last anchor"}) | {"signed": signer is not None},
+        (shown or {"anchored": "nothing new since the last anchor"}) | {"signed": signer is not None},
         as_json=False,
         title="Anchored",
     )
@@ -296,7 +296,7 @@ def retain(
     settings = load_settings()
     signer = _signer(settings, required=True)
     if keep is None and keep_labels is None and keep_dead_letters is None:
-        raise UsageError("say what to keep for how long: --keep, --keep-labels, --keep-dead-letters")
+        raise UsageError("give what to keep for how long: --keep, --keep-labels, --keep-dead-letters")
     now = as_of or datetime.now(UTC)
     now = now if now.tzinfo else now.replace(tzinfo=UTC)
     place = anchors or settings.audit.anchors
@@ -310,19 +310,19 @@ def retain(
         )
     }
     days = Retained()
-    told: dict[str, Any] = {}
+    details: dict[str, Any] = {}
     with _postgres():
         if limits["decisions"] is not None:
             before = limits["decisions"].date()
             days = run(settings.postgres_url, before=before, signer=signer, anchors=file)
-            told["removed_before"] = str(before)
+            details["removed_before"] = str(before)
         for table in ("labels", "dead_letters"):
             if (limit := limits[table]) is not None:
-                told[table] = retain_records(
+                details[table] = retain_records(
                     settings.postgres_url, table=table, before=limit, signer=signer, anchors=file
                 )
     result: dict[str, Any] = {"days": [str(day) for day in days.days], "batches": days.batches}
-    result |= {"decisions": days.decisions, **told}
+    result |= {"decisions": days.decisions, **details}
     if not as_json:
         result["days"] = ", ".join(result["days"]) or "none"
     show(result, as_json=as_json, title="Retained")
@@ -366,8 +366,8 @@ def erase(
     if not (result.rows or result.labels or result.elsewhere):
         # The identifier itself is not repeated: this goes to logs.
         raise UsageError(
-            f"nobody was erased: no row names this {'customer_id' if customer is not None else 'account_id'}, no list "
-            f"and nothing set aside does; it was misspelt, or erased before"
+            f"no person was erased: no row, list or quarantined record has this "
+            f"{'customer_id' if customer is not None else 'account_id'}; it is misspelt, or was erased before"
         )
     show(
         {"rows": result.rows, "batches": result.batches, "labels": result.labels, "elsewhere": result.elsewhere},

@@ -193,7 +193,7 @@ class Assembler:
         if journal.stream_time_ms > EVENT_TIME_MS_MAX:
             return "the stream time in its journal record is past the year 9999"
         if header.rows and journal.stream_time_ms < 0:
-            return "it has decisions, and its journal record says that no payment was accepted yet"
+            return "it has decisions, and by its journal record no payment was accepted yet"
         for what, ours, theirs in (
             ("shard", header.shard, journal.shard),
             ("sequence", header.sequence, journal.sequence),
@@ -204,7 +204,7 @@ class Assembler:
                 return f"{what} is {ours} in the audit record and {theirs} in its journal record"
         digest = digest_of_chunks(self._chunks)
         if digest != journal.digest:
-            return f"its rows have the digest {digest}, its journal record says {journal.digest}"
+            return f"its rows have the digest {digest}, its journal record has {journal.digest}"
         return None
 
     def _chain(self, offset: int, journal: JournalRecord) -> str | None:

@@ -7,7 +7,7 @@ One round of `run`:
     3. write rows, batch rows and positions in one transaction
     4. on trouble with Postgres or Kafka: drop everything in memory, pause, begin again at 1
 
-Step 4 also covers a commit whose outcome is unknown: the positions in Postgres say what was committed.
+Step 4 also covers a commit whose outcome is unknown: the positions in Postgres show what was committed.
 """
 
 from __future__ import annotations

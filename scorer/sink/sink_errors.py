@@ -5,7 +5,7 @@ SinkError (FraudScorerError)       stops: nothing past the last committed batch 
 ├── MissingRange                   records between the stored position and the topic's start are gone
 ├── SchemaMismatch                 the database was not migrated, or by another version
 └── StoreRefused                   Postgres refuses the rows for a reason that waiting does not cure
-    └── RowsRefused                because of the rows themselves: the batch is set aside, and the sink goes on
+    └── RowsRefused                because of the rows themselves: the batch goes to quarantine, and the sink goes on
 
 StoreUnavailable                   does not stop: retried with growing pauses, not ready meanwhile
 KafkaUnavailable                   likewise
@@ -25,7 +25,7 @@ class SinkError(FraudScorerError):
 
 
 class AuditBroken(SinkError, PromiseBroken):
-    """The chain of batches does not hold, and nothing that was set aside explains it."""
+    """The chain of batches does not hold, and nothing in quarantine explains it."""
 
     exit_code = PromiseBroken.exit_code
 
@@ -47,7 +47,7 @@ class RowsRefused(StoreRefused):
 
 
 class StoreUnavailable(Exception):
-    """Postgres cannot take rows now; says why without a value of any row."""
+    """Postgres cannot take rows now; the reason holds no value of any row."""
 
 
 class KafkaUnavailable(Exception):

@@ -107,7 +107,7 @@ class Store:
         """Rows, batch rows, quarantine and positions of `items` (in order) in one transaction.
 
         Raises RowsRefused (nothing is written; with one batch at a time one learns which), StoreRefused, SinkError;
-        StoreUnavailable: then only the positions in Postgres say what is committed.
+        StoreUnavailable: then only the positions in Postgres show what is committed.
         """
         batches = [item for item in items if isinstance(item, Batch)]
         quarantine = [quarantine_row(self._topic, item) for item in items if isinstance(item, Quarantined)]

@@ -25,7 +25,7 @@ def connect_text(url: str) -> str:
     """`url` for libpq, which takes a URL, several hosts in it, or `name=value` pairs, with our time-outs.
 
     The rest goes to libpq as it is, so that TLS (sslmode, sslrootcert, sslcert, sslkey) and failover (several hosts
-    with target_session_attrs=read-write) mean what its manual says.
+    with target_session_attrs=read-write) have the meaning of its manual.
     """
     options: dict[str, Any] = {
         "application_name": "fraud-scorer",

@@ -37,7 +37,7 @@ def put_blocks(out: Bytes, cursors: Cursors, blocks: Bytes) -> None:
 
 @nb.njit(cache=True, nogil=True)
 def put_texts(out: Bytes, cursors: Cursors, offsets: Offsets, text: Bytes, null: npt.NDArray[np.bool_]) -> None:
-    """Writes text field i = text[offsets[i]:offsets[i + 1]], or null where `null` says so (empty: none is null)."""
+    """Writes text field i = text[offsets[i]:offsets[i + 1]], or null where `null` is true (empty: none is null)."""
     for i in range(offsets.shape[0] - 1):
         at = cursors[i]
         if null.shape[0] > 0 and null[i]:

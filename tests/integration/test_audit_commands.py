@@ -343,7 +343,7 @@ BESIDE = {
 
 
 @pytest.mark.parametrize("change", BESIDE)
-def test_what_stands_beside_the_chain_is_held_against_its_topic(running: Running, change: str) -> None:
+def test_tables_outside_the_chain_are_compared_with_their_topics(running: Running, change: str) -> None:
     """Labels, changes of lists, activations, dead letters and their positions, changed by the database's owner."""
     table, statement, kind = BESIDE[change]
     place = {way: f'"offset" = (SELECT {way}("offset") FROM {table})' for way in ("min", "max")}
@@ -532,7 +532,7 @@ def test_days_are_kept_and_people_forgotten(running: Running, bundle: Path) -> N
     assert set(kept["days"]) <= {"1970-01-01"}
     erased = running.command("audit", "erase", "--customer", "c_6", **sign)
     assert erased["rows"] > 50
-    assert "nobody was erased" in running.command("audit", "erase", "--customer", "c_6", code=2, **sign)["error"]
+    assert "no person was erased" in running.command("audit", "erase", "--customer", "c_6", code=2, **sign)["error"]
     labelled = running.command("audit", "erase", "--customer", "c_2", **sign)
     assert labelled["labels"] == 3
     assert running.command("audit", "erase", "--account", "t_x", **sign)["elsewhere"] == 1  # a value of a list
@@ -552,7 +552,7 @@ def test_days_are_kept_and_people_forgotten(running: Running, bundle: Path) -> N
         connection.execute("DELETE FROM amendments")
         kinds = {f["kind"] for f in running.command("audit", "verify", code=3, **public)["findings"]}
         connection.execute("INSERT INTO amendments SELECT * FROM kept_amendments")
-    assert kinds >= {"record_deleted", "record_edited"}  # what nobody signed for was not meant
+    assert kinds >= {"record_deleted", "record_edited"}  # unsigned, so it was not meant
     assert result["heads_equal_to_journal"] == result["batches"]
     assert "PUBLIC_KEY" in running.command("audit", "verify", code=2)["error"]
     with psycopg.connect(running.database) as connection:

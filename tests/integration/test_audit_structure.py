@@ -137,7 +137,7 @@ OWNER: dict[str, tuple[str, str, str, str]] = {
         )
         for change in ("next_offset = 2", "head = repeat('0', 64)", "head = NULL", "gap = true", "shard = 0")
     },
-    "amendment that nobody signed": (
+    "unsigned amendment": (
         """INSERT INTO amendments VALUES (1, '{"body": {}}')""", "DELETE FROM amendments",
         "amendment_forged", "amendment 1",
     ),

@@ -1,4 +1,4 @@
-"""Anchors: heads written down outside Postgres, one line each, in a file or object that is only ever appended to.
+"""Anchors: heads stored outside Postgres, one line each, in a file or object that is only ever appended to.
 
     {"body":{"kind":"anchor","line":3,"line_before":"sha256 of the line before","shard":0,"sequence":41,"head":"…",
      "day":"2026-01-02","at":"2026-01-02T03:04:05Z"},"key":"…","signature":"…"}
@@ -100,7 +100,7 @@ def must_exist(connection: psycopg.Connection, file: AnchorFile) -> None:
     if file.place in places or not (places or file.given):
         return
     others = f"; the database names {', '.join(places[:3])}" if places else ""
-    raise UsageError(f"anchors {file.place}: no such file, or it is empty{others}. Name the file to hold heads against")
+    raise UsageError(f"anchors {file.place}: no such file, or it is empty{others}. Name the file to compare heads with")
 
 
 def not_in_table(connection: psycopg.Connection, file: AnchorFile, bodies: list[dict[str, Any]]) -> list[Finding]:
@@ -138,7 +138,7 @@ def not_in_file(connection: psycopg.Connection, file: AnchorFile) -> list[Findin
         lacking += body.get("anchors") == file.place and canonical(body).decode() not in there
     if not lacking:
         return []
-    detail = f"{file.place} has {len(lines)} lines and lacks {lacking} that the database says were written to it"
+    detail = f"{file.place} has {len(lines)} lines and lacks {lacking} that the database has as written to it"
     return [Finding.at(f"anchors {file.place}", "anchor_forged", detail, len(lines))]
 
 

@@ -1,4 +1,4 @@
-"""Views, functions and rights against what the migrations made: nobody reads a lie through a changed view unnoticed.
+"""Views, functions and rights compared with what the migrations made: a changed view would show what is not stored.
 
 The migrations' own text is compiled by the same server, as temporary views in a transaction that is rolled back, and
 the server's two renderings are compared: so neither spelling nor version makes a difference.
@@ -33,7 +33,7 @@ def structure(connection: psycopg.Connection) -> tuple[list[Finding], bool]:
         return findings, False
 
 
-def columns(connection: psycopg.Connection) -> list[Finding]:
+def missing_columns(connection: psycopg.Connection) -> list[Finding]:
     """Tables and columns that are gone. Raises psycopg.Error."""
     there: dict[str, set[str]] = {}
     for table, name in connection.execute(
@@ -53,7 +53,7 @@ def columns(connection: psycopg.Connection) -> list[Finding]:
 
 
 def made() -> tuple[dict[str, str], dict[str, str]]:
-    """The text of each view and each function's body, as the newest migration that has it says."""
+    """The text of each view and each function's body, by the newest migration that has it."""
     views: dict[str, str] = {}
     functions: dict[str, str] = {}
     directory = ScriptDirectory(str(assets.path("migrations")))

@@ -1,4 +1,4 @@
-"""Where batches stand on their topics, by the database: the sink's positions, and the columns that no digest covers."""
+"""The sink's positions, and the columns of batches that no digest covers, checked within the database."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from scorer.runtime.settings import Settings
 _FINDINGS_MAX = 1_000
 
 
-def positions(connection: psycopg.Connection, scope: Scope, ends: dict[int, End], report: Report) -> None:
+def check_positions(connection: psycopg.Connection, scope: Scope, ends: dict[int, End], report: Report) -> None:
     """Positions move with the rows: the newest batch is the one they name."""
     if scope.last is not None:
         return
-    _unnamed(connection, scope, ends, report)
-    _left(connection, scope, report)
+    _unnamed_batches(connection, scope, ends, report)
+    _audit_positions(connection, scope, report)
     rows = connection.execute("SELECT topic, partition, shard, sequence FROM positions WHERE shard IS NOT NULL")
     for topic, partition, shard, sequence in rows.fetchall():
         if sequence is None or scope.bounds(shard) is None:
@@ -36,7 +36,7 @@ def positions(connection: psycopg.Connection, scope: Scope, ends: dict[int, End]
             report.findings.append(Finding(shard, sequence + 1, "batch_inserted", detail, None, have))
 
 
-def _left(connection: psycopg.Connection, scope: Scope, report: Report) -> None:
+def _audit_positions(connection: psycopg.Connection, scope: Scope, report: Report) -> None:
     """Positions on audit topics are as the sink left them: behind the newest batch, whose head they hold, and with a
     gap only where something was set aside."""
     rows = connection.execute(
@@ -64,7 +64,7 @@ def _left(connection: psycopg.Connection, scope: Scope, report: Report) -> None:
             report.findings.append(Finding.at(f"position on {topic}/{partition}", "position_edited", wrong))
 
 
-def _unnamed(connection: psycopg.Connection, scope: Scope, ends: dict[int, End], report: Report) -> None:
+def _unnamed_batches(connection: psycopg.Connection, scope: Scope, ends: dict[int, End], report: Report) -> None:
     """Shards whose newest batch no position names, and shards that end where retention did."""
     removed = {row[0] for row in connection.execute("SELECT DISTINCT shard FROM tombstones")}
     for shard in sorted(removed | ends.keys()):
@@ -94,7 +94,7 @@ def _unnamed(connection: psycopg.Connection, scope: Scope, ends: dict[int, End],
             report.findings.append(Finding(shard, newest[0] + 1, "tail_cut", detail))
 
 
-def origins(connection: psycopg.Connection, scope: Scope, settings: Settings | None, report: Report) -> None:
+def check_origins(connection: psycopg.Connection, scope: Scope, settings: Settings | None, report: Report) -> None:
     """The columns of batches that no digest covers: which topics a batch came from, and where its audit record stood.
 
     Without settings the topics are those that most of the shard's batches name. Offsets rise along a shard and lie
