@@ -127,12 +127,13 @@ def messages(settings: Settings, topic: str, partition: int, start: int, end: in
     kafka.partition_count(client, topic)
     place = TopicPartition(topic, partition)
     (first,), (stable,) = kafka.starts(client, [place]), kafka.stable_ends(client, [place])
-    last = stable if end is None else min(stable, end)
+    first, last = max(first, start), stable if end is None else min(stable, end)
+    if first >= last:
+        return
     consumer = _consumer(settings)
     try:
-        yield from kafka.read_range(
-            consumer, TopicPartition(topic, partition, max(first, start)), last, no_progress_s=_NO_PROGRESS_S
-        )
+        place = TopicPartition(topic, partition, first)
+        yield from kafka.read_range(consumer, place, last, no_progress_s=_NO_PROGRESS_S)
     finally:
         consumer.close()
 
