@@ -32,7 +32,7 @@ class Position:
     """How far one partition has come, and what the next batch of an audit partition must follow.
 
     `sequence` None: no batch came before. `head` None: any batch may follow, an operator moved the position.
-    `gap`: records were set aside since the last batch, so the next one may be any later one.
+    `gap`: records went to quarantine since the last batch, so the next one may be any later one.
     """
 
     next_offset: int = 0
@@ -208,10 +208,10 @@ class Assembler:
         return None
 
     def _chain(self, offset: int, journal: JournalRecord) -> str | None:
-        """Why it does not follow the batch before; None when it does, or when what was set aside explains the gap.
+        """Why it does not follow the batch before; None when it does, or when quarantined records explain the gap.
 
-        Raises AuditBroken when batches are missing that were not set aside: they are lost, and every later batch would
-        be set aside for it.
+        Raises AuditBroken when batches are missing that are not in quarantine: they are lost, and every later batch
+        would go to quarantine for it.
         """
         before = self.position
         if before.head is None:

@@ -39,7 +39,7 @@ def masked_value(kind: str, value: bytes) -> bytes:
 
     In Arrow's buffers one text follows the other, so a card number may have digits of its neighbours at its ends, where
     no Luhn check finds it: every 13 digits in a row are masked, whatever they are and whatever but letters is between
-    them; of what was set aside for a card number every digit. The topic still has them.
+    them; of a record quarantined for a card number every digit is. The topic still has them.
     """
     if kind == "card_number":
         return mask_digits(value)

@@ -5,7 +5,7 @@ The order inside the one transaction of `write`:
     1. positions, from the offset they must have to the new one (compare and set: a second writer fails here)
     2. feature sets and bundles not yet known
     3. COPY of all rows, binary
-    4. one row for each batch, one for each record set aside
+    4. one row for each batch, one for each quarantined record (table set_aside)
     5. commit
 
 Partitions of new days are made before it, in a transaction of their own: to have one too many is no harm.
@@ -140,7 +140,7 @@ class Store:
                     connection.execute(sa.insert(table), new)
 
     def write_late(self, batch: Batch) -> None:
-        """A batch that had been set aside, in one transaction; its position was passed before, and moves only where no
+        """A batch from quarantine, in one transaction; its position was passed before, and moves only where no
         later batch was written since. Needs the owner's login: the writer may not correct a bundle's first batch.
 
         Raises as `write` does, and SinkError when a sink is at work right behind it.

@@ -166,7 +166,7 @@ def _record(
 
 
 def _elsewhere(connection: psycopg.Connection, value: str, pseudonym: str) -> list[_Changed]:
-    """Values of lists, and records set aside, that name the person."""
+    """Values of lists, and quarantined records, that name the person."""
     changed: list[_Changed] = connection.execute(
         "UPDATE control_changes SET record = jsonb_set(record, '{value}', to_jsonb(%s::text)) "
         """WHERE record->>'value' = %s RETURNING 'control_changes', topic, 0, "offset", record->>'value'""",

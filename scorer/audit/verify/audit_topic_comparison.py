@@ -56,17 +56,11 @@ def _shard(evidence: Evidence, topic: str, shard: int, bounds: tuple[int, int]) 
     if passed > end:
         _position(topic, shard, f"it is {passed}, and the topic ends at {end}", report)
         passed = end
-    start, stop = first, end
-    if bounds[0]:  # from the batch before; were its place changed, it would be found when its turn comes
-        before = connection.execute(
-            "SELECT audit_offset FROM batches WHERE shard = %s AND sequence < %s ORDER BY sequence DESC LIMIT 1",
-            (shard, bounds[0]),
-        ).fetchone()
-        start = first if before is None or not first <= before[0] < end else before[0]
+    start = _start(connection, shard, bounds[0], (first, end))
     offsets = _Offsets(connection, shard, bounds, (first, end), report)
     quarantine.begin(start)
     skipped = False
-    for message in messages(evidence.settings, topic, shard, start, stop):
+    for message in messages(evidence.settings, topic, shard, start, end):
         offset, value = kafka.present(message.offset(), "offset"), message.value()
         try:
             header = decode_header(value or b"")
@@ -89,6 +83,20 @@ def _shard(evidence: Evidence, topic: str, shard: int, bounds: tuple[int, int]) 
     else:
         quarantine.finish()
     offsets.finish()
+
+
+def _start(connection: psycopg.Connection, shard: int, first_sequence: int, held: tuple[int, int]) -> int:
+    """The offset to read from: that of the batch before the scope, where the topic (`held`: first offset, end) has it.
+
+    Were the place of that batch changed, it would be found when its own turn comes.
+    """
+    if not first_sequence:
+        return held[0]
+    before = connection.execute(
+        "SELECT audit_offset FROM batches WHERE shard = %s AND sequence < %s ORDER BY sequence DESC LIMIT 1",
+        (shard, first_sequence),
+    ).fetchone()
+    return held[0] if before is None or not held[0] <= before[0] < held[1] else int(before[0])
 
 
 def _position(topic: str, partition: int, detail: str, report: Report) -> None:

@@ -74,14 +74,14 @@ class ChainLinks:
         return End(bounds[0] - 1, "") if found is None else End(found[0], found[1])
 
     def _missing(self, shard: int, first: int, last: int, *, dropped: bool) -> None:
-        aside = self._connection.execute(
+        quarantined = self._connection.execute(
             "SELECT min(sequence), max(sequence), min(kind), count(*) FROM set_aside "
             "WHERE shard = %s AND sequence BETWEEN %s AND %s",
             (shard, first, last),
         ).fetchone()
-        if aside is not None and aside[0] is not None:
-            kind, detail = "set_aside", f"{aside[3]} records of it stand in set_aside ({aside[2]})"
-            unknown = (last - first) - (aside[1] - aside[0])
+        if quarantined is not None and quarantined[0] is not None:
+            kind, detail = "set_aside", f"{quarantined[3]} records of it stand in set_aside ({quarantined[2]})"
+            unknown = (last - first) - (quarantined[1] - quarantined[0])
             if unknown:
                 detail += f"; {unknown} more batches of this range are gone"
         elif dropped:
