@@ -13,7 +13,8 @@ import sqlalchemy as sa
 from schemas.audit import digest
 from scorer.runtime.settings import Settings
 from scorer.sink import AuditSink, SinkError
-from scorer.trail import audit_database, audit_tables, batch_reader
+from scorer.trail import audit_database, audit_tables
+from scorer.trail.batch_reader import read_batch
 from tests.integration.audit_batches import CONTEXT, Shard
 from tests.integration.running import test_settings
 
@@ -83,7 +84,7 @@ def assert_equal_to(url: str, *shards: Shard) -> None:
     with audit_database.engine(url).connect() as connection:
         for shard in shards:
             for sequence, columns in shard.written.items():
-                context, back = batch_reader.read_batch(connection, shard.number, sequence)
+                context, back = read_batch(connection, shard.number, sequence)
                 assert context == CONTEXT
                 assert list(back.payment_id) == list(columns.payment_id)
                 assert digest(back, context) == shard.records[sequence].digest
