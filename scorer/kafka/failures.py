@@ -3,6 +3,7 @@
 KafkaFailure            the broker or the client failed
 ├── Fatal               the client is of no further use: only a new one goes on
 ├── OutOfRange          a position is outside the log: records are gone, or the topic was made anew
+├── NoProgress          reading stands still: an open transaction, a truncated log, a broker that does not answer
 ├── Fenced              another owner has taken the shard: this process must stop deciding for it
 └── Rebuild             the transaction's fate is unknown or it was aborted: drop producer and state,
     │                   rebuild from the journal
@@ -33,6 +34,10 @@ class Fatal(KafkaFailure):
 
 class OutOfRange(KafkaFailure):
     """A position is outside the log: records before its start are gone, or it ends before the position."""
+
+
+class NoProgress(KafkaFailure):
+    """Reading stands still: a transaction was left open, the log was truncated, or the broker does not answer."""
 
 
 class Fenced(KafkaFailure):

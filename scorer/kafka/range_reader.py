@@ -13,7 +13,7 @@ from typing import Final
 
 from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
 
-from scorer.kafka.failures import Away, KafkaFailure, present, read_failure, surfaced
+from scorer.kafka.failures import Away, NoProgress, present, read_failure, surfaced
 
 NO_PROGRESS_S: Final = 60.0
 MESSAGES_MAX: Final = 10_000
@@ -32,7 +32,7 @@ def read_range(
     there; `consumer` (one of `kafka.reader`) is assigned to it.
 
     `end`: from `ends`, or from `stable_ends` where an open transaction must not be waited for. `messages_max`: the most
-    records taken from the client at once. Raises KafkaFailure.
+    records taken from the client at once. Raises NoProgress, and KafkaFailure for errors that do not pass.
     """
     if place.offset >= end:
         return
@@ -60,7 +60,7 @@ def read_range(
                 if not isinstance(failed, Away):  # what passes by itself is waited for
                     raise failed
         if time.monotonic() > deadline:
-            raise KafkaFailure(
+            raise NoProgress(
                 f"{place.topic}/{place.partition} cannot be read to offset {end}: no progress for {no_progress_s:.0f} "
                 "s; a transaction may have been left open, or the log was truncated"
             )

@@ -86,7 +86,7 @@ def test_an_open_transaction_is_waited_for_and_named(partition: Partition) -> No
     while partition.ends() != (2, 3):
         assert time.monotonic() < deadline
     assert partition.read(0, 2) == [(0, b"a")]
-    with pytest.raises(kafka.KafkaFailure, match="to offset 3: no progress for 1 s; a transaction may"):
+    with pytest.raises(kafka.NoProgress, match="to offset 3: no progress for 1 s; a transaction may"):
         partition.read(0, 3, no_progress_s=1.0)
     partition.producer.commit_transaction(30)
     assert partition.read(0, 3) == [(0, b"a"), (2, b"b")]
