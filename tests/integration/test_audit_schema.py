@@ -14,7 +14,7 @@ from psycopg import sql as pg
 from schemas.audit import NULLABLE, AuditColumns
 from scorer.demo.demo_processes import own_database
 from scorer.local_services import Services
-from scorer.sink.assembler import Assembler, Position, SetAside
+from scorer.sink.assembler import Assembler, Position, Quarantined
 from scorer.sink.store import Store
 from scorer.trail import audit_database, audit_tables
 from tests.integration.audit_batches import rows
@@ -185,7 +185,7 @@ def test_no_card_number_reaches_a_table(url: str, name: str) -> None:
             columns = with_card(columns, name, text)
         (chunk,), _ = trail.chunks(9, columns, day=0)
         items += Assembler(trail.topic, place, Position(), 1 << 28).add(0, chunk)
-    assert [type(item) for item in items] == [SetAside] * len(TEXTS)
+    assert [type(item) for item in items] == [Quarantined] * len(TEXTS)
     with Store(url, trail.topic) as store:
         store.positions(range(len(TEXTS)))
         store.write(items)
