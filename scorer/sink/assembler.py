@@ -2,8 +2,8 @@
 
 Only a whole batch is handed on: readers of Postgres never see part of one, and it can be checked before it is written,
 by counts, digest, journal record and chain (each record names the head of the one before it). What cannot be a batch
-is handed on as Quarantined, in the order of the topic; the position moves over it, and `gap` says that the next batch
-may therefore be a later one.
+is handed on as Quarantined, in the order of the topic; the position moves over it, and `gap` allows the next batch to
+be a later one.
 
     kind            unreadable      no audit chunk
                     incomplete      a chunk whose batch lacks other chunks

@@ -68,7 +68,7 @@ def compare_journal(
     report: Report,
 ) -> None:
     report.heads_journal = 0
-    # The journal says which shards there are: where every table was emptied, the database names none.
+    # The journal topic shows which shards there are: where every table was emptied, the database names none.
     shards = {*journal_shards(settings)}
     for shard in sorted(shards):
         bounds = scope.bounds(shard)
