@@ -269,15 +269,8 @@ def digest(columns: AuditColumns, context: AuditContext) -> str:
     return digest_parts([columns.parts], len(columns), canonical_context(context))
 
 
-def digest_chunks(batches: Sequence[pa.RecordBatch], context: AuditContext) -> str:
-    """The same digest from the chunks of one micro-batch, in order, as `decode_chunk` returns them."""
-    return digest_parts(
-        [batch_parts(batch.columns) for batch in batches], sum(map(len, batches)), canonical_context(context)
-    )
-
-
-def digest_of_chunks(chunks: Sequence[Chunk]) -> str:
-    """The same digest from `decode_parts`, whose canonical parts are made once."""
+def digest_chunks(chunks: Sequence[Chunk]) -> str:
+    """The same digest from the chunks of one micro-batch, in order, as `decode_parts` gives them."""
     rows = sum(chunk.rows.num_rows for chunk in chunks)
     return digest_parts([chunk.parts for chunk in chunks], rows, canonical_context(chunks[-1].header))
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 
-from schemas.audit import EVENT_TIME_MS_MAX, AuditError, AuditHeader, Chunk, decode_parts, digest_of_chunks
+from schemas.audit import EVENT_TIME_MS_MAX, AuditError, AuditHeader, Chunk, decode_parts, digest_chunks
 from schemas.journal import FIRST_PREVIOUS, JournalError, JournalRecord
 from scorer.sink.card_screen import column_with_card_number
 from scorer.sink.sink_errors import AuditBroken, SinkError
@@ -202,7 +202,7 @@ class Assembler:
         ):
             if ours != theirs:
                 return f"{what} is {ours} in the audit record and {theirs} in its journal record"
-        digest = digest_of_chunks(self._chunks)
+        digest = digest_chunks(self._chunks)
         if digest != journal.digest:
             return f"its rows have the digest {digest}, its journal record has {journal.digest}"
         return None
