@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -36,7 +35,7 @@ def connect_text(url: str) -> str:
         "keepalives_count": 3,
         "tcp_user_timeout": 20_000,
     }
-    return make_conninfo(re.sub(r"^postgres(ql)?(\+psycopg)?://", "postgresql://", url), **options)
+    return make_conninfo(url, **options)
 
 
 def engine(url: str) -> sa.Engine:
