@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 VALUE_BYTES_MAX: Final = (
     262_144  # 256 KiB: a quarter of what a broker takes by default, and enough to see what was wrong
 )
-KEY_BYTES_MAX: Final = 4_096
+KEY_BYTES_MAX: Final = 4_096  # part of the contract: a longer key is refused, for a decision has its payment's key
 REDRIVEN: Final = "fraud_scorer.redriven"  # header of a note on the same topic: that a letter was sent again
 
 Headers = list[tuple[str, bytes]]
@@ -42,6 +42,7 @@ class DeadLetterReason(StrEnum):
     NULL_VALUE = "null_value", "The record has a key but no value (a tombstone)."
     EMPTY_VALUE = "empty_value", "The value is zero bytes long."
     TOO_LARGE = "too_large", "The value is longer than the decoder's limit."
+    KEY_TOO_LARGE = "key_too_large", "The record's key is longer than 4 KiB: its decision could not carry it."
     WRONG_MAGIC = "wrong_magic", "The value starts with a byte that begins neither JSON nor a known wire format."
     UNKNOWN_SCHEMA_ID = (
         "unknown_schema_id",
@@ -163,9 +164,11 @@ def dead_letter_record(
     error: ContractError,
     *,
     timestamp_ms: int | None = None,
+    value_bytes_max: int = VALUE_BYTES_MAX,
 ) -> tuple[bytes | None, bytes | None, Headers]:
     """Key, value and headers of the dead letter for the record (topic, partition, offset), refused with `error`.
 
+    `value_bytes_max`: where the topic takes less than usual.
     A null value stays null: the dead-letter topic is kept by time, not compacted, so a null deletes nothing there.
     """
     # Mask first, cut after: a number that lies across the cut must not survive in part.
@@ -182,10 +185,10 @@ def dead_letter_record(
         timestamp_ms=timestamp_ms,
         value_bytes=-1 if value is None else len(value),
         masked=key_masked != key or value_masked != value,
-        truncated=len(key or b"") > KEY_BYTES_MAX or len(value or b"") > VALUE_BYTES_MAX,
+        truncated=len(key or b"") > KEY_BYTES_MAX or len(value or b"") > value_bytes_max,
     )
     return (
         None if key_masked is None else key_masked[:KEY_BYTES_MAX],
-        None if value_masked is None else value_masked[:VALUE_BYTES_MAX],
+        None if value_masked is None else value_masked[:value_bytes_max],
         described.to_headers(),
     )

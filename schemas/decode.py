@@ -22,10 +22,11 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from schemas.cards import key_candidates
+from schemas.dead_letter import KEY_BYTES_MAX
 from schemas.documents import VALUE_BYTES_MAX
 from schemas.errors import ContractError
 from schemas.field_table import TABLES
-from schemas.payment import Payment, refuse_card_key
+from schemas.payment import Payment, check_key
 from schemas.screen import CERTAIN_WITH_NULL_ATTRIBUTE, UNCERTAIN, screen
 from schemas.times import in_future_error
 
@@ -241,12 +242,13 @@ def event_times(values: Sequence[bytes | None], *, missing: int) -> npt.NDArray[
     return times
 
 
-def refuse_card_keys(keys: Sequence[bytes | None]) -> list[Reject]:
-    """The records among `keys` whose key is a card number, for topics whose values are decoded elsewhere (control)."""
+def refuse_keys(keys: Sequence[bytes | None]) -> list[Reject]:
+    """The records among `keys` whose key is too long or a card number, for topics whose values are decoded elsewhere
+    (control)."""
     rejects = []
     for i in np.flatnonzero(_suspicious(keys)).tolist():
         try:
-            refuse_card_key(keys[i] or b"")
+            check_key(keys[i] or b"")
         except ContractError as error:
             rejects.append(Reject(i, error))
     return rejects
@@ -256,6 +258,7 @@ def _suspicious(keys: Sequence[bytes | None]) -> npt.NDArray[np.bool_]:
     data, offsets = _joined(keys)
     found = np.empty(len(keys), dtype=np.bool_)
     key_candidates(data, offsets, found)
+    found |= np.diff(offsets) > KEY_BYTES_MAX
     return found
 
 

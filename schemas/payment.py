@@ -12,7 +12,7 @@ from typing import Final
 from pydantic import Field
 
 from schemas.cards import key_is_card_number
-from schemas.dead_letter import DeadLetterReason
+from schemas.dead_letter import KEY_BYTES_MAX, DeadLetterReason
 from schemas.documents import VALUE_BYTES_MAX, parse_object
 from schemas.errors import ContractError
 from schemas.fields import (
@@ -107,12 +107,16 @@ class Payment(Contract):
         Raises ContractError: first for the key, then by schemas.documents, then by schemas.fields.
         """
         if key is not None:
-            refuse_card_key(key)
+            check_key(key)
         return check_contract(cls, parse_object(raw, value_bytes_max))
 
 
-def refuse_card_key(key: bytes) -> None:
-    """Raises ContractError when a record's key is a card number."""
+def check_key(key: bytes) -> None:
+    """Raises ContractError for a record's key that is too long, or a card number."""
+    if len(key) > KEY_BYTES_MAX:
+        raise ContractError(
+            DeadLetterReason.KEY_TOO_LARGE, "key", f"a key of {len(key)} bytes; at most {KEY_BYTES_MAX} are taken"
+        )
     if key_is_card_number(key):
         raise ContractError(
             DeadLetterReason.CARD_NUMBER, "key", "the record's key is a card number; key payments by a token or an id"

@@ -50,7 +50,8 @@ class KafkaSettings(Section):
     client_id: str = Field(
         default="fraud-scorer",
         pattern=r"^[A-Za-z0-9._-]{1,100}$",
-        description="client.id of every client: the name in the broker's logs and metrics, and what its quotas go by",
+        description="client.id of every client: the name in the broker's logs and metrics, and what its quotas go by; "
+        "the worker's group member adds @ and its application",
     )
     client_rack: str | None = Field(
         default=None, description="client.rack: the followers of which rack are read from, where the brokers allow it"
@@ -128,7 +129,8 @@ class WorkerSettings(Section):
     application: str = Field(
         default="fraud-scorer",
         pattern=r"^[A-Za-z0-9._-]{1,100}$",
-        description="consumer group and stem of transactional ids",
+        description="name of the deployment: workers on the same topics must have the same; part of the path of "
+        "snapshots and of the readers' names",
     )
     shards: int = Field(
         default=1,

@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,7 +31,7 @@ from scorer.worker import worker_metrics
 from scorer.worker.batcher import Batcher
 from scorer.worker.follower import Follower
 from scorer.worker.ports import Ports
-from scorer.worker.publisher import MODES, Committed, Publisher
+from scorer.worker.publisher import MODES, RECORD_OVERHEAD_BYTES, Committed, Publisher
 from scorer.worker.snapshotter import Snapshotter
 from scorer.worker.topic_watch import TopicWatch
 
@@ -84,13 +84,15 @@ class Shard:
         self.recovered.clear()
         follower, publisher = warm, None
         try:
+            limits = self._limits()
             publisher = Publisher(
-                self._fencing_producer(),
+                self._fencing_producer(min(limits.values()) - RECORD_OVERHEAD_BYTES),
                 self._topics,
                 self._threads,
                 shard=self._number,
                 group_metadata=self._group_metadata,
                 offsets_timeout_s=self._settings.worker.transaction_timeout_ms / 1000.0,
+                limits=limits,
             )
             follower = follower or Follower(self._settings, self._bundles, self._number, self._ports)
             follower.catch_up(stop)
@@ -115,10 +117,18 @@ class Shard:
                 if follower is not None:
                     follower.close()
 
-    def _fencing_producer(self) -> kafka.TransactionalProducer:
+    def _limits(self) -> Mapping[str, int]:
+        """The largest record that each topic takes which this shard writes to."""
+        topics, broker = self._topics, self._ports.clients.broker()
+        try:
+            return broker.record_bytes_max((topics.decisions, topics.audit, topics.journal, topics.dead_letters))
+        finally:
+            broker.close()
+
+    def _fencing_producer(self, batch_bytes_max: int) -> kafka.TransactionalProducer:
         """The shard's producer, with which the former owner's can do nothing any more."""
         owner = f"shard-{self._number}"
-        producer = self._ports.clients.transactional_producer(owner)
+        producer = self._ports.clients.transactional_producer(owner, batch_bytes_max=max(1, batch_bytes_max))
         try:
             producer.init_transactions(INIT_TIMEOUT_S)
         except KafkaException as exc:

@@ -21,6 +21,7 @@ from scorer.runtime import fault_points
 from scorer.runtime.settings import Settings
 from scorer.runtime.threads import Event
 from scorer.worker import worker_metrics
+from scorer.worker.group_admission import Admission
 from scorer.worker.group_membership import Membership
 from scorer.worker.ports import Ports
 from scorer.worker.shard import Shard
@@ -72,6 +73,7 @@ class Worker:
         self._denied_logged_at = self._denied_until = float("-inf")
         self._frozen_until = float("-inf")
         self._membership = Membership(settings, self._ports)
+        self._admission = Admission(settings, self._ports, self._membership.group)
         self._watch = TopicWatch(settings, self._ports)
 
     def live(self) -> tuple[bool, str]:
@@ -85,8 +87,13 @@ class Worker:
             return False, "compiling"
         if self._denied_at is not None:
             return False, "refused by Kafka's authoriser"
+        if self._admission.waits_for:  # a standby of those workers
+            return True, self._admission.waits_for
         if not self._joined:
             return False, "joining the group"
+        obstacles = [o.waits_for for o in list(self._owned.values()) if o.waits_for]
+        if obstacles:
+            return False, obstacles[0]
         if self._watch.silent_s > SILENT_S:
             return False, f"Kafka has not answered for {self._watch.silent_s:.0f} s"
         waiting = [o.number for o in list(self._owned.values()) if not o.shard.recovered.is_set()]
@@ -105,6 +112,7 @@ class Worker:
         self._warm = True
         topic = kafka.Topics.of(self._settings.kafka).journal
         self._watch.start()
+        self._admission.wait(stop)
         member = self._membership.consumer
         member.subscribe([topic], on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost)
         # From here on the group expects to hear of this member. That compiling may have taken minutes is no freeze.
@@ -115,6 +123,7 @@ class Worker:
                 self._poll(member)
                 self._raise_failures()
                 if self._joined:
+                    self._admission.check_once()
                     self._keep_standbys()
         finally:
             # Committing needs the membership, so shards end before the member leaves.

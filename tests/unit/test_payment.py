@@ -10,7 +10,7 @@ import pytest
 from schemas.cards import is_card_number
 from schemas.control import Activate, ListAdd, ListRemove, parse_control
 from schemas.dead_letter import DeadLetterReason, dead_letter_record
-from schemas.decode import decode_payments, refuse_card_keys
+from schemas.decode import decode_payments, refuse_keys
 from schemas.errors import ContractError
 from schemas.label import Label
 from schemas.payment import Payment
@@ -184,7 +184,7 @@ def test_card_number_as_a_time_is_out_of_range() -> None:
 def test_card_number_as_key(key: bytes) -> None:
     """A record keyed by a card number is refused although its value is good."""
     assert_card_refused(with_(), key, "key", key.decode().strip('"'))
-    assert [reject.index for reject in refuse_card_keys([b"c_1", None, key])] == [2]
+    assert [reject.index for reject in refuse_keys([b"c_1", None, key])] == [2]
 
 
 def test_card_number_as_a_name() -> None:
