@@ -82,6 +82,7 @@ class Shard:
         FraudScorerError; then nothing after the last commit took effect.
         """
         self.recovered.clear()
+        self._payments = 0  # a follower from a snapshot may not know partitions that the one before had taken up
         follower, publisher = warm, None
         try:
             publisher = Publisher(
