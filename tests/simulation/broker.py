@@ -10,11 +10,13 @@ TimedOut       no answer: it may have been done, may be done later, or never
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from confluent_kafka import KafkaError
+
+from scorer.kafka import TopicFacts
 
 OPEN, COMMITTED, ABORTED, MARKER = range(4)
 EMPTY, ONGOING, COMMITTING, ABORTING = range(4)
@@ -119,6 +121,11 @@ class Log:
             watcher()
 
 
+def topic_id(number: int) -> str:
+    """In the form that Kafka's tools print."""
+    return f"{number:022d}"
+
+
 @dataclass
 class Topic:
     """`id`: another one for a topic that was deleted and made anew."""
@@ -166,6 +173,9 @@ class Broker:
 
     def log(self, topic: str, partition: int) -> Log:
         return self.topics[topic].logs[partition]
+
+    def facts(self, names: Sequence[str]) -> dict[str, TopicFacts]:
+        return {name: TopicFacts(name, topic_id(self.topics[name].id), self.partition_count(name)) for name in names}
 
     def partition_count(self, topic: str) -> int:
         return len(self.topics[topic].logs)

@@ -6,12 +6,12 @@ Every request may be lost, done without an answer, or done late (Network.call); 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from confluent_kafka import TopicPartition
 
-from scorer.kafka import Away
+from scorer.kafka import Away, TopicFacts
 from tests.simulation.broker import Log, TimedOut
 from tests.simulation.consumers import SimMember, SimReader
 from tests.simulation.producer import SimProducer, Transactions
@@ -53,8 +53,8 @@ class SimQuestions:
     def __init__(self, world: World, process: Incarnation) -> None:
         self._world, self._process = world, process
 
-    def partition_count(self, topic: str) -> int:
-        return self._ask(lambda: self._world.broker.partition_count(topic))
+    def topic_facts(self, names: Sequence[str]) -> Mapping[str, TopicFacts]:
+        return self._ask(lambda: self._world.broker.facts(names))
 
     def starts(self, partitions: list[TopicPartition]) -> list[int]:
         return self._ask(lambda: [self._log(each).start for each in partitions])

@@ -6,8 +6,8 @@ from collections import Counter
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from schemas.journal import FIRST_PREVIOUS, JournalRecord
-from tests.simulation.broker import Log
+from schemas.journal import FIRST_PREVIOUS, JournalRecord, Sources
+from tests.simulation.broker import Log, topic_id
 from tests.simulation.shard_state import Read, Row, State, decide
 
 if TYPE_CHECKING:
@@ -24,19 +24,20 @@ class Reader:
     """A payment system under read_committed: what it has read, it has acted upon."""
 
     def __init__(self, decisions: list[Log]) -> None:
-        self._logs = decisions
-        self._positions = [0] * len(decisions)
+        self._logs = decisions  # grows with the topic
+        self._positions: dict[int, int] = {}
         self._seen: set[bytes] = set()
 
     def read(self) -> None:
         for n, log in enumerate(self._logs):
             end = log.stable_end
-            for _, entry in log.committed(self._positions[n], end):
+            position = self._positions.get(n, 0)
+            for _, entry in log.committed(position, end):
                 payment = (entry.value or b"").split()[0]
                 if payment in self._seen:
                     raise Violation(f"a reader sees the decision on payment {payment.decode()} twice")
                 self._seen.add(payment)
-            self._positions[n] = max(self._positions[n], end)
+            self._positions[n] = max(position, end)
 
 
 def all_decided(world: World) -> bool:
@@ -69,6 +70,8 @@ def _check_shard(world: World, shard: int) -> Counter[bytes]:
     taken: Counter[tuple[int, int]] = Counter()
     expected: dict[int, list[bytes]] = {p: [] for p in partitions}
     letters: Counter[bytes] = Counter()
+    ids = {name: topic_id(world.broker.topics[name].id) for name in ("payments", "control")}
+    sources = Sources(payments=ids["payments"], control=ids["control"])
     ends, control_end = dict.fromkeys(partitions, 0), 0
     for n, raw in enumerate(raws):
         record = read_record(raw)
@@ -88,9 +91,13 @@ def _check_shard(world: World, shard: int) -> Counter[bytes]:
         if record.control.start != control_end:
             raise Violation(f"shard {shard} batch {n} begins at {record.control.start} of control, not {control_end}")
         control_end = record.control.end
+        if record.sources != sources:
+            raise Violation(f"shard {shard} batch {n} names the topics {record.sources}, there are {sources}")
         control = tuple(e.value or b"" for _, e in log("control", 0).committed(record.control.start, control_end))
         taken.update((partition, offset) for partition, offset, _ in rows)
-        decided = decide(state, Read(tuple(rows), record.inputs, control, record.control, record.degraded))
+        decided = decide(
+            state, Read(tuple(rows), record.inputs, control, record.control, record.degraded, record.sources)
+        )
         state = decided.state
         if decided.journal.to_bytes() != raw:
             raise Violation(f"shard {shard} batch {n} is not f(journal)")

@@ -6,14 +6,12 @@ import gc
 import itertools
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 import structlog
 from confluent_kafka import KafkaError, KafkaException
 
-from schemas.journal import InputRange
 from scorer import kafka
 from scorer.journal.journal_reader import JournalReader
 from scorer.journal.partition_buffers import ShardInputs
@@ -43,7 +41,8 @@ def _positions_from_the_group(stack: ExitStack) -> None:
         self.inputs.close()
         self.inputs = ShardInputs(
             self._ports.clients.reader("r"), payments="payments", control="control", positions=positions,
-            control_position=self.inputs.control.position, buffered_max=8, fresh=self.pipeline.sequence == 0,
+            control_position=self.inputs.control.position, buffered_max=8, sources=self.inputs.sources,
+            fresh=self.pipeline.sequence == 0,
         )  # fmt: skip
 
     stack.enter_context(patch.object(Follower, "catch_up", catch_up))
@@ -103,7 +102,7 @@ def _snapshots_unchecked(stack: ExitStack) -> None:
         journal = self._journal_from(int(known["journal_offset"]) + 1, sequence=known["sequence"], previous=None)
         pipeline = self._ports.states.restored(self._bundles.initial, self._shard, known, stored.parts)
         positions = {int(p): int(position) for p, position in known["positions"].items()}
-        return follower._Start(pipeline, journal, positions, int(known["control_position"]), fresh=False)
+        return follower._Start(pipeline, journal, positions, int(known["control_position"]), fresh=False, epochs={})
 
     stack.enter_context(patch.object(Follower, "_start_of", start_of))
 
@@ -113,14 +112,10 @@ def _positions_from_the_watermark(stack: ExitStack) -> None:
     real = ShardInputs.batch
 
     def batch(self: Any, counts: Any, control_count: int) -> Any:
-        found = real(self, counts, control_count)
-        inputs = []
-        for r in found.inputs:
-            buffer = self.buffers[r.partition]
+        for buffer in self.buffers.values():
             _, high = self._consumer.get_watermark_offsets(buffer.partition, cached=True)
-            buffer.position = max(r.end, high)
-            inputs.append(InputRange(partition=r.partition, start=r.start, end=buffer.position))
-        return replace(found, inputs=tuple(inputs))
+            buffer.reached = max(buffer.reached, high)
+        return real(self, counts, control_count)
 
     stack.enter_context(patch.object(ShardInputs, "batch", batch))
 

@@ -35,12 +35,12 @@ class World:
         self._steps = 0
         self.scheduler = Scheduler(rng, self._between)
         self.shards = 1 if self.random() < 0.7 else 2
-        self._partitions = self.shards * (2 if self.random() < 0.5 else 1)
+        partitions = self.shards * (2 if self.random() < 0.5 else 1)
         self.group_waiters: Waiters = []
         self.group = Group(self.shards, lambda: self.scheduler.wake(self.group_waiters))
         self.broker = Broker(lambda: self.scheduler.now_s, self.group.refusal)
         for topics, count in (
-            (("payments", "decisions"), self._partitions),
+            (("payments", "decisions"), partitions),
             (("journal", "audit"), self.shards),
             (("control", "dead-letters"), 1),
         ):
@@ -99,7 +99,7 @@ class World:
             before.append(committer)
 
     def partitions(self, shard: int) -> list[int]:
-        return list(range(shard, self._partitions, self.shards))
+        return list(range(shard, self.broker.partition_count("payments"), self.shards))
 
     # processes
 
