@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -114,8 +115,9 @@ class Publisher:
                 self._give_up()
         if not self._lost:
             # A record that still waits keeps its delivery callback, which keeps this object and the producer.
-            self._producer.purge()
-            self._producer.poll(0)
+            with suppress(KafkaException):  # a fenced one raises its fatal error here once more
+                self._producer.purge()
+                self._producer.poll(0)
         del self._producer
 
     def _give_up(self) -> KafkaFailure:
