@@ -154,6 +154,7 @@ class Broker:
         self._refusal_of = refusal_of
         self._ids = 0
         self.topics: dict[str, Topic] = {}
+        self.logs_of: dict[str, list[Log]] = {}  # by id, of topics that are gone too
         self.offsets: dict[tuple[str, int], int] = {}
         self.transactions: dict[str, Transaction] = {}
         self._completing: list[tuple[str, Transaction]] = []
@@ -165,6 +166,7 @@ class Broker:
         self._ids += 1
         watchers = [log.watchers for log in self.topics[name].logs] if name in self.topics else []
         self.topics[name] = Topic(self._ids, [Log() for _ in range(partitions)])
+        self.logs_of[topic_id(self._ids)] = self.topics[name].logs
         for log, kept in zip(self.topics[name].logs, watchers, strict=False):
             log.watchers = kept
 

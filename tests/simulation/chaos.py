@@ -55,7 +55,9 @@ class Chaos:
             process.threads_port.clock_offset_s = CLOCK_JUMP_S * (random() - 0.5)
         elif kind < 0.958:
             self._add_partitions()
-        elif kind < 0.967:
+        elif kind < 0.960:
+            self._make_payments_anew()
+        elif kind < 0.969:
             world.note(None, "the broker is away")
             world.network.away_until_s = world.scheduler.now_s + AWAY_S_MAX * random()
         else:
@@ -90,6 +92,14 @@ class Chaos:
             self._world.note(None, "the payments topic gets another partition")
             broker.add_partitions("decisions", 1)
             broker.add_partitions("payments", 1)
+
+    def _make_payments_anew(self) -> None:
+        """Deleted and made again: nothing of the new topic is decided along a journal that read the old one."""
+        world = self._world
+        if any(log.visible for log in world.broker.topics["journal"].logs):
+            world.note(None, "the payments topic is deleted and made anew")
+            world.broker.create("payments", world.broker.partition_count("payments"))
+            world.made_anew = True
 
     def _spoil_snapshots(self, shard: int) -> None:
         """The newest one is damaged, or one of another life of the journal lies in its place."""

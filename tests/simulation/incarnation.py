@@ -47,7 +47,7 @@ class Incarnation(Process):
             self.worker.take_part(self.stop)
         except FraudScorerError as exc:
             world.note(self, f"exits: {type(exc).__name__}: {exc}")
-            if isinstance(exc, _NEVER) and not world.spoilt:
+            if isinstance(exc, _NEVER) and not (world.spoilt or world.made_anew):
                 raise Violation(f"{self.name} ends with {type(exc).__name__}: {exc}") from exc
         world.kill(self)
 
