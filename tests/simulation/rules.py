@@ -203,9 +203,9 @@ def product(broken: frozenset[str] = frozenset()) -> Iterator[Callable[[World], 
     def to_trace(logger: object, method: str, event: dict[str, Any]) -> Any:
         world = present[0]
         name = event.pop("event")
-        told = ", ".join(f"{key}={value}" for key, value in event.items())
+        facts = ", ".join(f"{key}={value}" for key, value in event.items())
         current = world.scheduler.current
-        world.note(current.process if current else None, f"logs {name} {told}")
+        world.note(current.process if current else None, f"logs {name} {facts}")
         raise structlog.DropEvent
 
     before = structlog.get_config()
