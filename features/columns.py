@@ -17,8 +17,8 @@ from features.filters import KEY_FIELDS, POSITION_FIELDS, Range
 from features.hashing import hash_into, joined, mix, siphash_128
 from features.plan import Plan
 from schemas.currencies import CURRENCY_EXPONENT
-from schemas.decode import PaymentBatch
-from schemas.fields import AMOUNT_MINOR_END
+from schemas.field_types import AMOUNT_MINOR_END
+from schemas.payment_decoder import PaymentBatch
 
 HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS

@@ -28,7 +28,7 @@ from features.plan import lower
 from features.restore import check, restored
 from features.segments import FILE_SHIFT, MEMORY_SHIFT, Segments
 from features.table import get, grown
-from schemas.decode import PaymentBatch
+from schemas.payment_decoder import PaymentBatch
 
 
 @dataclass(frozen=True)

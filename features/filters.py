@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import BeforeValidator, TypeAdapter, ValidationError
 
 from features.yaml_model import PlacedError, Strict, closest
-from schemas.fields import Channel, Country, Currency, Identifier, Ip, MerchantCategory
+from schemas.field_types import Channel, Country, Currency, Identifier, Ip, MerchantCategory
 
 KEY_FIELDS = (
     "payment_id", "customer_id", "account_id", "card_token", "merchant_id", "terminal_id", "device_id", "ip", "mcc",

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field, StringConstraints
 
-from schemas.fields import Contract, Identifier
+from schemas.field_types import Contract, Identifier
 
 DECISIONS: Final = ("approve", "flag")
 MODES: Final = ("normal", "degraded", "duplicate", "late")

@@ -1,8 +1,8 @@
-"""Payments of Parquet and CSV as columns, for those who decide or learn from them: no text of JSON is made and read.
+"""Payments of Parquet and CSV as columns, for deciding and training: no JSON text is written and read.
 
 Cells are converted as scorer.files.file_reader converts them, a column at a time where the column's type allows, and
-checked by schemas.columnar. Rows that are not certain there go the way of all files, as JSON through the decoder, and
-a block with a cell that cannot become its field goes it as a whole, so that the same error comes with the same words.
+checked by schemas.column_check. Rows that are not certain there are written as JSON for the decoder, as those of all
+files; so is a whole block with a cell that cannot become its field, so that its error is the same.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from features.hashing import hash_strings
-from schemas.columnar import Attribute, Checked, ColumnarPayments, PaymentColumns, check
+from schemas.column_check import Checked, check
 from schemas.currencies import CURRENCY_EXPONENT
-from schemas.decode import PaymentBatch, Reject, decode_payments
-from schemas.times import EVENT_TIME_MS_END, EVENT_TIME_MS_MIN
+from schemas.event_time import EVENT_TIME_MS_END, EVENT_TIME_MS_MIN
+from schemas.payment_columns import Attribute, ColumnarPayments, PaymentColumns
+from schemas.payment_decoder import PaymentBatch, Reject, decode_payments
 from scorer.files import cells
 from scorer.files.cells import CellError, Column
 from scorer.files.file_reader import FileBlock, Part, label_records, mapped_block, parts

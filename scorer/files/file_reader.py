@@ -29,9 +29,9 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
+from schemas.contract_error import ContractError
 from schemas.currencies import CURRENCY_EXPONENT
-from schemas.errors import ContractError
-from schemas.times import event_time_ms
+from schemas.event_time import event_time_ms
 from scorer.errors import FraudScorerError
 from scorer.files.cells import (
     CellError,

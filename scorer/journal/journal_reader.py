@@ -14,7 +14,7 @@ from itertools import takewhile
 from confluent_kafka import Consumer, KafkaError, TopicPartition
 from confluent_kafka.admin import AdminClient
 
-from schemas.journal import FIRST_PREVIOUS, JournalRecord
+from schemas.journal_record import FIRST_PREVIOUS, JournalRecord
 from scorer import kafka
 from scorer.errors import FraudScorerError, PromiseBroken
 from scorer.journal.partition_buffers import Inputs, MissingRange, Raw

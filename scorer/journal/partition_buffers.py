@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
-from schemas.journal import ControlRange, InputRange
+from schemas.journal_record import ControlRange, InputRange
 from scorer.errors import FraudScorerError
 from scorer.kafka import DENIED, Denied, KafkaFailure, describe, present
 from scorer.pipeline.records import Batch, ControlRecord, Records

@@ -16,12 +16,12 @@ import numpy as np
 import numpy.typing as npt
 
 from features.capture import Image
-from schemas.audit import NULLABLE, AuditColumns, AuditContext, digest
-from schemas.control import ListAdd, ListRemove
-from schemas.decode import PaymentBatch
-from schemas.errors import ContractError
-from schemas.journal import FIRST_PREVIOUS, JournalRecord
-from schemas.label import Label
+from schemas.audit_record import NULLABLE, AuditColumns, AuditContext, digest
+from schemas.contract_error import ContractError
+from schemas.control_record import ListAdd, ListRemove
+from schemas.journal_record import FIRST_PREVIOUS, JournalRecord
+from schemas.label_record import Label
+from schemas.payment_decoder import PaymentBatch
 from scorer.bundle import Bundle
 from scorer.errors import PromiseBroken, UsageError
 from scorer.pipeline.dedupe import Outcome

@@ -8,7 +8,7 @@ import json
 import numpy as np
 
 from features.table import grown, new_table
-from schemas.journal import ControlRange, InputRange
+from schemas.journal_record import ControlRange, InputRange
 from scorer.bundle import Bundle
 from scorer.errors import PromiseBroken
 from scorer.pipeline.pipeline import Pipeline

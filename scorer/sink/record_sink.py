@@ -20,10 +20,10 @@ from typing import Any
 import sqlalchemy as sa
 import structlog
 
-from schemas.control import Activate, parse_control
+from schemas.contract_error import ContractError
+from schemas.control_record import Activate, parse_control
 from schemas.dead_letter import REDRIVEN, DeadLetter
-from schemas.errors import ContractError
-from schemas.label import Label
+from schemas.label_record import Label
 from scorer.sink.assembler import Position
 from scorer.sink.sink_errors import KafkaUnavailable, SinkError, StoreUnavailable
 from scorer.sink.sink_metrics import SinkMetrics

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import sqlalchemy as sa
 
-from schemas.audit import DECISIONS, MODES, NULLABLE, AuditColumns, AuditContext
+from schemas.audit_record import DECISIONS, MODES, NULLABLE, AuditColumns, AuditContext
 from scorer.errors import PromiseBroken
 from scorer.trail import tables
 

@@ -15,8 +15,8 @@ import numpy.typing as npt
 import psycopg
 from psycopg import pq, sql
 
-from schemas.audit import DECISIONS, MODES, NULLABLE
 from schemas.audit_digest import BatchParts, Run
+from schemas.audit_record import DECISIONS, MODES, NULLABLE
 from scorer.trail import copy_decode_kernels
 
 _POSTGRES_EPOCH_MS = 946_684_800_000

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from schemas.audit import DECISIONS, MODES, NULLABLE, AuditHeader
+from schemas.audit_record import DECISIONS, MODES, NULLABLE, AuditHeader
 from scorer.trail.copy_encode_kernels import put_blocks, put_text_arrays, put_texts
 
 # Signature, flags, length of the header extension: https://www.postgresql.org/docs/current/sql-copy.html
@@ -48,7 +48,7 @@ _DECISIONS, _MODES = pa.array(DECISIONS), pa.array(MODES)
 
 
 def rows_bytes(header: AuditHeader, batch: pa.RecordBatch, day: int) -> npt.NDArray[np.uint8]:
-    """The rows of a chunk that `schemas.audit.decode_chunk` validated, as COPY bytes without header and trailer.
+    """The rows of a chunk that `schemas.audit_record.decode_chunk` validated, as COPY bytes without header and trailer.
 
     `day` is that of the batch, in days since 1970-01-01.
     """

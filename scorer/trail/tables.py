@@ -17,7 +17,7 @@ from alembic.config import Config
 from psycopg.conninfo import make_conninfo
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
-from schemas.audit import NULLABLE
+from schemas.audit_record import NULLABLE
 from scorer.runtime import assets
 
 REVISION = "0002"  # the newest migration: what this version of the code reads and writes

@@ -23,7 +23,7 @@ from confluent_kafka.admin import AdminClient
 from features.restore import StateMismatch
 from features.segments import SegmentError
 from features.snapshot import SnapshotError
-from schemas.journal import FIRST_PREVIOUS, JournalRecord
+from schemas.journal_record import FIRST_PREVIOUS, JournalRecord
 from scorer import kafka
 from scorer.bundle import BundleError
 from scorer.errors import UsageError

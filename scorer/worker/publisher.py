@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer, TopicPartition
 
-from schemas.audit import AuditHeader, encode
+from schemas.audit_record import AuditHeader, encode
 from schemas.dead_letter import dead_letter_record
 from schemas.decision import encode_decisions
 from scorer.kafka import OLDER_GENERATION, KafkaFailure, Rebuild, Topics, describe, failure, present

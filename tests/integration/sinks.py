@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import psycopg
 import sqlalchemy as sa
 
-from schemas.audit import digest
+from schemas.audit_record import digest
 from scorer.sink import AuditSink, SinkError
 from scorer.trail import batch_reader, tables
 from tests.integration.audit_batches import CONTEXT, Shard

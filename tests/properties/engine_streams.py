@@ -15,7 +15,7 @@ from features.columns import conversion_factors
 from features.engine import Engine
 from features.feature_set import FeatureSet
 from features.hashing import hash_strings
-from schemas.decode import decode_payments
+from schemas.payment_decoder import decode_payments
 
 T0 = 1_767_225_600_000
 

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from schemas.decode import PaymentRow
+from schemas.payment_decoder import PaymentRow
 from scorer.bundle import Bundle, write_bundle
 from scorer.errors import FraudScorerError
 from scorer.files.file_columns import decoded_blocks, undecoded

@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from payment_texts import FIELDS, GOOD, TOKENS, junk, keys, mutated, records, tokens_of, written
 
-from schemas.decode import PaymentRow, decode_payments
-from schemas.errors import ContractError
+from schemas.contract_error import ContractError
 from schemas.payment import Payment
+from schemas.payment_decoder import PaymentRow, decode_payments
 
 BYTES_MAX = 4_096
 

@@ -7,13 +7,13 @@ import json
 import numpy as np
 import pytest
 
-from schemas.cards import is_card_number
-from schemas.control import Activate, ListAdd, ListRemove, parse_control
-from schemas.dead_letter import DeadLetterReason, dead_letter_record
-from schemas.decode import decode_payments, refuse_card_keys
-from schemas.errors import ContractError
-from schemas.label import Label
+from schemas.card_numbers import is_card_number
+from schemas.contract_error import ContractError, DeadLetterReason
+from schemas.control_record import Activate, ListAdd, ListRemove, parse_control
+from schemas.dead_letter import dead_letter_record
+from schemas.label_record import Label
 from schemas.payment import Payment
+from schemas.payment_decoder import decode_payments, refuse_card_keys
 
 CARD = "4111111111111111"
 GOOD = {"payment_id": "p_1", "event_time": "2026-01-01T12:30:00.250Z", "amount_minor": 5716, "currency": "EUR"}

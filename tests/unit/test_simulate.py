@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas.control import parse_control
-from schemas.decode import decode_payments
-from schemas.label import Label
+from schemas.control_record import parse_control
+from schemas.label_record import Label
+from schemas.payment_decoder import decode_payments
 from scorer.simulate import DueLabels, FraudKind, SimulatedBatch, World
 from scorer.simulate.batch import NUMBER_FIELDS, TEXT_FIELDS
 from scorer.simulate.catalogue import Channel

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from schemas.journal import FIRST_PREVIOUS
+from schemas.journal_record import FIRST_PREVIOUS
 from scorer.audit.findings import Finding
 
 BIGINT_MAX = 2**63 - 1
