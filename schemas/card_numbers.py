@@ -93,7 +93,7 @@ def key_candidates(data: Bytes, offsets: npt.NDArray[np.int64], out: npt.NDArray
         out[i] = plain or (long and may_hide(data, offsets[i], offsets[i + 1]))
 
 
-@nb.njit(cache=True, nogil=True)
+@nb.njit(cache=True, nogil=True, _nrt=True)
 def may_hold_card_number(data: Bytes, start: int, end: int, digits: Integer, bare: bool) -> bool:
     """Whether the reference has to say if the text data[start:end] is or holds a card number.
 
