@@ -13,10 +13,11 @@ import numpy.typing as npt
 
 from features import plan as p
 from features.feature_set import Feature, FeatureSet
-from features.filters import KEY_FIELDS, POSITION_FIELDS, Range
+from features.filters import KEY_FIELDS, Range
 from features.hashing import hash_into, joined, mix, siphash_128
 from features.plan import Plan
 from schemas.currencies import CURRENCY_EXPONENT
+from schemas.field_table import POSITION_FIELDS
 from schemas.field_types import AMOUNT_MINOR_END
 from schemas.payment_decoder import PaymentBatch
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from typing import Final
 
-import numba as nb
 import numpy as np
+
+from schemas.kernel_decorators import inlined_reader
 
 TAB: Final = 9
 LINE_FEED: Final = 10
@@ -44,43 +45,38 @@ ASCII_END: Final = 128  # from here on: bytes of longer UTF-8 sequences
 
 Integer = int | np.int64  # numba's integers are all int64; numpy's stubs tell the two apart
 
-# For small kernels that only read arrays: inlined, and without reference counts. Numba counts the references of every
-# array that it passes on, with two atomic operations each; they doubled the time of the screening kernel. Such a
-# kernel must make no array, and may only call one that does if that has `_nrt=True`.
-reader = nb.njit(cache=True, nogil=True, forceinline=True, _nrt=False)
 
-
-@reader
+@inlined_reader
 def is_digit(b: Integer) -> bool:
     """0 to 9."""
     return bool(ZERO <= b <= NINE)
 
 
-@reader
+@inlined_reader
 def is_upper(b: Integer) -> bool:
     """A to Z."""
     return bool(UPPER_A <= b <= UPPER_Z)
 
 
-@reader
+@inlined_reader
 def is_lower(b: Integer) -> bool:
     """a to z."""
     return bool(LOWER_A <= b <= LOWER_Z)
 
 
-@reader
+@inlined_reader
 def is_letter(b: Integer) -> bool:
     """A to Z or a to z."""
     return bool(UPPER_A <= b <= UPPER_Z or LOWER_A <= b <= LOWER_Z)
 
 
-@reader
+@inlined_reader
 def is_hex_letter(b: Integer) -> bool:
     """A to F or a to f."""
     return bool(UPPER_A <= b <= UPPER_F or LOWER_A <= b <= LOWER_F)
 
 
-@reader
+@inlined_reader
 def is_alphanumeric(b: Integer) -> bool:
     """A letter or a digit."""
     return bool(ZERO <= b <= NINE or UPPER_A <= b <= UPPER_Z or LOWER_A <= b <= LOWER_Z)

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from schemas.byte_codes import CARRIAGE_RETURN, DASH, LINE_FEED, QUOTE, SPACE, TAB, ZERO, Integer, is_digit
 from schemas.card_rule import hidden_spans, luhn, may_hide
+from schemas.kernel_decorators import array_maker
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -93,7 +94,7 @@ def key_candidates(data: Bytes, offsets: npt.NDArray[np.int64], out: npt.NDArray
         out[i] = plain or (long and may_hide(data, offsets[i], offsets[i + 1]))
 
 
-@nb.njit(cache=True, nogil=True, _nrt=True)
+@array_maker
 def may_hold_card_number(data: Bytes, start: int, end: int, digits: Integer, bare: bool) -> bool:
     """Whether the reference has to say if the text data[start:end] is or holds a card number.
 

@@ -41,7 +41,6 @@ from schemas.byte_codes import (
     is_alphanumeric,
     is_digit,
     is_hex_letter,
-    is_letter,
 )
 
 Bytes = npt.NDArray[np.uint8]
@@ -87,7 +86,9 @@ _ZEROS = np.array(
 )  # each script's, its other nine digits behind it
 _DIGIT = np.array([ZERO <= b <= NINE for b in range(256)], dtype=np.int64)
 # All bits, and none where a run ends: letters and the colon.
-_KEEP = np.array([0 if b == COLON or is_letter.py_func(b) else -1 for b in range(256)], dtype=np.int64)
+_KEEP = np.array(
+    [0 if b == COLON or (chr(b).isascii() and chr(b).isalpha()) else -1 for b in range(256)], dtype=np.int64
+)
 PRINTED: Final = ((4, 4, 4, 4), (4, 4, 4, 4, 3), (4, 6, 5), (4, 6, 4))
 
 _RUN = re.compile(r"\d+(?:(?:[^\w:]|_)+\d+)*")

@@ -175,6 +175,14 @@ Ip = Annotated[
 MerchantCategory = Annotated[str, StringConstraints(pattern=r"^[0-9]{4}$"), Kind.MCC]
 Country = Annotated[str, StringConstraints(pattern=r"^[A-Z]{2}$"), Kind.COUNTRY]
 Channel = Annotated[str, StringConstraints(pattern=rf"^[a-z0-9_]{{1,{CHANNEL_BYTES_MAX}}}$"), Kind.CHANNEL]
+TEXT_TYPES: Final[dict[Kind, Any]] = {
+    Kind.IDENTIFIER: Identifier,
+    Kind.CURRENCY: Currency,
+    Kind.IP: Ip,
+    Kind.MCC: MerchantCategory,
+    Kind.CHANNEL: Channel,
+    Kind.COUNTRY: Country,
+}
 Latitude = Annotated[float, Field(ge=-DEGREES_MAX[Kind.LATITUDE], le=DEGREES_MAX[Kind.LATITUDE]), Kind.LATITUDE]
 Longitude = Annotated[float, Field(ge=-DEGREES_MAX[Kind.LONGITUDE], le=DEGREES_MAX[Kind.LONGITUDE]), Kind.LONGITUDE]
 Attributes = Annotated[

@@ -44,13 +44,13 @@ from schemas.byte_codes import (
     Integer,
     is_digit,
     is_letter,
-    reader,
 )
 from schemas.card_numbers import DIGITS_MIN
 from schemas.event_time import EVENT_TIME_MS_END, EVENT_TIME_MS_MIN
 from schemas.field_kinds import Kind
 from schemas.field_table import Tables, name_slot
 from schemas.field_types import AMOUNT_DIGITS_MAX, ATTRIBUTE_NAME_BYTES_MAX, ATTRIBUTES_MAX
+from schemas.kernel_decorators import inlined_reader, reader
 from schemas.text_kernels import Bytes, rfc3339_ms, skip_space
 from schemas.text_verdict import TEXT_BYTES_MAX, certain_text_end
 
@@ -98,7 +98,7 @@ def screen(
             )
 
 
-@nb.njit(cache=True, nogil=True, _nrt=False)
+@reader
 def _payment(
     data: Bytes,
     start: int,
@@ -119,8 +119,8 @@ def _payment(
     verdict = CERTAIN
     event_time_ms: Integer = np.int64(-1)
     amount_minor: Integer = np.int64(-1)
-    seen = 0  # bit by field: its name was there
-    present = 0  # and its value was not null
+    seen: Integer = 0  # bit by field: its name was there
+    present: Integer = 0  # and its value was not null
     field: Integer = -1
     p = skip_space(data, start, end)
     if p >= end or data[p] != OPEN_BRACE:
@@ -164,7 +164,7 @@ def _payment(
     return verdict, event_time_ms, amount_minor
 
 
-@reader
+@inlined_reader
 def _name(
     data: Bytes, p: int, end: int, guess: Integer, slot: Words, multiplier: int, names: Bytes, lengths: Words
 ) -> tuple[Integer, int]:
@@ -190,7 +190,7 @@ def _name(
     return field, p + 1
 
 
-@reader
+@inlined_reader
 def _is_name(data: Bytes, p: int, field: Integer, length: Integer, names: Bytes) -> bool:
     for k in range(length):  # noqa: SIM110 - numba has no generators
         if data[p + k] != names[field, k]:
@@ -198,7 +198,7 @@ def _is_name(data: Bytes, p: int, field: Integer, length: Integer, names: Bytes)
     return True
 
 
-@reader
+@inlined_reader
 def _after_colon(data: Bytes, p: int, end: int) -> int:
     """Past a colon, to the first byte of the value."""
     p = skip_space(data, p, end)
@@ -208,14 +208,14 @@ def _after_colon(data: Bytes, p: int, end: int) -> int:
     return p if p < end else -1
 
 
-@reader
+@inlined_reader
 def _separator(data: Bytes, p: int, end: int) -> int:
     """To the comma or the closing brace after a value."""
     p = skip_space(data, p, end)
     return p if p < end and (data[p] == COMMA or data[p] == CLOSE_BRACE) else -1
 
 
-@reader
+@inlined_reader
 def _token(data: Bytes, p: int, end: int) -> int:
     """Past a number, true, false or null: up to a comma, a closing brace or space. msgspec says whether it is one."""
     while p < end and data[p] != COMMA and data[p] != CLOSE_BRACE and data[p] > SPACE:
@@ -223,13 +223,13 @@ def _token(data: Bytes, p: int, end: int) -> int:
     return p
 
 
-@reader
+@inlined_reader
 def _number(data: Bytes, p: int, end: int) -> int:
     b = data[p]
     return -1 if b in (QUOTE, OPEN_BRACE, OPEN_BRACKET) else _token(data, p, end)
 
 
-@reader
+@inlined_reader
 def _whole_number(data: Bytes, p: int, end: int, digits_max: int) -> tuple[Integer, int]:
     """(The whole number of 1 to digits_max digits at p, the position after it)."""
     start = p
@@ -241,7 +241,7 @@ def _whole_number(data: Bytes, p: int, end: int, digits_max: int) -> tuple[Integ
     return value, p if ended and 1 <= p - start <= digits_max else -1
 
 
-@reader
+@inlined_reader
 def _time(data: Bytes, p: int, end: int) -> tuple[Integer, int]:
     """(The event time at p, RFC 3339 text or epoch milliseconds; the position after it)."""
     if data[p] == QUOTE:
@@ -255,7 +255,7 @@ def _time(data: Bytes, p: int, end: int) -> tuple[Integer, int]:
     return number, p if _TIME_MIN <= number < _TIME_END else -1
 
 
-@reader
+@inlined_reader
 def _string(data: Bytes, p: int, end: int, kind: Integer, weight: Words, currency: Flags) -> int:
     """Past a string that a field of this kind certainly takes."""
     if data[p] != QUOTE:
@@ -264,7 +264,7 @@ def _string(data: Bytes, p: int, end: int, kind: Integer, weight: Words, currenc
     return p + 1 if 0 <= p < end and data[p] == QUOTE else -1
 
 
-@nb.njit(cache=True, nogil=True, _nrt=False)
+@reader
 def _attributes(data: Bytes, p: int, end: int, hashes: Hashes, weight: Words, currency: Flags) -> tuple[int, bool]:
     """(Past the object of attributes at p, whether one of them is null)."""
     null_seen = False
@@ -300,7 +300,7 @@ def _attributes(data: Bytes, p: int, end: int, hashes: Hashes, weight: Words, cu
         p = skip_space(data, p + 1, end)
 
 
-@reader
+@inlined_reader
 def _attribute_name(data: Bytes, p: int, end: int) -> tuple[np.uint64, int]:
     """(FNV-1a hash of the attribute's name in quotes at p, the position after it)."""
     hashed = _FNV_START
@@ -323,7 +323,7 @@ def _attribute_name(data: Bytes, p: int, end: int) -> tuple[np.uint64, int]:
     return hashed, p + 1
 
 
-@reader
+@inlined_reader
 def _attribute_value(data: Bytes, p: int, end: int, weight: Words, currency: Flags) -> int:
     b = data[p]
     if b == QUOTE:

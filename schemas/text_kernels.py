@@ -7,7 +7,6 @@ alone refuses.
 
 from __future__ import annotations
 
-import numba as nb
 import numpy as np
 import numpy.typing as npt
 
@@ -26,9 +25,9 @@ from schemas.byte_codes import (
     Integer,
     is_digit,
     is_hex_letter,
-    reader,
 )
 from schemas.event_time import EVENT_TIME_MS_END, EVENT_TIME_MS_MIN
+from schemas.kernel_decorators import inlined_reader, reader
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -36,7 +35,7 @@ _TIME_MIN = np.int64(EVENT_TIME_MS_MIN)
 _TIME_END = np.int64(EVENT_TIME_MS_END)
 
 
-@reader
+@inlined_reader
 def skip_space(data: Bytes, p: int, end: int) -> int:
     """The first position from p that holds none of JSON's four whitespace characters."""
     while p < end and (data[p] == SPACE or data[p] == LINE_FEED or data[p] == CARRIAGE_RETURN or data[p] == TAB):
@@ -44,14 +43,14 @@ def skip_space(data: Bytes, p: int, end: int) -> int:
     return p
 
 
-@nb.njit(cache=True, nogil=True, _nrt=False)
+@reader
 def _two(data: Bytes, p: int) -> Integer:
     """Two digits as a number, -1 when they are not digits."""
     high, low = np.int64(data[p]) - ZERO, np.int64(data[p + 1]) - ZERO
     return high * 10 + low if 0 <= high <= 9 and 0 <= low <= 9 else -1
 
 
-@nb.njit(cache=True, nogil=True, _nrt=False)
+@reader
 def _days_from_civil(year: Integer, month: Integer, day: Integer) -> Integer:
     """Days since 1970-01-01 in the Gregorian calendar, years from 1 on. Years from March put the leap day last."""
     y = year - (month <= 2)
@@ -61,7 +60,7 @@ def _days_from_civil(year: Integer, month: Integer, day: Integer) -> Integer:
     return era * 146_097 + year_of_era * 365 + year_of_era // 4 - year_of_era // 100 + day_of_year - 719_468
 
 
-@nb.njit(cache=True, nogil=True, _nrt=False)
+@reader
 def rfc3339_ms(data: Bytes, start: int, end: int) -> Integer:
     """Epoch milliseconds of an RFC 3339 time that is data[start:end] and lies in the contract's range; else -1."""
     if end - start < 20:
@@ -128,7 +127,7 @@ def rfc3339_ms(data: Bytes, start: int, end: int) -> Integer:
     return moment_ms if _TIME_MIN <= moment_ms < _TIME_END else -1
 
 
-@nb.njit(cache=True, nogil=True, _nrt=False)
+@reader
 def is_ipv4(data: Bytes, start: int, end: int) -> bool:
     """Four numbers up to 255 without leading zeros."""
     parts = 0
@@ -149,7 +148,7 @@ def is_ipv4(data: Bytes, start: int, end: int) -> bool:
         p += 1
 
 
-@nb.njit(cache=True, nogil=True, _nrt=False)
+@reader
 def is_ipv6(data: Bytes, start: int, end: int) -> bool:
     """RFC 4291 text: groups of 1-4 hexadecimal digits, one "::" at most, perhaps IPv4 at the end; no scope."""
     groups = 0
@@ -184,7 +183,7 @@ def is_ipv6(data: Bytes, start: int, end: int) -> bool:
     return groups <= 7 if compressed else groups == 8
 
 
-@nb.njit(cache=True, nogil=True, _nrt=False)
+@reader
 def is_ip(data: Bytes, start: int, end: int) -> bool:
     """IPv4 or IPv6 text."""
     for p in range(start, min(end, start + 5)):

@@ -24,11 +24,11 @@ from schemas.byte_codes import (
     is_digit,
     is_lower,
     is_upper,
-    reader,
 )
 from schemas.card_numbers import DIGITS_MIN, may_hold_card_number
 from schemas.field_kinds import Kind
 from schemas.field_types import ATTRIBUTE_CHARACTERS_MAX, CHANNEL_BYTES_MAX, IDENTIFIER_CHARACTERS_MAX
+from schemas.kernel_decorators import inlined_reader
 from schemas.text_kernels import Bytes, is_ip
 
 SUM_BITS: Final = 21
@@ -57,7 +57,7 @@ def byte_weights() -> npt.NDArray[np.int64]:
     return weight
 
 
-@reader
+@inlined_reader
 def certain_text_end(
     data: Bytes, start: int, end: int, kind: Integer, weight: npt.NDArray[np.int64], currency: npt.NDArray[np.bool_]
 ) -> int:
@@ -87,7 +87,7 @@ def certain_text_end(
     return p
 
 
-@reader
+@inlined_reader
 def _has_form(
     data: Bytes, start: int, end: int, kind: Integer, characters: Integer, currency: npt.NDArray[np.bool_]
 ) -> bool:
@@ -110,7 +110,7 @@ def _has_form(
     return False
 
 
-@reader
+@inlined_reader
 def _base26(data: Bytes, start: int, end: int) -> Integer:
     """Capital letters as a number, as schemas.currencies.currency_index."""
     index: Integer = 0
@@ -119,7 +119,7 @@ def _base26(data: Bytes, start: int, end: int) -> Integer:
     return index
 
 
-@reader
+@inlined_reader
 def _all_upper(data: Bytes, start: int, end: int) -> bool:
     for p in range(start, end):  # noqa: SIM110 - numba has no generators
         if not is_upper(data[p]):
@@ -127,7 +127,7 @@ def _all_upper(data: Bytes, start: int, end: int) -> bool:
     return True
 
 
-@reader
+@inlined_reader
 def _all_digits(data: Bytes, start: int, end: int) -> bool:
     for p in range(start, end):  # noqa: SIM110 - as above
         if not is_digit(data[p]):
@@ -135,7 +135,7 @@ def _all_digits(data: Bytes, start: int, end: int) -> bool:
     return True
 
 
-@reader
+@inlined_reader
 def _all_channel(data: Bytes, start: int, end: int) -> bool:
     for p in range(start, end):
         b = data[p]

@@ -22,12 +22,13 @@ from features.hashing import hash_strings
 from schemas.column_check import Checked, check
 from schemas.currencies import CURRENCY_EXPONENT
 from schemas.event_time import EVENT_TIME_MS_END, EVENT_TIME_MS_MIN
+from schemas.field_table import POSITION_FIELDS, TEXT_FIELDS
 from schemas.payment_columns import Attribute, ColumnarPayments, PaymentColumns
 from schemas.payment_decoder import PaymentBatch, Reject, decode_payments
 from scorer.files import cells
 from scorer.files.cells import CellError, Column
 from scorer.files.file_reader import FileBlock, Part, label_records, mapped_block, parts
-from scorer.files.mapping import NUMBER_FIELDS, TEXT_FIELDS, Constant, Mapping
+from scorer.files.mapping import Constant, Mapping
 from scorer.pipeline.records import ControlRecord, KnownLabel, LabelRecords, Records
 
 # Digits after the point: at most four (schemas.currencies); the power of ten of each is an exact double.
@@ -88,7 +89,7 @@ def _decoded(mapping: Mapping, part: Part) -> DecodedBlock:
     def column(source: str | Constant) -> Column:
         return columns[source] if isinstance(source, str) else pa.repeat(source.constant, count)
 
-    texts = {"payment_id": _texts(column(mapping.payment_id))}
+    texts: dict[str, pa.StringArray] = {}
     for name in TEXT_FIELDS:
         source = getattr(mapping, name)
         if source is not None:
@@ -99,7 +100,7 @@ def _decoded(mapping: Mapping, part: Part) -> DecodedBlock:
         assert mapping.amount_minor is not None
         amount = _whole(column(mapping.amount_minor))
     numbers = {
-        name: _numbers(column(source)) for name in NUMBER_FIELDS if (source := getattr(mapping, name)) is not None
+        name: _numbers(column(source)) for name in POSITION_FIELDS if (source := getattr(mapping, name)) is not None
     }
     attributes = {
         name: _attribute(column(source), of_text=of_text and isinstance(source, str))

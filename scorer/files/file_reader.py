@@ -32,6 +32,7 @@ import pyarrow.parquet as pq
 from schemas.contract_error import ContractError
 from schemas.currencies import CURRENCY_EXPONENT
 from schemas.event_time import event_time_ms
+from schemas.field_table import POSITION_FIELDS, TEXT_FIELDS
 from scorer.errors import FraudScorerError
 from scorer.files.cells import (
     CellError,
@@ -45,7 +46,7 @@ from scorer.files.cells import (
     times_ms,
     whole_numbers,
 )
-from scorer.files.mapping import NUMBER_FIELDS, TEXT_FIELDS, Constant, Mapping, MappingError
+from scorer.files.mapping import Constant, Mapping, MappingError
 
 ROWS_PER_BLOCK = 65_536
 CSV_BYTES_PER_READ = 16 << 20
@@ -380,11 +381,11 @@ def _block(mapping: Mapping, rows: npt.NDArray[np.int64], column: _Get, *, of_te
         "amount_minor": [*amounts],
         "currency": [*currency],
     }
-    for name in TEXT_FIELDS[1:]:
+    for name in TEXT_FIELDS:
         source = getattr(mapping, name)
-        if source is not None:
+        if source is not None and name not in fields:
             fields[name] = [*texts(column(name, source), digits=4 if name == "mcc" else 0)]
-    for name in NUMBER_FIELDS:
+    for name in POSITION_FIELDS:
         source = getattr(mapping, name)
         if source is not None:
             fields[name] = [*numbers(column(name, source))]

@@ -16,9 +16,9 @@ import pyarrow.compute as pc
 from features.capture import Image
 from features.engine import Engine
 from features.feature_set import FeatureSet
-from features.filters import POSITION_FIELDS
 from features.hashing import hash_strings
 from schemas.contract_error import ContractError, DeadLetterReason
+from schemas.field_table import POSITION_FIELDS
 from schemas.payment_decoder import PaymentBatch
 from scorer.errors import UsageError
 from scorer.pipeline.dedupe import Dedupe

@@ -27,8 +27,9 @@ import psycopg
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
-from schemas.audit_record import MODES, AuditContext
+from schemas.audit_record import AuditContext
 from schemas.card_mask import mask_card_numbers, mask_digits
+from schemas.decision import MODES
 from scorer.runtime import fault_points
 from scorer.sink.assembler import Batch, Position, SetAside
 from scorer.sink.sink_errors import RowsRefused, SchemaMismatch, SinkError, StoreRefused, StoreUnavailable

@@ -16,7 +16,8 @@ import psycopg
 from psycopg import pq, sql
 
 from schemas.audit_digest import BatchParts, Run
-from schemas.audit_record import DECISIONS, MODES, NULLABLE
+from schemas.audit_record import NULLABLE
+from schemas.decision import DECISIONS, MODES
 from scorer.trail import copy_decode_kernels
 
 _POSTGRES_EPOCH_MS = 946_684_800_000

@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from schemas.audit_record import DECISIONS, MODES, NULLABLE, AuditHeader
+from schemas.audit_record import NULLABLE, AuditHeader
+from schemas.decision import DECISIONS, MODES
 from scorer.trail.copy_encode_kernels import put_blocks, put_text_arrays, put_texts
 
 # Signature, flags, length of the header extension: https://www.postgresql.org/docs/current/sql-copy.html

@@ -35,7 +35,6 @@ GIVEN_UP_MAX = 8
 # A rebalance changes the group's generation; the batch is committed again under the new one once this member knows it.
 GENERATION_WAIT_S = 5.0
 GENERATION_RETRY_S = 0.05
-MODES = ("normal", "degraded", "duplicate", "late")
 
 
 @dataclass(frozen=True)

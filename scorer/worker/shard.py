@@ -19,6 +19,7 @@ import structlog
 from confluent_kafka import KafkaException
 
 from features.segments import SegmentError
+from schemas.decision import MODES
 from scorer import kafka
 from scorer.bundle import BundleError
 from scorer.errors import FraudScorerError, UsageError
@@ -32,7 +33,7 @@ from scorer.runtime.settings import Settings
 from scorer.worker import worker_metrics
 from scorer.worker.batcher import Gatherer
 from scorer.worker.follower import Follower
-from scorer.worker.publisher import MODES, Committed, Publisher
+from scorer.worker.publisher import Committed, Publisher
 from scorer.worker.snapshotter import Snapshotter, store_of
 
 log = structlog.get_logger()
