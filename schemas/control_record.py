@@ -1,4 +1,4 @@
-"""The control topic: labels, changes of lists, activations of bundles; told apart by `type`."""
+"""The control topic: labels, changes of lists, activations of bundles; distinguished by `type`."""
 
 from __future__ import annotations
 

@@ -146,7 +146,7 @@ def _merged(payments: ColumnarPayments, checked: Checked, mapping: Mapping, part
 
 @dataclass(frozen=True)
 class DecodedRecords(Records):
-    """Records of a file whose payments are decoded; keys and values are made when somebody asks for them.
+    """Records of a file whose payments are decoded; keys and values are made when they are asked for.
 
     accepted: with the refusals · payloads uint64 [n]: a hash of what each record says
     """

@@ -17,7 +17,7 @@ from confluent_kafka.admin import AdminClient
 from schemas.journal_record import FIRST_PREVIOUS, JournalRecord
 from scorer import kafka
 from scorer.errors import FraudScorerError, PromiseBroken
-from scorer.journal.partition_buffers import Inputs, MissingRange, Raw
+from scorer.journal.partition_buffers import MissingRange, RawRecord, ShardInputs
 from scorer.pipeline.records import Batch
 from scorer.runtime.settings import KafkaSettings, Settings
 
@@ -180,15 +180,17 @@ def check_retained(records: Sequence[JournalRecord], client: AdminClient, topics
             )
 
 
-def inputs_along(records: Sequence[JournalRecord], client: AdminClient, settings: Settings, *, reader: str) -> Inputs:
-    """Inputs that stand where `records` begin, for reading their batches again; `reader` names who reads.
+def inputs_along(
+    records: Sequence[JournalRecord], client: AdminClient, settings: Settings, *, reader: str
+) -> ShardInputs:
+    """ShardInputs that stand where `records` begin, for reading their batches again; `reader` names who reads.
 
     Raises MissingRange when what they point to is gone.
     """
     topics = kafka.Topics.of(settings.kafka)
     check_retained(records, client, topics)
     group = f"{settings.kafka.topic_prefix}fraud-scorer-{reader}"
-    return Inputs(
+    return ShardInputs(
         kafka.reader(settings.kafka, group=group, fetch_wait_ms=100),
         payments=topics.payments,
         control=topics.control,
@@ -200,30 +202,30 @@ def inputs_along(records: Sequence[JournalRecord], client: AdminClient, settings
 
 
 def batches(
-    records: Sequence[JournalRecord], inputs: Inputs, *, no_progress_s: float
+    records: Sequence[JournalRecord], inputs: ShardInputs, *, no_progress_s: float
 ) -> Iterator[tuple[JournalRecord, Batch]]:
     """The batches of `records`, read again through `inputs`, which stands at their first positions."""
     for record in records:
         yield record, reread(record, inputs, no_progress_s=no_progress_s)
 
 
-def reread(record: JournalRecord, inputs: Inputs, *, no_progress_s: float) -> Batch:
+def reread(record: JournalRecord, inputs: ShardInputs, *, no_progress_s: float) -> Batch:
     """The batch of one journal record, from `inputs`, which stands where it begins.
 
     Raises MissingRange when the log does not hold it (any more), NoProgress when reading stalls.
     """
     wanted = {r.partition: r for r in record.inputs}
     for p, r in wanted.items():
-        if inputs.lanes[p].position > r.start:
+        if inputs.buffers[p].position > r.start:
             raise MissingRange(
                 f"batch {record.sequence} of shard {record.shard} begins at offset {r.start} of payments partition "
-                f"{p}, and the log begins at {inputs.lanes[p].position}: the records between are gone (retention). "
+                f"{p}, and the log begins at {inputs.buffers[p].position}: the records between are gone (retention). "
                 "Restore the topic, or start a new application (FRAUD_SCORER_WORKER__APPLICATION) with empty windows"
             )
     deadline = time.monotonic() + no_progress_s
     while not _complete(record, inputs):
-        for lane in (*(inputs.lanes[p] for p in wanted), inputs.control):
-            inputs.resume(lane)
+        for buffer in (*(inputs.buffers[p] for p in wanted), inputs.control):
+            inputs.resume(buffer)
         if inputs.fill(0.5):
             deadline = time.monotonic() + no_progress_s
         if time.monotonic() > deadline:
@@ -231,8 +233,8 @@ def reread(record: JournalRecord, inputs: Inputs, *, no_progress_s: float) -> Ba
                 f"batch {record.sequence} of shard {record.shard} cannot be read again: "
                 f"no records for {no_progress_s:.0f} s"
             )
-    counts = {p: _held(inputs.lanes[p].buffer, r.end) for p, r in wanted.items()}
-    batch = inputs.batch(counts, _held(inputs.control.buffer, record.control.end))
+    counts = {p: _held(inputs.buffers[p].records, r.end) for p, r in wanted.items()}
+    batch = inputs.batch(counts, _held(inputs.control.records, record.control.end))
     if list(batch.inputs) != list(record.inputs):
         raise MissingRange(
             f"batch {record.sequence} of shard {record.shard}: "
@@ -241,19 +243,19 @@ def reread(record: JournalRecord, inputs: Inputs, *, no_progress_s: float) -> Ba
     return replace(batch, degraded=record.degraded)
 
 
-def _held(buffer: Sequence[Raw], end: int) -> int:
+def _held(buffer: Sequence[RawRecord], end: int) -> int:
     """How many of the buffer's records stand before offset `end`."""
     return sum(1 for _ in takewhile(lambda raw: raw.offset < end, buffer))
 
 
-def _complete(record: JournalRecord, inputs: Inputs) -> bool:
+def _complete(record: JournalRecord, inputs: ShardInputs) -> bool:
     """Whether everything the record names is buffered.
     A range ends right after its last record, so that record must be there."""
     for r in record.inputs:
-        buffer = inputs.lanes[r.partition].buffer
+        buffer = inputs.buffers[r.partition].records
         if r.end > r.start and (not buffer or buffer[-1].offset < r.end - 1):
             return False
     if record.control.end > inputs.control.position:
-        buffer = inputs.control.buffer
+        buffer = inputs.control.records
         return bool(buffer) and buffer[-1].offset >= record.control.end - 1
     return True

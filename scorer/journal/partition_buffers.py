@@ -18,23 +18,23 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 
 from schemas.journal_record import ControlRange, InputRange
 from scorer.errors import FraudScorerError
-from scorer.kafka import DENIED, Denied, KafkaFailure, describe, present
+from scorer.kafka import DENIED, TRANSIENT, Denied, KafkaFailure, describe, present
 from scorer.pipeline.records import Batch, ControlRecord, Records
 
 CONSUME_MAX = 4096
 CONTROL_BUFFER_MAX = 20_000
 # Large records are rare; without this bound a topic full of them would fill the memory, 32,768 records at a time.
-LANE_BYTES_MAX = 64 * 1024 * 1024
-
-
+BUFFER_BYTES_MAX = 64 * 1024 * 1024
 NO_DEADLINE = math.inf
+# A leader that has just been elected may not know the partition yet.
+_READ_AGAIN = TRANSIENT | {KafkaError.UNKNOWN_TOPIC_OR_PART}
 
 
 class MissingRange(FraudScorerError):
     """Records that the shard must read are gone from the log."""
 
 
-class Raw(NamedTuple):
+class RawRecord(NamedTuple):
     """A record as it was read."""
 
     offset: int
@@ -63,31 +63,31 @@ class Deadlines:
         return self.after_ms is not None or self.header is not None
 
 
-class Lane:
+class PartitionBuffer:
     """One partition: its buffer, the next position to hand out, and how far the log is known to reach."""
 
-    __slots__ = ("at_end", "buffer", "bytes", "event_time_ms", "partition", "paused", "position")
+    __slots__ = ("at_end", "bytes", "event_time_ms", "partition", "paused", "position", "records")
 
     def __init__(self, partition: TopicPartition) -> None:
         self.partition = partition
         self.position = partition.offset
-        self.buffer: deque[Raw] = deque()
-        # Event times of the buffer's first records, as far as somebody has asked for them (see Gatherer).
+        self.records: deque[RawRecord] = deque()
+        # Event times of the buffer's first records, as far as the batcher has asked for them.
         self.event_time_ms: deque[int] = deque()
         self.bytes = 0
         self.at_end = False
         self.paused = False
 
-    def take(self, count: int) -> list[Raw]:
+    def take(self, count: int) -> list[RawRecord]:
         """Hand out the first `count` records."""
-        taken = [self.buffer.popleft() for _ in range(count)]
+        taken = [self.records.popleft() for _ in range(count)]
         self.bytes -= sum(len(raw.value or b"") for raw in taken)
         for _ in range(min(count, len(self.event_time_ms))):
             self.event_time_ms.popleft()
         return taken
 
 
-class Inputs:
+class ShardInputs:
     """Reads payments partitions and the control topic from given positions on."""
 
     def __init__(
@@ -112,18 +112,23 @@ class Inputs:
         # The first batch of a journal names every partition, those too of which it takes nothing: else a partition not
         # read yet would begin, after a restart, wherever retention has left it by then.
         self._name_all = fresh
-        self._lane_max = max(1024, buffered_max // max(1, len(positions)))
-        self.lanes = {p: Lane(TopicPartition(payments, p, offset)) for p, offset in sorted(positions.items())}
-        self.control = Lane(TopicPartition(control, 0, control_position))
-        self._all = [*self.lanes.values(), self.control]
+        self._records_max = max(1, buffered_max // max(1, len(positions)))
+        self.buffers = {
+            p: PartitionBuffer(TopicPartition(payments, p, offset)) for p, offset in sorted(positions.items())
+        }
+        self.control = PartitionBuffer(TopicPartition(control, 0, control_position))
+        self._all = [*self.buffers.values(), self.control]
         consumer.assign(
-            [TopicPartition(lane.partition.topic, lane.partition.partition, lane.position) for lane in self._all]
+            [
+                TopicPartition(buffer.partition.topic, buffer.partition.partition, buffer.position)
+                for buffer in self._all
+            ]
         )
 
     @property
     def buffered(self) -> int:
         """Payments read and not yet handed out."""
-        return sum(len(lane.buffer) for lane in self.lanes.values())
+        return sum(len(buffer.records) for buffer in self.buffers.values())
 
     def fill(self, wait_s: float) -> int:
         """Read what is there, waiting at most `wait_s` for the first record. Returns how many payments came."""
@@ -132,7 +137,7 @@ class Inputs:
         if first is None:
             return 0
         count = self._take([first])
-        room = sum(self._lane_max - len(lane.buffer) for lane in self.lanes.values() if not lane.paused)
+        room = sum(self._records_max - len(buffer.records) for buffer in self.buffers.values() if not buffer.paused)
         count += self._take(self._consumer.consume(max(1, min(CONSUME_MAX, room)), 0))
         self._balance()
         return count
@@ -147,24 +152,24 @@ class Inputs:
                 continue
             offset = present(message.offset(), "offset")
             timestamp_ms = message.timestamp()[1]
-            raw = Raw(offset, timestamp_ms, message.key(), message.value())
+            raw = RawRecord(offset, timestamp_ms, message.key(), message.value())
             if is_payment:
                 if self._deadlines:
                     raw = raw._replace(deadline_ms=self._deadlines.of(message, timestamp_ms))
-                lane = self.lanes[present(message.partition(), "partition")]
+                buffer = self.buffers[present(message.partition(), "partition")]
                 count += 1
             else:
-                lane = self.control
-            lane.buffer.append(raw)
-            lane.bytes += len(raw.value or b"")
-            lane.at_end = False
+                buffer = self.control
+            buffer.records.append(raw)
+            buffer.bytes += len(raw.value or b"")
+            buffer.at_end = False
         return count
 
     def _on_error(self, error: KafkaError, message: Message, is_payment: bool) -> None:
         code = error.code()
         if code == KafkaError._PARTITION_EOF:
-            lane = self.lanes[present(message.partition(), "partition")] if is_payment else self.control
-            lane.at_end = True
+            buffer = self.buffers[present(message.partition(), "partition")] if is_payment else self.control
+            buffer.at_end = True
         elif code in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
             # librdkafka gives no topic for this error when it concerns several partitions.
             raise MissingRange(
@@ -175,32 +180,32 @@ class Inputs:
         elif code in DENIED:
             topic = message.topic() or self._payments_topic
             raise Denied(f"Kafka's authoriser refused: missing Read on topic {topic}")
-        elif error.fatal() or not (error.retriable() or code in _TRANSIENT):
+        elif error.fatal() or not (error.retriable() or code in _READ_AGAIN):
             raise KafkaFailure(f"reading failed: {error.name()}: {error.str()}")
 
     def _balance(self) -> None:
-        """Pause a full lane, resume a half-empty one."""
-        for lane in self._all:
-            limit = CONTROL_BUFFER_MAX if lane is self.control else self._lane_max
-            if not lane.paused and (len(lane.buffer) >= limit or lane.bytes >= LANE_BYTES_MAX):
-                self._consumer.pause([lane.partition])
-                lane.paused = True
-            elif lane.paused and len(lane.buffer) <= limit // 2 and lane.bytes <= LANE_BYTES_MAX // 2:
-                self.resume(lane)
+        """Pause a full buffer, resume a half-empty one."""
+        for buffer in self._all:
+            limit = CONTROL_BUFFER_MAX if buffer is self.control else self._records_max
+            if not buffer.paused and (len(buffer.records) >= limit or buffer.bytes >= BUFFER_BYTES_MAX):
+                self._consumer.pause([buffer.partition])
+                buffer.paused = True
+            elif buffer.paused and len(buffer.records) <= limit // 2 and buffer.bytes <= BUFFER_BYTES_MAX // 2:
+                self.resume(buffer)
 
-    def resume(self, lane: Lane) -> None:
-        """Read on in a paused lane, whatever its bound says: a batch that was decided once must fit again."""
-        if lane.paused:
-            self._consumer.resume([lane.partition])
-            lane.paused = False
+    def resume(self, buffer: PartitionBuffer) -> None:
+        """Read on in a paused buffer, whatever its bound says: a batch that was decided once must fit again."""
+        if buffer.paused:
+            self._consumer.resume([buffer.partition])
+            buffer.paused = False
 
-    def caught_up(self, lane: Lane) -> bool:
-        """Whether everything the broker has told us of is in the buffer (or handed out)."""
-        if lane.at_end:
+    def caught_up(self, buffer: PartitionBuffer) -> bool:
+        """Whether everything the broker has announced is in the buffer (or handed out)."""
+        if buffer.at_end:
             return True
-        known = lane.buffer[-1].offset + 1 if lane.buffer else lane.position
+        known = buffer.records[-1].offset + 1 if buffer.records else buffer.position
         try:
-            _, high = self._consumer.get_watermark_offsets(lane.partition, cached=True)
+            _, high = self._consumer.get_watermark_offsets(buffer.partition, cached=True)
         except KafkaException as exc:
             raise KafkaFailure(f"watermarks cannot be read: {describe(exc)}") from exc
         # Below zero: no fetch has been answered yet, so nothing is known.
@@ -210,22 +215,22 @@ class Inputs:
         """The first deadline among the first `counts[p]` records of each partition, epoch ms."""
         if not self._deadlines:
             return NO_DEADLINE
-        rows = (raw for p, count in counts.items() for raw in islice(self.lanes[p].buffer, count))
+        rows = (raw for p, count in counts.items() for raw in islice(self.buffers[p].records, count))
         return min((raw.deadline_ms for raw in rows), default=NO_DEADLINE)
 
     def batch(self, counts: dict[int, int], control_count: int) -> Batch:
         """Hand out the first `counts[p]` records of each partition and the first `control_count` control records."""
-        rows: list[Raw] = []
+        rows: list[RawRecord] = []
         partitions: list[int] = []
         ranges = []
-        for p, lane in self.lanes.items():
+        for p, buffer in self.buffers.items():
             count = counts.get(p, 0)
             if count == 0 and not self._name_all:
                 continue
-            taken = lane.take(count)
-            end = taken[-1].offset + 1 if taken else lane.position
-            ranges.append(InputRange(partition=p, start=lane.position, end=end))
-            lane.position = end
+            taken = buffer.take(count)
+            end = taken[-1].offset + 1 if taken else buffer.position
+            ranges.append(InputRange(partition=p, start=buffer.position, end=end))
+            buffer.position = end
             rows += taken
             partitions += [p] * count
         self._name_all = False
@@ -244,9 +249,9 @@ class Inputs:
     def lag(self) -> int:
         """Payments known to the broker and not yet handed out (offsets, so transaction markers count too)."""
         total = 0
-        for lane in self.lanes.values():
-            _, high = self._consumer.get_watermark_offsets(lane.partition, cached=True)
-            total += max(0, high - lane.position) if high >= 0 else 0
+        for buffer in self.buffers.values():
+            _, high = self._consumer.get_watermark_offsets(buffer.partition, cached=True)
+            total += max(0, high - buffer.position) if high >= 0 else 0
         return total
 
     def close(self) -> None:
@@ -254,20 +259,7 @@ class Inputs:
         self._consumer.close()
 
 
-_TRANSIENT = {
-    KafkaError._TRANSPORT,
-    KafkaError._ALL_BROKERS_DOWN,
-    KafkaError._RESOLVE,
-    KafkaError._TIMED_OUT,
-    KafkaError._MSG_TIMED_OUT,
-    KafkaError.LEADER_NOT_AVAILABLE,
-    KafkaError.NOT_LEADER_FOR_PARTITION,
-    KafkaError.REQUEST_TIMED_OUT,
-    KafkaError.UNKNOWN_TOPIC_OR_PART,
-}
-
-
-def records_of(partitions: Sequence[int], rows: Sequence[Raw]) -> Records:
+def records_of(partitions: Sequence[int], rows: Sequence[RawRecord]) -> Records:
     """Columns of raw records."""
     n = len(rows)
     return Records(

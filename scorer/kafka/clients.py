@@ -45,31 +45,31 @@ def client_config(settings: KafkaSettings) -> dict[str, Any]:
 
 
 # By error code: when it was logged last, and how many have come since that were not.
-_said: dict[int, tuple[float, int]] = {}
+_logged: dict[int, tuple[float, int]] = {}
 
 
-def _unsaid(code: int, *, always: bool = False) -> int | None:
-    """How many errors of this code went unsaid since the last one that was logged; None when this one does, too (never
-    with `always`): every client has them, up to 70 times a second."""
-    said_at, unsaid = _said.get(code, (float("-inf"), 0))
-    if time.monotonic() - said_at < QUIET_S and not always:
-        _said[code] = said_at, unsaid + 1
+def _suppressed(code: int, *, always: bool = False) -> int | None:
+    """How many errors of this code were suppressed since the last one that was logged; None when this one is suppressed
+    too (never with `always`): every client has them, up to 70 times a second."""
+    logged_at, suppressed = _logged.get(code, (float("-inf"), 0))
+    if time.monotonic() - logged_at < QUIET_S and not always:
+        _logged[code] = logged_at, suppressed + 1
         return None
-    _said[code] = time.monotonic(), 0
-    return unsaid
+    _logged[code] = time.monotonic(), 0
+    return suppressed
 
 
 def _on_error(error: KafkaError) -> None:
     # Transport errors heal by themselves; they must be seen, not acted upon. Fatal ones also come out of the next call.
     if error.code() in (KafkaError._AUTHENTICATION, KafkaError.SASL_AUTHENTICATION_FAILED):
-        if _unsaid(KafkaError._AUTHENTICATION) is not None:
+        if _suppressed(KafkaError._AUTHENTICATION) is not None:
             log.error(
-                "kafka.login_refused", reason=error.str(), mend="renew the credentials; a new secret is read at start"
+                "kafka.login_refused", reason=error.str(), repair="renew the credentials; a new secret is read at start"
             )
         return
-    unsaid = _unsaid(error.code(), always=error.fatal())
-    if unsaid is not None:
-        log.warning("kafka.client_error", code=error.name(), fatal=error.fatal(), unsaid=unsaid)
+    suppressed = _suppressed(error.code(), always=error.fatal())
+    if suppressed is not None:
+        log.warning("kafka.client_error", code=error.name(), fatal=error.fatal(), suppressed=suppressed)
 
 
 def _made(kind: Callable[[dict[str, Any]], _Client], config: dict[str, Any]) -> _Client:

@@ -20,7 +20,7 @@ _Part = TypeVar("_Part")
 
 
 class KafkaFailure(FraudScorerError):
-    """The broker or the client failed in a way that retrying here does not mend."""
+    """The broker or the client failed in a way that retrying here does not repair."""
 
 
 class Fenced(KafkaFailure):
@@ -33,7 +33,7 @@ class Rebuild(KafkaFailure):
 
 
 class Away(Rebuild):
-    """The broker does not answer now. A shard rebuilds when it does; a command says so and ends."""
+    """The broker does not answer now. A shard rebuilds when it does; a command reports it and ends."""
 
 
 class Denied(Rebuild):
@@ -47,6 +47,7 @@ TRANSIENT = {
     KafkaError._RESOLVE,
     KafkaError._TIMED_OUT,
     KafkaError._TIMED_OUT_QUEUE,
+    KafkaError._MSG_TIMED_OUT,
     KafkaError.LEADER_NOT_AVAILABLE,
     KafkaError.NOT_LEADER_FOR_PARTITION,
     KafkaError.FENCED_LEADER_EPOCH,
@@ -77,7 +78,7 @@ def describe(exc: KafkaException) -> str:
     return f"{error.name()}: {error.str()}" if isinstance(error, KafkaError) else str(exc)
 
 
-# What a group says to a commit made under a generation that is over: of the classic protocol, and of KIP-848.
+# What a group answers to a commit made under a generation that is over: of the classic protocol, and of KIP-848.
 OLDER_GENERATION = frozenset({KafkaError.ILLEGAL_GENERATION, KafkaError.STALE_MEMBER_EPOCH})
 
 _FENCED = {
@@ -89,7 +90,7 @@ _FENCED = {
 
 
 def failure(exc: KafkaException, needs: str = "what `fraud-scorer acls worker --check` says") -> KafkaFailure:
-    """What a failed transactional call means for the shard: everything but fencing is mended by a rebuild.
+    """What a failed transactional call means for the shard: a rebuild repairs everything but fencing.
 
     `needs`: the ACL that the call needs, named when the authoriser refused.
     """

@@ -13,10 +13,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.compute as pc
 
-from features.capture import Image
-from features.engine import Engine
+from features.engine_image import Image
 from features.feature_set import FeatureSet
 from features.hashing import hash_strings
+from features.window_engine import WindowEngine
 from schemas.contract_error import ContractError, DeadLetterReason
 from schemas.field_table import POSITION_FIELDS
 from schemas.payment_decoder import PaymentBatch
@@ -102,10 +102,10 @@ class Enricher:
         self.feature_set = feature_set
         self.dedupe = Dedupe(horizon_ms=feature_set.dedupe_horizon, capacity=feature_set.dedupe_capacity)
         if images is None:
-            self.engine = Engine(feature_set, folder=folder)
+            self.engine = WindowEngine(feature_set, folder=folder)
         else:
             self.dedupe.restore(images["dedupe"])
-            self.engine = Engine.restore(feature_set, images["engine"], folder=folder)
+            self.engine = WindowEngine.restore(feature_set, images["engine"], folder=folder)
         self._share = share
         if share is not None:
             self._stream_ms = _NO_STREAM_TIME
@@ -207,7 +207,7 @@ class Enricher:
         return payments.take(kept), amount[kept]
 
     def _convert(self, payments: PaymentBatch) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-        """As Engine.convert, without a look at each row where all are in the set's currency."""
+        """As WindowEngine.convert, without a look at each row where all are in the set's currency."""
         if pc.all(pc.equal(payments.text("currency"), self.feature_set.currency)).as_py() is not False:
             return payments.amount_minor, np.ones(len(payments), dtype=np.bool_)
         return self.engine.convert(payments)

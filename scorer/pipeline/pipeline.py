@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from features.capture import Image
+from features.engine_image import Image
 from schemas.audit_record import NULLABLE, AuditColumns, AuditContext, digest
 from schemas.contract_error import ContractError
 from schemas.control_record import ListAdd, ListRemove

@@ -7,7 +7,7 @@ import json
 
 import numpy as np
 
-from features.table import grown, new_table
+from features.hash_table import grown, new_table
 from schemas.field_kinds import Kind
 from schemas.field_table import FIELDS
 from schemas.journal_record import ControlRange, InputRange

@@ -21,7 +21,7 @@ import numpy as np
 from features.feature_set import FeatureSet
 from scorer.bundle import Calibration, TrainingWindow, write_bundle
 from scorer.model import CompiledModel
-from scorer.model.calibrate import calibration_error, fit_platt
+from scorer.model.calibration import calibration_error, fit_platt
 from scorer.policy import Policy
 from scorer.train.boost import ROUNDS_MAX, Data, Matrices, Progress, Recipe, boost, boost_rounds
 from scorer.train.libraries import import_optuna, import_xgboost, versions

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from schemas.payment_decoder import event_times
-from scorer.journal.partition_buffers import Inputs, Lane
+from scorer.journal.partition_buffers import PartitionBuffer, ShardInputs
 from scorer.pipeline.ordering import journal_order, running_maximum
 from scorer.pipeline.records import Batch
 
@@ -30,10 +30,10 @@ _WEIGHT = 0.2
 _NO_TIME = -(1 << 62)
 
 
-class Gatherer:
+class Batcher:
     """Closes batches from a shard's inputs."""
 
-    def __init__(self, inputs: Inputs, *, batch_max: int, gather_ms_max: float, skew_ms: int) -> None:
+    def __init__(self, inputs: ShardInputs, *, batch_max: int, gather_ms_max: float, skew_ms: int) -> None:
         self._inputs = inputs
         self._batch_max = batch_max
         self._gather_s_max = gather_ms_max / 1000.0
@@ -73,7 +73,7 @@ class Gatherer:
             inputs.fill(
                 IDLE_WAIT_S
             )  # a partition that is behind has shown nothing yet: the others wait for it, and it must be read
-        control = len(inputs.control.buffer)
+        control = len(inputs.control.records)
         now = time.monotonic()
         if payments == 0:
             if not control:
@@ -92,25 +92,27 @@ class Gatherer:
 
     def _choose(self) -> dict[int, int]:
         """How many records to take from each partition."""
-        lanes = self._inputs.lanes
-        counts = {p: len(lane.buffer) for p, lane in lanes.items()}
-        if len(lanes) == 1:
+        buffers = self._inputs.buffers
+        counts = {p: len(buffer.records) for p, buffer in buffers.items()}
+        if len(buffers) == 1:
             return {p: min(count, self._batch_max) for p, count in counts.items()}
-        behind = [p for p, lane in lanes.items() if not self._inputs.caught_up(lane)]
+        behind = [p for p, buffer in buffers.items() if not self._inputs.caught_up(buffer)]
         if not behind and sum(counts.values()) <= self._batch_max:
             return counts
         if any(counts[p] == 0 for p in behind):
-            return dict.fromkeys(lanes, 0)  # what this partition holds next is not known yet: wait for it
+            return dict.fromkeys(buffers, 0)  # what this partition holds next is not known yet: wait for it
         return self._in_time_order(behind)
 
     def _in_time_order(self, behind: list[int]) -> dict[int, int]:
-        lanes = self._inputs.lanes
+        buffers = self._inputs.buffers
         # More than a whole batch of one partition cannot be taken anyway.
-        times = {p: self._event_times(lane, min(len(lane.buffer), self._batch_max)) for p, lane in lanes.items()}
+        times = {
+            p: self._event_times(buffer, min(len(buffer.records), self._batch_max)) for p, buffer in buffers.items()
+        }
         partition = np.repeat(np.fromiter(times, np.int32, len(times)), [len(part) for part in times.values()])
         place = np.concatenate([np.arange(len(part)) for part in times.values()])
         reached = running_maximum(partition, np.concatenate(list(times.values())))
-        counts = dict.fromkeys(lanes, 0)
+        counts = dict.fromkeys(buffers, 0)
         chosen = np.arange(len(reached))
         if behind:
             frontier = min(int(reached[partition == p][-1]) for p in behind)
@@ -120,17 +122,17 @@ class Gatherer:
             counts[int(p)] = int(count)
         return counts
 
-    def _event_times(self, lane: Lane, count: int) -> npt.NDArray[np.int64]:
-        """Event times of the lane's first records; one that is no payment, or has a poisoned clock,
+    def _event_times(self, buffer: PartitionBuffer, count: int) -> npt.NDArray[np.int64]:
+        """Event times of the buffer's first records; one that is no payment, or has a poisoned clock,
         takes part without one.
 
-        Kept in the lane: a partition that waits for the others is asked for its times again with every batch.
+        Kept in the buffer: a partition that waits for the others is asked for its times again with every batch.
         """
-        known = len(lane.event_time_ms)
+        known = len(buffer.event_time_ms)
         if known < count:
-            rows = list(islice(lane.buffer, known, count))
+            rows = list(islice(buffer.records, known, count))
             times = event_times([raw.value for raw in rows], missing=_NO_TIME)
             stamps = np.fromiter((raw.timestamp_ms for raw in rows), np.int64, len(rows))
             times[times > stamps + self._skew_ms] = _NO_TIME
-            lane.event_time_ms.extend(times.tolist())
-        return np.fromiter(islice(lane.event_time_ms, count), np.int64, count)
+            buffer.event_time_ms.extend(times.tolist())
+        return np.fromiter(islice(buffer.event_time_ms, count), np.int64, count)

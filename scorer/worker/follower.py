@@ -20,15 +20,15 @@ import structlog
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
 
-from features.restore import StateMismatch
-from features.segments import SegmentError
-from features.snapshot import SnapshotError
+from features.engine_image import StateMismatch
+from features.log_segments import SegmentError
+from features.snapshot_store import SnapshotError
 from schemas.journal_record import FIRST_PREVIOUS, JournalRecord
 from scorer import kafka
 from scorer.bundle import BundleError
 from scorer.errors import UsageError
 from scorer.journal import journal_reader
-from scorer.journal.partition_buffers import Deadlines, Inputs, MissingRange
+from scorer.journal.partition_buffers import Deadlines, MissingRange, ShardInputs
 from scorer.journal.rerun import Bundles, rerun
 from scorer.pipeline import Pipeline
 from scorer.pipeline.state_image import restored
@@ -180,7 +180,7 @@ class Follower:
 
     def _rerun(self, records: list[tuple[int, JournalRecord]], stop: threading.Event | None = None) -> int:
         """Decide again what the journal has given; gives how many batches. Not to its end when `stop` is set: then
-        nobody goes on with this state.
+        this state is not used any more.
         """
         for n, (_, record) in enumerate(records):
             if stop is not None and stop.is_set():
@@ -193,7 +193,7 @@ class Follower:
         return len(records)
 
     def _check(self, record: JournalRecord) -> None:
-        strangers = {r.partition for r in record.inputs} - set(self.inputs.lanes)
+        strangers = {r.partition for r in record.inputs} - set(self.inputs.buffers)
         if strangers:
             raise UsageError(
                 f"the journal of shard {self._shard} holds partitions {sorted(strangers)} that are not this shard's "
@@ -215,9 +215,9 @@ class Follower:
         self.inputs.close()
         self.pipeline.close()
 
-    def _inputs(self, at: _Start) -> Inputs:
+    def _inputs(self, at: _Start) -> ShardInputs:
         worker, prefix = self._settings.worker, self._settings.kafka.topic_prefix
-        return Inputs(
+        return ShardInputs(
             kafka.reader(self._settings.kafka, group=f"{prefix}{worker.application}-reader-{self._shard}"),
             payments=self._topics.payments,
             control=self._topics.control,

@@ -1,4 +1,4 @@
-"""Membership in the group: who owns a shard is what the group says, and nobody fences another on older news.
+"""Membership in the group: the group decides who owns a shard, and no worker fences another on older news.
 
 A worker that was frozen, or cut off, still believes in shards that the group has given to others. Were it to call
 init_transactions then, it would fence the rightful owner. So before a shard is taken up again after a failure, and when
@@ -24,15 +24,12 @@ RETRY_S = 0.1
 # A rebalance that runs is over within the session timeout; then the answer is yes or no.
 _UNDECIDED = {
     *kafka.OLDER_GENERATION,
+    *kafka.TRANSIENT,
     KafkaError.REBALANCE_IN_PROGRESS,
     KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
     KafkaError.COORDINATOR_NOT_AVAILABLE,
     KafkaError.NOT_COORDINATOR,
-    KafkaError._TRANSPORT,
-    KafkaError._ALL_BROKERS_DOWN,
-    KafkaError._TIMED_OUT,
     KafkaError._WAIT_COORD,
-    KafkaError.REQUEST_TIMED_OUT,
 }
 
 

@@ -81,17 +81,17 @@ class Publisher:
         return future
 
     @property
-    def late(self) -> bool:
+    def overdue(self) -> bool:
         """Whether a call of the client has not come back in time: then it never will."""
         return time.monotonic() > self._due
 
-    def landed(self, commit: Future[Committed]) -> Committed:
+    def wait(self, commit: Future[Committed]) -> Committed:
         """Wait for a commit. Raises what made it fail; Rebuild as well when a call of the client does not come back."""
         while True:
             try:
                 return commit.result(LATE_S)
             except TimeoutError:
-                if self.late:
+                if self.overdue:
                     raise self._give_up() from None
 
     def close(self) -> None:
@@ -99,16 +99,16 @@ class Publisher:
         self._work.put(None)
         while self._thread.is_alive() and not self._lost:
             self._thread.join(LATE_S)
-            if self.late:
+            if self.overdue:
                 self._give_up()
 
     def _give_up(self) -> KafkaFailure:
         self._lost = True
         Publisher.given_up += 1
-        told = "a call of the Kafka client has not come back (librdkafka#5456)"
+        reason = "a call of the Kafka client has not come back (librdkafka#5456)"
         if Publisher.given_up > GIVEN_UP_MAX:
-            return KafkaFailure(f"{told}, for the {Publisher.given_up}th time: this process has come to its end")
-        return Rebuild(told)
+            return KafkaFailure(f"{reason}, for the {Publisher.given_up}th time: this process ends")
+        return Rebuild(reason)
 
     def _run(self) -> None:
         while (work := self._work.get()) is not None:

@@ -18,12 +18,12 @@ import numpy as np
 import structlog
 from confluent_kafka import KafkaException
 
-from features.segments import SegmentError
+from features.log_segments import SegmentError
 from schemas.decision import MODES
 from scorer import kafka
 from scorer.bundle import BundleError
 from scorer.errors import FraudScorerError, UsageError
-from scorer.journal.partition_buffers import Inputs
+from scorer.journal.partition_buffers import ShardInputs
 from scorer.journal.rerun import Bundles
 from scorer.pipeline import Pipeline
 from scorer.pipeline.records import Batch
@@ -31,7 +31,7 @@ from scorer.policy import FLAG
 from scorer.runtime import fault_points
 from scorer.runtime.settings import Settings
 from scorer.worker import worker_metrics
-from scorer.worker.batcher import Gatherer
+from scorer.worker.batcher import Batcher
 from scorer.worker.follower import Follower
 from scorer.worker.publisher import Committed, Publisher
 from scorer.worker.snapshotter import Snapshotter, store_of
@@ -48,7 +48,7 @@ class _InFlight(NamedTuple):
 
 
 class Shard:
-    """Runs one shard on the calling thread until told to stop."""
+    """Runs one shard on the calling thread until `stop` is set."""
 
     def __init__(self, settings: Settings, bundles: Bundles, number: int, *, group_metadata: Callable[[], Any]) -> None:
         self._settings = settings
@@ -61,7 +61,7 @@ class Shard:
         self._gauges_at = 0.0
         self._snapshotter: Snapshotter | None = None
         self.recovered = threading.Event()
-        self.landed = 0  # batches committed
+        self.batches_committed = 0  # batches committed
 
     def run(self, stop: threading.Event, warm: Follower | None = None) -> None:
         """Own the shard until `stop` is set; then the batch in flight is committed and everything closed.
@@ -109,7 +109,7 @@ class Shard:
     def _decide(self, follower: Follower, publisher: Publisher, stop: threading.Event) -> None:
         pipeline, inputs = follower.pipeline, follower.inputs
         worker = self._settings.worker
-        gatherer = Gatherer(
+        batcher = Batcher(
             inputs,
             batch_max=worker.batch_payments_max,
             gather_ms_max=worker.gather_ms_max,
@@ -117,14 +117,14 @@ class Shard:
         )
         self._log.info("shard.deciding", bundle=pipeline.bundle.id, sequence=pipeline.sequence)
         worker_metrics.BUNDLE.labels(self._label, pipeline.bundle.id).set(1)
-        flying: _InFlight | None = None
+        in_flight: _InFlight | None = None
         while not stop.is_set():
-            batch = gatherer.next()
+            batch = batcher.next()
             closed_at = time.perf_counter()
-            if flying is not None and (flying.commit.done() or publisher.late):
-                self._landed(flying, publisher, gatherer)
-                flying = None
-            self._gauges(pipeline, inputs, gatherer)
+            if in_flight is not None and (in_flight.commit.done() or publisher.overdue):
+                self._finish(in_flight, publisher, batcher)
+                in_flight = None
+            self._gauges(pipeline, inputs, batcher)
             if batch is None:
                 if self._snapshotter is not None:
                     self._snapshotter.between_batches(pipeline, inputs, 0)
@@ -138,19 +138,19 @@ class Shard:
                 raise FraudScorerError(str(exc)) from exc
             fault_points.point("after_compute")
             worker_metrics.COMPUTE.labels(self._label).observe(time.perf_counter() - started)
-            if flying is not None:
-                self._landed(flying, publisher, gatherer)
-            flying = _InFlight(publisher.submit(outcomes), closed_at)
+            if in_flight is not None:
+                self._finish(in_flight, publisher, batcher)
+            in_flight = _InFlight(publisher.submit(outcomes), closed_at)
             if self._snapshotter is not None:
                 self._snapshotter.between_batches(pipeline, inputs, len(outcomes.records))
-        if flying is not None:
-            self._landed(flying, publisher, gatherer)
+        if in_flight is not None:
+            self._finish(in_flight, publisher, batcher)
 
-    def _landed(self, flying: _InFlight, publisher: Publisher, gatherer: Gatherer) -> None:
+    def _finish(self, in_flight: _InFlight, publisher: Publisher, batcher: Batcher) -> None:
         """Wait for a commit; its failure is raised here, before anything else is done with the state."""
-        committed = publisher.landed(flying.commit)
-        self.landed += 1
-        gatherer.committed(commit_s=committed.commit_s, total_s=time.perf_counter() - flying.closed_at)
+        committed = publisher.wait(in_flight.commit)
+        self.batches_committed += 1
+        batcher.committed(commit_s=committed.commit_s, total_s=time.perf_counter() - in_flight.closed_at)
         outcomes, label = committed.outcomes, self._label
         if self._snapshotter is not None:
             self._snapshotter.committed(outcomes.journal.sequence, committed.journal_offset)
@@ -197,7 +197,7 @@ class Shard:
         worker_metrics.BUNDLE.labels(self._label, bundle.id).set(1)
         self._log.info("bundle.activated", bundle=bundle.id, before=before, sequence=pipeline.sequence)
 
-    def _gauges(self, pipeline: Pipeline, inputs: Inputs, gatherer: Gatherer) -> None:
+    def _gauges(self, pipeline: Pipeline, inputs: ShardInputs, batcher: Batcher) -> None:
         now = time.monotonic()
         if now - self._gauges_at < GAUGES_EVERY_S:
             return
@@ -205,16 +205,16 @@ class Shard:
         label, counts = self._label, pipeline.engine.counts()
         worker_metrics.LAG.labels(label).set(inputs.lag())
         worker_metrics.BUFFERED.labels(label).set(inputs.buffered)
-        worker_metrics.LINGER.labels(label).set(gatherer.linger_s)
+        worker_metrics.LINGER.labels(label).set(batcher.linger_s)
         worker_metrics.STREAM_TIME.labels(label).set((pipeline.engine.stream_time_ms or 0) / 1000.0)
         worker_metrics.KEYS.labels(label).set(counts.keys)
         worker_metrics.KEYS_REFUSED.labels(label).set(counts.keys_refused)
         worker_metrics.LOG_ROWS.labels(label).set(counts.log_rows)
         worker_metrics.STATE_BYTES.labels(label).set(counts.arena_bytes)
         worker_metrics.LABELS_APPLIED.labels(label).set(counts.labels_applied)
-        worker_metrics.LABELS_WAITING.labels(label).set(counts.labels_pending + counts.orphan_labels)
-        worker_metrics.LABELS_REFUSED.labels(label).set(counts.labels_refused + counts.orphan_labels_dropped)
-        worker_metrics.LABELS_EXPIRED.labels(label).set(counts.orphan_labels_expired)
+        worker_metrics.LABELS_WAITING.labels(label).set(counts.labels_pending + counts.unmatched_labels)
+        worker_metrics.LABELS_REFUSED.labels(label).set(counts.labels_refused + counts.unmatched_labels_dropped)
+        worker_metrics.LABELS_EXPIRED.labels(label).set(counts.unmatched_labels_expired)
         worker_metrics.DEDUPE_ENTRIES.labels(label).set(len(pipeline.dedupe))
         worker_metrics.DEDUPE_EVICTED.labels(label).set(pipeline.dedupe.evicted_early)
         worker_metrics.LIST_REFUSED.labels(label).set(pipeline.lists.refused)

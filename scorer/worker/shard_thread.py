@@ -28,7 +28,7 @@ REBUILD_CALM_S = 60.0
 DENIED_RETRY_S = 2.0
 
 
-class Owned:
+class ShardThread:
     """The thread, by the shard's `number`. `failure`: why it cannot go on; the process ends with it."""
 
     def __init__(
@@ -97,8 +97,8 @@ class Owned:
 
         Nothing is tried meanwhile: a transaction that is bound to fail would make this worker look ready for a moment.
         """
-        if self._denied is None or self._denied[1] != self.shard.landed:
-            self._denied = time.monotonic(), self.shard.landed
+        if self._denied is None or self._denied[1] != self.shard.batches_committed:
+            self._denied = time.monotonic(), self.shard.batches_committed
         until = self._denied[0] + self._settings.worker.denied_s
         while not self.stop.wait(DENIED_RETRY_S):
             lacking = rights.lacking(self._settings, rights.Role.WORKER)

@@ -3,7 +3,7 @@
     idle ──due──▶ copying ──copied──▶ finished (images of batch n) ──batch n committed──▶ writing ──▶ idle
 
 A snapshot is of the state after batch n and is written only when n is committed; when the commit fails, it is dropped
-with the state. It names the journal offset of n, so recovery begins there, after holding n's head against its own.
+with the state. It names the journal offset of n, so recovery begins there, after comparing n's head with its own.
 Payments wait for `begin` and `finish` alone; how long is a metric.
 """
 
@@ -17,10 +17,10 @@ from typing import Any
 
 import structlog
 
-from features.capture import Image
-from features.snapshot import SnapshotError, SnapshotStore
-from scorer.errors import UsageError
-from scorer.journal.partition_buffers import Inputs
+from features.engine_image import Image
+from features.snapshot_store import SnapshotError, SnapshotStore
+from scorer.errors import FraudScorerError, UsageError
+from scorer.journal.partition_buffers import ShardInputs
 from scorer.pipeline import Pipeline
 from scorer.pipeline.state_image import ShardCapture, facts
 from scorer.runtime import fault_points
@@ -31,6 +31,8 @@ log = structlog.get_logger()
 
 # A snapshot that could not be finished or written is tried again no sooner.
 RETRY_S = 30.0
+# What a store or a disk may do; anything else that ends the thread is a defect and ends the process.
+EXPECTED = (SnapshotError, OSError, MemoryError)
 
 
 def store_of(settings: Settings, shard: int) -> SnapshotStore | None:
@@ -41,7 +43,7 @@ def store_of(settings: Settings, shard: int) -> SnapshotStore | None:
     url = where.url or f"{(settings.cache.expanduser() / 'snapshots').as_uri()}"
     name = f"{settings.kafka.topic_prefix}{settings.worker.application}"
     try:
-        return SnapshotStore(f"{url.rstrip('/')}/{name}/shard-{shard}", passing=fault_points.point)
+        return SnapshotStore(f"{url.rstrip('/')}/{name}/shard-{shard}", on_step=fault_points.point)
     except (ValueError, ImportError) as exc:  # a protocol that fsspec does not know, or whose package is missing
         raise UsageError(f"setting FRAUD_SCORER_SNAPSHOTS__URL: {exc}") from exc
 
@@ -92,14 +94,14 @@ class Snapshotter:
         self._capture: ShardCapture | None = None
         self._finished: _Finished | None = None
         self._thread: threading.Thread | None = None
-        self._failed: str | None = None
+        self._failed: Exception | None = None
         self._payments = 0
         self._last_commit: tuple[int, int] | None = None  # sequence, journal offset
         self._last_at = time.monotonic()
         self._not_before = 0.0
 
-    def between_batches(self, pipeline: Pipeline, inputs: Inputs, payments: int) -> None:
-        """The state is that after a batch of `payments`, and nobody writes to it now.
+    def between_batches(self, pipeline: Pipeline, inputs: ShardInputs, payments: int) -> None:
+        """The state is that after a batch of `payments`, and nothing writes to it now.
 
         To be called, with 0, when nothing comes as well: else the snapshot of a shard that has become idle would wait
         for the next payment to be finished.
@@ -107,8 +109,7 @@ class Snapshotter:
         self._payments += payments
         if self._thread is not None and self._thread.is_alive():
             return
-        if self._failed is not None:
-            self._give_up(self._failed)
+        self._check_thread()
         if self._capture is None:
             if self._finished is None and self._due():
                 self._begin(pipeline)
@@ -129,9 +130,19 @@ class Snapshotter:
         self._start(lambda: self._write(finished), "write")
 
     def close(self) -> None:
-        """Wait for a copy or a write that runs."""
+        """Wait for a copy or a write that runs. Raises what ended its thread unexpectedly."""
         if self._thread is not None:
             self._thread.join()
+        self._check_thread()
+
+    def _check_thread(self) -> None:
+        """Act on what ended the thread: a store or a disk that fails is tried again later, anything else is raised."""
+        failed, self._failed = self._failed, None
+        if failed is None:
+            return
+        if not isinstance(failed, EXPECTED):
+            raise FraudScorerError(f"the snapshot writer ended with {type(failed).__name__}: {failed}") from failed
+        self._give_up(str(failed))
 
     def _due(self) -> bool:
         now = time.monotonic()
@@ -151,7 +162,7 @@ class Snapshotter:
         capture.copy()
         fault_points.point("snapshot_copy")
 
-    def _finish(self, pipeline: Pipeline, inputs: Inputs) -> None:
+    def _finish(self, pipeline: Pipeline, inputs: ShardInputs) -> None:
         assert self._capture is not None
         started, capture = time.perf_counter(), self._capture
         if not capture.again():
@@ -167,7 +178,7 @@ class Snapshotter:
             self._not_before = time.monotonic() + 1.0  # arrays grew meanwhile; they do so ever more rarely
             return
         known = facts(pipeline) | {
-            "positions": {str(p): lane.position for p, lane in inputs.lanes.items()},
+            "positions": {str(p): buffer.position for p, buffer in inputs.buffers.items()},
             "control_position": inputs.control.position,
             "bundle_location": self._bundle_location(pipeline.bundle.id),
         }
@@ -182,8 +193,8 @@ class Snapshotter:
         def run() -> None:
             try:
                 work()
-            except (SnapshotError, OSError, MemoryError) as exc:
-                self._failed = str(exc)
+            except Exception as exc:  # noqa: BLE001 - acted upon by the shard's thread (_check_thread)
+                self._failed = exc
 
         self._thread = threading.Thread(target=run, name=f"snapshot-{name}-{self._shard}", daemon=True)
         self._thread.start()
@@ -207,5 +218,5 @@ class Snapshotter:
     def _give_up(self, reason: str) -> None:
         worker_metrics.SNAPSHOTS_FAILED.labels(self._label).inc()
         log.warning("snapshot.failed", shard=self._shard, reason=reason)
-        self._failed, self._capture, self._finished = None, None, None
+        self._capture, self._finished = None, None
         self._not_before = time.monotonic() + RETRY_S

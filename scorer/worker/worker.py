@@ -25,15 +25,15 @@ from scorer.runtime.settings import Settings
 from scorer.worker import worker_metrics
 from scorer.worker.group_membership import Membership
 from scorer.worker.shard import Shard
-from scorer.worker.shard_thread import DENIED_RETRY_S, Owned
+from scorer.worker.shard_thread import DENIED_RETRY_S, ShardThread
 from scorer.worker.standby import Standby
 
 log = structlog.get_logger()
 
-# How soon a changed generation is known to commits, and a stop is heard.
+# How soon a changed generation is known to commits, and a stop is noticed.
 POLL_S = 0.05
-# How often a worker says that the group has not let it in.
-WAITING_SAID_S = 15.0
+# How often it is logged that the group has not let this worker in.
+WAITING_LOGGED_S = 15.0
 # Deciding may end in the middle of a commit, which takes at most its timeout.
 HAND_OVER_S = 35.0
 
@@ -58,14 +58,15 @@ class Worker:
         self._settings = settings
         self._bundle = bundle
         self._bundles = Bundles(bundle, settings.bundle.trusted_keys)
-        self._owned: dict[int, Owned] = {}
+        self._owned: dict[int, ShardThread] = {}
         self._standbys: dict[int, Standby] = {}
         self._joined = False
         self._warm = False
         self._failure: BaseException | None = None
         self._polled_at = float("inf")  # not polling yet
+        self._waiting_logged_at = self._began_at = float("-inf")
         self._denied_at: float | None = None
-        self._denied_said_at = self._denied_until = float("-inf")
+        self._denied_logged_at = self._denied_until = float("-inf")
         self._frozen_until = float("-inf")
         self._membership = Membership(settings)
 
@@ -92,44 +93,17 @@ class Worker:
         _calm_collector()
         fault_points.point("after_warm_up")
         self._warm = True
-        settings, topics = self._settings, kafka.Topics.of(self._settings.kafka)
-        client = kafka.admin(settings.kafka)
-        journal = kafka.partition_count(client, topics.journal)
-        if journal != settings.worker.shards:
-            raise kafka.KafkaFailure(
-                f"{topics.journal} has {journal} partitions, "
-                f"the setting FRAUD_SCORER_WORKER__SHARDS says {settings.worker.shards}: they must be equal"
-            )
+        topic = kafka.Topics.of(self._settings.kafka).journal
+        self._check_journal(topic)
         member = self._membership.consumer
-        member.subscribe([topics.journal], on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost)
+        member.subscribe([topic], on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost)
         # From here on the group expects to hear of this member. That compiling may have taken minutes is no freeze.
-        self._polled_at = time.monotonic()
-        waiting_said_at = began = self._polled_at
+        self._polled_at = self._waiting_logged_at = self._began_at = time.monotonic()
         try:
             while not stop.is_set():
                 fault_points.point("main_loop")
-                if not self._joined and time.monotonic() - waiting_said_at > WAITING_SAID_S:
-                    waiting_said_at = time.monotonic()
-                    log.warning(
-                        "worker.not_in_group",
-                        group=self._membership.group,
-                        up_s=round(waiting_said_at - began),
-                        reason="a rebalance that does not end, or a coordinator that does not answer",
-                    )
-                self._note_freeze(time.monotonic() - self._polled_at)
-                self._polled_at = time.monotonic()
-                message = member.poll(POLL_S)
-                self._membership.refresh()
-                error = None if message is None else message.error()
-                if error is not None:
-                    self._on_error(error)
-                self._bear_denial()
-                if self._failure is not None:
-                    raise self._failure
-                parts: list[Owned | Standby] = [*self._owned.values(), *self._standbys.values()]
-                for part in parts:
-                    if part.failure is not None:
-                        raise part.failure
+                self._poll(member)
+                self._raise_failures()
                 if self._joined:
                     self._keep_standbys()
         finally:
@@ -139,6 +113,41 @@ class Worker:
             for standby in self._standbys.values():
                 standby.close()
             log.info("worker.left")
+
+    def _check_journal(self, topic: str) -> None:
+        shards = self._settings.worker.shards
+        partitions = kafka.partition_count(kafka.admin(self._settings.kafka), topic)
+        if partitions != shards:
+            raise kafka.KafkaFailure(
+                f"{topic} has {partitions} partitions, "
+                f"the setting FRAUD_SCORER_WORKER__SHARDS says {shards}: they must be equal"
+            )
+
+    def _poll(self, member: Consumer) -> None:
+        """Hear of the group once: callbacks run in here, and the present generation is noted for commits."""
+        if not self._joined and time.monotonic() - self._waiting_logged_at > WAITING_LOGGED_S:
+            self._waiting_logged_at = time.monotonic()
+            log.warning(
+                "worker.not_in_group",
+                group=self._membership.group,
+                up_s=round(self._waiting_logged_at - self._began_at),
+                reason="a rebalance that does not end, or a coordinator that does not answer",
+            )
+        self._note_freeze(time.monotonic() - self._polled_at)
+        self._polled_at = time.monotonic()
+        message = member.poll(POLL_S)
+        self._membership.refresh()
+        error = None if message is None else message.error()
+        if error is not None:
+            self._on_error(error)
+
+    def _raise_failures(self) -> None:
+        """End the process with what ended one of its parts."""
+        self._limit_denial()
+        parts: list[ShardThread | Standby] = [*self._owned.values(), *self._standbys.values()]
+        for failure in (self._failure, *(part.failure for part in parts)):
+            if failure is not None:
+                raise failure
 
     def _on_error(self, error: KafkaError) -> None:
         # Fencing of a static member comes as _FATAL while fatal() is False (confluent-kafka-python#869).
@@ -151,14 +160,14 @@ class Worker:
         if error.code() == KafkaError.INCONSISTENT_GROUP_PROTOCOL:
             raise kafka.KafkaFailure(
                 f"the group {self._membership.group} has members with another assignor or protocol: workers of one "
-                "application agree in FRAUD_SCORER_WORKER__GROUP_PROTOCOL, and nobody else uses their group"
+                "application agree in FRAUD_SCORER_WORKER__GROUP_PROTOCOL, and nothing else uses their group"
             )
         if error.code() in kafka.DENIED:
             self._denied_at = self._denied_at or time.monotonic()
             self._denied_until = time.monotonic() + self._settings.worker.session_timeout_ms / 1000.0
-            if time.monotonic() - self._denied_said_at < DENIED_RETRY_S:
+            if time.monotonic() - self._denied_logged_at < DENIED_RETRY_S:
                 return
-            self._denied_said_at = time.monotonic()
+            self._denied_logged_at = time.monotonic()
             reason = (
                 rights.lacking(self._settings, rights.Role.WORKER) or f"Kafka's authoriser refused ({error.name()})"
             )
@@ -166,7 +175,7 @@ class Worker:
             return
         log.warning("worker.group_error", code=error.name())
 
-    def _bear_denial(self) -> None:
+    def _limit_denial(self) -> None:
         """End when the group has not let this member in again for too long. Still a member, and not refused for the
         length of a session: then the right came back before it was missed.
         """
@@ -192,7 +201,7 @@ class Worker:
             number = partition.partition
             log.info("shard.assigned", shard=number)
             shard = Shard(self._settings, self._bundles, number, group_metadata=lambda: self._membership.metadata)
-            self._owned[number] = Owned(
+            self._owned[number] = ShardThread(
                 self._settings, shard, number, self._membership, self._standbys.pop(number, None)
             )
         self._denied_at = None
@@ -209,12 +218,12 @@ class Worker:
     def _note_freeze(self, still_s: float) -> None:
         """Remember that nothing was polled for longer than the session: this process was stopped, or starved."""
         worker = self._settings.worker
-        # Beyond max.poll.interval the client itself leaves the group, and joins again: that mends itself.
+        # Beyond max.poll.interval the client itself leaves the group, and joins again: that repairs itself.
         if worker.session_timeout_ms <= still_s * 1000.0 < worker.max_poll_interval_ms:
             self._frozen_until = time.monotonic()
 
     def _lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        # Somebody else owns them already; the batch in flight will be fenced. State is dropped with the shard.
+        # Another member owns them already; the batch in flight will be fenced. State is dropped with the shard.
         log.warning("shard.lost", shards=[p.partition for p in partitions])
         self._joined = False  # the group, or the broker, does not know this member now: not ready until it does again
         self._drain([p.partition for p in partitions])

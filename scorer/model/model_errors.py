@@ -1,0 +1,27 @@
+"""What can be wrong with a model or with the rows given to it.
+
+ModelError                      (FraudScorerError)
+├── ModelFormatError            the file is damaged, truncated or hostile; names the tree and node or feature
+├── ModelUnsupportedError       a sound model of a kind that is not served (multi-class, categorical splits …)
+└── ModelInputError             rows of the wrong shape, dtype or width
+"""
+
+from __future__ import annotations
+
+from scorer.errors import FraudScorerError
+
+
+class ModelError(FraudScorerError):
+    """A model cannot be loaded, or cannot score what it was given."""
+
+
+class ModelFormatError(ModelError):
+    """The model file does not hold together; train or copy it again."""
+
+
+class ModelUnsupportedError(ModelError):
+    """The model is of a kind that this evaluator does not serve; the message names the kind."""
+
+
+class ModelInputError(ModelError):
+    """The caller's array has the wrong shape or dtype; the message names both sides."""
