@@ -1,4 +1,4 @@
-"""The fast door and the careful one agree on everything: what is accepted, with which values, and why not."""
+"""The columnar decoder and the careful one agree on everything: what is accepted, with which values, and why not."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_row_and_contract_have_the_same_fields() -> None:
 @checked
 @given(st.lists(st.tuples(records(), keys), min_size=1, max_size=6))
 def test_decode_equals_reference_on_payments(batch: list[tuple[bytes, bytes | None]]) -> None:
-    """Payments, good and nearly good, come out of the fast door as out of the careful one."""
+    """Payments, good and nearly good, come out of the columnar decoder as out of the reference."""
     assert_equal([value for value, _ in batch], [key for _, key in batch])
 
 

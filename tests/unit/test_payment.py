@@ -242,7 +242,7 @@ def test_times(text: str, expected: int) -> None:
 
 
 def test_control_records() -> None:
-    """Each kind of control record is told apart by its type."""
+    """Each kind of control record is distinguished by its type."""
     label = parse_control(
         b'{"type":"label","payment_id":"p_1","fraud":true,"known_at":"2026-01-09T08:00:00Z","event_time":1767225600000}'
     )
