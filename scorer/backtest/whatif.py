@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from schemas.decode import PaymentBatch
+from schemas.payment_decoder import PaymentBatch
 from scorer.backtest.decided import BacktestError, Decided
 from scorer.bundle import Bundle
 from scorer.policy import FLAG, Policy, PolicyRunner

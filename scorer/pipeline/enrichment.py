@@ -15,12 +15,11 @@ import pyarrow.compute as pc
 
 from features.engine_image import Image
 from features.feature_set import FeatureSet
-from features.filters import POSITION_FIELDS
 from features.hashing import hash_strings
 from features.window_engine import WindowEngine
-from schemas.dead_letter import DeadLetterReason
-from schemas.decode import PaymentBatch
-from schemas.errors import ContractError
+from schemas.contract_error import ContractError, DeadLetterReason
+from schemas.field_table import POSITION_FIELDS
+from schemas.payment_decoder import PaymentBatch
 from scorer.errors import UsageError
 from scorer.pipeline.dedupe import Dedupe
 from scorer.pipeline.ordering import journal_order

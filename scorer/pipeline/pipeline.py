@@ -16,12 +16,13 @@ import numpy as np
 import numpy.typing as npt
 
 from features.engine_image import Image
-from schemas.audit import NULLABLE, AuditColumns, AuditContext, digest
-from schemas.control import ListAdd, ListRemove
-from schemas.decode import PaymentBatch
-from schemas.errors import ContractError
-from schemas.journal import FIRST_PREVIOUS, JournalRecord
-from schemas.label import Label
+from schemas.audit_record import NULLABLE, AuditColumns, AuditContext, digest
+from schemas.contract_error import ContractError
+from schemas.control_record import ListAdd, ListRemove
+from schemas.decision import DEGRADED, DUPLICATE, LATE, NORMAL
+from schemas.journal_record import FIRST_PREVIOUS, JournalRecord
+from schemas.label_record import Label
+from schemas.payment_decoder import PaymentBatch
 from scorer.bundle import Bundle
 from scorer.errors import PromiseBroken, UsageError
 from scorer.pipeline.dedupe import Outcome
@@ -29,7 +30,6 @@ from scorer.pipeline.enrichment import Enricher, Share
 from scorer.pipeline.records import Batch, ControlRecord, KnownLabel, Records, Rejected, control_verdicts
 from scorer.policy import APPROVE, LATE_REASON, PolicyRunner, Verdicts
 
-NORMAL, DEGRADED, DUPLICATE, LATE = range(4)
 LIST_VALUES_MAX = 1_000_000
 # Margins float32 [n], scores float64 [n], outcomes by their number in the dedupe table int32 [n].
 _Decided = tuple[npt.NDArray[np.float32], npt.NDArray[np.float64], npt.NDArray[np.int32]]

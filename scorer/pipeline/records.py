@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from features.hashing import hash_strings
-from schemas.control import Control, parse_control
-from schemas.decode import PaymentBatch, decode_payments
-from schemas.errors import ContractError
-from schemas.journal import Change, ControlRange, InputRange, Sources
+from schemas.contract_error import ContractError
+from schemas.control_record import Control, parse_control
+from schemas.journal_record import Change, ControlRange, InputRange, Sources
+from schemas.payment_decoder import PaymentBatch, decode_payments
 
 
 @dataclass(frozen=True)

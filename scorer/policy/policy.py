@@ -28,7 +28,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from features.feature_set import Name
 from features.filters import KEY_FIELDS
 from features.yaml_model import read_yaml_model
-from schemas.decode import PaymentBatch
+from schemas.payment_decoder import PaymentBatch
 from scorer.errors import UsageError
 
 APPROVE, FLAG = 0, 1

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from features.feature_set import FeatureSet
-from schemas.audit import NULLABLE, AuditRow
+from schemas.audit_record import NULLABLE, AuditRow
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _OF_LABELS = frozenset({"fraud_count", "fraud_rate", "since_fraud", "since_first_fraud", "last_label"})

@@ -15,7 +15,7 @@ import psycopg
 from psycopg.rows import dict_row, namedtuple_row
 
 from schemas.audit_digest import context_bytes, digest_parts
-from schemas.journal import JournalError, JournalRecord
+from schemas.journal_record import JournalError, JournalRecord
 from scorer.audit.verify.unit_check import MomentLoader
 from scorer.trail.audit_database import connect_text
 from scorer.trail.copy_decode import read_rows

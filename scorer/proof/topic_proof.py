@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from schemas.audit import AuditColumns
-from schemas.journal import JournalRecord
+from schemas.audit_record import AuditColumns
+from schemas.journal_record import JournalRecord
 from scorer import kafka
 from scorer.audit.topic_history import audit_rows
 from scorer.bundle import Bundle

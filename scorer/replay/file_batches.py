@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from schemas.journal import ControlRange, InputRange
+from schemas.journal_record import ControlRange, InputRange
 from scorer.files.file_columns import DecodedBlock, FileLabels, decoded_blocks, undecoded
 from scorer.files.file_reader import read_payments, rows_before
 from scorer.files.mapping import Mapping

@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from schemas.audit import AuditColumns
+from schemas.audit_record import AuditColumns
 from schemas.decision import DECISIONS, MODES
-from schemas.decode import PaymentBatch
+from schemas.payment_decoder import PaymentBatch
 from scorer.errors import UsageError
 from scorer.pipeline import Outcomes
 

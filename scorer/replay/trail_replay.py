@@ -21,8 +21,9 @@ import psycopg
 import pyarrow as pa
 from psycopg.rows import namedtuple_row
 
-from schemas.audit import MODES, NULLABLE, AuditColumns
-from schemas.columnar import ColumnarPayments, PaymentColumns
+from schemas.audit_record import NULLABLE, AuditColumns
+from schemas.decision import MODES
+from schemas.payment_columns import ColumnarPayments, PaymentColumns
 from scorer.bundle import Bundle
 from scorer.errors import FraudScorerError, UsageError
 from scorer.pipeline import explained

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from features.feature_set import FeatureSet
-from schemas.errors import ContractError
-from schemas.label import Label
+from schemas.contract_error import ContractError
+from schemas.label_record import Label
 from scorer.errors import UsageError
 from scorer.pipeline.enrichment import Enricher
 from scorer.pipeline.records import KnownLabel, control_verdicts

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 import numpy.typing as npt
 
+from schemas.field_table import POSITION_FIELDS, TEXT_FIELDS
 from scorer.simulate.catalogue import CATEGORIES, Channel
 from scorer.simulate.geography import EUR_PER_UNIT
 from scorer.simulate.kinds import FraudKind
@@ -14,12 +15,6 @@ from scorer.simulate.population import Population
 from scorer.simulate.randomness import FloatArray, IntArray, scramble48
 from scorer.simulate.rows import Rows
 
-# Names of the payment contract, in its order.
-TEXT_FIELDS = (
-    "payment_id", "currency", "customer_id", "account_id", "card_token", "merchant_id", "terminal_id", "device_id",
-    "ip", "mcc", "channel", "country", "merchant_country",
-)  # fmt: skip
-NUMBER_FIELDS = ("latitude", "longitude", "merchant_latitude", "merchant_longitude")
 AMOUNT_MINOR_MAX = 99_999_999
 
 _MCC = [category.mcc for category in CATEGORIES]
@@ -69,10 +64,10 @@ class SimulatedBatch:
 
     def column(self, name: str) -> npt.NDArray[np.object_] | FloatArray:
         """A contract field by name: object array of str | None, or float64 with NaN for positions. Raises KeyError."""
-        if name in NUMBER_FIELDS:
+        if name in POSITION_FIELDS:
             return self._position(name)
         if name not in TEXT_FIELDS:
-            raise KeyError(f"no text or position field {name!r}; there are {', '.join(TEXT_FIELDS + NUMBER_FIELDS)}")
+            raise KeyError(f"no text or position field {name!r}; there are {', '.join(TEXT_FIELDS + POSITION_FIELDS)}")
         column = np.empty(len(self), dtype=object)
         column[:] = getattr(self, f"_{name}")()
         return column

@@ -14,9 +14,9 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 import pytest
 
-from schemas.control import parse_control
-from schemas.decode import decode_payments
-from schemas.label import Label
+from schemas.control_record import parse_control
+from schemas.label_record import Label
+from schemas.payment_decoder import decode_payments
 from scorer.files.file_reader import FileBlock, FileError, label_records, read_payments, rows_before
 from scorer.files.mapping import Mapping, MappingError
 from scorer.simulate import World

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import xgboost as xgb
 
-from schemas.journal import ControlRange, InputRange
+from schemas.journal_record import ControlRange, InputRange
 from scorer.bundle import Bundle, BundleManifestError, write_bundle
 from scorer.bundle.challengers import with_challengers
 from scorer.bundle.gate import verify

@@ -12,8 +12,7 @@ import json
 import re
 from typing import Any, Final
 
-from schemas.dead_letter import DeadLetterReason
-from schemas.errors import ContractError, shape
+from schemas.contract_error import ContractError, DeadLetterReason, shape
 
 VALUE_BYTES_MAX: Final = 65_536
 DEPTH_MAX: Final = 16  # contracts need 2; beyond them the exact depth says nothing more

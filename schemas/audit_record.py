@@ -22,7 +22,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -41,14 +41,13 @@ from schemas.audit_digest import (
     type_list,
     type_string,
 )
+from schemas.decision import DECISIONS, MODES, DecisionName, ModeName
 
 CHUNK_BYTES_MAX = 512 * 1024  # brokers refuse records over 1 MiB by default; half leaves room for key and headers
 CHUNKS_MAX = 4096  # 2 GiB a batch: far above any micro-batch, a bound for whoever gathers the chunks
 FEATURES_MAX = 4096
 CHALLENGERS_MAX = 64
 EVENT_TIME_MS_MAX = 253_402_300_799_999  # end of the year 9999: Postgres and Python's datetime both hold it
-DECISIONS = ("approve", "flag")
-MODES = ("normal", "degraded", "duplicate", "late")
 
 # End of an Arrow IPC stream: the continuation marker and a length of zero.
 _END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"
@@ -140,8 +139,8 @@ class AuditRow(BaseModel):
     mcc: str | None = Field(description="Merchant category code, when given.", examples=["5411"])
     channel: str | None = Field(description="Channel, when given.", examples=["ecom"])
     country: str | None = Field(description="Country of the payment, when given.", examples=["FR"])
-    decision: Literal["approve", "flag"] = Field(description="What was decided.")
-    mode: Literal["normal", "degraded", "duplicate", "late"] = Field(description="How it was decided.")
+    decision: DecisionName = Field(description="What was decided.")
+    mode: ModeName = Field(description="How it was decided.")
     margin: float = Field(description="The model's raw output, a float32.", examples=[-2.25])
     score: float = Field(description="Probability of fraud.", examples=[0.0953])
     reasons: tuple[str, ...] = Field(description="Reason codes, strongest first.", examples=[["UNUSUAL_AMOUNT"]])

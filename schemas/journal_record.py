@@ -12,7 +12,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import Field, StringConstraints, ValidationError, model_validator
 
-from schemas.fields import Contract, Identifier
+from schemas.field_types import Contract, Identifier
 
 FIRST_PREVIOUS: Final = "0" * 64
 INPUTS_MAX: Final = 4_096  # partitions of one shard

@@ -14,8 +14,7 @@ import re
 from datetime import datetime, timedelta
 from typing import Final
 
-from schemas.dead_letter import DeadLetterReason
-from schemas.errors import ContractError, shape
+from schemas.contract_error import ContractError, DeadLetterReason, shape
 
 EVENT_TIME_MS_MIN: Final = 946_684_800_000  # 2000-01-01T00:00:00Z
 EVENT_TIME_MS_END: Final = 4_000_000_000_000  # exclusive
@@ -32,7 +31,7 @@ _WAY_OUT = "write RFC 3339 with an offset, such as 2026-01-01T00:00:00Z, or epoc
 def event_time_ms(value: object, field: str = "event_time") -> int:
     """Epoch milliseconds of a contract time. Raises ContractError for `field`.
 
-    The reference of the kernel in schemas.lexical.
+    The reference of the kernel in schemas.text_kernels.
     """
     if isinstance(value, bool) or not isinstance(value, int | str):
         raise ContractError(
@@ -46,12 +45,6 @@ def event_time_ms(value: object, field: str = "event_time") -> int:
     else:
         message = "the time must be from 2000-01-01 to 2096-10-02"
     raise ContractError(DeadLetterReason.EVENT_TIME_OUT_OF_RANGE, field, message)
-
-
-def in_future_error(max_future_skew_ms: int) -> ContractError:
-    """The error of a payment whose event time is more than that ahead of its record's broker timestamp."""
-    message = f"more than {max_future_skew_ms} ms ahead of the broker's timestamp; check the producer's clock"
-    return ContractError(DeadLetterReason.EVENT_TIME_IN_FUTURE, "event_time", message)
 
 
 def _rfc3339_ms(text: str, field: str) -> int:

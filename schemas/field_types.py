@@ -1,4 +1,4 @@
-"""The kinds of field that contracts are made of, and the way from pydantic's errors to the one ContractError of a
+"""The types of field that contracts are made of, and the way from pydantic's errors to the one ContractError of a
 record.
 
 Of several things wrong in one object the reason is the first in this order, whatever the order of its fields in the
@@ -20,22 +20,25 @@ from pydantic import BaseModel, ConfigDict, Field, PlainValidator, StringConstra
 from pydantic.functional_validators import AfterValidator, BeforeValidator
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from schemas.cards import holds_card_number, number_is_card_number
+from schemas.card_numbers import SAFE_DIGITS_MAX, holds_card_number, number_is_card_number
+from schemas.contract_error import ContractError, DeadLetterReason, shape
 from schemas.currencies import CURRENCY_EXPONENT
-from schemas.dead_letter import DeadLetterReason
-from schemas.errors import ContractError, shape
-from schemas.times import EVENT_TIME_MS_END, EVENT_TIME_MS_MIN, event_time_ms
+from schemas.event_time import EVENT_TIME_MS_END, EVENT_TIME_MS_MIN, event_time_ms
+from schemas.field_kinds import DEGREES_MAX, Kind
 
 IDENTIFIER_CHARACTERS_MAX: Final = 128
-AMOUNT_MINOR_END: Final = 10**12  # exclusive: twelve digits, so that no card number fits
+CHANNEL_BYTES_MAX: Final = 32
+AMOUNT_DIGITS_MAX: Final = SAFE_DIGITS_MAX  # so that no card number fits
+AMOUNT_MINOR_END: Final = 10**AMOUNT_DIGITS_MAX  # exclusive
 ATTRIBUTES_MAX: Final = 64
 ATTRIBUTE_CHARACTERS_MAX: Final = 256
+ATTRIBUTE_NAME_BYTES_MAX: Final = 64  # ASCII
 ATTRIBUTE_INTEGER_END: Final = 2**63  # beyond it JSON parsers begin to disagree
 
 AttributeValue = str | int | float | bool
 
 _CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f]")
-_ATTRIBUTE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]{0,63}")
+ATTRIBUTE_NAME: Final = re.compile(rf"[A-Za-z_][A-Za-z0-9_.]{{0,{ATTRIBUTE_NAME_BYTES_MAX - 1}}}")
 _IP_CHARACTERS = re.compile(r"[0-9a-fA-F:.]{2,45}")
 _NO_CONTROL = r"^[^\x00-\x1f\x7f]*$"
 
@@ -67,7 +70,7 @@ def _check_amount(value: object) -> object:
                 f"a negative {shape(value).removeprefix('an ')}; refunds are not payments",
             )
         if value >= AMOUNT_MINOR_END:
-            raise refusal(DeadLetterReason.AMOUNT_OVERFLOW, f"{shape(value)}; at most 12 are taken")
+            raise refusal(DeadLetterReason.AMOUNT_OVERFLOW, f"{shape(value)}; at most {AMOUNT_DIGITS_MAX} are taken")
     return value
 
 
@@ -102,7 +105,7 @@ def _check_attributes(value: object) -> dict[str, AttributeValue]:
         raise refusal(DeadLetterReason.INVALID_VALUE, f"{len(value)} attributes; at most {ATTRIBUTES_MAX} are taken")
     accepted: dict[str, AttributeValue] = {}
     for name, item in value.items():
-        if not isinstance(name, str) or _ATTRIBUTE_NAME.fullmatch(name) is None:
+        if not isinstance(name, str) or ATTRIBUTE_NAME.fullmatch(name) is None:
             raise refusal(
                 DeadLetterReason.INVALID_VALUE,
                 f"{shape(name)} as a name; names are 1 to 64 of A-Z a-z 0-9 _ . and begin with a letter or _",
@@ -140,12 +143,15 @@ def _encodable(text: str) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in text) if not text.isascii() else True
 
 
-Identifier = Annotated[str, StringConstraints(min_length=1, max_length=IDENTIFIER_CHARACTERS_MAX, pattern=_NO_CONTROL)]
-AmountMinor = Annotated[int, Field(ge=0, lt=AMOUNT_MINOR_END), BeforeValidator(_check_amount)]
+Identifier = Annotated[
+    str, StringConstraints(min_length=1, max_length=IDENTIFIER_CHARACTERS_MAX, pattern=_NO_CONTROL), Kind.IDENTIFIER
+]
+AmountMinor = Annotated[int, Field(ge=0, lt=AMOUNT_MINOR_END), BeforeValidator(_check_amount), Kind.AMOUNT]
 Currency = Annotated[
     str,
     AfterValidator(_check_currency),
     WithJsonSchema({"type": "string", "enum": list(CURRENCY_EXPONENT), "description": "ISO 4217 code."}),
+    Kind.CURRENCY,
 ]
 EventTime = Annotated[
     str | int,
@@ -158,17 +164,27 @@ EventTime = Annotated[
             ]
         }
     ),
+    Kind.TIME,
 ]
 Ip = Annotated[
     str,
     AfterValidator(_check_ip),
     WithJsonSchema({"type": "string", "anyOf": [{"format": "ipv4"}, {"format": "ipv6"}]}),
+    Kind.IP,
 ]
-MerchantCategory = Annotated[str, StringConstraints(pattern=r"^[0-9]{4}$")]
-Country = Annotated[str, StringConstraints(pattern=r"^[A-Z]{2}$")]
-Channel = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]{1,32}$")]
-Latitude = Annotated[float, Field(ge=-90, le=90)]
-Longitude = Annotated[float, Field(ge=-180, le=180)]
+MerchantCategory = Annotated[str, StringConstraints(pattern=r"^[0-9]{4}$"), Kind.MCC]
+Country = Annotated[str, StringConstraints(pattern=r"^[A-Z]{2}$"), Kind.COUNTRY]
+Channel = Annotated[str, StringConstraints(pattern=rf"^[a-z0-9_]{{1,{CHANNEL_BYTES_MAX}}}$"), Kind.CHANNEL]
+TEXT_TYPES: Final[dict[Kind, Any]] = {
+    Kind.IDENTIFIER: Identifier,
+    Kind.CURRENCY: Currency,
+    Kind.IP: Ip,
+    Kind.MCC: MerchantCategory,
+    Kind.CHANNEL: Channel,
+    Kind.COUNTRY: Country,
+}
+Latitude = Annotated[float, Field(ge=-DEGREES_MAX[Kind.LATITUDE], le=DEGREES_MAX[Kind.LATITUDE]), Kind.LATITUDE]
+Longitude = Annotated[float, Field(ge=-DEGREES_MAX[Kind.LONGITUDE], le=DEGREES_MAX[Kind.LONGITUDE]), Kind.LONGITUDE]
 Attributes = Annotated[
     dict[str, AttributeValue],
     PlainValidator(_check_attributes),
@@ -176,7 +192,7 @@ Attributes = Annotated[
         {
             "type": "object",
             "maxProperties": ATTRIBUTES_MAX,
-            "propertyNames": {"pattern": f"^{_ATTRIBUTE_NAME.pattern}$"},
+            "propertyNames": {"pattern": f"^{ATTRIBUTE_NAME.pattern}$"},
             "additionalProperties": {
                 "anyOf": [
                     {"type": "string", "maxLength": ATTRIBUTE_CHARACTERS_MAX, "pattern": _NO_CONTROL},
@@ -187,6 +203,7 @@ Attributes = Annotated[
             },
         }
     ),
+    Kind.ATTRIBUTES,
 ]
 
 

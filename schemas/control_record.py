@@ -1,4 +1,4 @@
-"""The control topic: labels, changes of lists, activations of bundles; told apart by `type`."""
+"""The control topic: labels, changes of lists, activations of bundles; distinguished by `type`."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ from typing import Annotated, Final, Literal
 
 from pydantic import Field, StringConstraints, TypeAdapter
 
-from schemas.dead_letter import DeadLetterReason
-from schemas.documents import VALUE_BYTES_MAX, parse_object
-from schemas.errors import ContractError, shape
-from schemas.fields import Contract, Identifier, check_contract
-from schemas.label import Label
+from schemas.contract_error import ContractError, DeadLetterReason, shape
+from schemas.field_types import Contract, Identifier, check_contract
+from schemas.json_document import VALUE_BYTES_MAX, parse_object
+from schemas.label_record import Label
 
 ListName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$")]
 Location = Annotated[str, StringConstraints(min_length=1, max_length=1024, pattern=r"^[^\x00-\x1f\x7f]*$")]
@@ -59,7 +58,7 @@ _TYPES: Final[dict[str, type[Label] | type[ListAdd] | type[ListRemove] | type[Ac
 def parse_control(raw: bytes | None, *, value_bytes_max: int = VALUE_BYTES_MAX) -> Control:
     """The record in a control message's value. Raises ContractError.
 
-    Its reasons are those of schemas.documents, then invalid_control, then those of schemas.fields.
+    Its reasons are those of schemas.json_document, then invalid_control, then those of schemas.field_types.
     """
     document = parse_object(raw, value_bytes_max)
     kind = document.get("type")

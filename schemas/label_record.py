@@ -7,8 +7,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from schemas.fields import Contract, EventTime, Identifier
-from schemas.times import event_time_ms
+from schemas.event_time import event_time_ms
+from schemas.field_types import Contract, EventTime, Identifier
 
 
 class Label(Contract):

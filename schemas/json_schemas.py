@@ -6,11 +6,12 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from schemas.control import control_adapter
-from schemas.dead_letter import DeadLetter, DeadLetterReason
+from schemas.contract_error import DeadLetterReason
+from schemas.control_record import control_adapter
+from schemas.dead_letter import DeadLetter
 from schemas.decision import Decision
-from schemas.journal import JournalRecord
-from schemas.label import Label
+from schemas.journal_record import JournalRecord
+from schemas.label_record import Label
 from schemas.payment import Payment
 
 
@@ -19,7 +20,7 @@ def json_schemas() -> dict[str, dict[str, Any]]:
 
     What a schema cannot say (Luhn, duplicate names) is in the descriptions.
     """
-    from schemas.audit import AuditRow  # noqa: PLC0415 - pyarrow is not needed by those who only decode
+    from schemas.audit_record import AuditRow  # noqa: PLC0415 - pyarrow is not needed by those who only decode
 
     models: dict[str, type[BaseModel]] = {
         "payment": Payment,
