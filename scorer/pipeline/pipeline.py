@@ -25,7 +25,7 @@ from schemas.label import Label
 from scorer.bundle import Bundle
 from scorer.errors import PromiseBroken, UsageError
 from scorer.pipeline.dedupe import Outcome
-from scorer.pipeline.enrichment import Enricher, Share
+from scorer.pipeline.enrichment import Enricher, RowSelector
 from scorer.pipeline.records import Batch, ControlRecord, KnownLabel, Records, Rejected, control_verdicts
 from scorer.policy import APPROVE, LATE_REASON, PolicyRunner, Verdicts
 
@@ -83,15 +83,15 @@ class Pipeline:
         shard: int = 0,
         images: Mapping[str, Image] | None = None,
         folder: Path | None = None,
-        share: Share | None = None,
+        selector: RowSelector | None = None,
     ) -> None:
         """`images`: of engine and dedupe table, to go on from (see scorer.pipeline.state_image). `folder`: for the
-        event log. `share`: decide a part of the payments alone.
+        event log. `selector`: decide only the payments that it chooses.
 
         Raises StateMismatch or SegmentError.
         """
         self.shard = shard
-        self._enricher = Enricher(bundle.feature_set, images=images, folder=folder, share=share)
+        self._enricher = Enricher(bundle.feature_set, images=images, folder=folder, selector=selector)
         self.engine, self.dedupe = self._enricher.engine, self._enricher.dedupe
         self.lists = _Lists()
         self.sequence = 0
@@ -128,7 +128,7 @@ class Pipeline:
 
     def run(self, batch: Batch) -> Outcomes:
         """Decide a micro-batch. Every record of it ends as exactly one row of `columns` or one entry of `rejected`."""
-        rejected_control = self._apply_control(batch.control)
+        rejected_control = self._apply_control(batch)
         records = batch.records
         enriched = self._enricher.enrich(records)
         payments, rows, fresh = enriched.payments, enriched.rows, enriched.fresh
@@ -187,11 +187,11 @@ class Pipeline:
             return np.full((len(features), len(self.bundle.challengers)), np.nan, dtype=np.float32)
         return self.bundle.shadow_margins(features)
 
-    def _apply_control(self, control: Sequence[ControlRecord]) -> list[Rejected]:
+    def _apply_control(self, batch: Batch) -> list[Rejected]:
         """Labels and lists change state; an activation is the shell's business,
         which names the bundle of each batch in the journal."""
         rejected = []
-        for i, record in enumerate(control_verdicts(control)):
+        for i, record in enumerate(control_verdicts(batch)):
             if isinstance(record, ContractError):
                 rejected.append(Rejected(i, record))
             elif isinstance(record, Label | KnownLabel):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from typing import NamedTuple
 
 import numpy as np
@@ -52,32 +52,11 @@ class ControlRecord:
 
 
 class KnownLabel(NamedTuple):
-    """What a label record comes to."""
+    """A label whose record need not be parsed."""
 
     payment_id: str
     fraud: bool
     known_at_ms: int
-
-
-class LabelRecords(Sequence[ControlRecord]):
-    """Control records that are labels of a file, most of them known without their JSON."""
-
-    @abstractmethod
-    def verdicts(self) -> Iterable[KnownLabel | ControlRecord]:
-        """Each one, as it is or as the record that has to be parsed."""
-
-
-def control_verdicts(control: Sequence[ControlRecord]) -> Iterator[Control | KnownLabel | ContractError]:
-    """What each control record says, or why it is refused, in order."""
-    source: Iterable[KnownLabel | ControlRecord] = control.verdicts() if isinstance(control, LabelRecords) else control
-    for record in source:
-        if isinstance(record, KnownLabel):
-            yield record
-            continue
-        try:
-            yield parse_control(record.value)
-        except ContractError as error:
-            yield error
 
 
 @dataclass(frozen=True)
@@ -85,6 +64,8 @@ class Batch:
     """What one micro-batch consumes: records, control records that apply before them, and the positions they move.
 
     `degraded`: decide without the model, because a deadline is near. A clock's choice, so it comes in as data.
+    `known_labels`: of each control record the label that it is known to hold, so that it need not be parsed, or None;
+    empty when nothing is known.
     """
 
     records: Records
@@ -92,6 +73,20 @@ class Batch:
     control: Sequence[ControlRecord]
     control_range: ControlRange
     degraded: bool = False
+    known_labels: Sequence[KnownLabel | None] = ()
+
+
+def control_verdicts(batch: Batch) -> Iterator[Control | KnownLabel | ContractError]:
+    """What each control record of the batch says, or why it is refused, in order."""
+    known: Iterable[KnownLabel | None] = batch.known_labels or repeat(None, len(batch.control))
+    for i, label in enumerate(known):
+        if label is not None:
+            yield label
+            continue
+        try:
+            yield parse_control(batch.control[i].value)
+        except ContractError as error:
+            yield error
 
 
 @dataclass(frozen=True)

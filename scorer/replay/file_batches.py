@@ -58,11 +58,13 @@ def chained(blocks: Iterable[DecodedBlock]) -> Iterator[LabelledBatch]:
             # Without a broker there is no clock to hold event times against.
             timestamp_ms=np.full(n, 1 << 62, np.int64),
         )
+        known = labels.numbered(control).known() if isinstance(labels, FileLabels) else []
         batch = Batch(
             records,
             (InputRange(partition=0, start=offset, end=offset + n),),
-            labels.numbered(control) if isinstance(labels, FileLabels) else labels,
+            labels,
             ControlRange(start=control, end=control + len(labels)),
+            known_labels=known,
         )
         yield LabelledBatch(batch, block.label, block.label_known_at_ms)
         offset += n

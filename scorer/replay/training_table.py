@@ -51,7 +51,7 @@ def training_table(
         tuple[list[str], npt.NDArray[np.int64], npt.NDArray[np.float32], npt.NDArray[np.int8], npt.NDArray[np.int64]]
     ] = []
     for labelled in batches:
-        for verdict in control_verdicts(labelled.batch.control):
+        for verdict in control_verdicts(labelled.batch):
             if isinstance(verdict, ContractError):
                 report.labels_invalid += 1
             elif isinstance(verdict, Label | KnownLabel):
