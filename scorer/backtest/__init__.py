@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from scorer.backtest.decided import BacktestError, Decided
+from scorer.backtest.decided_payments import BacktestError, Decided
 from scorer.backtest.measurement import Backtest, backtest
-from scorer.backtest.page import write_page
-from scorer.backtest.whatif import WhatIf, what_if
+from scorer.backtest.policy_trial import WhatIf, what_if
+from scorer.backtest.report_page import write_page
 
 __all__ = ["Backtest", "BacktestError", "Decided", "WhatIf", "backtest", "what_if", "write_page"]

@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from scorer.backtest import figures
-from scorer.backtest.decided import DAY_MS, BacktestError, Decided
-from scorer.train.ranking import card_precision
+from scorer.backtest import backtest_figures as figures
+from scorer.backtest.decided_payments import DAY_MS, BacktestError, Decided
+from scorer.training.ranking import card_precision
 
 REFERENCE_ROWS_MAX = 200_000
 

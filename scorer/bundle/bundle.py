@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from features.feature_set import FeatureSet, FeatureSetError
 from scorer.bundle.bundle_errors import BundleContentError, BundleGateError, BundleManifestError, BundleMismatchError
-from scorer.bundle.folder import checked, listing, read, write_folder
+from scorer.bundle.bundle_folder import checked, listing, read, write_folder
 from scorer.bundle.manifest import (
     FEATURE_SET,
     FORMAT_VERSION,

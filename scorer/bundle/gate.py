@@ -16,7 +16,7 @@ import treelite
 
 from scorer.bundle.bundle import Bundle
 from scorer.bundle.bundle_errors import BundleError
-from scorer.bundle.folder import checked
+from scorer.bundle.bundle_folder import checked
 from scorer.model import CompiledModel, ModelError
 from scorer.model.calibrate import Calibration
 from scorer.model.checkpoint import is_checkpoint

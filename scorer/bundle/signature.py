@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from scorer.bundle.bundle_errors import BundleSignatureError
-from scorer.bundle.folder import listing, read, sync_folder
+from scorer.bundle.bundle_folder import listing, read, sync_folder
 from scorer.bundle.manifest import MANIFEST, SIGNATURE
 from scorer.errors import UsageError
 

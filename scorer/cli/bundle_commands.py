@@ -254,7 +254,7 @@ def export(
 
     Example: fraud-scorer bundle export bundles/cards --format c --output fraud.c
     """
-    from scorer.compress.export import to_c, to_python  # noqa: PLC0415 - code generation is seldom wanted
+    from scorer.compress.source_export import to_c, to_python  # noqa: PLC0415 - code generation is seldom wanted
 
     bundle = Bundle.load(folder)
     text = to_c(bundle) if language == "c" else to_python(bundle)

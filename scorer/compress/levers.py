@@ -9,18 +9,18 @@ from typing import Any
 import numpy as np
 
 from scorer.bundle import Bundle, Calibration, write_bundle
-from scorer.bundle.folder import checked
+from scorer.bundle.bundle_folder import checked
 from scorer.bundle.manifest import FEATURE_SET, POLICY
-from scorer.compress import leaves
-from scorer.compress.distil import distil
-from scorer.compress.measure import Measure, measure, seconds
-from scorer.compress.rewrite import xgboost_bytes
+from scorer.compress import tree_levers
+from scorer.compress.distillation import distil
+from scorer.compress.model_figures import Measure, measure, seconds
+from scorer.compress.rewritten_model import xgboost_bytes
 from scorer.errors import PromiseBroken, UsageError
 from scorer.model import CompiledModel
 from scorer.model.calibrate import fit_platt
 from scorer.model.early import EarlyExit
 from scorer.model.table import Table
-from scorer.train import average_precision, import_xgboost, threshold_for_share, versions
+from scorer.training import average_precision, import_xgboost, threshold_for_share, versions
 
 _GOLDEN_ROWS = 256
 ROWS_MIN, FRAUDS_MIN = 200, 5
@@ -44,7 +44,7 @@ class Compiled:
 def quantise(path: Path, output: Path, X: np.ndarray, truth: np.ndarray, *, bits: int, created_at: str) -> Compiled:
     """Leaves on a grid of `bits` bits. The calibration stays. Raises UsageError or BundleError."""
     bundle, source = _open(path, X, truth)
-    table = leaves.quantise_leaves(bundle.model.table, bits)
+    table = tree_levers.quantise_leaves(bundle.model.table, bits)
     data = xgboost_bytes(source, table)
     return _finish(
         bundle,
@@ -82,8 +82,8 @@ def prune(
 
     full = bundle.model.table
     least = quality(full) - loss
-    short = leaves.truncate(full, quality, least)
-    table = leaves.merge_leaves(short, quality, least)
+    short = tree_levers.truncate(full, quality, least)
+    table = tree_levers.merge_leaves(short, quality, least)
     data = xgboost_bytes(source, table)
     # What was left out moved all margins: the line from margin to probability is drawn anew.
     curve = fit_platt(CompiledModel(table).margins(here), there.astype(np.float64))

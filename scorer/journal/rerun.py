@@ -9,7 +9,7 @@ from schemas.control import Activate, parse_control
 from schemas.errors import ContractError
 from schemas.journal import JournalRecord
 from scorer.bundle import Bundle
-from scorer.bundle.fetch import load_bundle
+from scorer.bundle.bundle_location import load_bundle
 from scorer.errors import PromiseBroken, UsageError
 from scorer.pipeline import Outcomes, Pipeline
 from scorer.pipeline.records import Batch, ControlRecord

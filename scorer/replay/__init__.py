@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from scorer.replay.file_batches import BATCH_ROWS, LabelledBatch, chained, file_batches
 from scorer.replay.file_replay import replay_file
-from scorer.replay.output import (
+from scorer.replay.process_shares import replay_shares
+from scorer.replay.replay_output import (
     KEPT_FIELDS,
     Open,
     Output,
@@ -20,8 +21,7 @@ from scorer.replay.output import (
     feature_column,
     part_files,
 )
-from scorer.replay.process_shares import replay_shares
-from scorer.replay.report import Progress, Report
+from scorer.replay.replay_report import Progress, Report
 from scorer.replay.topic_replay import replay_topic
 from scorer.replay.trail_replay import replay_audit
 from scorer.replay.training_table import TrainingTable, training_table, write_training_table

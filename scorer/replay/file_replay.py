@@ -9,8 +9,8 @@ from scorer.files.file_reader import row_count
 from scorer.files.mapping import Mapping
 from scorer.pipeline import Pipeline
 from scorer.replay.file_batches import file_batches
-from scorer.replay.output import Open, Window, decision_schema, decision_table, opened
-from scorer.replay.report import Progress, Report
+from scorer.replay.replay_output import Open, Window, decision_schema, decision_table, opened
+from scorer.replay.replay_report import Progress, Report
 
 
 def replay_file(

@@ -36,8 +36,8 @@ from scorer.pipeline.dedupe import Dedupe
 from scorer.pipeline.records import Batch
 from scorer.replay.file_batches import LabelledBatch, file_batches
 from scorer.replay.file_replay import described
-from scorer.replay.output import Open, Window, decision_schema, decision_table, opened
-from scorer.replay.report import Progress, Report
+from scorer.replay.replay_output import Open, Window, decision_schema, decision_table, opened
+from scorer.replay.replay_report import Progress, Report
 
 PROCESSES_MAX = 256
 _JOIN_S = 10.0

@@ -11,8 +11,8 @@ from scorer.errors import FraudScorerError, UsageError
 from scorer.journal import journal_reader
 from scorer.journal.rerun import Bundles, rerun
 from scorer.pipeline import Pipeline
-from scorer.replay.output import ALL, Open, Window, decision_schema, decision_table, opened
-from scorer.replay.report import Progress, Report
+from scorer.replay.replay_output import ALL, Open, Window, decision_schema, decision_table, opened
+from scorer.replay.replay_report import Progress, Report
 from scorer.runtime.settings import Settings
 
 

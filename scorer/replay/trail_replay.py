@@ -27,8 +27,8 @@ from scorer.bundle import Bundle
 from scorer.errors import FraudScorerError, UsageError
 from scorer.pipeline import explained
 from scorer.policy import APPROVE, LATE_REASON, PolicyRunner
-from scorer.replay.output import ALL, Open, Window, decided_table, decision_schema, opened
-from scorer.replay.report import Progress, Report
+from scorer.replay.replay_output import ALL, Open, Window, decided_table, decision_schema, opened
+from scorer.replay.replay_report import Progress, Report
 from scorer.trail.copy_decode import Lists, Rows, Texts, read_rows
 from scorer.trail.tables import connect_text
 

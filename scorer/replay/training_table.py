@@ -18,7 +18,7 @@ from scorer.errors import UsageError
 from scorer.pipeline.enrichment import Enricher
 from scorer.pipeline.records import KnownLabel, control_verdicts
 from scorer.replay.file_batches import LabelledBatch
-from scorer.replay.report import Progress, Report
+from scorer.replay.replay_report import Progress, Report
 
 
 @dataclass(frozen=True)

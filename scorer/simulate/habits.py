@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from scorer.simulate.payment_rows import DAY_MS, HOUR_MS
 from scorer.simulate.population import Population
 from scorer.simulate.randomness import FloatArray, IntArray, Part, generator
-from scorer.simulate.rows import DAY_MS, HOUR_MS
 
 # Share of customers who set out on a journey in a week, and of those who leave their country.
 JOURNEY_SHARE = 0.06

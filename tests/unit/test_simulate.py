@@ -18,10 +18,10 @@ from schemas.control import parse_control
 from schemas.decode import decode_payments
 from schemas.label import Label
 from scorer.simulate import DueLabels, FraudKind, SimulatedBatch, World
-from scorer.simulate.batch import NUMBER_FIELDS, TEXT_FIELDS
 from scorer.simulate.catalogue import Channel
 from scorer.simulate.population import CUSTOMERS_MIN
 from scorer.simulate.randomness import Pool, positions_within, running_sum_within, scramble48
+from scorer.simulate.simulated_batch import NUMBER_FIELDS, TEXT_FIELDS
 
 START_MS = 1_767_225_600_000  # 2026-01-01
 HOUR_MS, DAY_MS = 3_600_000, 86_400_000

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from scorer.simulate.frauds.parts import a_card, local_time_ms, shop_rows
-from scorer.simulate.genuine import CLOSE_H, OPEN_H, usual_amounts
-from scorer.simulate.kinds import FraudKind
+from scorer.simulate.fraud_kinds import FraudKind
+from scorer.simulate.frauds.fraud_rows import a_card, local_time_ms, shop_rows
+from scorer.simulate.genuine_payments import CLOSE_H, OPEN_H, usual_amounts
+from scorer.simulate.payment_rows import DAY_MS, Rows
 from scorer.simulate.population import SHOPS_FAVOURITE, Population
 from scorer.simulate.randomness import positions_within
-from scorer.simulate.rows import DAY_MS, Rows
 
 DAYS_MAX = 16
 VICTIMS_MIN, VICTIMS_MAX = 20, 40

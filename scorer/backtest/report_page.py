@@ -13,8 +13,8 @@ from typing import Any
 from scorer.backtest.measurement import Backtest
 
 CHANGES_SHOWN_MAX = 2_000
-_SCRIPT = Path(__file__).with_name("page.js")
-_STYLE = Path(__file__).with_name("page.css")
+_SCRIPT = Path(__file__).with_name("report_page.js")
+_STYLE = Path(__file__).with_name("report_page.css")
 
 
 def write_page(result: Backtest, path: Path, title: str) -> None:

@@ -1,4 +1,4 @@
-"""What each feature is worth: for people who decide which ones to keep.
+"""The feature selection report: what each feature is worth, for people who decide which ones to keep.
 
 gain        its share of all loss that splits took away in training
 loss        how much average precision on validation falls when its values are shuffled among payments
@@ -14,11 +14,11 @@ from typing import Literal
 import numpy as np
 
 from scorer.model import CompiledModel
-from scorer.train.ranking import average_precision
+from scorer.training.ranking import average_precision
 
 _SHUFFLED_GENUINE_MAX = 40_000
 _EXPLAINED_MAX = 2_000
-# A shuffle that changes less than this says nothing: two seeds of one recipe differ by .002.
+# A shuffle that changes less than this is noise: two seeds of one recipe differ by .002.
 _NO_EFFECT = 1e-4
 
 Verdict = Literal["empty", "constant", "unused", "no effect", "carries"]
@@ -40,31 +40,24 @@ class FeatureWorth:
     verdict: Verdict
 
 
+@dataclass(frozen=True)
+class TrainingPartFigures:
+    """What is known of the k features from training: gain by name (those that split), the average precision that each
+    reaches alone, float64 [k], and which are NaN in every row, bool [k]."""
+
+    gain: dict[str, float]
+    alone: np.ndarray
+    empty: np.ndarray
+
+
 def worth(
-    model: CompiledModel,
-    names: list[str],
-    gain: dict[str, float],
-    alone: np.ndarray,
-    empty: np.ndarray,
-    X: np.ndarray,
-    fraud: np.ndarray,
-    seed: int,
+    model: CompiledModel, names: list[str], known: TrainingPartFigures, X: np.ndarray, fraud: np.ndarray, seed: int
 ) -> list[FeatureWorth]:
-    """The report, by falling loss, then gain. X float32 [n, k] and fraud bool [n] are validation rows; `alone` float64
-    [k] and `empty` bool [k] come from the training part."""
+    """The report, by falling loss, then gain. X float32 [n, k] and fraud bool [n] are validation rows."""
+    gain = known.gain
     rng = np.random.default_rng(seed)
     frauds, genuine = np.flatnonzero(fraud), np.flatnonzero(~fraud)
-    few = rng.choice(genuine, min(len(genuine), _SHUFFLED_GENUINE_MAX), replace=False)
-    rows = np.sort(np.concatenate([frauds, few]))
-    sample, truth = np.ascontiguousarray(X[rows]), fraud[rows]
-    base = average_precision(truth, model.margins(sample))
-    loss = np.zeros(len(names))
-    for column, name in enumerate(names):
-        if gain.get(name, 0.0) > 0.0:
-            kept = sample[:, column].copy()
-            sample[:, column] = rng.permutation(kept)
-            loss[column] = base - average_precision(truth, model.margins(sample))
-            sample[:, column] = kept
+    loss = _shuffle_losses(model, names, gain, X, fraud, rng)
     impact, direction = _contributions(model, X, frauds, genuine, rng)
     total = sum(gain.values()) or 1.0
     constant = np.array([_constant(X[:, column]) for column in range(len(names))])
@@ -76,13 +69,37 @@ def worth(
             loss=float(loss[i]),
             impact=float(impact[i]),
             direction=None if np.isnan(direction[i]) else float(direction[i]),
-            alone=float(alone[i]),
+            alone=float(known.alone[i]),
             missing=float(missing[i]),
-            verdict=_verdict(bool(empty[i]), bool(constant[i]), gain.get(name, 0.0), float(loss[i])),
+            verdict=_verdict(bool(known.empty[i]), bool(constant[i]), gain.get(name, 0.0), float(loss[i])),
         )
         for i, name in enumerate(names)
     ]
     return sorted(rows_of_report, key=lambda row: (-row.loss, -row.gain, row.name))
+
+
+def _shuffle_losses(
+    model: CompiledModel,
+    names: list[str],
+    gain: dict[str, float],
+    X: np.ndarray,
+    fraud: np.ndarray,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """Average precision lost when a feature's values are shuffled, float64 [k]; 0 where no split uses the feature."""
+    genuine = np.flatnonzero(~fraud)
+    few = rng.choice(genuine, min(len(genuine), _SHUFFLED_GENUINE_MAX), replace=False)
+    rows = np.sort(np.concatenate([np.flatnonzero(fraud), few]))
+    sample, truth = np.ascontiguousarray(X[rows]), fraud[rows]
+    base = average_precision(truth, model.margins(sample))
+    loss = np.zeros(len(names))
+    for column, name in enumerate(names):
+        if gain.get(name, 0.0) > 0.0:
+            kept = sample[:, column].copy()
+            sample[:, column] = rng.permutation(kept)
+            loss[column] = base - average_precision(truth, model.margins(sample))
+            sample[:, column] = kept
+    return loss
 
 
 def _constant(values: np.ndarray) -> bool:
@@ -101,6 +118,7 @@ def _verdict(empty: bool, constant: bool, gain: float, loss: float) -> Verdict:
 def _contributions(
     model: CompiledModel, X: np.ndarray, frauds: np.ndarray, genuine: np.ndarray, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
+    """Mean size of each feature's contribution and its correlation with the value (NaN: none), both float64 [k]."""
     each = min(len(frauds), len(genuine), _EXPLAINED_MAX // 2)
     rows = np.sort(np.concatenate([rng.choice(part, each, replace=False) for part in (frauds, genuine)]))
     values = np.ascontiguousarray(X[rows])

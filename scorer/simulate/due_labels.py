@@ -9,10 +9,10 @@ import heapq
 import numpy as np
 import numpy.typing as npt
 
-from scorer.simulate.batch import SimulatedBatch
-from scorer.simulate.kinds import CONFIRMED_SHARE, FALSE_REPORT_SHARE, REPORT_DAYS_MAX, REPORTS
+from scorer.simulate.fraud_kinds import CONFIRMED_SHARE, FALSE_REPORT_SHARE, REPORT_DAYS_MAX, REPORTS
+from scorer.simulate.payment_rows import DAY_MS, HOUR_MS
 from scorer.simulate.randomness import IntArray
-from scorer.simulate.rows import DAY_MS, HOUR_MS
+from scorer.simulate.simulated_batch import SimulatedBatch
 
 _MEDIAN_H = np.array([report.median_h for report in REPORTS.values()])
 _SPREAD = np.array([report.spread for report in REPORTS.values()])

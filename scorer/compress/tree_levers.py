@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from scorer.compress.rewrite import first_trees
+from scorer.compress.rewritten_model import first_trees
 from scorer.errors import UsageError
 from scorer.model.table import RawTree, Table, join, lower_tree
 

@@ -1,4 +1,4 @@
-"""Features that probably know the label: alone they separate fraud from genuine, which nothing known in time does."""
+"""Features suspected of leakage: alone they separate fraud from genuine, which nothing known in time does."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Collection
 
 import numpy as np
 
-from scorer.train.ranking import average_precision
-from scorer.train.train_errors import LeakageError
+from scorer.training.ranking import average_precision
+from scorer.training.training_errors import LeakageError
 
 # The best honest feature measured so far (terminal fraud rate, handbook data) reaches .45 alone.
 SUSPECT_PRECISION = 0.97
-# Not refused, but told: no feature of either data set tried so far comes near.
+# Not refused, but a warning: no honest feature measured so far comes near.
 DOUBTFUL_PRECISION = 0.7
 _GENUINE_MAX = 50_000
 
@@ -54,9 +54,9 @@ def refuse_leakage(alone: np.ndarray, names: list[str], accepted: Collection[str
         if value >= SUSPECT_PRECISION and name not in accepted
     ]
     if suspects:
-        said = ", ".join(f"{name} (average precision {value:.3f} alone)" for name, value in suspects)
+        listed = ", ".join(f"{name} (average precision {value:.3f} alone)" for name, value in suspects)
         raise LeakageError(
-            f"suspected leakage: {said}. A feature that alone tells fraud from genuine usually comes from the label or "
-            "from what was done about it. Take it out of the feature set; if it is honestly known before the decision, "
+            f"suspected leakage: {listed}. A feature that alone separates fraud from genuine usually comes from the "
+            "label or from what was done about it. Remove it from the feature set; if it is known before the decision, "
             f"accept it with --accept {suspects[0][0]}"
         )

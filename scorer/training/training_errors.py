@@ -1,7 +1,7 @@
-"""Why no bundle came of a training.
+"""Why training wrote no bundle.
 
 TrainError                      (FraudScorerError)
-├── LeakageError                a feature alone separates fraud from genuine: it probably knows the label
+├── LeakageError                a feature alone separates fraud from genuine: it is probably made of the label
 └── GateError                   the compiled model and xgboost disagree on a row; no bundle was written
 """
 
@@ -15,7 +15,7 @@ class TrainError(FraudScorerError):
 
 
 class LeakageError(TrainError):
-    """A feature tells the label by itself."""
+    """A feature separates fraud from genuine by itself."""
 
 
 class GateError(TrainError):

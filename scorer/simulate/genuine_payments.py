@@ -9,9 +9,9 @@ import numpy.typing as npt
 
 from scorer.simulate.catalogue import CATEGORIES, Channel
 from scorer.simulate.habits import Journeys, day_factor, hour_at, is_weekend, share_until
+from scorer.simulate.payment_rows import DAY_MS, GUEST_DEVICE, HOUR_MS, IP_BITS, Rows
 from scorer.simulate.population import FAVOURITE_SHARE, ONLINE_FAVOURITE, SHOPS_FAVOURITE, Population
 from scorer.simulate.randomness import FloatArray, IntArray, positions_within
-from scorer.simulate.rows import DAY_MS, GUEST_DEVICE, HOUR_MS, IP_BITS, Rows
 
 DAY_TRIP_SHARE = 0.012  # a shop visit in another city of the country, without a journey
 MAIN_CARD_SHARE = 0.85

@@ -2,7 +2,7 @@
 
     ───── training, labels known by the border ─────┤ gap ├──── validation ────┤ as_of: labels known later are unknown
 
-A model trained at the border could have known no more than the training part.
+A model trained on the border's day could not have known more than the training part.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scorer.train.train_errors import TrainError
+from scorer.training.training_errors import TrainError
+from scorer.training.training_settings import TrainingRows, TrainingSettings
 
-# Fewer rows or frauds than these cannot stop a model early, let alone measure it.
+# With fewer rows or frauds early stopping and the figures mean nothing.
 TRAIN_ROWS_MIN, VALIDATION_ROWS_MIN, FRAUDS_MIN = 100, 50, 5
 
 
@@ -29,19 +30,12 @@ class Split:
     rows_in_gap: int
 
 
-def split_in_time(
-    label: np.ndarray,
-    event_time_ms: np.ndarray,
-    label_known_at_ms: np.ndarray,
-    *,
-    validation_share: float,
-    label_gap_ms: int,
-    as_of_ms: int | None,
-) -> Split:
-    """Split n rows. Labels that became known after `as_of_ms` count as unknown. Raises TrainError."""
+def split_in_time(rows: TrainingRows, settings: TrainingSettings) -> Split:
+    """Split the rows of known label. Raises TrainError."""
+    label, known_at = rows.label, rows.label_known_at_ms
     usable = label >= 0
-    if as_of_ms is not None:
-        usable &= label_known_at_ms <= as_of_ms
+    if settings.as_of_ms is not None:
+        usable &= known_at <= settings.as_of_ms
     known = np.flatnonzero(usable)
     if not len(known):
         later = int((label >= 0).sum())
@@ -51,10 +45,10 @@ def split_in_time(
             if later
             else "no row has a known label; give a file with labels, or wait until labels are known"
         )
-    times = event_time_ms[known]
+    times = rows.event_time_ms[known]
     # Rows of one time stay on one side.
-    border = int(np.sort(times)[min(int(len(known) * (1.0 - validation_share)), len(known) - 1)])
-    in_train = (times < border - label_gap_ms) & (label_known_at_ms[known] <= border)
+    border = int(np.sort(times)[min(int(len(known) * (1.0 - settings.validation_share)), len(known) - 1)])
+    in_train = (times < border - settings.label_gap_ms) & (known_at[known] <= border)
     in_validation = times >= border
     split = Split(
         train=known[in_train],
@@ -68,28 +62,9 @@ def split_in_time(
     return split
 
 
-def check_columns(
-    X: np.ndarray, label: np.ndarray, event_time_ms: np.ndarray, label_known_at_ms: np.ndarray, names: list[str]
-) -> None:
-    """Raise TrainError where shapes, dtypes or label values are not what training takes."""
-    if X.ndim != 2 or X.dtype != np.float32:
-        raise TrainError(f"X is {X.dtype} with {X.ndim} dimensions, wanted float32 with 2")
-    if X.shape[1] != len(names):
-        raise TrainError(f"X has {X.shape[1]} columns, the feature set names {len(names)} features")
-    for column, values, dtype in (
-        ("label", label, np.int8),
-        ("event_time_ms", event_time_ms, np.int64),
-        ("label_known_at_ms", label_known_at_ms, np.int64),
-    ):
-        if values.shape != (len(X),) or values.dtype != dtype:
-            raise TrainError(f"{column} is {values.dtype} {values.shape}, wanted {np.dtype(dtype)} ({len(X)},)")
-    if len(label) and (label.min() < -1 or label.max() > 1):
-        raise TrainError("label holds values other than 1 (fraud), 0 (genuine) and -1 (unknown)")
-
-
-def refuse_infinite(rows: np.ndarray, names: list[str]) -> None:
+def refuse_infinite(X: np.ndarray, names: list[str]) -> None:
     """Raise TrainError naming a feature that is infinite somewhere."""
-    column = np.flatnonzero(np.isinf(rows).any(axis=0))
+    column = np.flatnonzero(np.isinf(X).any(axis=0))
     if len(column):
         raise TrainError(f"the feature {names[column[0]]!r} is infinite in some row; features are finite or NaN")
 
@@ -112,4 +87,4 @@ def _check_parts(label: np.ndarray, split: Split) -> None:
                 "give a longer time range"
             )
         if frauds == rows:
-            raise TrainError(f"the {part} part has no genuine payment in {rows} rows; one class cannot be told apart")
+            raise TrainError(f"the {part} part has no genuine payment in {rows} rows; a model needs both classes")

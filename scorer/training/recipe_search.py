@@ -10,10 +10,9 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from features.feature_set import FeatureSet
-from scorer.train.boost import Data, Matrices, Recipe, boost
+from scorer.training.boosting import Boosting, Data, Matrices, Recipe, boost
 
-# A trial sees at most this many genuine payments a fraud: they say little more about which recipe is best, and cost.
+# Genuine payments per fraud in a trial, at most: more of them cost time and hardly change which recipe is best.
 TRIAL_GENUINE_PER_FRAUD = 12
 TRIAL_ROUNDS_MAX = 300
 
@@ -31,45 +30,25 @@ class Trial:
 
 
 def search(
-    xgboost: Any,
-    optuna: Any,
-    feature_set: FeatureSet,
-    data: Data,
-    *,
-    trials: int,
-    seed: int,
-    threads: int,
-    progress: TrialProgress | None = None,
+    boosting: Boosting, optuna: Any, data: Data, *, trials: int, progress: TrialProgress | None = None
 ) -> list[Trial]:
     """All trials in their order, the default recipe first."""
-    matrices = Matrices(
-        xgboost,
-        data,
-        feature_set.names,
-        Recipe(),
-        genuine_per_fraud=TRIAL_GENUINE_PER_FRAUD,
-        seed=seed,
-        threads=threads,
-    )
+    matrices = Matrices(boosting, data, Recipe(), genuine_per_fraud=TRIAL_GENUINE_PER_FRAUD)
+    imbalance = int((~data.fraud).sum()) / max(1, int(data.fraud.sum()))
     done: list[Trial] = []
 
     def judge(trial: Any) -> float:
-        recipe = _propose(trial, int((~data.fraud).sum()) / max(1, int(data.fraud.sum())))
+        recipe = _propose(trial, imbalance)
         matrices.weigh(recipe.fraud_weight)
-        booster, precision = boost(
-            xgboost,
-            matrices,
-            recipe.parameters(feature_set, data.fraud, seed=seed, threads=threads),
-            rounds_max=TRIAL_ROUNDS_MAX,
-            progress=None,
-        )
+        parameters = boosting.parameters(recipe, data.fraud)
+        booster, precision = boost(boosting, matrices, parameters, rounds_max=TRIAL_ROUNDS_MAX, progress=None)
         done.append(Trial(recipe, precision, booster.num_boosted_rounds()))
         if progress is not None:
             progress(len(done), trials, max(item.average_precision for item in done))
         return precision
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=seed))
+    study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=boosting.seed))
     default = asdict(Recipe())
     del default["max_bin"], default["genuine_per_fraud"]
     study.enqueue_trial(default)

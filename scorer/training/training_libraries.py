@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 from typing import Any
 
-from scorer.train.train_errors import TrainError
+from scorer.training.training_errors import TrainError
 
 
 def import_xgboost() -> Any:

@@ -14,10 +14,10 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from schemas.decode import PaymentBatch
-from scorer.backtest.decided import BacktestError, Decided
+from scorer.backtest.decided_payments import BacktestError, Decided
 from scorer.bundle import Bundle
 from scorer.policy import FLAG, Policy, PolicyRunner
-from scorer.train.ranking import threshold_for_share
+from scorer.training.ranking import threshold_for_share
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ import numpy as np
 import numpy.typing as npt
 
 from scorer.simulate.catalogue import Channel
-from scorer.simulate.genuine import terminals
-from scorer.simulate.kinds import FraudKind
+from scorer.simulate.fraud_kinds import FraudKind
+from scorer.simulate.genuine_payments import terminals
+from scorer.simulate.payment_rows import HOUR_MS, IP_BITS, THIEF_DEVICE, Rows
 from scorer.simulate.population import Population
 from scorer.simulate.randomness import FloatArray, IntArray
-from scorer.simulate.rows import HOUR_MS, IP_BITS, THIEF_DEVICE, Rows
 
 # A thief seldom passes strong authentication; where it happens, the customer was talked into it.
 THIEF_3DS_SHARE = 0.25

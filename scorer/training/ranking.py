@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from scorer.train.train_errors import TrainError
+from scorer.training.training_errors import TrainError
 
 
 def average_precision(truth: np.ndarray, scores: np.ndarray) -> float:

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from schemas.currencies import CURRENCY_EXPONENT
 from scorer.errors import FraudScorerError
-from scorer.replay.output import part_files
+from scorer.replay.replay_output import part_files
 
 DAY_MS = 86_400_000
 SEGMENT_FIELDS = ("channel", "country", "mcc")

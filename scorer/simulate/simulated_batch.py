@@ -8,11 +8,11 @@ import numpy as np
 import numpy.typing as npt
 
 from scorer.simulate.catalogue import CATEGORIES, Channel
+from scorer.simulate.fraud_kinds import FraudKind
 from scorer.simulate.geography import EUR_PER_UNIT
-from scorer.simulate.kinds import FraudKind
+from scorer.simulate.payment_rows import Rows
 from scorer.simulate.population import Population
 from scorer.simulate.randomness import FloatArray, IntArray, scramble48
-from scorer.simulate.rows import Rows
 
 # Names of the payment contract, in its order.
 TEXT_FIELDS = (

@@ -12,7 +12,7 @@ import numpy as np
 
 from scorer.bundle import Calibration
 from scorer.model import CompiledModel
-from scorer.train import area_under_roc, average_precision
+from scorer.training import area_under_roc, average_precision
 
 _BATCH, _TURNS = 4_096, 15
 

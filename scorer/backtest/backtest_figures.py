@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from scorer.train.ranking import area_under_roc, average_precision, card_precision
+from scorer.training.ranking import area_under_roc, average_precision, card_precision
 
 FALSE_POSITIVE_RATES = (0.001, 0.005, 0.01)
 Floats = npt.NDArray[np.float64]
