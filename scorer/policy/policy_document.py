@@ -1,4 +1,4 @@
-"""The policy: from margins and features to decisions and reason codes, as data.
+"""The policy document: what decides besides the score, as data.
 
 Precedence, first that applies: a list or rule that flags; a list or rule that approves; the score threshold. Lists and
 rules give their own reason; a payment flagged by its score gets the reason groups that pushed the margin up most.
@@ -15,9 +15,7 @@ rules give their own reason; a payment flagged by its score gets the reason grou
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -28,16 +26,13 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from features.feature_set import Name
 from features.filters import KEY_FIELDS
 from features.yaml_model import read_yaml_model
-from schemas.decode import PaymentBatch
 from scorer.errors import UsageError
 
-APPROVE, FLAG = 0, 1
-# Given when no reason group explains a flagged score: the model's margin is above the threshold, and no group pushed it
-# up.
+# Reason of a flagged score when no reason group raised the margin.
 SCORE_REASON = "MODEL_SCORE"
 LATE_REASON = "LATE"
-# Given to a payment that was flagged though the deadline left no time for the model: by the policy; with SCORE_REASON
-# before it, by the bundle's student.
+# Reason of a payment that was flagged without the model because of a deadline: by the policy; with SCORE_REASON before
+# it, by the bundle's student.
 DEGRADED_REASON = "DEGRADED"
 
 Code = Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_]{0,47}$")]
@@ -52,9 +47,7 @@ class _Strict(BaseModel):
 
 
 class FlagBy(_Strict):
-    """What flags a payment when no list or rule decides: a probability, or the share of payments that people can look
-    at.
-    """
+    """What flags a payment when no list or rule decides: a probability, or a share of the payments."""
 
     score: float | None = Field(None, gt=0, lt=1)
     share: float | None = Field(None, gt=0, lt=1)
@@ -83,9 +76,7 @@ class FeatureCondition(_Strict):
         return self
 
     def holds(self, values: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
-        """Which of `values` satisfy all bounds given; compared as float64, so that 0.1 in YAML means the same
-        everywhere.
-        """
+        """Which of `values` satisfy all bounds given; compared as float64, so that 0.1 in YAML is one number."""
         exact = values.astype(np.float64)
         result = ~np.isnan(exact)
         for bound, compare in (
@@ -120,7 +111,7 @@ class ListRule(_Strict):
 
 
 class ReasonGroup(_Strict):
-    """Features that people would name with one sentence."""
+    """Features that share one reason code and sentence."""
 
     code: Code
     sentence: str = Field(min_length=1, max_length=200)
@@ -128,15 +119,15 @@ class ReasonGroup(_Strict):
 
 
 class Degraded(_Strict):
-    """What happens to a payment whose deadline leaves no time for the model: lists and rules, then the bundle's
-    student; without one `otherwise`.
+    """What decides a payment whose deadline leaves no time for the model: lists and rules, then the bundle's student;
+    without one `otherwise`.
     """
 
     otherwise: Literal["approve", "flag"] = "approve"
 
 
 class Policy(_Strict):
-    """The whole policy. It knows feature names; `check` holds it against a feature set."""
+    """The whole policy. It names features; `check` compares those with a feature set's."""
 
     name: Name
     flag: FlagBy
@@ -159,7 +150,7 @@ class Policy(_Strict):
         grouped = [feature for group in self.reasons for feature in group.features]
         twice = {name for name in grouped if grouped.count(name) > 1}
         if twice:
-            raise ValueError(f"the feature {min(twice)!r} stands in two reason groups")
+            raise ValueError(f"the feature {min(twice)!r} is in two reason groups")
         return self
 
     @classmethod
@@ -184,7 +175,7 @@ class Policy(_Strict):
                     raise PolicyError(f"policy {self.name}: reason {group.code} names the unknown feature {name!r}")
 
     def sentence(self, code: str) -> str:
-        """The reason in words, for people."""
+        """The reason as a sentence."""
         for group in self.reasons:
             if group.code == code:
                 return group.sentence
@@ -197,109 +188,3 @@ class Policy(_Strict):
             LATE_REASON: "The payment came too late to enter the windows.",
             DEGRADED_REASON: "The deadline left no time for the model; its student, or the policy, flags then.",
         }.get(code, code)
-
-
-@dataclass(frozen=True)
-class Verdicts:
-    """What the policy says of n payments: decision uint8 [n] (0 approve, 1 flag), reason codes and fired names per
-    payment.
-    """
-
-    decision: npt.NDArray[np.uint8]
-    reasons: list[tuple[str, ...]]
-    fired: list[tuple[str, ...]]
-    by_score: npt.NDArray[np.bool_]
-
-
-_NOTHING: tuple[str, ...] = ()
-
-
-class PolicyRunner:
-    """A policy bound to a feature set's columns, a margin threshold and the live lists."""
-
-    def __init__(self, policy: Policy, feature_names: Sequence[str], threshold_margin: float) -> None:
-        policy.check(feature_names)
-        self.policy = policy
-        self.threshold_margin = np.float32(threshold_margin)
-        self._column = {name: i for i, name in enumerate(feature_names)}
-        self._groups = [(group.code, np.array([self._column[f] for f in group.features])) for group in policy.reasons]
-
-    def decide(
-        self,
-        batch: PaymentBatch,
-        features: npt.NDArray[np.float32],
-        margins: npt.NDArray[np.float32],
-        lists: Mapping[str, AbstractSet[str]],
-    ) -> Verdicts:
-        """Decide n payments. Margins are compared, not scores: a float32 that is bit-equal everywhere.
-
-        Reasons of payments flagged by score are added later by `explain`, for those payments alone.
-        """
-        return self._decide(batch, features, margins >= self.threshold_margin, lists)
-
-    def decide_degraded(
-        self,
-        batch: PaymentBatch,
-        features: npt.NDArray[np.float32],
-        lists: Mapping[str, AbstractSet[str]],
-        by_student: npt.NDArray[np.bool_] | None = None,
-    ) -> Verdicts:
-        """Decide n payments without the model: lists and rules as always; for the rest what the student flags,
-        bool [n], or without one the policy's `degraded.otherwise`.
-        """
-        reasons: tuple[str, ...]
-        if by_student is None:
-            by_score, reasons = np.full(len(features), self.policy.degraded.otherwise == "flag"), (DEGRADED_REASON,)
-        else:
-            by_score, reasons = by_student, (SCORE_REASON, DEGRADED_REASON)
-        verdicts = self._decide(batch, features, by_score, lists)
-        for i in np.flatnonzero(verdicts.by_score).tolist():
-            verdicts.reasons[i] = (*verdicts.reasons[i], *reasons)[: self.policy.reason_count_max]
-        return verdicts
-
-    def _decide(
-        self,
-        batch: PaymentBatch,
-        features: npt.NDArray[np.float32],
-        by_score: npt.NDArray[np.bool_],
-        lists: Mapping[str, AbstractSet[str]],
-    ) -> Verdicts:
-        n = len(by_score)
-        decision = by_score.astype(np.uint8)
-        hits: list[tuple[str, str, str, npt.NDArray[np.bool_]]] = []
-        for item in self.policy.lists:
-            values = lists.get(item.name)
-            if values:
-                held = np.fromiter((v in values for v in batch.column(item.field)), np.bool_, n)
-                if held.any():
-                    hits.append((item.name, item.then, item.reason, held))
-        for rule in self.policy.rules:
-            held = np.logical_and.reduce([c.holds(features[:, self._column[c.feature]]) for c in rule.when])
-            if held.any():
-                hits.append((rule.name, rule.then, rule.reason, held))
-        reasons: list[tuple[str, ...]] = [_NOTHING] * n
-        fired: list[tuple[str, ...]] = [_NOTHING] * n
-        if not hits:
-            return Verdicts(decision, reasons, fired, by_score)
-        # Approving first, flagging over it: a flag wins.
-        for then, value in (("approve", APPROVE), ("flag", FLAG)):
-            for _, effect, _, held in hits:
-                if effect == then:
-                    decision[held] = value
-        for i in np.flatnonzero(np.logical_or.reduce([held for *_, held in hits])):
-            outcome = "flag" if decision[i] == FLAG else "approve"
-            fired[i] = tuple(name for name, _, _, held in hits if held[i])
-            codes = dict.fromkeys(reason for _, effect, reason, held in hits if held[i] and effect == outcome)
-            reasons[i] = tuple(codes)[: self.policy.reason_count_max]
-        return Verdicts(decision, reasons, fired, by_score & (decision == FLAG))
-
-    def explain(self, contributions: npt.NDArray[np.float64], before: tuple[str, ...]) -> tuple[str, ...]:
-        """Reason codes of one payment flagged by its score: `before` (lists and rules), then the groups that raise the
-        margin most.
-
-        `contributions` float64 [F + 1] are margin units, the last one the bias. Ties keep the policy's order.
-        """
-        weights = [(round(float(contributions[columns].sum()), 9), code) for code, columns in self._groups]
-        ranked = [code for weight, code in sorted(weights, key=lambda item: -item[0]) if weight > 0.0]
-        codes = tuple(dict.fromkeys((*before, *ranked)))[: self.policy.reason_count_max]
-        return codes or (SCORE_REASON,)
