@@ -16,6 +16,9 @@ from schemas.decode import PaymentBatch, decode_payments
 from schemas.errors import ContractError
 from schemas.journal import ControlRange, InputRange
 
+# The timestamp of records that no broker has stamped: no event time is later than it allows.
+NO_CLOCK_MS = 1 << 62
+
 
 @dataclass(frozen=True)
 class Records:
@@ -74,6 +77,23 @@ class Batch:
     control_range: ControlRange
     degraded: bool = False
     known_labels: Sequence[KnownLabel | None] = ()
+
+    @classmethod
+    def of_payments(cls, values: Sequence[bytes | None], *, first_offset: int = 0) -> Batch:
+        """Payments as JSON, without a broker: one partition, offsets from `first_offset` on, no control records.
+
+        Without a broker's clock no event time is too far in the future.
+        """
+        n = len(values)
+        records = Records(
+            partition=np.zeros(n, np.int32),
+            offset=np.arange(first_offset, first_offset + n, dtype=np.int64),
+            timestamp_ms=np.full(n, NO_CLOCK_MS, np.int64),
+            keys=[None] * n,
+            values=values,
+        )
+        inputs = (InputRange(partition=0, start=first_offset, end=first_offset + n),)
+        return cls(records, inputs, (), ControlRange(start=0, end=0))
 
 
 def control_verdicts(batch: Batch) -> Iterator[Control | KnownLabel | ContractError]:

@@ -14,7 +14,7 @@ from schemas.journal import ControlRange, InputRange
 from scorer.files.file_columns import DecodedBlock, FileLabels, decoded_blocks, undecoded
 from scorer.files.file_reader import read_payments, rows_before
 from scorer.files.mapping import Mapping
-from scorer.pipeline.records import Batch
+from scorer.pipeline.records import NO_CLOCK_MS, Batch
 
 BATCH_ROWS = 16_384
 
@@ -55,8 +55,7 @@ def chained(blocks: Iterable[DecodedBlock]) -> Iterator[LabelledBatch]:
             block.records,
             partition=np.zeros(n, np.int32),
             offset=np.arange(offset, offset + n, dtype=np.int64),
-            # Without a broker there is no clock to hold event times against.
-            timestamp_ms=np.full(n, 1 << 62, np.int64),
+            timestamp_ms=np.full(n, NO_CLOCK_MS, np.int64),
         )
         known = labels.numbered(control).known() if isinstance(labels, FileLabels) else []
         batch = Batch(
