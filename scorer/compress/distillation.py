@@ -1,7 +1,7 @@
-"""Distilling: a small student learns the teacher's scores, and a curve that never falls maps its margins onto them.
+"""Distillation: a small student learns the teacher's scores; a curve that never falls maps its margins onto them.
 
-For degraded mode and small devices. The student sees the teacher's calibrated probability as its label, which says more
-of a row than 0 or 1; the isotonic curve makes its score mean what the teacher's does.
+For degraded mode and small devices. The student's label is the teacher's calibrated probability, which carries more
+information than 0 or 1; the isotonic curve gives its score the meaning of the teacher's.
 """
 
 from __future__ import annotations

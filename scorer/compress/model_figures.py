@@ -1,4 +1,4 @@
-"""Size, speed and quality of a model on held-out rows: what every lever prints before and after."""
+"""Size, speed and quality of a model on held-out rows: printed before and after each lever."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ class Measure:
     nodes: int
     file_bytes: int
     deflated_bytes: int
-    """The file through zlib: what travels to a device."""
+    """The file compressed by zlib, as sent to a device."""
     table_bytes: int
-    """What scoring reads."""
+    """Memory that scoring reads."""
     batch_us: float
     """A row, in batches of 4,096 on one thread."""
     single_us: float
-    """A row alone, with the call."""
+    """A single row, including the call."""
     average_precision: float
     auc: float
     flagged: int

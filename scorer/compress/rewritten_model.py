@@ -1,6 +1,4 @@
-"""A changed table back as an xgboost model: what a lever makes is a model file like any other, and passes the same
-gate.
-"""
+"""A changed table written back as an xgboost model: a lever's result passes the same gate as any model file."""
 
 from __future__ import annotations
 
@@ -39,7 +37,7 @@ def xgboost_bytes(source: bytes, table: Table) -> bytes:
         "trees": trees,
         "cats": {"enc": [], "feature_segments": [], "sorted_idx": []},
     }
-    # Gains and attributes (best iteration, say) were those of other trees.
+    # Gains and attributes (such as the best iteration) belong to the former trees.
     kept = {key: value for key, value in learner.items() if key not in ("attributes", "gradient_booster")}
     changed = {**kept, "attributes": {}, "gradient_booster": {"model": model, "name": "gbtree"}}
     return json.dumps({**document, "learner": changed}, default=_plain, allow_nan=True).encode()
@@ -85,7 +83,7 @@ def _tree(table: Table, index: int) -> dict[str, Any]:
 
 
 def first_trees(table: Table, trees: int) -> Table:
-    """The table of the first trees alone."""
+    """The table cut to its first trees."""
     end = int(table.root[trees]) if trees < table.tree_count else len(table.left)
     names = ("feature", "threshold", "left", "right", "default_left", "value", "cover")
     cut: dict[str, Any] = {name: getattr(table, name)[:end] for name in names}

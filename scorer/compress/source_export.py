@@ -1,6 +1,6 @@
-"""`bundle export`: the model as one C99 file or one Python module that needs nothing, for devices at the edge.
+"""`bundle export`: the model as one C99 file or one Python module without dependencies, for devices at the edge.
 
-Both give the margin and the score of a CompiledModel bit for bit: floats are written in hexadecimal, additions keep
+Both give a CompiledModel's margin and score bit for bit: floats are written in hexadecimal, additions keep
 their order, and the sigmoid is the package's own, made of operations that IEEE 754 defines. C must be compiled without
 contracting a x b + c into one rounding (`-ffp-contract=off`, which the file's header says) and without -ffast-math.
 """
@@ -18,7 +18,7 @@ from scorer.model.table import IDENTITY
 
 @dataclass(frozen=True)
 class _Parts:
-    """What both languages are given."""
+    """What both languages share."""
 
     bundle: Bundle
 
@@ -58,7 +58,7 @@ def to_c(bundle: Bundle) -> str:
     leaf_place = np.cumsum(~inner) - 1
     nodes = [text if inner[i] else f"{{0, -1, {int(leaf_place[i])}}}" for i, text in enumerate(nodes)]
     leaves = [parts.number(float(value), suffix) for value in table.value[~inner]]
-    # A leaf's place may be large, whatever the features are.
+    # A leaf's place may need more bits than a feature's number.
     code_kind = "uint32_t" if wide or len(leaves) > 0xFFFF else "uint16_t"
     lines = [
         "/*",

@@ -1,4 +1,4 @@
-"""Levers on the trees themselves: leaves on a coarse grid, trees left out at the end, sibling leaves made one."""
+"""Levers on the trees: leaves rounded to a coarse grid, last trees left out, sibling leaves merged."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def quantise_leaves(table: Table, bits: int) -> Table:
     The step is a power of two: sums of such leaves are exact in float32 (2^24 steps), whatever the order of additions.
     """
     if not 2 <= bits <= 16:
-        raise UsageError(f"--bits {bits}: a leaf of 2 to 16 bits can be made")
+        raise UsageError(f"--bits {bits}: wanted 2 to 16")
     largest = float(np.abs(table.value).max()) if len(table.value) else 0.0
     if largest == 0.0:
         return table
@@ -40,8 +40,7 @@ def truncate(table: Table, quality: Callable[[Table], float], least: float) -> T
 
 
 def merge_leaves(table: Table, quality: Callable[[Table], float], least: float, steps: int = 8) -> Table:
-    """Sibling leaves nearer to each other than a tolerance become their mean by cover; the largest tolerance that keeps
-    `least`.
+    """Sibling leaves closer than a tolerance become their mean by cover; the largest tolerance that keeps `least`.
 
     The tolerance is searched by halving between none and the spread of all leaves.
     """
@@ -59,10 +58,10 @@ def merge_leaves(table: Table, quality: Callable[[Table], float], least: float, 
 
 
 def merged(table: Table, tolerance: float) -> Table:
-    """The table with sibling leaves of at most `tolerance` distance made one, again and again from the bottom up."""
+    """The table with sibling leaves of at most `tolerance` distance merged, repeatedly, from the bottom up."""
     value = table.value.astype(np.float64)
     leaf = table.feature < 0
-    # Children stand behind their parents: from the end, a merged leaf can merge again with its sibling.
+    # Children come after their parents: walked from the end, a merged leaf can merge again with its sibling.
     for node in range(len(leaf) - 1, -1, -1):
         if leaf[node]:
             continue

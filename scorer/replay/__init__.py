@@ -1,9 +1,8 @@
-"""History through the same pure function: files and topics to features, scores and decisions.
-Writes files, never to Kafka.
+"""History through the live pipeline: files, topics and audit rows to features, scores and decisions.
 
-A file is one shard with one partition whose offsets are its row numbers; the order of its rows is the journal order. A
-topic is replayed along its journal, batch by batch as it was decided; where the bundle is the one that decided, every
-digest is checked.
+It may read files, Kafka and Postgres, and write files; it never writes to Kafka. A file is one shard with one partition
+whose offsets are its row numbers, in journal order. A topic is replayed along its journal, batch by batch as it was
+decided; where the bundle is the one that decided, every digest is checked.
 """
 
 from __future__ import annotations

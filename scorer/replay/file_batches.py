@@ -34,8 +34,8 @@ def file_batches(
 ) -> Iterator[LabelledBatch]:
     """A file's payments as batches, labels as the control records that come with them (each known at its own time).
 
-    With `until_ms` (epoch ms) reading may end behind the last payment before that time: what comes after it cannot
-    change what was computed before.
+    With `until_ms` (epoch ms) reading may stop after the last payment before that time: later rows cannot change what
+    was computed before.
     """
     blocks = decoded_blocks(path, mapping, rows)
     if blocks is None:

@@ -1,4 +1,4 @@
-"""Decisions with all that explains them, as Parquet: one file, or a folder by day that a second run goes on with."""
+"""Decisions with everything that explains them, as Parquet: one file, or a folder by day that a second run resumes."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _DAYS_PER_PART_MAX = 366
 
 
 def feature_column(name: str) -> str:
-    """The column of a feature; one that is called like a field of the decision gets a prefix."""
+    """The column of a feature; one with the name of a decision field gets a prefix."""
     return f"feature.{name}" if name in _TAKEN else name
 
 
@@ -120,13 +120,13 @@ class Window:
         return table if kept.all() else table.filter(pa.array(kept))
 
     def described(self) -> dict[str, object]:
-        """As an output remembers it."""
+        """As an output stores it."""
         ranges = {str(p): list(bounds) for p, bounds in sorted(self.offsets.items())}
         return {"from_ms": self.begin_ms, "until_ms": self.until_ms, **({"offsets": ranges} if ranges else {})}
 
 
 def _writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
-    # Numbers and ids hardly repeat: dictionaries of them would double the time of writing and give larger files.
+    # Numbers and ids hardly repeat: dictionary encoding would double the writing time and enlarge the files.
     texts = [f.name for f in schema if pa.types.is_string(f.type) and f.name != "payment_id"]
     lists = [f"{f.name}.list.element" for f in schema if pa.types.is_list(f.type)]
     return pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=texts + lists)
@@ -141,14 +141,14 @@ class Output(Protocol):
     def write(self, table: pa.Table) -> None: ...
 
     def close(self) -> None:
-        """All is written."""
+        """Complete the output."""
 
     def abandon(self) -> None:
-        """Writing ended early; what is complete stays."""
+        """Writing ended early; complete parts stay."""
 
 
 class FileOutput:
-    """One Parquet file in row groups, so memory stays flat. It takes its name when complete."""
+    """One Parquet file in row groups, so memory stays flat. It gets its name when it is complete."""
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
         self._path, self._partial = path, path.with_name(f".{path.name}.partial")
@@ -170,9 +170,9 @@ class FolderOutput:
     """A folder by day of event time, `day=2026-01-31/part-00000.parquet`; a part is at most 2^20 decisions in journal
     order, whatever their days.
 
-    An interrupted run goes on: the windows are computed again from the start (they are the state), decisions of
-    complete parts are not written again. `_replay.json` says what the folder holds and how far it is complete; another
-    source or bundle is refused.
+    An interrupted run is resumed: the windows are computed again from the start (they are the state), decisions of
+    complete parts are not written again. `_replay.json` states what the folder holds and how far it is complete;
+    another source or bundle is refused.
     """
 
     def __init__(self, folder: Path, schema: pa.Schema, about: dict[str, object]) -> None:
@@ -184,17 +184,17 @@ class FolderOutput:
             different = [key for key in about if found.get(key) != about[key]]
             if different:
                 raise UsageError(
-                    f"{folder} holds a replay of something else ({different[0]}: {found.get(different[0])!r} there, "
+                    f"{folder} holds another replay ({different[0]}: {found.get(different[0])!r} there, "
                     f"{about[different[0]]!r} now); choose another folder"
                 )
             if "parts" not in found:
                 raise UsageError(f"{folder} was written by an older version; choose another folder")
             self._parts, self.resumed = int(found["parts"]), int(found["decisions"])
         elif any(folder.iterdir()):
-            raise UsageError(f"{folder} is not empty and holds no replay; choose another folder")
+            raise UsageError(f"{folder} is not empty and has no _replay.json; choose another folder")
         else:
             self._parts = self.resumed = 0
-        self._skip = self._done = self.resumed  # decisions that are there from an earlier run
+        self._skip = self._done = self.resumed  # decisions written by an earlier run
         self._state(complete=False)
         for path in folder.glob("day=*/*"):
             if path.suffix != ".parquet" or int(path.stem.removeprefix("part-")) >= self._parts:
@@ -204,7 +204,7 @@ class FolderOutput:
         self._in_part = 0
 
     def _state(self, *, complete: bool) -> None:
-        """How far the folder is complete, on disk at once."""
+        """Write how far the folder is complete."""
         state = self._about | {"parts": self._parts, "decisions": self._done, "complete": complete}
         partial = self._folder / f".{_ABOUT}.partial"
         partial.write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
@@ -227,7 +227,7 @@ class FolderOutput:
             table = table.slice(taken.num_rows)
 
     def _flush(self) -> None:
-        """Write what waits, by day."""
+        """Write the waiting rows, by day."""
         if not self._waiting:
             return
         table = pa.concat_tables(self._waiting)
@@ -268,13 +268,13 @@ def part_files(folder: Path) -> list[Path]:
 
 
 Open = Callable[[pa.Schema, dict[str, object]], Output]
-"""Makes an output for tables of a schema; what the replay is of comes with it, so that one that goes on can check."""
+"""Makes an output for tables of a schema and the description of a replay, which a resumed output compares."""
 
 
 @contextmanager
 def opened(place: Path | Open | None, names: list[str], about: dict[str, object]) -> Iterator[Output | None]:
     """Where decisions with features `names` go: a file for a path that ends in .parquet, else a folder by day, or what
-    `place` opens. Closed when all went well, abandoned when not."""
+    `place` opens. Closed at the end, abandoned after an exception."""
     if place is None:
         yield None
         return

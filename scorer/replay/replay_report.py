@@ -1,4 +1,4 @@
-"""What a replay counts."""
+"""The counts of a replay."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Progress = Callable[[int], None]
 
 @dataclass
 class Report:
-    """What a replay did."""
+    """The counts of one run."""
 
     payments: int = 0
     decisions: int = 0
@@ -23,11 +23,11 @@ class Report:
     late: int = 0
     flagged: int = 0
     batches_checked: int = 0
-    # Labels that found no room in the engine: features of labels are too low from then on.
+    # Labels that the engine had no space for: label features are too low from then on.
     labels_refused: int = 0
-    # Labels whose payment had not come when younger ones needed their place.
+    # Labels dropped for newer ones before their payment came.
     labels_unmatched: int = 0
-    # Label records that their contract refuses, such as those of a payment whose id is a card number.
+    # Label records that the contract refuses, such as one whose payment id is a card number.
     labels_invalid: int = 0
     reasons_refused: dict[str, int] = field(default_factory=dict)
 
@@ -36,11 +36,11 @@ class Report:
         self.reasons_refused[reason] = self.reasons_refused.get(reason, 0) + 1
 
     def count_labels(self, counts: EngineCounts) -> None:
-        """What became of the labels of the whole run."""
+        """Take the label counts of the whole run from the engine."""
         self.labels_refused, self.labels_unmatched = counts.labels_refused, counts.orphan_labels_dropped
 
     def add(self, outcomes: Outcomes) -> None:
-        """Count what came of a batch."""
+        """Count a batch."""
         self.payments += len(outcomes.records)
         self.decisions += len(outcomes.rows)
         self.duplicates += outcomes.duplicates

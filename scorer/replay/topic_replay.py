@@ -27,10 +27,10 @@ def replay_topic(
     expect: Progress = lambda _: None,
 ) -> Report:
     """Re-run a shard's journal over the payments topic. Where `bundle` is the one that decided, every digest must be
-    equal. Written are payments inside `window`; what came before fills the windows, and after the last of its offsets
-    nothing is read.
+    equal. Payments inside `window` are written; earlier ones fill the windows, and nothing is read after the last of
+    its offsets.
 
-    Raises PromiseBroken at the first batch that gives something else, MissingRange when records are gone, UsageError
+    Raises PromiseBroken at the first batch with another digest, MissingRange when records are gone, UsageError
     for offsets that the journal does not have.
     """
     client = kafka.admin(settings.kafka)

@@ -2,10 +2,10 @@
 
 The windows are not computed again: a row holds the features that the live engine computed, so a bundle with another
 model, calibration or policy over the same feature set is tried on them exactly, in seconds and without Kafka. A bundle
-with another feature set is refused; that needs the payments themselves (`--input topic` or a file). Lists stand as they
-stood at each batch, by the list changes in the trail. Repeated payments are left out: their row has no features.
+with another feature set is refused; that needs the payments themselves (`--input topic` or a file). Lists are those of
+each batch, by the list changes in the trail. Repeated payments are left out: their row has no features.
 
-The rows are taken as they are: `audit verify` says whether they are what was written.
+The rows are not verified here: that is what `audit verify` is for.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def replay_audit(
     for item in bundle.policy.lists:
         if item.field not in _FIELDS:
             raise UsageError(
-                f"the policy's list {item.name} is on {item.field}, which the trail lacks: use --input topic"
+                f"the policy's list {item.name} is on {item.field}, which the trail does not keep: use --input topic"
             )
     report, schema, names = Report(), decision_schema(bundle.feature_set.names), bundle.feature_set.names
     with psycopg.connect(connect_text(url), autocommit=True) as connection:
@@ -104,13 +104,13 @@ def _batches(connection: psycopg.Connection, bundle: Bundle, shard: int, window:
             theirs = batch.feature_fingerprint
             raise UsageError(
                 f"batch {batch.sequence} was decided by {batch.bundle} with feature set {theirs[:12]}, {bundle.id} has "
-                f"{ours[:12]}: logged features serve bundles of their own set alone; use --input topic"
+                f"{ours[:12]}: logged features fit only bundles of the same feature set; use --input topic"
             )
     return found
 
 
 def _parts(batches: Sequence[Any]) -> list[list[Any]]:
-    """Batches that are read together: of one day and width."""
+    """Batches that one query reads: of one day and width."""
     result: list[list[Any]] = []
     for _, group in groupby(batches, key=lambda batch: (batch.day, len(batch.challengers))):
         part: list[Any] = []
@@ -124,7 +124,7 @@ def _parts(batches: Sequence[Any]) -> list[list[Any]]:
 
 
 class _Lists:
-    """The live lists, moved on along the control topic's offsets."""
+    """The live lists at a position of the control topic."""
 
     def __init__(self, connection: psycopg.Connection, bundle: Bundle) -> None:
         self.values: dict[str, set[str]] = {item.name: set(item.values) for item in bundle.policy.lists}
@@ -138,11 +138,11 @@ class _Lists:
         """Apply the changes before this offset."""
         while self._next < len(self._changes) and self._changes[self._next][0] < control_end:
             _, kind, name, value = self._changes[self._next]
-            held = self.values.setdefault(name, set())
+            values = self.values.setdefault(name, set())
             if kind == "list_add":
-                held.add(value)
+                values.add(value)
             else:
-                held.discard(value)
+                values.discard(value)
             self._next += 1
 
 
@@ -232,7 +232,7 @@ def _words(column: Lists, row: int) -> list[str]:
 def _labels(
     connection: psycopg.Connection, payment_ids: list[str]
 ) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.int64]]:
-    """What is known of each payment by now: label int8 [n] and since when, epoch ms int64 [n]; -1 where nothing is."""
+    """Each payment's label as known today, int8 [n], and since when, epoch ms int64 [n]; -1 where there is none."""
     known = {
         payment_id: (int(fraud), known_at)
         for payment_id, fraud, known_at in connection.execute(

@@ -1,4 +1,4 @@
-"""The training export: what the live engine would have computed, with what became known of each payment."""
+"""The training export: the features that the live engine would have computed, with each payment's label."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def training_table(
         ))  # fmt: skip
         progress(report.payments)
     if not parts:
-        raise UsageError(f"{source or 'the input'}: there are no payments to learn from")
+        raise UsageError(f"{source or 'the input'}: no payments to learn from")
     report.count_labels(enricher.engine.counts())
     return TrainingTable(
         payment_id=[payment_id for part in parts for payment_id in part[0]],

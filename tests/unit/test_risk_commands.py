@@ -247,7 +247,7 @@ def test_a_replay_into_a_folder_goes_on_where_it_was_interrupted(place: Path, mo
     for name in whole.column_names:  # NaN is not equal to itself: bits are compared
         assert str(together[name].to_pylist()) == str(whole[name].to_pylist())
     later = mapping.model_copy(update={"label_delay": mapping.label_delay + 1})
-    with pytest.raises(UsageError, match="something else"):
+    with pytest.raises(UsageError, match="holds another replay"):
         replay_file(bundle, place / "history.parquet", later, folder)
 
 
