@@ -1,4 +1,7 @@
-"""Backtest: what a bundle and a policy would have done, measured on payments whose labels have matured."""
+"""Backtest: what a bundle and a policy would have done, measured on payments whose labels have matured.
+
+It reads a replay's stored decisions and writes a page and Parquet files; it touches bundles and policies, no service.
+"""
 
 from __future__ import annotations
 

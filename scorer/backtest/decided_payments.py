@@ -1,4 +1,4 @@
-"""Decisions as a replay stored them, columnar, with what became known of each payment."""
+"""Decisions as a replay stored them, columnar, with each payment's label."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ AMOUNT_BANDS = (10.0, 50.0, 100.0, 200.0, 500.0, 1000.0)
 
 
 class BacktestError(FraudScorerError):
-    """There is nothing to measure, or two runs do not fit together; the message says why."""
+    """Nothing can be measured, or two runs do not fit together; the message states the reason."""
 
 
 @dataclass(frozen=True, eq=False)
 class Decided:
-    """n decided payments in journal order, repeated ones left out. Written by `fraud-scorer replay`."""
+    """n decided payments in journal order, without repeated ones. Written by `fraud-scorer replay`."""
 
     table: pa.Table
     feature_names: list[str]

@@ -1,7 +1,7 @@
 """What-if for policies: another threshold, rule or list over decided payments, from stored margins and features.
 
-The engine and the model are not run again: what a policy sees of a payment is stored with its decision. Lists hold what
-the policy's file says; what control records added to them while workers ran is not known here.
+Engine and model are not run again: everything that a policy uses is stored with the decision. Lists are those of the
+policy's file, without what control records added while workers ran.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ class WhatIf:
 
 
 class _Stored:
-    """What a policy asks of a batch: columns of text fields."""
+    """The part of a payment batch that a policy reads: columns of text fields."""
 
     def __init__(self, decided: Decided) -> None:
         self._decided = decided
 
     def column(self, name: str) -> npt.NDArray[Any]:
         if name not in self._decided.table.column_names:
-            raise BacktestError(f"the stored decisions have no column {name!r}, which a list of the policy asks for")
+            raise BacktestError(f"the stored decisions have no column {name!r}, which a list of the policy is on")
         values = np.empty(len(self._decided), dtype=object)
         values[:] = self._decided.texts(name)
         return values

@@ -162,7 +162,7 @@ plots(plot("share of frauds over mean score", each((side) => side.calibration.ma
 
 section("Segments");
 for (const kind of Object.keys(data.sides[0].segments)) {
-  // The sides of a segment beside each other: that is what is compared.
+  // The sides of a segment next to each other, for comparison.
   const names = [...new Set(data.sides.flatMap((side) => side.segments[kind].map((row) => row.name)))];
   const rows = names.flatMap((name) => data.sides.flatMap((side) => side.segments[kind].filter((row) => row.name === name).map((row) => ({ side: side.name, ...row }))));
   page.append(make("h3", {}, words(kind)));

@@ -1,4 +1,4 @@
-"""The backtest as one HTML file: numbers and drawing code inside, nothing is loaded from anywhere."""
+"""The backtest as one HTML file: figures and drawing code inside, nothing is loaded from elsewhere."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def write_page(result: Backtest, path: Path, title: str) -> None:
         "changes": _changes(result),
         "changes_all": 0 if result.changes is None else result.changes.num_rows,
     }
-    # "</" would end the script element early, whatever string it stands in.
+    # "</" would end the script element early, also inside a string.
     data = json.dumps(_finite(document), allow_nan=False).replace("<", "\\u003c")
     path.write_text(
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>\n'
@@ -54,7 +54,7 @@ def _changes(result: Backtest) -> list[dict[str, Any]]:
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no NaN: null stands for a figure that is not defined."""
+    """JSON has no NaN: a figure that is not defined becomes null."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):

@@ -18,7 +18,7 @@ from scorer.model.document import MODEL_BYTES_MAX
 # A list of a policy may carry a million values; 65,536 golden rows of 1,024 features are 256 MiB; the rest are
 # kilobytes.
 _BYTES_MAX = {MANIFEST: 4 << 20, FEATURE_SET: 4 << 20, POLICY: 64 << 20, SIGNATURE: 64 << 10, GOLDEN: 256 << 20}
-# A dozen names can be right; the listing of a wrong folder must not be unbounded.
+# A bundle has a dozen files at most; the listing of a wrong folder must not be unbounded.
 _ENTRIES_MAX = 64
 
 T = TypeVar("T")
@@ -45,7 +45,7 @@ def read(folder: Path, name: str) -> bytes:
     """A file's bytes. Raises BundleContentError."""
     limit = _BYTES_MAX.get(name, MODEL_BYTES_MAX)
     try:
-        # O_NOFOLLOW: the kernel refuses a symlink put there after the listing. O_NONBLOCK: nobody waits on a pipe.
+        # O_NOFOLLOW: the kernel refuses a symlink put there after the listing. O_NONBLOCK: no wait on a pipe.
         handle = os.open(folder / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         with os.fdopen(handle, "rb") as file:
             found = os.fstat(file.fileno())
@@ -69,7 +69,7 @@ def checked(folder: Path, name: str, digest: str) -> bytes:
 
 
 def refuse_existing(output: Path) -> None:
-    """Raise BundleExistsError where something stands at `output`."""
+    """Raise BundleExistsError where `output` exists."""
     if os.path.lexists(output):
         raise BundleExistsError(f"{output} exists already; bundles are never overwritten, choose another place")
 
@@ -92,10 +92,10 @@ def sync_folder(folder: Path) -> None:
 
 
 def write_folder(output: Path, contents: dict[str, bytes], check: Callable[[Path], T]) -> T:
-    """Write `contents` to the folder `output`, all or nothing; gives what `check` makes of it before it is in place.
+    """Write `contents` to the folder `output`, all or nothing; returns the result of `check`.
 
-    Written and synced in a folder beside it, checked there, and renamed in one step. Raises BundleExistsError, or what
-    `check` raises.
+    Written and synced in a temporary folder next to it, checked there, and renamed in one step. Raises
+    BundleExistsError, or what `check` raises.
     """
     refuse_existing(output)
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""A bundle from wherever it is kept: a local folder as it is, anything else by fsspec into a folder of ours first."""
+"""Loading a bundle from its location: a local folder directly, any other URL through fsspec into a temporary folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Champion and challengers: a bundle that decides as before, and carries the models of others to score in shadow."""
+"""Champion and challengers: a bundle that decides as before and carries others' models, which score in shadow."""
 
 from __future__ import annotations
 

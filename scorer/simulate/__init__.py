@@ -1,4 +1,7 @@
-"""A seeded generator of card payments with realistic frauds and late labels: for the demo, for tests and for load."""
+"""A seeded generator of card payments with realistic frauds and late labels, for the demo, tests and load.
+
+It is pure (no clock, no I/O) and touches only numpy and its own room.
+"""
 
 from scorer.simulate.due_labels import DueLabels
 from scorer.simulate.fraud_kinds import FraudKind

@@ -1,4 +1,4 @@
-"""Reports: who says when that a payment was fraud or genuine, and a queue that hands reports out when they become
+"""Labels: which payments are reported as fraud or genuine and when, and a queue that gives labels out when they become
 known.
 """
 

@@ -7,7 +7,7 @@ from enum import IntEnum
 
 
 class FraudKind(IntEnum):
-    """What a payment is. Never a feature: it is the truth, and shown only in reports about the simulation."""
+    """What a payment truly is. Never a feature; shown only in reports about the simulation."""
 
     GENUINE = 0
     COMPROMISED_TERMINAL = 1
@@ -44,6 +44,6 @@ REPORTS = {
     FraudKind.MERCHANT_COLLUSION: Report(168, 0.7),
 }
 
-# Share of genuine payments that somebody confirms, and that somebody reports by mistake or in bad faith.
+# Share of genuine payments that are confirmed, and that are reported as fraud by mistake or in bad faith.
 CONFIRMED_SHARE = 0.05
 FALSE_REPORT_SHARE = 0.0001

@@ -19,7 +19,7 @@ GUEST_DEVICE_SHARE = 0.010  # a borrowed or shared device
 MOBILE_IP_SHARE = 0.35
 THREE_DS_SHARE = 0.55
 # Web purchases that come in a row (a game's small items, a basket paid in parts): genuine bursts, which make fraud
-# harder to tell.
+# harder to recognise.
 SESSION_SHARE = 0.05
 SESSION_MORE_MAX = 5
 
@@ -48,7 +48,7 @@ def payments(population: Population, rng: np.random.Generator, from_ms: int, unt
     shop = ~ecom & ~atm
     merchant[atm] = population.atms_by_city.pick(rng, city[atm])
     merchant[shop] = _shops(population, rng, customer[shop], city[shop])
-    # A closed door: one more try anywhere in the city, then the sofa.
+    # Closed: one more try anywhere in the city, then a web shop.
     closed = shop & ~open_at(population, merchant, time_ms)
     merchant[closed] = population.shops_by_city.pick(rng, city[closed])
     closed &= ~open_at(population, merchant, time_ms)

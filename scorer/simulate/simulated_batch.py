@@ -52,8 +52,8 @@ class SimulatedBatch:
     currency: npt.NDArray[np.int16]  # the country whose currency it is
     three_ds: npt.NDArray[np.int8]  # attribute of ecom payments, written where true: strong authentication; -1 none
     kind: npt.NDArray[np.int8]  # FraudKind
-    label: npt.NDArray[np.int8]  # what the report says: 1 fraud, 0 genuine, -1 nobody reports
-    label_known_at_ms: IntArray  # -1 where nobody reports
+    label: npt.NDArray[np.int8]  # the reported label: 1 fraud, 0 genuine, -1 not reported
+    label_known_at_ms: IntArray  # -1 where not reported
 
     def __len__(self) -> int:
         return len(self.event_time_ms)
@@ -106,7 +106,7 @@ class SimulatedBatch:
         return out
 
     def labels_json(self) -> list[bytes]:
-        """Control-topic records of the payments that somebody reports, in the payments' order, not by `known_at`."""
+        """Control-topic records of the payments that are reported, in the payments' order, not by `known_at`."""
         rows = np.flatnonzero(self.label_known_at_ms >= 0)
         columns = (self.payment, self.label, self.label_known_at_ms, self.event_time_ms)
         return [

@@ -77,4 +77,4 @@ def test_labels_without_room_are_told(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(pending, "LABELS_PENDING_MAX", 2)
     done = run(tmp_path, rows)
     assert json.loads(done.stdout.splitlines()[-1])["labels_refused"] == 3
-    assert "warning: 3 labels found no room" in done.stderr
+    assert "warning: 3 labels exceeded the engine's capacity" in done.stderr

@@ -218,7 +218,7 @@ def _names(place: Path) -> list[str]:
 
 
 def test_a_replay_into_a_folder_goes_on_where_it_was_interrupted(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Parts that are complete are kept; the rest is written; all together equal the replay that nobody interrupted."""
+    """Parts that are complete are kept; the rest is written; all together equal an uninterrupted replay."""
     monkeypatch.setattr(replay_output, "PART_PAYMENTS", 5_000)
     bundle, mapping = Bundle.load(place / "bundle"), Mapping.from_yaml(place / "mapping.yaml")
     folder = place / "parts"
@@ -231,7 +231,7 @@ def test_a_replay_into_a_folder_goes_on_where_it_was_interrupted(place: Path, mo
     first = {path: path.stat().st_mtime_ns for path in part_files(folder)}
     assert {path.name for path in first} == {"part-00000.parquet", "part-00001.parquet"}
     assert not list(folder.glob("day=*/.*partial"))
-    # What a process that was killed leaves behind: a part cut short, and one that was finished and not yet said to be.
+    # What a process that was killed leaves behind: a part cut short, and a finished one that is not yet recorded.
     (folder / "day=2024-02-20" / ".part-00002.partial").parent.mkdir(exist_ok=True)
     (folder / "day=2024-02-20" / ".part-00002.partial").write_bytes(b"PAR1")
     (folder / "day=2024-02-20" / "part-00002.parquet").write_bytes(b"PAR1")

@@ -1,7 +1,7 @@
-"""Somebody logs in as the customer: a new device and address, larger amounts, mostly while the customer sleeps, for a
+"""A thief logs in as the customer: a new device and address, larger amounts, mostly while the customer sleeps, for a
 day or two.
 
-What gives it away: a device the customer never used, the hour, the amount. A new telephone looks similar.
+What reveals it: a device the customer never used, the hour, the amount. A new telephone looks similar.
 """
 
 from __future__ import annotations

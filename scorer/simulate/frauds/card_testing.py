@@ -1,7 +1,7 @@
 """Stolen card numbers are tried out at small web shops: a burst of tiny payments within minutes, then a large one
 elsewhere.
 
-What gives it away: the pace of the card and of the device, tiny amounts, one device with many cards. A game's small
+What reveals it: the pace of the card and of the device, tiny amounts, one device with many cards. A game's small
 items, bought in a row by its owner, look similar.
 """
 

@@ -1,8 +1,8 @@
 """A terminal is tampered with: for days it copies the cards used there, charges them again, and their copies are
 spent elsewhere.
 
-What gives it away: several cards of one terminal in trouble. Early victims look ordinary; once the first reports come
-in, the terminal's share of known fraud rises. The merchant's true sales go on beside it.
+What reveals it: several cards of one terminal in trouble. Early victims look ordinary; once the first reports come
+in, the terminal's share of known fraud rises. The merchant's genuine sales continue meanwhile.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the frauds have in common: putting rows together, thieves' devices and addresses, times of the local day."""
+"""What the frauds have in common: building rows, thieves' devices and addresses, times of the local day."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from scorer.simulate.payment_rows import HOUR_MS, IP_BITS, THIEF_DEVICE, Rows
 from scorer.simulate.population import Population
 from scorer.simulate.randomness import FloatArray, IntArray
 
-# A thief seldom passes strong authentication; where it happens, the customer was talked into it.
+# A thief rarely passes strong authentication: only where the customer was persuaded to approve.
 THIEF_3DS_SHARE = 0.25
 
 
@@ -29,7 +29,7 @@ def shop_rows(
     terminal: npt.NDArray[np.int32] | None = None,
     channel: npt.NDArray[np.int8] | None = None,
 ) -> Rows:
-    """Payments with a card in somebody's hand, at any of the merchant's terminals unless one is given."""
+    """Payments with the physical card, at any of the merchant's terminals unless one is given."""
     count = len(time_ms)
     return Rows(
         time_ms=time_ms,

@@ -1,6 +1,6 @@
 """A shop overcharges its regular customers a little, for weeks. Not extra payments: true ones, made larger.
 
-What gives it away: the amount against what this customer usually pays at this merchant, the merchant's mean against
+What reveals it: the amount against what this customer usually pays at this merchant, the merchant's mean against
 its own past, and late reports. Slow on purpose, and the hardest kind.
 """
 

@@ -1,6 +1,6 @@
 """A card or its copy is spent in another country within hours, on goods that sell and at cash machines.
 
-What gives it away: no traveller is that fast; amounts, kind of shop, pace. A genuine journey abroad looks similar.
+What reveals it: no traveller is that fast; amounts, kind of shop, pace. A genuine journey abroad looks similar.
 """
 
 from __future__ import annotations
