@@ -140,9 +140,8 @@ def replay_shares(
     try:
         for number in range(processes):
             ours, theirs = context.Pipe(duplex=False)
-            share = Share(number, processes, fields)
-            arguments = (theirs, bundle_folder, path, mapping, until_ms, share, output is not None)
-            worker = context.Process(target=_work, args=arguments, daemon=True)
+            part = _Part(bundle_folder, path, mapping, until_ms, Share(number, processes, fields), output is not None)
+            worker = context.Process(target=_work, args=(theirs, part), daemon=True)
             worker.start()
             theirs.close()
             pipes.append(ours)
@@ -181,15 +180,19 @@ def _next(pipes: Sequence[Connection]) -> tuple[int, list[pa.Table]] | None:
     return blocks[0][0], [pa.ipc.open_stream(table).read_all() for _, table in blocks if table is not None]
 
 
-def _work(
-    pipe: Connection,
-    bundle_folder: Path,
-    path: Path,
-    mapping: Mapping | None,
-    until_ms: int | None,
-    share: Share,
-    with_rows: bool,
-) -> None:
+@dataclass(frozen=True)
+class _Part:
+    """What one process does: a share of a file with a bundle; `with_rows`: decisions are sent, not only counted."""
+
+    bundle_folder: Path
+    path: Path
+    mapping: Mapping | None
+    until_ms: int | None
+    share: Share
+    with_rows: bool
+
+
+def _work(pipe: Connection, part: _Part) -> None:
     """One process: sends ("block", (records, table or None)) for each block, ("block", None), then its report."""
 
     def send(kind: str, payload: Any) -> None:
@@ -197,15 +200,15 @@ def _work(
 
     with suppress(BrokenPipeError):  # the parent has ended
         try:
-            bundle = Bundle.load(bundle_folder)
-            pipeline = Pipeline(bundle, selector=ShareSelector(share, bundle.feature_set))
+            bundle = Bundle.load(part.bundle_folder)
+            pipeline = Pipeline(bundle, selector=ShareSelector(part.share, bundle.feature_set))
             report = Report()
             schema = decision_schema(bundle.feature_set.names)
-            for labelled in file_batches(path, mapping, until_ms=until_ms):
-                outcomes = pipeline.run(_own_labels(labelled, share))
+            for labelled in file_batches(part.path, part.mapping, until_ms=part.until_ms):
+                outcomes = pipeline.run(_own_labels(labelled, part.share))
                 report.add(outcomes)
                 rows = None
-                if with_rows:
+                if part.with_rows:
                     rows = _bytes(decision_table(outcomes, schema, labelled.label, labelled.label_known_at_ms))
                 send("block", (len(labelled.label), rows))
             report.count_labels(pipeline.engine.counts())

@@ -26,7 +26,7 @@ from schemas.columnar import ColumnarPayments, PaymentColumns
 from scorer.bundle import Bundle
 from scorer.errors import FraudScorerError, UsageError
 from scorer.pipeline import explained
-from scorer.policy import APPROVE, LATE_REASON, PolicyRunner
+from scorer.policy import APPROVE, LATE_REASON, PolicyRunner, Verdicts
 from scorer.replay.replay_output import ALL, Open, Window, decided_table, decision_schema, opened
 from scorer.replay.replay_report import Progress, Report
 from scorer.trail.copy_decode import Lists, Rows, Texts, read_rows
@@ -57,12 +57,12 @@ def replay_audit(
             raise UsageError(
                 f"the policy's list {item.name} is on {item.field}, which the trail does not keep: use --input topic"
             )
-    report, schema, names = Report(), decision_schema(bundle.feature_set.names), bundle.feature_set.names
+    report, names = Report(), bundle.feature_set.names
     with psycopg.connect(connect_text(url), autocommit=True) as connection:
         batches = _batches(connection, bundle, shard, window)
         expect(sum(batch.decisions for batch in batches))
         about = {"bundle": bundle.id, "source": "audit", "shard": shard, "first": batches[0].sequence}
-        lists = _Lists(connection, bundle)
+        decider = _Decider(bundle, connection, report)
         with opened(output, names, about | window.described()) as writer:
             for part in _parts(batches):
                 rows = read_rows(
@@ -76,8 +76,7 @@ def replay_audit(
                     )
                 for batch in part:
                     begin, end = np.searchsorted(rows.sequence, [batch.sequence, batch.sequence + 1]).tolist()
-                    lists.advance(batch.control_end)
-                    table = _decided(bundle, rows, begin, end, lists.values, schema, connection, report)
+                    table = decider.table(rows, begin, end, batch.control_end)
                     if writer is not None:
                         writer.write(window.of(table))
                     progress(report.payments)
@@ -146,69 +145,86 @@ class _Lists:
             self._next += 1
 
 
-def _decided(
-    bundle: Bundle,
-    rows: Rows,
-    begin: int,
-    end: int,
-    lists: dict[str, set[str]],
-    schema: pa.Schema,
-    connection: psycopg.Connection,
-    report: Report,
-) -> pa.Table:
-    """One batch, without its repeated payments."""
-    mode = rows.codes["mode"][begin:end]
-    kept = np.flatnonzero(mode != _DUPLICATE)
-    mode, places = mode[kept], kept + begin
-    columns = PaymentColumns(
-        rows.event_time_ms[places],
-        rows.numbers["amount_minor"].view(np.int64)[places],
-        {name: _text(rows.texts[name], begin, end).take(pa.array(kept)) for name in _FIELDS},
-    )
-    payments = ColumnarPayments(np.arange(len(kept), dtype=np.int32), columns)
-    features = np.ascontiguousarray(rows.matrices["features"][places]).view(np.float32)
-    margins = bundle.model.margins(features)
-    degraded = mode == _DEGRADED
-    margins_without, scores_without, by_student = bundle.degraded(features)
-    margins[degraded] = margins_without[degraded]
-    scores = bundle.scores(margins)
-    scores[degraded] = scores_without[degraded]
-    policy = PolicyRunner(bundle.policy, bundle.feature_set.names, float(bundle.threshold_margin))
-    verdicts = explained(bundle, policy, payments, features, margins, lists)
-    if degraded.any():
-        without = policy.decide_degraded(payments, features, lists, by_student)
-        verdicts.decision[degraded] = without.decision[degraded]
-        for i in np.flatnonzero(degraded).tolist():
-            verdicts.reasons[i], verdicts.fired[i] = without.reasons[i], without.fired[i]
-    late = mode == _LATE
-    late[degraded] = [LATE_REASON in _words(rows.lists["reasons"], i) for i in places[degraded].tolist()]
-    for i in np.flatnonzero(late).tolist():
-        verdicts.reasons[i] = (*verdicts.reasons[i], LATE_REASON)
-    text = payments.text
-    decided = AuditColumns(
-        payment_id=text("payment_id"),
-        partition=rows.numbers["origin_partition"][places].astype(np.int32),
-        offset=rows.numbers["origin_offset"].view(np.int64)[places],
-        event_time_ms=columns.event_time_ms,
-        amount_minor=columns.amount_minor,
-        currency=text("currency"),
-        **{name: text(name) for name in NULLABLE},
-        decision=verdicts.decision,
-        mode=mode,
-        margin=margins,
-        score=scores,
-        reasons=verdicts.reasons,
-        fired=verdicts.fired,
-        features=features,
-        challenger_margins=np.empty((len(kept), 0), np.float32),
-    )
-    report.payments += end - begin
-    report.duplicates += end - begin - len(kept)
-    report.decisions += len(kept)
-    report.late += int(late.sum())
-    report.flagged += int((verdicts.decision != APPROVE).sum())
-    label, known_at = _labels(connection, text("payment_id").to_pylist())
-    return decided_table(decided, payments, [bundle.id] * len(kept), schema, label, known_at)
+class _Decider:
+    """Model and policy of a bundle on the logged features, batch by batch in their order."""
+
+    def __init__(self, bundle: Bundle, connection: psycopg.Connection, report: Report) -> None:
+        self._bundle, self._connection, self._report = bundle, connection, report
+        self._schema = decision_schema(bundle.feature_set.names)
+        self._policy = PolicyRunner(bundle.policy, bundle.feature_set.names, float(bundle.threshold_margin))
+        self._lists = _Lists(connection, bundle)
+
+    def table(self, rows: Rows, begin: int, end: int, control_end: int) -> pa.Table:
+        """The batch of rows [begin, end), without its repeated payments; it had read the control topic up to
+        `control_end`."""
+        self._lists.advance(control_end)
+        mode = rows.codes["mode"][begin:end]
+        kept = np.flatnonzero(mode != _DUPLICATE)
+        mode, places = mode[kept], kept + begin
+        columns = PaymentColumns(
+            rows.event_time_ms[places],
+            rows.numbers["amount_minor"].view(np.int64)[places],
+            {name: _text(rows.texts[name], begin, end).take(pa.array(kept)) for name in _FIELDS},
+        )
+        payments = ColumnarPayments(np.arange(len(kept), dtype=np.int32), columns)
+        features = np.ascontiguousarray(rows.matrices["features"][places]).view(np.float32)
+        degraded, late = mode == _DEGRADED, mode == _LATE
+        late[degraded] = [LATE_REASON in _words(rows.lists["reasons"], i) for i in places[degraded].tolist()]
+        margins, scores, verdicts = self._verdicts(payments, features, degraded, late)
+        text = payments.text
+        decided = AuditColumns(
+            payment_id=text("payment_id"),
+            partition=rows.numbers["origin_partition"][places].astype(np.int32),
+            offset=rows.numbers["origin_offset"].view(np.int64)[places],
+            event_time_ms=columns.event_time_ms,
+            amount_minor=columns.amount_minor,
+            currency=text("currency"),
+            **{name: text(name) for name in NULLABLE},
+            decision=verdicts.decision,
+            mode=mode,
+            margin=margins,
+            score=scores,
+            reasons=verdicts.reasons,
+            fired=verdicts.fired,
+            features=features,
+            challenger_margins=np.empty((len(kept), 0), np.float32),
+        )
+        self._count(decided, end - begin, late)
+        label, known_at = _labels(self._connection, text("payment_id").to_pylist())
+        return decided_table(decided, payments, [self._bundle.id] * len(kept), self._schema, label, known_at)
+
+    def _verdicts(
+        self,
+        payments: ColumnarPayments,
+        features: npt.NDArray[np.float32],
+        degraded: npt.NDArray[np.bool_],
+        late: npt.NDArray[np.bool_],
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64], Verdicts]:
+        """Margins, scores and verdicts of n payments, of which some were decided without the model or came late."""
+        bundle, lists = self._bundle, self._lists.values
+        margins = bundle.model.margins(features)
+        margins_without, scores_without, by_student = bundle.degraded(features)
+        margins[degraded] = margins_without[degraded]
+        scores = bundle.scores(margins)
+        scores[degraded] = scores_without[degraded]
+        verdicts = explained(bundle, self._policy, payments, features, margins, lists)
+        if degraded.any():
+            without = self._policy.decide_degraded(payments, features, lists, by_student)
+            verdicts.decision[degraded] = without.decision[degraded]
+            for i in np.flatnonzero(degraded).tolist():
+                verdicts.reasons[i], verdicts.fired[i] = without.reasons[i], without.fired[i]
+        for i in np.flatnonzero(late).tolist():
+            verdicts.reasons[i] = (*verdicts.reasons[i], LATE_REASON)
+        return margins, scores, verdicts
+
+    def _count(self, decided: AuditColumns, rows: int, late: npt.NDArray[np.bool_]) -> None:
+        """Count a batch of so many rows, repeated ones included."""
+        report = self._report
+        report.payments += rows
+        report.duplicates += rows - len(decided)
+        report.decisions += len(decided)
+        report.late += int(late.sum())
+        report.flagged += int((decided.decision != APPROVE).sum())
 
 
 def _text(column: Texts, begin: int, end: int) -> pa.StringArray:
