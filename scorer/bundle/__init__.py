@@ -25,7 +25,7 @@ from scorer.bundle.bundle_errors import (
     BundleSignatureError,
 )
 from scorer.bundle.manifest import Manifest, TrainingWindow
-from scorer.model.calibrate import Calibration
+from scorer.model.calibration import Calibration
 
 __all__ = [
     "Bundle",

@@ -32,7 +32,7 @@ from scorer.bundle.manifest import (
 )  # fmt: skip
 from scorer.bundle.signature import require_trusted, signers
 from scorer.model import CompiledModel, ModelError
-from scorer.model.calibrate import Calibration
+from scorer.model.calibration import Calibration
 from scorer.policy import Policy, PolicyError
 
 

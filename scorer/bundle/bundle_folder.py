@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from scorer.bundle.bundle_errors import BundleContentError, BundleExistsError
 from scorer.bundle.manifest import FEATURE_SET, GOLDEN, MANIFEST, POLICY, SIGNATURE
-from scorer.model.document import MODEL_BYTES_MAX
+from scorer.model.xgboost_document import MODEL_BYTES_MAX
 
 # A list of a policy may carry a million values; 65,536 golden rows of 1,024 features are 256 MiB; the rest are
 # kilobytes.

@@ -18,10 +18,10 @@ from scorer.bundle.bundle import Bundle
 from scorer.bundle.bundle_errors import BundleError
 from scorer.bundle.bundle_folder import checked
 from scorer.model import CompiledModel, ModelError
-from scorer.model.calibrate import Calibration
-from scorer.model.checkpoint import is_checkpoint
-from scorer.model.document import is_ubj
+from scorer.model.calibration import Calibration
 from scorer.model.lightgbm_text import is_lightgbm
+from scorer.model.treelite_checkpoint import is_checkpoint
+from scorer.model.xgboost_document import is_ubj
 
 RANDOM_ROWS = 2_000
 _SEED = 20_250_101

@@ -9,7 +9,7 @@ from typing import Annotated, Self
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from scorer.model.calibrate import Calibration, Finite
+from scorer.model.calibration import Calibration, Finite
 
 FORMAT_VERSION = 1
 MANIFEST, SIGNATURE = "manifest.json", "manifest.sig"

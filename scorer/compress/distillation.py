@@ -10,7 +10,7 @@ import numpy as np
 
 from scorer.bundle import Bundle, Calibration
 from scorer.model import CompiledModel
-from scorer.model.calibrate import fit_isotonic
+from scorer.model.calibration import fit_isotonic
 from scorer.training import import_xgboost
 
 _MAX_BIN = 1_024

@@ -17,9 +17,9 @@ from scorer.compress.model_figures import Measure, measure, seconds
 from scorer.compress.rewritten_model import xgboost_bytes
 from scorer.errors import PromiseBroken, UsageError
 from scorer.model import CompiledModel
-from scorer.model.calibrate import fit_platt
-from scorer.model.early import EarlyExit
-from scorer.model.table import Table
+from scorer.model.calibration import fit_platt
+from scorer.model.early_exit import EarlyExit
+from scorer.model.tree_table import Table
 from scorer.training import average_precision, import_xgboost, threshold_for_share, versions
 from scorer.training.compiled_booster import CompiledBooster
 

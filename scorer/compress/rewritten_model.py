@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from scorer.errors import UsageError
-from scorer.model.document import is_ubj, read_document
-from scorer.model.table import Table
+from scorer.model.tree_table import Table
+from scorer.model.xgboost_document import is_ubj, read_document
 
 _NO_PARENT = 2_147_483_647
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from scorer.bundle import Bundle
-from scorer.model import link
-from scorer.model.table import IDENTITY
+from scorer.model import link_function
+from scorer.model.tree_table import IDENTITY
 
 
 @dataclass(frozen=True)
@@ -106,11 +106,11 @@ def _rows(items: list[str]) -> list[str]:
     return ["    " + ", ".join(items[at : at + 8]) + "," for at in range(0, len(items), 8)]
 
 
-_TERMS = [getattr(link, f"_C{k}") for k in range(13, 1, -1)]
+_TERMS = [getattr(link_function, f"_C{k}") for k in range(13, 1, -1)]
 _C_SIGMOID = [
     "static double fraud_exp(double x) {",
-    f"    double k = floor(x * {link._INVERSE_LN2.hex()} + 0.5);",
-    f"    double high = x - k * {link._LN2_HIGH.hex()}, low = k * {link._LN2_LOW.hex()};",
+    f"    double k = floor(x * {link_function._INVERSE_LN2.hex()} + 0.5);",
+    f"    double high = x - k * {link_function._LN2_HIGH.hex()}, low = k * {link_function._LN2_LOW.hex()};",
     "    double r = high - low, lost = (high - r) - low;",
     f"    double q = {_TERMS[0].hex()};",
     *[f"    q = q * r + {term.hex()};" for term in _TERMS[1:]],
@@ -212,9 +212,9 @@ def to_python(bundle: Bundle) -> str:
 
 _PY_SIGMOID = [
     "def _exp(x):",
-    f"    k = float(math.floor(x * float.fromhex('{link._INVERSE_LN2.hex()}') + 0.5))",
-    f"    high = x - k * float.fromhex('{link._LN2_HIGH.hex()}')",
-    f"    low = k * float.fromhex('{link._LN2_LOW.hex()}')",
+    f"    k = float(math.floor(x * float.fromhex('{link_function._INVERSE_LN2.hex()}') + 0.5))",
+    f"    high = x - k * float.fromhex('{link_function._LN2_HIGH.hex()}')",
+    f"    low = k * float.fromhex('{link_function._LN2_LOW.hex()}')",
     "    r = high - low",
     "    lost = (high - r) - low",
     f"    q = float.fromhex('{_TERMS[0].hex()}')",

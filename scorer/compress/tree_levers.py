@@ -9,7 +9,7 @@ import numpy as np
 
 from scorer.compress.rewritten_model import first_trees
 from scorer.errors import UsageError
-from scorer.model.table import RawTree, Table, join, lower_tree
+from scorer.model.tree_table import RawTree, Table, join, lower_tree
 
 _PREFIXES = 24
 

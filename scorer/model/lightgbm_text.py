@@ -14,8 +14,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from scorer.model.errors import ModelFormatError, ModelUnsupportedError
-from scorer.model.table import (
+from scorer.model.model_errors import ModelFormatError, ModelUnsupportedError
+from scorer.model.tree_table import (
     FEATURES_MAX,
     IDENTITY,
     LESS_EQUAL,
@@ -30,7 +30,6 @@ from scorer.model.table import (
 
 _CATEGORICAL, _DEFAULT_LEFT = 1, 2
 _MISSING_ZERO, _MISSING_NAN = 1, 2
-_LINE_MAX = 1 << 26
 _BINARY = re.compile(r"^binary sigmoid:(\S+)$")
 
 
@@ -119,30 +118,15 @@ def _read_tree(part: str, index: int) -> RawTree:
     if fields.get("is_linear", "0").strip() != "0":
         raise ModelUnsupportedError(f"{where} has linear leaves (linear_tree), which are not served")
 
-    def column(
-        name: str, count: int, kind: Callable[[str], int | float], dtype: type, absent: float | None = None
-    ) -> np.ndarray:
-        if name not in fields and absent is not None:
-            return np.full(count, absent, dtype=dtype)
-        words = fields.get(name, "").split()
-        if len(words) != count:
-            raise ModelFormatError(f"{where} of the LightGBM model has {len(words)} values of {name}, wanted {count}")
-        try:
-            return np.array([kind(word) for word in words], dtype=dtype)
-        except (ValueError, OverflowError) as error:
-            raise ModelFormatError(
-                f"{where} of the LightGBM model: {name} holds something that is no number"
-            ) from error
-
     if not 1 <= leaves <= NODES_MAX // 2:
         raise ModelFormatError(f"{where} of the LightGBM model has {leaves} leaves")
     inner = leaves - 1
-    value = column("leaf_value", leaves, float, np.float64)
-    leaf_count = column("leaf_count", leaves, _integer, np.float64, 0)
+    value = _column(fields, where, "leaf_value", leaves, float, np.float64)
+    leaf_count = _column(fields, where, "leaf_count", leaves, _integer, np.float64, absent=0)
     if not inner:
         return _raw(np.array([-1]), np.array([-1]), np.zeros(1), np.zeros(1), np.zeros(1), value, leaf_count)
-    kind = column("decision_type", inner, _integer, np.int64)
-    feature = column("split_feature", inner, _integer, np.int64)
+    kind = _column(fields, where, "decision_type", inner, _integer, np.int64)
+    feature = _column(fields, where, "split_feature", inner, _integer, np.int64)
     if len(categorical := np.flatnonzero(kind & _CATEGORICAL)):
         raise ModelUnsupportedError(
             f"tree {index} splits on feature {feature[categorical[0]]} by category, which is not served; "
@@ -153,11 +137,14 @@ def _read_tree(part: str, index: int) -> RawTree:
         raise ModelUnsupportedError(
             f"tree {index}, node {zero[0]}: feature {feature[zero[0]]} takes 0 as missing (zero_as_missing), not served"
         )
-    threshold = column("threshold", inner, float, np.float64)
+    threshold = _column(fields, where, "threshold", inner, float, np.float64)
     default_left = np.where(missing == _MISSING_NAN, kind & _DEFAULT_LEFT != 0, threshold >= 0.0)
-    cover = np.concatenate([column("internal_count", inner, _integer, np.float64, 0), leaf_count])
+    cover = np.concatenate(
+        [_column(fields, where, "internal_count", inner, _integer, np.float64, absent=0), leaf_count]
+    )
     children = [
-        _children(column(name, inner, _integer, np.int64), inner, where) for name in ("left_child", "right_child")
+        _children(_column(fields, where, name, inner, _integer, np.int64), inner, where)
+        for name in ("left_child", "right_child")
     ]
     spare = np.zeros(leaves)
     return _raw(
@@ -169,6 +156,28 @@ def _read_tree(part: str, index: int) -> RawTree:
         np.concatenate([np.zeros(inner), value]),
         cover,
     )
+
+
+def _column(
+    fields: dict[str, str],
+    where: str,
+    name: str,
+    count: int,
+    kind: Callable[[str], int | float],
+    dtype: type,
+    *,
+    absent: float | None = None,
+) -> np.ndarray:
+    """The `count` numbers of a field; `absent` repeated where the tree has no such field, if one is given."""
+    if name not in fields and absent is not None:
+        return np.full(count, absent, dtype=dtype)
+    words = fields.get(name, "").split()
+    if len(words) != count:
+        raise ModelFormatError(f"{where} of the LightGBM model has {len(words)} values of {name}, wanted {count}")
+    try:
+        return np.array([kind(word) for word in words], dtype=dtype)
+    except (ValueError, OverflowError) as error:
+        raise ModelFormatError(f"{where} of the LightGBM model: {name} holds something that is no number") from error
 
 
 def _integer(word: str) -> int:

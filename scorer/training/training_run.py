@@ -18,7 +18,7 @@ import numpy as np
 
 from features.feature_set import FeatureSet
 from scorer.bundle import Calibration, TrainingWindow, write_bundle
-from scorer.model.calibrate import calibration_error, fit_platt
+from scorer.model.calibration import calibration_error, fit_platt
 from scorer.policy import Policy
 from scorer.training.boosting import ROUNDS_MAX, Boosting, Data, Matrices, Progress, Recipe, boost, boost_rounds
 from scorer.training.compiled_booster import CompiledBooster

@@ -27,7 +27,7 @@ import xgboost as xgb
 
 from scorer.bundle import Bundle, write_bundle
 from scorer.model import CompiledModel
-from scorer.model.early import EarlyExit
+from scorer.model.early_exit import EarlyExit
 
 BATCHES = (1, 16, 64, 4_096)
 GOALS = {1: 40.0, 16: 12.0, 64: 8.0, 4_096: 8.0}

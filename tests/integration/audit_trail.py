@@ -12,7 +12,8 @@ from schemas.audit import AuditColumns, AuditContext, AuditHeader, digest, encod
 from schemas.journal import ControlRange, InputRange, JournalRecord
 from scorer.sink.assembler import Assembler, Position
 from scorer.sink.store import Store
-from scorer.trail import batch_reader, tables
+from scorer.trail import tables
+from scorer.trail.batch_reader import read_batch
 from tests.integration.audit_batches import CONTEXT, rows
 
 DAY_MS = 86_400_000
@@ -99,7 +100,7 @@ def forge(url: str, shard: int, sequence: int, *, onwards: bool) -> None:
     sql(url, f"UPDATE decisions SET decision = 'approve' WHERE shard = {shard} AND sequence = {sequence}")
     sql(url, f"UPDATE batches SET flagged = 0 WHERE shard = {shard} AND sequence = {sequence}")
     with tables.engine(url).connect() as connection:
-        context, columns = batch_reader(connection, shard, sequence)
+        context, columns = read_batch(connection, shard, sequence)
         new_digest = digest(columns, context)
     with psycopg.connect(url) as connection:
         found = connection.execute(

@@ -47,7 +47,7 @@ def kafka(services: Services) -> Kafka:
 
 @pytest.fixture(scope="session")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle trained on the first payments of the benchmark data."""
+    """A bundle trained on the first 60,000 generated payments."""
     return train_bundle(tmp_path_factory.mktemp("bundle") / "handbook")
 
 

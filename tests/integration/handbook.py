@@ -1,8 +1,12 @@
-"""Payments of the benchmark data, with a feature set, a policy and a bundle small enough for a test."""
+"""Payments of the handbook's kind, with a feature set, a policy and a bundle small enough for a test."""
 
 from __future__ import annotations
 
+import atexit
 import itertools
+import shutil
+import tempfile
+from functools import cache
 from pathlib import Path
 
 from features.feature_set import FeatureSet
@@ -12,8 +16,9 @@ from scorer.files.mapping import Mapping
 from scorer.operate.send import Outgoing, outgoing_pairs
 from scorer.replay import chained, training_table
 from scorer.training import TrainingRows, TrainingSettings, train
+from tests import handbook_data
 
-HANDBOOK = Path(__file__).resolve().parents[3] / "shared" / "data" / "handbook.parquet"
+SEED = 2
 MAPPING = """
 payment_id: TRANSACTION_ID
 event_time: TX_DATETIME
@@ -60,9 +65,17 @@ CUSTOMER_FEATURES = "\n".join(line for line in FEATURES.splitlines() if "entity:
 CUSTOMER_POLICY = "\n".join(line for line in POLICY.splitlines() if "TERMINAL" not in line)
 
 
+@cache
+def handbook_file() -> Path:
+    """A week of generated payments, about 68,000, written once a process."""
+    folder = Path(tempfile.mkdtemp(prefix="handbook-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return handbook_data.write(folder / "handbook.parquet", SEED, days=7)
+
+
 def train_bundle(folder: Path, features: str = FEATURES, policy: str = POLICY) -> Path:
     """A bundle trained on the first 60,000 payments."""
-    blocks = itertools.islice(read_payments(HANDBOOK, Mapping.from_yaml(MAPPING), rows_per_block=20_000), 3)
+    blocks = itertools.islice(read_payments(handbook_file(), Mapping.from_yaml(MAPPING), rows_per_block=20_000), 3)
     table = training_table(
         FeatureSet.from_yaml(features),
         chained(map(undecoded, blocks)),
@@ -78,7 +91,7 @@ def train_bundle(folder: Path, features: str = FEATURES, policy: str = POLICY) -
 
 
 def handbook(count: int) -> list[Outgoing]:
-    blocks = read_payments(HANDBOOK, Mapping.from_yaml(MAPPING), rows_per_block=5_000)
+    blocks = read_payments(handbook_file(), Mapping.from_yaml(MAPPING), rows_per_block=5_000)
     return [
         Outgoing(b.keys, b.values, b.event_time_ms, outgoing_pairs(label_records(b), b.label_known_at_ms[b.label >= 0]))
         for b in itertools.islice(blocks, count // 5_000)

@@ -12,7 +12,8 @@ import sqlalchemy as sa
 
 from schemas.audit import digest
 from scorer.sink import AuditSink, SinkError
-from scorer.trail import batch_reader, tables
+from scorer.trail import tables
+from scorer.trail.batch_reader import read_batch
 from tests.integration.audit_batches import CONTEXT, Shard
 
 DEADLINE_S = 60.0
@@ -76,7 +77,7 @@ def assert_equal_to(url: str, *shards: Shard) -> None:
     with tables.engine(url).connect() as connection:
         for shard in shards:
             for sequence, columns in shard.written.items():
-                context, back = batch_reader(connection, shard.number, sequence)
+                context, back = read_batch(connection, shard.number, sequence)
                 assert context == CONTEXT
                 assert list(back.payment_id) == list(columns.payment_id)
                 assert digest(back, context) == shard.records[sequence].digest

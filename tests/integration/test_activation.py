@@ -98,11 +98,16 @@ def test_bundles_are_swapped_refused_and_rolled_back_while_payments_flow(
         assert changes == [first.id, second.id, first.id]
     of_second = next(one["payment_id"] for one in decisions.json() if one["bundle"] == second.id)
     decisions.close()
+    tried: list[subprocess.CompletedProcess[str]] = []
+
+    def explained() -> bool:
+        tried.append(_explained(of_second, bundle, settings))
+        return tried[-1].returncode != 1
+
     with process("sink", [], settings, tmp_path / "sink.log"):
-        wait_for(lambda: _explained(of_second, bundle, settings).returncode != 1, 120, "its row")
-    told = _explained(of_second, bundle, settings)
-    assert told.returncode == 0, told.stderr
-    assert f"bundle {second.id}" in told.stdout
+        wait_for(explained, 120, "its row")
+    assert tried[-1].returncode == 0, tried[-1].stderr
+    assert f"bundle {second.id}" in tried[-1].stdout
     report = replay_topic(first, settings, tmp_path / "replay.parquet")
     assert report.decisions == 4 * BLOCK
     assert report.batches_checked > 4

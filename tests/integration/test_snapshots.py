@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import signal
 import threading
-import time
 from pathlib import Path
 
 from scorer import kafka
@@ -32,7 +31,7 @@ def test_a_killed_worker_goes_on_from_the_newest_good_snapshot(
     store = tmp_path / "snapshots"
     more = {
         "FRAUD_SCORER_SNAPSHOTS__URL": store.as_uri(),
-        "FRAUD_SCORER_SNAPSHOTS__EVERY_PAYMENTS": "2000",
+        "FRAUD_SCORER_SNAPSHOTS__EVERY_PAYMENTS": "1000",
         "FRAUD_SCORER_WORKER__STANDBY_SHARDS_MAX": "0",
         "FRAUD_SCORER_WORKER__LOG_FOLDER": str(tmp_path / "log"),
     }
@@ -41,8 +40,10 @@ def test_a_killed_worker_goes_on_from_the_newest_good_snapshot(
     third = len(blocks) // 3
     sent = 0
 
-    def generation(number: int) -> tuple[str, dict[str, float]]:
-        """One worker: decides a third of the payments and is killed."""
+    written = 'fraud_scorer_snapshots_total{shard="0"}'
+
+    def generation(number: int, snapshots_min: int) -> tuple[str, dict[str, float]]:
+        """One worker: decides a third of the payments, writes its snapshots and is killed."""
         nonlocal sent
         log = tmp_path / f"worker-{number}.log"
         with process("run", ["--bundle", str(bundle)], settings, log, **more) as worker:
@@ -50,20 +51,20 @@ def test_a_killed_worker_goes_on_from_the_newest_good_snapshot(
             Sender(settings).run(part, stop=threading.Event(), rate=3000)
             sent += sum(len(block.values) for block in part)
             wait_for(lambda: decisions.fill() >= sent, 120, "the decisions")
-            time.sleep(0.5)  # for a snapshot that is being written
-            counted = metrics(worker.port)  # type: ignore[attr-defined]
+            port = worker.port  # type: ignore[attr-defined]
+            # One that is being written when the last payment is decided is finished without further payments.
+            wait_for(lambda: metrics(port).get(written, 0) >= snapshots_min, 60, "the snapshots")
+            counted = metrics(port)
             worker.send_signal(signal.SIGKILL)
             worker.wait()
         return log.read_text(), counted
 
-    _, counted = generation(0)
-    written = 'fraud_scorer_snapshots_total{shard="0"}'
-    assert counted[written] >= 2
+    generation(0, 2)
     manifests = sorted(next(store.rglob("manifests")).iterdir())
 
     newest = manifests[-1]
     newest.write_text(newest.read_text().replace('"sequence', '"sequenze', 1))
-    text, counted = generation(1)
+    text, counted = generation(1, 1)
     assert "snapshot.restored" in text
     assert counted['fraud_scorer_snapshots_refused_total{shard="0"}'] == 1
     restored = next(json.loads(line) for line in text.splitlines() if "snapshot.restored" in line)
@@ -73,7 +74,7 @@ def test_a_killed_worker_goes_on_from_the_newest_good_snapshot(
         content = bytearray(block.read_bytes())
         content[len(content) // 2] ^= 1
         block.write_bytes(bytes(content))
-    text, counted = generation(2)
+    text, counted = generation(2, 0)
     assert "snapshot.restored" not in text
     assert counted['fraud_scorer_snapshots_refused_total{shard="0"}'] >= 2
 

@@ -153,7 +153,7 @@ LIGHTGBM = {
 
 @pytest.mark.parametrize("case", LIGHTGBM)
 def test_a_damaged_lightgbm_text_is_refused_by_name(healthy: dict[str, bytes], case: str) -> None:
-    """What is wrong in a LightGBM text is said with its tree."""
+    """The error for a damaged LightGBM text names the tree."""
     name, value, message = LIGHTGBM[case]
     lines = healthy["lightgbm"].decode().split("\n")
     at = next(i for i, line in enumerate(lines) if line.startswith(name))

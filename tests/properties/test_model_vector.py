@@ -1,4 +1,4 @@
-"""The vector kernels against the plain walk (itself held against xgboost): every depth, layout, CPU, number of rows."""
+"""The vector kernels against the plain walk (itself compared with xgboost): each depth, layout, CPU, number of rows."""
 
 from __future__ import annotations
 
@@ -15,12 +15,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from scorer.model import CompiledModel
-from scorer.model import plan as planning
-from scorer.model.plan import spans
-from scorer.model.table import LESS, RawTree, Table, join, lower_tree
-from scorer.model.vector import jit, tables
-from scorer.model.vector.evaluator import VectorRun
+from scorer.model import CompiledModel, model_plan
+from scorer.model.model_plan import spans
+from scorer.model.tree_table import LESS, RawTree, Table, join, lower_tree
+from scorer.model.vector import jit_compiler, lane_tables
+from scorer.model.vector.vector_run import VectorRun
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -140,11 +139,11 @@ def _first_trees(table: Table, trees: int) -> Table:
 def test_many_planes_leave_the_kernel_for_few_rows_and_then_lanes() -> None:
     """Past 256 planes few rows are walked, past 2,048 all rows; the bits stay the same."""
     some = _table(1, [8] * 40, features=200, cuts=900)
-    assert 256 < tables.rank_features(some).plane_count <= tables.PLANES_STACK_MAX  # type: ignore[union-attr]
+    assert 256 < lane_tables.rank_features(some).plane_count <= lane_tables.PLANES_STACK_MAX  # type: ignore[union-attr]
     assert _assert_equal(some, 1).plan.vector_trees == 40
     rng = np.random.default_rng(0)
     many = _table(2, [8] * 30, features=1_200, cuts=3_000, grow=1.0)
-    assert tables.rank_features(many) is None
+    assert lane_tables.rank_features(many) is None
     model = _assert_equal(many, int(rng.integers(9)), (1, 16, 70))
     assert model.plan.vector_trees == 0
     assert "more cuts" in model.plan.reason
@@ -187,7 +186,7 @@ def test_alternating_depths_are_walked() -> None:
 @pytest.mark.parametrize("depth", [3, 6, 8])
 def test_other_cpus_give_the_same_bits(cpu: str, depth: int) -> None:
     """Kernels compiled for an older CPU of this family (SSE2, AVX2, AVX-512 without VBMI) give the same bits."""
-    here = jit.host()
+    here = jit_compiler.host()
     needed = {"x86-64": "+sse2", "x86-64-v3": "+avx2", "x86-64-v4": "+avx512bw"}[cpu]
     if not here.triple.startswith("x86_64"):
         assert here.triple  # another family: its own kernels are what all other tests run
@@ -196,21 +195,21 @@ def test_other_cpus_give_the_same_bits(cpu: str, depth: int) -> None:
     if needed not in here.features.split(","):
         return
     table = _table(depth, [depth] * 9)
-    run = VectorRun(table, tables.rank_features(table), 0, 9, jit.Host(here.triple, cpu, features))  # type: ignore[arg-type]
+    run = VectorRun(table, lane_tables.rank_features(table), 0, 9, jit_compiler.Host(here.triple, cpu, features))  # type: ignore[arg-type]
     assert run.few == 0
     rows = _rows(table, 1, 150)
     out = np.empty(150, np.float32)
-    planning.run(rows, out, float(table.base_margin), run.batch, run.descriptor)
+    model_plan.run(rows, out, float(table.base_margin), run.batch, run.descriptor)
     assert (out.view(np.uint32) == CompiledModel(table, vector=False).margins(rows).view(np.uint32)).all()
 
 
 def test_without_a_compiler_the_walk_serves(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where LLVM cannot compile, the model says why and gives the same margins by the plain walk."""
 
-    def none() -> jit.Host:
-        raise jit.JitUnavailableError("no target for this machine")
+    def none() -> jit_compiler.Host:
+        raise jit_compiler.JitUnavailableError("no target for this machine")
 
-    monkeypatch.setattr(planning, "this_host", none)
+    monkeypatch.setattr(model_plan, "this_host", none)
     table = _table(7, [5] * 10)
     model = _assert_equal(table, 7, (1, 40))
     assert model.plan.vector_trees == 0
@@ -227,7 +226,7 @@ def _cached(folder: Path, code: str = "") -> str:
     )
     done = subprocess.run(
         [sys.executable, "-c", program], check=True, capture_output=True, text=True, cwd=ROOT,
-        env=os.environ | {jit.CACHE_VARIABLE: str(folder)},
+        env=os.environ | {jit_compiler.CACHE_VARIABLE: str(folder)},
     )  # fmt: skip
     return done.stdout
 
@@ -239,7 +238,11 @@ def test_kernels_are_cached_and_a_torn_file_is_made_again(tmp_path: Path) -> Non
     files = sorted(folder.iterdir())
     assert files
     assert all(file.suffix == ".o" for file in files)
-    refuse = "from scorer.model.vector import jit\ndef no(*a): raise RuntimeError('compiled')\njit._compile = no"
+    refuse = (
+        "from scorer.model.vector import jit_compiler\n"
+        "def no(*a): raise RuntimeError('compiled')\n"
+        "jit_compiler._compile = no"
+    )
     assert _cached(folder, refuse) == wanted
     before = files[0].read_bytes()
     for file in files:
@@ -252,13 +255,13 @@ def test_kernels_are_cached_and_a_torn_file_is_made_again(tmp_path: Path) -> Non
 def test_a_cache_that_others_may_write_to_is_not_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int
 ) -> None:
-    """Object code is only taken from a folder that nobody else can put it in; an empty variable turns the cache off."""
-    monkeypatch.setenv(jit.CACHE_VARIABLE, str(tmp_path / "own"))
-    assert jit._folder() == tmp_path / "own"
+    """Object code is only taken from a folder that no other user may write to; an empty variable: no cache."""
+    monkeypatch.setenv(jit_compiler.CACHE_VARIABLE, str(tmp_path / "own"))
+    assert jit_compiler._folder() == tmp_path / "own"
     (tmp_path / "own").chmod(mode)
-    assert jit._folder() is None
-    monkeypatch.setenv(jit.CACHE_VARIABLE, "")
-    assert jit._folder() is None
+    assert jit_compiler._folder() is None
+    monkeypatch.setenv(jit_compiler.CACHE_VARIABLE, "")
+    assert jit_compiler._folder() is None
 
 
 def test_explaining_agrees_with_the_classic_algorithm() -> None:

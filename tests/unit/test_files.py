@@ -20,9 +20,8 @@ from schemas.label import Label
 from scorer.files.file_reader import FileBlock, FileError, label_records, read_payments, rows_before
 from scorer.files.mapping import Mapping, MappingError
 from scorer.simulate import World
+from tests import handbook_data
 
-# The benchmark's data has no licence, so it lies beside the repository.
-HANDBOOK = Path(__file__).resolve().parents[3] / "shared" / "data" / "handbook.parquet"
 DAY_MS = 86_400_000
 
 MAPPING = Mapping.from_yaml("""
@@ -332,8 +331,8 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         list(read_payments(tmp_path / "cut.jsonl.gz"))
 
 
-def test_handbook_file() -> None:
-    """The benchmark's file reads whole: every amount exact, every payment accepted, labels a week late."""
+def test_handbook_file(tmp_path: Path) -> None:
+    """A file of the handbook's kind reads whole: every amount exact, every payment accepted, labels a week late."""
     mapping = Mapping.from_yaml("""
 payment_id: TRANSACTION_ID
 event_time: TX_DATETIME
@@ -343,19 +342,23 @@ customer_id: CUSTOMER_ID
 terminal_id: TERMINAL_ID
 label: TX_FRAUD
 """)
-    assert HANDBOOK.is_file(), f"the benchmark's data is expected beside the repository: {HANDBOOK}"
-    first = next(iter(read_payments(HANDBOOK, mapping)))
-    assert len(first) == 65_536
+    path = handbook_data.write(tmp_path / "handbook.parquet", seed=2, days=7)
+    rows = pq.read_table(path).slice(0, 65_536).to_pylist()
+    first = next(iter(read_payments(path, mapping)))
+    assert len(first) == len(rows) == 65_536
+    expected_minor = [int(Decimal(repr(row["TX_AMOUNT"])) * 100) for row in rows]
+    time_ms = [int(row["TX_DATETIME"].replace(tzinfo=dt.UTC).timestamp() * 1000) for row in rows]
     assert json.loads(first.values[0]) == {
-        "payment_id": "0", "event_time": 1522540831000, "amount_minor": 5716, "currency": "EUR",
-        "customer_id": "596", "terminal_id": "3156",
+        "payment_id": "0", "event_time": time_ms[0], "amount_minor": expected_minor[0], "currency": "EUR",
+        "customer_id": str(rows[0]["CUSTOMER_ID"]), "terminal_id": str(rows[0]["TERMINAL_ID"]),
     }  # fmt: skip
-    assert first.label_known_at_ms[0] == 1522540831000 + 7 * DAY_MS
+    assert first.event_time_ms.tolist() == time_ms
+    assert (first.label_known_at_ms - first.event_time_ms == 7 * DAY_MS).all()
+    assert first.label.tolist() == [row["TX_FRAUD"] for row in rows]
     assert set(first.label.tolist()) == {0, 1}
-    amounts = pq.ParquetFile(HANDBOOK).read_row_group(0, columns=["TX_AMOUNT"]).column(0).to_pylist()[:65_536]
     decoded = decode_payments(first.values, first.keys)
     assert decoded.rejects == []
-    assert decoded.amount_minor.tolist() == [int(Decimal(repr(amount)) * 100) for amount in amounts]
+    assert decoded.amount_minor.tolist() == expected_minor
 
 
 def test_rows_before_reaches_the_last_early_payment_wherever_it_stands(tmp_path: Path) -> None:

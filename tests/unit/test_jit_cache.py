@@ -8,20 +8,22 @@ from pathlib import Path
 
 import pytest
 
-from scorer.model.vector import jit
+from scorer.model.vector import jit_compiler
 
 NUMBER = "define i64 @number() {\n  ret i64 41\n}\n"
 
 
 def _number() -> int:
-    jit._loaded.clear()
-    return int(ctypes.CFUNCTYPE(ctypes.c_int64)(jit.addresses(NUMBER, ("number",), jit.host())["number"])())
+    jit_compiler._loaded.clear()
+    return int(
+        ctypes.CFUNCTYPE(ctypes.c_int64)(jit_compiler.addresses(NUMBER, ("number",), jit_compiler.host())["number"])()
+    )
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(jit, "_loaded", {})
-    monkeypatch.setenv(jit.CACHE_VARIABLE, str(tmp_path / "kernels"))
+    monkeypatch.setattr(jit_compiler, "_loaded", {})
+    monkeypatch.setenv(jit_compiler.CACHE_VARIABLE, str(tmp_path / "kernels"))
     return tmp_path / "kernels"
 
 
@@ -31,7 +33,7 @@ def test_cached_code_that_does_not_load_is_compiled_again(folder: Path, what: st
     assert _number() == 41
     (file,) = folder.iterdir()
     good = file.read_bytes()
-    other = jit._compile(NUMBER.replace("number", "other"), jit.host())
+    other = jit_compiler._compile(NUMBER.replace("number", "other"), jit_compiler.host())
     code = {"no object code": b"not an object", "another function": other, "empty": b""}[what]
     file.write_bytes(hashlib.sha256(code).digest() + code)
     assert _number() == 41
@@ -41,7 +43,7 @@ def test_cached_code_that_does_not_load_is_compiled_again(folder: Path, what: st
 def test_other_passes_are_another_kernel(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Code made with other options of the compiler is not taken for this one's."""
     assert _number() == 41
-    monkeypatch.setattr(jit, "_OPTIONS", "others")
+    monkeypatch.setattr(jit_compiler, "_OPTIONS", "others")
     assert _number() == 41
     assert len(list(folder.iterdir())) == 2
 
@@ -51,7 +53,7 @@ def test_a_file_that_others_could_have_written_is_not_loaded(folder: Path, tmp_p
     """Code in a file that others may write to, or behind a link, is not run: the kernel is compiled again."""
     assert _number() == 41
     (file,) = folder.iterdir()
-    code = jit._compile(NUMBER.replace("41", "666"), jit.host())
+    code = jit_compiler._compile(NUMBER.replace("41", "666"), jit_compiler.host())
     planted = tmp_path / "planted"
     planted.write_bytes(hashlib.sha256(code).digest() + code)
     if what == "link":
@@ -70,8 +72,8 @@ def test_an_unknown_home_costs_the_cache_alone(monkeypatch: pytest.MonkeyPatch) 
     def unknown() -> Path:
         raise RuntimeError("Could not determine home directory.")
 
-    monkeypatch.setattr(jit, "_loaded", {})
-    monkeypatch.delenv(jit.CACHE_VARIABLE, raising=False)
+    monkeypatch.setattr(jit_compiler, "_loaded", {})
+    monkeypatch.delenv(jit_compiler.CACHE_VARIABLE, raising=False)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr(Path, "home", unknown)
     assert _number() == 41

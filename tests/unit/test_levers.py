@@ -21,8 +21,8 @@ from scorer.compress.source_export import to_c, to_python
 from scorer.compress.tree_levers import merged, quantise_leaves
 from scorer.errors import PromiseBroken, UsageError
 from scorer.model import CompiledModel
-from scorer.model.early import EarlyExit
-from scorer.model.table import Table
+from scorer.model.early_exit import EarlyExit
+from scorer.model.tree_table import Table
 from scorer.training import average_precision
 from tests.properties.test_model_vector import _rows, _table
 

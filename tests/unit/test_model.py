@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import copy
+import graphlib
 import json
 import subprocess
 import sys
@@ -13,7 +15,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import treelite
 
+from scorer import model as room
 from scorer.model import CompiledModel, ModelError, ModelFormatError, ModelInputError, ModelUnsupportedError
 
 xgb = pytest.importorskip("xgboost")
@@ -196,6 +200,18 @@ def test_file_and_bytes_are_one_model(booster: Any, tmp_path: Path) -> None:
         CompiledModel.from_file(tmp_path / "model.pkl")
 
 
+def test_only_a_treelite_model_is_compiled_as_one(booster: Any) -> None:
+    """from_treelite takes a treelite.Model; another library's object is refused with the name of its type."""
+    rows = np.random.default_rng(2).normal(size=(50, 5)).astype(np.float32)
+    model = treelite.frontend.from_xgboost_ubjson(bytes(booster.save_raw("ubj")))
+    assert (
+        CompiledModel.from_treelite(model).margins(rows)
+        == CompiledModel.from_bytes(model.serialize_bytes()).margins(rows)
+    ).all()
+    with pytest.raises(ModelInputError, match=r"a Booster, not a treelite\.Model"):
+        CompiledModel.from_treelite(booster)
+
+
 def test_a_stored_base_margin_replaces_the_computed_one(booster: Any) -> None:
     """A bundle's base margin is used as stored, within 4 units in the last place; anything else is refused."""
     data = bytes(booster.save_raw("ubj"))
@@ -252,9 +268,9 @@ def test_margins_into_refuses_a_wrong_out(booster: Any) -> None:
     rows = np.zeros((4, 5), np.float32)
     frozen = np.zeros(4, np.float32)
     frozen.setflags(write=False)
-    for out in (np.zeros(3, np.float32), np.zeros(4), np.zeros(8, np.float32)[::2], frozen):
+    for out in (np.zeros(3, np.float32), np.zeros(4), np.zeros(8, np.float32)[::2], frozen, [0.0] * 4):
         with pytest.raises(ModelInputError):
-            model.margins_into(rows, out)
+            model.margins_into(rows, out)  # type: ignore[arg-type]
 
 
 def test_threads_share_a_model(booster: Any) -> None:
@@ -281,6 +297,30 @@ def test_a_model_without_cover_scores_but_does_not_explain(document: Document) -
     assert np.isfinite(model.margins(rows)).all()
     with pytest.raises(ModelUnsupportedError, match="tree 1"):
         model.contributions(rows)
+
+
+def test_the_public_names_are_these() -> None:
+    """What other code may import from scorer.model is a closed list, and every name of it exists."""
+    names = ["CompiledModel", "ModelError", "ModelFormatError", "ModelInputError", "ModelUnsupportedError"]
+    assert room.__all__ == [*names, "margin_for_score", "sigmoid"]
+    assert all(hasattr(room, name) for name in room.__all__)
+
+
+def test_the_model_room_imports_no_other_room_and_has_no_circle() -> None:
+    """scorer/model knows nothing of this project but scorer.errors, and its modules import one way, types included."""
+    root = Path(__file__).resolve().parents[2]
+    modules = {
+        ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in (root / "scorer" / "model").rglob("*.py")
+    }
+    imported: dict[str, set[str]] = {}
+    for module, path in modules.items():
+        found = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
+        own = [node for node in found if (node.module or "").split(".")[0] in ("scorer", "features", "schemas")]
+        full = {f"{node.module}.{name.name}": str(node.module) for node in own for name in node.names}
+        imported[module] = {name if name in modules else parent for name, parent in full.items()}
+    assert set().union(*imported.values()) - set(modules) == {"scorer.errors"}
+    list(graphlib.TopologicalSorter(imported).static_order())  # raises CycleError for a circle
 
 
 def test_serving_does_not_import_xgboost() -> None:

@@ -14,7 +14,7 @@ from schemas.journal import ControlRange, InputRange
 from scorer.bundle import Bundle, BundleManifestError, write_bundle
 from scorer.bundle.challengers import with_challengers
 from scorer.bundle.gate import verify
-from scorer.model.calibrate import Calibration
+from scorer.model.calibration import Calibration
 from scorer.pipeline import DEGRADED, NORMAL, Outcomes, Pipeline
 from scorer.pipeline.records import Batch, Records
 from scorer.pipeline.state_image import ShardCapture, facts, restored

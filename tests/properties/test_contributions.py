@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from scorer.model import CompiledModel
-from scorer.model.table import Table
+from scorer.model.tree_table import Table
 
 xgb = pytest.importorskip("xgboost")
 

@@ -11,8 +11,8 @@ from typing import Annotated, Literal, Self
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from scorer.model import link
-from scorer.model.errors import ModelInputError
+from scorer.model import link_function
+from scorer.model.model_errors import ModelInputError
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 KNOTS_MAX = 512
@@ -61,14 +61,14 @@ class Calibration(BaseModel):
     def apply(self, margins: np.ndarray, model_link: str) -> np.ndarray:
         """float64 [n]: the score of each margin (float32 [n]) of a model with this link; NaN stays NaN."""
         if self.kind == "identity":
-            return link.scores(margins, model_link)
+            return link_function.scores(margins, model_link)
         if margins.dtype != np.float32 or margins.ndim != 1:
             raise ModelInputError(f"margins are {margins.dtype} with {margins.ndim} dimensions, wanted float32 with 1")
         wide = margins.astype(np.float64)
         if self.kind == "platt":
             line = wide * np.float64(self.slope or 0.0) + np.float64(self.intercept or 0.0)
             # Back to float32: the sigmoid is proved monotone on float32 steps. Its ends are 0 and 1 long before.
-            return link.sigmoid(np.clip(line, -1e6, 1e6).astype(np.float32))
+            return link_function.sigmoid(np.clip(line, -1e6, 1e6).astype(np.float32))
         x, y = np.array(self.margins), np.array(self.scores)
         at = np.clip(np.searchsorted(x, wide, side="right") - 1, 0, len(x) - 2)
         share = (np.clip(wide, x[0], x[-1]) - x[at]) / (x[at + 1] - x[at])
@@ -81,10 +81,10 @@ class Calibration(BaseModel):
         """
         if not 0.0 <= score <= 1.0:
             raise ModelInputError(f"the score {score} is not in [0, 1]")
-        low, high = -link.ordered(np.float32(_FLOAT32_MAX)), link.ordered(np.float32(_FLOAT32_MAX))
+        low, high = -link_function.ordered(np.float32(_FLOAT32_MAX)), link_function.ordered(np.float32(_FLOAT32_MAX))
 
         def reaches(rank: int) -> bool:
-            return bool(self.apply(np.array([link.from_ordered(rank)]), model_link)[0] >= score)
+            return bool(self.apply(np.array([link_function.from_ordered(rank)]), model_link)[0] >= score)
 
         if not reaches(high):
             top = self.apply(np.array([_FLOAT32_MAX], dtype=np.float32), model_link)[0]
@@ -95,21 +95,21 @@ class Calibration(BaseModel):
                 high = middle
             else:
                 low = middle + 1
-        return np.float32(link.from_ordered(low))
+        return np.float32(link_function.from_ordered(low))
 
 
 def fit_platt(margins: np.ndarray, target: np.ndarray) -> Calibration:
     """The line that makes sigmoid(slope x margin + intercept) likeliest for target float64 [n] in [0, 1].
 
     Newton's method; Platt's targets ((frauds + 1) / (frauds + 2), 1 / (genuine + 2)) keep it finite where the classes
-    separate. Returns identity where the slope would not be positive: then the margin says nothing.
+    separate. Returns identity where the slope would not be positive: such a margin carries no information.
     """
     x = margins.astype(np.float64)
     frauds, genuine = float(target.sum()), float(len(target) - target.sum())
     y = target * (frauds + 1) / (frauds + 2) + (1 - target) / (genuine + 2)
     a, b = 1.0, 0.0
     for _ in range(_STEPS_MAX):
-        p = link.sigmoid(np.clip(a * x + b, -500, 500).astype(np.float32))
+        p = link_function.sigmoid(np.clip(a * x + b, -500, 500).astype(np.float32))
         w = np.maximum(p * (1 - p), 1e-12)
         gradient = np.array([np.sum((p - y) * x), np.sum(p - y)])
         curvature = np.array([[np.sum(w * x * x), np.sum(w * x)], [np.sum(w * x), np.sum(w)]])

@@ -14,13 +14,13 @@ from itertools import pairwise
 
 import numpy as np
 
-from scorer.model.errors import ModelInputError
-from scorer.model.plan import Plan
-from scorer.model.table import Table
-from scorer.model.vector.evaluator import EarlyRun, run
-from scorer.model.vector.jit import JitUnavailableError, host
+from scorer.model.model_errors import ModelInputError
+from scorer.model.model_plan import Plan
+from scorer.model.tree_table import Table
+from scorer.model.vector.jit_compiler import JitUnavailableError, host
+from scorer.model.vector.vector_run import EarlyRun, run
 
-# After these shares of the trees it is asked who is decided.
+# After these shares of the trees the sums are compared with the bounds.
 STAGES = tuple(share / 16 for share in range(1, 17))
 # Without byte lanes every stage is a pass of its own over the rows that are left.
 _STAGES_WALKED = (0.125, 0.25, 0.5, 0.75, 1.0)

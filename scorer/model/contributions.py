@@ -10,7 +10,7 @@ the same average (Owen 1972), so feature i receives from this leaf
 a polynomial of degree m - 1 for m features on the path: Gauss-Legendre with ceil(m / 2) points is exact. The products
 of all leaves are made in one pass down the tree and their sums in one pass up (as Linear TreeSHAP does, Yu et al.
 2022), which costs O(nodes x m / 2) a tree where the classic algorithm (Lundberg et al. 2018;
-scorer.model.explain_paths) costs O(leaves x m^2). Every factor is positive and at most 1, so nothing is lost to
+scorer.model.path_contributions) costs O(leaves x m^2). Every factor is positive and at most 1, so nothing is lost to
 cancellation.
 
 Measured for 300 trees x depth 6 x 44 features on one core: see tests/benchmarks/model.py.
@@ -18,19 +18,16 @@ Measured for 300 trees x depth 6 x 44 features on one core: see tests/benchmarks
 
 from __future__ import annotations
 
-from typing import Any
-
 import numba
 import numpy as np
-from llvmlite import ir
 from numba import types
-from numba.core import cgutils
-from numba.extending import intrinsic
 
-from scorer.model import explain_paths
-from scorer.model.table import Table
-from scorer.model.vector import jit, shap
-from scorer.model.vector.tables import aligned
+from scorer.model import path_contributions
+from scorer.model.tree_table import Table
+from scorer.model.vector import jit_compiler, kernel_sources
+from scorer.model.vector.kernel_layout import CONTRIBUTION_FEATURES_MAX, CONTRIBUTION_WORDS
+from scorer.model.vector.lane_tables import packed_words
+from scorer.model.vector.native_call import call_kernel
 
 _ROWS = types.Array(types.float32, 2, "C", readonly=True)
 _OUT = types.Array(types.float64, 2, "C")
@@ -44,29 +41,11 @@ _SCRATCH_DOUBLES_MAX = 4 << 20
 _TABLE_DOUBLES_MAX = 32 << 20
 
 
-@intrinsic
-def _call(typing_context, address, rows, count, descriptor, out, scratch):  # type: ignore[no-untyped-def]  # noqa: ARG001
-    """Call the C function `void (ptr, i64, ptr, ptr, ptr)` at an address."""
-    signature = types.void(types.int64, _ROWS, types.int64, types.int64, _OUT, types.int64)
-
-    def generate(context, builder, sig, args):  # type: ignore[no-untyped-def]
-        word = ir.IntType(64)
-        proxy: Any = cgutils.create_struct_proxy
-        function = builder.inttoptr(args[0], ir.FunctionType(ir.VoidType(), [word] * 5).as_pointer())
-        rows_at, out_at = (
-            builder.ptrtoint(proxy(sig.args[k])(context, builder, value=args[k]).data, word) for k in (1, 4)
-        )
-        builder.call(function, [rows_at, args[2], args[3], out_at, args[5]])
-        return context.get_dummy_value()
-
-    return signature, generate
-
-
 @numba.njit(types.void(_ROWS, _OUT, types.int64, types.int64, types.int64), cache=True, nogil=True)
 def _run(rows, out, kernel, descriptor, doubles):  # type: ignore[no-untyped-def]
     scratch = np.empty(doubles + 8, np.float64)
-    start = (scratch.ctypes.data + 63) & ~63
-    _call(kernel, rows, rows.shape[0], descriptor, out, start)  # type: ignore[call-arg]
+    skipped = (-scratch.ctypes.data & 63) >> 3
+    call_kernel(kernel, (rows, rows.shape[0], descriptor, out, scratch[skipped:]))  # type: ignore[call-arg]
 
 
 _ANCESTRY = types.UniTuple(_I32_OUT, 2)  # type: ignore[no-untyped-call]
@@ -171,7 +150,7 @@ class Explainer:
             _run(rows, out, self._kernel, self._descriptor, self._scratch_doubles)
             return
         table = self._table
-        explain_paths.contributions_into(
+        path_contributions.contributions_into(
             rows, table.root, table.depth, table.feature, table.threshold, table.left, table.default_left, self._value,
             table.cover, out,
         )  # fmt: skip
@@ -184,29 +163,20 @@ class Explainer:
         scratch = int(sizes.max()) * (8 * points + 1)
         columns = np.unique(table.feature[table.feature >= 0])
         too_large = scratch > _SCRATCH_DOUBLES_MAX or len(table.left) * points * 5 > _TABLE_DOUBLES_MAX
-        if too_large or not 0 < len(columns) <= shap.FEATURES_MAX:
+        if too_large or not 0 < len(columns) <= CONTRIBUTION_FEATURES_MAX:
             return
         try:
-            text = "\n".join([shap.contributions(), "!0 = !{}"])
-            self._kernel = jit.addresses(text, ("contributions",), jit.host())["contributions"]
-        except jit.JitUnavailableError:
+            text = kernel_sources.contributions()
+            self._kernel = jit_compiler.addresses(text, ("contributions",), jit_compiler.host())["contributions"]
+        except jit_compiler.JitUnavailableError:
             return  # the classic algorithm serves
         factors, shares = _factors(table, former, share, points)
-        first = table.root[tree]
-        inner = table.feature >= 0
-        # What a split needs to know of the former split on its feature is the same for both its children.
-        of_child = former[table.left]
-        nodes = np.zeros((len(table.left), 4), dtype=np.int32)
-        nodes[:, 0] = np.where(inner, table.left - first, 0)
-        nodes[:, 1] = np.where(inner, np.searchsorted(columns, np.maximum(table.feature, columns[0])), 0)
-        nodes[:, 2] = np.where(inner & (of_child >= 0), of_child - first, -1)
-        nodes[:, 3] = table.default_left
         values: dict[str, int | np.ndarray] = {
             "row_stride": table.feature_count,
             "points": points,
             "trees": table.tree_count,
             "tree": np.stack([table.root, sizes.astype(np.int32)], axis=1).astype(np.int32),
-            "nodes": nodes,
+            "nodes": _nodes(table, table.root[tree], former, columns),
             "threshold": table.threshold,
             "factors": factors,
             "shares": shares,
@@ -214,17 +184,26 @@ class Explainer:
             "columns": columns.astype(np.int32),
             "out_stride": table.feature_count + 1,
         }
-        self._arrays = {name: aligned(value) for name, value in values.items() if isinstance(value, np.ndarray)}
-        self._words = np.array(
-            [self._arrays[name].ctypes.data if name in self._arrays else values[name] for name in shap.WORDS],
-            dtype=np.int64,
-        )
+        self._words, self._arrays = packed_words(values, CONTRIBUTION_WORDS)
         self._descriptor = int(self._words.ctypes.data)
         self._scratch_doubles = scratch
 
 
+def _nodes(table: Table, first: np.ndarray, former: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """int32 [n, 4] as CONTRIBUTION_WORDS describes them; `first` int32 [n] is the first node of each node's tree."""
+    inner = table.feature >= 0
+    # What a split needs to know of the former split on its feature is the same for both its children.
+    of_child = former[table.left]
+    nodes = np.zeros((len(table.left), 4), dtype=np.int32)
+    nodes[:, 0] = np.where(inner, table.left - first, 0)
+    nodes[:, 1] = np.where(inner, np.searchsorted(columns, np.maximum(table.feature, columns[0])), 0)
+    nodes[:, 2] = np.where(inner & (of_child >= 0), of_child - first, -1)
+    nodes[:, 3] = table.default_left
+    return nodes
+
+
 def _factors(table: Table, former: np.ndarray, share: np.ndarray, points: int) -> tuple[np.ndarray, np.ndarray]:
-    """float64 [n, points, 3] and [n, points, 2], as shap.WORDS describes them."""
+    """float64 [n, points, 3] and [n, points, 2], as CONTRIBUTION_WORDS describes them."""
     x, weight = np.polynomial.legendre.leggauss(points)
     t, w = (x + 1) / 2, weight / 2
     repeated = former >= 0

@@ -6,19 +6,25 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scorer.model.table import Table
-from scorer.model.vector.single import DEPTH_MIN, PLANES_MAX
-from scorer.model.vector.text import GROUP, LANES, WORDS
+from scorer.model.tree_table import Table
+from scorer.model.vector.kernel_layout import CUTS_A_PLANE, DEPTH_MIN, GROUP, LANES, ROW_PLANES_MAX, SCORING_WORDS
 
-CUTS_A_PLANE = 254  # ranks 0..254 in bytes -127..127; -128 stays free for "missing goes left"
-DEPTH_MAX = 8  # a perfect tree of depth 8 is 2 KiB of nodes; twice as deep would be 512 KiB
 PLANES_STACK_MAX = 2_048  # 128 KiB of stack in the kernel
 # All perfect trees together, at 14 bytes a node: 224 MiB. The largest models that padding suits have a hundredth of
 # that.
 PADDED_NODES_MAX = 1 << 24
 _LEVELS_MAX = 20
 
-__all__ = ["DEPTH_MAX", "DEPTH_MIN", "PADDED_NODES_MAX", "Descriptor", "Ranks", "aligned", "describe", "rank_features"]
+__all__ = [
+    "PADDED_NODES_MAX",
+    "PLANES_STACK_MAX",
+    "Descriptor",
+    "Ranks",
+    "describe",
+    "packed_words",
+    "rank_features",
+    "with_stages",
+]
 
 
 @dataclass(frozen=True)
@@ -95,7 +101,7 @@ def _search_tree(values: np.ndarray, levels: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Descriptor:
-    """What a kernel is handed: `words` int64, some of them addresses of `arrays`, which must live as long."""
+    """What a kernel is called with: `words` int64, some of them addresses of `arrays`, which must live as long."""
 
     words: np.ndarray
     arrays: tuple[np.ndarray, ...]
@@ -114,6 +120,60 @@ class Descriptor:
 def describe(table: Table, ranks: Ranks, first: int, last: int) -> Descriptor:
     """The descriptor of trees first … last - 1, padded to perfect trees of their greatest depth."""
     depth = max(DEPTH_MIN, int(table.depth[first:last].max()))
+    plane, threshold, leaves = _perfect_trees(table, ranks, first, last, depth)
+    nodes = np.empty((*plane.shape, 2), dtype=np.int32)
+    nodes[..., 0] = plane * LANES
+    nodes[..., 1] = (threshold.view(np.uint8).astype(np.uint32) * np.uint32(0x01010101)).view(np.int32)
+    narrow = ranks.plane_count <= ROW_PLANES_MAX
+    node_plane = plane.astype(np.uint8) if narrow else np.zeros((0, 1 << depth), np.uint8)
+    values: dict[str, int | np.ndarray] = {
+        "row_stride": table.feature_count,
+        "features": len(ranks.feature_table),
+        "feature_table": ranks.feature_table,
+        "plane_table": ranks.plane_table,
+        "cuts": ranks.cuts,
+        "planes": max(1, ranks.plane_count),
+        "trees": last - first,
+        "nodes": nodes,
+        # A register of 16 floats is read at the last tree's leaves, whatever its depth.
+        "leaves": np.concatenate([leaves.reshape(-1), np.zeros(GROUP, leaves.dtype)]),
+        "node_plane": node_plane,
+        "node_threshold": threshold if narrow else np.zeros((0, 1 << depth), np.int8),
+        "mask_vectors": node_plane.size // LANES,
+        **_columns_of_groups(ranks),
+        "stages": 0,
+        "stage_end": 0,
+        "stage_bounds": 0,
+    }
+    words, arrays = packed_words(values, SCORING_WORDS)
+    return Descriptor(words, arrays, depth, ranks.plane_count)
+
+
+def packed_words(
+    values: dict[str, int | np.ndarray], names: tuple[str, ...]
+) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+    """A descriptor's int64 words in the order of `names`, and the aligned copies of the arrays that they point at."""
+    words = np.zeros(len(names), dtype=np.int64)
+    arrays = []
+    for place, name in enumerate(names):
+        value = values[name]
+        if isinstance(value, np.ndarray):
+            arrays.append(_aligned(value))
+            words[place] = arrays[-1].ctypes.data
+        else:
+            words[place] = value
+    return words, tuple(arrays)
+
+
+def _perfect_trees(
+    table: Table, ranks: Ranks, first: int, last: int, depth: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """int32, int8 and the leaves' type [trees padded to a multiple of 8, 2^depth]: plane and threshold byte of every
+    node in breadth-first order from index 1, and the leaves from left to right.
+
+    A leaf above the last level is repeated below: its "nodes" never send a row right, and all its places hold its
+    value.
+    """
     trees, size = last - first, 1 << depth
     padded = -(-trees // 8) * 8
     plane = np.zeros((padded, size), dtype=np.int32)
@@ -132,73 +192,46 @@ def describe(table: Table, ranks: Ranks, first: int, last: int) -> Descriptor:
             at[:trees, 2 << level : 4 << level] = below
         else:
             leaves[:trees] = table.value[below]
-    nodes = np.empty((padded, size, 2), dtype=np.int32)
-    nodes[..., 0] = plane * LANES
-    nodes[..., 1] = (threshold.view(np.uint8).astype(np.uint32) * np.uint32(0x01010101)).view(np.int32)
-    narrow = ranks.plane_count <= PLANES_MAX
-    node_plane = plane.astype(np.uint8) if narrow else np.zeros((0, size), np.uint8)
-    planes_padded = max(GROUP, -(-ranks.plane_count // GROUP) * GROUP)
-    features = len(ranks.feature_table)
-    features_padded = max(GROUP, -(-features // GROUP) * GROUP)
-    padded_facts = np.zeros((features_padded, 6), dtype=np.int32)
-    padded_facts[:features] = ranks.feature_table
-    sizes = np.ones(features_padded, dtype=np.int32)
-    sizes[:features] = 1 << ranks.feature_table[:, 1]
-    padded_planes = np.zeros((planes_padded, 2), dtype=np.int32)
-    padded_planes[: ranks.plane_count] = ranks.plane_table
-    plane_feature = np.zeros(planes_padded, dtype=np.int32)
-    plane_feature[: ranks.plane_count] = ranks.plane_feature
-    values: dict[str, int | np.ndarray] = {
-        "row_stride": table.feature_count,
-        "features": features,
-        "feature_table": ranks.feature_table,
-        "plane_table": ranks.plane_table,
-        "cuts": ranks.cuts,
-        "planes": max(1, ranks.plane_count),
-        "trees": trees,
-        "nodes": nodes,
-        # A register of 16 floats is read at the last tree's leaves, whatever its depth.
-        "leaves": np.concatenate([leaves.reshape(-1), np.zeros(GROUP, leaves.dtype)]),
-        "node_plane": node_plane,
-        "node_threshold": threshold if narrow else np.zeros((0, size), np.int8),
-        "mask_vectors": node_plane.size // LANES,
-        "features_padded": features_padded,
-        "column": padded_facts[:, 0],
-        "size": sizes,
-        "offset": padded_facts[:, 2],
-        "levels_max": int(ranks.feature_table[:, 1].max()) if features else 0,
-        "planes_padded": planes_padded,
-        "plane_feature": plane_feature,
-        "plane_base": padded_planes[:, 0],
-        "plane_missing": padded_planes[:, 1],
-        "stages": 0,
-        "stage_end": 0,
-        "stage_bounds": 0,
+    return plane, threshold, leaves
+
+
+def _columns_of_groups(ranks: Ranks) -> dict[str, int | np.ndarray]:
+    """The feature and plane tables column by column, padded to whole registers: what the row kernels read."""
+    facts = _padded(ranks.feature_table)
+    planes = _padded(ranks.plane_table)
+    size = np.ones(len(facts), dtype=np.int32)
+    size[: len(ranks.feature_table)] = 1 << ranks.feature_table[:, 1]
+    return {
+        "features_padded": len(facts),
+        "column": facts[:, 0],
+        "size": size,
+        "offset": facts[:, 2],
+        "levels_max": int(facts[:, 1].max()),
+        "planes_padded": len(planes),
+        "plane_feature": _padded(ranks.plane_feature),
+        "plane_base": planes[:, 0],
+        "plane_missing": planes[:, 1],
     }
-    words = np.zeros(len(WORDS), dtype=np.int64)
-    arrays = []
-    for place, name in enumerate(WORDS):
-        value = values[name]
-        if isinstance(value, np.ndarray):
-            array = aligned(value)
-            arrays.append(array)
-            words[place] = array.ctypes.data
-        else:
-            words[place] = value
-    return Descriptor(words, tuple(arrays), depth, ranks.plane_count)
+
+
+def _padded(values: np.ndarray) -> np.ndarray:
+    """`values` with zeros after them, up to a multiple of GROUP and at least one group."""
+    padded = np.zeros((max(GROUP, -(-len(values) // GROUP) * GROUP), *values.shape[1:]), dtype=np.int32)
+    padded[: len(values)] = values
+    return padded
 
 
 def with_stages(descriptor: Descriptor, ends: np.ndarray, bounds: np.ndarray) -> Descriptor:
     """The same trees with the stages of an early exit: ends int32 [stages], bounds float32 [stages, 2]."""
     words = descriptor.words.copy()
-    arrays = aligned(ends), aligned(bounds)
-    words[WORDS.index("stages")] = len(ends)
-    words[WORDS.index("stage_end")] = arrays[0].ctypes.data
-    words[WORDS.index("stage_bounds")] = arrays[1].ctypes.data
+    arrays = _aligned(ends), _aligned(bounds)
+    words[SCORING_WORDS.index("stages")] = len(ends)
+    words[SCORING_WORDS.index("stage_end")] = arrays[0].ctypes.data
+    words[SCORING_WORDS.index("stage_bounds")] = arrays[1].ctypes.data
     return Descriptor(words, descriptor.arrays + arrays, descriptor.depth, descriptor.planes)
 
 
-def aligned(values: np.ndarray) -> np.ndarray:
+def _aligned(values: np.ndarray) -> np.ndarray:
     """A read-only copy that begins at a multiple of 64 bytes, as 512-bit loads want."""
     raw = np.zeros(values.nbytes + 64, dtype=np.uint8)
     start = -raw.ctypes.data % 64

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from scorer.model import ModelInputError
-from scorer.model.calibrate import Calibration, calibration_error, fit_isotonic, fit_platt
-from scorer.model.link import sigmoid
+from scorer.model.calibration import Calibration, calibration_error, fit_isotonic, fit_platt
+from scorer.model.link_function import sigmoid
 
 MARGINS = st.lists(st.floats(-30, 30, width=32), min_size=2, max_size=12, unique=True).map(sorted)
 EXTREMES = np.array([-3.4e38, -746, -1e-45, -0.0, 0.0, 1e-45, 36.9, 746, 3.4e38], dtype=np.float32)

@@ -1,7 +1,7 @@
 """Compiling IR for the host's own CPU, and keeping the object code on disk: the only file access of the model package.
 
 The cache holds code, so it is trusted like the installation itself: a folder and files that belong to this user and
-that nobody else may write to, or no cache at all. A kernel is a function of its text, LLVM's version, the CPU and the
+that no other user may write to, or no cache at all. A kernel is a function of its text, LLVM's version, the CPU and the
 passes; the file's name is the hash of all four, and the file begins with the hash of its content, so a torn write is
 compiled again. So is code that does not load.
 """
@@ -144,7 +144,7 @@ def _folder() -> Path | None:
 
 
 def _private(found: os.stat_result) -> bool:
-    """Whether what was found belongs to this user, and nobody else may write to it."""
+    """Whether what was found belongs to this user, and no other user may write to it."""
     return found.st_uid == os.geteuid() and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 

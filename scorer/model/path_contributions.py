@@ -1,11 +1,11 @@
-"""The classic TreeSHAP over the packed table (Lundberg et al. 2018, algorithm 2): the oracle of scorer.model.explain,
-and what serves for trees too large for it.
+"""The classic TreeSHAP over the packed table (Lundberg et al. 2018, algorithm 2): the reference that tests compare
+scorer.model.contributions with, and the fallback for trees too large for it.
 
 A path element is a feature met on the way from the root: `zero` is the share of training cover that goes the row's
 way when the feature is unknown, `one` is 1 while the row itself goes this way and 0 once it does not. Each tree costs
 O(leaves x depth^2) a row.
 
-Two things are done otherwise than in the paper's listing. Recursion is a stack, since numba's recursion allocates. And
+Two things differ from the paper's listing. Recursion is a stack, since numba's recursion allocates. And
 at a leaf all elements with one = 0 share a single sum: unwinding such an element divides by its own `zero`, which the
 factor (one - zero) then cancels.
 """

@@ -20,7 +20,7 @@ class ModelFormatError(ModelError):
 
 
 class ModelUnsupportedError(ModelError):
-    """The model is of a kind that this evaluator does not serve; the message says which kind is."""
+    """The model is of a kind that this evaluator does not serve; the message names the kind."""
 
 
 class ModelInputError(ModelError):

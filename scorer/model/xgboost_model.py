@@ -1,6 +1,4 @@
-"""Reading an xgboost model: treelite reads the trees, scorer.model.document the rest, and one is checked against the
-other.
-"""
+"""Reading an xgboost model: treelite reads the trees, scorer.model.xgboost_document the rest; the two are compared."""
 
 from __future__ import annotations
 
@@ -11,9 +9,9 @@ import numba
 import numpy as np
 import treelite
 
-from scorer.model import document as doc
-from scorer.model.errors import ModelFormatError, ModelUnsupportedError
-from scorer.model.table import FEATURES_MAX, TREES_MAX, RawTree, Table, Tree, join, lower_tree
+from scorer.model import xgboost_document
+from scorer.model.model_errors import ModelFormatError, ModelUnsupportedError
+from scorer.model.tree_table import FEATURES_MAX, TREES_MAX, RawTree, Table, Tree, join, lower_tree
 
 _FLOAT32 = 2  # treelite's TypeInfo::kFloat32
 _BASE_SCORE_MIN = np.float32(1e-6)  # xgboost keeps a probability this far from 0 and 1 before the logit
@@ -39,8 +37,8 @@ def lower(data: bytes, *, stored_base_margin: np.float32 | None = None) -> Table
     carries the float32 of the machine whose gate it passed. It may differ by 4 units in the last place at most.
     Raises ModelFormatError (damaged or hostile) or ModelUnsupportedError (a kind not served).
     """
-    document = doc.read_document(data)
-    facts = doc.read_facts(document)
+    document = xgboost_document.read_document(data)
+    facts = xgboost_document.read_facts(document)
     if facts.tree_count > TREES_MAX:
         raise ModelUnsupportedError(f"the model has {facts.tree_count} trees; at most {TREES_MAX} are served")
     if not 1 <= facts.feature_count <= FEATURES_MAX:
@@ -51,7 +49,7 @@ def lower(data: bytes, *, stored_base_margin: np.float32 | None = None) -> Table
     if not facts.tree_count:  # no round of training: every margin is the base; treelite reads no such file
         return join([], facts.feature_count, base)
     # The model object must outlive the reading: its fields are views into memory that it owns.
-    model = _read_treelite(data if facts.tree_weights is None else doc.without_tree_weights(document))
+    model = _read_treelite(data if facts.tree_weights is None else xgboost_document.without_tree_weights(document))
     _check_header(model, facts)
     trees = [_lower_tree(model, index, facts.feature_count) for index in range(facts.tree_count)]
     if facts.tree_weights is not None:
@@ -68,7 +66,7 @@ def checked_base(computed: np.float32, stored: np.float32) -> np.float32:
 
 def _read_treelite(data: bytes) -> Any:
     try:
-        if doc.is_ubj(data):
+        if xgboost_document.is_ubj(data):
             return treelite.frontend.from_xgboost_ubjson(data)
         return treelite.frontend.from_xgboost_json(data)
     except UnicodeDecodeError as error:  # treelite quotes the file in its message, and may cut a character in two
@@ -80,7 +78,7 @@ def _read_treelite(data: bytes) -> Any:
         ) from error
 
 
-def _check_header(model: Any, facts: doc.ModelFacts) -> None:
+def _check_header(model: Any, facts: xgboost_document.ModelFacts) -> None:
     header = model.get_header_accessor()
 
     def field(name: str) -> np.ndarray:

@@ -13,12 +13,13 @@ import numba
 import numpy as np
 from numba import types
 
-from scorer.model import kernels
-from scorer.model.table import Table
-from scorer.model.vector import tables
-from scorer.model.vector.evaluator import VectorRun, run
-from scorer.model.vector.jit import Host, JitUnavailableError
-from scorer.model.vector.jit import host as this_host
+from scorer.model import scalar_kernels
+from scorer.model.tree_table import Table
+from scorer.model.vector import lane_tables
+from scorer.model.vector.jit_compiler import Host, JitUnavailableError
+from scorer.model.vector.jit_compiler import host as this_host
+from scorer.model.vector.kernel_layout import DEPTH_MAX, DEPTH_MIN
+from scorer.model.vector.vector_run import VectorRun, run
 
 # Ranks of 64 rows x 44 features take about as long as 64 trees of depth 6.
 _PASS_NODES = 4_096
@@ -64,7 +65,7 @@ class Span:
 def spans(depths: np.ndarray) -> list[Span]:
     """Consecutive runs of trees, neighbours joined where that costs no more than another pass."""
     # All walked trees are alike.
-    kinds = np.clip(depths, tables.DEPTH_MIN, tables.DEPTH_MAX + 1)
+    kinds = np.clip(depths, DEPTH_MIN, DEPTH_MAX + 1)
     borders = np.flatnonzero(np.diff(kinds)) + 1
     starts, ends = np.append(0, borders), np.append(borders, len(kinds))
     found = [Span(a, b, int(kinds[a])) for a, b in zip(starts.tolist(), ends.tolist(), strict=True)]
@@ -84,7 +85,7 @@ def _joined(found: list[Span]) -> list[Span]:
         if at < len(found):
             other = found[at]
             joined = Span(span.first, other.last, max(span.depth, other.depth))
-            walked = joined.depth > tables.DEPTH_MAX
+            walked = joined.depth > DEPTH_MAX
             if not walked and joined.nodes <= span.nodes + other.nodes + _PASS_NODES:
                 span = joined
                 at += 1
@@ -99,7 +100,7 @@ class Plan:
         """`vector` false walks every tree; true uses byte lanes where they pay and this machine can."""
         self._base = float(table.base_margin)
         self._finished, self._divisor, self._offset = table.finished, table.divisor, table.offset
-        self._packed = kernels.pack(table)
+        self._packed = scalar_kernels.pack(table)
         self.reason = "asked for" if not vector else "" if table.tree_count else "the model has no tree"
         """Why all trees are walked; empty when some run in byte lanes."""
         self._runs: list[VectorRun | tuple[np.ndarray, ...]] = []
@@ -114,20 +115,20 @@ class Plan:
         try:
             host: Host = this_host()
             found = spans(table.depth)
-            padded = [span for span in found if span.depth <= tables.DEPTH_MAX]
-            if len(found) > _RUNS_MAX or sum(span.nodes for span in padded) > tables.PADDED_NODES_MAX:
+            padded = [span for span in found if span.depth <= DEPTH_MAX]
+            if len(found) > _RUNS_MAX or sum(span.nodes for span in padded) > lane_tables.PADDED_NODES_MAX:
                 self.reason = f"the trees' depths differ too much: {len(found)} runs"
                 return []
             if not padded:
-                self.reason = f"all trees are deeper than {tables.DEPTH_MAX}"
+                self.reason = f"all trees are deeper than {DEPTH_MAX}"
                 return []
-            ranks = tables.rank_features(table)
+            ranks = lane_tables.rank_features(table)
             if ranks is None:
                 self.reason = "the features have more cuts than byte lanes take"
                 return []
             return [
                 VectorRun(table, ranks, span.first, span.last, host)
-                if span.depth <= tables.DEPTH_MAX
+                if span.depth <= DEPTH_MAX
                 else (
                     self._packed[0][span.first : span.last],
                     self._packed[1][span.first : span.last],
@@ -183,11 +184,11 @@ class Plan:
                 kernel = item.few if item.few and count < _FEW_BELOW else item.batch
                 run(rows, out, _ADD, kernel, item.descriptor)
             elif isinstance(item, VectorRun):
-                kernels.margins_single(rows, *self._walked(item), out)  # type: ignore[call-arg]
+                scalar_kernels.margins_single(rows, *self._walked(item), out)  # type: ignore[call-arg]
             elif count >= _BATCH_FROM:
-                kernels.margins_batch(rows, *item, out)  # type: ignore[call-arg]
+                scalar_kernels.margins_batch(rows, *item, out)  # type: ignore[call-arg]
             else:
-                kernels.margins_single(rows, *item, out)  # type: ignore[call-arg]
+                scalar_kernels.margins_single(rows, *item, out)  # type: ignore[call-arg]
 
     def _walked(self, item: VectorRun) -> tuple[np.ndarray, ...]:
         span = slice(item.first, item.first + item.trees)

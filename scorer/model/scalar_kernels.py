@@ -1,4 +1,4 @@
-"""The plain evaluator: margins of a packed table in numba, the oracle and fallback of any quicker one.
+"""The plain evaluator: margins of a packed table in numba, the reference and the fallback of the vector kernels.
 
 A node is two words: its threshold (float32), and `packed` (uint64: left child in the upper half, feature x 2 + "missing
 goes right" in the lower). A step is `left + (x >= threshold or (x is NaN and missing goes right))`, without a branch. A
@@ -16,7 +16,7 @@ import numba
 import numpy as np
 from numba import types
 
-from scorer.model.table import Table
+from scorer.model.tree_table import Table
 
 # 64 rows of 44 features are 11 KiB: they stay in the first-level cache while all trees pass over them.
 _BLOCK = 64

@@ -1,4 +1,4 @@
-"""`CompiledModel`: a packed table with the calls that a worker makes on it."""
+"""`CompiledModel`: a tree model file, loaded and ready to score, explain and give reasons."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from scorer.model import explain, link
-from scorer.model.checkpoint import is_checkpoint, lower_checkpoint
-from scorer.model.document import MODEL_BYTES_MAX
-from scorer.model.errors import ModelFormatError, ModelInputError, ModelUnsupportedError
+from scorer.model import contributions, link_function
 from scorer.model.lightgbm_text import is_lightgbm, lower_lightgbm
-from scorer.model.lower import lower
-from scorer.model.plan import Plan
-from scorer.model.table import Table
+from scorer.model.model_errors import ModelFormatError, ModelInputError, ModelUnsupportedError
+from scorer.model.model_plan import Plan
+from scorer.model.tree_table import Table
+from scorer.model.treelite_checkpoint import is_checkpoint, lower_checkpoint
+from scorer.model.xgboost_document import MODEL_BYTES_MAX
+from scorer.model.xgboost_model import lower
 
 SUFFIXES = (".ubj", ".json", ".txt", ".tl")
 _FLOAT32 = np.dtype(np.float32)
@@ -22,27 +22,34 @@ _REASONS = 4
 
 
 class CompiledModel:
-    """A model ready to score. Immutable, so any number of threads may share it; the kernels hold no GIL.
+    """A tree model ready to score: `CompiledModel.from_file("model.ubj").margins(X)`.
 
-    Rows are float32 [n, feature_count]; NaN is missing. Every method raises ModelInputError for another shape or dtype:
-    a float64 array would have to be rounded, and the caller should know.
+    Immutable, so any number of threads may share it; the kernels release the GIL. X is a numpy array float32
+    [n, feature_count]; n may be 0, NaN is a missing value, and a C-contiguous array is not copied. Every method that
+    takes rows raises ModelInputError for another type, shape or dtype: a float64 array would have to be rounded, and
+    that is the caller's decision (`X.astype(np.float32)`). All errors are ModelError.
     """
 
     def __init__(self, table: Table, *, vector: bool = True) -> None:
-        """`vector` false keeps to the plain evaluator: for tests, and for machines whose LLVM misbehaves."""
+        """From packed trees; a file comes in by `from_file`, `from_bytes` or `from_treelite`.
+
+        `vector` false keeps to the plain evaluator: for tests, and for machines whose LLVM misbehaves.
+        """
         self.table = table
         self.plan = Plan(table, vector=vector)
-        self._unexplained = explain.first_bad_cover(table)
-        self._explainer = explain.Explainer(table, vector=vector and self._unexplained is None)
-        means = float(np.sum(explain.tree_means(table)))
+        self._unexplained = contributions.first_bad_cover(table)
+        self._explainer = contributions.Explainer(table, vector=vector and self._unexplained is None)
+        means = float(np.sum(contributions.tree_means(table)))
         self._bias = float(table.base_margin) + means / table.divisor + table.offset
 
     @classmethod
     def from_file(cls, path: str | Path, *, base_margin: float | None = None, vector: bool = True) -> CompiledModel:
         """Load an xgboost model (.json or .ubj), a LightGBM text (.txt) or a treelite checkpoint (.tl).
 
-        `base_margin` is the float32 that a bundle recorded; without it the model's own base_score decides.
-        Raises ModelFormatError or ModelUnsupportedError; OSError if the file cannot be read.
+        `base_margin` is the float32 that a bundle recorded; without it the model's own base_score decides. The first
+        model of a depth compiles its kernels (about 0.5 s, then cached on disk).
+        Raises ModelFormatError (damaged, truncated, another format or suffix), ModelUnsupportedError (a kind that is
+        not served: several classes, splits by category, another objective or booster), OSError (cannot be read).
         """
         path = Path(path)
         if path.suffix not in SUFFIXES:
@@ -58,7 +65,7 @@ class CompiledModel:
 
     @classmethod
     def from_bytes(cls, data: bytes, *, base_margin: float | None = None, vector: bool = True) -> CompiledModel:
-        """As `from_file`, for bytes at hand (whose hash was checked, say); formats are told apart by content."""
+        """As `from_file`, for bytes in memory (whose hash was checked, for example); the content shows the format."""
         stored = None if base_margin is None else np.float32(base_margin)
         if len(data) > MODEL_BYTES_MAX:
             raise ModelFormatError(f"the model has {len(data)} bytes, more than the {MODEL_BYTES_MAX} allowed")
@@ -72,10 +79,13 @@ class CompiledModel:
 
     @classmethod
     def from_treelite(cls, model: Any, *, vector: bool = True) -> CompiledModel:
-        """Compile a treelite model at training time: `treelite.sklearn.import_model(forest)`, say.
+        """Compile a treelite.Model at training time, for example `treelite.sklearn.import_model(forest)`.
 
         `model.serialize_bytes()` are the bytes for a bundle. Margins are those of treelite's interpreter.
+        Raises ModelInputError for another object, otherwise as `from_bytes`.
         """
+        if not hasattr(model, "serialize_bytes"):
+            raise ModelInputError(f"the model is a {type(model).__name__}, not a treelite.Model; see treelite.frontend")
         return cls.from_bytes(bytes(model.serialize_bytes()), vector=vector)
 
     @property
@@ -109,8 +119,12 @@ class CompiledModel:
         return out
 
     def margins_into(self, X: np.ndarray, out: np.ndarray) -> None:
-        """As `margins`, into a contiguous float32 [n]; xgboost models allocate nothing when X is C-contiguous."""
+        """As `margins`, into out float32 [n], contiguous and writable; xgboost models allocate nothing when X is
+        C-contiguous.
+        """
         rows = self._rows(X)
+        if not isinstance(out, np.ndarray):
+            raise ModelInputError(f"out is a {type(out).__name__}, wanted a numpy array of float32")
         if out.dtype != _FLOAT32 or out.shape != (len(rows),):
             raise ModelInputError(f"out is {out.dtype} {out.shape}, wanted float32 ({len(rows)},)")
         if not (out.flags.c_contiguous and out.flags.writeable):
@@ -118,13 +132,13 @@ class CompiledModel:
         self.plan.margins_into(rows, out)
 
     def scores(self, X: np.ndarray) -> np.ndarray:
-        """float64 [n]: the probability of fraud of each row, the same bits on every machine."""
-        return link.scores(self.margins(X), self.table.link)
+        """float64 [n] in [0, 1]: the probability of fraud of each row, uncalibrated; the same bits on every machine."""
+        return link_function.scores(self.margins(X), self.table.link)
 
     def contributions(self, X: np.ndarray) -> np.ndarray:
         """float64 [n, f + 1]: each feature's share of the margin, the last column the bias; a row sums to its margin.
 
-        The sum holds to 1e-5: margins are added in float32, shares in float64.
+        The sum holds to 1e-5 of the largest share (at least of 1): margins are added in float32, shares in float64.
         Raises ModelUnsupportedError where the file carries no usable cover (sum_hessian).
         """
         rows = self._rows(X)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scorer.model.errors import ModelFormatError, ModelUnsupportedError
+from scorer.model.model_errors import ModelFormatError, ModelUnsupportedError
 
 # Bounds of what one bundle may make a worker hold and walk. 2^26 nodes are 3 GiB of table.
 TREES_MAX = 100_000
@@ -234,7 +234,7 @@ def _check_nodes(index: int, order: np.ndarray, inner: np.ndarray, raw: RawTree,
     wrong = nodes[(raw.operator[nodes] < LESS) | (raw.operator[nodes] > GREATER_EQUAL)]
     if wrong.size:
         raise ModelUnsupportedError(
-            f"tree {index}, node {wrong[0]}: feature {feature[wrong[0]]} is compared otherwise than by <, <=, > or >="
+            f"tree {index}, node {wrong[0]}: feature {feature[wrong[0]]} is not compared by <, <=, > or >="
         )
     wrong = leaves[~np.isfinite(raw.value[leaves])]
     if wrong.size:

@@ -12,8 +12,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scorer.model.errors import ModelFormatError, ModelUnsupportedError
-from scorer.model.table import FEATURES_MAX, IDENTITY, LOGISTIC, NODES_MAX, TREES_MAX, RawTree, Table, join, lower_tree
+from scorer.model.model_errors import ModelFormatError, ModelUnsupportedError
+from scorer.model.tree_table import (
+    FEATURES_MAX,
+    IDENTITY,
+    LOGISTIC,
+    NODES_MAX,
+    TREES_MAX,
+    RawTree,
+    Table,
+    join,
+    lower_tree,
+)
 
 VERSION = 4
 _TYPES: dict[int, np.dtype] = {2: np.dtype("<f4"), 3: np.dtype("<f8")}
@@ -23,7 +33,7 @@ _LINKS = {"sigmoid": LOGISTIC, "identity": IDENTITY, "identity_multiclass": IDEN
 
 
 class _Reader:
-    """Little-endian scalars and counted arrays; every count is held against the bytes that are left."""
+    """Little-endian scalars and counted arrays; every count is compared with the bytes that are left."""
 
     def __init__(self, data: bytes) -> None:
         self._data, self._at = data, 0
@@ -47,7 +57,7 @@ class _Reader:
 
     def end(self) -> None:
         if self._at != len(self._data):
-            raise ModelFormatError(f"treelite checkpoint ends at byte {self._at} of {len(self._data)}: it has a tail")
+            raise ModelFormatError(f"treelite checkpoint ends at byte {self._at} of {len(self._data)}: bytes follow it")
 
     def _take(self, size: int) -> bytes:
         left = len(self._data) - self._at
@@ -118,23 +128,7 @@ def _read_header(reader: _Reader) -> _Header:
     reader.text()  # attributes: nothing there changes a margin
     if options := reader.integer("i"):
         raise ModelUnsupportedError(f"treelite checkpoint with {options} extensions, of a later version")
-    if targets != 1 or len(classes) != 1:
-        raise ModelUnsupportedError(f"num_target is {targets}: multi-target models are not served")
-    count = int(classes[0])
-    if task not in (_CLASSIFIER, _REGRESSOR, _MULTI_CLASS) or count not in (1, 2):
-        raise ModelUnsupportedError(
-            f"task {task} with {count} classes: one probability is served, train for two classes"
-        )
-    if len(target_id) != trees or len(class_id) != trees:
-        raise ModelFormatError(f"{len(target_id)} target_id and {len(class_id)} class_id for {trees} trees")
-    # Two classes: every leaf holds both, and the second is fraud. One: every tree gives class 0 of target 0.
-    wanted = -1 if count == 2 else 0
-    other = np.flatnonzero((class_id != wanted) | ((target_id != wanted) & (target_id != 0)))
-    if len(other) or shape.tolist() != [1, count]:
-        raise ModelUnsupportedError(
-            f"leaves of shape {shape.tolist()[:4]} for {count} classes, tree {other[0] if len(other) else 0}: "
-            "multi-class models are not served"
-        )
+    count = _checked_classes(trees, task, targets, classes, shape, target_id, class_id)
     if postprocessor not in _LINKS:
         raise ModelUnsupportedError(f"postprocessor {postprocessor[:40]!r} is not served; {', '.join(_LINKS)} are")
     if _LINKS[postprocessor] == LOGISTIC and alpha != 1.0:
@@ -152,9 +146,39 @@ def _read_header(reader: _Reader) -> _Header:
     )
 
 
+def _checked_classes(
+    trees: int,
+    task: int,
+    targets: int,
+    classes: np.ndarray,
+    shape: np.ndarray,
+    target_id: np.ndarray,
+    class_id: np.ndarray,
+) -> int:
+    """1 or 2: the values that a leaf holds. Raises for anything but one probability."""
+    if targets != 1 or len(classes) != 1:
+        raise ModelUnsupportedError(f"num_target is {targets}: multi-target models are not served")
+    count = int(classes[0])
+    if task not in (_CLASSIFIER, _REGRESSOR, _MULTI_CLASS) or count not in (1, 2):
+        raise ModelUnsupportedError(
+            f"task {task} with {count} classes: one probability is served, train for two classes"
+        )
+    if len(target_id) != trees or len(class_id) != trees:
+        raise ModelFormatError(f"{len(target_id)} target_id and {len(class_id)} class_id for {trees} trees")
+    # Two classes: every leaf holds both, and the second is fraud. One: every tree gives class 0 of target 0.
+    wanted = -1 if count == 2 else 0
+    other = np.flatnonzero((class_id != wanted) | ((target_id != wanted) & (target_id != 0)))
+    if len(other) or shape.tolist() != [1, count]:
+        raise ModelUnsupportedError(
+            f"leaves of shape {shape.tolist()[:4]} for {count} classes, tree {other[0] if len(other) else 0}: "
+            "multi-class models are not served"
+        )
+    return count
+
+
 def _read_tree(reader: _Reader, index: int, header: _Header) -> RawTree:
     count = reader.integer("i")
-    reader.integer("B")  # says that some split is by category; the splits themselves are looked at
+    reader.integer("B")  # whether some split is by category: the splits themselves are checked below
     node_type, left, right = reader.array("i1"), reader.array("<i4"), reader.array("<i4")
     feature, default_left = reader.array("<i4"), reader.array("u1")
     value, threshold, operator = reader.array(header.dtype), reader.array(header.dtype), reader.array("i1")

@@ -1,7 +1,7 @@
-"""An xgboost model file (JSON or UBJ) as a plain document, and the facts of it that treelite does not hand on.
+"""An xgboost model file (JSON or UBJ) as a plain document, and its facts that treelite does not expose.
 
-treelite reads the trees. It says nothing of the booster (dart or gbtree), of declared counts, or of the objective's
-name, and its base margin is rounded otherwise than xgboost's; so these are read here, from the same bytes.
+treelite reads the trees. It does not expose the booster (dart or gbtree), the declared counts or the objective's name,
+and it rounds the base margin in another way than xgboost; so these are read here, from the same bytes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from scorer.model.errors import ModelFormatError, ModelUnsupportedError
+from scorer.model.model_errors import ModelFormatError, ModelUnsupportedError
 
 # 512 MiB: a model of 300 trees x depth 6 is 2 MiB. The reader holds the whole document, so its size bounds memory.
 MODEL_BYTES_MAX = 512 * 1024 * 1024
@@ -29,7 +29,7 @@ _INTEGER_FORMAT = {"i": ">b", "U": ">B", "I": ">h", "l": ">i", "L": ">q"}
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What the document says about the whole ensemble."""
+    """The document's facts about the whole ensemble."""
 
     feature_count: int
     tree_count: int
@@ -49,7 +49,7 @@ class _UbjReader:
     def document(self) -> Any:
         value = self._value(self._marker(), 0)
         if self._at != len(self._data):
-            raise ModelFormatError(f"UBJ document ends at byte {self._at} of {len(self._data)}; the file has a tail")
+            raise ModelFormatError(f"UBJ document ends at byte {self._at} of {len(self._data)}; bytes follow it")
         return value
 
     def _take(self, size: int) -> bytes:
@@ -242,7 +242,7 @@ def read_facts(document: dict[str, Any]) -> ModelFacts:
 
 
 def without_tree_weights(document: dict[str, Any]) -> bytes:
-    """The dart document as JSON with every tree weight 1, so that a reader hands on the leaves unscaled.
+    """The dart document as JSON with every tree weight 1, so that a reader returns the leaves unscaled.
 
     Floats survive: a float32 widened to a double and written by repr parses back to the same float32.
     """

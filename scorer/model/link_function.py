@@ -17,8 +17,8 @@ import numba
 import numpy as np
 from numba import types
 
-from scorer.model.errors import ModelInputError
-from scorer.model.table import IDENTITY
+from scorer.model.model_errors import ModelInputError
+from scorer.model.tree_table import IDENTITY
 
 # ln 2 in two parts; the first has 21 zero bits at its end, so k x _LN2_HIGH is exact for every k here (|k| < 2^11).
 _LN2_HIGH = float.fromhex("0x1.62e42fee00000p-1")
