@@ -42,7 +42,7 @@ def run(folder: Path, rows: str, output: str = "out.parquet") -> Any:
     [
         ("p1,2026-01-01,c,1,3\n", "none/out.parquet", "there is no folder .*none; make it first"),
         ("p1,2026-01-01,c,1,3\n", "", "is a folder; name a file"),
-        ("", "out.parquet", "rows.csv: there are no payments"),
+        ("", "out.parquet", "rows.csv: no payments to learn from"),
     ],
 )
 def test_what_cannot_be_done_is_refused_with_exit_code_2(rows: str, output: str, message: str, tmp_path: Path) -> None:
