@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 
-from features.memory import inlined, kernel
+from features.raw_memory import inlined, kernel
 
 EARTH_RADIUS_KM = 6371.0088
 # Below 2^-1074 a double is zero.
@@ -27,19 +27,19 @@ def multiply(a: np.uint64, b: np.uint64):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def add_square(arena, cell, amount, sign):  # type: ignore[no-untyped-def]
-    """Add (sign 1) or subtract (-1) amount² in the 128-bit number at (cell = low, cell + 1 = high)."""
+def add_square(arena, at, amount, sign):  # type: ignore[no-untyped-def]
+    """Add (sign 1) or subtract (-1) amount² in the 128-bit number at (at = low, at + 1 = high)."""
     high, low = multiply(np.uint64(amount), np.uint64(amount))
-    old = np.uint64(arena[cell])
+    old = np.uint64(arena[at])
     if sign > 0:
         new = old + low
         carry = np.uint64(1) if new < old else np.uint64(0)
-        arena[cell + 1] = np.int64(np.uint64(arena[cell + 1]) + high + carry)
+        arena[at + 1] = np.int64(np.uint64(arena[at + 1]) + high + carry)
     else:
         new = old - low
         carry = np.uint64(1) if old < low else np.uint64(0)
-        arena[cell + 1] = np.int64(np.uint64(arena[cell + 1]) - high - carry)
-    arena[cell] = np.int64(new)
+        arena[at + 1] = np.int64(np.uint64(arena[at + 1]) - high - carry)
+    arena[at] = np.int64(new)
 
 
 @kernel

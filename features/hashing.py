@@ -1,8 +1,8 @@
 """Keys as 128-bit numbers: SipHash-2-4 with 128-bit output over UTF-8 bytes.
 
-An entity key, a payment id or a value to count is a string at the door and 128 bits from there on. Two different
-strings of a shard collide with probability below n² / 2^129: for 10^10 keys about 10^-19, so equality of hashes is
-taken for equality. The hash key is a constant, because replay on another machine must give the same numbers.
+An entity key, a payment id or a value to count comes as a string and is 128 bits everywhere in the engine. Two
+different strings of a shard collide with probability below n² / 2^129: for 10^10 keys about 10^-19, so equality of
+hashes is taken for equality. The hash key is a constant, because replay on another machine must give the same numbers.
 
 Source: Aumasson and Bernstein, "SipHash: a fast short-input PRF", 2012, and the authors' reference for the 128-bit
 variant."""
@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from features.memory import peek64
+from features.raw_memory import peek64
 
 U64 = npt.NDArray[np.uint64]
 
@@ -50,8 +50,8 @@ def _round(v0, v1, v2, v3):  # type: ignore[no-untyped-def]
 
 @nb.njit(cache=True, nogil=True)
 def siphash_128(data: npt.NDArray[np.uint8], offsets: npt.NDArray[np.int32], out: U64, empty_as_zero: bool) -> None:
-    """Hash the strings `data[offsets[i]:offsets[i+1]]` into `out[i] = (low, high)`; an empty one into zeros when told
-    so."""
+    """Hash the strings `data[offsets[i]:offsets[i+1]]` into `out[i] = (low, high)`; an empty one into zeros when
+    `empty_as_zero`."""
     address = np.int64(data.ctypes.data)
     for i in range(len(offsets) - 1):
         start, end = np.int64(offsets[i]), np.int64(offsets[i + 1])

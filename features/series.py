@@ -1,14 +1,14 @@
 """Short sorted lists that belong to a key: what min, max, median and known frauds need beyond a running number.
 
-A series is a block of the pool, an int64 array shared by all keys. Its cell in the strip holds the block's place (0: no
-block yet).
+A series is a block of the pool, an int64 array shared by all keys. Its accumulator in the entity slot holds the place
+of the block (0: no block yet).
 
     block of class c, 8 << c words:  word 0  count | first << 32      word 1  c      then (time, value) pairs, sorted by
     time
 
-Blocks double when they fill and go back to a list of free blocks of their class with their key. A minimum keeps only
-payments that no later one undercuts (and a maximum likewise), so every payment is written once and dropped once however
-long the window is: a hot key costs the same as any other (the monotonic queue; Tangwongsan et al., "In-Order
+Blocks double when they fill; when their key is freed they go to a list of free blocks of their class. A minimum keeps
+only payments that no later one undercuts (and a maximum likewise), so every payment is written once and dropped once
+however long the window is: a hot key costs the same as any other (the monotonic queue; Tangwongsan et al., "In-Order
 Sliding-Window Aggregation", 2017, section 1).
 """
 
@@ -19,8 +19,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from features.memory import inlined, kernel, move
-from features.state import GRANULE_SHIFT, POOL_CLASS_MAX, POOL_NEXT, State, view_state
+from features.engine_state import DIRTY_PAGE_SHIFT, POOL_CLASS_MAX, POOL_NEXT, State, view_state
+from features.raw_memory import inlined, kernel, move
 
 BLOCK_WORDS = 8
 _LOW = (1 << 32) - 1
@@ -28,7 +28,7 @@ _LOW = (1 << 32) - 1
 
 @inlined
 def _mark(s: State, first: int, end: int) -> None:
-    for g in range(first >> GRANULE_SHIFT, ((end - 1) >> GRANULE_SHIFT) + 1):
+    for g in range(first >> DIRTY_PAGE_SHIFT, ((end - 1) >> DIRTY_PAGE_SHIFT) + 1):
         s.pool_dirty[g] = 1
 
 
@@ -49,7 +49,7 @@ def _take_block(c: int, size_class: int) -> int:
 
 @kernel
 def free_block(c: int, block: int) -> None:
-    """Give a block back; its series is forgotten."""
+    """Free a block; its series is lost."""
     s = view_state(c)
     size_class = s.pool[block + 1]
     s.pool[block] = s.pool_free[size_class]
@@ -84,14 +84,14 @@ def expire(s: State, block: int, limit_ms: int):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _spacious(c: int, cell: int) -> int:
-    """The cell's block with room for one more pair behind the last: moved to the front of it, or to a block of another
-    size."""
+def _spacious(c: int, accumulator: int) -> int:
+    """The accumulator's block with room for one more pair behind the last: pairs are moved to its front, or to a block
+    of another size."""
     s = view_state(c)
-    block = s.arena[cell]
+    block = s.arena[accumulator]
     if block == 0:
         block = _take_block(c, 0)
-        s.arena[cell] = block
+        s.arena[accumulator] = block
         return block
     first, end = bounds(s, block)
     size_class = s.pool[block + 1]
@@ -107,18 +107,18 @@ def _spacious(c: int, cell: int) -> int:
     _set(s, target, 0, count)
     if target != block:
         free_block(c, block)
-        s.arena[cell] = target
+        s.arena[accumulator] = target
     _mark(s, target, target + 2 + 2 * count)
     return target
 
 
 @kernel
-def push_extreme(c: int, cell: int, time_ms: int, amount: int, largest: int, limit_ms: int) -> None:
-    """Take a payment into a minimum (or, with `largest`, a maximum) over payments later than `limit_ms`."""
+def push_extreme(c: int, accumulator: int, time_ms: int, amount: int, largest: int, limit_ms: int) -> None:
+    """Add a payment to a minimum (or, with `largest`, a maximum) over payments later than `limit_ms`."""
     s = view_state(c)
-    if s.arena[cell] != 0:
-        expire(s, s.arena[cell], limit_ms)
-    block = _spacious(c, cell)
+    if s.arena[accumulator] != 0:
+        expire(s, s.arena[accumulator], limit_ms)
+    block = _spacious(c, accumulator)
     first, end = bounds(s, block)
     base = block + 2
     j = end
@@ -166,17 +166,17 @@ def _after(s: State, base: int, first: int, end: int, time_ms: int) -> int:
 
 
 @kernel
-def push_sorted(c: int, cell: int, time_ms: int, value: int, count_max: int, limit_ms: int) -> None:
+def push_sorted(c: int, accumulator: int, time_ms: int, value: int, count_max: int, limit_ms: int) -> None:
     """Insert a pair by time, after those of equal time; expired pairs go, and beyond `count_max` the oldest one
     does."""
     s = view_state(c)
-    if s.arena[cell] != 0:
-        first, end = expire(s, s.arena[cell], limit_ms)
+    if s.arena[accumulator] != 0:
+        first, end = expire(s, s.arena[accumulator], limit_ms)
         if end - first >= count_max:
-            if s.pool[s.arena[cell] + 2 + 2 * first] > time_ms:
+            if s.pool[s.arena[accumulator] + 2 + 2 * first] > time_ms:
                 return
-            _set(s, s.arena[cell], first + 1, end)
-    block = _spacious(c, cell)
+            _set(s, s.arena[accumulator], first + 1, end)
+    block = _spacious(c, accumulator)
     first, end = bounds(s, block)
     base = block + 2
     j = _after(s, base, first, end, time_ms)
@@ -190,11 +190,11 @@ def push_sorted(c: int, cell: int, time_ms: int, value: int, count_max: int, lim
 
 
 @kernel
-def push_fraud(c: int, cell: int, time_ms: int, seq: int, settled_ms: int) -> None:
+def push_fraud(c: int, accumulator: int, time_ms: int, seq: int, settled_ms: int) -> None:
     """Insert a known fraud. Of those at or before `settled_ms`, which no label can change any more, the first and the
     last are kept."""
     s = view_state(c)
-    block = s.arena[cell]
+    block = s.arena[accumulator]
     if block != 0:
         base = block + 2
         first, end = bounds(s, block)
@@ -205,14 +205,14 @@ def push_fraud(c: int, cell: int, time_ms: int, seq: int, settled_ms: int) -> No
             _set(s, block, first, end)
             _mark(s, block, block + 1)
             _mark(s, base + 2 * first, base + 2 * first + 2)
-    push_sorted(c, cell, time_ms, seq, 1 << 30, -1)
+    push_sorted(c, accumulator, time_ms, seq, 1 << 30, -1)
 
 
 @kernel
-def remove_pair(c: int, cell: int, time_ms: int, value: int) -> None:
-    """Take one pair out again, if it is there."""
+def remove_pair(c: int, accumulator: int, time_ms: int, value: int) -> None:
+    """Remove one pair, if it is there."""
     s = view_state(c)
-    block = s.arena[cell]
+    block = s.arena[accumulator]
     if block == 0:
         return
     base = block + 2
@@ -230,7 +230,7 @@ def remove_pair(c: int, cell: int, time_ms: int, value: int) -> None:
 
 
 @kernel
-def median(c: int, cell: int, limit_ms: int, current: int, count_max: int, scratch):  # type: ignore[no-untyped-def]
+def median(c: int, accumulator: int, limit_ms: int, current: int, count_max: int, scratch):  # type: ignore[no-untyped-def]
     """Median of the amounts later than `limit_ms` among the last `count_max`; `current` >= 0 is the last of them. NaN
     for none."""
     s = view_state(c)
@@ -238,7 +238,7 @@ def median(c: int, cell: int, limit_ms: int, current: int, count_max: int, scrat
     if current >= 0:
         scratch[0] = current
         n = 1
-    block = s.arena[cell] if cell >= 0 else np.int64(0)
+    block = s.arena[accumulator] if accumulator >= 0 else np.int64(0)
     if block != 0:
         first, end = bounds(s, block)
         j = end - 1

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from features.describe import describe, duration, json_schema
+from features.feature_description import describe, duration, json_schema
 from scorer.cli.command_support import Json, check_output, counting, out, read_mapping, show
 from scorer.cli.risk_options import MappingOption, read_feature_set, with_report
 from scorer.errors import UsageError

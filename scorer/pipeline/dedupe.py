@@ -13,10 +13,8 @@ import numba as nb
 import numpy as np
 import numpy.typing as npt
 
-from features.capture import Image
-from features.restore import StateMismatch
-from features.snapshot import strings_as_arrays, strings_from_arrays
-from features.table import find, get, grown, new_table, put, remove_at
+from features.engine_image import Image, StateMismatch, strings_as_arrays, strings_from_arrays
+from features.hash_table import find, get, grown, new_table, put, remove_at
 
 _FIRST_ENTRIES = 1 << 12
 _COLUMNS = ("_ids", "_payload", "_seen_ms", "_margin", "_score", "_outcome")
@@ -152,7 +150,7 @@ class Dedupe:
         return self._margin[places], self._score[places], self._outcome[places]
 
     def capture(self) -> DedupeCapture:
-        """Begin a snapshot; between two batches (see features.capture)."""
+        """Begin a snapshot; between two batches (see features.state_capture)."""
         return DedupeCapture(self)
 
     def restore(self, image: Image) -> None:
@@ -206,7 +204,7 @@ class Dedupe:
 
 
 class DedupeCapture:
-    """One snapshot in the making, as features.capture.Capture: an entry never changes once its batch is done.
+    """One snapshot in the making, as features.state_capture.Capture: an entry never changes once its batch is done.
 
     Entries that leave while the bulk is copied may be overwritten under the copy; `finish` drops those, for they have
     left.

@@ -14,11 +14,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.compute as pc
 
-from features.capture import Image
-from features.engine import Engine
+from features.engine_image import Image
 from features.feature_set import FeatureSet
 from features.filters import POSITION_FIELDS
 from features.hashing import hash_strings
+from features.window_engine import WindowEngine
 from schemas.dead_letter import DeadLetterReason
 from schemas.decode import PaymentBatch
 from schemas.errors import ContractError
@@ -94,10 +94,10 @@ class Enricher:
         self.feature_set = feature_set
         self.dedupe = Dedupe(horizon_ms=feature_set.dedupe_horizon, capacity=feature_set.dedupe_capacity)
         if images is None:
-            self.engine = Engine(feature_set, folder=folder)
+            self.engine = WindowEngine(feature_set, folder=folder)
         else:
             self.dedupe.restore(images["dedupe"])
-            self.engine = Engine.restore(feature_set, images["engine"], folder=folder)
+            self.engine = WindowEngine.restore(feature_set, images["engine"], folder=folder)
         self._selector = selector
 
     def enrich(self, records: Records) -> Enriched:
@@ -170,7 +170,7 @@ class Enricher:
         return payments.take(kept), amount[kept]
 
     def _convert(self, payments: PaymentBatch) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-        """As Engine.convert, without a look at each row where all are in the set's currency."""
+        """As WindowEngine.convert, without a look at each row where all are in the set's currency."""
         if pc.all(pc.equal(payments.text("currency"), self.feature_set.currency)).as_py() is not False:
             return payments.amount_minor, np.ones(len(payments), dtype=np.bool_)
         return self.engine.convert(payments)

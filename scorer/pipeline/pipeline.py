@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from features.capture import Image
+from features.engine_image import Image
 from schemas.audit import NULLABLE, AuditColumns, AuditContext, digest
 from schemas.control import ListAdd, ListRemove
 from schemas.decode import PaymentBatch

@@ -14,9 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from features.capture import Image
-from features.restore import StateMismatch
-from features.snapshot import strings_as_arrays, strings_from_arrays
+from features.engine_image import Image, StateMismatch, strings_as_arrays, strings_from_arrays
 from scorer.bundle import Bundle
 from scorer.pipeline.pipeline import Pipeline
 
@@ -41,12 +39,12 @@ class ShardCapture:
     def again(self) -> bool:
         """Between two batches: whether `finish` would be short now. If not, run `copy` once more."""
         self._rounds += 1
-        return self._engine.again()
+        return self._engine.next_round()
 
     @property
     def stepping(self) -> bool:
         """Whether `again` itself copies from now on, and `copy` has nothing to do."""
-        return self._engine.stepping
+        return self._engine.copies_between_batches
 
     def finish(self) -> dict[str, Image] | None:
         """The state between two batches; None when arrays were replaced meanwhile."""

@@ -7,7 +7,7 @@ import json
 
 import numpy as np
 
-from features.table import grown, new_table
+from features.hash_table import grown, new_table
 from schemas.journal import ControlRange, InputRange
 from scorer.bundle import Bundle
 from scorer.errors import PromiseBroken

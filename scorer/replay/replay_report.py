@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from features.engine import EngineCounts
+from features.window_engine import EngineCounts
 from scorer.pipeline import Outcomes
 
 Progress = Callable[[int], None]
@@ -37,7 +37,7 @@ class Report:
 
     def count_labels(self, counts: EngineCounts) -> None:
         """Take the label counts of the whole run from the engine."""
-        self.labels_refused, self.labels_unmatched = counts.labels_refused, counts.orphan_labels_dropped
+        self.labels_refused, self.labels_unmatched = counts.labels_refused, counts.unmatched_labels_dropped
 
     def add(self, outcomes: Outcomes) -> None:
         """Count a batch."""

@@ -20,9 +20,9 @@ import structlog
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
 
-from features.restore import StateMismatch
-from features.segments import SegmentError
-from features.snapshot import SnapshotError
+from features.engine_image import StateMismatch
+from features.log_segments import SegmentError
+from features.snapshot_store import SnapshotError
 from schemas.journal import FIRST_PREVIOUS, JournalRecord
 from scorer import kafka
 from scorer.bundle import BundleError

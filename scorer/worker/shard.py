@@ -18,7 +18,7 @@ import numpy as np
 import structlog
 from confluent_kafka import KafkaException
 
-from features.segments import SegmentError
+from features.log_segments import SegmentError
 from scorer import kafka
 from scorer.bundle import BundleError
 from scorer.errors import FraudScorerError, UsageError
@@ -211,9 +211,9 @@ class Shard:
         worker_metrics.LOG_ROWS.labels(label).set(counts.log_rows)
         worker_metrics.STATE_BYTES.labels(label).set(counts.arena_bytes)
         worker_metrics.LABELS_APPLIED.labels(label).set(counts.labels_applied)
-        worker_metrics.LABELS_WAITING.labels(label).set(counts.labels_pending + counts.orphan_labels)
-        worker_metrics.LABELS_REFUSED.labels(label).set(counts.labels_refused + counts.orphan_labels_dropped)
-        worker_metrics.LABELS_EXPIRED.labels(label).set(counts.orphan_labels_expired)
+        worker_metrics.LABELS_WAITING.labels(label).set(counts.labels_pending + counts.unmatched_labels)
+        worker_metrics.LABELS_REFUSED.labels(label).set(counts.labels_refused + counts.unmatched_labels_dropped)
+        worker_metrics.LABELS_EXPIRED.labels(label).set(counts.unmatched_labels_expired)
         worker_metrics.DEDUPE_ENTRIES.labels(label).set(len(pipeline.dedupe))
         worker_metrics.DEDUPE_EVICTED.labels(label).set(pipeline.dedupe.evicted_early)
         worker_metrics.LIST_REFUSED.labels(label).set(pipeline.lists.refused)

@@ -17,8 +17,8 @@ from typing import Any
 
 import structlog
 
-from features.capture import Image
-from features.snapshot import SnapshotError, SnapshotStore
+from features.engine_image import Image
+from features.snapshot_store import SnapshotError, SnapshotStore
 from scorer.errors import FraudScorerError, UsageError
 from scorer.journal.partition_buffers import ShardInputs
 from scorer.pipeline import Pipeline
@@ -43,7 +43,7 @@ def store_of(settings: Settings, shard: int) -> SnapshotStore | None:
     url = where.url or f"{(settings.cache.expanduser() / 'snapshots').as_uri()}"
     name = f"{settings.kafka.topic_prefix}{settings.worker.application}"
     try:
-        return SnapshotStore(f"{url.rstrip('/')}/{name}/shard-{shard}", passing=fault_points.point)
+        return SnapshotStore(f"{url.rstrip('/')}/{name}/shard-{shard}", on_step=fault_points.point)
     except (ValueError, ImportError) as exc:  # a protocol that fsspec does not know, or whose package is missing
         raise UsageError(f"setting FRAUD_SCORER_SNAPSHOTS__URL: {exc}") from exc
 

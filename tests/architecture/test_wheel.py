@@ -65,3 +65,8 @@ def test_its_command_works(installed: Path, tmp_path: Path) -> None:
     """The command line of the wheel answers, and prints every contract."""
     contracts = json.loads(run(installed, tmp_path, "-m", "scorer", "schemas"))
     assert {"payment", "label", "decision", "journal"} <= set(contracts)
+
+
+def test_the_library_is_typed(installed: Path) -> None:
+    """Type checkers read the annotations of the installed library (PEP 561)."""
+    assert (installed / "features" / "py.typed").exists()

@@ -23,12 +23,12 @@ os.environ.setdefault("POLARS_MAX_THREADS", "1")
 
 import numpy as np
 
-from features import plan as p
-from features.describe import describe
-from features.engine import Engine
+from features import kernel_tables as kt
+from features.feature_description import describe
 from features.feature_set import FeatureSet
 from features.hashing import hash_strings
-from features.snapshot import SnapshotStore
+from features.snapshot_store import SnapshotStore
+from features.window_engine import WindowEngine
 from schemas.decode import decode_payments
 from tests.benchmarks.streams import ENTITIES, WINDOWS, bench_set, prepared
 
@@ -38,15 +38,15 @@ SPAN_MS = 45 * DAY_MS
 CHUNK = 1 << 18
 
 
-def filled(feature_set: FeatureSet, payments: int, keys: int, **options: Any) -> tuple[Engine, np.ndarray]:
+def filled(feature_set: FeatureSet, payments: int, keys: int, **options: Any) -> tuple[WindowEngine, np.ndarray]:
     """An engine that has seen `payments` over 45 days, so that rows pass every edge, and some more payments for it."""
-    engine = Engine(feature_set, **options)
+    engine = WindowEngine(feature_set, **options)
     start_ms, seed, step = 1_700_000_000_000, 0, max(1, SPAN_MS // payments)
     out = np.empty((BATCH, len(feature_set.features)), dtype=np.float32)
     rows = np.empty((0, 0))
     for _ in range(0, payments + CHUNK, CHUNK):
         rows = prepared(feature_set, CHUNK, keys=keys, span_ms=step * CHUNK, seed=seed, start_ms=start_ms)
-        start_ms, seed = int(rows[-1, p.B_TIME]), seed + 1
+        start_ms, seed = int(rows[-1, kt.B_TIME]), seed + 1
         if seed * CHUNK >= payments:
             break
         for at in range(0, CHUNK, BATCH):
@@ -54,7 +54,7 @@ def filled(feature_set: FeatureSet, payments: int, keys: int, **options: Any) ->
     return engine, rows
 
 
-def us_per_payment(engine: Engine, rows: np.ndarray, batch: int = BATCH) -> float:
+def us_per_payment(engine: WindowEngine, rows: np.ndarray, batch: int = BATCH) -> float:
     """Median CPU time over pieces of about 16,000 payments."""
     out = np.empty((batch, len(engine.feature_set.features)), dtype=np.float32)
     times = []
@@ -115,7 +115,7 @@ def decoded(count: int) -> Any:
 
 
 def whole_apply() -> dict[str, Any]:
-    """`Engine.apply` on decoded payments: hashing of keys, Python included, in batches of 4,096 and one by one."""
+    """`WindowEngine.apply` on decoded payments: hashing and Python included, in batches of 4,096 and one by one."""
     feature_set = FeatureSet.from_yaml(bench_set())
     engine, _ = filled(feature_set, 600_000, 100_000)
     batch = decoded(5 * BATCH + 2_000)
@@ -154,12 +154,12 @@ def against_sql(rows_count: int) -> dict[str, Any]:
 
     feature_set = FeatureSet.from_yaml(bench_set())
     rows = prepared(feature_set, rows_count, keys=100_000, span_ms=SPAN_MS, seed=9)
-    rows[:, p.B_TIME] = np.maximum.accumulate(rows[:, p.B_TIME]) + np.arange(rows_count, dtype=np.uint64)
-    columns = {"t": rows[:, p.B_TIME].astype(np.int64), "amount": rows[:, p.B_AMOUNT].astype(np.int64)}
-    columns |= {e: rows[:, p.B_KEYS + 2 * k].astype(np.int64) for k, e in enumerate(ENTITIES)}
+    rows[:, kt.B_TIME] = np.maximum.accumulate(rows[:, kt.B_TIME]) + np.arange(rows_count, dtype=np.uint64)
+    columns = {"t": rows[:, kt.B_TIME].astype(np.int64), "amount": rows[:, kt.B_AMOUNT].astype(np.int64)}
+    columns |= {e: rows[:, kt.B_KEYS + 2 * k].astype(np.int64) for k, e in enumerate(ENTITIES)}
     table = pa.table(columns)
     aggregates = [f for f in feature_set.features if f.kind == "aggregate"]
-    engine = Engine(feature_set)
+    engine = WindowEngine(feature_set)
     out = np.empty((rows_count, len(feature_set.features)), dtype=np.float32)
     before = time.process_time()
     for at in range(0, rows_count, BATCH):
@@ -252,7 +252,7 @@ def snapshots(keys: int) -> dict[str, Any]:
     capture.copy()
     image = capture.finish()
     assert image is not None
-    Engine.restore(feature_set, image)  # compiles
+    WindowEngine.restore(feature_set, image)  # compiles
     with tempfile.TemporaryDirectory() as folder:
         store = SnapshotStore(folder)
         before = time.perf_counter()
@@ -262,7 +262,7 @@ def snapshots(keys: int) -> dict[str, Any]:
         loads = []
         for _ in range(5):
             before, cpu = time.perf_counter(), time.process_time()
-            restored = Engine.restore(feature_set, store.read(1)[1]["engine"])
+            restored = WindowEngine.restore(feature_set, store.read(1)[1]["engine"])
             loads.append((time.perf_counter() - before, time.process_time() - cpu))
             loaded = restored.counts().keys
             restored.close()
@@ -279,9 +279,9 @@ def second_start() -> dict[str, float]:
     code = (
         "import time; t = time.perf_counter()\n"
         "import numpy as np\n"
-        "from features.engine import Engine; from features.feature_set import FeatureSet\n"
+        "from features.window_engine import WindowEngine; from features.feature_set import FeatureSet\n"
         "from tests.benchmarks.streams import bench_set, prepared\n"
-        "s = FeatureSet.from_yaml(bench_set()); e = Engine(s)\n"
+        "s = FeatureSet.from_yaml(bench_set()); e = WindowEngine(s)\n"
         "e.apply_prepared(prepared(s, 8, keys=8, span_ms=1000, seed=1), np.empty((8, 44), np.float32))\n"
         "print(time.perf_counter() - t, time.process_time())"
     )
@@ -307,7 +307,7 @@ def log_on_disk(payments: int, folder: Path | None) -> dict[str, Any]:
     """The log grows in mapped segments while resident memory stays at aggregates and window edges."""
     feature_set = FeatureSet.from_yaml(bench_set())
     with tempfile.TemporaryDirectory() as scratch:
-        engine = Engine(feature_set, folder=folder or Path(scratch))
+        engine = WindowEngine(feature_set, folder=folder or Path(scratch))
         out = np.empty((BATCH, len(feature_set.features)), dtype=np.float32)
         start_ms, resident = 1_700_000_000_000, []
         # All of them inside 29 days: nothing leaves the log.
@@ -315,7 +315,7 @@ def log_on_disk(payments: int, folder: Path | None) -> dict[str, Any]:
         before = time.process_time()
         for seed in range(-(-payments // CHUNK)):
             rows = prepared(feature_set, CHUNK, keys=100_000, span_ms=step_ms * CHUNK, seed=seed, start_ms=start_ms)
-            start_ms = int(rows[-1, p.B_TIME])
+            start_ms = int(rows[-1, kt.B_TIME])
             for at in range(0, CHUNK, BATCH):
                 engine.apply_prepared(rows[at : at + BATCH], out)
             resident.append(resident_mb())

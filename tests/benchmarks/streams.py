@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from features import plan as p
+from features import kernel_tables as kt
 from features.feature_set import FeatureSet
 
 WINDOWS = ("1m", "10m", "1h", "6h", "1d", "7d", "14d", "30d")
@@ -52,16 +52,16 @@ def prepared(
     rng = np.random.default_rng(seed)
     entities = len(feature_set.entities)
     distinct = {f.of for f in feature_set.features if f.aggregate == "distinct"}
-    rows = np.zeros((count, p.B_KEYS + 2 * entities + len(distinct)), dtype=np.uint64)
+    rows = np.zeros((count, kt.B_KEYS + 2 * entities + len(distinct)), dtype=np.uint64)
     step = max(1, span_ms // count)
-    rows[:, p.B_TIME] = (start_ms + np.cumsum(rng.integers(0, 2 * step + 1, count))).astype(np.uint64)
-    rows[:, p.B_AMOUNT] = np.minimum(np.exp(rng.normal(8, 1.5, count)), 10**10).astype(np.uint64)
-    rows[:, p.B_ID : p.B_ID + 2] = rng.integers(0, 2**64, (count, 2), dtype=np.uint64)
-    rows[:, p.B_PRESENT] = (1 << entities) - 1
+    rows[:, kt.B_TIME] = (start_ms + np.cumsum(rng.integers(0, 2 * step + 1, count))).astype(np.uint64)
+    rows[:, kt.B_AMOUNT] = np.minimum(np.exp(rng.normal(8, 1.5, count)), 10**10).astype(np.uint64)
+    rows[:, kt.B_ID : kt.B_ID + 2] = rng.integers(0, 2**64, (count, 2), dtype=np.uint64)
+    rows[:, kt.B_PRESENT] = (1 << entities) - 1
     for e in range(entities):
         key = rng.integers(0, max(1, keys // entities), count).astype(np.uint64) * np.uint64(entities) + np.uint64(
             e + 1
         )
-        rows[:, p.B_KEYS + 2 * e] = _mixed(key)
-        rows[:, p.B_KEYS + 2 * e + 1] = _mixed(key + np.uint64(1 << 40))
+        rows[:, kt.B_KEYS + 2 * e] = _mixed(key)
+        rows[:, kt.B_KEYS + 2 * e + 1] = _mixed(key + np.uint64(1 << 40))
     return rows

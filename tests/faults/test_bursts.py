@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from features.describe import describe
+from features.feature_description import describe
 from features.feature_set import FeatureSet
 from tests.faults.payments import FEATURES, START_MS, Payment, payments
 from tests.faults.run import Application

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from features.columns import conversion_factors
-from features.engine import Engine
 from features.feature_set import FeatureSet
 from features.hashing import hash_strings
+from features.prepared_payments import conversion_factors
+from features.window_engine import WindowEngine
 from schemas.decode import decode_payments
 
 T0 = 1_767_225_600_000
@@ -158,7 +158,7 @@ def document(row: dict[str, Any]) -> bytes:
     return json.dumps({**fields, "event_time": row["t"], "amount_minor": row["amount"]}, separators=(",", ":")).encode()
 
 
-def feed(engine: Engine, rows: list[dict[str, Any]]) -> np.ndarray:
+def feed(engine: WindowEngine, rows: list[dict[str, Any]]) -> np.ndarray:
     """One batch through the engine: features, float32 [n, F]."""
     batch = decode_payments([document(row) for row in rows])
     assert not batch.rejects
@@ -167,7 +167,7 @@ def feed(engine: Engine, rows: list[dict[str, Any]]) -> np.ndarray:
     return engine.apply(batch, amount, hash_strings(batch.column("payment_id"))[0])[0]
 
 
-def give_labels(engine: Engine, labels: Iterable[tuple[str, int, bool]]) -> None:
+def give_labels(engine: WindowEngine, labels: Iterable[tuple[str, int, bool]]) -> None:
     for payment_id, known, fraud in labels:
         engine.add_label(payment_id, fraud=fraud, known_at_ms=known)
 
@@ -188,7 +188,7 @@ def run(
     feature_set: FeatureSet = PROOF,
 ) -> np.ndarray:
     """All rows through a new engine, in batches cut at the places given."""
-    engine = Engine(feature_set, folder=folder, segment_shift=segment_shift)
+    engine = WindowEngine(feature_set, folder=folder, segment_shift=segment_shift)
     give_labels(engine, labels)
     out = [feed(engine, piece) for piece in pieces(rows, cuts)]
     engine.close()

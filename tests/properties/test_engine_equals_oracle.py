@@ -11,8 +11,8 @@ from engine_streams import FACTORS, PROOF, built, feed, give_labels, payments, p
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from features.capture import Image
-from features.engine import Engine
+from features.engine_image import Image
+from features.window_engine import WindowEngine
 
 # `ENGINE_EXAMPLES=5000 pytest tests/properties/test_engine_equals_oracle.py` is the long form.
 EXAMPLES = int(os.environ.get("ENGINE_EXAMPLES", "60"))
@@ -54,7 +54,7 @@ def test_snapshot_and_restore_at_any_point_change_no_bit(
     """An engine restored from a snapshot, taken while payments went on, goes on with the same bits."""
     rows, labels = built(steps)
     whole = run(rows, labels)
-    engine = Engine(PROOF, segment_shift=6)
+    engine = WindowEngine(PROOF, segment_shift=6)
     give_labels(engine, labels)
     out = []
     for piece in pieces(rows, stops):
@@ -72,5 +72,5 @@ def test_snapshot_and_restore_at_any_point_change_no_bit(
             image = capture.finish()
         assert image is not None
         frozen = Image(image.meta, {name: array.copy() for name, array in image.arrays.items()})
-        engine = Engine.restore(PROOF, frozen)
+        engine = WindowEngine.restore(PROOF, frozen)
     np.testing.assert_array_equal(np.concatenate(out), whole)

@@ -1,4 +1,4 @@
-"""What a feature set may not say is refused with file, line and what to write instead; what it says is told in
+"""What a feature set may not say is refused with file, line and what to write instead; what it says is put in
 words."""
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from features import plan as p
-from features.describe import describe, json_schema
-from features.engine import Engine
+from features import kernel_tables as kt
+from features.feature_description import describe, json_schema
 from features.feature_set import FeatureSet, FeatureSetError
+from features.window_engine import WindowEngine
 from tests.benchmarks.streams import bench_set
 from tests.properties.engine_streams import T0, feed
 
@@ -229,7 +229,7 @@ def test_the_schema_for_editors_names_everything_that_can_be_written() -> None:
         assert bool(re.search(schema["properties"]["allowed_lateness"]["pattern"], text)) == lateness
 
 
-def test_the_memory_told_is_what_a_key_takes() -> None:
+def test_the_memory_stated_is_what_a_key_takes() -> None:
     """A maximum over falling amounts keeps every payment, a median 128, distinct values one place each: no more than
     `explain` says, and not much less."""
     declared = FeatureSet.from_yaml("""
@@ -241,7 +241,7 @@ features:
   - {name: middle, entity: customer, aggregate: median, of: amount, window: 30d}
   - {name: shops, entity: customer, aggregate: distinct, of: merchant_id, window: 30d}
 """)
-    engine, n = Engine(declared), 3_000
+    engine, n = WindowEngine(declared), 3_000
     rows = [
         {"payment_id": f"p{k}", "t": T0 + k, "amount": 10_000 - k, "currency": "EUR", "customer_id": "c",
          "merchant_id": f"m{k}"}
@@ -249,10 +249,10 @@ features:
     ]  # fmt: skip
     feed(engine, rows)
     s, ops = engine.state, engine.plan.tables.ops
-    strip = engine._strip_of(0, ["c"])
+    slot = engine._slot_of(0, ["c"])
     costs = {f.name: f for f in describe(declared).features}
-    for name, kind, pairs in (("most", p.EXTREME, n), ("middle", p.MEDIAN_OF, p.MEDIAN_MAX)):
-        block = s.arena[strip + ops[ops[:, p.O_KIND] == kind][0, p.O_CELL]]
+    for name, kind, pairs in (("most", kt.OP_EXTREME, n), ("middle", kt.OP_MEDIAN, kt.MEDIAN_MAX)):
+        block = s.arena[slot + ops[ops[:, kt.O_KIND] == kind][0, kt.O_ACCUMULATOR]]
         size = 64 << int(s.pool[block + 1])
         assert size > costs[name].bytes_more_max * pairs / 8
         assert size <= costs[name].bytes_more_max * pairs

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from features import pending
+from features import pending_labels
 from scorer.cli import app
 from scorer.errors import FraudScorerError, UsageError
 
@@ -74,7 +74,7 @@ def test_labels_without_room_are_told(tmp_path: Path, monkeypatch: pytest.Monkey
     done = run(tmp_path, rows)
     assert json.loads(done.stdout.splitlines()[-1])["labels_refused"] == 0
     assert "warning" not in done.stderr
-    monkeypatch.setattr(pending, "LABELS_PENDING_MAX", 2)
+    monkeypatch.setattr(pending_labels, "LABELS_PENDING_MAX", 2)
     done = run(tmp_path, rows)
     assert json.loads(done.stdout.splitlines()[-1])["labels_refused"] == 3
     assert "warning: 3 labels exceeded the engine's capacity" in done.stderr

@@ -12,15 +12,15 @@ import numba as nb
 import numpy as np
 import pytest
 
-from features import pending, segments
-from features import plan as p
+from features import kernel_tables as kt
+from features import log_segments, pending_labels
 from features.arithmetic import add_square, deviation, halved
-from features.describe import describe
-from features.engine import Engine
+from features.engine_state import UNMATCHED_MAX
+from features.feature_description import describe
 from features.feature_set import FeatureSet, FeatureSetError
 from features.hashing import hash_strings
-from features.segments import SegmentError
-from features.state import ORPHANS_MAX
+from features.log_segments import SegmentError
+from features.window_engine import WindowEngine
 from tests.benchmarks.streams import bench_set, prepared
 from tests.properties.engine_streams import PROOF, feed, give_labels
 
@@ -33,25 +33,25 @@ def feature_set(*features: str, head: str = "") -> FeatureSet:
 
 
 def rows_of(s: FeatureSet, times: Any, amounts: Any, keys: Any) -> np.ndarray:
-    rows = np.zeros((len(times), p.B_KEYS + 2 * len(s.entities)), dtype=np.uint64)
-    rows[:, p.B_TIME], rows[:, p.B_AMOUNT] = times, amounts
-    rows[:, p.B_PRESENT] = (1 << len(s.entities)) - 1
-    rows[:, p.B_ID] = np.arange(len(times), dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(1)
+    rows = np.zeros((len(times), kt.B_KEYS + 2 * len(s.entities)), dtype=np.uint64)
+    rows[:, kt.B_TIME], rows[:, kt.B_AMOUNT] = times, amounts
+    rows[:, kt.B_PRESENT] = (1 << len(s.entities)) - 1
+    rows[:, kt.B_ID] = np.arange(len(times), dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(1)
     for e in range(len(s.entities)):
-        rows[:, p.B_KEYS + 2 * e] = (np.asarray(keys, dtype=np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
-        rows[:, p.B_KEYS + 2 * e + 1] = np.asarray(keys, dtype=np.uint64) + np.uint64(7)
+        rows[:, kt.B_KEYS + 2 * e] = (np.asarray(keys, dtype=np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+        rows[:, kt.B_KEYS + 2 * e + 1] = np.asarray(keys, dtype=np.uint64) + np.uint64(7)
     return rows
 
 
-def restored(engine: Engine) -> Engine:
+def restored(engine: WindowEngine) -> WindowEngine:
     capture = engine.capture()
     capture.copy()
     image = capture.finish()
     assert image is not None
-    return Engine.restore(engine.feature_set, image)
+    return WindowEngine.restore(engine.feature_set, image)
 
 
-def play(engine: Engine, rows: np.ndarray) -> np.ndarray:
+def play(engine: WindowEngine, rows: np.ndarray) -> np.ndarray:
     out = np.empty((len(rows), len(engine.feature_set.features)), dtype=np.float32)
     engine.apply_prepared(rows, out)
     return out
@@ -108,9 +108,9 @@ def test_a_hot_key_costs_no_more_than_others() -> None:
     times = T0 + np.arange(n) * 1000
     amounts = {"falling": 10**9 - np.arange(n), "rising": 1 + np.arange(n)}
     keys = np.where(np.arange(n) % 2 == 0, 0, np.arange(n))
-    play(Engine(s), rows_of(s, times[:100], amounts["rising"][:100], keys[:100]))  # compiles
+    play(WindowEngine(s), rows_of(s, times[:100], amounts["rising"][:100], keys[:100]))  # compiles
     for shape in amounts.values():
-        engine, before = Engine(s), time.process_time()
+        engine, before = WindowEngine(s), time.process_time()
         for at in range(0, n, 4096):
             play(engine, rows_of(s, times[at : at + 4096], shape[at : at + 4096], keys[at : at + 4096]))
         assert (time.process_time() - before) / n < 20e-6
@@ -131,8 +131,8 @@ def test_thousands_of_late_payments_and_labels_of_one_key_in_any_order() -> None
     times = T0 + 1_000 * rng.permutation(count)
     times[0] = T0 + 1_000 * count  # stream time from the first payment on: all others are late
     rows = rows_of(s, times, rng.integers(1, 10**6, count), np.zeros(count, dtype=int))
-    rows[:, p.B_ID : p.B_ID + 2] = hash_strings([f"p{k}" for k in range(count)])[0]
-    engine = Engine(s)
+    rows[:, kt.B_ID : kt.B_ID + 2] = hash_strings([f"p{k}" for k in range(count)])[0]
+    engine = WindowEngine(s)
     play(engine, rows)
     verdicts = rng.permutation(count)[:2_000]
     for k in verdicts.tolist():
@@ -146,18 +146,18 @@ def test_thousands_of_late_payments_and_labels_of_one_key_in_any_order() -> None
     latest = np.argsort(times, kind="stable")[-128:]
     found = play(engine, probe)[0]
     assert found[0] == np.count_nonzero(times > now - 500_000)
-    assert found[1] == np.float32(np.median(rows[latest, p.B_AMOUNT].astype(np.int64)) / 100.0)
+    assert found[1] == np.float32(np.median(rows[latest, kt.B_AMOUNT].astype(np.int64)) / 100.0)
     assert found[2] == np.float32((now - times[frauds].min()) / 1000.0)
     assert found[3] == np.float32((now - times[frauds].max()) / 1000.0)
 
 
-def test_idle_keys_give_their_place_back() -> None:
+def test_idle_keys_free_their_slots() -> None:
     """200,000 keys that come once and never again leave no key, no block and no distinct value behind."""
     s = feature_set(
         "{name: n, entity: c, aggregate: count, window: 1h}",
         "{name: least, entity: c, aggregate: min, of: amount, window: 1h}",
     )
-    engine = Engine(s, segment_shift=12)
+    engine = WindowEngine(s, segment_shift=12)
     for k in range(50):
         keys = np.arange(4000) + 4000 * k
         play(engine, rows_of(s, T0 + np.arange(4000) + k * 3_600_000, np.full(4000, 5), keys))
@@ -172,7 +172,7 @@ def test_new_keys_beyond_keys_max_are_refused_and_counted() -> None:
     """A full table refuses new keys: they are scored as keys without history, the known ones go on, and a metric counts
     them."""
     s = feature_set("{name: n, entity: c, aggregate: count, window: 1h, include_current: true}", head="keys_max: 3\n")
-    engine = Engine(s)
+    engine = WindowEngine(s)
     out = play(engine, rows_of(s, T0 + np.arange(8), np.ones(8), [0, 1, 2, 3, 3, 0, 1, 3]))
     assert out[:, 0].tolist() == [1, 1, 1, 1, 1, 2, 2, 1]
     assert engine.counts().keys == 3
@@ -186,7 +186,7 @@ def test_the_log_on_disk_gives_the_same_bits(tmp_path: Path) -> None:
     close."""
     s = FeatureSet.from_yaml(bench_set().replace("label_horizon: 40d", "label_horizon: 31d"))
     rows = prepared(s, 40_000, keys=2_000, span_ms=100 * 86_400_000, seed=3)
-    on_disk, in_memory = Engine(s, folder=tmp_path, segment_shift=10), Engine(s)
+    on_disk, in_memory = WindowEngine(s, folder=tmp_path, segment_shift=10), WindowEngine(s)
     for at in range(0, len(rows), 1500):
         np.testing.assert_array_equal(play(on_disk, rows[at : at + 1500]), play(in_memory, rows[at : at + 1500]))
     files = list(tmp_path.glob("segment-*.log"))
@@ -199,18 +199,18 @@ def test_a_folder_belongs_to_one_engine(tmp_path: Path) -> None:
     """A second engine on the same folder is refused; what a former engine left is cleared, never read."""
     s = feature_set("{name: n, entity: c, aggregate: count, window: 1h}")
     (tmp_path / "segment-000000000000.log").write_bytes(b"left by a crash")
-    engine = Engine(s, folder=tmp_path)
+    engine = WindowEngine(s, folder=tmp_path)
     with pytest.raises(SegmentError, match="in use by another engine"):
-        Engine(s, folder=tmp_path)
+        WindowEngine(s, folder=tmp_path)
     assert play(engine, rows_of(s, [T0, T0 + 1], [1, 1], [0, 0]))[:, 0].tolist() == [0, 1]
     engine.close()
-    Engine(s, folder=tmp_path).close()
+    WindowEngine(s, folder=tmp_path).close()
 
 
 def test_a_full_disk_is_a_clear_error_before_anything_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No room for a segment: the batch is refused with folder, need and way out, and the state is as before."""
     s = feature_set("{name: n, entity: c, aggregate: count, window: 1h}")
-    engine = Engine(s, folder=tmp_path, segment_shift=6)
+    engine = WindowEngine(s, folder=tmp_path, segment_shift=6)
     play(engine, rows_of(s, T0 + np.arange(60), np.ones(60), np.zeros(60)))
     counts = engine.counts()
 
@@ -218,7 +218,7 @@ def test_a_full_disk_is_a_clear_error_before_anything_changes(tmp_path: Path, mo
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(segments.os, "posix_fallocate", full)
+        patch.setattr(log_segments.os, "posix_fallocate", full)
         with pytest.raises(SegmentError, match=r"segment-0+1\.log.*No space left.*free some"):
             play(engine, rows_of(s, T0 + 60 + np.arange(60), np.ones(60), np.zeros(60)))
     assert engine.counts() == counts
@@ -226,9 +226,9 @@ def test_a_full_disk_is_a_clear_error_before_anything_changes(tmp_path: Path, mo
 
 
 def test_the_payments_inside_a_window_explain_its_value() -> None:
-    """`contributing` lists exactly the payments that the feature counts now, and nothing for an unknown key."""
+    """`payments_in_window` lists exactly the payments that the feature counts now, and nothing for an unknown key."""
 
-    engine = Engine(PROOF, segment_shift=6)
+    engine = WindowEngine(PROOF, segment_shift=6)
     same = {"currency": "EUR", "customer_id": "c1", "terminal_id": "t1"}
     rows = [
         {**same, "payment_id": f"p{i}", "t": T0 + 1000 * t, "amount": 100 * (i + 1), "channel": channel}
@@ -236,16 +236,16 @@ def test_the_payments_inside_a_window_explain_its_value() -> None:
     ]
     give_labels(engine, [("p1", T0, True)])
     feed(engine, rows)
-    assert engine.contributing(["c1"], "n").amount_minor.tolist() == [300, 200, 400, 500]
-    online = engine.contributing(["c1"], "online")
+    assert engine.payments_in_window(["c1"], "n").amount_minor.tolist() == [300, 200, 400, 500]
+    online = engine.payments_in_window(["c1"], "online")
     assert online.amount_minor.tolist() == [200, 400]
     assert online.label.tolist() == [1, 0]
-    assert engine.contributing(["t1"], "late_n").amount_minor.tolist() == [300, 200, 400]
-    assert len(engine.contributing(["nobody"], "n").seq) == 0
+    assert engine.payments_in_window(["t1"], "late_n").amount_minor.tolist() == [300, 200, 400]
+    assert len(engine.payments_in_window(["unknown"], "n").seq) == 0
     with pytest.raises(FeatureSetError, match="gap"):
-        engine.contributing(["c1"], "gap")
+        engine.payments_in_window(["c1"], "gap")
     with pytest.raises(FeatureSetError, match="customer_id"):
-        engine.contributing(["c1", "m1"], "n")
+        engine.payments_in_window(["c1", "m1"], "n")
 
 
 def test_no_feature_is_ever_infinite() -> None:
@@ -262,7 +262,7 @@ def test_no_feature_is_ever_infinite() -> None:
     names = s.names
     for x, y in ((1e300, 1e-40), (-1e300, 1e-40), (3e38, -3e38), (-3e38, 3e38), (10**18, 0)):
         row = {"payment_id": "p", "t": T0, "amount": 999_999_999_999, "currency": "EUR", "attributes": {"x": x, "y": y}}
-        found = dict(zip(names, feed(Engine(s), [row])[0].tolist(), strict=True))
+        found = dict(zip(names, feed(WindowEngine(s), [row])[0].tolist(), strict=True))
         assert not any(np.isinf(value) for value in found.values()), found
         assert np.isnan(found["x"]) == (abs(x) == 1e300)
         assert np.isnan(found["ratio"]) == (abs(y) in (1e-40, 0))
@@ -279,9 +279,9 @@ def test_a_label_without_its_payment_makes_room_for_younger_ones() -> None:
     extra = 1_000
     found = []
     for way in ("whole", "cut", "restored"):
-        engine = Engine(s)
+        engine = WindowEngine(s)
         feed(engine, [{**labelled(0)[1], "t": T0}])
-        give_labels(engine, [(f"never{k}", T0 + 1, True) for k in range(ORPHANS_MAX + extra)])
+        give_labels(engine, [(f"never{k}", T0 + 1, True) for k in range(UNMATCHED_MAX + extra)])
         if way != "whole":
             feed(engine, [{**labelled(1)[1], "t": T0 + 1}])
         if way == "restored":
@@ -292,29 +292,29 @@ def test_a_label_without_its_payment_makes_room_for_younger_ones() -> None:
         values = feed(engine, rows)[-1]
         assert values.tolist() == [1.0]
         counts = engine.counts()
-        found.append((counts.orphan_labels, counts.orphan_labels_dropped, counts.orphan_labels_expired))
-    assert found == [(ORPHANS_MAX - 1, extra + 1, 0)] * 3
+        found.append((counts.unmatched_labels, counts.unmatched_labels_dropped, counts.unmatched_labels_expired))
+    assert found == [(UNMATCHED_MAX - 1, extra + 1, 0)] * 3
 
 
 def test_a_label_waits_no_longer_than_a_payment_stays_in_the_log() -> None:
-    """Labels of payments that never came are let go, and a payment that comes with such an id is not corrected."""
+    """Labels of payments that never came are dropped, and a payment that comes with such an id is not corrected."""
     s = feature_set("{name: frauds, entity: c, aggregate: fraud_count, window: 1d}", head="label_horizon: 2d\n")
     for days, value in ((1, 1.0), (2, 0.0)):
-        engine = Engine(s)
+        engine = WindowEngine(s)
         feed(engine, [{**labelled(0)[1], "t": T0}])
         give_labels(engine, [("p2", T0 + 1, True), ("never", T0 + 1, True)])
         feed(engine, [{**labelled(1)[1], "t": T0 + 1}])
         engine = restored(engine)
         later = T0 + 1 + days * 86_400_000
         assert feed(engine, [{**labelled(2)[1], "t": later}, {**labelled(3)[1], "t": later}])[-1].tolist() == [value]
-        assert engine.counts().orphan_labels == (1 if days == 1 else 0)
-        assert engine.counts().orphan_labels_expired == (0 if days == 1 else 2)
+        assert engine.counts().unmatched_labels == (1 if days == 1 else 0)
+        assert engine.counts().unmatched_labels_expired == (0 if days == 1 else 2)
 
 
 def test_labels_that_find_their_payments_leave_no_gaps_behind() -> None:
     """Labels that come just before their payments, many times over, never push out one that waits."""
     s = feature_set("{name: frauds, entity: c, aggregate: fraud_count, window: 30d}")
-    engine = Engine(s)
+    engine = WindowEngine(s)
     feed(engine, [{**labelled(0)[1], "t": T0}])
     give_labels(engine, [("waits", T0, True)])
     n = 50_000
@@ -323,7 +323,7 @@ def test_labels_that_find_their_payments_leave_no_gaps_behind() -> None:
         feed(engine, [{**labelled(start + 1)[1], "t": T0}])
         feed(engine, [{**labelled(0)[1], "payment_id": f"q{k}", "t": T0} for k in range(start, start + n)])
     counts = engine.counts()
-    assert (counts.orphan_labels, counts.orphan_labels_dropped, counts.labels_applied) == (1, 0, 4 * n)
+    assert (counts.unmatched_labels, counts.unmatched_labels_dropped, counts.labels_applied) == (1, 0, 4 * n)
     last = {**labelled(0)[1], "t": T0}
     assert feed(engine, [{**last, "payment_id": "waits"}, {**last, "payment_id": "z"}])[-1].tolist() == [1.0]
 
@@ -331,8 +331,8 @@ def test_labels_that_find_their_payments_leave_no_gaps_behind() -> None:
 def test_waiting_labels_keep_their_order_however_they_come(monkeypatch: pytest.MonkeyPatch) -> None:
     """Added in pieces of any size and taken out step by step: as if all had been sorted at once. Full: counted."""
     generator = np.random.default_rng(5)
-    monkeypatch.setattr(pending, "MERGED_MAX", 64)
-    waiting, plain, taken = pending.PendingLabels(), [], []
+    monkeypatch.setattr(pending_labels, "MERGED_MAX", 64)
+    waiting, plain, taken = pending_labels.PendingLabels(), [], []
     now = 0
     for k in range(600):
         for _ in range(int(generator.integers(0, 9))):
@@ -341,7 +341,7 @@ def test_waiting_labels_keep_their_order_however_they_come(monkeypatch: pytest.M
             plain.append((known, 1 if fraud else 2, f"p{len(plain)}"))
         waiting.gather()
         if k % 50 == 49:
-            waiting = pending.PendingLabels(waiting.runs(), refused=waiting.refused)
+            waiting = pending_labels.PendingLabels(waiting.runs(), refused=waiting.refused)
         now += int(generator.integers(0, 4))
         taken += waiting.due(now).tolist()
     taken += waiting.due(1 << 40).tolist()
@@ -349,7 +349,7 @@ def test_waiting_labels_keep_their_order_however_they_come(monkeypatch: pytest.M
     plain.sort(key=lambda label: label[0])
     ids = hash_strings([name for _, _, name in plain])[0].view(np.int64)
     assert taken == [[known, *id_, label] for (known, label, _), id_ in zip(plain, ids.tolist(), strict=True)]
-    monkeypatch.setattr(pending, "LABELS_PENDING_MAX", 2)
+    monkeypatch.setattr(pending_labels, "LABELS_PENDING_MAX", 2)
     for k in range(5):
         waiting.add(f"p{k}", fraud=True, known_at_ms=1 << 41)
     assert (len(waiting), waiting.refused) == (2, 3)
@@ -357,10 +357,10 @@ def test_waiting_labels_keep_their_order_however_they_come(monkeypatch: pytest.M
 
 def test_a_new_label_costs_little_however_many_wait() -> None:
     """With 4 million labels waiting, one more does not sort them all again."""
-    waiting = pending.PendingLabels()
+    waiting = pending_labels.PendingLabels()
     run = np.zeros((1_000_000, 4), dtype=np.int64)
     run[:, 0] = np.arange(len(run))
-    waiting = pending.PendingLabels([run + k * len(run) for k in range(4)])
+    waiting = pending_labels.PendingLabels([run + k * len(run) for k in range(4)])
     before = time.process_time()
     for k in range(100):
         waiting.add(f"p{k}", fraud=True, known_at_ms=1 << 41)

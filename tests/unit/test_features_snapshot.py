@@ -12,31 +12,28 @@ from typing import Any
 import numpy as np
 import pytest
 
-from features.capture import Image
-from features.engine import Engine
+from features.engine_image import Image, StateMismatch, strings_as_arrays, strings_from_arrays
 from features.feature_set import FeatureSet
-from features.restore import StateMismatch
-from features.snapshot import (
+from features.snapshot_store import (
     SnapshotDamaged,
     SnapshotError,
     SnapshotMissing,
     SnapshotStore,
     SnapshotVersion,
-    strings_as_arrays,
-    strings_from_arrays,
 )
+from features.window_engine import WindowEngine
 from tests.benchmarks.streams import bench_set, prepared
 
 SET = FeatureSet.from_yaml(bench_set())
 
 
-def play(engine: Engine, rows: np.ndarray) -> np.ndarray:
+def play(engine: WindowEngine, rows: np.ndarray) -> np.ndarray:
     out = np.empty((len(rows), len(engine.feature_set.features)), dtype=np.float32)
     engine.apply_prepared(rows, out)
     return out
 
 
-def image_of(engine: Engine) -> Image:
+def image_of(engine: WindowEngine) -> Image:
     capture = engine.capture()
     capture.copy()
     image = capture.finish()
@@ -51,20 +48,20 @@ def stream() -> np.ndarray:
 
 def test_a_snapshot_read_back_goes_on_with_the_same_bits(stream: np.ndarray, tmp_path: Path) -> None:
     """An engine restored from a store continues exactly as the one that was snapshotted."""
-    engine = Engine(SET, segment_shift=9)
+    engine = WindowEngine(SET, segment_shift=9)
     play(engine, stream[:4_000])
     store = SnapshotStore(f"file://{tmp_path}")
     store.write(7, {"head": "abc"}, {"engine": image_of(engine)})
     meta, parts = SnapshotStore(str(tmp_path)).read(7)
     assert meta == {"head": "abc"}
-    restored = Engine.restore(SET, parts["engine"])
+    restored = WindowEngine.restore(SET, parts["engine"])
     assert replace(restored.counts(), arena_bytes=0) == replace(engine.counts(), arena_bytes=0)
     np.testing.assert_array_equal(play(restored, stream[4_000:]), play(engine, stream[4_000:]))
 
 
 def test_a_second_snapshot_uploads_only_what_changed(stream: np.ndarray, tmp_path: Path) -> None:
     """Full segments of the log are uploaded once; a snapshot of an unchanged state uploads nothing but its manifest."""
-    engine = Engine(SET, segment_shift=9)
+    engine = WindowEngine(SET, segment_shift=9)
     store = SnapshotStore(str(tmp_path))
     play(engine, stream[:4_000])
     first = store.write(1, {}, {"engine": image_of(engine)})
@@ -117,7 +114,7 @@ def test_a_damaged_snapshot_is_refused_by_name(
     damage: Any, error: type[SnapshotError], stream: np.ndarray, tmp_path: Path
 ) -> None:
     """A truncated, changed or missing part is named, and never gives an engine."""
-    engine = Engine(SET, segment_shift=9)
+    engine = WindowEngine(SET, segment_shift=9)
     play(engine, stream)
     SnapshotStore(str(tmp_path)).write(5, {"head": "x"}, {"engine": image_of(engine)})
     damage(tmp_path)
@@ -127,7 +124,7 @@ def test_a_damaged_snapshot_is_refused_by_name(
 
 def test_the_next_older_snapshot_is_offered_when_the_newest_is_damaged(stream: np.ndarray, tmp_path: Path) -> None:
     """newest_first gives a reason for the damaged one and then the one before it."""
-    engine = Engine(SET, segment_shift=9)
+    engine = WindowEngine(SET, segment_shift=9)
     store = SnapshotStore(str(tmp_path))
     store.write(1, {"head": "old"}, {"engine": image_of(engine)})
     play(engine, stream)
@@ -145,7 +142,7 @@ def test_a_damaged_block_does_not_spoil_later_snapshots(
     damage: Any, restart: bool, stream: np.ndarray, tmp_path: Path
 ) -> None:
     """After a restart, or once a read has met the damage, the next snapshot writes the block again."""
-    engine = Engine(SET, segment_shift=9)
+    engine = WindowEngine(SET, segment_shift=9)
     play(engine, stream)
     store = SnapshotStore(str(tmp_path))
     store.write(1, {}, {"engine": image_of(engine)})
@@ -162,17 +159,17 @@ def test_a_damaged_block_does_not_spoil_later_snapshots(
 
 def test_another_layout_format_or_feature_set_is_refused(stream: np.ndarray, tmp_path: Path) -> None:
     """A snapshot of another version or feature set is refused with both sides named."""
-    engine = Engine(SET, segment_shift=9)
+    engine = WindowEngine(SET, segment_shift=9)
     play(engine, stream)
     image = image_of(engine)
     other = FeatureSet.from_yaml(bench_set().replace("name: bench", "name: other"))
     with pytest.raises(StateMismatch, match=other.fingerprint[:12]):
-        Engine.restore(other, image)
+        WindowEngine.restore(other, image)
     with pytest.raises(StateMismatch, match="format 0"):
-        Engine.restore(SET, Image({**image.meta, "format": 0}, image.arrays))
+        WindowEngine.restore(SET, Image({**image.meta, "format": 0}, image.arrays))
     without = {name: array for name, array in image.arrays.items() if name != "pool"}
     with pytest.raises(StateMismatch, match="pool"):
-        Engine.restore(SET, Image(image.meta, without))
+        WindowEngine.restore(SET, Image(image.meta, without))
     SnapshotStore(str(tmp_path)).write(1, {}, {"engine": image})
     manifest = next((tmp_path / "manifests").iterdir())
     body = json.loads(manifest.read_bytes())["body"].replace('"layout":1', '"layout":99')
@@ -185,32 +182,32 @@ def test_another_layout_format_or_feature_set_is_refused(stream: np.ndarray, tmp
 
 def test_pruning_keeps_what_the_kept_snapshots_need(stream: np.ndarray, tmp_path: Path) -> None:
     """After pruning to one, that one still reads back and the others' blocks are gone."""
-    engine = Engine(SET, segment_shift=9)
+    engine = WindowEngine(SET, segment_shift=9)
     store = SnapshotStore(str(tmp_path))
     for n in range(3):
         play(engine, stream[n * 2_000 : (n + 1) * 2_000])
         store.write(n, {}, {"engine": image_of(engine)})
     assert store.prune(1) > 0
     assert store.sequences() == [2]
-    Engine.restore(SET, store.read(2)[1]["engine"])
+    WindowEngine.restore(SET, store.read(2)[1]["engine"])
 
 
 def test_a_folder_that_others_emptied_is_filled_again(stream: np.ndarray, tmp_path: Path) -> None:
     """Blocks that somebody deleted, a person or an object store's rule, are written again by the next snapshot."""
-    engine, store = Engine(SET, segment_shift=9), SnapshotStore(str(tmp_path / "s"))
+    engine, store = WindowEngine(SET, segment_shift=9), SnapshotStore(str(tmp_path / "s"))
     play(engine, stream[:1_000])
     store.write(1, {}, {"engine": image_of(engine)})
     shutil.rmtree(tmp_path / "s")
     play(engine, stream[1_000:1_100])
     store.write(2, {}, {"engine": image_of(engine)})
-    restored = Engine.restore(SET, store.read(2)[1]["engine"])
+    restored = WindowEngine.restore(SET, store.read(2)[1]["engine"])
     np.testing.assert_array_equal(play(restored, stream[1_100:]), play(engine, stream[1_100:]))
 
 
 def test_a_snapshot_taken_beside_a_running_engine_is_one_moment(tmp_path: Path) -> None:
     """The bulk is copied on another thread while batches run; the image is the state at `finish`, bit for bit."""
     rows = prepared(SET, 60_000, keys=5_000, span_ms=40 * 86_400_000, seed=2)
-    engine, twin = Engine(SET, segment_shift=12), Engine(SET, segment_shift=12)
+    engine, twin = WindowEngine(SET, segment_shift=12), WindowEngine(SET, segment_shift=12)
     play(engine, rows[:40_000])
     play(twin, rows[:40_000])
     at = 40_000
@@ -226,7 +223,7 @@ def test_a_snapshot_taken_beside_a_running_engine_is_one_moment(tmp_path: Path) 
                 break
         copier.join()
         for _ in range(2):  # and some more, so that there is always something to copy again
-            capture.again()
+            capture.next_round()
             capture.copy()
             play(engine, rows[at : at + 64])
             play(twin, rows[at : at + 64])
@@ -235,7 +232,7 @@ def test_a_snapshot_taken_beside_a_running_engine_is_one_moment(tmp_path: Path) 
         if image is not None:
             break
     assert image is not None
-    restored = Engine.restore(SET, image)
+    restored = WindowEngine.restore(SET, image)
     np.testing.assert_array_equal(play(restored, rows[at:]), play(twin, rows[at:]))
 
 
@@ -244,7 +241,7 @@ def test_a_snapshot_comes_to_its_end_whatever_a_batch_writes(batch: int) -> None
     """Batches that outrun the copying thread do not put a snapshot off for ever: it ends after a few, and the image is
     the state between two of them, bit for bit."""
     rows = prepared(SET, 260_000, keys=100_000, span_ms=40 * 86_400_000, seed=3)
-    engine, twin = Engine(SET), Engine(SET)
+    engine, twin = WindowEngine(SET), WindowEngine(SET)
     play(engine, rows[:150_000])
     play(twin, rows[:150_000])
     capture, at, rounds = engine.capture(), 150_000, 0
@@ -255,14 +252,14 @@ def test_a_snapshot_comes_to_its_end_whatever_a_batch_writes(batch: int) -> None
             play(twin, rows[at : at + batch])
             at += batch
         rounds += 1
-        if capture.again():
+        if capture.next_round():
             break
-        if not capture.stepping:
+        if not capture.copies_between_batches:
             capture.copy()
         assert rounds < 12, "the snapshot does not end"
     image = capture.finish()
     assert image is not None, "the arrays grew: give the test fewer keys"
-    restored = Engine.restore(SET, image)
+    restored = WindowEngine.restore(SET, image)
     np.testing.assert_array_equal(play(restored, rows[at:]), play(twin, rows[at:]))
 
 

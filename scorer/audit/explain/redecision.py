@@ -85,7 +85,7 @@ def windows_of(again: Again, row_number: int) -> list[Window]:
         key = [payments.text(name)[row_number].as_py() for name in engine.feature_set.entities[feature.entity]]
         if None in key:
             continue
-        rows = engine.contributing(key, feature.name)
+        rows = engine.payments_in_window(key, feature.name)
         times = rows.event_time_ms
         found.append(
             Window(

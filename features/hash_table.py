@@ -14,7 +14,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from features.memory import inlined, kernel
+from features.raw_memory import inlined, kernel
 
 Table = npt.NDArray[np.uint64]
 

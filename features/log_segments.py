@@ -1,12 +1,12 @@
 """The event log's memory: a chain of segments of equal size, mapped from files in a folder or taken from memory when
 there is none.
 
-    one segment    rows (features/log.py) | index by payment id | labels, one byte a row; each begins at a page
+    one segment    rows (features/event_log.py) | index by payment id | labels, one byte a row; each begins at a page
 
-Rows and index of a full segment never change again. Only the newest segment and those under a window's edge are
-touched, so the others are handed back to the page cache; a segment is deleted when every window has passed it. The
-files belong to the running engine and are never read by the next one, which starts from a snapshot
-(features/snapshot.py): a torn file cannot become a wrong feature.
+Rows and index of a full segment never change again. Only the newest segment and those under a window's boundary are
+touched, so the pages of the others are released to the page cache; a segment is deleted when every window has passed
+it. The files belong to the running engine; the next one never reads them, but starts from a snapshot
+(features/snapshot_store.py): a torn file cannot become a wrong feature.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from features import plan as p
-from features.state import LABEL_SHIFT
+from features import kernel_tables as kt
+from features.engine_state import LABEL_SHIFT
 
 PAGE = mmap.PAGESIZE
 # 60 MB and 8 MB at 58 bytes a row. Few large files; smaller pieces of memory, because most logs in memory are short,
@@ -51,14 +51,14 @@ class Segment:
 class Segments:
     """The segments of one log, and their addresses for the kernels."""
 
-    def __init__(self, t: p.Tables, folder: Path | None) -> None:
-        self._shift = int(t.scalars[p.SEGMENT_SHIFT])
+    def __init__(self, t: kt.Tables, folder: Path | None) -> None:
+        self._shift = int(t.limits[kt.SEGMENT_SHIFT])
         count = 1 << self._shift
-        labels = bool(t.scalars[p.LABELS_MATTER])
-        self.row_bytes = int(t.scalars[p.ROW_BYTES])
+        labels = bool(t.limits[kt.LABELS_MATTER])
+        self.row_bytes = int(t.limits[kt.ROW_BYTES])
         self.sizes = (
             self.row_bytes * count,
-            4 * int(t.scalars[p.INDEX_CAPACITY]),
+            4 * int(t.limits[kt.INDEX_CAPACITY]),
             count if labels else 0,
         )
         self._folder = folder
@@ -66,7 +66,7 @@ class Segments:
         self._live: dict[int, Segment] = {}
         self._warm: set[int] = set()
         self.addresses = np.zeros((3, 1), dtype=np.int64)
-        self.labels_dirty = np.zeros(self._granules(1), dtype=np.uint8)
+        self.labels_dirty = np.zeros(self._dirty_pages(1), dtype=np.uint8)
 
     @property
     def bytes(self) -> int:
@@ -83,7 +83,7 @@ class Segments:
 
     def cover(self, first_seq: int, end_seq: int, passed: npt.NDArray[np.int64]) -> bool:
         """Map what rows `first_seq` to `end_seq` need; whether addresses changed. `passed`: first row not passed, of
-        each edge.
+        each boundary.
 
         Raises SegmentError when the folder has no room.
         """
@@ -107,13 +107,13 @@ class Segments:
             ring *= 2
         if ring != self.addresses.shape[1]:
             # Marks are by place in the ring, which is now another: all labels count as changed.
-            self.labels_dirty = np.ones(self._granules(ring), dtype=np.uint8)
+            self.labels_dirty = np.ones(self._dirty_pages(ring), dtype=np.uint8)
         self.addresses = np.zeros((3, ring), dtype=np.int64)
         for number, segment in self._live.items():
             parts = (segment.rows, segment.index, segment.labels)
             self.addresses[:, number & (ring - 1)] = [part.ctypes.data for part in parts]
 
-    def _granules(self, ring: int) -> int:
+    def _dirty_pages(self, ring: int) -> int:
         return ring << (self._shift - min(LABEL_SHIFT, self._shift))
 
     def _drop(self, number: int) -> None:
@@ -123,13 +123,13 @@ class Segments:
             segment.path.unlink(missing_ok=True)
 
     def _cool(self, wanted: set[int]) -> None:
-        """Give the pages of segments that nothing points into back to the page cache."""
+        """Release the pages of segments that nothing points into to the page cache."""
         for number in self._live:
             if number in wanted:
                 self._warm.add(number)
             elif self._live[number].mapping is not None:
                 self._warm.discard(number)
-                # Labels may have warmed it again, so that it is asked for at every new segment. Pages of a shared
+                # Writing labels may have mapped it again, so this is done at every new segment. Pages of a shared
                 # mapping keep their content.
                 self._live[number].mapping.madvise(mmap.MADV_DONTNEED)
 
@@ -154,7 +154,7 @@ class Segments:
 
 
 def _lock(folder: Path) -> int:
-    """Take the folder for this engine and clear what a former one left. Raises SegmentError."""
+    """Lock the folder for this engine and delete what a former one left. Raises SegmentError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder / "engine.lock", os.O_RDWR | os.O_CREAT, 0o600)

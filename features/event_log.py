@@ -5,7 +5,7 @@
             8         all filter bits, when there are more than 12
             8 each    values to count distinct ones of (0: missing)
             8         id, low word (when labels matter)
-            4 each    slot of each entity's key: strip / 4, or NO_SLOT
+            4 each    slot number of each entity's key: slot / 4, or NO_SLOT_NUMBER
             4         id, bits 64 to 95
 
 Two payments of one log share 96 bits of id with probability n² / 2^97: for 10^10 payments 6·10^-10.
@@ -18,61 +18,69 @@ from __future__ import annotations
 
 import numpy as np
 
-from features import plan as p
-from features.memory import inlined, kernel, peek8, peek32, peek64, poke8, poke32
-from features.state import LABEL_SHIFT, NEXT_SEQ, State, view_state, view_tables
+from features import kernel_tables as kt
+from features.engine_state import LABEL_SHIFT, NEXT_SEQ, State, view_state, view_tables
+from features.raw_memory import inlined, kernel, peek8, peek32, peek64, poke8, poke32
 
-NO_SLOT = 0xFFFFFFFF
+NO_SLOT_NUMBER = 0xFFFFFFFF
 CAME_LATE = 1
 WHERE_SHIFT = 4
 TIME_SHIFT = 16
 
 
 @inlined
-def row_address(t: p.Tables, s: State, seq: int) -> int:
-    """Where the row `seq` lies; its segment must be mapped."""
-    shift = t.scalars[p.SEGMENT_SHIFT]
-    return s.rows[(seq >> shift) & (len(s.rows) - 1)] + (seq & ((np.int64(1) << shift) - 1)) * t.scalars[p.ROW_BYTES]
+def row_address(t: kt.Tables, s: State, seq: int) -> int:
+    """Address of the row `seq`; its segment must be mapped."""
+    shift = t.limits[kt.SEGMENT_SHIFT]
+    return (
+        s.row_addresses[(seq >> shift) & (len(s.row_addresses) - 1)]
+        + (seq & ((np.int64(1) << shift) - 1)) * t.limits[kt.ROW_BYTES]
+    )
 
 
 @inlined
-def label_of(t: p.Tables, s: State, seq: int) -> int:
+def label_of(t: kt.Tables, s: State, seq: int) -> int:
     """0 unknown, 1 fraud, 2 genuine."""
-    shift = t.scalars[p.SEGMENT_SHIFT]
-    return np.int64(peek8(s.labels[(seq >> shift) & (len(s.rows) - 1)] + (seq & ((np.int64(1) << shift) - 1))))
+    shift = t.limits[kt.SEGMENT_SHIFT]
+    return np.int64(
+        peek8(s.label_addresses[(seq >> shift) & (len(s.row_addresses) - 1)] + (seq & ((np.int64(1) << shift) - 1)))
+    )
 
 
 @kernel
 def write_label(c: int, seq: int, label: int) -> None:
     """Set a row's label and mark it for the next snapshot."""
     t, s = view_tables(c), view_state(c)
-    shift = t.scalars[p.SEGMENT_SHIFT]
-    poke8(s.labels[(seq >> shift) & (len(s.rows) - 1)] + (seq & ((np.int64(1) << shift) - 1)), np.uint8(label))
+    shift = t.limits[kt.SEGMENT_SHIFT]
+    poke8(
+        s.label_addresses[(seq >> shift) & (len(s.row_addresses) - 1)] + (seq & ((np.int64(1) << shift) - 1)),
+        np.uint8(label),
+    )
     s.labels_dirty[(seq >> min(LABEL_SHIFT, shift)) & (len(s.labels_dirty) - 1)] = 1
 
 
 @inlined
-def passes(t: p.Tables, row: int, bit: int) -> bool:
+def passes(t: kt.Tables, row: int, bit: int) -> bool:
     """Whether the row satisfies the filter `bit` (-1: no filter)."""
     if bit < 0:
         return True
-    if t.scalars[p.ROW_WHERE]:
-        return (peek64(row + t.scalars[p.ROW_WHERE]) >> bit) & 1 == 1
+    if t.limits[kt.ROW_WHERE]:
+        return (peek64(row + t.limits[kt.ROW_WHERE]) >> bit) & 1 == 1
     return (peek64(row) >> (WHERE_SHIFT + bit)) & 1 == 1
 
 
 @inlined
-def index_home(t: p.Tables, low: np.uint64) -> int:
+def index_home(t: kt.Tables, low: np.uint64) -> int:
     """The place in an index where an id is looked for first."""
-    return np.int64(((low >> np.uint64(32)) * np.uint64(t.scalars[p.INDEX_CAPACITY])) >> np.uint64(32))
+    return np.int64(((low >> np.uint64(32)) * np.uint64(t.limits[kt.INDEX_CAPACITY])) >> np.uint64(32))
 
 
 @inlined
-def index_row(t: p.Tables, index: int, in_segment: int, low: np.uint64) -> None:
+def index_row(t: kt.Tables, index: int, in_segment: int, low: np.uint64) -> None:
     """Make a row findable: `index` is the address of its segment's index, an open-addressing table of 4-byte
     entries."""
-    capacity = t.scalars[p.INDEX_CAPACITY]
-    shift = t.scalars[p.SEGMENT_SHIFT]
+    capacity = t.limits[kt.INDEX_CAPACITY]
+    shift = t.limits[kt.SEGMENT_SHIFT]
     place = index_home(t, low)
     while peek32(index + 4 * place) != 0:
         place = place + 1 if place + 1 < capacity else 0
@@ -84,20 +92,20 @@ def index_row(t: p.Tables, index: int, in_segment: int, low: np.uint64) -> None:
 def find_row(c: int, low: np.uint64, high: np.uint64, now_ms: int) -> int:
     """The newest row of the payment with this id that has not left the log, or -1."""
     t, s = view_tables(c), view_state(c)
-    shift, row_bytes = t.scalars[p.SEGMENT_SHIFT], t.scalars[p.ROW_BYTES]
-    capacity = t.scalars[p.INDEX_CAPACITY]
-    ring = len(s.rows) - 1
+    shift, row_bytes = t.limits[kt.SEGMENT_SHIFT], t.limits[kt.ROW_BYTES]
+    capacity = t.limits[kt.INDEX_CAPACITY]
+    ring = len(s.row_addresses) - 1
     tag_mask = (np.int64(1) << (31 - shift)) - 1
     row_mask = (np.int64(1) << (shift + 1)) - 1
     tag = np.int64(low) & tag_mask
     high32 = np.uint32(high & np.uint64(0xFFFFFFFF))
-    id_at, high_at = t.scalars[p.ROW_ID], row_bytes - 4
-    limit_ms = now_ms - t.edge_offset[t.scalars[p.RETENTION]]
+    id_at, high_at = t.limits[kt.ROW_ID], row_bytes - 4
+    limit_ms = now_ms - t.boundary_offset[t.limits[kt.RETENTION]]
     home = index_home(t, low)
     segment = (s.scalars[NEXT_SEQ] - 1) >> shift
-    oldest = s.passed[t.scalars[p.RETENTION], 0] >> shift
+    oldest = s.passed[t.limits[kt.RETENTION], 0] >> shift
     while segment >= oldest:
-        index, rows = s.index[segment & ring], s.rows[segment & ring]
+        index, rows = s.index_addresses[segment & ring], s.row_addresses[segment & ring]
         place, found = home, np.int64(-1)
         while True:
             entry = np.int64(peek32(index + 4 * place))

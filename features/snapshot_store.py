@@ -1,14 +1,13 @@
-"""Images on disk or in an object store: content-addressed blocks and a manifest that names them. The only I/O of
-states.
+"""Snapshots on disk or in an object store: content-addressed blocks, and a manifest that names them. Nothing else in
+this package reads or writes them.
 
     <url>/blocks/<sha256>                    up to 4 MiB of an array, under its own checksum
     <url>/manifests/<sequence, 20 digits>.json   facts, arrays, blocks; and the sha256 of all that
 
-A block that is there already, and that this process has found to fit its name, is not written again, so a snapshot
-uploads what has changed since the last one: full segments of the log once, and of the arrays the blocks that differ.
-A manifest is written last, so that a snapshot is
-there completely or not at all; whatever does not fit its checksum is refused by name, and the caller takes the next
-older snapshot.
+A block that exists and that this process has compared with its checksum is not written again, so a snapshot uploads
+only what has changed since the last one: each full segment of the log once, and the blocks of the arrays that differ.
+The manifest is written last, so a snapshot is complete or does not exist. What does not match its checksum is refused
+by name, and the caller uses the next older snapshot.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ import fsspec
 import numpy as np
 import numpy.typing as npt
 
-from features.capture import Image
+from features.engine_image import Image
 
 # Raised with every change of this layout; an image has a format of its own.
 LAYOUT = 1
@@ -39,11 +38,11 @@ class SnapshotError(Exception):
 
 
 class SnapshotMissing(SnapshotError):
-    """There is no such snapshot, or a block of it is gone."""
+    """There is no such snapshot, or one of its blocks is missing."""
 
 
 class SnapshotDamaged(SnapshotError):
-    """Manifest or block do not fit their checksum: truncated or changed."""
+    """Manifest or block do not match their checksum: truncated or changed."""
 
 
 class SnapshotVersion(SnapshotError):
@@ -64,7 +63,7 @@ class Written:
     blocks: int
 
 
-def _nobody(step: str) -> None:  # noqa: ARG001 - the signature of what is told
+def _ignore(step: str) -> None:  # noqa: ARG001 - the signature of `on_step`
     return
 
 
@@ -72,14 +71,14 @@ class SnapshotStore:
     """The snapshots of one shard under a URL of fsspec (a local folder, s3://…). One writer; any thread, one call at a
     time."""
 
-    def __init__(self, url: str, *, passing: Callable[[str], object] = _nobody, **options: Any) -> None:
-        """`passing` is told of each named step of a write; `options` are fsspec's."""
-        self._passing = passing
+    def __init__(self, url: str, *, on_step: Callable[[str], object] = _ignore, **options: Any) -> None:
+        """`on_step` is called at each named step of a write; `options` are fsspec's."""
+        self._on_step = on_step
         self._fs, self._root = fsspec.core.url_to_fs(url, **options)
         self._local = "file" in (self._fs.protocol if isinstance(self._fs.protocol, tuple) else (self._fs.protocol,))
         self._sizes: dict[str, int] | None = None
-        # Blocks that this process has written, or read and found right; others are read before a snapshot relies on
-        # them.
+        # Blocks that this process has written, or has read and compared with their checksum; others are read before a
+        # snapshot relies on them.
         self._sound: set[str] = set()
         # Checksums of arrays that never change, by the object they belong to.
         self._sealed: WeakKeyDictionary[Any, list[str]] = WeakKeyDictionary()
@@ -92,7 +91,7 @@ class SnapshotStore:
             raise SnapshotStoreError(f"snapshot {sequence} cannot be written to {self._root}: {exc}") from exc
 
     def _write(self, sequence: int, meta: Mapping[str, Any], parts: Mapping[str, Image]) -> Written:
-        sizes = self._blocks_there(afresh=True)
+        sizes = self._stored_blocks(listed_now=True)
         total = uploaded = blocks = 0
         body: dict[str, Any] = {"layout": LAYOUT, "sequence": sequence, "meta": dict(meta), "parts": {}}
         for part, image in parts.items():
@@ -121,11 +120,11 @@ class SnapshotStore:
         text = json.dumps(body, sort_keys=True, separators=(",", ":"))
         document = json.dumps({"sha256": hashlib.sha256(text.encode()).hexdigest(), "body": text}).encode()
         self._put(self._manifest(sequence), memoryview(document), "snapshot_manifest")
-        self._passing("snapshot_written")
+        self._on_step("snapshot_written")
         return Written(sequence, total, uploaded, blocks)
 
     def sequences(self) -> list[int]:
-        """The snapshots there are, newest first."""
+        """Sequences of the snapshots in the store, newest first."""
         try:
             found = self._fs.ls(f"{self._root}/manifests", detail=False)
         except FileNotFoundError:
@@ -151,13 +150,8 @@ class SnapshotStore:
             raise SnapshotDamaged(f"snapshot {sequence} in {self._root}: its manifest lacks {exc}") from exc
         return body["meta"], parts
 
-    def meta(self, sequence: int) -> dict[str, Any]:
-        """The facts alone, read from the manifest. Raises as `read` does."""
-        found: dict[str, Any] = self._body(sequence)["meta"]
-        return found
-
     def newest_first(self) -> Iterator[tuple[int, dict[str, Any], dict[str, Image]] | SnapshotError]:
-        """Every snapshot from the newest on, read; or, in its place, why it cannot be."""
+        """Every snapshot from the newest on; in place of one that cannot be read, the error that says why."""
         for sequence in self.sequences():
             try:
                 meta, parts = self.read(sequence)
@@ -169,15 +163,16 @@ class SnapshotStore:
                 yield sequence, meta, parts
 
     def prune(self, keep: int) -> int:
-        """Delete all but the newest `keep` snapshots, and the blocks that none of those needs; how many blocks went."""
+        """Delete all but the newest `keep` snapshots, and the blocks that none of those needs; how many blocks that
+        were."""
         kept = self.sequences()
         needed: set[str] = set()
         for sequence in kept[:keep]:
-            # A damaged manifest names nothing: then no block is deleted, for it may be readable to somebody else.
+            # A damaged manifest names no blocks: then none is deleted, because the snapshot may still be repaired.
             needed.update(self._needed(self._body(sequence)))
         for sequence in kept[keep:]:
             self._fs.rm_file(self._manifest(sequence))
-        stale = [digest for digest in self._blocks_there() if digest not in needed]
+        stale = [digest for digest in self._stored_blocks() if digest not in needed]
         for digest in stale:
             with contextlib.suppress(FileNotFoundError):
                 self._fs.rm_file(f"{self._root}/blocks/{digest}")
@@ -193,10 +188,10 @@ class SnapshotStore:
     def _manifest(self, sequence: int) -> str:
         return f"{self._root}/manifests/{sequence:020d}.json"
 
-    def _blocks_there(self, *, afresh: bool = False) -> dict[str, int]:
-        """Blocks and their sizes. `afresh`: as they are now, for others may delete some, and a snapshot must not rely
-        on one that has gone."""
-        if self._sizes is None or afresh:
+    def _stored_blocks(self, *, listed_now: bool = False) -> dict[str, int]:
+        """Blocks and their sizes. `listed_now`: list the store again, because others may delete blocks, and a snapshot
+        must not rely on one that is missing."""
+        if self._sizes is None or listed_now:
             self._fs.invalidate_cache(f"{self._root}/blocks")
             try:
                 found = self._fs.ls(f"{self._root}/blocks", detail=True)
@@ -207,7 +202,7 @@ class SnapshotStore:
         return self._sizes
 
     def _is_sound(self, digest: str) -> bool:
-        """Whether the block of that name holds what its name says: looked at once, for its size alone tells little."""
+        """Whether the block holds what its name says: read once and compared, because its size alone proves little."""
         if digest not in self._sound:
             try:
                 data = self._fs.cat_file(f"{self._root}/blocks/{digest}")
@@ -219,14 +214,14 @@ class SnapshotStore:
         return True
 
     def _distrust(self, digest: str) -> None:
-        """The block is gone or damaged: the next snapshot that needs it writes it again."""
+        """The block is missing or damaged: the next snapshot that needs it writes it again."""
         self._sound.discard(digest)
-        self._blocks_there().pop(digest, None)
+        self._stored_blocks().pop(digest, None)
 
     def _put(self, path: str, data: memoryview, step: str) -> None:
-        """Write a file so that it is there whole or not at all. Object stores do that by themselves."""
+        """Write a file completely or not at all. Object stores do so themselves."""
         if not self._local:
-            self._passing(step)
+            self._on_step(step)
             self._fs.pipe_file(path, bytes(data))
             return
         self._fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
@@ -235,14 +230,14 @@ class SnapshotStore:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        self._passing(step)
+        self._on_step(step)
         os.replace(temporary, path)  # noqa: PTH105
 
     def _get(self, sequence: int, path: str) -> bytes:
         try:
             found: bytes = self._fs.cat_file(path)
         except FileNotFoundError as exc:
-            raise SnapshotMissing(f"snapshot {sequence}: {path} is not there") from exc
+            raise SnapshotMissing(f"snapshot {sequence}: {path} does not exist") from exc
         except OSError as exc:
             raise SnapshotStoreError(f"snapshot {sequence}: {path} cannot be read: {exc}") from exc
         return found
@@ -261,7 +256,7 @@ class SnapshotStore:
                     done += count
                 return room[:done]
         except FileNotFoundError as exc:
-            raise SnapshotMissing(f"snapshot {sequence}: {path} is not there") from exc
+            raise SnapshotMissing(f"snapshot {sequence}: {path} does not exist") from exc
         except OSError as exc:
             raise SnapshotStoreError(f"snapshot {sequence}: {path} cannot be read: {exc}") from exc
 
@@ -275,7 +270,7 @@ class SnapshotStore:
         except (ValueError, KeyError, TypeError, AttributeError) as exc:
             raise SnapshotDamaged(f"snapshot {sequence}: the manifest {path} is not readable") from exc
         if not right:
-            raise SnapshotDamaged(f"snapshot {sequence}: the manifest {path} does not fit its checksum")
+            raise SnapshotDamaged(f"snapshot {sequence}: the manifest {path} does not match its checksum")
         if body.get("layout") != LAYOUT:
             raise SnapshotVersion(f"snapshot {sequence}: layout {body.get('layout')}, this version reads {LAYOUT}")
         return body
@@ -293,7 +288,7 @@ class SnapshotStore:
                 raise
             if hashlib.sha256(data).hexdigest() != digest:
                 self._distrust(digest)
-                raise SnapshotDamaged(f"snapshot {sequence}: {name}: the block {path} does not fit its checksum")
+                raise SnapshotDamaged(f"snapshot {sequence}: {name}: the block {path} does not match its checksum")
             self._sound.add(digest)
             if start + len(data) > len(flat):
                 raise SnapshotDamaged(f"snapshot {sequence}: {name} is longer than its manifest says")
@@ -304,16 +299,3 @@ class SnapshotStore:
             raise SnapshotDamaged(f"snapshot {sequence}: {name} is shorter than its manifest says")
         array: npt.NDArray[Any] = flat.view(dtype).reshape(shape)
         return array
-
-
-def strings_as_arrays(values: list[str]) -> dict[str, npt.NDArray[Any]]:
-    """Texts as two arrays, for images of states that hold texts."""
-    encoded = [value.encode() for value in values]
-    ends = np.cumsum([len(value) for value in encoded], dtype=np.int64)
-    return {"text": np.frombuffer(b"".join(encoded), dtype=np.uint8), "ends": ends}
-
-
-def strings_from_arrays(arrays: Mapping[str, npt.NDArray[Any]]) -> list[str]:
-    """The texts again."""
-    data, ends = arrays["text"].tobytes(), arrays["ends"].tolist()
-    return [data[start:end].decode() for start, end in zip([0, *ends], ends, strict=False)]

@@ -1,5 +1,4 @@
-"""From a decoded batch to what the kernel reads: hashed keys, converted amounts, filter bits and the payment's own
-columns."""
+"""Payments prepared for the kernel: hashed keys, converted amounts, filter bits, and the payment's own columns."""
 
 from __future__ import annotations
 
@@ -11,17 +10,15 @@ import numba as nb
 import numpy as np
 import numpy.typing as npt
 
-from features import plan as p
+from features import kernel_tables as kt
 from features.feature_set import Feature, FeatureSet
 from features.filters import KEY_FIELDS, POSITION_FIELDS, Range
 from features.hashing import hash_into, joined, mix, siphash_128
-from features.plan import Plan
+from features.window_plan import Plan
 from schemas.currencies import CURRENCY_EXPONENT
 from schemas.decode import PaymentBatch
 from schemas.fields import AMOUNT_MINOR_END
 
-HOUR_MS = 3_600_000
-DAY_MS = 24 * HOUR_MS
 # The contract's own bound holds after conversion, too. Below 2^53 every minor unit is a double of its own; and an int64
 # holds the sum of 9.2 million payments of this size in one window of one key, 92 quadrillion euros.
 AMOUNT_BASE_MAX = AMOUNT_MINOR_END
@@ -29,7 +26,7 @@ AMOUNT_BASE_MAX = AMOUNT_MINOR_END
 ROWS_FEW = 4
 
 
-class Columns:
+class PaymentPreparer:
     """Prepares batches for one plan. Stateless: the same batch gives the same columns."""
 
     def __init__(self, feature_set: FeatureSet, plan: Plan) -> None:
@@ -44,7 +41,7 @@ class Columns:
         self._entity_start = np.cumsum([0] + [len(keys) for keys in plan.entities], dtype=np.int64)
         self._entity_fields = np.array([fields.index(f) for keys in plan.entities for f in keys], dtype=np.int64)
         self._distinct_fields = np.array([fields.index(f) for f in plan.distinct_fields], dtype=np.int64)
-        self.width = p.B_KEYS + 2 * len(plan.entities) + len(plan.distinct_fields)
+        self.width = kt.B_KEYS + 2 * len(plan.entities) + len(plan.distinct_fields)
         self._nowhere = np.zeros(0, dtype=np.float64)
 
     def convert(self, batch: PaymentBatch) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
@@ -63,8 +60,8 @@ class Columns:
     def prepare(
         self, batch: PaymentBatch, amount: npt.NDArray[np.int64], ids: npt.NDArray[np.uint64]
     ) -> npt.NDArray[np.uint64]:
-        """Kernel columns of `batch` (B_ words of the plan), uint64 [n, ·]; converted amounts and hashed payment ids are
-        given."""
+        """Prepared payments (B_ words of features/kernel_tables.py), uint64 [n, ·]; amounts are converted and payment
+        ids hashed already."""
         n = len(batch.rows)
         rows = np.empty((n, self.width), dtype=np.uint64)
         hashes = np.empty((len(self._fields), n, 2), dtype=np.uint64)
@@ -99,7 +96,7 @@ class Columns:
             hashes, self._entity_start, self._entity_fields, self._distinct_fields, one, one, one.view(np.uint64), ids,
             self._nowhere, self._nowhere, rows,
         )  # fmt: skip
-        return rows[0, p.B_KEYS + 2 * entity], rows[0, p.B_KEYS + 2 * entity + 1]
+        return rows[0, kt.B_KEYS + 2 * entity], rows[0, kt.B_KEYS + 2 * entity + 1]
 
     def _hash_few(self, batch: PaymentBatch, hashes: npt.NDArray[np.uint64]) -> None:
         assert self._of_row is not None
@@ -134,9 +131,9 @@ class Columns:
         if name == "amount":
             return amount / self._minor_units
         if name == "hour_of_day":
-            return (batch.event_time_ms // HOUR_MS % 24).astype(np.float64)
+            return (batch.event_time_ms // kt.HOUR_MS % 24).astype(np.float64)
         if name == "day_of_week":  # Monday is 0; 1970-01-01 was a Thursday
-            return ((batch.event_time_ms // DAY_MS + 3) % 7).astype(np.float64)
+            return ((batch.event_time_ms // kt.DAY_MS + 3) % 7).astype(np.float64)
         if name in KEY_FIELDS or name in POSITION_FIELDS:
             return batch.column(name)
         return batch.attribute(name.removeprefix("attributes."))
@@ -162,13 +159,13 @@ def _pack(  # type: ignore[no-untyped-def]
     entities = len(entity_start) - 1
     placed = len(latitude) > 0
     for i in range(len(rows)):
-        rows[i, p.B_TIME] = np.uint64(time_ms[i])
-        rows[i, p.B_AMOUNT] = np.uint64(amount[i])
-        rows[i, p.B_WHERE] = where[i]
-        rows[i, p.B_ID] = ids[i, 0]
-        rows[i, p.B_ID_HIGH] = ids[i, 1]
-        rows[i, p.B_LATITUDE] = np.float64(latitude[i] if placed else np.nan).view(np.uint64)
-        rows[i, p.B_LONGITUDE] = np.float64(longitude[i] if placed else np.nan).view(np.uint64)
+        rows[i, kt.B_TIME] = np.uint64(time_ms[i])
+        rows[i, kt.B_AMOUNT] = np.uint64(amount[i])
+        rows[i, kt.B_WHERE] = where[i]
+        rows[i, kt.B_ID] = ids[i, 0]
+        rows[i, kt.B_ID_HIGH] = ids[i, 1]
+        rows[i, kt.B_LATITUDE] = np.float64(latitude[i] if placed else np.nan).view(np.uint64)
+        rows[i, kt.B_LONGITUDE] = np.float64(longitude[i] if placed else np.nan).view(np.uint64)
         present = np.uint64(0)
         for e in range(entities):
             low = np.uint64(e + 1) * np.uint64(0x9E3779B97F4A7C15)
@@ -179,15 +176,15 @@ def _pack(  # type: ignore[no-untyped-def]
                 if first == 0 and second == 0:
                     complete = False
                 low, high = mix(low ^ first) + high, mix(high ^ second) + low
-            rows[i, p.B_KEYS + 2 * e] = low
-            rows[i, p.B_KEYS + 2 * e + 1] = high
+            rows[i, kt.B_KEYS + 2 * e] = low
+            rows[i, kt.B_KEYS + 2 * e + 1] = high
             if complete:
                 present |= np.uint64(1) << np.uint64(e)
-        rows[i, p.B_PRESENT] = present
+        rows[i, kt.B_PRESENT] = present
         for d in range(len(distinct_fields)):
             first, second = hashes[distinct_fields[d], i, 0], hashes[distinct_fields[d], i, 1]
             missing = first == 0 and second == 0
-            rows[i, p.B_KEYS + 2 * entities + d] = np.uint64(0) if missing else max(first, np.uint64(1))
+            rows[i, kt.B_KEYS + 2 * entities + d] = np.uint64(0) if missing else max(first, np.uint64(1))
 
 
 def conversion_factors(feature_set: FeatureSet) -> dict[str, float]:

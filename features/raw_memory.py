@@ -1,13 +1,15 @@
 """Raw memory for kernels: numbers at addresses, arrays over addresses, prefetching.
 
-The event log lives in many mapped segments, which no single array can span, so its kernels read through addresses. The
-same means lets one small array of addresses stand for a whole state: handing 40 arrays to a kernel costs 8 µs a call,
-one costs 0.2. Whoever builds the addresses keeps the memory alive (features/state.py and features/segments.py).
+The event log lives in many mapped segments, which no single array can span, so its kernels read through addresses. In
+the same way one small array of addresses stands for a whole state: passing 40 arrays to a kernel costs 8 µs a call,
+one costs 0.2. The code that takes the addresses keeps the memory alive (features/engine_memory.py and
+features/log_segments.py).
 """
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, get_type_hints
 
 import numba
 import numpy as np
@@ -33,7 +35,7 @@ def kernel(function: Any) -> Any:
 
 
 def inlined(function: Any) -> Any:
-    """The same, as part of its callers: a state is 20 arrays, and handing those on costs more than most of what is done
+    """The same, as part of its callers: a state is 20 arrays, and passing them costs more than most of the work done
     with them."""
     return njit(cache=True, nogil=True, _nrt=False, forceinline=True, error_model="numpy")(function)
 
@@ -124,7 +126,7 @@ def move(_context, _target, _source, _size):  # type: ignore[no-untyped-def]
 
 @intrinsic
 def prefetch(_context, _address):  # type: ignore[no-untyped-def]
-    """Ask for the cache line at `address`; any address is allowed, for nothing is read."""
+    """Ask for the cache line at `address`; any address is allowed, because nothing is read."""
 
     def generate(target: Any, builder: Any, _signature: Any, args: Any) -> Any:
         byte_pointer, word = ir.IntType(8).as_pointer(), ir.IntType(32)
@@ -136,67 +138,102 @@ def prefetch(_context, _address):  # type: ignore[no-untyped-def]
     return types.void(types.int64), generate
 
 
-def _view(kind: Any, shape: int) -> Any:
-    array = _types.Array(kind, shape, "C")
+@dataclass(frozen=True)
+class ArrayLayout:
+    """How kernels see an array: the type of its entries, and how many stand in a row (0: the array is flat)."""
 
-    def generate(target: Any, builder: Any, address: Any, sizes: list[Any]) -> Any:
-        made = _arrays.make_array(array)(target, builder)
-        item, word = target.get_abi_sizeof(target.get_data_type(kind)), ir.IntType(64)
-        strides = [builder.mul(sizes[1], word(item)), word(item)] if shape > 1 else [word(item)]
-        _arrays.populate_array(
-            made,
-            data=builder.inttoptr(address, made.data.type),
-            shape=_tools.pack_array(builder, sizes),
-            strides=_tools.pack_array(builder, strides),
-            itemsize=word(item),
-            meminfo=None,
-        )
-        return made._getvalue()
-
-    return array, generate
+    dtype: type[np.generic]
+    width: int = 0
 
 
-@intrinsic
-def array_at(_context, _address, _length, kind):  # type: ignore[no-untyped-def]
-    """The memory at `address` as an array [length] of `kind` (np.int64 …). Unlike numba.carray it may be made, and
-    left, in a function without reference counts."""
-    array, generate = _view(kind.dtype, 1)
-    return array(types.int64, types.int64, kind), lambda target, builder, _signature, args: generate(
-        target, builder, args[0], [args[1]]
+def layouts(arrays: type[Any]) -> dict[str, ArrayLayout]:
+    """The layout of every array of a NamedTuple, from its fields' annotations: Annotated[…, ArrayLayout(…)]."""
+    hints = get_type_hints(arrays, include_extras=True)
+    return {
+        name: next(note for note in hints[name].__metadata__ if isinstance(note, ArrayLayout))
+        for name in arrays._fields
+    }
+
+
+def addresses_of(arrays: Any) -> list[tuple[int, int]]:
+    """(address, length) of each array of a NamedTuple, for `viewer`. Raises ValueError for one that does not lie in
+    memory as its layout says: a kernel would read and write outside it."""
+    for name, layout in layouts(type(arrays)).items():
+        array = getattr(arrays, name)
+        shape = (len(array), layout.width) if layout.width else (len(array),)
+        if array.dtype != layout.dtype or array.shape != shape or not array.flags.c_contiguous:
+            raise ValueError(f"{name}: {array.dtype} {array.shape} where {layout} must be, without gaps")
+    return [(array.ctypes.data, len(array)) for array in arrays]
+
+
+def viewer(arrays: type[Any], first: int) -> Any:
+    """A function for kernels: the arrays of the NamedTuple `arrays` whose (address, length) pairs stand from pair
+    `first` on at an address. Made of the fields themselves, so that no offset is written by hand.
+
+    Unlike numba.carray it may be called in a function without reference counts.
+    """
+    declared = list(layouts(arrays).values())
+    kinds = [
+        _types.Array(numba.from_dtype(np.dtype(layout.dtype)), 2 if layout.width else 1, "C") for layout in declared
+    ]
+    returned = _types.BaseTuple.from_types(kinds, arrays)
+    word = ir.IntType(64)
+
+    def typed(_context: Any, _address: Any) -> Any:
+        def generate(target: Any, builder: Any, _signature: Any, args: Any) -> Any:
+            pairs = builder.inttoptr(args[0], word.as_pointer())
+
+            def load(k: int) -> Any:
+                return builder.load(builder.gep(pairs, [word(k)], source_etype=word), typ=word, align=8)
+
+            made = []
+            for k, (kind, layout) in enumerate(zip(kinds, declared, strict=True), first):
+                sizes = [load(2 * k + 1), *([word(layout.width)] if layout.width else [])]
+                made.append(_array_at(target, builder, kind, load(2 * k), sizes))
+            return target.make_tuple(builder, returned, made)
+
+        return returned(types.int64), generate
+
+    return intrinsic(typed)
+
+
+def _array_at(target: Any, builder: Any, kind: Any, address: Any, sizes: list[Any]) -> Any:
+    made = _arrays.make_array(kind)(target, builder)
+    item, word = target.get_abi_sizeof(target.get_data_type(kind.dtype)), ir.IntType(64)
+    strides = [builder.mul(sizes[1], word(item)), word(item)] if len(sizes) > 1 else [word(item)]
+    _arrays.populate_array(
+        made,
+        data=builder.inttoptr(address, made.data.type),
+        shape=_tools.pack_array(builder, sizes),
+        strides=_tools.pack_array(builder, strides),
+        itemsize=word(item),
+        meminfo=None,
     )
-
-
-@intrinsic
-def rows_at(_context, _address, _length, _width, kind):  # type: ignore[no-untyped-def]
-    """The same as an array [length, width]."""
-    array, generate = _view(kind.dtype, 2)
-    return array(types.int64, types.int64, types.int64, kind), lambda target, builder, _signature, args: generate(
-        target, builder, args[0], [args[1], args[2]]
-    )
+    return made._getvalue()
 
 
 @kernel
-def copy_granules(source, target, dirty, granules_max, granule_bytes, reach_bytes, bytes_max):  # type: ignore[no-untyped-def]
-    """Copy granules that are marked in `dirty`, and `reach_bytes` behind each, from address to address, and take their
-    marks away; how many there were, at most `granules_max`."""
+def copy_dirty_pages(source, target, dirty, pages_max, page_bytes, reach_bytes, bytes_max):  # type: ignore[no-untyped-def]
+    """Copy the pages that are marked in `dirty`, and `reach_bytes` behind each, from address to address, and clear
+    their marks; how many there were, at most `pages_max`."""
     copied = 0
     for g in range(len(dirty)):
-        if copied >= granules_max:
+        if copied >= pages_max:
             break
         if g + 16 < len(dirty) and dirty[g + 16]:
-            for line in range(0, granule_bytes, CACHE_LINE):
-                prefetch(source + (g + 16) * granule_bytes + line)
+            for line in range(0, page_bytes, CACHE_LINE):
+                prefetch(source + (g + 16) * page_bytes + line)
         if dirty[g]:
             dirty[g] = 0
             copied += 1
-            start = g * granule_bytes
-            for at in range(start, min(start + granule_bytes + reach_bytes, bytes_max), 8):
+            start = g * page_bytes
+            for at in range(start, min(start + page_bytes + reach_bytes, bytes_max), 8):
                 poke64(target + at, peek64(source + at))
     return copied
 
 
 def aligned_zeros(count: int, dtype: Any) -> npt.NDArray[Any]:
-    """Zeros that begin at a cache line: a strip of 64 bytes then is one line, not two."""
+    """Zeros that begin at a cache line: an entity slot of 64 bytes then is one line, not two."""
     size = np.dtype(dtype).itemsize
     raw = np.zeros(count * size + CACHE_LINE, dtype=np.uint8)
     start = -raw.ctypes.data % CACHE_LINE

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from features import plan as p
+from features import kernel_tables as kt
 from features.feature_set import AGGREGATES, Feature, FeatureSet
 from features.filters import CALENDAR_FIELDS, KEY_FIELDS, POSITION_FIELDS, Range
-from features.segments import FILE_SHIFT
+from features.log_segments import FILE_SHIFT
+from features.window_plan import lower
 from schemas.currencies import CURRENCY_EXPONENT
 from schemas.durations import UNIT_MS
 
@@ -22,7 +23,7 @@ KEY_TABLE_BYTES = 24 * 8 // 5 * 3 // 2
 # times its pairs. It does not shrink until its key goes.
 PAIR_BYTES_MAX = 4 * 16
 BLOCK_BYTES = 64
-# A place of the table of distinct values, just after it has doubled (features/table.py).
+# A place of the table of distinct values, just after it has doubled (features/hash_table.py).
 DISTINCT_BYTES_MAX = 24 * 16 // 5 + 1
 
 
@@ -56,24 +57,24 @@ class SetCost:
 
 def describe(feature_set: FeatureSet) -> SetCost:
     """Words and memory of each feature, of each entity's key and of each payment in the log."""
-    plan = p.lower(feature_set, segment_shift=FILE_SHIFT)
+    plan = lower(feature_set, segment_shift=FILE_SHIFT)
     t = plan.tables
     words = t.entity[:, 0] if len(t.entity) else np.zeros(0, np.int64)
-    index = 4 * int(t.scalars[p.INDEX_CAPACITY]) >> FILE_SHIFT
+    index = 4 * int(t.limits[kt.INDEX_CAPACITY]) >> FILE_SHIFT
     return SetCost(
         fingerprint=feature_set.fingerprint,
         features=[FeatureCost(f.name, sentence(feature_set, f), _bytes(f), *_more(f)) for f in feature_set.features],
         bytes_per_key={
             name: 8 * int(words[e]) + KEY_TABLE_BYTES + _first(t, e) for e, name in enumerate(feature_set.entities)
         },
-        bytes_per_payment=int(t.scalars[p.ROW_BYTES]) + index + int(t.scalars[p.LABELS_MATTER]),
-        log_kept_ms=int(t.edge_offset[-1]),
+        bytes_per_payment=int(t.limits[kt.ROW_BYTES]) + index + int(t.limits[kt.LABELS_MATTER]),
+        log_kept_ms=int(t.boundary_offset[-1]),
         windows=len({f.window for f in feature_set.features if f.window is not None}),
     )
 
 
 def _bytes(f: Feature) -> int:
-    """Bytes of the cells that a feature reads, and of what the key's first payment takes beside them."""
+    """Bytes of the accumulators that a feature reads, and of what the key's first payment takes in addition."""
     if f.kind != "aggregate":
         return 0
     words = {
@@ -91,7 +92,7 @@ def _more(f: Feature) -> tuple[int, str]:
         beaten = "smaller" if f.aggregate == "min" else "larger"
         return PAIR_BYTES_MAX, f"each payment in the window that no later {beaten} one has followed"
     if f.aggregate == "median":
-        return PAIR_BYTES_MAX, f"each payment in the window, up to {p.MEDIAN_MAX}"
+        return PAIR_BYTES_MAX, f"each payment in the window, up to {kt.MEDIAN_MAX}"
     if f.aggregate == "distinct":
         return DISTINCT_BYTES_MAX, f"each different {f.of} in the window"
     if f.aggregate in ("since_fraud", "since_first_fraud"):
@@ -99,11 +100,11 @@ def _more(f: Feature) -> tuple[int, str]:
     return 0, ""
 
 
-def _first(t: p.Tables, e: int) -> int:
-    """What the first payment of a key of entity `e` takes beside its strip: blocks of series and distinct values."""
-    mine = t.ops[t.ops[:, p.O_ENTITY] == e]
-    series = int(np.isin(mine[:, p.O_KIND], (p.EXTREME, p.MEDIAN_OF)).sum())
-    distincts = int((mine[:, p.O_DISTINCT_END] - mine[:, p.O_DISTINCT]).sum())
+def _first(t: kt.Tables, e: int) -> int:
+    """What the first payment of a key of entity `e` takes besides its slot: blocks of series and distinct values."""
+    mine = t.ops[t.ops[:, kt.O_ENTITY] == e]
+    series = int(np.isin(mine[:, kt.O_KIND], (kt.OP_EXTREME, kt.OP_MEDIAN)).sum())
+    distincts = int((mine[:, kt.O_DISTINCT_END] - mine[:, kt.O_DISTINCT]).sum())
     return BLOCK_BYTES * series + DISTINCT_BYTES_MAX * distincts
 
 

@@ -1,8 +1,8 @@
-"""Labels that came before stream time reached the moment from which they are known.
+"""Pending labels: those that become known at a stream time which has not come yet.
 
-They lie in runs, each sorted by that moment (of equal ones, by arrival), the runs in order of arrival. A batch adds one
-short run, and short runs are merged like numbers in a counter, so that a label is moved a few times in its life and no
-batch moves more than MERGED_MAX. What is due is the beginning of some runs.
+They are kept in runs, each sorted by that time (equal ones by arrival), the runs in order of arrival. A batch adds one
+short run, and short runs are merged like the digits of a counter, so that a label is moved a few times in its life and
+no batch moves more than MERGED_MAX. The labels that are due are the beginnings of some runs.
 """
 
 from __future__ import annotations

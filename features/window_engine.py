@@ -1,0 +1,192 @@
+"""The window engine of one shard: makes room, calls the kernel, gives the features.
+
+    engine = WindowEngine(feature_set)
+    amount, convertible = engine.convert(batch)
+    features, late = engine.apply(batch, amount, ids)        # batch in journal order; moves the windows on
+
+The engine is deterministic: the same batches and labels in the same order give the same values, however the batches are
+cut. For use outside a shard there is features.FeatureEngine, which does all of this in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from features import engine_kernel as kernel
+from features import engine_state as st
+from features import kernel_tables as kt
+from features.engine_image import Image, check
+from features.engine_memory import EngineMemory
+from features.feature_set import FeatureSet, FeatureSetError
+from features.hash_table import get
+from features.log_segments import FILE_SHIFT, MEMORY_SHIFT, Segments
+from features.prepared_payments import PaymentPreparer
+from features.state_capture import Capture
+from features.state_restoration import restore_into
+from features.window_payments import WindowPayments, payments_in_window
+from features.window_plan import lower
+from schemas.decode import PaymentBatch
+
+
+@dataclass(frozen=True)
+class EngineCounts:
+    """What the engine holds and what its limits refused: gauges and counters for the shell to publish."""
+
+    log_rows: int
+    log_bytes: int
+    keys: int
+    arena_bytes: int
+    labels_pending: int
+    labels_applied: int
+    labels_refused: int
+    keys_refused: int
+    unmatched_labels: int
+    unmatched_labels_dropped: int
+    unmatched_labels_expired: int
+
+
+class WindowEngine:
+    """Rolling features of one shard, exact. Not thread-safe: one shard has one owner.
+
+    `folder`: where the event log's segments are kept (one engine each); in memory without one. `segment_shift`: log2 of
+    the rows of a segment, 6 to 24. Raises SegmentError when the folder cannot be used.
+    """
+
+    def __init__(
+        self, feature_set: FeatureSet, *, folder: Path | None = None, segment_shift: int | None = None
+    ) -> None:
+        self.feature_set = feature_set
+        self.plan = lower(feature_set, segment_shift=segment_shift or (MEMORY_SHIFT if folder is None else FILE_SHIFT))
+        self._preparer = PaymentPreparer(feature_set, self.plan)
+        self._tables = self.plan.tables
+        self._memory = EngineMemory(self._tables, Segments(self._tables, folder))
+        self._progress = np.zeros(2, dtype=np.int64)
+        self._scratch = np.zeros(kt.MEDIAN_MAX, dtype=np.int64)
+        self._space = np.zeros(kernel.SPACE_ROWS * len(self._tables.entity), dtype=np.int64)
+
+    @classmethod
+    def restore(cls, feature_set: FeatureSet, image: Image, *, folder: Path | None = None) -> WindowEngine:
+        """An engine that goes on where the image was taken. Raises StateMismatch when it is not for this set or
+        version."""
+        check(image.meta, fingerprint=feature_set.fingerprint)
+        engine = cls(feature_set, folder=folder, segment_shift=int(image.meta["segment_shift"]))
+        try:
+            restore_into(engine._memory, image)
+        except BaseException:
+            engine.close()
+            raise
+        return engine
+
+    def capture(self) -> Capture:
+        """Begin a snapshot; between two batches."""
+        return Capture(self._memory, self.feature_set.fingerprint)
+
+    def payments_in_window(self, key: Sequence[str], feature: str) -> WindowPayments:
+        """The payments inside the window of `feature` now, for the key given (one text for each field of its entity).
+
+        Those that its filter lets pass, in order of event time. Reads the window's part of the log: for people, not for
+        the decision path. Raises FeatureSetError when the feature is not a windowed aggregate or the key has another
+        number of fields.
+        """
+        declared = {f.name: f for f in self.feature_set.features}.get(feature)
+        if declared is None or declared.entity is None or declared.window is None:
+            raise FeatureSetError(f"{feature!r} is not a feature with a window in the set {self.feature_set.name}")
+        fields = self.feature_set.entities[declared.entity]
+        if len(key) != len(fields):
+            raise FeatureSetError(
+                f"{feature}: its entity has the fields {', '.join(fields)}; {len(key)} values were given"
+            )
+        f = self.feature_set.names.index(feature)
+        slot = self._slot_of(list(self.feature_set.entities).index(declared.entity), key)
+        return payments_in_window(self._tables, self.state, f, slot, declared.delay)
+
+    def _slot_of(self, entity: int, key: Sequence[str]) -> int:
+        low, high = self._preparer.key(entity, key)
+        return int(get(self.state.keys, low, high))
+
+    def close(self) -> None:
+        """Delete the log's files and release the folder. The engine cannot be used afterwards."""
+        self._memory.segments.close()
+
+    @property
+    def state(self) -> st.State:
+        """The arrays, for tests and benchmarks; they belong to the engine."""
+        return self._memory.state
+
+    @property
+    def segments(self) -> Segments:
+        """The event log's memory."""
+        return self._memory.segments
+
+    @property
+    def stream_time_ms(self) -> int | None:
+        """Largest accepted event time so far, epoch ms; None before the first payment."""
+        return self._memory.stream_time_ms
+
+    def convert(self, batch: PaymentBatch) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+        """Amounts in the set's currency (int64 [n], minor units) and which payments have an exchange rate (bool
+        [n])."""
+        return self._preparer.convert(batch)
+
+    def add_label(self, payment_id: str, *, fraud: bool, known_at_ms: int) -> None:
+        """A label of a payment; visible to payments from stream time `known_at_ms` on."""
+        self._memory.pending.add(payment_id, fraud=fraud, known_at_ms=known_at_ms)
+
+    def apply(
+        self, batch: PaymentBatch, amount: npt.NDArray[np.int64], ids: npt.NDArray[np.uint64]
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+        """Features of each payment, float32 [n, F], and which came later than allowed, bool [n].
+
+        `batch` is in journal order and holds no duplicates; `amount` comes from `convert`; `ids` uint64 [n, 2] are the
+        hashed payment ids (features.hashing.hash_strings). Raises SegmentError when the log's disk is full; then
+        nothing has changed.
+        """
+        n = len(batch.rows)
+        out = np.empty((n, len(self._tables.reads)), dtype=np.float32)
+        if n == 0:
+            return out, np.zeros(0, dtype=np.bool_)
+        if self.plan.payment_columns:
+            self._preparer.fill(batch, amount, out)
+        return out, self.apply_prepared(self._preparer.prepare(batch, amount, ids), out)
+
+    def apply_prepared(self, rows: npt.NDArray[np.uint64], out: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+        """`apply` for payments that are prepared already (features.prepared_payments), their own columns filled into
+        `out`."""
+        late = np.zeros(len(rows), dtype=np.bool_)
+        if not len(rows):
+            return late
+        self._memory.pending.gather()
+        self._memory.make_room(len(rows))
+        # All of them are applied: the batch's last one is visible to the payment that moves stream time furthest.
+        labels = self._memory.pending.due(max(int(self.state.scalars[st.STREAM_MS]), int(rows[:, kt.B_TIME].max())))
+        progress = self._progress
+        progress[:] = 0
+        space = (progress, self._scratch, self._space)
+        while kernel.apply(self._memory.context, rows, labels, out, late, *space) == kernel.NEEDS_ROOM:
+            self._memory.enlarge()
+        return late
+
+    def counts(self) -> EngineCounts:
+        """Sizes and limits, for metrics."""
+        s = self.state.scalars
+        return EngineCounts(
+            log_rows=int(s[st.NEXT_SEQ] - self.state.passed[self._tables.limits[kt.RETENTION], 0]),
+            log_bytes=self.segments.bytes,
+            keys=int(s[st.KEYS]),
+            arena_bytes=(int(s[st.CHUNKS]) + 1) * st.CHUNK_WORDS * 8
+            + int(s[st.POOL_NEXT]) * 8
+            + self.state.keys.nbytes
+            + self.state.distincts.nbytes
+            + int(s[st.LATE_COUNT]) * 16,
+            labels_pending=len(self._memory.pending),
+            labels_applied=int(s[st.LABELS_APPLIED]),
+            labels_refused=self._memory.pending.refused,
+            keys_refused=int(s[st.KEYS_REFUSED]),
+            unmatched_labels=int(s[st.UNMATCHED]),
+            unmatched_labels_dropped=int(s[st.UNMATCHED_DROPPED]),
+            unmatched_labels_expired=int(s[st.UNMATCHED_EXPIRED]),
+        )
