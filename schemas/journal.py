@@ -21,12 +21,13 @@ _INT64_END: Final = 2**63
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Offset = Annotated[int, Field(ge=0, lt=_INT64_END)]
 Count = Annotated[int, Field(ge=0, lt=_INT64_END)]
+TopicId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{22}$")]
 
 
 class JournalError(ValueError):
     """Bytes on the journal topic that are not a journal record.
 
-    Nothing can be skipped there, so whoever meets it stops.
+    Nothing can be skipped there, so its reader stops.
     """
 
 
@@ -49,6 +50,32 @@ class InputRange(_Range):
     """What was read of one payments partition."""
 
     partition: int = Field(ge=0, lt=2**31, description="Partition of the payments topic.", examples=[0])
+    epoch: int | None = Field(
+        default=None,
+        ge=0,
+        lt=2**31,
+        description="Leader epoch of the last record read (KIP-320): a log that was truncated since is recognised.",
+    )
+
+
+class Sources(Contract):
+    """Which topics the positions of a record belong to: ids that Kafka gives a topic once (KIP-516)."""
+
+    payments: TopicId = Field(description="Id of the payments topic.", examples=["aGJcXuZ8TG2ZNvHdEVzpOQ"])
+    control: TopicId = Field(description="Id of the control topic.", examples=["2sBrF0hUQ8uVfLd4cJ0nbw"])
+
+
+class Change(Contract):
+    """What an operator accepted by command (`fraud-scorer recover`) where a log does not hold what it should.
+
+    Such a record decides nothing. accept_loss: the ranges of `inputs` are passed over unread. new_state: the windows
+    begin empty, and reading begins where `inputs` and `control` end.
+    """
+
+    kind: Literal["accept_loss", "new_state"] = Field(description="What was accepted.")
+    reason: str = Field(min_length=1, max_length=1_000, description="Why, in the operator's words.")
+    signer: str | None = Field(default=None, description="Public key of the signer.", examples=["ed25519:BASE64"])
+    signature: str | None = Field(default=None, description="Ed25519 over what was accepted, base64.")
 
 
 class JournalRecord(Contract):
@@ -72,6 +99,10 @@ class JournalRecord(Contract):
     dead_letters: Count = Field(description="Number of dead letters.", examples=[1])
     digest: Sha256 = Field(description="Digest of the batch's audit rows (schemas.audit_digest).")
     previous: Sha256 = Field(description="Head of the record before; 64 zeros in the first.")
+    sources: Sources | None = Field(
+        default=None, description="Ids of the topics that were read; absent in records of releases before 0.2."
+    )
+    change: Change | None = Field(default=None, description="What an operator accepted; absent in all other records.")
 
     @model_validator(mode="after")
     def _chained(self) -> JournalRecord:
@@ -80,13 +111,21 @@ class JournalRecord(Contract):
             raise ValueError("inputs must be in ascending order of partition, each once")
         if self.sequence == 0 and self.previous != FIRST_PREVIOUS:
             raise ValueError("the first record of a journal has 64 zeros for its previous head")
+        if self.change is not None and (self.decisions or self.dead_letters):
+            raise ValueError("a record of a change decides nothing")
         return self
 
     @cached_property
     def _canonical(self) -> bytes:
-        return json.dumps(
-            self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), ensure_ascii=False
-        ).encode()
+        fields = self.model_dump(mode="json")
+        # Later fields are left out where they are empty: records of earlier releases keep their bytes and heads.
+        for name in ("sources", "change"):
+            if fields[name] is None:
+                del fields[name]
+        for entry in fields["inputs"]:
+            if entry["epoch"] is None:
+                del entry["epoch"]
+        return json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
     @property
     def head(self) -> str:

@@ -1,6 +1,6 @@
 """Backtest: what a bundle and a policy would have done, measured on payments whose labels have matured.
 
-It reads a replay's stored decisions and writes a page and Parquet files; it touches bundles and policies, no service.
+It may read the decisions that a replay stored, bundles and policies, and write a page and Parquet files; no service.
 """
 
 from __future__ import annotations

@@ -1,5 +1,8 @@
-"""`fraud-scorer`: one command for everything. Results on stdout, logs on stderr;
-exit 0 done, 1 failed, 2 wrong usage, 3 a promise is broken."""
+"""The command `fraud-scorer`: options read, rooms called, results on stdout, logs on stderr.
+
+It may touch every room, and imports the large ones in the command that runs. Exit 0: done; 1: failed; 2: wrong usage;
+3: a promise is broken.
+"""
 
 from __future__ import annotations
 

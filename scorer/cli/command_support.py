@@ -19,6 +19,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from rich.table import Table
 from rich.text import Text
 
+from schemas.errors import ContractError
 from schemas.times import event_time_ms
 from scorer.errors import UsageError
 from scorer.files.mapping import Mapping
@@ -112,7 +113,7 @@ class Counting:
             self._progress.update(self._task, completed=count)
 
     def expect(self, total: int) -> None:
-        """So many there will be; 0 where nobody knows."""
+        """The number expected; 0 where it is not known."""
         if total and self._progress is not None and self._task is not None:
             self._progress.update(self._task, total=total)
 
@@ -168,5 +169,5 @@ def parse_time_ms(text: str | None, option: str) -> int | None:
         pass
     try:
         return event_time_ms(text)
-    except Exception as exc:
+    except ContractError as exc:
         raise UsageError(f"{option}: write a day such as 2018-04-01 or a time such as 2018-04-01T12:00:00Z") from exc

@@ -1,4 +1,4 @@
-"""`dead-letters list|redrive`: what was refused and why, and sending it again once the reason is mended."""
+"""`dead-letters list|redrive`: what was refused and why, and sending it again once the cause is removed."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def redrive_(
         raise UsageError("give a filter, or --all to mean every letter; --dry-run shows which")
     shown = 0
 
-    def tell(letter: Letter, fate: str) -> None:
+    def report(letter: Letter, fate: str) -> None:
         nonlocal shown
         if as_json or fate == "sent":
             return
@@ -150,7 +150,7 @@ def redrive_(
             about = letter.about
             out.print(f"{about.topic}/{about.partition}/{about.offset}  {about.reason.value}  {fate}")
 
-    done = redrive(load_settings(), wanted, dry_run=dry_run, limit=limit, times_max=times_max, on_letter=tell)
+    done = redrive(load_settings(), wanted, dry_run=dry_run, limit=limit, times_max=times_max, on_letter=report)
     result = {
         "sent": 0 if dry_run else done.sent,
         "would_be_sent": done.sent if dry_run else 0,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from contextlib import ExitStack
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Group
@@ -15,7 +15,9 @@ from rich.table import Table
 
 from scorer.cli.command_support import Json, err, out, show, stop_on_signals
 from scorer.cli.command_support import settings as load_settings
-from scorer.demo import Demo
+
+if TYPE_CHECKING:
+    from scorer.demo import Demo
 
 
 def demo(
@@ -27,6 +29,8 @@ def demo(
 
     Example: fraud-scorer demo --rate 500 --seconds 25 --json
     """
+    from scorer.demo import Demo  # noqa: PLC0415 - local services and the simulator: no part of a serving installation
+
     settings = load_settings()
     with stop_on_signals() as stop, ExitStack() as stack:
         running = Demo(stack, cache=settings.cache.expanduser(), report=err.print)

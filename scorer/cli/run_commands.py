@@ -33,7 +33,13 @@ def run(bundle: BundleOption) -> None:
     worker = Worker(settings, load_bundle(bundle, trusted_keys=settings.bundle.trusted_keys))
     with (
         stop_on_signals() as stop,
-        HealthServer(settings.http.host, settings.http.worker_port, live=worker.live, ready=worker.ready) as health,
+        HealthServer(
+            settings.http.host,
+            settings.http.worker_port,
+            live=worker.live,
+            ready=worker.ready,
+            on_failure=stop.set,
+        ) as health,
     ):
         log.info("worker.start", metrics=f"{health.address}/metrics", bundle=str(bundle))
         worker.run(stop)
@@ -74,6 +80,7 @@ def sink() -> None:
             settings.http.sink_port,
             live=lambda: (True, "alive"),
             ready=lambda: (True, "writing") if writer.ready() else (False, "waiting for Kafka or Postgres"),
+            on_failure=stop.set,
         ) as health,
     ):
         log.info("sink.start", metrics=f"{health.address}/metrics")

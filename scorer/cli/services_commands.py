@@ -1,6 +1,7 @@
 """`fraud-scorer services start|stop|status`: local Kafka and Postgres that outlive the command.
 
 start prints nothing but `export NAME=value` lines on standard output, for `eval "$(fraud-scorer services start)"`.
+Each command imports the room of local services itself: a serving installation, which loads this module, does not.
 """
 
 from __future__ import annotations
@@ -9,13 +10,14 @@ import json
 import os
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from scorer.local_services import kept_services, local_kafka, local_postgres
+if TYPE_CHECKING:
+    from scorer.local_services.kept_services import ServiceNote
 
 app = typer.Typer(no_args_is_help=True, help="Local Kafka and Postgres, for development and the demo.")
 
@@ -34,6 +36,8 @@ def start(
 
     Example: eval "$(fraud-scorer services start)"
     """
+    from scorer.local_services import kept_services  # noqa: PLC0415
+
     say = Console(stderr=True, highlight=False)
     where = folder or kept_services.default_folder(os.environ)
     started = kept_services.start(
@@ -51,6 +55,8 @@ def stop(folder: Folder = None) -> None:
 
     Example: fraud-scorer services stop
     """
+    from scorer.local_services import kept_services  # noqa: PLC0415
+
     say = Console(stderr=True, highlight=False)
     stopped = kept_services.stop(
         folder or kept_services.default_folder(os.environ), lambda line: say.print(line, markup=False)
@@ -67,6 +73,8 @@ def status(
 
     Example: fraud-scorer services status --json
     """
+    from scorer.local_services import kept_services  # noqa: PLC0415
+
     where = folder or kept_services.default_folder(os.environ)
     services = {name: _shown(name, service) for name, service in sorted(kept_services.read(where).services.items())}
     if as_json:
@@ -82,7 +90,9 @@ def status(
     Console(markup=False, emoji=False).print(table)  # the folder is named by the user
 
 
-def _shown(name: str, service: kept_services.ServiceNote) -> dict[str, object]:
+def _shown(name: str, service: ServiceNote) -> dict[str, object]:
+    from scorer.local_services import local_kafka, local_postgres  # noqa: PLC0415
+
     given = not service.processes
     running = service.running
     answers = False

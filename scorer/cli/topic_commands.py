@@ -17,7 +17,7 @@ from scorer.cli.command_support import Json, err, out, parse_time_ms, read_mappi
 from scorer.cli.command_support import settings as load_settings
 from scorer.errors import UsageError
 from scorer.operate.send import Outgoing, Sender, outgoing_pairs
-from scorer.runtime.settings import described
+from scorer.runtime.settings_listing import described
 
 DAY_MS = 86_400_000
 

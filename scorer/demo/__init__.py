@@ -1,4 +1,7 @@
-"""The demo: services, topics, tables, a bundle, simulated payments, worker and sink on one machine."""
+"""The demo: services, topics, tables, a bundle, simulated payments, worker and sink on one machine.
+
+It may touch every room but the command line; worker and sink run as the processes that they are in production.
+"""
 
 from scorer.demo.decision_reader import DecisionReader
 from scorer.demo.demo_processes import free_ports

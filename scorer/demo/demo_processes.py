@@ -1,7 +1,8 @@
-"""Our own commands as processes, and a database of the demo's own."""
+"""Our own commands as processes, their environment, and a database of the demo's own."""
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import subprocess
@@ -12,7 +13,9 @@ from pathlib import Path
 
 import psycopg
 from psycopg import sql
-from sqlalchemy.engine import make_url
+from psycopg.conninfo import make_conninfo
+
+from scorer.runtime.settings import PREFIX
 
 
 @contextmanager
@@ -55,10 +58,32 @@ def own_database(url: str, name: str) -> Iterator[str]:
     with psycopg.connect(url, autocommit=True) as server:
         server.execute(sql.SQL("CREATE DATABASE {} TEMPLATE template0 ENCODING 'UTF8'").format(sql.Identifier(name)))
     try:
-        yield make_url(url).set(drivername="postgresql", database=name).render_as_string(hide_password=False)
+        yield make_conninfo(url, dbname=name)
     finally:
         with psycopg.connect(url, autocommit=True) as server:
             server.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@contextmanager
+def environment_of(settings: dict[str, str]) -> Iterator[dict[str, str]]:
+    """This process's environment with `settings` (names without prefix) in it, as worker and sink get it as well.
+
+    The password that replaces one in the URL goes: the demo's URL is complete.
+    """
+    before = dict(os.environ)
+    changed = before | {PREFIX + name: value for name, value in settings.items()}
+    for name in ("POSTGRES__PASSWORD", "POSTGRES__PASSWORD_FILE", *(f"{name}_FILE" for name in settings)):
+        changed.pop(PREFIX + name, None)
+    _replace_environment(changed)
+    try:
+        yield changed
+    finally:
+        _replace_environment(before)
+
+
+def _replace_environment(variables: dict[str, str]) -> None:
+    os.environ.clear()
+    os.environ.update(variables)
 
 
 def free_ports(count: int) -> list[int]:

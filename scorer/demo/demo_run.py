@@ -7,7 +7,6 @@ read_committed.
 
 from __future__ import annotations
 
-import os
 import secrets
 import subprocess
 import threading
@@ -26,13 +25,13 @@ from scorer import kafka
 from scorer.bundle import Bundle
 from scorer.demo.broker_warmup import warm_broker
 from scorer.demo.decision_reader import DecisionReader
-from scorer.demo.demo_processes import command, end, free_ports, own_database
+from scorer.demo.demo_processes import command, end, environment_of, free_ports, own_database
 from scorer.demo.trained_bundle import CUSTOMERS, LIVE_SEED, Report, demo_bundle, live_blocks
 from scorer.errors import FraudScorerError, PromiseBroken
 from scorer.local_services import local_services
 from scorer.operate.send import Sender
 from scorer.operate.setup import setup
-from scorer.runtime.settings import PREFIX, load
+from scorer.runtime.settings import load
 from scorer.simulate import World
 
 # The first start on a machine compiles every kernel: a minute on an idle core.
@@ -68,28 +67,21 @@ class Demo:
         self.bundle = Bundle.load(bundle)
         report("Starting Kafka and Postgres")
         services = stack.enter_context(local_services(demo_only_broker_allowed=True, fsync=False, report=report))
+        self._services = services
         self.log_folder = services.log_folder
         self.kafka_kind = services.kafka.kind
         run_id = secrets.token_hex(4)
         self._url = stack.enter_context(own_database(services.postgres.url, f"fraud_scorer_demo_{run_id}"))
         worker_port, sink_port = free_ports(2)
-        environment = {
-            **os.environ,
-            f"{PREFIX}KAFKA__BOOTSTRAP_SERVERS": services.kafka.bootstrap_servers,
-            f"{PREFIX}KAFKA__TOPIC_PREFIX": f"demo-{run_id}-",
-            f"{PREFIX}POSTGRES__URL": self._url,
-            f"{PREFIX}HTTP__WORKER_PORT": str(worker_port),
-            f"{PREFIX}HTTP__SINK_PORT": str(sink_port),
-        }
-        environment.pop(f"{PREFIX}POSTGRES__PASSWORD", None)
-        before = dict(os.environ)
-        os.environ.update(environment)
-
-        def restore_environment() -> None:
-            os.environ.clear()
-            os.environ.update(before)
-
-        stack.callback(restore_environment)
+        environment = stack.enter_context(
+            environment_of({
+                "KAFKA__BOOTSTRAP_SERVERS": services.kafka.bootstrap_servers,
+                "KAFKA__TOPIC_PREFIX": f"demo-{run_id}-",
+                "POSTGRES__URL": self._url,
+                "HTTP__WORKER_PORT": str(worker_port),
+                "HTTP__SINK_PORT": str(sink_port),
+            })
+        )  # fmt: skip
         self.settings = load()
         self.topics = kafka.Topics.of(self.settings.kafka)
         setup(self.settings)
@@ -128,6 +120,7 @@ class Demo:
         if self._failure is not None:
             raise self._failure
         self.reader.check()
+        self._services.check()
         for name, process in (("worker", self.worker), ("sink", self.sink)):
             if process.poll() is not None:
                 raise FraudScorerError(
@@ -162,7 +155,7 @@ class Demo:
         topic = self.topics.payments
         partitions = [TopicPartition(topic, p) for p in range(kafka.partition_count(client, topic))]
         ends = dict(enumerate(kafka.ends(client, partitions)))
-        # The stand-in broker says where its last batch begins, not where it ends: read on from there.
+        # The stand-in broker answers where its last batch begins, not where it ends: read on from there.
         consumer = kafka.reader(self.settings.kafka, group=f"{self.settings.kafka.topic_prefix}demo-count")
         try:
             consumer.assign([TopicPartition(topic, p, end) for p, end in ends.items()])
@@ -212,13 +205,5 @@ class Demo:
 
     def _delete_topics(self) -> None:
         client = kafka.admin(self.settings.kafka)
-        names = [
-            self.topics.payments,
-            self.topics.decisions,
-            self.topics.audit,
-            self.topics.journal,
-            self.topics.control,
-            self.topics.dead_letters,
-        ]
-        for future in client.delete_topics(names, operation_timeout=5).values():
+        for future in client.delete_topics(list(self.topics.all), operation_timeout=5).values():
             future.exception(10)

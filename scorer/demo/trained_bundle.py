@@ -27,7 +27,7 @@ TRAINING_PAYMENTS = 150_000
 # A demo must not depend on today: the same seed and start give the same bundle and the same first payments.
 TRAINING_START_MS = 1_704_067_200_000  # 2024-01-01
 LIVE_START_MS = 1_735_689_600_000  # 2025-01-01
-# Genuine payments that nobody reports count as genuine after this long, as in production.
+# Payments without a label count as genuine after this long, as in production.
 LABEL_DELAY_MS = 7 * 86_400_000
 
 Report = Callable[[str], None]
@@ -35,8 +35,8 @@ Report = Callable[[str], None]
 
 def demo_bundle(cache: Path, report: Report) -> Path:
     """The demo's bundle: trained on simulated history on the first start, cached by what it was made of."""
-    feature_yaml = assets.path("deploy/demo/feature_set.yaml").read_text(encoding="utf-8")
-    policy_yaml = assets.path("deploy/demo/policy.yaml").read_text(encoding="utf-8")
+    feature_yaml = assets.path("deploy/examples/demo/feature_set.yaml").read_text(encoding="utf-8")
+    policy_yaml = assets.path("deploy/examples/demo/policy.yaml").read_text(encoding="utf-8")
     feature_set = FeatureSet.from_yaml(feature_yaml)
     policy_hash = hashlib.sha256(policy_yaml.encode()).hexdigest()
     target = cache / (

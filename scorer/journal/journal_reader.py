@@ -6,20 +6,20 @@ in the order in which it did.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import takewhile
 
-from confluent_kafka import Consumer, KafkaError, TopicPartition
-from confluent_kafka.admin import AdminClient
+from confluent_kafka import KafkaError, TopicPartition
 
-from schemas.journal import FIRST_PREVIOUS, JournalRecord
+from schemas.journal import FIRST_PREVIOUS, Change, ControlRange, InputRange, JournalRecord, Sources
 from scorer import kafka
 from scorer.errors import FraudScorerError, PromiseBroken
-from scorer.journal.partition_buffers import MissingRange, RawRecord, ShardInputs
+from scorer.journal.partition_buffers import MissingRange, ShardInputs, records_of
 from scorer.pipeline.records import Batch
 from scorer.runtime.settings import KafkaSettings, Settings
+from scorer.runtime.threads import SYSTEM, Threads
+
+WAY_OUT = "Restore it, or let `fraud-scorer recover` show what is missing and what can be accepted"
 
 
 class NoProgress(FraudScorerError):
@@ -34,15 +34,27 @@ class JournalReader:
     """
 
     def __init__(
-        self, settings: KafkaSettings, shard: int, *, position: int, sequence: int, previous: str | None
+        self,
+        settings: KafkaSettings,
+        shard: int,
+        *,
+        clients: kafka.Clients,
+        threads: Threads = SYSTEM,
+        position: int,
+        sequence: int,
+        previous: str | None,
+        containing: bytes | None = None,
     ) -> None:
-        """`sequence`, `previous`: number of the record that must come next, and the head it must name (None: any)."""
+        """`sequence`, `previous`: number of the record that must come next, and the head it must name (None: any).
+
+        `containing`: pass over, unread and unchecked, what does not hold these bytes.
+        """
+        self._containing = containing
         self._partition = TopicPartition(kafka.Topics.of(settings).journal, shard, position)
         self._sequence, self._previous = sequence, previous
+        self._threads = threads
         self.position = position
-        self._consumer: Consumer = kafka.reader(
-            settings, group=f"{settings.topic_prefix}fraud-scorer-journal-reader", memory_kib=4096
-        )
+        self._consumer = clients.reader(f"{settings.topic_prefix}fraud-scorer-journal-reader", memory_kib=4096)
         self._consumer.assign([self._partition])
 
     def read(self, wait_s: float, *, records_max: int = 1000) -> list[tuple[int, JournalRecord]]:
@@ -61,8 +73,10 @@ class JournalReader:
                 self._on_error(error, offset)
                 continue
             value = message.value()
-            if value is not None:
+            if value is not None and self._containing is None:
                 found.append((offset, self._checked(JournalRecord.from_bytes(value))))
+            elif value is not None and self._containing is not None and self._containing in value:
+                found.append((offset, JournalRecord.from_bytes(value)))
             self.position = offset + 1
         return found
 
@@ -73,13 +87,13 @@ class JournalReader:
 
         Raises as `read` does, and NoProgress when reading stands still for so long.
         """
-        deadline = time.monotonic() + no_progress_s
+        deadline = self._threads.monotonic() + no_progress_s
         while self.position < end:
             before = self.position
             yield self.read(wait_s, records_max=records_max)
             if self.position > before:
-                deadline = time.monotonic() + no_progress_s
-            elif time.monotonic() > deadline:
+                deadline = self._threads.monotonic() + no_progress_s
+            elif self._threads.monotonic() > deadline:
                 raise NoProgress(
                     f"{self._partition.topic}/{self._partition.partition}: no progress towards offset {end} for "
                     f"{no_progress_s:.0f} s; an open transaction may hold it up, or the log was truncated"
@@ -90,8 +104,7 @@ class JournalReader:
         if self._sequence == 0 and record.sequence != 0:
             raise MissingRange(
                 f"{name} begins with batch {record.sequence}: batches 0 to {record.sequence - 1} are gone, and no "
-                "snapshot reaches that far. Restore the topic, or start a new application "
-                "(FRAUD_SCORER_WORKER__APPLICATION)"
+                f"snapshot reaches that far. {WAY_OUT}"
             )
         if self._previous is None:
             self._previous = record.previous
@@ -108,8 +121,7 @@ class JournalReader:
         elif error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
             raise MissingRange(
                 f"{self._partition.topic}/{self._partition.partition}: offset {self.position} is gone, and the journal "
-                "is needed from there on. Restore the topic, or start a new application "
-                "(FRAUD_SCORER_WORKER__APPLICATION)"
+                f"is needed from there on. {WAY_OUT}"
             )
         elif error.code() in kafka.DENIED:
             raise kafka.Denied(f"Kafka's authoriser refused: missing Read on topic {self._partition.topic}")
@@ -121,22 +133,22 @@ class JournalReader:
         self._consumer.close()
 
 
-def journal_bounds(settings: KafkaSettings, client: AdminClient, shard: int) -> tuple[int, int]:
+def journal_bounds(settings: KafkaSettings, broker: kafka.Broker, shard: int) -> tuple[int, int]:
     """First offset of a shard's journal, and the one after its last record or marker."""
     partition = TopicPartition(kafka.Topics.of(settings).journal, shard)
-    return kafka.starts(client, [partition])[0], kafka.ends(client, [partition])[0]
+    return broker.starts([partition])[0], broker.ends([partition])[0]
 
 
 def read_journal(
-    settings: KafkaSettings, client: AdminClient, shard: int, *, no_progress_s: float
+    settings: KafkaSettings, clients: kafka.Clients, shard: int, *, no_progress_s: float
 ) -> list[JournalRecord]:
     """All committed journal records of `shard`, checked to be one unbroken chain from the first batch on.
 
     Raises MissingRange when the beginning is gone, PromiseBroken when the chain does not hold,
     NoProgress when reading stalls.
     """
-    start, end = journal_bounds(settings, client, shard)
-    reader = JournalReader(settings, shard, position=start, sequence=0, previous=FIRST_PREVIOUS)
+    start, end = journal_bounds(settings, clients.broker(), shard)
+    reader = JournalReader(settings, shard, clients=clients, position=start, sequence=0, previous=FIRST_PREVIOUS)
     records: list[JournalRecord] = []
     try:
         for found in reader.until(end, no_progress_s=no_progress_s):
@@ -152,51 +164,81 @@ def emptied(settings: KafkaSettings, shard: int, start: int) -> MissingRange:
     """The error of a journal that once had records and has none now."""
     return MissingRange(
         f"{kafka.Topics.of(settings).journal}/{shard} was emptied: offsets 0 to {start - 1} are gone, and no snapshot "
-        "reaches that far. Restore the topic, or start a new application (FRAUD_SCORER_WORKER__APPLICATION)"
+        f"reaches that far. {WAY_OUT}"
     )
 
 
 def first_positions(records: Sequence[JournalRecord]) -> dict[int, int]:
-    """The first offset of each payments partition that the journal knows."""
+    """The first offset of each payments partition that has to be read along `records`."""
     result: dict[int, int] = {}
     for record in records:
         for r in record.inputs:
-            result.setdefault(r.partition, r.start)
+            result.setdefault(r.partition, r.start if record.change is None else r.end)
     return result
 
 
-def check_retained(records: Sequence[JournalRecord], client: AdminClient, topics: kafka.Topics) -> None:
+def check_retained(records: Sequence[JournalRecord], broker: kafka.Broker, topics: kafka.Topics) -> None:
     """Raise MissingRange, naming it, when records that the journal points to are gone from their topics."""
     needed = first_positions(records)
     where = [TopicPartition(topics.payments, p) for p in needed]
     control = TopicPartition(topics.control, 0)
     first = [*needed.values(), records[0].control.start]
-    for partition, want, have in zip([*where, control], first, kafka.starts(client, [*where, control]), strict=True):
+    for partition, want, have in zip([*where, control], first, broker.starts([*where, control]), strict=True):
         if have > want:
             raise MissingRange(
                 f"{partition.topic}/{partition.partition}: offsets {want} to {have - 1} are gone (retention), "
-                "and the journal needs them to rebuild the windows. Restore the topic, or start a new application "
-                "(FRAUD_SCORER_WORKER__APPLICATION) with empty windows"
+                f"and the journal needs them to rebuild the windows. {WAY_OUT}"
             )
 
 
+def since_new_state(records: list[JournalRecord]) -> list[JournalRecord]:
+    """The records from the last one on at which an operator let the state begin anew; all when there is none."""
+    for i in range(len(records) - 1, 0, -1):
+        change = records[i].change
+        if change is not None and change.kind == "new_state":
+            return records[i:]
+    return records
+
+
+def last_new_state(reader: JournalReader, end: int, *, no_progress_s: float) -> tuple[int, JournalRecord] | None:
+    """Offset and record of the last `new_state` that `reader` finds before offset `end`; None without one."""
+    found = None
+    for records in reader.until(end, no_progress_s=no_progress_s):
+        for offset, record in records:
+            if record.change is not None and record.change.kind == "new_state":
+                found = offset, record
+    return found
+
+
+def sources_of(broker: kafka.Broker, topics: kafka.Topics) -> Sources:
+    """Ids of the topics that a shard reads, as they are now."""
+    facts = broker.topic_facts([topics.payments, topics.control])
+    return Sources(payments=facts[topics.payments].id, control=facts[topics.control].id)
+
+
 def inputs_along(
-    records: Sequence[JournalRecord], client: AdminClient, settings: Settings, *, reader: str
+    records: Sequence[JournalRecord], clients: kafka.Clients, settings: Settings, *, reader: str
 ) -> ShardInputs:
     """ShardInputs that stand where `records` begin, for reading their batches again; `reader` names who reads.
 
-    Raises MissingRange when what they point to is gone.
+    Raises MissingRange when what they point to is gone, SourceChanged when they are of other topics.
     """
     topics = kafka.Topics.of(settings.kafka)
-    check_retained(records, client, topics)
+    broker = clients.broker()
+    sources = sources_of(broker, topics)
+    named = next((record.sources for record in records if record.sources is not None), None)
+    if named is not None:
+        check_sources(named, sources, f"the journal of shard {records[0].shard}")
+    check_retained(records, broker, topics)
     group = f"{settings.kafka.topic_prefix}fraud-scorer-{reader}"
     return ShardInputs(
-        kafka.reader(settings.kafka, group=group, fetch_wait_ms=100),
+        clients.reader(group, fetch_wait_ms=100),
         payments=topics.payments,
         control=topics.control,
         positions=first_positions(records),
         control_position=records[0].control.start,
         buffered_max=settings.worker.buffered_payments_max,
+        sources=sources,
         fresh=records[0].sequence == 0,
     )
 
@@ -209,53 +251,53 @@ def batches(
         yield record, reread(record, inputs, no_progress_s=no_progress_s)
 
 
-def reread(record: JournalRecord, inputs: ShardInputs, *, no_progress_s: float) -> Batch:
+def reread(record: JournalRecord, inputs: ShardInputs, *, no_progress_s: float, threads: Threads = SYSTEM) -> Batch:
     """The batch of one journal record, from `inputs`, which stands where it begins.
 
-    Raises MissingRange when the log does not hold it (any more), NoProgress when reading stalls.
+    A record of a change reads nothing: `inputs` moves to where it ends. Raises MissingRange when the log does not hold
+    the batch (any more), SourceChanged when it is of other topics, NoProgress when reading stalls.
     """
-    wanted = {r.partition: r for r in record.inputs}
-    for p, r in wanted.items():
-        if inputs.buffers[p].position > r.start:
+    if record.sources is not None and inputs.sources is not None and record.change is None:
+        check_sources(record.sources, inputs.sources, f"batch {record.sequence} of shard {record.shard}")
+    if record.change is not None:
+        inputs.move({r.partition: r.end for r in record.inputs}, record.control.end)
+        return empty_batch(record.inputs, record.control, sources=record.sources, change=record.change)
+    for r in record.inputs:
+        have = inputs.buffers[r.partition].position
+        if have != r.start:
             raise MissingRange(
                 f"batch {record.sequence} of shard {record.shard} begins at offset {r.start} of payments partition "
-                f"{p}, and the log begins at {inputs.buffers[p].position}: the records between are gone (retention). "
-                "Restore the topic, or start a new application (FRAUD_SCORER_WORKER__APPLICATION) with empty windows"
+                f"{r.partition}, and reading stands at {have}: the records between are gone, or were never decided. "
+                f"{WAY_OUT}"
             )
-    deadline = time.monotonic() + no_progress_s
-    while not _complete(record, inputs):
-        for buffer in (*(inputs.buffers[p] for p in wanted), inputs.control):
+    deadline = threads.monotonic() + no_progress_s
+    while not inputs.holds(record.inputs, record.control):
+        for buffer in (*(inputs.buffers[r.partition] for r in record.inputs), inputs.control):
             inputs.resume(buffer)
         if inputs.fill(0.5):
-            deadline = time.monotonic() + no_progress_s
-        if time.monotonic() > deadline:
+            deadline = threads.monotonic() + no_progress_s
+        if threads.monotonic() > deadline:
             raise NoProgress(
-                f"batch {record.sequence} of shard {record.shard} cannot be read again: "
-                f"no records for {no_progress_s:.0f} s"
+                f"batch {record.sequence} of shard {record.shard} cannot be read again: no records for "
+                f"{no_progress_s:.0f} s. {WAY_OUT}"
             )
-    counts = {p: _held(inputs.buffers[p].records, r.end) for p, r in wanted.items()}
-    batch = inputs.batch(counts, _held(inputs.control.records, record.control.end))
-    if list(batch.inputs) != list(record.inputs):
-        raise MissingRange(
-            f"batch {record.sequence} of shard {record.shard}: "
-            "the log no longer holds the offsets that the journal names"
-        )
-    return replace(batch, degraded=record.degraded)
+    batch = inputs.batch_again(record.inputs, record.control)
+    return replace(batch, degraded=record.degraded, sources=record.sources)
 
 
-def _held(buffer: Sequence[RawRecord], end: int) -> int:
-    """How many of the buffer's records stand before offset `end`."""
-    return sum(1 for _ in takewhile(lambda raw: raw.offset < end, buffer))
+def empty_batch(
+    inputs: Sequence[InputRange], control: ControlRange, *, sources: Sources | None, change: Change | None
+) -> Batch:
+    """A batch without records: what a change comes to."""
+    return Batch(records_of([], []), tuple(inputs), [], control, sources=sources, change=change)
 
 
-def _complete(record: JournalRecord, inputs: ShardInputs) -> bool:
-    """Whether everything the record names is buffered.
-    A range ends right after its last record, so that record must be there."""
-    for r in record.inputs:
-        buffer = inputs.buffers[r.partition].records
-        if r.end > r.start and (not buffer or buffer[-1].offset < r.end - 1):
-            return False
-    if record.control.end > inputs.control.position:
-        buffer = inputs.control.records
-        return bool(buffer) and buffer[-1].offset >= record.control.end - 1
-    return True
+def check_sources(named: Sources, present: Sources, what: str) -> None:
+    """Raise SourceChanged, naming both ids, when `what` belongs to other topics than those that are there now."""
+    for topic in ("payments", "control"):
+        before, now = getattr(named, topic), getattr(present, topic)
+        if kafka.NO_ID not in (before, now) and before != now:
+            raise kafka.SourceChanged(
+                f"{what} read the topic {topic} of id {before}, and the topic of that name has id {now} now: it was "
+                f"deleted and made anew, or this is another cluster. {WAY_OUT}"
+            )

@@ -7,21 +7,24 @@ that runs ahead of the others is paused, so that memory stays bounded whatever t
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 
-from schemas.journal import ControlRange, InputRange
+from schemas.journal import ControlRange, InputRange, Sources
 from scorer.errors import FraudScorerError
-from scorer.kafka import DENIED, TRANSIENT, Denied, KafkaFailure, describe, present
+from scorer.kafka import DENIED, TRANSIENT, Denied, KafkaFailure, Reader, SourceChanged, describe, present
 from scorer.pipeline.records import Batch, ControlRecord, Records
 
 CONSUME_MAX = 4096
+_offset = attrgetter("offset")
 CONTROL_BUFFER_MAX = 20_000
 # Large records are rare; without this bound a topic full of them would fill the memory, 32,768 records at a time.
 BUFFER_BYTES_MAX = 64 * 1024 * 1024
@@ -64,13 +67,18 @@ class Deadlines:
 
 
 class PartitionBuffer:
-    """One partition: its buffer, the next position to hand out, and how far the log is known to reach."""
+    """One partition: its records, the next position to hand out, and how far it was read.
 
-    __slots__ = ("at_end", "bytes", "event_time_ms", "partition", "paused", "position", "records")
+    `reached`: the offset to read next. Transaction markers and aborted records take offsets too, so it can stand beyond
+    the last record. `epoch`: leader epoch of the newest record read, -1 before the first.
+    """
 
-    def __init__(self, partition: TopicPartition) -> None:
+    __slots__ = ("at_end", "bytes", "epoch", "event_time_ms", "partition", "paused", "position", "reached", "records")
+
+    def __init__(self, partition: TopicPartition, offset: int, epoch: int = -1) -> None:
         self.partition = partition
-        self.position = partition.offset
+        self.position = self.reached = offset
+        self.epoch = epoch
         self.records: deque[RawRecord] = deque()
         # Event times of the buffer's first records, as far as the batcher has asked for them.
         self.event_time_ms: deque[int] = deque()
@@ -78,13 +86,38 @@ class PartitionBuffer:
         self.at_end = False
         self.paused = False
 
-    def take(self, count: int) -> list[RawRecord]:
-        """Hand out the first `count` records."""
+    def take_until(self, end: int) -> list[RawRecord]:
+        """Hand out the records before offset `end`, which the next batch begins with."""
+        count = len(self.records)
+        if end < self.reached:
+            count = bisect_left(self.records, end, key=_offset)
         taken = [self.records.popleft() for _ in range(count)]
+        self.position = end
         self.bytes -= sum(len(raw.value or b"") for raw in taken)
         for _ in range(min(count, len(self.event_time_ms))):
             self.event_time_ms.popleft()
         return taken
+
+    @property
+    def next(self) -> TopicPartition:
+        """Where to read on, with the epoch of the record before, so that the client recognises a log that was cut."""
+        topic, partition = self.partition.topic, self.partition.partition
+        if self.epoch < 0:
+            return TopicPartition(topic, partition, self.reached)
+        return TopicPartition(topic, partition, self.reached, leader_epoch=self.epoch)
+
+    def end_after(self, count: int) -> int:
+        """Where a batch ends that takes the first `count` records: past what is no record, when it takes them all."""
+        if count == len(self.records):
+            return self.reached
+        return self.records[count - 1].offset + 1 if count else self.position
+
+    def move(self, offset: int) -> None:
+        """Drop what is buffered and go on at `offset`."""
+        self.records.clear()
+        self.event_time_ms.clear()
+        self.bytes, self.epoch = 0, -1
+        self.position = self.reached = offset
 
 
 class ShardInputs:
@@ -92,18 +125,22 @@ class ShardInputs:
 
     def __init__(
         self,
-        consumer: Consumer,
+        consumer: Reader,
         *,
         payments: str,
         control: str,
-        positions: dict[int, int],
+        positions: Mapping[int, int],
         control_position: int,
         buffered_max: int,
+        epochs: Mapping[int, int] | None = None,
+        sources: Sources | None = None,
         deadlines: Deadlines = Deadlines(),
         fresh: bool = False,
     ) -> None:
         """`positions` maps each payments partition of the shard to the offset to read next.
 
+        `epochs`: leader epochs of the records before those, where known: the client compares them with the log, and a
+        log that was cut is an error (KIP-320). `sources`: ids of the topics, carried on by every batch.
         `fresh`: no batch has been taken yet, in the whole life of the journal.
         """
         self._consumer = consumer
@@ -112,18 +149,40 @@ class ShardInputs:
         # The first batch of a journal names every partition, those too of which it takes nothing: else a partition not
         # read yet would begin, after a restart, wherever retention has left it by then.
         self._name_all = fresh
-        self._records_max = max(1, buffered_max // max(1, len(positions)))
+        self._buffered_max = buffered_max
+        self.sources = sources
         self.buffers = {
-            p: PartitionBuffer(TopicPartition(payments, p, offset)) for p, offset in sorted(positions.items())
+            p: PartitionBuffer(TopicPartition(payments, p), offset, (epochs or {}).get(p, -1))
+            for p, offset in sorted(positions.items())
         }
-        self.control = PartitionBuffer(TopicPartition(control, 0, control_position))
+        self.control = PartitionBuffer(TopicPartition(control, 0), control_position)
+        self._assign()
+
+    def _assign(self) -> None:
+        """(Re)assign every partition where it was read to; what is buffered stays."""
         self._all = [*self.buffers.values(), self.control]
-        consumer.assign(
-            [
-                TopicPartition(buffer.partition.topic, buffer.partition.partition, buffer.position)
-                for buffer in self._all
-            ]
-        )
+        self._records_max = max(1, self._buffered_max // max(1, len(self.buffers)))
+        for buffer in self._all:
+            buffer.paused = buffer.at_end = False
+        self._consumer.assign([buffer.next for buffer in self._all])
+
+    def add(self, positions: Mapping[int, int]) -> None:
+        """Read further partitions of the payments topic, each from its offset on; the next batch names them."""
+        for p, offset in positions.items():
+            self.buffers[p] = PartitionBuffer(TopicPartition(self._payments_topic, p), offset)
+        self.buffers = dict(sorted(self.buffers.items()))
+        self._name_all = True
+        self._assign()
+
+    def move(self, positions: Mapping[int, int], control_position: int) -> None:
+        """Go on at other positions: what an operator accepted. What is buffered is dropped."""
+        for p, offset in positions.items():
+            if p not in self.buffers:
+                self.buffers[p] = PartitionBuffer(TopicPartition(self._payments_topic, p), offset)
+            self.buffers[p].move(offset)
+        self.buffers = dict(sorted(self.buffers.items()))
+        self.control.move(control_position)
+        self._assign()
 
     @property
     def buffered(self) -> int:
@@ -144,6 +203,7 @@ class ShardInputs:
 
     def _take(self, messages: Iterable[Message]) -> int:
         count = 0
+        last: dict[PartitionBuffer, Message] = {}
         for message in messages:
             error = message.error()
             is_payment = message.topic() == self._payments_topic
@@ -162,7 +222,11 @@ class ShardInputs:
                 buffer = self.control
             buffer.records.append(raw)
             buffer.bytes += len(raw.value or b"")
-            buffer.at_end = False
+            last[buffer] = message
+            buffer.reached, buffer.at_end = offset + 1, False
+        for buffer, message in last.items():
+            epoch = message.leader_epoch()
+            buffer.epoch = buffer.epoch if epoch is None else max(buffer.epoch, epoch)
         return count
 
     def _on_error(self, error: KafkaError, message: Message, is_payment: bool) -> None:
@@ -170,12 +234,18 @@ class ShardInputs:
         if code == KafkaError._PARTITION_EOF:
             buffer = self.buffers[present(message.partition(), "partition")] if is_payment else self.control
             buffer.at_end = True
+            buffer.reached = max(buffer.reached, present(message.offset(), "offset"))
+        elif code == KafkaError._LOG_TRUNCATION:
+            raise SourceChanged(
+                f"{message.topic() or self._payments_topic}: the log was cut below what was decided already "
+                f"({error.str()}), by an election of a leader that lacked records. `fraud-scorer recover` shows what "
+                "is missing"
+            )
         elif code in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
             # librdkafka gives no topic for this error when it concerns several partitions.
             raise MissingRange(
                 f"a position of {message.topic() or self._payments_topic} is outside the log ({error.str()}): "
-                "records that were not decided yet are gone. Restore the topic, or accept the loss by starting "
-                "a new application (FRAUD_SCORER_WORKER__APPLICATION)"
+                "records may be gone that were not decided yet. `fraud-scorer recover` shows which, and can accept that"
             )
         elif code in DENIED:
             topic = message.topic() or self._payments_topic
@@ -203,13 +273,12 @@ class ShardInputs:
         """Whether everything the broker has announced is in the buffer (or handed out)."""
         if buffer.at_end:
             return True
-        known = buffer.records[-1].offset + 1 if buffer.records else buffer.position
         try:
             _, high = self._consumer.get_watermark_offsets(buffer.partition, cached=True)
         except KafkaException as exc:
             raise KafkaFailure(f"watermarks cannot be read: {describe(exc)}") from exc
         # Below zero: no fetch has been answered yet, so nothing is known.
-        return 0 <= high <= known
+        return 0 <= high <= buffer.reached
 
     def earliest_deadline_ms(self, counts: dict[int, int]) -> float:
         """The first deadline among the first `counts[p]` records of each partition, epoch ms."""
@@ -220,39 +289,63 @@ class ShardInputs:
 
     def batch(self, counts: dict[int, int], control_count: int) -> Batch:
         """Hand out the first `counts[p]` records of each partition and the first `control_count` control records."""
-        rows: list[RawRecord] = []
-        partitions: list[int] = []
         ranges = []
         for p, buffer in self.buffers.items():
-            count = counts.get(p, 0)
-            if count == 0 and not self._name_all:
-                continue
-            taken = buffer.take(count)
-            end = taken[-1].offset + 1 if taken else buffer.position
-            ranges.append(InputRange(partition=p, start=buffer.position, end=end))
-            buffer.position = end
-            rows += taken
-            partitions += [p] * count
+            end = buffer.end_after(counts.get(p, 0))
+            if end > buffer.position or self._name_all:
+                epoch = buffer.epoch if buffer.epoch >= 0 else None
+                ranges.append(InputRange(partition=p, start=buffer.position, end=end, epoch=epoch))
         self._name_all = False
-        start = self.control.position
-        control = self.control.take(control_count)
-        if control:
-            self.control.position = control[-1].offset + 1
+        control = ControlRange(start=self.control.position, end=self.control.end_after(control_count))
+        return self._taken(ranges, control)
+
+    def batch_again(self, inputs: Sequence[InputRange], control: ControlRange) -> Batch:
+        """Hand out these very ranges, all of which must have been read (see `holds`)."""
+        self._name_all = False
+        return self._taken(inputs, control)
+
+    def holds(self, inputs: Sequence[InputRange], control: ControlRange) -> bool:
+        """Whether these ranges were read to their ends."""
+        return control.end <= max(self.control.reached, self.control.position) and all(
+            r.end <= self.buffers[r.partition].reached for r in inputs
+        )
+
+    def _taken(self, ranges: Sequence[InputRange], control_range: ControlRange) -> Batch:
+        rows: list[RawRecord] = []
+        partitions: list[int] = []
+        for r in ranges:
+            taken = self.buffers[r.partition].take_until(r.end)
+            rows += taken
+            partitions += [r.partition] * len(taken)
+        control = self.control.take_until(control_range.end)
         self._balance()
         return Batch(
             records=records_of(partitions, rows),
             inputs=tuple(ranges),
             control=[ControlRecord(raw.offset, raw.key, raw.value) for raw in control],
-            control_range=ControlRange(start=start, end=self.control.position),
+            control_range=control_range,
+            sources=self.sources,
         )
 
+    @property
+    def beyond_records(self) -> bool:
+        """Whether what was read beyond the last batch holds no record: only transaction markers or aborted records."""
+        return any(not buffer.records and buffer.reached > buffer.position for buffer in self._all)
+
     def lag(self) -> int:
-        """Payments known to the broker and not yet handed out (offsets, so transaction markers count too)."""
-        total = 0
-        for buffer in self.buffers.values():
-            _, high = self._consumer.get_watermark_offsets(buffer.partition, cached=True)
-            total += max(0, high - buffer.position) if high >= 0 else 0
-        return total
+        """Offsets that the broker has beyond what was decided. Markers and aborted records do not count once read."""
+        return sum(self.lag_of(p) for p in self.buffers)
+
+    def lag_of(self, partition: int) -> int:
+        """The same for one payments partition."""
+        buffer = self.buffers[partition]
+        _, high = self._consumer.get_watermark_offsets(buffer.partition, cached=True)
+        return len(buffer.records) + max(0, high - buffer.reached)
+
+    def oldest_ms(self, partition: int) -> int | None:
+        """Broker timestamp of the oldest record of a payments partition that waits here; None when none does."""
+        records = self.buffers[partition].records
+        return records[0].timestamp_ms if records else None
 
     def close(self) -> None:
         """Leave the consumer."""

@@ -26,21 +26,33 @@ from scorer.kafka.failures import (
     failure,
     present,
 )
-from scorer.kafka.log_bounds import METADATA_TIMEOUT_S, ends, offsets, partition_count, starts
+from scorer.kafka.log_bounds import ends, offsets, partition_count, starts
+from scorer.kafka.ports import Broker, Clients, Member, Reader, TransactionalProducer
+from scorer.kafka.real_clients import RealClients
+from scorer.kafka.topic_identity import METADATA_TIMEOUT_S, NO_ID, SourceChanged, TopicFacts, topic_facts
 from scorer.kafka.topics import Topics
 
 __all__ = [
     "DENIED",
     "METADATA_TIMEOUT_S",
+    "NO_ID",
     "OLDER_GENERATION",
     "TRANSIENT",
     "TRANSIENT_RETRY_S",
     "Away",
+    "Broker",
+    "Clients",
     "Denied",
     "Fenced",
     "KafkaFailure",
+    "Member",
+    "Reader",
+    "RealClients",
     "Rebuild",
+    "SourceChanged",
+    "TopicFacts",
     "Topics",
+    "TransactionalProducer",
     "admin",
     "client_config",
     "describe",
@@ -53,6 +65,7 @@ __all__ = [
     "present",
     "reader",
     "starts",
+    "topic_facts",
     "transactional_id",
     "transactional_producer",
 ]

@@ -9,23 +9,12 @@ from confluent_kafka import IsolationLevel, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from scorer.kafka.failures import DENIED, TRANSIENT, TRANSIENT_RETRY_S, Away, Denied, KafkaFailure, describe
-
-METADATA_TIMEOUT_S = 15.0
+from scorer.kafka.topic_identity import METADATA_TIMEOUT_S, topic_facts
 
 
 def partition_count(client: AdminClient, topic: str) -> int:
     """Partitions of `topic`. Raises KafkaFailure when it does not exist or the broker does not answer."""
-    try:
-        found = client.list_topics(topic, timeout=METADATA_TIMEOUT_S).topics[topic]
-    except KafkaException as exc:
-        raise Away(f"Kafka does not answer: {describe(exc)}") from exc
-    if found.error is not None and found.error.code() in TRANSIENT:
-        raise Away(f"topic {topic} has no leader now ({found.error.name()})")
-    if found.error is not None and found.error.code() in DENIED:
-        raise Denied(f"Kafka's authoriser refused: missing Read or Write on topic {topic}")
-    if found.error is not None or not found.partitions:
-        raise KafkaFailure(f"topic {topic} does not exist; run `fraud-scorer setup` first")
-    return len(found.partitions)
+    return topic_facts(client, [topic])[topic].partitions
 
 
 def offsets(client: AdminClient, partitions: list[TopicPartition], spec: OffsetSpec) -> list[int]:

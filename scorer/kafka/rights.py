@@ -14,7 +14,9 @@ from typing import Any, Final
 from confluent_kafka import KafkaError, KafkaException, TopicCollection
 from confluent_kafka.admin import AclOperation, AdminClient
 
-from scorer import kafka
+from scorer.kafka.clients import admin
+from scorer.kafka.failures import TRANSIENT, Away, KafkaFailure, describe
+from scorer.kafka.topics import Topics
 from scorer.runtime.settings import Settings
 
 TIMEOUT_S: Final = 15.0
@@ -53,7 +55,7 @@ class Acl:
 
 def needed(settings: Settings, role: Role) -> list[Acl]:
     """The least that `role` needs, by the names in `settings`."""
-    topics = kafka.Topics.of(settings.kafka)
+    topics = Topics.of(settings.kafka)
     prefix = settings.kafka.topic_prefix
     owner = f"{prefix}{settings.worker.application}"
     # Only the worker's member joins a group, yet the client looks up the coordinator of every consumer's group.
@@ -97,7 +99,7 @@ def needed(settings: Settings, role: Role) -> list[Acl]:
             return [Acl("topic", name, ("Create", "Describe", "DescribeConfigs")) for name in every]
 
 
-class AclMissing(kafka.KafkaFailure):
+class AclMissing(KafkaFailure):
     """The broker's authoriser does not allow what this role must do."""
 
 
@@ -123,14 +125,14 @@ def lacking(settings: Settings, role: Role) -> str:
     """What to tell people now: as `refusal`, empty when nothing is missing or the broker does not say."""
     try:
         found = missing(settings, role)
-    except (kafka.KafkaFailure, KafkaException):
+    except (KafkaFailure, KafkaException):
         return ""
     return refusal(settings, role, found) if found else ""
 
 
 def missing(settings: Settings, role: Role) -> list[Acl]:
     """What `role` needs and the broker does not allow. Transactional ids cannot be asked about."""
-    client = kafka.admin(settings.kafka)
+    client = admin(settings.kafka)
     lacking = []
     wanted = needed(settings, role)
     allowed = {**_topics(client, wanted), **_groups(client, wanted)}
@@ -167,10 +169,10 @@ def _results(futures: dict[str, Any], denied: int) -> Iterator[tuple[str, set[st
         try:
             operations = future.result(TIMEOUT_S + 5.0).authorized_operations
         except TimeoutError as exc:
-            raise kafka.Away(f"Kafka does not answer within {TIMEOUT_S:.0f} s") from exc
+            raise Away(f"Kafka does not answer within {TIMEOUT_S:.0f} s") from exc
         except KafkaException as exc:
-            if exc.args[0].code() in kafka.TRANSIENT:
-                raise kafka.Away(f"Kafka does not answer: {kafka.describe(exc)}") from exc
+            if exc.args[0].code() in TRANSIENT:
+                raise Away(f"Kafka does not answer: {describe(exc)}") from exc
             if exc.args[0].code() == denied:
                 yield name, set()  # not even Describe
             continue  # not there, or a broker that cannot say: others will

@@ -1,4 +1,8 @@
-"""Kafka and Postgres on this machine, for the demo and the tests: `with local_services() as services: …`."""
+"""Kafka and Postgres on this machine, for the demo and the tests: `with local_services() as services: …`.
+
+It may start processes and containers and write to its own folders; it knows no payment, and no serving process
+imports it.
+"""
 
 from __future__ import annotations
 

@@ -4,12 +4,12 @@
 
 The guard reads its standard input, the end of a pipe whose other end only the caller holds. However the caller dies,
 SIGKILL included, the kernel closes the pipe, the guard stops the service and exits. A caller that wants its service to
-outlive it says so through the pipe, once it has noted where to find it. SIGTERM stops the service too. Guard and
+outlive it writes so to the pipe, once it has noted where to find it. SIGTERM stops the service too. Guard and
 service have sessions of their own: Ctrl-C in the caller's terminal reaches neither, so a worker can drain before its
 broker goes.
 
 Runs as a plain file (`python -I -S guard.py SPEC`) on the standard library alone, so it starts at once and stays small.
-It lives exactly as long as its service: whoever waits for the guard waits for the service.
+It lives exactly as long as its service: to wait for the guard is to wait for the service.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _EXIT_NOT_STARTED = 127
 
 
 class Spec(TypedDict):
-    """One service, as the caller tells the guard (JSON, in the guard's argument list: never a secret in it)."""
+    """One service, as the caller describes it to the guard (JSON, in its argument list: never a secret in it)."""
 
     argv: list[str]
     environment: dict[str, str]
@@ -53,7 +53,7 @@ class Spec(TypedDict):
 
 
 def discard(spec: Spec) -> None:
-    """Remove what belongs to the service alone; never raises, since there is nobody left to tell."""
+    """Remove what belongs to the service alone; never raises, since no caller is left to catch it."""
     if spec["discard_argv"]:
         with contextlib.suppress(OSError, subprocess.TimeoutExpired):
             quiet = subprocess.DEVNULL
@@ -121,7 +121,7 @@ def _stop(service: subprocess.Popen[bytes], spec: Spec) -> None:
 
 def _bound_log(log: Path) -> None:
     """Copy and truncate, since the service keeps its descriptor. A line written in between may be lost."""
-    with contextlib.suppress(FileNotFoundError):  # somebody tidied up; the service writes on all the same
+    with contextlib.suppress(FileNotFoundError):  # the log was removed; the service goes on writing
         if log.stat().st_size > LOG_BYTES_MAX:
             shutil.copyfile(log, log.with_name(log.name + ".1"))
             os.truncate(log, 0)

@@ -17,7 +17,7 @@ from pathlib import Path
 from scorer.local_services.service_errors import DownloadError
 from scorer.runtime import assets
 
-KAFKA_VERSION = "4.1.0"  # deploy/kafka/pom.xml says the same; a test compares them
+KAFKA_VERSION = "4.1.0"  # as in deploy/kafka/pom.xml; a test compares them
 JAVA_VERSION_MIN = 17
 _JAVA_ANSWER_TIMEOUT_S = 20.0
 _DOWNLOAD_TIMEOUT_S = 900.0  # 54 MB in 90 files, on a slow line
@@ -31,8 +31,8 @@ def find_java(environment: Mapping[str, str]) -> tuple[Path | None, str]:
     if found is None:
         return None, "no `java` on PATH and no JAVA_HOME"
     try:
-        # macOS has a `java` that only says where to get one: what it prints decides, not that it is there.
-        told = subprocess.run(
+        # macOS has a `java` that only prints where to get one: its output decides, not its presence.
+        printed = subprocess.run(
             [found, "-version"],
             env=dict(environment),
             capture_output=True,
@@ -42,9 +42,9 @@ def find_java(environment: Mapping[str, str]) -> tuple[Path | None, str]:
         ).stderr
     except (OSError, subprocess.TimeoutExpired) as error:
         return None, f"{found} does not run: {type(error).__name__}"
-    version = re.search(r'version "(?:1\.)?(\d+)', told)
+    version = re.search(r'version "(?:1\.)?(\d+)', printed)
     if version is None:
-        return None, f"{found} does not tell its version"
+        return None, f"{found} does not print its version"
     if int(version[1]) < JAVA_VERSION_MIN:
         return None, f"{found} is Java {version[1]}, and Kafka {KAFKA_VERSION} needs {JAVA_VERSION_MIN} or later"
     return Path(found), ""
@@ -68,7 +68,7 @@ def find_maven(environment: Mapping[str, str]) -> str | None:
 
 
 def ensure_jars(environment: Mapping[str, str], report: Callable[[str], None]) -> Path:
-    """The folder with Kafka's jars, complete. Raises DownloadError with the end of what Maven said.
+    """The folder with Kafka's jars, complete. Raises DownloadError with the end of Maven's output.
 
     The folder appears by one rename when all of it is there: an interrupted download leaves nothing that seems whole.
     A lock lets the second of two processes wait for the first and find its work done.
@@ -83,7 +83,7 @@ def ensure_jars(environment: Mapping[str, str], report: Callable[[str], None]) -
     with _locked(folder.parent / "lock"):
         if folder.is_dir():
             return folder
-        for left_over in folder.parent.glob("download-*"):  # under the lock nobody else can be using one
+        for left_over in folder.parent.glob("download-*"):  # under the lock no other process can be using one
             shutil.rmtree(left_over, ignore_errors=True)
         report(f"fetching Apache Kafka {KAFKA_VERSION} with Maven (54 MB, once) into {folder}")
         fetching = Path(tempfile.mkdtemp(prefix="download-", dir=folder.parent))
@@ -110,7 +110,7 @@ def _fetch(maven: str, folder: Path, environment: Mapping[str, str]) -> None:
         start_new_session=True,  # `mvn` is a script: its whole group must be ended, not the shell alone
     )
     try:
-        said, _ = process.communicate(timeout=_DOWNLOAD_TIMEOUT_S)
+        output, _ = process.communicate(timeout=_DOWNLOAD_TIMEOUT_S)
     except BaseException as error:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -119,7 +119,7 @@ def _fetch(maven: str, folder: Path, environment: Mapping[str, str]) -> None:
             raise DownloadError(f"Maven took over {_DOWNLOAD_TIMEOUT_S:.0f} s; is Maven Central in reach?") from None
         raise
     if process.returncode != 0 or not any(folder.glob("kafka_2.13-*.jar")):
-        end = "\n".join(f"    {line}" for line in said.splitlines()[-15:])
+        end = "\n".join(f"    {line}" for line in output.splitlines()[-15:])
         raise DownloadError(f"Maven could not fetch Apache Kafka {KAFKA_VERSION} (exit {process.returncode}):\n{end}")
 
 

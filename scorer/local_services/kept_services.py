@@ -33,7 +33,7 @@ _POLL_INTERVAL_S = 0.05
 
 
 class ProcessNote(msgspec.Struct, frozen=True):
-    """A process id and what tells the process from a later one of the same number."""
+    """A process id and what distinguishes the process from a later one of the same number."""
 
     pid: int
     identity: str
@@ -66,7 +66,7 @@ class State(msgspec.Struct, frozen=True):
 
 
 def default_folder(environment: Mapping[str, str]) -> Path:
-    """Where `services start` keeps data, logs and state unless told otherwise."""
+    """Where `services start` keeps data, logs and state by default."""
     base = environment.get("XDG_STATE_HOME") or str(
         Path(environment.get("HOME", "~")).expanduser() / ".local" / "state"
     )
@@ -160,14 +160,14 @@ def identity(pid: int) -> str | None:
         except (FileNotFoundError, ProcessLookupError):
             return None
         return None if fields[0] in "ZX" else f"{boot}/{fields[19]}"
-    told = subprocess.run(
+    listed = subprocess.run(
         ["ps", "-o", "lstart=,command=", "-p", str(pid)],
         capture_output=True,
         text=True,
         env={"LC_ALL": "C"},
         check=False,
     )
-    return told.stdout.strip() or None
+    return listed.stdout.strip() or None
 
 
 def lives(note: ProcessNote) -> bool:
@@ -186,7 +186,7 @@ def _ask_to_stop(service: ServiceNote) -> None:
     guard, itself = service.processes["guard"], service.processes["service"]
     if lives(guard):
         _send(guard, signal.SIGTERM)
-    else:  # somebody killed the guard
+    else:  # the guard was killed
         _send(itself, service.stop_signal)
 
 

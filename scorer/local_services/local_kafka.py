@@ -16,14 +16,13 @@ from confluent_kafka.admin import AdminClient
 
 from scorer.errors import UsageError
 from scorer.local_services import containers, jars
+from scorer.local_services.local_ports import free_port, port_open
 from scorer.local_services.managed_service import (
     GivenService,
     ManagedService,
     Place,
     Plan,
     Service,
-    free_port,
-    port_open,
     start_on_free_port,
 )
 from scorer.local_services.service_errors import (
@@ -328,7 +327,7 @@ def _tansu(place: Place, preferred: int | None) -> ManagedService:
 
 
 def _own_cluster_id(folder: Path) -> str:
-    """The id of this folder's cluster: by it a broker of ours is told from another one on the same port."""
+    """The id of this folder's cluster: it distinguishes a broker of ours from another one on the same port."""
     known = folder / "cluster-id"
     if not known.exists():
         identity = "-"

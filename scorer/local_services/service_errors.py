@@ -5,7 +5,7 @@ ServicesError
 ├── AddressSilentError        the address given does not answer
 ├── DownloadError             Maven could not bring Kafka's jars
 └── ServiceNotReadyError      it died while starting, or its deadline passed; shows the tail of its log
-    └── PortTakenError        somebody else took the port first; try another one
+    └── PortTakenError        another process took the port first; try another one
 """
 
 from __future__ import annotations

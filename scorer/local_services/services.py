@@ -13,6 +13,7 @@ from scorer.errors import UsageError
 from scorer.local_services.local_kafka import Kafka, start_kafka
 from scorer.local_services.local_postgres import Postgres, start_postgres
 from scorer.local_services.managed_service import ManagedService, Place
+from scorer.local_services.service_errors import ServicesError
 
 
 class Services:
@@ -34,6 +35,12 @@ class Services:
         if self._postgres is None:
             raise UsageError("no Postgres was asked for; call local_services(postgres=True)")
         return self._postgres
+
+    def check(self) -> None:
+        """Raises ServicesError for a service of ours that has ended by itself, or whose guard was killed."""
+        for part in (self._kafka, self._postgres):
+            if part is not None and isinstance(part.service, ManagedService) and not part.service.pids:
+                raise ServicesError(f"{part.service.name} has ended; see {self.log_folder / part.service.name}.log")
 
 
 @contextlib.contextmanager

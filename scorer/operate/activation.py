@@ -24,7 +24,7 @@ def send_activation(settings: Settings, bundle: str, location: str) -> int:
     The caller has verified the bundle: a worker loads and checks it again, and refuses what is unfit.
     """
     topics = kafka.Topics.of(settings.kafka)
-    kafka.partition_count(kafka.admin(settings.kafka), topics.control)  # says so when setup was forgotten
+    kafka.partition_count(kafka.admin(settings.kafka), topics.control)  # names `setup` when the topic does not exist
     producer = kafka.plain_producer(settings.kafka)
     seen: list[tuple[Any, Any]] = []
     record = Activate(bundle=bundle, location=location)

@@ -216,8 +216,8 @@ def redrive(
 ) -> Redriven:
     """Send the letters that `wanted` takes back to where they came from, each at most once.
 
-    `on_letter` is told of each letter and its fate: "sent", "would be sent", "already sent again", or why not. Raises
-    KafkaFailure; chunks that were committed before stay noted, and running it again goes on after them.
+    `on_letter` is called with each letter and its fate: "sent", "would be sent", "already sent again", or the reason.
+    Raises KafkaFailure; chunks that were committed before stay noted, and running it again goes on after them.
     """
     topics, known, result = kafka.Topics.of(settings.kafka), history(settings), Redriven()
 

@@ -1,8 +1,8 @@
-"""A replay's decisions onto a topic of their own, never one that the live engine has: for whoever compares consumers.
+"""A replay's decisions onto a topic of their own, never one that the live engine has: to compare consumers.
 
 Each partition of the topic holds its decisions in journal order, so what an interrupted run left is a prefix of each:
 one that goes on counts the records that are there and sends what follows. That needs every record kept (the topic is
-made without retention) and the same replay, which a header of each record says.
+made without retention) and the same replay, which a header of each record identifies.
 """
 
 from __future__ import annotations

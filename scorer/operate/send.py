@@ -53,7 +53,9 @@ class Sender:
         """`on_payments` is called with the values that are about to be handed to the client."""
         self._topics = kafka.Topics.of(settings.kafka)
         self._producer: Producer = kafka.plain_producer(settings.kafka)
-        kafka.partition_count(kafka.admin(settings.kafka), self._topics.payments)  # says so when setup was forgotten
+        kafka.partition_count(
+            kafka.admin(settings.kafka), self._topics.payments
+        )  # names `setup` when it does not exist
         self._on_payments = on_payments
         self.sent = Sent()
         self._error: str | None = None

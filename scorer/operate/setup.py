@@ -125,7 +125,7 @@ def _check_config(client: AdminClient, plans: list[TopicPlan]) -> None:
         try:
             found = future.result(TIMEOUT_S)
         except KafkaException:
-            continue  # not allowed to look, or a broker that cannot say; the worker checks offsets itself
+            continue  # not allowed to look, or a broker that cannot answer; the worker checks offsets itself
         policy = found.get("cleanup.policy")
         if policy is not None and policy.value is not None and "compact" in policy.value:
             raise UsageError(

@@ -91,12 +91,27 @@ class Pipeline:
         Raises StateMismatch or SegmentError.
         """
         self.shard = shard
-        self._enricher = Enricher(bundle.feature_set, images=images, folder=folder, selector=selector)
-        self.engine, self.dedupe = self._enricher.engine, self._enricher.dedupe
-        self.lists = _Lists()
+        self._folder = folder
         self.sequence = 0
         self.head = FIRST_PREVIOUS
+        self._begin(bundle, images=images, selector=selector)
+
+    def _begin(
+        self, bundle: Bundle, *, images: Mapping[str, Image] | None = None, selector: RowSelector | None = None
+    ) -> None:
+        self._enricher = Enricher(bundle.feature_set, images=images, folder=self._folder, selector=selector)
+        self.engine, self.dedupe = self._enricher.engine, self._enricher.dedupe
+        self.lists = _Lists()
         self._use(bundle)
+
+    def restart(self, bundle: Bundle) -> None:
+        """Begin anew with empty windows, lists and dedupe table; the chain of batches goes on."""
+        self.engine.close()
+        self._begin(bundle)
+
+    def begin_at(self, record: JournalRecord) -> None:
+        """Take `record` for the next batch's: the chain begins there."""
+        self.sequence, self.head = record.sequence, record.previous
 
     def close(self) -> None:
         """Give the event log's folder back. The pipeline is of no use afterwards."""
@@ -250,6 +265,8 @@ class Pipeline:
             dead_letters=dead_letters,
             digest=digest(columns, self._context),
             previous=self.head,
+            sources=batch.sources,
+            change=batch.change,
         )
         self.sequence += 1
         self.head = record.head

@@ -14,7 +14,7 @@ from features.hashing import hash_strings
 from schemas.control import Control, parse_control
 from schemas.decode import PaymentBatch, decode_payments
 from schemas.errors import ContractError
-from schemas.journal import ControlRange, InputRange
+from schemas.journal import Change, ControlRange, InputRange, Sources
 
 # The timestamp of records that no broker has stamped: no event time is later than it allows.
 NO_CLOCK_MS = 1 << 62
@@ -67,6 +67,7 @@ class Batch:
     """What one micro-batch consumes: records, control records that apply before them, and the positions they move.
 
     `degraded`: decide without the model, because a deadline is near. A clock's choice, so it comes in as data.
+    `sources`: ids of the topics that were read. `change`: what an operator accepted; then there is nothing to decide.
     `known_labels`: of each control record the label that it is known to hold, so that it need not be parsed, or None;
     empty when nothing is known.
     """
@@ -76,6 +77,8 @@ class Batch:
     control: Sequence[ControlRecord]
     control_range: ControlRange
     degraded: bool = False
+    sources: Sources | None = None
+    change: Change | None = None
     known_labels: Sequence[KnownLabel | None] = ()
 
     @classmethod

@@ -42,14 +42,16 @@ def prove_topic(
     activates; else with the one given, and its differences are the other bundle's. Compared are payments of
     [begin_ms, until_ms), epoch ms. Raises MissingRange when records are gone.
     """
-    client = kafka.admin(settings.kafka)
+    clients = kafka.RealClients(settings)
     no_progress_s = settings.worker.no_progress_s
-    records = journal_reader.read_journal(settings.kafka, client, shard, no_progress_s=no_progress_s)
+    records = journal_reader.read_journal(settings.kafka, clients, shard, no_progress_s=no_progress_s)
     if not records:
         raise FraudScorerError(f"the journal of shard {shard} is empty: nothing has been decided yet")
+    records = journal_reader.since_new_state(records)
     expect(sum(record.decisions for record in records))
-    inputs = journal_reader.inputs_along(records, client, settings, reader="prove")
+    inputs = journal_reader.inputs_along(records, clients, settings, reader="prove")
     pipeline = Pipeline(bundle, shard=shard)
+    pipeline.begin_at(records[0])
     bundles = Bundles(bundle, settings.bundle.trusted_keys)
     walked = 0
     try:

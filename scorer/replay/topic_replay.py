@@ -33,18 +33,19 @@ def replay_topic(
     Raises PromiseBroken at the first batch with another digest, MissingRange when records are gone, UsageError
     for offsets that the journal does not have.
     """
-    client = kafka.admin(settings.kafka)
+    clients = kafka.RealClients(settings)
     topics = kafka.Topics.of(settings.kafka)
     no_progress_s = settings.worker.no_progress_s
-    records = journal_reader.read_journal(settings.kafka, client, shard, no_progress_s=no_progress_s)
+    records = journal_reader.read_journal(settings.kafka, clients, shard, no_progress_s=no_progress_s)
     if not records:
         raise FraudScorerError(
             f"the journal of shard {shard} is empty: nothing has been decided on {topics.payments} yet"
         )
-    records = _up_to(records, window)
+    records = _up_to(journal_reader.since_new_state(records), window)
     expect(sum(record.decisions + record.dead_letters for record in records))
-    inputs = journal_reader.inputs_along(records, client, settings, reader="replay")
+    inputs = journal_reader.inputs_along(records, clients, settings, reader="replay")
     pipeline, report, bundles = Pipeline(bundle, shard=shard), Report(), Bundles(bundle, settings.bundle.trusted_keys)
+    pipeline.begin_at(records[0])
     same = records[0].bundle == bundle.id
     names = bundle.feature_set.names
     schema = decision_schema(names)

@@ -1,4 +1,5 @@
 """The process around everything else: settings, logs, the health port, fault points, data files.
 
-It may touch the environment, the clock and the local disk; it knows no Kafka, no Postgres and no payment.
+It may touch the environment, the clock and the local disk; it opens no connection to Kafka or Postgres and knows no
+payment.
 """

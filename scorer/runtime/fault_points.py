@@ -4,13 +4,13 @@
     FRAUD_SCORER_FAULT=after_consume:5:stop,before_commit:9:timeout       several, separated by commas
 
 Points, in the order in which a batch passes them: after_consume, after_compute, in_transaction, in_offsets (within the
-call that the client may not come back from), before_commit (all is produced, the commit not asked for), after_commit
-(it is done, nobody knows yet); and in_recovery, after_warm_up, and main_loop (before each poll of the group, by the
-process's main thread).
+call that the client may not return from), before_commit (all is produced, the commit not asked for), after_commit
+(committed, the reply not yet used); and in_recovery, after_warm_up, and main_loop (before each poll of the group, on
+the process's main thread).
 A snapshot passes snapshot_begin, snapshot_copy (the bulk is copied), snapshot_finish (its images are whole, its batch
 perhaps not committed), snapshot_block and snapshot_manifest (written, not yet renamed into place), snapshot_written
 (older ones not yet deleted). The sink: sink_copy (within COPY), sink_before_commit, sink_after_commit. Actions: kill
-(SIGKILL), term (SIGTERM), stop (SIGSTOP), timeout (what the client says when a transactional call timed out),
+(SIGKILL), term (SIGTERM), stop (SIGSTOP), timeout (the client's error when a transactional call timed out),
 sleep=SECONDS. It is read once, on import. Whoever can set a process's environment can end it anyway.
 """
 

@@ -14,12 +14,9 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from psycopg import ProgrammingError
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
@@ -28,20 +25,20 @@ from pydantic_settings import (
     SettingsConfigDict,
     SettingsError,
 )
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError
 
 from scorer.errors import UsageError
+from scorer.runtime import postgres_address
 
 PREFIX = "FRAUD_SCORER_"
-HIDDEN = "********"
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
+    """Settings that share the first part of their names."""
+
     model_config = ConfigDict(extra="forbid", validate_default=True)
 
 
-class KafkaSettings(_Section):
+class KafkaSettings(Section):
     """How to reach Kafka."""
 
     bootstrap_servers: str = Field(default="127.0.0.1:9092", description="host:port, comma separated")
@@ -79,19 +76,19 @@ class KafkaSettings(_Section):
         return given
 
 
-class PostgresSettings(_Section):
+class PostgresSettings(Section):
     """How to reach Postgres; only the sink, setup and audit commands do."""
 
     url: SecretStr = Field(
         default=SecretStr("postgresql://postgres@127.0.0.1:5432/postgres"),
-        description="postgresql://user[:password]@host:port/database",
+        description="postgresql://user[:password]@host:port/database, or name=value pairs as libpq reads them",
     )
     password: SecretStr | None = Field(
         default=None, description="replaces the password of the url, best from PASSWORD_FILE"
     )
 
 
-class AuditSettings(_Section):
+class AuditSettings(Section):
     """What proves the audit trail outside Postgres. Keys: `fraud-scorer audit keygen`."""
 
     anchors: str | None = Field(
@@ -107,7 +104,7 @@ class AuditSettings(_Section):
     )
 
 
-class TopicSettings(_Section):
+class TopicSettings(Section):
     """What `setup` creates. Existing topics are checked, never changed."""
 
     payments_partitions: int = Field(
@@ -125,7 +122,7 @@ class TopicSettings(_Section):
     dead_letters_retention_hours: int = Field(default=24 * 35, ge=-1, description="time to look at them")
 
 
-class WorkerSettings(_Section):
+class WorkerSettings(Section):
     """The decision path."""
 
     application: str = Field(
@@ -197,7 +194,7 @@ class WorkerSettings(_Section):
     )
 
 
-class BundleSettings(_Section):
+class BundleSettings(Section):
     """Which bundles a worker accepts."""
 
     trusted_keys: list[str] = Field(
@@ -206,7 +203,7 @@ class BundleSettings(_Section):
     )
 
 
-class SnapshotSettings(_Section):
+class SnapshotSettings(Section):
     """Snapshots of a shard's state, so that recovery re-runs minutes of the journal and not its whole life."""
 
     url: str | None = Field(
@@ -224,7 +221,7 @@ class SnapshotSettings(_Section):
     )
 
 
-class ReplaySettings(_Section):
+class ReplaySettings(Section):
     """How replay, prove and explain read topics: apart from the live worker, so that a quota can hold them alone."""
 
     client_id: str = Field(
@@ -239,7 +236,7 @@ class ReplaySettings(_Section):
     )
 
 
-class HttpSettings(_Section):
+class HttpSettings(Section):
     """Metrics and health."""
 
     host: str = Field(default="127.0.0.1", description="address of /metrics, /livez and /readyz")
@@ -286,29 +283,11 @@ class Settings(BaseSettings):
 
     @property
     def postgres_url(self) -> str:
-        """The connection URL with its password put in; never log it."""
-        text = self.postgres.url.get_secret_value()
-        if "," in text or "://" not in text:
-            return self._postgres_by_libpq(text)
-        try:
-            url = make_url(text)
-        except ArgumentError as exc:
-            raise UsageError("postgres.url: not a URL such as postgresql://user@host:5432/database") from exc
-        if self.postgres.password is not None:
-            url = url.set(password=self.postgres.password.get_secret_value())
-        text, query, options = url.set(drivername="postgresql").render_as_string(hide_password=False).partition("?")
-        # libpq takes a plus for a plus, and a space for none.
-        return text.replace(" ", "%20") + query + options.replace("+", "%20")
-
-    def _postgres_by_libpq(self, text: str) -> str:
-        """Several hosts (failover), or `name=value` pairs: only libpq reads those."""
-        try:
-            parts = conninfo_to_dict(text)
-        except ProgrammingError as exc:
-            raise UsageError("postgres.url: neither a URL nor name=value pairs that libpq reads") from exc
-        if self.postgres.password is not None:
-            parts["password"] = self.postgres.password.get_secret_value()
-        return make_conninfo("", **parts)
+        """The address of Postgres as libpq's `name=value` pairs, with its password put in; never log it."""
+        password = self.postgres.password
+        return postgres_address.connection_text(
+            self.postgres.url.get_secret_value(), None if password is None else password.get_secret_value()
+        )
 
 
 def reading_history(settings: Settings) -> Settings:
@@ -374,39 +353,3 @@ def _refuse_unknown_sections() -> None:
             near = difflib.get_close_matches(section.lower(), list(Settings.model_fields), 1)
             known = f"did you mean {PREFIX}{near[0].upper()}__…?" if near else "`fraud-scorer settings` prints them all"
             raise UsageError(f"setting {variable}: there is no section {section}; {known}")
-
-
-def described(settings: Settings) -> Iterator[tuple[str, str, str, str]]:
-    """(name, value with secrets hidden, source, description) of every setting, in order."""
-    for name, field in Settings.model_fields.items():
-        value = getattr(settings, name)
-        if isinstance(value, _Section):
-            for inner, inner_field in type(value).model_fields.items():
-                key = f"{PREFIX}{name}__{inner}".upper()
-                yield key, _shown(inner, getattr(value, inner)), _source(key), inner_field.description or ""
-        else:
-            key = f"{PREFIX}{name}".upper()
-            yield key, _shown(name, value), _source(key), field.description or ""
-
-
-def _shown(name: str, value: object) -> str:
-    if isinstance(value, SecretStr):
-        if name == "url":
-            try:
-                return make_url(value.get_secret_value()).render_as_string(hide_password=True)
-            except ArgumentError:
-                return HIDDEN
-        return HIDDEN
-    if isinstance(value, dict):
-        secret = ("password", "secret", "key.pem", "jaas")
-        return str({k: HIDDEN if any(word in k for word in secret) else v for k, v in value.items()})
-    return "" if value is None else str(value)
-
-
-def _source(key: str) -> str:
-    names = {name.upper() for name in os.environ}
-    if key in names:
-        return "environment"
-    if f"{key}_FILE" in names:
-        return "file"
-    return "environment" if any(name.startswith(key + "__") for name in names) else "default"

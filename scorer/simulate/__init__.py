@@ -1,6 +1,6 @@
 """A seeded generator of card payments with realistic frauds and late labels, for the demo, tests and load.
 
-It is pure (no clock, no I/O) and touches only numpy and its own room.
+It is pure: it may use numpy and its own room, no clock and no file.
 """
 
 from scorer.simulate.due_labels import DueLabels

@@ -5,7 +5,6 @@ The migrations under migrations/ are the truth (comments, partitions, indexes); 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -267,7 +266,7 @@ def connect_text(url: str) -> str:
         "keepalives_count": 3,
         "tcp_user_timeout": 20_000,
     }
-    return make_conninfo(re.sub(r"^postgres(ql)?(\+psycopg)?://", "postgresql://", url), **options)
+    return make_conninfo(url, **options)
 
 
 def engine(url: str) -> sa.Engine:

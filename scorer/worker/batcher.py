@@ -9,7 +9,6 @@ late merely because it was read late.
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from itertools import islice
 
@@ -20,10 +19,14 @@ from schemas.decode import event_times
 from scorer.journal.partition_buffers import PartitionBuffer, ShardInputs
 from scorer.pipeline.ordering import journal_order, running_maximum
 from scorer.pipeline.records import Batch
+from scorer.runtime.threads import Threads
 
 # A control record with no payment to carry it is committed alone after this long, so that its lag stays small.
 CONTROL_ALONE_S = 1.0
 CONTROL_PER_BATCH_MAX = 4096
+# Transaction markers and aborted records at the end of a log are committed as read after this long without a payment:
+# else retention that takes them would look like a loss, and lag would not reach zero.
+MARKERS_ALONE_S = 5.0
 IDLE_WAIT_S = 0.1
 # Weight of the newest observation in the running averages: about the last ten batches.
 _WEIGHT = 0.2
@@ -33,16 +36,20 @@ _NO_TIME = -(1 << 62)
 class Batcher:
     """Closes batches from a shard's inputs."""
 
-    def __init__(self, inputs: ShardInputs, *, batch_max: int, gather_ms_max: float, skew_ms: int) -> None:
+    def __init__(
+        self, inputs: ShardInputs, threads: Threads, *, batch_max: int, gather_ms_max: float, skew_ms: int
+    ) -> None:
         self._inputs = inputs
+        self._threads = threads
         self._batch_max = batch_max
         self._gather_s_max = gather_ms_max / 1000.0
         self._skew_ms = skew_ms
         self._commit_s = 0.005
         self._total_s = 0.01
         self._rate = 0.0
-        self._last_batch_at = time.monotonic()
+        self._last_batch_at = self._threads.monotonic()
         self._control_since: float | None = None
+        self._markers_since: float | None = None
 
     def committed(self, *, commit_s: float, total_s: float) -> None:
         """A commit took so long, and its batch so long from closing to there."""
@@ -62,9 +69,9 @@ class Batcher:
         if inputs.buffered == 0:
             inputs.fill(IDLE_WAIT_S)
         if inputs.buffered:
-            deadline = time.monotonic() + self.linger_s
+            deadline = self._threads.monotonic() + self.linger_s
             while inputs.buffered < self._batch_max:
-                remaining = deadline - time.monotonic()
+                remaining = deadline - self._threads.monotonic()
                 if inputs.fill(max(0.0, remaining)) == 0 and remaining <= 0:
                     break
         counts = self._choose()
@@ -74,21 +81,28 @@ class Batcher:
                 IDLE_WAIT_S
             )  # a partition that is behind has shown nothing yet: the others wait for it, and it must be read
         control = len(inputs.control.records)
-        now = time.monotonic()
-        if payments == 0:
-            if not control:
-                self._control_since = None
-                return None
-            self._control_since = self._control_since or now
-            if now - self._control_since < CONTROL_ALONE_S and control < CONTROL_PER_BATCH_MAX:
-                return None
-        self._control_since = None
+        now = self._threads.monotonic()
+        if payments == 0 and not self._alone(now, control):
+            return None
+        self._control_since = self._markers_since = None
         elapsed = max(1e-6, now - self._last_batch_at)
         self._rate += _WEIGHT * (payments / elapsed - self._rate)
         self._last_batch_at = now
         # Lists and rules alone are quick; whatever the queue has eaten, the commit still has to come.
-        degraded = time.time() * 1000.0 + self._total_s * 1000.0 > inputs.earliest_deadline_ms(counts)
+        degraded = self._threads.epoch_s() * 1000.0 + self._total_s * 1000.0 > inputs.earliest_deadline_ms(counts)
         return replace(inputs.batch(counts, min(control, CONTROL_PER_BATCH_MAX)), degraded=degraded)
+
+    def _alone(self, now: float, control: int) -> bool:
+        """Whether a batch without payments is due: for control records, or to move positions past markers."""
+        if control:
+            self._control_since = self._control_since or now
+            return now - self._control_since >= CONTROL_ALONE_S or control >= CONTROL_PER_BATCH_MAX
+        self._control_since = None
+        if self._inputs.buffered or not self._inputs.beyond_records:
+            self._markers_since = None
+            return False
+        self._markers_since = self._markers_since or now
+        return now - self._markers_since >= MARKERS_ALONE_S
 
     def _choose(self) -> dict[int, int]:
         """How many records to take from each partition."""

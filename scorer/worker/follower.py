@@ -1,6 +1,6 @@
 """A shard's state brought up along its journal: what a standby keeps warm, and what an owner starts from.
 
-    follower = Follower(settings, bundles, shard)
+    follower = Follower(settings, bundles, shard, ports)
     follower.follow(stop)          # a standby: whatever the owner commits, decided again here, each digest checked
     follower.catch_up(stop)        # the new owner, after fencing the former one: to the journal's end
     follower.pipeline, follower.inputs      # ready to decide the next batch
@@ -10,20 +10,16 @@ Reads only. Nothing here writes to Kafka, so any number of standbys may follow o
 
 from __future__ import annotations
 
-import threading
-import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import structlog
 from confluent_kafka import TopicPartition
-from confluent_kafka.admin import AdminClient
 
 from features.engine_image import StateMismatch
 from features.log_segments import SegmentError
 from features.snapshot_store import SnapshotError
-from schemas.journal import FIRST_PREVIOUS, JournalRecord
+from schemas.journal import FIRST_PREVIOUS, JournalRecord, Sources
 from scorer import kafka
 from scorer.bundle import BundleError
 from scorer.errors import UsageError
@@ -31,18 +27,17 @@ from scorer.journal import journal_reader
 from scorer.journal.partition_buffers import Deadlines, MissingRange, ShardInputs
 from scorer.journal.rerun import Bundles, rerun
 from scorer.pipeline import Pipeline
-from scorer.pipeline.state_image import restored
 from scorer.runtime import fault_points
 from scorer.runtime.settings import Settings
+from scorer.runtime.threads import Event
 from scorer.worker import worker_metrics
-from scorer.worker.snapshotter import Stored, newest_first, refused, store_of
+from scorer.worker.ports import Ports
+from scorer.worker.snapshotter import Stored, newest_first, refused
 
 log = structlog.get_logger()
 
 PROGRESS_EVERY_S = 2.0
 WAIT_S = 0.2
-# Owner and standbys of one shard on one machine, and one that is just ending.
-LOG_FOLDERS_MAX = 8
 
 
 class _Start(NamedTuple):
@@ -53,47 +48,75 @@ class _Start(NamedTuple):
     positions: dict[int, int]
     control_position: int
     fresh: bool
+    epochs: Mapping[int, int]
 
 
 class Follower:
     """Pipeline, inputs and journal position of one shard, moved together."""
 
-    def __init__(self, settings: Settings, bundles: Bundles, shard: int) -> None:
+    def __init__(self, settings: Settings, bundles: Bundles, shard: int, ports: Ports) -> None:
         """Raises UsageError when the topics do not fit the settings, KafkaFailure when Kafka does not answer."""
         self._settings = settings
         self._bundles = bundles
         self._shard = shard
+        self._ports = ports
         self._label = str(shard)
         self._log = log.bind(shard=shard)
-        self._client = kafka.admin(settings.kafka)
+        self._broker = ports.clients.broker()
         self._topics = kafka.Topics.of(settings.kafka)
-        partitions = payments_partitions(settings, self._client, shard)
-        self._journal_start, self._journal_end = journal_reader.journal_bounds(settings.kafka, self._client, shard)
+        facts = self._broker.topic_facts(self._topics.all)
+        check_topics(settings, facts)
+        payments = facts[self._topics.payments]
+        self._sources = Sources(payments=payments.id, control=facts[self._topics.control].id)
+        partitions = shard_partitions(settings, shard, payments.partitions)
+        self._journal_start, self._journal_end = journal_reader.journal_bounds(settings.kafka, self._broker, shard)
         self._released = False
         at = self._from_snapshot() or self._from_scratch(partitions)
         self.pipeline, self._journal = at.pipeline, at.journal
         self.inputs = self._inputs(at)
 
     def _from_scratch(self, partitions: list[int]) -> _Start:
+        """From the journal's first record, or the last one at which an operator let the state begin anew."""
+        pipeline = self._ports.states.fresh(self._bundles.initial, self._shard)
+        anew = self._new_state()
+        if anew is not None:
+            offset, record = anew
+            pipeline.begin_at(record)
+            journal = self._journal_from(offset, sequence=record.sequence, previous=record.previous)
+            positions = {r.partition: r.end for r in record.inputs}
+            return _Start(pipeline, journal, positions, record.control.end, fresh=False, epochs={})
         topics = [TopicPartition(self._topics.payments, p) for p in partitions]
-        starts = kafka.starts(self._client, [*topics, TopicPartition(self._topics.control, 0)])
+        starts = self._broker.starts([*topics, TopicPartition(self._topics.control, 0)])
         return _Start(
-            with_log_folder(
-                self._settings,
-                self._shard,
-                lambda folder: Pipeline(self._bundles.initial, shard=self._shard, folder=folder),
-            ),
-            journal_reader.JournalReader(
-                self._settings.kafka, self._shard, position=self._journal_start, sequence=0, previous=FIRST_PREVIOUS
-            ),
+            pipeline,
+            self._journal_from(self._journal_start, sequence=0, previous=FIRST_PREVIOUS),
             dict(zip(partitions, starts[:-1], strict=True)),
             starts[-1],
             fresh=True,
+            epochs={},
         )
+
+    def _new_state(self) -> tuple[int, JournalRecord] | None:
+        """Offset and record of the last time that an operator let the state begin anew; None without one."""
+        journal = self._journal_from(self._journal_start, sequence=0, previous=None, containing=b'"new_state"')
+        try:
+            return journal_reader.last_new_state(
+                journal, self._journal_end, no_progress_s=self._settings.worker.no_progress_s
+            )
+        finally:
+            journal.close()
+
+    def _journal_from(
+        self, position: int, *, sequence: int, previous: str | None, containing: bytes | None = None
+    ) -> journal_reader.JournalReader:
+        return journal_reader.JournalReader(
+            self._settings.kafka, self._shard, clients=self._ports.clients, threads=self._ports.threads,
+            position=position, sequence=sequence, previous=previous, containing=containing,
+        )  # fmt: skip
 
     def _from_snapshot(self) -> _Start | None:
         """The newest snapshot that is whole, of this feature set, and of this very journal."""
-        store = store_of(self._settings, self._shard)
+        store = self._ports.states.store(self._shard)
         if store is None:
             return None
         try:
@@ -101,6 +124,10 @@ class Follower:
                 try:
                     return self._start_of(stored)
                 except (StateMismatch, SegmentError, BundleError, UsageError, MissingRange) as exc:
+                    refused(self._shard, str(exc))
+                except kafka.SourceChanged as exc:
+                    if self._new_state() is None:
+                        raise
                     refused(self._shard, str(exc))
         except SnapshotError as exc:  # the store itself: the journal can do without
             refused(self._shard, str(exc))
@@ -113,29 +140,28 @@ class Follower:
         if not self._journal_start <= offset < self._journal_end:
             raise StateMismatch(f"{name} ends at journal offset {offset}, which this journal does not have")
         # Its own record is read first and must be the one that the state ends with: else it is of another journal.
-        journal = journal_reader.JournalReader(
-            self._settings.kafka, self._shard, position=offset, sequence=sequence - 1, previous=None
-        )
+        journal = self._journal_from(offset, sequence=sequence - 1, previous=None)
         try:
             last = self._first_record(journal)
             if last.head != known["head"]:
                 raise StateMismatch(
                     f"{name} ends with head {known['head'][:12]}, the journal has {last.head[:12]} there"
                 )
+            if known.get("sources") is not None:
+                journal_reader.check_sources(Sources(**known["sources"]), self._sources, name)
             bundle = self._bundles.at(str(known["bundle"]), str(known["bundle_location"]))
-            started = time.monotonic()
-            pipeline = with_log_folder(
-                self._settings, self._shard, lambda folder: restored(bundle, known, stored.parts, folder=folder)
-            )
+            started = self._ports.threads.monotonic()
+            pipeline = self._ports.states.restored(bundle, self._shard, known, stored.parts)
         except BaseException:
             journal.close()
             raise
         self._log.info(
             "snapshot.restored", sequence=sequence, keys=pipeline.engine.counts().keys,
-            seconds=round(time.monotonic() - started, 3),
+            seconds=round(self._ports.threads.monotonic() - started, 3),
         )  # fmt: skip
         positions = {int(p): int(position) for p, position in known["positions"].items()}
-        return _Start(pipeline, journal, positions, int(known["control_position"]), fresh=False)
+        epochs = {int(p): int(epoch) for p, epoch in known.get("epochs", {}).items()}
+        return _Start(pipeline, journal, positions, int(known["control_position"]), fresh=False, epochs=epochs)
 
     def _first_record(self, journal: journal_reader.JournalReader) -> JournalRecord:
         patience_s = self._settings.worker.no_progress_s
@@ -144,27 +170,28 @@ class Follower:
                 return record
         raise StateMismatch(f"the journal ends at offset {self._journal_end} without the record of a snapshot's batch")
 
-    def follow(self, stop: threading.Event) -> None:
+    def follow(self, stop: Event) -> None:
         """Decide again whatever is committed, until `stop` is set. Raises as `catch_up` does, but for NoProgress."""
         while not stop.is_set():
             self._rerun(self._journal.read(WAIT_S))
 
-    def catch_up(self, stop: threading.Event) -> None:
+    def catch_up(self, stop: Event) -> None:
         """Decide again up to the journal's end as it is now, or until `stop` is set.
 
         Raises PromiseBroken at the first digest that differs, MissingRange when records are gone, NoProgress when
         reading stalls.
         """
-        settings, started = self._settings, time.monotonic()
+        settings, monotonic = self._settings, self._ports.threads.monotonic
+        started = monotonic()
         begin = self._journal.position
-        _, end = journal_reader.journal_bounds(settings.kafka, self._client, self._shard)
+        _, end = journal_reader.journal_bounds(settings.kafka, self._broker, self._shard)
         if self.pipeline.sequence == 0 and self._journal_start > 0 and self._journal_start == end:
             raise journal_reader.emptied(settings.kafka, self._shard, end)
         worker_metrics.RECOVERY_OFFSETS.labels(self._label, "all").set(max(0, end - begin))
-        shown, batches = time.monotonic(), 0
+        shown, batches = monotonic(), 0
         for records in self._journal.until(end, no_progress_s=settings.worker.no_progress_s, wait_s=WAIT_S):
             batches += self._rerun(records, stop)
-            now, done = time.monotonic(), self._journal.position - begin
+            now, done = monotonic(), self._journal.position - begin
             worker_metrics.RECOVERY_OFFSETS.labels(self._label, "done").set(done)
             if stop.is_set():
                 break
@@ -174,11 +201,31 @@ class Follower:
                 self._log.info(
                     "shard.recovering", batches=batches, offsets_left=end - begin - done, left_s=round(left, 1)
                 )
-        seconds = time.monotonic() - started
+        if not stop.is_set():
+            self._check_bounds()
+        seconds = monotonic() - started
         worker_metrics.RECOVERY_SECONDS.labels(self._label).set(seconds)
         self._log.info("shard.recovered", batches=batches, sequence=self.pipeline.sequence, seconds=round(seconds, 3))
 
-    def _rerun(self, records: list[tuple[int, JournalRecord]], stop: threading.Event | None = None) -> int:
+    def _check_bounds(self) -> None:
+        """Raise MissingRange or SourceChanged, naming the partition, when a position lies outside its log."""
+        buffers = [*self.inputs.buffers.values(), self.inputs.control]
+        where = [buffer.partition for buffer in buffers]
+        bounds = zip(buffers, self._broker.starts(where), self._broker.ends(where), strict=True)
+        for buffer, start, end in bounds:
+            name = f"{buffer.partition.topic}/{buffer.partition.partition}"
+            if buffer.position < start:
+                raise MissingRange(
+                    f"{name}: offsets {buffer.position} to {start - 1} are gone (retention, or records deleted by "
+                    f"command) and were not decided. {journal_reader.WAY_OUT}"
+                )
+            if buffer.position > end:
+                raise kafka.SourceChanged(
+                    f"{name}: everything before offset {buffer.position} was decided, and the log ends at {end}: it "
+                    f"was cut, by an election of a leader that lacked records, say. {journal_reader.WAY_OUT}"
+                )
+
+    def _rerun(self, records: list[tuple[int, JournalRecord]], stop: Event | None = None) -> int:
         """Decide again what the journal has given; gives how many batches. Not to its end when `stop` is set: then
         this state is not used any more.
         """
@@ -186,20 +233,25 @@ class Follower:
             if stop is not None and stop.is_set():
                 return n
             self._check(record)
-            batch = journal_reader.reread(record, self.inputs, no_progress_s=self._settings.worker.no_progress_s)
+            batch = journal_reader.reread(
+                record, self.inputs, no_progress_s=self._settings.worker.no_progress_s, threads=self._ports.threads
+            )
             rerun(self.pipeline, record, batch, self._bundles)
             fault_points.point("in_recovery")
         worker_metrics.FOLLOWED.labels(self._label).set(self.pipeline.sequence)
         return len(records)
 
     def _check(self, record: JournalRecord) -> None:
-        strangers = {r.partition for r in record.inputs} - set(self.inputs.buffers)
-        if strangers:
+        new = {r.partition: r.start for r in record.inputs if r.partition not in self.inputs.buffers}
+        shards = self._settings.worker.shards
+        foreign = sorted(p for p in new if p % shards != self._shard)
+        if foreign and record.change is None:
             raise UsageError(
-                f"the journal of shard {self._shard} holds partitions {sorted(strangers)} that are not this shard's "
-                "now: the number of shards or partitions was changed. Set it back, or start a new application "
-                "(FRAUD_SCORER_WORKER__APPLICATION)"
+                f"the journal of shard {self._shard} holds partitions {foreign} that are not this shard's with "
+                f"FRAUD_SCORER_WORKER__SHARDS={shards}: the number of shards was changed. Set it back"
             )
+        if new and record.change is None:  # partitions that were added to the topic, and taken up by this batch
+            self.inputs.add(new)
         if record.sequence == 0 and record.bundle != self._bundles.initial.id:
             self._log.info("shard.other_bundle", journal=record.bundle, given=self._bundles.initial.id)
 
@@ -218,42 +270,57 @@ class Follower:
     def _inputs(self, at: _Start) -> ShardInputs:
         worker, prefix = self._settings.worker, self._settings.kafka.topic_prefix
         return ShardInputs(
-            kafka.reader(self._settings.kafka, group=f"{prefix}{worker.application}-reader-{self._shard}"),
+            self._ports.clients.reader(f"{prefix}{worker.application}-reader-{self._shard}"),
             payments=self._topics.payments,
             control=self._topics.control,
             positions=at.positions,
             control_position=at.control_position,
             buffered_max=worker.buffered_payments_max,
             deadlines=Deadlines(worker.deadline_ms, worker.deadline_header),
+            epochs=at.epochs,
+            sources=self._sources,
             fresh=at.fresh,
         )
 
+    def take_up(self, payments: int) -> list[int]:
+        """Read partitions of this shard that were added to the payments topic, which has `payments` now.
 
-def with_log_folder(settings: Settings, shard: int, make: Callable[[Path | None], Pipeline]) -> Pipeline:
-    """What `make` gives for the first folder of the shard that no other engine holds; in memory without a setting.
-
-    A standby of this machine, or a worker that is just ending, may hold another one. Raises SegmentError.
-    """
-    if settings.worker.log_folder is None:
-        return make(None)
-    base = settings.worker.log_folder.expanduser() / f"shard-{shard}"
-    for number in range(LOG_FOLDERS_MAX):
-        try:
-            return make(base / str(number))
-        except SegmentError as exc:
-            error = exc
-    raise error
+        From their beginnings, whatever was sent there meanwhile. The next batch names them in the journal.
+        """
+        added = [p for p in shard_partitions(self._settings, self._shard, payments) if p not in self.inputs.buffers]
+        if added:
+            starts = self._broker.starts([TopicPartition(self._topics.payments, p) for p in added])
+            self.inputs.add(dict(zip(added, starts, strict=True)))
+        return added
 
 
-def payments_partitions(settings: Settings, client: AdminClient, shard: int) -> list[int]:
-    """The payments partitions of a shard. Raises UsageError when the topics' partition counts do not fit each other."""
-    topics = kafka.Topics.of(settings.kafka)
-    payments = kafka.partition_count(client, topics.payments)
-    decisions = kafka.partition_count(client, topics.decisions)
-    if payments != decisions:
+def shard_partitions(settings: Settings, shard: int, payments: int) -> list[int]:
+    """The payments partitions of a shard: those whose number leaves its own when divided by the number of shards."""
+    return list(range(shard, payments, settings.worker.shards))
+
+
+def check_topics(settings: Settings, facts: Mapping[str, kafka.TopicFacts]) -> None:
+    """Raise UsageError when partition counts do not fit each other or the settings; it names topic, counts, way out."""
+    topics, shards = kafka.Topics.of(settings.kafka), settings.worker.shards
+    payments, decisions = facts[topics.payments].partitions, facts[topics.decisions].partitions
+    if decisions < payments:
         raise UsageError(
-            f"{topics.payments} has {payments} partitions, {topics.decisions} has {decisions}: one was changed, and a "
-            "decision goes to the partition of its payment's number. Keys may have moved to other partitions: make "
-            "both counts equal if that is meant, or start with other topics (FRAUD_SCORER_KAFKA__TOPIC_PREFIX)"
+            f"{topics.payments} has {payments} partitions, {topics.decisions} has {decisions}: a decision goes to the "
+            "partition of its payment's number. `fraud-scorer recover --adopt-partitions` adds what is missing"
         )
-    return [p for p in range(payments) if p % settings.worker.shards == shard]
+    if payments < shards:
+        raise UsageError(
+            f"{topics.payments} has {payments} partitions, FRAUD_SCORER_WORKER__SHARDS is {shards}: some shards would "
+            "have none. Set at most as many shards as there are partitions"
+        )
+    for topic in (topics.journal, topics.audit):
+        if facts[topic].partitions != shards:
+            raise UsageError(
+                f"{topic} has {facts[topic].partitions} partitions, FRAUD_SCORER_WORKER__SHARDS is {shards}: they must "
+                "be equal, for each shard writes its own. Set it back to what the topics were made with"
+            )
+    if facts[topics.control].partitions != 1:
+        raise UsageError(
+            f"{topics.control} has {facts[topics.control].partitions} partitions: labels and activations have one "
+            "order only with one. Make the topic anew with one partition, and `fraud-scorer recover --new-journal`"
+        )

@@ -8,17 +8,15 @@ present generation (KIP-447 fences transactional offset commits in the same way)
 
 from __future__ import annotations
 
-import threading
-import time
-from concurrent.futures import Future
-from queue import Queue
 from typing import Any
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from scorer import kafka
 from scorer.journal.journal_reader import journal_bounds
 from scorer.runtime.settings import Settings
+from scorer.runtime.threads import Event, Future, Queue
+from scorer.worker.ports import Ports
 
 RETRY_S = 0.1
 # A rebalance that runs is over within the session timeout; then the answer is yes or no.
@@ -36,14 +34,16 @@ _UNDECIDED = {
 class Membership:
     """The group member whose assignment of journal partitions is ownership of shards."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, ports: Ports) -> None:
         self._settings = settings
-        self._client = kafka.admin(settings.kafka)
+        self._threads = ports.threads
+        self._broker = ports.clients.broker()
         self._topic = kafka.Topics.of(settings.kafka).journal
         self.group = f"{settings.kafka.topic_prefix}{settings.worker.application}"
-        self.consumer: Consumer = kafka.member(settings, self.group)
+        self.consumer: kafka.Member = ports.clients.member(self.group)
         self.metadata: Any = None
-        self._questions: Queue[tuple[TopicPartition, Future[KafkaError | None]]] = Queue()  # one a shard at most
+        # One a shard at most.
+        self._questions: Queue[tuple[TopicPartition, Future[KafkaError | None]]] = self._threads.queue()
 
     def refresh(self) -> None:
         """Note the present generation for commits; called by the thread that polls, after each poll.
@@ -55,13 +55,13 @@ class Membership:
         self.metadata = self.consumer.consumer_group_metadata()
         self._answer()
 
-    def confirmed(self, shard: int, stop: threading.Event) -> bool:
+    def confirmed(self, shard: int, stop: Event) -> bool:
         """Whether the group still counts this member as the owner of `shard`. False as well once `stop` is set.
 
         Waits out a rebalance, and a coordinator that is away, for as long as `stop` is not set. Raises kafka.Denied
         when the authoriser does not let the group be asked.
         """
-        patience = time.monotonic() + self._settings.worker.session_timeout_ms / 1000.0
+        patience = self._threads.monotonic() + self._settings.worker.session_timeout_ms / 1000.0
         while not stop.is_set():
             error = self._ask(shard, stop)
             if error is None:
@@ -70,20 +70,20 @@ class Membership:
                 raise kafka.Denied(f"Kafka's authoriser refused ({error.name()}) to let the group be asked")
             if error.code() not in _UNDECIDED:
                 return False
-            if error.code() in kafka.OLDER_GENERATION and time.monotonic() > patience:
+            if error.code() in kafka.OLDER_GENERATION and self._threads.monotonic() > patience:
                 return False
             stop.wait(RETRY_S)
         return False
 
-    def _ask(self, shard: int, stop: threading.Event) -> KafkaError | None:
+    def _ask(self, shard: int, stop: Event) -> KafkaError | None:
         """Have the polling thread commit the journal's end; its error, None when the group took it."""
         try:
-            _, end = journal_bounds(self._settings.kafka, self._client, shard)
+            _, end = journal_bounds(self._settings.kafka, self._broker, shard)
         except kafka.Denied:
             return KafkaError(KafkaError.TOPIC_AUTHORIZATION_FAILED)
         except kafka.KafkaFailure:
             return KafkaError(KafkaError._ALL_BROKERS_DOWN)
-        answer: Future[KafkaError | None] = Future()
+        answer: Future[KafkaError | None] = self._threads.future()
         self._questions.put((TopicPartition(self._topic, shard, end), answer))
         while not stop.is_set():
             try:

@@ -7,22 +7,28 @@ before batch n is committed, and after any failure neither the producer nor the 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
-from concurrent.futures import Future
 from dataclasses import dataclass
-from queue import SimpleQueue
-from threading import Thread
 from typing import Any, ClassVar
 
-from confluent_kafka import KafkaError, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 
 from schemas.audit import AuditHeader, encode
 from schemas.dead_letter import dead_letter_record
 from schemas.decision import encode_decisions
-from scorer.kafka import OLDER_GENERATION, KafkaFailure, Rebuild, Topics, describe, failure, present
+from scorer.kafka import (
+    OLDER_GENERATION,
+    KafkaFailure,
+    Rebuild,
+    Topics,
+    TransactionalProducer,
+    describe,
+    failure,
+    present,
+)
 from scorer.pipeline import Outcomes
 from scorer.runtime import fault_points
+from scorer.runtime.threads import Future, Queue, Threads
 
 COMMIT_TIMEOUT_S = 30.0
 # Sending offsets takes milliseconds, and the client does not keep the timeout that it is given for it: when the group's
@@ -55,8 +61,9 @@ class Publisher:
 
     def __init__(
         self,
-        producer: Producer,
+        producer: TransactionalProducer,
         topics: Topics,
+        threads: Threads,
         *,
         shard: int,
         group_metadata: Callable[[], Any],
@@ -64,6 +71,7 @@ class Publisher:
     ) -> None:
         """`offsets_timeout_s`: no longer than the transaction's own, for then the broker aborts it anyway."""
         self._producer = producer
+        self._threads = threads
         self._offsets_timeout_s = min(OFFSETS_TIMEOUT_S, offsets_timeout_s)
         self._topics = topics
         self._shard = shard
@@ -71,20 +79,19 @@ class Publisher:
         self._journal_offset = -1
         self._due = math.inf  # when the call that runs must have come back, monotonic
         self._lost = False
-        self._work: SimpleQueue[tuple[Outcomes, Future[Committed]] | None] = SimpleQueue()
-        self._thread = Thread(target=self._run, name=f"commit-{shard}", daemon=True)
-        self._thread.start()
+        self._work: Queue[tuple[Outcomes, Future[Committed]] | None] = threads.queue()
+        self._thread = threads.spawn(self._run, name=f"commit-{shard}")
 
     def submit(self, outcomes: Outcomes) -> Future[Committed]:
         """Start to commit; the future, given to `landed`, gives Committed, or raises Fenced or Rebuild."""
-        future: Future[Committed] = Future()
+        future: Future[Committed] = self._threads.future()
         self._work.put((outcomes, future))
         return future
 
     @property
     def overdue(self) -> bool:
         """Whether a call of the client has not come back in time: then it never will."""
-        return time.monotonic() > self._due
+        return self._threads.monotonic() > self._due
 
     def wait(self, commit: Future[Committed]) -> Committed:
         """Wait for a commit. Raises what made it fail; Rebuild as well when a call of the client does not come back."""
@@ -120,7 +127,7 @@ class Publisher:
                 future.set_exception(exc)
 
     def _commit(self, outcomes: Outcomes) -> Committed:
-        started = time.perf_counter()
+        started = self._threads.monotonic()
         audit = encode(
             outcomes.columns,
             AuditHeader(
@@ -130,18 +137,18 @@ class Publisher:
                 journal=outcomes.journal.to_bytes().decode(),
             ),
         )
-        until = time.monotonic() + GENERATION_WAIT_S
+        until = self._threads.monotonic() + GENERATION_WAIT_S
         while True:
             try:
                 self._transaction(outcomes, audit)
                 self._producer.poll(0)  # delivery reports of what the commit has flushed
-                seconds = time.perf_counter() - started
+                seconds = self._threads.monotonic() - started
                 return Committed(outcomes, seconds, sum(map(len, audit)), self._journal_offset)
             except KafkaException as exc:
-                if not _of_an_older_generation(exc) or time.monotonic() > until:
+                if not _of_an_older_generation(exc) or self._threads.monotonic() > until:
                     raise failure(exc) from exc
                 self._abort()
-                time.sleep(GENERATION_RETRY_S)
+                self._threads.sleep(GENERATION_RETRY_S)
             except BufferError as exc:
                 raise Rebuild("the producer's queue did not drain") from exc
 
@@ -164,7 +171,7 @@ class Publisher:
         )
         positions = [TopicPartition(self._topics.payments, r.partition, r.end) for r in outcomes.journal.inputs]
         if positions:  # fresh group metadata every time: the member's generation changes with each rebalance
-            self._due = time.monotonic() + self._offsets_timeout_s + LATE_S
+            self._due = self._threads.monotonic() + self._offsets_timeout_s + LATE_S
             try:
                 fault_points.point("in_offsets")
                 self._producer.send_offsets_to_transaction(positions, self._group_metadata(), self._offsets_timeout_s)

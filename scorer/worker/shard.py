@@ -8,10 +8,7 @@
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Callable
-from concurrent.futures import Future
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,11 +26,14 @@ from scorer.pipeline.records import Batch
 from scorer.policy import FLAG
 from scorer.runtime import fault_points
 from scorer.runtime.settings import Settings
+from scorer.runtime.threads import Event, Future
 from scorer.worker import worker_metrics
 from scorer.worker.batcher import Batcher
 from scorer.worker.follower import Follower
+from scorer.worker.ports import Ports
 from scorer.worker.publisher import MODES, Committed, Publisher
-from scorer.worker.snapshotter import Snapshotter, store_of
+from scorer.worker.snapshotter import Snapshotter
+from scorer.worker.topic_watch import TopicWatch
 
 log = structlog.get_logger()
 
@@ -43,26 +43,39 @@ GAUGES_EVERY_S = 1.0
 
 class _InFlight(NamedTuple):
     commit: Future[Committed]
-    closed_at: float  # time.perf_counter() when its batch was closed
+    closed_at: float  # monotonic, when its batch was closed
 
 
 class Shard:
     """Runs one shard on the calling thread until `stop` is set."""
 
-    def __init__(self, settings: Settings, bundles: Bundles, number: int, *, group_metadata: Callable[[], Any]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        bundles: Bundles,
+        number: int,
+        ports: Ports,
+        *,
+        group_metadata: Callable[[], Any],
+        watch: TopicWatch,
+    ) -> None:
         self._settings = settings
+        self._ports = ports
+        self._threads = ports.threads
         self._number = number
         self._label = str(number)
         self._topics = kafka.Topics.of(settings.kafka)
         self._group_metadata = group_metadata
+        self._watch = watch
+        self._payments = 0  # partitions of the payments topic that were looked at
         self._bundles = bundles
         self._log = log.bind(shard=number)
         self._gauges_at = 0.0
         self._snapshotter: Snapshotter | None = None
-        self.recovered = threading.Event()
+        self.recovered = self._threads.event()
         self.batches_committed = 0  # batches committed
 
-    def run(self, stop: threading.Event, warm: Follower | None = None) -> None:
+    def run(self, stop: Event, warm: Follower | None = None) -> None:
         """Own the shard until `stop` is set; then the batch in flight is committed and everything closed.
 
         `warm`: a standby's state to start from; it is closed here. Raises kafka.Fenced, kafka.Rebuild or another
@@ -70,7 +83,7 @@ class Shard:
         """
         self.recovered.clear()
         owner = f"shard-{self._number}"
-        producer = kafka.transactional_producer(self._settings, owner)
+        producer = self._ports.clients.transactional_producer(owner)
         follower = warm
         try:
             try:
@@ -78,19 +91,22 @@ class Shard:
             except KafkaException as exc:
                 name = kafka.transactional_id(self._settings, owner)
                 raise kafka.failure(exc, needs=f"Write on transactional-id {name}") from exc
-            follower = follower or Follower(self._settings, self._bundles, self._number)
+            follower = follower or Follower(self._settings, self._bundles, self._number, self._ports)
             follower.catch_up(stop)
             follower.release_journal()
             publisher = Publisher(
                 producer,
                 self._topics,
+                self._threads,
                 shard=self._number,
                 group_metadata=self._group_metadata,
                 offsets_timeout_s=self._settings.worker.transaction_timeout_ms / 1000.0,
             )
-            store = store_of(self._settings, self._number)
+            store = self._ports.states.store(self._number)
             if store is not None:
-                self._snapshotter = Snapshotter(self._settings, self._number, store, self._bundles.location)
+                self._snapshotter = Snapshotter(
+                    self._settings, self._number, store, self._bundles.location, self._ports
+                )
             try:
                 if not stop.is_set():
                     self.recovered.set()
@@ -105,11 +121,12 @@ class Shard:
             if follower is not None:
                 follower.close()
 
-    def _decide(self, follower: Follower, publisher: Publisher, stop: threading.Event) -> None:
+    def _decide(self, follower: Follower, publisher: Publisher, stop: Event) -> None:
         pipeline, inputs = follower.pipeline, follower.inputs
         worker = self._settings.worker
         batcher = Batcher(
             inputs,
+            self._threads,
             batch_max=worker.batch_payments_max,
             gather_ms_max=worker.gather_ms_max,
             skew_ms=pipeline.bundle.feature_set.max_future_skew,
@@ -118,8 +135,11 @@ class Shard:
         worker_metrics.BUNDLE.labels(self._label, pipeline.bundle.id).set(1)
         in_flight: _InFlight | None = None
         while not stop.is_set():
+            self._watch.check()
+            if self._watch.payments > self._payments:
+                self._take_up(follower)
             batch = batcher.next()
-            closed_at = time.perf_counter()
+            closed_at = self._threads.monotonic()
             if in_flight is not None and (in_flight.commit.done() or publisher.overdue):
                 self._finish(in_flight, publisher, batcher)
                 in_flight = None
@@ -130,26 +150,33 @@ class Shard:
                 continue
             fault_points.point("after_consume")
             self._activate(pipeline, batch)
-            started = time.perf_counter()
+            started = self._threads.monotonic()
             try:
                 outcomes = pipeline.run(batch)
             except SegmentError as exc:  # the disk is full, say: nothing of this batch was committed
                 raise FraudScorerError(str(exc)) from exc
             fault_points.point("after_compute")
-            worker_metrics.COMPUTE.labels(self._label).observe(time.perf_counter() - started)
+            worker_metrics.COMPUTE.labels(self._label).observe(self._threads.monotonic() - started)
             if in_flight is not None:
                 self._finish(in_flight, publisher, batcher)
+            self._watch.check()
             in_flight = _InFlight(publisher.submit(outcomes), closed_at)
             if self._snapshotter is not None:
                 self._snapshotter.between_batches(pipeline, inputs, len(outcomes.records))
         if in_flight is not None:
             self._finish(in_flight, publisher, batcher)
 
+    def _take_up(self, follower: Follower) -> None:
+        self._payments = self._watch.payments
+        added = follower.take_up(self._payments)
+        if added:
+            self._log.warning("shard.partitions_added", partitions=added)
+
     def _finish(self, in_flight: _InFlight, publisher: Publisher, batcher: Batcher) -> None:
         """Wait for a commit; its failure is raised here, before anything else is done with the state."""
         committed = publisher.wait(in_flight.commit)
         self.batches_committed += 1
-        batcher.committed(commit_s=committed.commit_s, total_s=time.perf_counter() - in_flight.closed_at)
+        batcher.committed(commit_s=committed.commit_s, total_s=self._threads.monotonic() - in_flight.closed_at)
         outcomes, label = committed.outcomes, self._label
         if self._snapshotter is not None:
             self._snapshotter.committed(outcomes.journal.sequence, committed.journal_offset)
@@ -159,7 +186,7 @@ class Shard:
         worker_metrics.BATCH_PAYMENTS.labels(label).observe(len(outcomes.rows))
         if len(outcomes.records):
             worker_metrics.LATENCY.labels(label).observe(
-                max(0.0, time.time() - int(outcomes.records.timestamp_ms.min()) / 1000.0)
+                max(0.0, self._threads.epoch_s() - int(outcomes.records.timestamp_ms.min()) / 1000.0)
             )
         kinds = np.bincount(outcomes.columns.mode * 2 + outcomes.columns.decision, minlength=2 * len(MODES))
         for kind in np.flatnonzero(kinds).tolist():
@@ -197,7 +224,7 @@ class Shard:
         self._log.info("bundle.activated", bundle=bundle.id, before=before, sequence=pipeline.sequence)
 
     def _gauges(self, pipeline: Pipeline, inputs: ShardInputs, batcher: Batcher) -> None:
-        now = time.monotonic()
+        now = self._threads.monotonic()
         if now - self._gauges_at < GAUGES_EVERY_S:
             return
         self._gauges_at = now

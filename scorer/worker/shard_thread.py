@@ -4,16 +4,13 @@ rights that were taken away.
 
 from __future__ import annotations
 
-import threading
-import time
-
 import structlog
 
 from scorer import kafka
-from scorer.kafka import rights
 from scorer.runtime.settings import Settings
 from scorer.worker import worker_metrics
 from scorer.worker.group_membership import Membership
+from scorer.worker.ports import Ports
 from scorer.worker.shard import Shard
 from scorer.worker.standby import Standby
 
@@ -32,23 +29,30 @@ class ShardThread:
     """The thread, by the shard's `number`. `failure`: why it cannot go on; the process ends with it."""
 
     def __init__(
-        self, settings: Settings, shard: Shard, number: int, membership: Membership, standby: Standby | None
+        self,
+        settings: Settings,
+        shard: Shard,
+        number: int,
+        membership: Membership,
+        standby: Standby | None,
+        ports: Ports,
     ) -> None:
         self._settings = settings
+        self._ports = ports
+        self._threads = ports.threads
         self.shard = shard
         self._denied: tuple[float, int] | None = None  # since when, and how many batches had been committed by then
         self._membership = membership
         self.number = number
         self._standby = standby
-        self.stop = threading.Event()
+        self.stop = ports.threads.event()
         self.failure: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name=f"shard-{number}", daemon=True)
-        self._thread.start()
+        self._thread = ports.threads.spawn(self._run, name=f"shard-{number}")
 
     def _run(self) -> None:
         backoff_s = REBUILD_BACKOFF_S
         while not self.stop.is_set():
-            began = time.monotonic()
+            began = self._threads.monotonic()
             try:
                 warm, self._standby = (self._standby.take() if self._standby else None), None
                 self.shard.run(self.stop, warm)
@@ -60,7 +64,7 @@ class ShardThread:
                 worker_metrics.REBUILDS.labels(str(self.number), "transaction").inc()
                 backoff_s = (
                     REBUILD_BACKOFF_S
-                    if time.monotonic() - began > REBUILD_CALM_S
+                    if self._threads.monotonic() - began > REBUILD_CALM_S
                     else min(2 * backoff_s, REBUILD_BACKOFF_S_MAX)
                 )
                 log.warning("shard.rebuild", shard=self.number, reason=str(exc), wait_s=backoff_s)
@@ -98,15 +102,17 @@ class ShardThread:
         Nothing is tried meanwhile: a transaction that is bound to fail would make this worker look ready for a moment.
         """
         if self._denied is None or self._denied[1] != self.shard.batches_committed:
-            self._denied = time.monotonic(), self.shard.batches_committed
+            self._denied = self._threads.monotonic(), self.shard.batches_committed
         until = self._denied[0] + self._settings.worker.denied_s
         while not self.stop.wait(DENIED_RETRY_S):
-            lacking = rights.lacking(self._settings, rights.Role.WORKER)
+            lacking = self._ports.clients.broker().lacking_rights()
             reason = lacking or str(denial)
-            if time.monotonic() > until:
+            if self._threads.monotonic() > until:
                 self.failure = kafka.Denied(f"{reason}. Waited {self._settings.worker.denied_s:g} s for it")
                 return False
-            log.error("shard.denied", shard=self.number, reason=reason, ends_in_s=round(until - time.monotonic(), 1))
+            log.error(
+                "shard.denied", shard=self.number, reason=reason, ends_in_s=round(until - self._threads.monotonic(), 1)
+            )
             if not lacking:
                 return True
         return False

@@ -9,8 +9,6 @@ Payments wait for `begin` and `finish` alone; how long is a metric.
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,14 +16,15 @@ from typing import Any
 import structlog
 
 from features.engine_image import Image
-from features.snapshot_store import SnapshotError, SnapshotStore
-from scorer.errors import FraudScorerError, UsageError
+from features.snapshot_store import SnapshotError
+from scorer.errors import FraudScorerError
 from scorer.journal.partition_buffers import ShardInputs
 from scorer.pipeline import Pipeline
-from scorer.pipeline.state_image import ShardCapture, facts
 from scorer.runtime import fault_points
 from scorer.runtime.settings import Settings
+from scorer.runtime.threads import Thread
 from scorer.worker import worker_metrics
+from scorer.worker.ports import Capture, Ports, Store
 
 log = structlog.get_logger()
 
@@ -33,19 +32,6 @@ log = structlog.get_logger()
 RETRY_S = 30.0
 # What a store or a disk may do; anything else that ends the thread is a defect and ends the process.
 EXPECTED = (SnapshotError, OSError, MemoryError)
-
-
-def store_of(settings: Settings, shard: int) -> SnapshotStore | None:
-    """Where the snapshots of a shard are kept; None when they are switched off."""
-    where = settings.snapshots
-    if not where.every_payments and not where.every_s:
-        return None
-    url = where.url or f"{(settings.cache.expanduser() / 'snapshots').as_uri()}"
-    name = f"{settings.kafka.topic_prefix}{settings.worker.application}"
-    try:
-        return SnapshotStore(f"{url.rstrip('/')}/{name}/shard-{shard}", on_step=fault_points.point)
-    except (ValueError, ImportError) as exc:  # a protocol that fsspec does not know, or whose package is missing
-        raise UsageError(f"setting FRAUD_SCORER_SNAPSHOTS__URL: {exc}") from exc
 
 
 @dataclass(frozen=True)
@@ -56,7 +42,7 @@ class Stored:
     parts: dict[str, Image]
 
 
-def newest_first(store: SnapshotStore, shard: int) -> Iterator[Stored]:
+def newest_first(store: Store, shard: int) -> Iterator[Stored]:
     """Every readable snapshot from the newest on; those that are not are counted and logged."""
     for found in store.newest_first():
         if isinstance(found, SnapshotError):
@@ -83,21 +69,22 @@ class Snapshotter:
     """Takes the snapshots of one owned shard. All calls from the shard's own thread."""
 
     def __init__(
-        self, settings: Settings, shard: int, store: SnapshotStore, bundle_location: Callable[[str], str]
+        self, settings: Settings, shard: int, store: Store, bundle_location: Callable[[str], str], ports: Ports
     ) -> None:
+        self._threads, self._states = ports.threads, ports.states
         self._every_payments = settings.snapshots.every_payments
         self._every_s = settings.snapshots.every_s
         self._kept = settings.snapshots.kept
         self._shard, self._label = shard, str(shard)
         self._store = store
         self._bundle_location = bundle_location
-        self._capture: ShardCapture | None = None
+        self._capture: Capture | None = None
         self._finished: _Finished | None = None
-        self._thread: threading.Thread | None = None
+        self._thread: Thread | None = None
         self._failed: Exception | None = None
         self._payments = 0
         self._last_commit: tuple[int, int] | None = None  # sequence, journal offset
-        self._last_at = time.monotonic()
+        self._last_at = self._threads.monotonic()
         self._not_before = 0.0
 
     def between_batches(self, pipeline: Pipeline, inputs: ShardInputs, payments: int) -> None:
@@ -145,26 +132,26 @@ class Snapshotter:
         self._give_up(str(failed))
 
     def _due(self) -> bool:
-        now = time.monotonic()
+        now = self._threads.monotonic()
         enough = bool(self._every_payments) and self._payments >= self._every_payments
         late = bool(self._every_s) and now - self._last_at >= self._every_s and self._payments > 0
         return (enough or late) and now >= self._not_before
 
     def _begin(self, pipeline: Pipeline) -> None:
-        started = time.perf_counter()
-        self._capture = capture = ShardCapture(pipeline)
+        started = self._threads.monotonic()
+        self._capture = capture = self._states.capture(pipeline)
         fault_points.point("snapshot_begin")
         self._pause(started)
         self._start(lambda: self._copy(capture), "copy")
 
     @staticmethod
-    def _copy(capture: ShardCapture) -> None:
+    def _copy(capture: Capture) -> None:
         capture.copy()
         fault_points.point("snapshot_copy")
 
     def _finish(self, pipeline: Pipeline, inputs: ShardInputs) -> None:
         assert self._capture is not None
-        started, capture = time.perf_counter(), self._capture
+        started, capture = self._threads.monotonic(), self._capture
         if not capture.again():
             self._pause(started)
             if not capture.stepping:
@@ -175,19 +162,21 @@ class Snapshotter:
         self._capture = None
         self._pause(started)
         if parts is None:
-            self._not_before = time.monotonic() + 1.0  # arrays grew meanwhile; they do so ever more rarely
+            self._not_before = self._threads.monotonic() + 1.0  # arrays grew meanwhile; they do so ever more rarely
             return
-        known = facts(pipeline) | {
+        known = self._states.facts(pipeline) | {
             "positions": {str(p): buffer.position for p, buffer in inputs.buffers.items()},
+            "epochs": {str(p): buffer.epoch for p, buffer in inputs.buffers.items()},
             "control_position": inputs.control.position,
+            "sources": None if inputs.sources is None else inputs.sources.model_dump(),
             "bundle_location": self._bundle_location(pipeline.bundle.id),
         }
         self._finished = _Finished(pipeline.sequence, known, parts)
-        self._payments, self._last_at = 0, time.monotonic()
+        self._payments, self._last_at = 0, self._threads.monotonic()
         self._write_committed()  # of an idle shard the batch is committed already
 
     def _pause(self, started: float) -> None:
-        worker_metrics.SNAPSHOT_PAUSE.labels(self._label).observe(time.perf_counter() - started)
+        worker_metrics.SNAPSHOT_PAUSE.labels(self._label).observe(self._threads.monotonic() - started)
 
     def _start(self, work: Callable[[], None], name: str) -> None:
         def run() -> None:
@@ -196,17 +185,16 @@ class Snapshotter:
             except Exception as exc:  # noqa: BLE001 - acted upon by the shard's thread (_check_thread)
                 self._failed = exc
 
-        self._thread = threading.Thread(target=run, name=f"snapshot-{name}-{self._shard}", daemon=True)
-        self._thread.start()
+        self._thread = self._threads.spawn(run, name=f"snapshot-{name}-{self._shard}")
 
     def _write(self, finished: _Finished) -> None:
-        started = time.monotonic()
+        started = self._threads.monotonic()
         written = self._store.write(finished.sequence, finished.known, finished.parts)
         try:
             self._store.prune(self._kept)
         except SnapshotError as exc:  # a damaged one among those to keep: nothing is deleted until it has aged out
             log.warning("snapshot.not_pruned", shard=self._shard, reason=str(exc))
-        seconds = time.monotonic() - started
+        seconds = self._threads.monotonic() - started
         worker_metrics.SNAPSHOTS.labels(self._label).inc()
         worker_metrics.SNAPSHOT_SEQUENCE.labels(self._label).set(written.sequence)
         worker_metrics.SNAPSHOT_BYTES.labels(self._label).set(written.bytes)
@@ -219,4 +207,4 @@ class Snapshotter:
         worker_metrics.SNAPSHOTS_FAILED.labels(self._label).inc()
         log.warning("snapshot.failed", shard=self._shard, reason=reason)
         self._capture, self._finished = None, None
-        self._not_before = time.monotonic() + RETRY_S
+        self._not_before = self._threads.monotonic() + RETRY_S

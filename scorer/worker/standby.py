@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-
 import structlog
 
 from scorer import kafka
@@ -13,6 +11,7 @@ from scorer.journal.rerun import Bundles
 from scorer.runtime.settings import Settings
 from scorer.worker import worker_metrics
 from scorer.worker.follower import Follower
+from scorer.worker.ports import Ports
 
 log = structlog.get_logger()
 
@@ -26,18 +25,17 @@ class Standby:
     else, a digest that differs above all, ends it and stands in `failure`: this process must not take the shard over.
     """
 
-    def __init__(self, settings: Settings, bundles: Bundles, shard: int) -> None:
-        self._settings, self._bundles, self._shard = settings, bundles, shard
-        self._stop = threading.Event()
+    def __init__(self, settings: Settings, bundles: Bundles, shard: int, ports: Ports) -> None:
+        self._settings, self._bundles, self._shard, self._ports = settings, bundles, shard, ports
+        self._stop = ports.threads.event()
         self._follower: Follower | None = None
         self.failure: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name=f"standby-{shard}", daemon=True)
-        self._thread.start()
+        self._thread = ports.threads.spawn(self._run, name=f"standby-{shard}")
 
     def _run(self) -> None:
         while not self._stop.is_set():
             try:
-                self._follower = Follower(self._settings, self._bundles, self._shard)
+                self._follower = Follower(self._settings, self._bundles, self._shard, self._ports)
                 self._follower.follow(self._stop)
             except (kafka.KafkaFailure, MissingRange, NoProgress) as exc:
                 self._drop()

@@ -7,26 +7,26 @@ alone counts, and fencing of the shard's producer protects against a member that
 from __future__ import annotations
 
 import gc
-import threading
-import time
 
 import structlog
-from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from features.feature_set import FeatureSetError
 from scorer import kafka
 from scorer.bundle import Bundle
 from scorer.errors import FraudScorerError, UsageError
 from scorer.journal.rerun import Bundles
-from scorer.kafka import rights
 from scorer.pipeline.warm_up import warm_up
 from scorer.runtime import fault_points
 from scorer.runtime.settings import Settings
+from scorer.runtime.threads import Event
 from scorer.worker import worker_metrics
 from scorer.worker.group_membership import Membership
+from scorer.worker.ports import Ports
 from scorer.worker.shard import Shard
 from scorer.worker.shard_thread import DENIED_RETRY_S, ShardThread
 from scorer.worker.standby import Standby
+from scorer.worker.topic_watch import SILENT_S, TopicWatch
 
 log = structlog.get_logger()
 
@@ -49,13 +49,16 @@ def _calm_collector() -> None:
 class Worker:
     """One process of the decision path."""
 
-    def __init__(self, settings: Settings, bundle: Bundle) -> None:
-        """Raises UsageError when the shards would split an entity of the bundle's feature set."""
+    def __init__(self, settings: Settings, bundle: Bundle, ports: Ports | None = None) -> None:
+        """`ports`: the real ones without. Raises UsageError when the shards would split an entity of the bundle's
+        feature set."""
         try:
             bundle.feature_set.check_sharding(settings.worker.shard_key, settings.worker.shards)
         except FeatureSetError as exc:
             raise UsageError(f"FRAUD_SCORER_WORKER__SHARDS={settings.worker.shards}: {exc}") from exc
         self._settings = settings
+        self._ports = ports or Ports.real(settings)
+        self._threads = self._ports.threads
         self._bundle = bundle
         self._bundles = Bundles(bundle, settings.bundle.trusted_keys)
         self._owned: dict[int, ShardThread] = {}
@@ -68,7 +71,8 @@ class Worker:
         self._denied_at: float | None = None
         self._denied_logged_at = self._denied_until = float("-inf")
         self._frozen_until = float("-inf")
-        self._membership = Membership(settings)
+        self._membership = Membership(settings, self._ports)
+        self._watch = TopicWatch(settings, self._ports)
 
     def live(self) -> tuple[bool, str]:
         """The process works as long as no shard has failed."""
@@ -83,22 +87,28 @@ class Worker:
             return False, "refused by Kafka's authoriser"
         if not self._joined:
             return False, "joining the group"
+        if self._watch.silent_s > SILENT_S:
+            return False, f"Kafka has not answered for {self._watch.silent_s:.0f} s"
         waiting = [o.number for o in list(self._owned.values()) if not o.shard.recovered.is_set()]
         return not waiting, f"recovering shards {waiting}" if waiting else f"deciding shards {sorted(self._owned)}"
 
-    def run(self, stop: threading.Event) -> None:
-        """Take part until `stop` is set, then drain and leave. Raises what ended a shard:
+    def run(self, stop: Event) -> None:
+        """Compile, then take part until `stop` is set. Raises what ended a shard:
         the process must exit non-zero then."""
         warm_up(self._bundle)
         _calm_collector()
+        self.take_part(stop)
+
+    def take_part(self, stop: Event) -> None:
+        """Take part in the group until `stop` is set, then drain and leave. Raises what ended a shard."""
         fault_points.point("after_warm_up")
         self._warm = True
         topic = kafka.Topics.of(self._settings.kafka).journal
-        self._check_journal(topic)
+        self._watch.start()
         member = self._membership.consumer
         member.subscribe([topic], on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost)
         # From here on the group expects to hear of this member. That compiling may have taken minutes is no freeze.
-        self._polled_at = self._waiting_logged_at = self._began_at = time.monotonic()
+        self._polled_at = self._waiting_logged_at = self._began_at = self._threads.monotonic()
         try:
             while not stop.is_set():
                 fault_points.point("main_loop")
@@ -112,29 +122,21 @@ class Worker:
             member.close()
             for standby in self._standbys.values():
                 standby.close()
+            self._watch.close()
             log.info("worker.left")
 
-    def _check_journal(self, topic: str) -> None:
-        shards = self._settings.worker.shards
-        partitions = kafka.partition_count(kafka.admin(self._settings.kafka), topic)
-        if partitions != shards:
-            raise kafka.KafkaFailure(
-                f"{topic} has {partitions} partitions, "
-                f"the setting FRAUD_SCORER_WORKER__SHARDS says {shards}: they must be equal"
-            )
-
-    def _poll(self, member: Consumer) -> None:
+    def _poll(self, member: kafka.Member) -> None:
         """Hear of the group once: callbacks run in here, and the present generation is noted for commits."""
-        if not self._joined and time.monotonic() - self._waiting_logged_at > WAITING_LOGGED_S:
-            self._waiting_logged_at = time.monotonic()
+        if not self._joined and self._threads.monotonic() - self._waiting_logged_at > WAITING_LOGGED_S:
+            self._waiting_logged_at = self._threads.monotonic()
             log.warning(
                 "worker.not_in_group",
                 group=self._membership.group,
                 up_s=round(self._waiting_logged_at - self._began_at),
                 reason="a rebalance that does not end, or a coordinator that does not answer",
             )
-        self._note_freeze(time.monotonic() - self._polled_at)
-        self._polled_at = time.monotonic()
+        self._note_freeze(self._threads.monotonic() - self._polled_at)
+        self._polled_at = self._threads.monotonic()
         message = member.poll(POLL_S)
         self._membership.refresh()
         error = None if message is None else message.error()
@@ -145,7 +147,7 @@ class Worker:
         """End the process with what ended one of its parts."""
         self._limit_denial()
         parts: list[ShardThread | Standby] = [*self._owned.values(), *self._standbys.values()]
-        for failure in (self._failure, *(part.failure for part in parts)):
+        for failure in (self._watch.failure, self._failure, *(part.failure for part in parts)):
             if failure is not None:
                 raise failure
 
@@ -163,14 +165,12 @@ class Worker:
                 "application agree in FRAUD_SCORER_WORKER__GROUP_PROTOCOL, and nothing else uses their group"
             )
         if error.code() in kafka.DENIED:
-            self._denied_at = self._denied_at or time.monotonic()
-            self._denied_until = time.monotonic() + self._settings.worker.session_timeout_ms / 1000.0
-            if time.monotonic() - self._denied_logged_at < DENIED_RETRY_S:
+            self._denied_at = self._denied_at or self._threads.monotonic()
+            self._denied_until = self._threads.monotonic() + self._settings.worker.session_timeout_ms / 1000.0
+            if self._threads.monotonic() - self._denied_logged_at < DENIED_RETRY_S:
                 return
-            self._denied_logged_at = time.monotonic()
-            reason = (
-                rights.lacking(self._settings, rights.Role.WORKER) or f"Kafka's authoriser refused ({error.name()})"
-            )
+            self._denied_logged_at = self._threads.monotonic()
+            reason = self._ports.clients.broker().lacking_rights() or f"Kafka's authoriser refused ({error.name()})"
             log.error("worker.denied", reason=reason)
             return
         log.warning("worker.group_error", code=error.name())
@@ -180,15 +180,15 @@ class Worker:
         length of a session: then the right came back before it was missed.
         """
         denied_s = self._settings.worker.denied_s
-        if self._joined and time.monotonic() > self._denied_until:
+        if self._joined and self._threads.monotonic() > self._denied_until:
             self._denied_at = None
-        if self._denied_at is not None and time.monotonic() - self._denied_at > denied_s:
+        if self._denied_at is not None and self._threads.monotonic() - self._denied_at > denied_s:
             raise kafka.Denied(
-                f"{rights.lacking(self._settings, rights.Role.WORKER) or 'the group refuses this member'}. "
+                f"{self._ports.clients.broker().lacking_rights() or 'the group refuses this member'}. "
                 f"Waited {denied_s:g} s for it"
             )
 
-    def _assigned(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+    def _assigned(self, consumer: kafka.Member, partitions: list[TopicPartition]) -> None:
         # Cooperative protocol: what is given here comes on top of what is owned.
         try:
             consumer.incremental_assign(partitions)
@@ -200,15 +200,22 @@ class Worker:
         for partition in partitions:
             number = partition.partition
             log.info("shard.assigned", shard=number)
-            shard = Shard(self._settings, self._bundles, number, group_metadata=lambda: self._membership.metadata)
+            shard = Shard(
+                self._settings,
+                self._bundles,
+                number,
+                self._ports,
+                group_metadata=lambda: self._membership.metadata,
+                watch=self._watch,
+            )
             self._owned[number] = ShardThread(
-                self._settings, shard, number, self._membership, self._standbys.pop(number, None)
+                self._settings, shard, number, self._membership, self._standbys.pop(number, None), self._ports
             )
         self._denied_at = None
         self._joined = True  # last: until then no probe shall take this member for one that owns nothing
         worker_metrics.OWNED.set(len(self._owned))
 
-    def _revoked(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+    def _revoked(self, consumer: kafka.Member, partitions: list[TopicPartition]) -> None:
         # Still a member of the old generation here, so the batch in flight can be committed; that generation is asked
         # for anew, because the thread that does so after each poll is the one that waits in here.
         self._membership.refresh()
@@ -220,16 +227,16 @@ class Worker:
         worker = self._settings.worker
         # Beyond max.poll.interval the client itself leaves the group, and joins again: that repairs itself.
         if worker.session_timeout_ms <= still_s * 1000.0 < worker.max_poll_interval_ms:
-            self._frozen_until = time.monotonic()
+            self._frozen_until = self._threads.monotonic()
 
-    def _lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+    def _lost(self, consumer: kafka.Member, partitions: list[TopicPartition]) -> None:
         # Another member owns them already; the batch in flight will be fenced. State is dropped with the shard.
         log.warning("shard.lost", shards=[p.partition for p in partitions])
         self._joined = False  # the group, or the broker, does not know this member now: not ready until it does again
         self._drain([p.partition for p in partitions])
         consumer.incremental_unassign(partitions)
-        self._note_freeze(time.monotonic() - self._polled_at)
-        since_s = time.monotonic() - self._frozen_until
+        self._note_freeze(self._threads.monotonic() - self._polled_at)
+        since_s = self._threads.monotonic() - self._frozen_until
         if partitions and since_s < 2 * self._settings.worker.session_timeout_ms / 1000.0:
             self._failure = self._failure or kafka.Fenced(
                 "this process stood still for longer than the session timeout, and others own its shards now; "
@@ -243,7 +250,7 @@ class Worker:
             return
         for number in range(self._settings.worker.shards):
             if wanted > 0 and number not in self._owned and number not in self._standbys:
-                self._standbys[number] = Standby(self._settings, self._bundles, number)
+                self._standbys[number] = Standby(self._settings, self._bundles, number, self._ports)
                 wanted -= 1
         worker_metrics.STANDBYS.set(len(self._standbys))
 

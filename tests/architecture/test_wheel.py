@@ -53,8 +53,8 @@ def test_data_files_travel_in_it(installed: Path, tmp_path: Path) -> None:
     """Migrations, the demo's feature set and policy, and Kafka's pom.xml are found from an installed wheel."""
     code = (
         "from scorer.runtime import assets; import scorer; print(scorer.__file__)\n"
-        "for name in ('migrations/env.py', 'migrations/versions', 'deploy/demo/feature_set.yaml', "
-        "'deploy/demo/policy.yaml', 'deploy/kafka/pom.xml'): print(assets.path(name))"
+        "for name in ('migrations/env.py', 'migrations/versions', 'deploy/examples/demo/feature_set.yaml', "
+        "'deploy/examples/demo/policy.yaml', 'deploy/kafka/pom.xml'): print(assets.path(name))"
     )
     places = run(installed, tmp_path, "-c", code).split()
     assert len(places) == 6

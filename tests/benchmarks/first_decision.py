@@ -100,7 +100,7 @@ def _killed(settings: Settings, owner: Worker, successor: Worker) -> dict[str, f
         message = reader.poll(0.02)
         if message is not None and message.error() is None:
             seen.append((message.timestamp()[1] / 1000.0, time.time()))
-        assert time.monotonic() < until, "nobody has taken the shard over"
+        assert time.monotonic() < until, "no worker has taken the shard over"
     reader.close()
     began = _at(assigned)
     first = min(read for produced, read in seen if produced >= began)

@@ -61,7 +61,7 @@ class Worker:
 
 
 def snapshots(folder: Path, every: int) -> dict[str, str]:
-    """Environment of a worker that snapshots to `folder` every so many payments, and follows nobody."""
+    """Environment of a worker that snapshots to `folder` every so many payments, and follows no other."""
     return {
         "FRAUD_SCORER_SNAPSHOTS__URL": folder.as_uri(),
         "FRAUD_SCORER_SNAPSHOTS__EVERY_PAYMENTS": str(every),

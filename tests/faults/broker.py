@@ -14,7 +14,8 @@ from typing import ClassVar, Protocol
 
 from scorer.local_services import jars
 from scorer.local_services.local_kafka import BROKER
-from scorer.local_services.managed_service import ManagedService, Place, Plan, free_port, port_open
+from scorer.local_services.local_ports import free_port, port_open
+from scorer.local_services.managed_service import ManagedService, Place, Plan
 from scorer.local_services.services import prepare
 from tests.faults.proxy import Proxy
 

@@ -21,7 +21,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def broker() -> Iterator[OwnBroker]:
-    """A test that stops it, or spoils its proxy, mends it again."""
+    """A test that stops it, or spoils its proxy, repairs it again."""
     with OwnBroker() as running:
         yield running
 

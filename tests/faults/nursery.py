@@ -45,12 +45,12 @@ class Child:
     def wait(self, seconds: float) -> int:
         deadline = time.monotonic() + seconds
         while self.poll() is None:
-            assert time.monotonic() < deadline, f"worker {self.pid} did not end within {seconds} s\n{self.said()}"
+            assert time.monotonic() < deadline, f"worker {self.pid} did not end within {seconds} s\n{self.log_end()}"
             time.sleep(0.02)
         assert self.code is not None
         return self.code
 
-    def said(self) -> str:
+    def log_end(self) -> str:
         """The end of its log."""
         return self.log.read_text()[-4000:] if self.log.exists() else ""
 
@@ -118,7 +118,7 @@ def _child(order: dict[str, Any], bundle: str) -> None:
         code = 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 1
-    except BaseException:  # noqa: BLE001 - what the interpreter would do: say it, exit 1
+    except BaseException:  # noqa: BLE001 - what the interpreter would do: print it, exit 1
         sys.excepthook(*sys.exc_info())
     finally:
         sys.stdout.flush()

@@ -32,7 +32,7 @@ class Proxy:
         threading.Thread(target=self._accept, name="proxy", daemon=True).start()
 
     def hang(self) -> None:
-        """Half open: nothing is said any more, and nobody hangs up."""
+        """Half open: no more bytes pass, and neither side is closed."""
         self._passing.clear()
 
     def cut(self) -> None:

@@ -51,7 +51,7 @@ class Topic:
         self.messages: list[Any] = []
 
     def fill(self) -> int:
-        """Take what has come, and say how much there is by now. A broker that is away is no error here."""
+        """Take what has come, and return how much there is by now. A broker that is away is no error here."""
         for message in self._consumer.consume(5_000, 0.02):
             error = message.error()
             if error is None:
@@ -157,7 +157,7 @@ class Application:
         return child
 
     def ready(self, name: str, seconds: float = 40) -> Child:
-        """Wait until the worker says that it is ready."""
+        """Wait until the worker reports that it is ready."""
         child = self.workers[name]
         self.wait(lambda: is_ready(child.port), seconds, f"{name} to be ready")
         return child
@@ -180,10 +180,10 @@ class Application:
                 self.start(name)
 
     def _how(self, child: Child, code: int) -> str:
-        said = child.said().strip().splitlines()
-        last = said[-1] if said else ""
-        if code == 3 or "Traceback" in child.said():
-            raise Torn(f"a worker ended with {code}:\n{child.said()}")
+        log = child.log_end().strip().splitlines()
+        last = log[-1] if log else ""
+        if code == 3 or "Traceback" in child.log_end():
+            raise Torn(f"a worker ended with {code}:\n{child.log_end()}")
         return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit {code}" + (f": {last}" if code else "")
 
     # payments
@@ -209,7 +209,7 @@ class Application:
             if supervised:
                 self.supervise()
             if time.monotonic() > deadline:
-                logs = "\n".join(f"--- {name}\n{child.said()[-2500:]}" for name, child in self.workers.items())
+                logs = "\n".join(f"--- {name}\n{child.log_end()[-2500:]}" for name, child in self.workers.items())
                 raise Torn(f"waited {seconds:.0f} s for {what}\n{logs}")
             time.sleep(0.02)
 
@@ -223,13 +223,13 @@ class Application:
             self.kill(name, signal.SIGTERM)
         for child in self.workers.values():
             code = child.wait(40)
-            said = child.said()
+            log = child.log_end()
             # Asked a second time while it was leaving, or before it could hear: then the signal alone ended it.
-            unheard = code == -signal.SIGTERM and ("worker.left" in said or "worker.start" not in said)
-            # A worker that was frozen, or starved, past its session says so and ends with 1, as row 3 wants.
-            replaced = "another worker owns" in said or "stood still" in said
+            unheard = code == -signal.SIGTERM and ("worker.left" in log or "worker.start" not in log)
+            # A worker that was frozen, or starved, past its session logs it and ends with 1, as row 3 wants.
+            replaced = "another worker owns" in log or "stood still" in log
             if code not in (0, -signal.SIGKILL) and not unheard and not replaced:
-                raise Torn(f"a worker was asked to stop and ended with {code}:\n{child.said()}")
+                raise Torn(f"a worker was asked to stop and ended with {code}:\n{child.log_end()}")
 
     def close(self) -> None:
         for child in self.workers.values():
@@ -275,7 +275,7 @@ class Application:
         return sorted((letter.offset, letter.reason.value) for letter in letters)
 
     def _audit_rows(self, bundle: Bundle) -> dict[tuple[int, int], tuple[Any, ...]]:
-        """Rows by (partition, offset); each batch's digest recomputed and held against its journal record."""
+        """Rows by (partition, offset); each batch's digest recomputed and compared with its journal record."""
         topic = Topic(self.settings, self.topics.audit)
         topic.read_to_end()
         topic.close()

@@ -1,4 +1,4 @@
-"""Faults drawn from a seed, run during a stream of payments; the outcome is held against an undisturbed run."""
+"""Faults drawn from a seed, run during a stream of payments; the outcome is compared with an undisturbed run."""
 
 from __future__ import annotations
 

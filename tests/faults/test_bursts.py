@@ -74,10 +74,12 @@ def test_row_21_a_burst_of_new_keys_stays_in_memory(application: Make) -> None:
     live = 'fraud_scorer_feature_keys{shard="0"}'
     app.wait(lambda: metrics(child.port)[live] >= KEYS_PER_PAYMENT * count, 10, "all keys to be live")
     assert metrics(child.port)['fraud_scorer_feature_keys_refused{shard="0"}'] == 0
-    cost = describe(FeatureSet.from_yaml(FEATURES))  # what `fraud-scorer features explain` tells of memory
+    cost = describe(FeatureSet.from_yaml(FEATURES))  # what `fraud-scorer features explain` prints of memory
     each = sum(cost.bytes_per_key.values()) + cost.bytes_per_payment + DEDUPE_BYTES
     grown = peak - before
-    assert grown < QUEUES_BYTES + 2 * count * each, f"grew by {grown / 1e6:.0f} MB, {each} bytes a payment are said"
+    assert grown < QUEUES_BYTES + 2 * count * each, (
+        f"grew by {grown / 1e6:.0f} MB, {each} bytes a payment are announced"
+    )
     app.finish()
     app.check()
 

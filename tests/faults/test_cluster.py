@@ -33,7 +33,7 @@ def test_row_13_all_three_nodes_of_a_cluster_are_rolled(nursery: Nursery, bundle
                     assert given, "the node took too long"
                 rolled.join()
             decided(app, len(app.sent))
-            assert worker.poll() is None, worker.said()
+            assert worker.poll() is None, worker.log_end()
             app.finish(supervised=False)
             app.check()
         finally:

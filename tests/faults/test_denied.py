@@ -97,19 +97,19 @@ def test_row_13_rights_that_are_taken_away_are_waited_for(application: Make, sec
         secured.grant(USER, without(app, taken))
         stream(app, given[:40], rate=50)
         app.wait(lambda: name in _missing(worker.log.read_text(), before), 40, f"the missing {taken} to be named")  # noqa: B023
-        app.wait(lambda: not is_ready(worker.port), 10, f"the worker without {taken} to say that it is not ready")
+        app.wait(lambda: not is_ready(worker.port), 10, f"the worker without {taken} to report that it is not ready")
         secured.grant(USER, needed(app.settings, Role.WORKER))
         app.pay(given[40:80])
         del given[:80]
         decided(app, len(app.sent))
-        assert worker.poll() is None, worker.said()
+        assert worker.poll() is None, worker.log_end()
         app.wait(lambda: is_ready(worker.port), 20, "the worker to be ready again")
     app.finish(supervised=False)
     app.check()
 
 
-def _missing(said: str, start: int) -> str:
-    return "\n".join(line for line in said[start:].splitlines() if "missing" in line)
+def _missing(log: str, start: int) -> str:
+    return "\n".join(line for line in log[start:].splitlines() if "missing" in line)
 
 
 def test_row_13_a_right_that_stays_away_ends_the_worker(application: Make, secured: Secured) -> None:
@@ -122,15 +122,15 @@ def test_row_13_a_right_that_stays_away_ends_the_worker(application: Make, secur
     secured.revoke(USER)
     secured.grant(USER, without(app, "decisions"))
     app.pay(payments(53, 10))
-    assert worker.wait(60) == 1, worker.said()
-    last = worker.said().splitlines()[-1]
+    assert worker.wait(60) == 1, worker.log_end()
+    last = worker.log_end().splitlines()[-1]
     assert f"missing Write on topic {app.topics.decisions}" in last
     assert "kafka-acls.sh --add" in last
     assert "Waited 3 s" in last
 
 
 def test_row_13_credentials_that_expire_and_are_renewed(application: Make, secured: Secured) -> None:
-    """No longer let in, the worker says so, waits and is not ready; with its credentials renewed it goes on by itself,
+    """No longer let in, the worker logs it, waits and is not ready; with its credentials renewed it goes on by itself,
     and the outcome is equal."""
     credentials = ScramCredentialInfo(ScramMechanism.SCRAM_SHA_256, 4096)
 
@@ -146,12 +146,12 @@ def test_row_13_credentials_that_expire_and_are_renewed(application: Make, secur
     stream(app, given[:200])
     decided(app, 150)
     alter(UserScramCredentialDeletion("worker", ScramMechanism.SCRAM_SHA_256))
-    app.wait(lambda: "kafka.login_refused" in worker.said(), 30, "the refusal to be said")
+    app.wait(lambda: "kafka.login_refused" in worker.log_end(), 30, "the refusal to be logged")
     app.pay(given[200:300])
-    app.wait(lambda: not is_ready(worker.port), 60, "the worker to say that it is not ready")
+    app.wait(lambda: not is_ready(worker.port), 60, "the worker to report that it is not ready")
     alter(Upsertion("worker", credentials, b"worker-secret"))
     stream(app, given[300:])
     decided(app, 500)
-    assert worker.poll() is None, worker.said()
+    assert worker.poll() is None, worker.log_end()
     app.finish(supervised=False)
     app.check()

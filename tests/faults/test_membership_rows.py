@@ -21,13 +21,13 @@ def test_a_long_warm_up_is_no_freeze(application: Make, broker: OwnBroker) -> No
     itself, for it never stood still."""
     app = application(standby_shards_max=0)
     worker = app.start("a", f"after_warm_up:1:sleep={SESSION_MS / 1000 + 0.5}")
-    app.wait(lambda: "shard.deciding" in worker.said(), 40, "the shard to be decided")
+    app.wait(lambda: "shard.deciding" in worker.log_end(), 40, "the shard to be decided")
     broker.proxy.hang()
-    app.wait(lambda: "shard.lost" in worker.said(), 20, "the shard to be lost")
+    app.wait(lambda: "shard.lost" in worker.log_end(), 20, "the shard to be lost")
     broker.proxy.heal()
     app.pay(payments(41, 200))
     decided(app, 200)
-    assert worker.poll() is None, worker.said()
+    assert worker.poll() is None, worker.log_end()
     app.finish(supervised=False)
     app.check()
 
@@ -56,13 +56,13 @@ def test_row_4_a_member_with_another_assignor_is_refused(application: Make) -> N
     assert errors == {KafkaError.INCONSISTENT_GROUP_PROTOCOL}
     stream(app, given[200:])
     decided(app, 400)
-    assert worker.poll() is None, worker.said()
+    assert worker.poll() is None, worker.log_end()
     app.finish(supervised=False)
     app.check()
 
 
 def test_row_4_a_worker_that_finds_another_assignor_in_its_group_says_so(application: Make) -> None:
-    """Where strangers hold the group with an eager assignor, the worker is the one refused: it ends, and says why."""
+    """Where strangers hold the group with an eager assignor, the worker is refused: it ends, and logs the reason."""
     app = application()
     stranger = Consumer(
         {
@@ -75,8 +75,8 @@ def test_row_4_a_worker_that_finds_another_assignor_in_its_group_says_so(applica
     app.wait(lambda: stranger.poll(0.1) or stranger.assignment(), 20, "the stranger to hold the group")
     worker = app.start("a")
     app.wait(lambda: stranger.poll(0.1) or worker.poll() is not None, 30, "the worker to end")
-    assert worker.code == 1, worker.said()
-    assert "another assignor" in worker.said()
+    assert worker.code == 1, worker.log_end()
+    assert "another assignor" in worker.log_end()
     del app.workers["a"]
     stranger.close()
     app.start("b")
@@ -97,13 +97,13 @@ def test_row_5_a_worker_that_does_not_poll_in_time_loses_its_shard_and_joins_aga
     app.ready("b")
     stream(app, given, rate=150)
     decided(app, 750)
-    assert "shard.deciding" in other.said(), other.said()
-    app.wait(lambda: "shard.lost" in worker.said(), 20, "the worker to learn of it")
+    assert "shard.deciding" in other.log_end(), other.log_end()
+    app.wait(lambda: "shard.lost" in worker.log_end(), 20, "the worker to learn of it")
     app.ready("a")
     app.kill("b", signal.SIGTERM)
     assert app.workers.pop("b").wait(30) == 0
     app.pay(payments(46, 100))
     decided(app, 850)  # by the worker that had stood still, which is a member as before
-    assert worker.poll() is None, worker.said()
+    assert worker.poll() is None, worker.log_end()
     app.finish(supervised=False)
     app.check()

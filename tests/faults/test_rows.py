@@ -52,12 +52,12 @@ def test_row_1_killed_at_each_named_step_and_terminated_in_the_middle(applicatio
             del given[:4]
             app.decided()
             time.sleep(0.05)
-        assert child.code == -signal.SIGKILL, (point, child.said())
+        assert child.code == -signal.SIGKILL, (point, child.log_end())
         assert given, f"{n} points used up the payments"
     child = app.start("a", "after_compute:5:term")
     stream_without_supervisor(app, given[:300], child.poll)
     del given[:300]
-    assert child.wait(20) == 0, child.said()
+    assert child.wait(20) == 0, child.log_end()
     app.start("a")
     app.pay(given)
     app.finish()
@@ -94,10 +94,10 @@ def test_row_10_a_call_that_never_comes_back_is_given_up(application: Make) -> N
     app.ready("a")
     stream(app, payments(24, 300))
     decided(app, 300)
-    assert "has not come back" in worker.said(), worker.said()
-    assert worker.poll() is None, worker.said()
+    assert "has not come back" in worker.log_end(), worker.log_end()
+    assert worker.poll() is None, worker.log_end()
     app.finish(supervised=False)
-    assert worker.code == 0, worker.said()
+    assert worker.code == 0, worker.log_end()
     app.check()
 
 
@@ -113,9 +113,9 @@ def test_rows_3_and_8_a_frozen_owner_with_an_open_transaction_is_replaced_and_fe
     stream(app, given[:300])
     decided(app, 300)  # the standby has them all, the open transaction of the former owner notwithstanding
     frozen.signal(signal.SIGCONT)
-    assert frozen.wait(20) == 1, frozen.said()
-    said = frozen.said()
-    assert any(words in said for words in ("another worker owns this shard", "put this member out", "stood still"))
+    assert frozen.wait(20) == 1, frozen.log_end()
+    log = frozen.log_end()
+    assert any(words in log for words in ("another worker owns this shard", "put this member out", "stood still"))
     del app.workers["a"]
     stream(app, given[300:])
     app.finish(supervised=False)
@@ -147,8 +147,8 @@ def test_row_6_two_workers_with_one_static_member_id(application: Make) -> None:
     given = payments(6, 400)
     stream(app, given[:200])
     app.start("b")
-    assert first.wait(30) == 1, first.said()
-    assert "blue-1" in first.said()
+    assert first.wait(30) == 1, first.log_end()
+    assert "blue-1" in first.log_end()
     del app.workers["a"]
     stream(app, given[200:])
     app.finish(supervised=False)
@@ -166,10 +166,10 @@ def test_row_7_handed_over_while_still_recovering(application: Make) -> None:
     app.kill("a")
     app.workers.pop("a").wait(10)
     slow = app.start("b", "in_recovery:3:sleep=2")
-    app.wait(lambda: "shard.assigned" in slow.said(), 30, "the shard to be assigned")
+    app.wait(lambda: "shard.assigned" in slow.log_end(), 30, "the shard to be assigned")
     time.sleep(1.0)
     app.kill("b", signal.SIGTERM)
-    assert slow.wait(20) == 0, slow.said()
+    assert slow.wait(20) == 0, slow.log_end()
     app.start("b")
     stream(app, given[400:])
     app.finish()
@@ -189,9 +189,9 @@ def test_row_9_the_journals_start_is_gone(application: Make) -> None:
     gone = TopicPartition(app.topics.journal, 0, kafka.ends(client, [journal])[0] // 2)
     client.delete_records([gone])[gone].result(15)
     child = app.start("a")
-    assert child.wait(40) == 1, child.said()
-    assert "batches 0 to" in child.said()
-    assert "are gone" in child.said()
+    assert child.wait(40) == 1, child.log_end()
+    assert "batches 0 to" in child.log_end()
+    assert "are gone" in child.log_end()
 
 
 def test_row_10_a_hanging_transaction_stops_recovery_loudly(application: Make) -> None:
@@ -212,8 +212,8 @@ def test_row_10_a_hanging_transaction_stops_recovery_loudly(application: Make) -
     hanging.produce(app.topics.journal, b"x", partition=0)
     hanging.flush(10)
     child = app.start("a")
-    assert child.wait(40) == 1, child.said()
-    assert "no progress towards offset" in child.said()
+    assert child.wait(40) == 1, child.log_end()
+    assert "no progress towards offset" in child.log_end()
     hanging.abort_transaction(15)
     app.start("a")
     app.pay(payments(11, 50))
@@ -233,13 +233,13 @@ def test_row_11_payments_that_are_gone_before_they_were_decided(application: Mak
     gone = TopicPartition(app.topics.payments, 0, 70)
     client.delete_records([gone])[gone].result(15)
     child = app.start("a")
-    assert child.wait(40) == 1, child.said()
-    assert "are gone" in child.said()
+    assert child.wait(40) == 1, child.log_end()
+    assert "are gone" in child.log_end()
 
     client.create_partitions([NewPartitions(app.topics.payments, 3)])[app.topics.payments].result(15)
     child = app.start("a")
-    assert child.wait(40) != 0, child.said()
-    assert "partitions" in child.said()
+    assert child.wait(40) != 0, child.log_end()
+    assert "partitions" in child.log_end()
 
 
 def test_row_13_the_broker_is_killed_and_comes_back(application: Make, broker: OwnBroker) -> None:
@@ -255,7 +255,7 @@ def test_row_13_the_broker_is_killed_and_comes_back(application: Make, broker: O
     broker.start()
     stream(app, given[500:])
     decided(app, 800)
-    assert worker.poll() is None, worker.said()
+    assert worker.poll() is None, worker.log_end()
     app.finish(supervised=False)
     app.check()
 

@@ -28,8 +28,8 @@ def test_a_shard_that_falls_idle_finishes_its_snapshot(application: Make) -> Non
     app.kill("a", signal.SIGKILL)
     app.workers.pop("a").wait(10)
     successor = app.start("b")
-    app.wait(lambda: "shard.deciding" in successor.said(), 20, "the successor")
-    assert "snapshot.restored" in successor.said()
+    app.wait(lambda: "shard.deciding" in successor.log_end(), 20, "the successor")
+    assert "snapshot.restored" in successor.log_end()
     app.finish()
     app.check()
 
@@ -46,12 +46,12 @@ def test_rows_1_and_12_killed_at_each_step_of_a_snapshot(application: Make) -> N
             del given[:6]
             app.decided()
             time.sleep(0.02)
-            assert given, f"{point} was not passed twice\n{child.said()}"
-        assert child.code == -signal.SIGKILL, (point, child.said())
+            assert given, f"{point} was not passed twice\n{child.log_end()}"
+        assert child.code == -signal.SIGKILL, (point, child.log_end())
     last = app.start("a")
     app.ready("a")
-    assert "snapshot.restored" in last.said(), last.said()
-    assert "snapshot.refused" not in last.said(), last.said()  # what was cut off is no snapshot at all
+    assert "snapshot.restored" in last.log_end(), last.log_end()
+    assert "snapshot.refused" not in last.log_end(), last.log_end()  # what was cut off is no snapshot at all
     app.pay(given[:200])
     app.finish()
     app.check()

@@ -77,7 +77,7 @@ def test_bundles_are_swapped_refused_and_rolled_back_while_payments_flow(
         done = _activate(unfit, settings)
         assert done.returncode == 3
         assert "golden.f32" in done.stderr
-        send_activation(settings, "handbook-0123456789ab", str(unfit))  # somebody who did not ask the gate
+        send_activation(settings, "handbook-0123456789ab", str(unfit))  # sent without passing the gate
         send(2)
         wait_for(
             lambda: any(

@@ -385,8 +385,8 @@ def test_a_made_up_shard_is_found(running: Running, change: str, shard: int, kin
             connection.execute("UPDATE batches SET shard = 0 WHERE shard = 1 AND sequence = 3")
             connection.execute("DELETE FROM batches WHERE shard = 9")
             connection.execute("DELETE FROM tombstones")
-    told = [finding["detail"] for finding in findings if (finding.get("shard"), finding["kind"]) == (shard, kind)]
-    assert any("no partition" in detail for detail in told)
+    details = [finding["detail"] for finding in findings if (finding.get("shard"), finding["kind"]) == (shard, kind)]
+    assert any("no partition" in detail for detail in details)
     assert running.command("audit", "verify", **key)["verified"]
 
 
@@ -425,7 +425,7 @@ def test_anchors_that_are_missing_are_refused(running: Running) -> None:
 
 
 def test_an_anchor_that_may_not_be_noted_is_one_line(running: Running) -> None:
-    """A login that only reads: one line says what is missing, and the file is left alone."""
+    """A login that only reads: one line names what is missing, and the file is left alone."""
     name, file = f"test_{os.getpid()}", running.folder / "refused.jsonl"
     with psycopg.connect(running.database, autocommit=True) as admin:
         admin.execute(f"CREATE ROLE {name} LOGIN PASSWORD 'test'")
@@ -476,7 +476,7 @@ def test_a_batch_moved_between_its_neighbours_is_found(running: Running) -> None
     ids=["all emptied", "position kept", "tail"],
 )
 def test_a_trail_that_was_emptied_differs_from_the_journal_topic(running: Running, change: str, kind: str) -> None:
-    """Nothing in Postgres tells of a shard whose tables are empty, or of a tail cut with its position; the journal
+    """Nothing in Postgres shows a shard whose tables are empty, or of a tail cut with its position; the journal
     topic does."""
     tables = ("decisions", "batches", "positions")
     with psycopg.connect(running.database, autocommit=True) as connection:
@@ -552,7 +552,7 @@ def test_days_are_kept_and_people_forgotten(running: Running, bundle: Path) -> N
         connection.execute("DELETE FROM amendments")
         kinds = {f["kind"] for f in running.command("audit", "verify", code=3, **public)["findings"]}
         connection.execute("INSERT INTO amendments SELECT * FROM kept_amendments")
-    assert kinds >= {"record_deleted", "record_edited"}  # what nobody signed for was not meant
+    assert kinds >= {"record_deleted", "record_edited"}  # a change without a signature was not meant
     assert result["heads_equal_to_journal"] == result["batches"]
     assert "PUBLIC_KEY" in running.command("audit", "verify", code=2)["error"]
     with psycopg.connect(running.database) as connection:
@@ -560,9 +560,9 @@ def test_days_are_kept_and_people_forgotten(running: Running, bundle: Path) -> N
             "SELECT payment_id FROM decisions WHERE payment_id LIKE 'erased-%' AND mode = 'normal' LIMIT 1"
         ).fetchone()
     assert found is not None
-    told = running.command("audit", "explain", found[0], "--bundle", str(bundle), "--replay")
-    (again,) = told["decisions"]
+    explained = running.command("audit", "explain", found[0], "--bundle", str(bundle), "--replay")
+    (again,) = explained["decisions"]
     assert again["equal"] is True
     assert "erased" in again["notes"][-1]
-    assert '"c_6"' not in json.dumps(told)
-    assert '"p_' not in json.dumps(told)
+    assert '"c_6"' not in json.dumps(explained)
+    assert '"p_' not in json.dumps(explained)

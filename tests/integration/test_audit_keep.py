@@ -80,7 +80,7 @@ def test_a_tombstone_is_not_laid_over_a_change(trail: Trail) -> None:
     ids=["deleted", "one deleted", "edited", "forged"],
 )
 def test_changed_tombstones_are_found(trail: Trail, change: str, found: tuple[int, int, str]) -> None:
-    """A tombstone taken away, edited or made by somebody without the key explains nothing."""
+    """A tombstone taken away, edited or made without the key explains nothing."""
     signer = Signer.generate()
     retain(trail.url, before=date(2026, 1, 3), signer=signer)
     assert verify(trail.url, verifier=signer.verifier).good
@@ -92,7 +92,7 @@ def test_changed_tombstones_are_found(trail: Trail, change: str, found: tuple[in
 
 
 def test_anchors_that_lack_a_tombstone_are_found(trail: Trail, tmp_path: Path) -> None:
-    """A tombstone says where it was noted: without that line the file was cut or replaced."""
+    """A tombstone names where it was noted: without that line the file was cut or replaced."""
     path, signer = tmp_path / "anchors.jsonl", Signer.generate()
     file = AnchorFile(str(path))
     retain(trail.url, before=date(2026, 1, 2), signer=signer, anchors=file)
@@ -126,7 +126,7 @@ def test_a_person_is_erased_and_the_chain_stays_whole(trail: Trail, tmp_path: Pa
         hidden = connection.execute(
             "SELECT DISTINCT customer_id FROM decisions WHERE customer_id LIKE 'erased-%'"
         ).fetchall()
-        assert len(hidden) == 1, "the rows still hang together as somebody's"
+        assert len(hidden) == 1, "the rows still hang together as one person's"
         amounts = connection.execute(
             "SELECT amount_minor FROM decisions WHERE customer_id = %s ORDER BY 1", hidden[0]
         ).fetchall()

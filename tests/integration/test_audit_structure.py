@@ -137,7 +137,7 @@ OWNER: dict[str, tuple[str, str, str, str]] = {
         )
         for change in ("next_offset = 2", "head = repeat('0', 64)", "head = NULL", "gap = true", "shard = 0")
     },
-    "amendment that nobody signed": (
+    "amendment without a signature": (
         """INSERT INTO amendments VALUES (1, '{"body": {}}')""", "DELETE FROM amendments",
         "amendment_forged", "amendment 1",
     ),
@@ -172,7 +172,7 @@ def test_a_batch_of_no_day_is_found(trail: str, day: str) -> None:
 
 
 def test_a_reader_verifies_all_of_it(trail: str) -> None:
-    """The read-only role is enough, views included; where it may not make temporary tables, that is said."""
+    """The read-only role is enough, views included; where it may not make temporary tables, that is reported."""
     name, database = f"test_{secrets.token_hex(4)}", trail.rsplit("/", 1)[1]
     url = trail.replace("postgres@", f"{name}:test@", 1) if "postgres@" in trail else trail
     with psycopg.connect(trail, autocommit=True) as admin:

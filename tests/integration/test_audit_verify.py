@@ -307,7 +307,7 @@ def test_changed_anchors_are_found(trail: str, tmp_path: Path, change: str) -> N
 
 
 def test_rows_of_table_anchors_that_the_file_has_are_missed(trail: str, tmp_path: Path) -> None:
-    """A note deleted from the database is told by the file's line; `audit anchor` notes it again."""
+    """A note deleted from the database is found by the file's line; `audit anchor` notes it again."""
     file = AnchorFile(str(tmp_path / "anchors.jsonl"))
     anchor(trail, file, None)
     sql(trail, "DELETE FROM anchors WHERE shard = 1")

@@ -101,7 +101,7 @@ def test_a_dead_letter_goes_back_where_it_came_from_once_and_is_seen_when_it_ret
 
 
 def test_what_is_not_whole_or_not_ours_is_never_sent_again(dead: Dead) -> None:
-    """Masked and cut letters, and those of a stranger's topic, stay where they are; each says why."""
+    """Masked and cut letters, and those of a stranger's topic, stay where they are, each with its reason."""
     dead.refuse(b'{"merchant_id":"' + CARD + b'"}', "card_number")
     dead.refuse(b"x" * 300_000, "too_large")
     dead.refuse(b"x", topic="elsewhere")

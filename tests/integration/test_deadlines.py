@@ -53,7 +53,7 @@ def test_payments_past_their_deadline_are_decided_degraded_and_replayed_the_same
     bundle = with_student(bundle, tmp_path) if student else bundle
     topics = kafka.Topics.of(settings.kafka)
     Sender(settings).run(handbook(5_000), stop=threading.Event())
-    time.sleep(1.0)  # nobody decides: the deadlines pass
+    time.sleep(1.0)  # no worker decides: the deadlines pass
     decisions = TopicReader(settings, topics.decisions)
     log = tmp_path / "worker.log"
     more = {"FRAUD_SCORER_WORKER__DEADLINE_MS": "500", "FRAUD_SCORER_WORKER__DEADLINE_HEADER": "deadline"}

@@ -130,7 +130,7 @@ def test_verify_full_writes_and_verifies(front: tuple[Front, str], authority: Au
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ("other authority", "certificate verify failed"),
         ("other name", "does not match host name"),
@@ -138,10 +138,10 @@ def test_verify_full_writes_and_verifies(front: tuple[Front, str], authority: Au
     ],
 )
 def test_a_server_that_is_not_vouched_for_is_refused(
-    front: tuple[Front, str], authority: Authority, tmp_path: Path, change: str, said: str
+    front: tuple[Front, str], authority: Authority, tmp_path: Path, change: str, message: str
 ) -> None:
     """Another authority's certificate, one for another name, no file of the authority: nothing is sent, and sink and
-    command say why."""
+    command name the reason."""
     _, url = front
     root = authority.certificate
     if change == "other authority":
@@ -152,10 +152,10 @@ def test_a_server_that_is_not_vouched_for_is_refused(
     else:
         url = url.replace("127.0.0.1", "localhost")
     url += f"?sslmode=verify-full&sslrootcert={root}"
-    with pytest.raises(StoreUnavailable, match=said):
+    with pytest.raises(StoreUnavailable, match=message):
         Store(url, "audit")
     environment = {f"{PREFIX}POSTGRES__URL": url, "PATH": os.environ["PATH"]}
-    with patch.dict(os.environ, environment, clear=True), pytest.raises(FraudScorerError, match=said):
+    with patch.dict(os.environ, environment, clear=True), pytest.raises(FraudScorerError, match=message):
         app(["audit", "verify", "--no-journal", "--json"], standalone_mode=False)
 
 

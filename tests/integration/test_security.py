@@ -25,7 +25,8 @@ from scorer.kafka.rights import Acl, AclMissing, Role, check, missing, needed
 from scorer.local_services import Services
 from scorer.operate.dead_letters import Filter, redrive
 from scorer.operate.setup import create_topics
-from scorer.runtime.settings import PREFIX, Settings, described, load
+from scorer.runtime.settings import PREFIX, Settings, load
+from scorer.runtime.settings_listing import described
 from scorer.sink import AuditSink
 from scorer.trail import tables
 from tests.faults.nursery import Nursery
@@ -100,10 +101,10 @@ def test_least_privilege_is_enough_for_every_role(
             wait_for(
                 lambda: child.poll() is not None or decisions.fill() + letters.fill() >= len(given), 60, "decisions"
             )
-            assert child.poll() is None, child.said()
+            assert child.poll() is None, child.log_end()
         finally:
             child.signal(signal.SIGTERM)
-        assert child.wait(30) == 0, child.said()
+        assert child.wait(30) == 0, child.log_end()
     assert "secret" not in log.read_text()
     assert len(decisions.messages) + len(letters.messages) == len(given)
     assert redrive(by_role[Role.REDRIVE], Filter(), dry_run=False, limit=1).sent == 1
@@ -176,7 +177,7 @@ def test_a_worker_without_its_transactional_id_says_so(
         secured.grant("User:worker", grants)
         wait_for(lambda: is_ready(port), 40, "the worker to go on")
         child.signal(signal.SIGTERM)
-        assert child.wait(30) == 0, child.said()
+        assert child.wait(30) == 0, child.log_end()
 
 
 def test_mutual_tls_passes_through(secured: Secured, prefix: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -30,16 +31,20 @@ from scorer.local_services import (
     Kafka,
     NoWayToStartError,
     Services,
+    ServicesError,
     jars,
     kept_services,
     local_postgres,
     local_services,
+    postgres_files,
 )
 from scorer.local_services.local_kafka import ADDRESS as KAFKA_ADDRESS
 from scorer.local_services.local_kafka import start_kafka
+from scorer.local_services.local_ports import free_port, port_open
 from scorer.local_services.local_postgres import ADDRESS as POSTGRES_ADDRESS
 from scorer.local_services.local_postgres import start_postgres
-from scorer.local_services.managed_service import ManagedService, Place, free_port, port_open
+from scorer.local_services.managed_service import ManagedService, Place
+from scorer.local_services.postgres_files import PACKAGE
 from scorer.local_services.services import prepare
 from scorer.runtime import assets
 
@@ -155,7 +160,7 @@ def test_broker_keeps_port_and_data_when_stopped_and_when_killed(own_services: S
     assert receive(kafka, topic, 2) == [b"before", b"between"]
 
 
-def test_nobody_else_on_the_network_can_connect(own_services: Services) -> None:
+def test_no_other_machine_on_the_network_can_connect(own_services: Services) -> None:
     """Every listener of services that we start is on 127.0.0.1."""
     for service in (own_services.kafka.service, own_services.postgres.service):
         assert isinstance(service, ManagedService)
@@ -192,14 +197,18 @@ def test_killed_caller_leaves_nothing_behind() -> None:
     eventually(lambda: not Path(folder).exists(), "the temporary folder is removed")
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent died")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux signals a process whose parent died")
 def test_killed_guard_takes_its_service_along(place: Place) -> None:
-    """Even the guard's own SIGKILL leaves no Postgres behind."""
-    service = start_postgres(place, fsync=False).service
-    pids = service.pids
+    """Even the guard's own SIGKILL leaves no Postgres behind, and a caller that checks learns of it."""
+    postgres = start_postgres(place, fsync=False)
+    services = Services(None, postgres, place.log_folder)
+    services.check()
+    pids = postgres.service.pids
     os.kill(pids["guard"], signal.SIGKILL)
     eventually(lambda: not alive(pids["service"]), "Postgres ends")
-    service.close()
+    with pytest.raises(ServicesError, match=r"postgres has ended; see .*postgres\.log"):
+        services.check()
+    postgres.service.close()
 
 
 def test_command_starts_once_and_stops_for_good(place: Place) -> None:
@@ -306,14 +315,14 @@ def test_silent_address_is_named_without_its_password() -> None:
 
 
 def test_without_java_and_docker_the_error_names_the_ways_out(tmp_path: Path) -> None:
-    """Where nothing can run Kafka, the error says why for each way and names three ways out."""
+    """Where nothing can run Kafka, the error gives the reason for each way and names three ways out."""
     with (
         pytest.raises(NoWayToStartError) as nothing,
         local_services(postgres=False, environment=bare_environment(tmp_path)),
     ):
         pass
-    for said in ("Docker:", "Java:", f"export {KAFKA_ADDRESS}=", "start Docker", "install Java 17 or later and Maven"):
-        assert said in str(nothing.value)
+    for part in ("Docker:", "Java:", f"export {KAFKA_ADDRESS}=", "start Docker", "install Java 17 or later and Maven"):
+        assert part in str(nothing.value)
 
 
 def test_failure_shows_the_end_of_the_log(place: Place) -> None:
@@ -347,11 +356,11 @@ def test_binaries_out_of_reach_are_copied(place: Place, monkeypatch: pytest.Monk
     closed, shared = place.folder / "closed", place.folder / "shared"
     closed.mkdir(mode=0o700)
     shared.mkdir(mode=0o755)
-    (origin,) = local_postgres.importlib.util.find_spec(local_postgres.PACKAGE).submodule_search_locations
-    for name in (local_postgres.PACKAGE, f"{local_postgres.PACKAGE}.libs"):
+    (origin,) = importlib.util.find_spec(PACKAGE).submodule_search_locations
+    for name in (PACKAGE, f"{PACKAGE}.libs"):
         shutil.copytree(Path(origin).with_name(name), closed / name)
-    monkeypatch.setattr(local_postgres, "_SHARED", shared)
-    binaries = local_postgres.readable_binaries(closed / local_postgres.PACKAGE, local_postgres.ordinary_user())
+    monkeypatch.setattr(postgres_files, "_SHARED", shared)
+    binaries = postgres_files.readable_binaries(closed / PACKAGE, postgres_files.ordinary_user())
     assert binaries.is_relative_to(shared)
     assert (binaries / "postgres").stat().st_uid == 0
     assert not stat.S_IMODE((binaries / "postgres").stat().st_mode) & 0o022

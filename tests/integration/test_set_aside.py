@@ -26,7 +26,7 @@ from tests.integration.sinks import assert_equal_to, running, wait_for
 
 # 9,000 characters that no compression shortens: more than an index entry holds.
 ENDLESS = "".join(hashlib.sha512(str(i).encode()).hexdigest() for i in range(70))
-MEND = "DROP INDEX decisions_payment"
+REPAIR = "DROP INDEX decisions_payment"
 
 
 @pytest.fixture
@@ -67,8 +67,8 @@ def sink(settings: Settings, shard: Shard, url: str) -> None:
 
 
 @pytest.mark.parametrize("last", [False, True], ids=["between others", "at the end"])
-def test_a_batch_is_written_once_its_cause_is_mended(place: tuple[Settings, Shard, str], last: bool) -> None:
-    """Refused rows stay set aside, told by list, until Postgres takes them; then the trail is whole, verifies against
+def test_a_batch_is_written_once_its_cause_is_removed(place: tuple[Settings, Shard, str], last: bool) -> None:
+    """Refused rows stay set aside, shown by list, until Postgres takes them; then the trail is whole, verifies against
     the topics, and the sink goes on."""
     settings, shard, url = place
     write(settings, shard, ["a1", "a2"])
@@ -77,12 +77,12 @@ def test_a_batch_is_written_once_its_cause_is_mended(place: tuple[Settings, Shar
         write(settings, shard, ["a3"])
     sink(settings, shard, url)
     listed = command(settings, "audit", "set-aside", "list")["set_aside"]
-    told = [(row["shard"], row["sequence"], row["kind"], row["written"]) for row in listed]
-    assert told == [(0, 1, "refused", False)]
+    shown = [(row["shard"], row["sequence"], row["kind"], row["written"]) for row in listed]
+    assert shown == [(0, 1, "refused", False)]
     assert verify(url, kafka_settings=settings).findings[0].kind == "set_aside"
     still = command(settings, "audit", "set-aside", "redrive", code=1)["left"]  # the cause is still there
     assert "refuses" in still[0]["why_not"]
-    sql(url, MEND)
+    sql(url, REPAIR)
     assert command(settings, "audit", "set-aside", "redrive", "--dry-run")["would_be_written"][0]["rows"] == 3
     assert command(settings, "audit", "set-aside", "redrive")["written"][0]["rows"] == 3
     assert command(settings, "audit", "set-aside", "redrive") == {"written": [], "left": []}
@@ -104,7 +104,7 @@ def test_what_was_not_decided_is_not_written(place: tuple[Settings, Shard, str])
     write(settings, shard, [ENDLESS])  # refused too, and the true one
     shard.send([b"no chunk"])
     sink(settings, shard, url)
-    sql(url, MEND)
+    sql(url, REPAIR)
     result = command(settings, "audit", "set-aside", "redrive", code=1)
     assert result["written"] == []
     reasons = [row["why_not"] for row in result["left"]]

@@ -236,7 +236,7 @@ def test_partitions_are_shared_out(servers: str, topics_prefix: str, migrated: s
 
 
 def test_two_sinks_on_one_partition(servers: str, topic: str, migrated: str) -> None:
-    """Sinks told to write the same partition: the second is not ready until the first has gone, and then goes on."""
+    """Two sinks of one partition: the second is not ready until the first has gone, and then goes on."""
     shard = Shard(servers, topic)
     shard.write(rows(1, 100))
     with running(servers, topic, migrated, partitions=[0]) as first:
@@ -314,7 +314,7 @@ def test_batch_that_contradicts_its_journal_is_set_aside(
 
 
 def test_a_repeated_or_forged_batch_is_set_aside(servers: str, topic: str, migrated: str) -> None:
-    """A batch sent again, and one that somebody else slips in, are set aside; the true chain goes on without a gap."""
+    """A batch sent again, and one that another writer slips in, are set aside; the true chain goes on without a gap."""
     shard = Shard(servers, topic)
     chunks, record = shard.chunks(rows(1, 10))
     shard.send(chunks)

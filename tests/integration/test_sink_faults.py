@@ -183,7 +183,7 @@ def test_what_time_cures_is_waited_for(shard: Shard, url: str, state: str) -> No
 
 
 def test_a_lock_that_somebody_holds(shard: Shard, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Somebody locks the table for long: the sink lets go after its lock time-out, tells, and goes on afterwards."""
+    """The table is locked for long: the sink gives up after its lock time-out, logs it, and goes on afterwards."""
     monkeypatch.setattr("scorer.sink.store._LOCK_TIMEOUT", "200ms")
     with psycopg.connect(url) as setup:
         setup.execute("SELECT audit_day('2026-01-01')")

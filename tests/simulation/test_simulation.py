@@ -23,7 +23,7 @@ def test_whatever_is_killed_frozen_lost_or_late_every_payment_is_decided_once_al
 @pytest.mark.parametrize("rule", RULES)
 def test_each_rule_of_the_protocol_is_needed(rule: str) -> None:
     """Without any one of the rules (fencing, positions from the journal, a new producer after a timed-out commit, state
-    dropped after a failure, the journal read to its end, a standby's state brought there, snapshots held against it)
+    dropped after a failure, the journal read to its end, a standby's state brought there, snapshots compared with it)
     some schedule breaks a promise, and it is found."""
     assert first_violation(1, 8_000, Protocol(**{rule: False})) is not None
 

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from features.feature_set import FeatureSet
 from scorer.demo import trained_bundle as demo
+from scorer.demo.demo_processes import environment_of
 from scorer.policy import Policy
 from scorer.runtime.assets import path
+from scorer.runtime.settings import load
 from scorer.simulate.catalogue import CATEGORIES, Channel
 from scorer.simulate.geography import COUNTRIES, EUR_PER_UNIT
 
 
 @pytest.fixture(scope="module")
 def feature_set() -> FeatureSet:
-    return FeatureSet.from_yaml(Path(path("deploy/demo/feature_set.yaml")))
+    return FeatureSet.from_yaml(Path(path("deploy/examples/demo/feature_set.yaml")))
 
 
 @pytest.fixture(scope="module")
 def policy() -> Policy:
-    return Policy.from_yaml(Path(path("deploy/demo/policy.yaml")))
+    return Policy.from_yaml(Path(path("deploy/examples/demo/policy.yaml")))
 
 
 def test_feature_set(feature_set: FeatureSet) -> None:
@@ -73,3 +76,14 @@ def test_a_bundle_of_another_release_is_not_taken_for_this_ones(
         with pytest.raises(InterruptedError):
             demo.demo_bundle(tmp_path, print)
     assert asked[0] == asked[1] != asked[2]
+
+
+def test_no_password_setting_reaches_the_demos_own_database(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The demo's URL is complete: a password set for another Postgres neither replaces its own nor is lost."""
+    monkeypatch.setenv("FRAUD_SCORER_POSTGRES__PASSWORD", "of another server")
+    monkeypatch.setenv("FRAUD_SCORER_POSTGRES__URL_FILE", "/of/another/server")
+    before = dict(os.environ)
+    with environment_of({"POSTGRES__URL": "host=demo password=own"}) as environment:
+        assert environment == dict(os.environ)
+        assert "password=own" in load().postgres_url
+    assert dict(os.environ) == before

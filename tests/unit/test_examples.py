@@ -23,9 +23,3 @@ def test_set_policy_and_mapping_fit(example: str) -> None:
     assert {name for group in policy.reasons for name in group.features} == set(feature_set.names)
     mapping = Mapping.from_yaml(folder / "mapping.yaml")
     assert {name for name in feature_set.fields if getattr(mapping, name, None) is None} <= {"payment_id"}
-
-
-@pytest.mark.parametrize("name", ["feature_set.yaml", "policy.yaml"])
-def test_the_demo_example_is_the_demo(name: str) -> None:
-    """What the demo trains on is what the example shows."""
-    assert (DEPLOY / "examples" / "demo" / name).read_bytes() == (DEPLOY / "demo" / name).read_bytes()

@@ -20,7 +20,7 @@ label: TX_FRAUD
 
 
 def test_the_example() -> None:
-    """The documented form is read; a label becomes known seven days after its payment unless said otherwise."""
+    """The documented form is read; a label becomes known seven days after its payment by default."""
     mapping = Mapping.from_yaml(HANDBOOK)
     assert mapping.currency == Constant(constant="EUR")
     assert mapping.columns == ["TRANSACTION_ID", "TX_DATETIME", "TX_AMOUNT", "CUSTOMER_ID", "TERMINAL_ID", "TX_FRAUD"]

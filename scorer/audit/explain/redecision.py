@@ -49,14 +49,20 @@ def replay_until(
 
     Raises PromiseBroken at the first batch that gives something else, MissingRange when records are gone.
     """
-    client = kafka.admin(settings.kafka)
+    clients = kafka.RealClients(settings)
     no_progress_s = settings.worker.no_progress_s
-    records = journal_reader.read_journal(settings.kafka, client, shard, no_progress_s=no_progress_s)
-    records = [record for record in records if record.sequence <= sequence]
-    if not records or records[-1].sequence != sequence:
+    records = journal_reader.read_journal(settings.kafka, clients, shard, no_progress_s=no_progress_s)
+    if not records or sequence > records[-1].sequence:
         raise UsageError(f"the journal of shard {shard} has no batch {sequence}")
-    inputs = journal_reader.inputs_along(records, client, settings, reader="explain")
+    records = [record for record in journal_reader.since_new_state(records) if record.sequence <= sequence]
+    if not records:
+        raise UsageError(
+            f"batch {sequence} of shard {shard} was decided before an operator let the state begin anew: "
+            "the topics it read are not there any more"
+        )
+    inputs = journal_reader.inputs_along(records, clients, settings, reader="explain")
     pipeline, bundles = Pipeline(bundle, shard=shard), Bundles(bundle)
+    pipeline.begin_at(records[0])
     outcomes: Outcomes | None = None
     try:
         for number, (record, batch) in enumerate(

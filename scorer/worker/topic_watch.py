@@ -1,0 +1,109 @@
+"""The broker is checked, not believed: ids and partition counts of all topics, asked again and again while deciding.
+
+A client that reads a topic which is deleted and made anew goes on at its old offset, without an error and past all that
+stands before it. So the topics' ids are asked for every second, and what does not fit stops the worker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import structlog
+
+from scorer import kafka
+from scorer.errors import FraudScorerError, UsageError
+from scorer.kafka import KafkaFailure, SourceChanged, TopicFacts
+from scorer.runtime.settings import Settings
+from scorer.runtime.threads import Thread
+from scorer.worker.follower import check_topics
+from scorer.worker.ports import Ports
+
+log = structlog.get_logger()
+
+EVERY_S = 1.0
+# So long without an answer and the process counts as cut off from Kafka: not ready.
+SILENT_S = 3.0
+
+
+class TopicWatch:
+    """Asks on a thread of its own from `start` to `close`. `failure`: what does not fit, and ends the process."""
+
+    def __init__(self, settings: Settings, ports: Ports) -> None:
+        self._settings = settings
+        self._names = kafka.Topics.of(settings.kafka).all
+        self._threads = ports.threads
+        self._broker = ports.clients.broker()
+        self._stop = ports.threads.event()
+        self._first: Mapping[str, TopicFacts] = {}
+        self._answered_at = self._threads.monotonic()
+        self.payments = 0
+        self.failure: BaseException | None = None
+        self._thread: Thread | None = None
+
+    def start(self) -> None:
+        """Note the topics as they are now and begin to ask. Raises UsageError when their counts do not fit."""
+        self._first = self._broker.topic_facts(self._names)
+        check_topics(self._settings, self._first)
+        self._see(self._first)
+        self._thread = self._threads.spawn(self._run, name="topic-watch")
+
+    def check(self) -> None:
+        """Raise what was found not to fit."""
+        if self.failure is not None:
+            raise self.failure
+
+    @property
+    def silent_s(self) -> float:
+        """Seconds since the broker answered last, beyond the time between two questions."""
+        return max(0.0, self._threads.monotonic() - self._answered_at - EVERY_S)
+
+    def close(self) -> None:
+        """Stop asking."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stop.wait(EVERY_S):
+            try:
+                self._see(self._broker.topic_facts(self._names))
+            except (kafka.Away, kafka.Denied) as exc:
+                log.debug("topics.not_asked", reason=str(exc))  # readiness shows it, and clients log their own errors
+            except KafkaFailure as exc:
+                self._end(SourceChanged(f"{exc}. It was there when this worker began"))
+            except FraudScorerError as exc:
+                self._end(exc)
+            except BaseException as exc:  # noqa: BLE001 - raised by the threads that check
+                self._end(exc)
+
+    def _end(self, failure: BaseException) -> None:
+        if self.failure is None:
+            log.error("topics.changed", reason=str(failure))
+            self.failure = failure
+
+    def _see(self, facts: Mapping[str, TopicFacts]) -> None:
+        self._answered_at = self._threads.monotonic()
+        for name, first in self._first.items():
+            if facts[name].id != first.id and kafka.NO_ID not in (facts[name].id, first.id):
+                raise SourceChanged(
+                    f"topic {name} had id {first.id} and has {facts[name].id} now: it was deleted and made anew. "
+                    "Nothing more is decided. `fraud-scorer recover` shows what is missing and what can be accepted"
+                )
+            if facts[name].partitions < first.partitions:
+                raise SourceChanged(f"topic {name} lost partitions: {first.partitions} → {facts[name].partitions}")
+        check_topics(self._settings, facts)
+        payments = facts[kafka.Topics.of(self._settings.kafka).payments].partitions
+        if self.payments and payments > self.payments:
+            self._check_growth(payments)
+        self.payments = payments
+
+    def _check_growth(self, payments: int) -> None:
+        """With one shard every partition is its own; with several, a key that moved may now be of another shard."""
+        shards = self._settings.worker.shards
+        if shards > 1:
+            raise UsageError(
+                f"the payments topic has {payments} partitions, {self.payments} before: with {shards} shards the "
+                "payments of one key may now be split between two, and features would not be exact. "
+                "`fraud-scorer recover --adopt-partitions` accepts that"
+            )
+        log.warning("topics.partitions_added", payments=payments, before=self.payments)
