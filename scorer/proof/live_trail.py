@@ -17,8 +17,8 @@ from psycopg.rows import dict_row, namedtuple_row
 from schemas.audit_digest import context_bytes, digest_parts
 from schemas.journal import JournalError, JournalRecord
 from scorer.audit.verify.unit_check import MomentLoader
+from scorer.trail.audit_database import connect_text
 from scorer.trail.copy_decode import read_rows
-from scorer.trail.tables import connect_text
 
 # Rows read by one query: about 250 MB where batches hold 4,096 payments; next to nothing on an idle topic.
 ROWS_PER_READ = 65_536

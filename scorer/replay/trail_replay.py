@@ -29,8 +29,8 @@ from scorer.pipeline import explained
 from scorer.policy import APPROVE, LATE_REASON, PolicyRunner, Verdicts
 from scorer.replay.replay_output import ALL, Open, Window, decided_table, decision_schema, opened
 from scorer.replay.replay_report import Progress, Report
+from scorer.trail.audit_database import connect_text
 from scorer.trail.copy_decode import Lists, Rows, Texts, read_rows
-from scorer.trail.tables import connect_text
 
 _DEGRADED, _DUPLICATE, _LATE = (MODES.index(mode) for mode in ("degraded", "duplicate", "late"))
 _FIELDS = ("payment_id", "currency", *NULLABLE)
