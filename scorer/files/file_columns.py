@@ -29,7 +29,7 @@ from scorer.files import cells
 from scorer.files.cells import CellError, Column
 from scorer.files.file_reader import FileBlock, Part, label_records, mapped_block, parts
 from scorer.files.mapping import Constant, Mapping
-from scorer.pipeline.records import ControlRecord, KnownLabel, LabelRecords, Records
+from scorer.pipeline.records import ControlRecord, KnownLabel, Records
 
 # Digits after the point: at most four (schemas.currencies); the power of ten of each is an exact double.
 _POWERS = np.array([10.0**digits for digits in range(10)])
@@ -204,8 +204,8 @@ class _Values(Sequence["bytes | None"]):
         return self._made[index]
 
 
-class FileLabels(LabelRecords):
-    """The labels of a block as control records; `verdicts` gives those that are certainly good without their JSON."""
+class FileLabels(Sequence[ControlRecord]):
+    """The labels of a block as control records; `known` gives those that are certainly valid without their JSON."""
 
     def __init__(
         self,
@@ -253,13 +253,17 @@ class FileLabels(LabelRecords):
         )
         return ControlRecord(self._first + index, None, label_records(block)[0])
 
-    def verdicts(self) -> Iterator[KnownLabel | ControlRecord]:
-        """Each label, as it is or as the record that has to be looked at."""
+    def known(self) -> list[KnownLabel | None]:
+        """Each label, None where its record has to be parsed."""
         rows = self._rows
         ids = self._payment_id.take(pa.array(rows)).to_pylist()
-        known, fraud, certain = self._known_at[rows].tolist(), (self._label[rows] == 1).tolist(), self._certain[rows]
-        for i, sure in enumerate(certain.tolist()):
-            yield KnownLabel(ids[i], fraud[i], known[i]) if sure else self[i]
+        known_at, fraud = self._known_at[rows].tolist(), (self._label[rows] == 1).tolist()
+        return [
+            KnownLabel(payment_id, is_fraud, at) if certain else None
+            for payment_id, is_fraud, at, certain in zip(
+                ids, fraud, known_at, self._certain[rows].tolist(), strict=True
+            )
+        ]
 
 
 # Columns of one Arrow type at once; every other column cell by cell, as scorer.files.cells does.

@@ -9,7 +9,7 @@ from schemas.contract_error import ContractError
 from schemas.control_record import Activate, parse_control
 from schemas.journal_record import JournalRecord
 from scorer.bundle import Bundle
-from scorer.bundle.fetch import load_bundle
+from scorer.bundle.bundle_location import load_bundle
 from scorer.errors import PromiseBroken, UsageError
 from scorer.pipeline import Outcomes, Pipeline
 from scorer.pipeline.records import Batch, ControlRecord

@@ -216,7 +216,7 @@ def test_memory_stays_the_same() -> None:
 
 
 def test_mechanics_of_each_kind(small: list[SimulatedBatch]) -> None:
-    """Each fraud leaves the traces it is said to leave."""
+    """Each fraud leaves the traces that its file describes."""
     kind, channel = joined(small, "kind"), joined(small, "channel")
     country, there = joined(small, "country"), joined(small, "merchant_country")
     amount, card, terminal = joined(small, "amount_minor"), joined(small, "card"), joined(small, "terminal")
