@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from schemas.journal import ControlRange, JournalRecord
+from schemas.journal_record import ControlRange, JournalRecord
 from tests.simulation import invariants
 from tests.simulation.broker import ABORTED, COMMITTED, OPEN, Entry
 from tests.simulation.incarnation import Incarnation

@@ -6,7 +6,7 @@ from collections import Counter
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from schemas.journal import FIRST_PREVIOUS, JournalRecord, Sources
+from schemas.journal_record import FIRST_PREVIOUS, JournalRecord, Sources
 from tests.simulation.broker import Log, topic_id
 from tests.simulation.shard_state import Read, Row, State, decide
 

@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from features.snapshot_store import SnapshotDamaged, SnapshotError, SnapshotStoreError
-from schemas.audit import AuditContext
-from schemas.dead_letter import DeadLetterReason
-from schemas.errors import ContractError
-from schemas.journal import FIRST_PREVIOUS, ControlRange, InputRange, JournalRecord, Sources
+from schemas.audit_record import AuditContext
+from schemas.contract_error import ContractError, DeadLetterReason
+from schemas.journal_record import FIRST_PREVIOUS, ControlRange, InputRange, JournalRecord, Sources
 from scorer.pipeline import Outcomes
 from scorer.pipeline.ordering import journal_order
 from scorer.pipeline.records import Batch, Rejected
