@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar
 
 from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 
-from schemas.audit import CHUNK_BYTES_MAX, AuditHeader, ChunkTooSmall, encode
+from schemas.audit_record import CHUNK_BYTES_MAX, AuditHeader, ChunkTooSmall, encode
 from schemas.dead_letter import VALUE_BYTES_MAX, Headers, dead_letter_record
 from schemas.decision import encode_decisions
-from schemas.documents import VALUE_BYTES_MAX as DECODED_BYTES_MAX
+from schemas.json_document import VALUE_BYTES_MAX as DECODED_BYTES_MAX
 from scorer.kafka import (
     OLDER_GENERATION,
     KafkaFailure,
@@ -50,7 +51,6 @@ GENERATION_RETRY_S = 0.05
 RECORD_OVERHEAD_BYTES = 256
 # No decision is larger: a key of 4 KiB, two ids of 128 characters, 16 reasons.
 DECISION_BYTES_MAX = 8_192
-MODES = ("normal", "degraded", "duplicate", "late")
 
 
 @dataclass(frozen=True)
@@ -137,9 +137,10 @@ class Publisher:
             if self.overdue:
                 self._give_up()
         if not self._lost:
-            # A record that still waits keeps its delivery callback, which keeps this object and the producer.
-            self._producer.purge()
-            self._producer.poll(0)
+            # Records that still wait would keep the client's threads and connections busy while it ends.
+            with suppress(KafkaException):  # a fenced one raises its fatal error here once more
+                self._producer.purge()
+                self._producer.poll(0)
         del self._producer
 
     def _give_up(self) -> KafkaFailure:

@@ -10,11 +10,13 @@ TimedOut       no answer: it may have been done, may be done later, or never
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from confluent_kafka import KafkaError
+
+from scorer.kafka import TopicFacts
 
 OPEN, COMMITTED, ABORTED, MARKER = range(4)
 EMPTY, ONGOING, COMMITTING, ABORTING = range(4)
@@ -119,6 +121,11 @@ class Log:
             watcher()
 
 
+def topic_id(number: int) -> str:
+    """In the form that Kafka's tools print."""
+    return f"{number:022d}"
+
+
 @dataclass
 class Topic:
     """`id`: another one for a topic that was deleted and made anew."""
@@ -147,6 +154,7 @@ class Broker:
         self._refusal_of = refusal_of
         self._ids = 0
         self.topics: dict[str, Topic] = {}
+        self.logs_of: dict[str, list[Log]] = {}  # by id, of topics that are gone too
         self.offsets: dict[tuple[str, int], int] = {}
         self.transactions: dict[str, Transaction] = {}
         self._completing: list[tuple[str, Transaction]] = []
@@ -158,6 +166,7 @@ class Broker:
         self._ids += 1
         watchers = [log.watchers for log in self.topics[name].logs] if name in self.topics else []
         self.topics[name] = Topic(self._ids, [Log() for _ in range(partitions)])
+        self.logs_of[topic_id(self._ids)] = self.topics[name].logs
         for log, kept in zip(self.topics[name].logs, watchers, strict=False):
             log.watchers = kept
 
@@ -166,6 +175,9 @@ class Broker:
 
     def log(self, topic: str, partition: int) -> Log:
         return self.topics[topic].logs[partition]
+
+    def facts(self, names: Sequence[str]) -> dict[str, TopicFacts]:
+        return {name: TopicFacts(name, topic_id(self.topics[name].id), self.partition_count(name)) for name in names}
 
     def partition_count(self, topic: str) -> int:
         return len(self.topics[topic].logs)

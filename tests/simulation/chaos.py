@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from schemas.journal import ControlRange, JournalRecord
+from schemas.journal_record import ControlRange, JournalRecord
 from tests.simulation import invariants
 from tests.simulation.broker import ABORTED, COMMITTED, OPEN, Entry
 from tests.simulation.incarnation import Incarnation
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 STRANGER = "a stranger's open transaction"
 AWAY_S_MAX = 20.0
+PARTITIONS_MAX = 4
 CLOCK_JUMP_S = 7_200.0
 
 
@@ -49,10 +50,14 @@ class Chaos:
             world.broker.offsets.clear()
         elif kind < 0.94:
             self._spoil_snapshots(shard)
-        elif kind < 0.955 and process is not None:
+        elif kind < 0.95 and process is not None:
             world.note(process, "its clock jumps")
             process.threads_port.clock_offset_s = CLOCK_JUMP_S * (random() - 0.5)
-        elif kind < 0.965:
+        elif kind < 0.958:
+            self._add_partitions()
+        elif kind < 0.960:
+            self._make_payments_anew()
+        elif kind < 0.969:
             world.note(None, "the broker is away")
             world.network.away_until_s = world.scheduler.now_s + AWAY_S_MAX * random()
         else:
@@ -79,6 +84,22 @@ class Chaos:
         else:
             world.note(process, "is awake")
             world.scheduler.thaw(process)
+
+    def _add_partitions(self) -> None:
+        """With several shards that is refused: payments of one key would be split between two."""
+        broker = self._world.broker
+        if self._world.shards == 1 and broker.partition_count("payments") < PARTITIONS_MAX:
+            self._world.note(None, "the payments topic gets another partition")
+            broker.add_partitions("decisions", 1)
+            broker.add_partitions("payments", 1)
+
+    def _make_payments_anew(self) -> None:
+        """Deleted and made again: nothing of the new topic is decided along a journal that read the old one."""
+        world = self._world
+        if any(log.visible for log in world.broker.topics["journal"].logs):
+            world.note(None, "the payments topic is deleted and made anew")
+            world.broker.create("payments", world.broker.partition_count("payments"))
+            world.made_anew = True
 
     def _spoil_snapshots(self, shard: int) -> None:
         """The newest one is damaged, or one of another life of the journal lies in its place."""

@@ -51,8 +51,15 @@ class SimReader(_Client):
         self._watched: list[Log] = []
 
     def assign(self, partitions: list[TopicPartition]) -> None:
+        """Also again: what was fetched and not given is fetched anew."""
         self._check_open()
+        self._unwatch()
         self._at = {(p.topic, p.partition): p.offset for p in partitions}
+        # Of the record before, where it is known: the client asks the leader where that epoch ended (KIP-320).
+        self._epoch = {(p.topic, p.partition): p.leader_epoch for p in partitions if p.leader_epoch is not None}
+        self._high.clear()
+        self._paused.clear()
+        self._at_end.clear()
         for topic, partition in self._at:
             log = self._world.broker.log(topic, partition)
             log.watchers.append(self._more)
@@ -86,6 +93,9 @@ class SimReader(_Client):
 
     def close(self) -> None:
         super().close()
+        self._unwatch()
+
+    def _unwatch(self) -> None:
         for log in self._watched:
             if self._more in log.watchers:
                 log.watchers.remove(self._more)
@@ -112,7 +122,10 @@ class SimReader(_Client):
     def _fetched(self, place: tuple[str, int]) -> Message | None:
         log, at = self._world.broker.log(*place), self._at[place]
         epoch = self._epoch.get(place, log.epochs[-1][0])
-        if not log.start <= at <= min(log.end, log.epoch_end(epoch) if epoch < log.epochs[-1][0] else log.end):
+        if epoch < log.epochs[-1][0] and at > log.epoch_end(epoch):
+            del self._at[place]
+            return self._message(place, at, error=KafkaError(KafkaError._LOG_TRUNCATION, "the log was cut"))
+        if not log.start <= at <= log.end:
             del self._at[place]
             return self._message(place, at, error=KafkaError(KafkaError._AUTO_OFFSET_RESET, "outside the log"))
         stable = self._high[place] = log.stable_end
@@ -134,7 +147,7 @@ class SimReader(_Client):
             return Message(topic=place[0], partition=place[1], offset=offset, error=error)
         return Message(
             topic=place[0], partition=place[1], offset=offset, key=entry.key, value=entry.value,
-            timestamp=(2, entry.timestamp_ms),
+            timestamp=(2, entry.timestamp_ms), leader_epoch=self._epoch[place],
         )  # fmt: skip
 
 

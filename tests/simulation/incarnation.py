@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from scorer.errors import FraudScorerError, PromiseBroken, UsageError
 from scorer.journal.partition_buffers import MissingRange
+from scorer.kafka import SourceChanged
 from scorer.runtime.settings import KafkaSettings, Settings, SnapshotSettings, WorkerSettings
 from scorer.worker.ports import Ports
 from scorer.worker.worker import Worker
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from tests.simulation.world import World
 
 # Ends of a process that nothing explains in a world whose journals only workers write.
-_NEVER = (PromiseBroken, MissingRange, UsageError)
+_NEVER = (PromiseBroken, MissingRange, SourceChanged, UsageError)
 
 
 class Incarnation(Process):
@@ -46,7 +47,7 @@ class Incarnation(Process):
             self.worker.take_part(self.stop)
         except FraudScorerError as exc:
             world.note(self, f"exits: {type(exc).__name__}: {exc}")
-            if isinstance(exc, _NEVER) and not world.spoilt:
+            if isinstance(exc, _NEVER) and not (world.spoilt or world.made_anew):
                 raise Violation(f"{self.name} ends with {type(exc).__name__}: {exc}") from exc
         world.kill(self)
 
@@ -69,8 +70,8 @@ class Incarnation(Process):
                 f"{self.name} has {len(owned)} shards and {len(standbys)} standbys, and keeps {consumers} and "
                 f"{len(self.producers)} producers"
             )
-        # Main; the shard's, its commits' and its snapshots'; the standby's.
-        if len(self.threads) > 1 + 3 * len(owned) + len(standbys) + self.hung:
+        # Main and the watch over topics; the shard's, its commits' and its snapshots'; the standby's.
+        if len(self.threads) > 2 + 3 * len(owned) + len(standbys) + self.hung:
             return f"{self.name} keeps threads: {', '.join(each.name for each in self.threads)}"
         return None
 

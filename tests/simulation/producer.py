@@ -43,6 +43,7 @@ class Transactions:
         self._queue: dict[tuple[str, int], list[tuple[Entry, Any]]] = {}
         self._reports: list[Callable[[], None]] = []
         self._failed: KafkaException | None = None
+        self._fatal: KafkaException | None = None
         self._asked_for = False  # the transaction has sent a request
 
     def init_transactions(self, timeout: float) -> None:
@@ -101,6 +102,8 @@ class Transactions:
 
     def poll(self, timeout: float) -> int:
         self._scheduler.check()
+        if self._fatal is not None:
+            raise self._fatal
         reports, self._reports = self._reports, []
         for report in reports:
             report()
@@ -162,7 +165,10 @@ class Transactions:
                 raise no_answer() from None
             except Refused as exc:
                 if exc.code != KafkaError.CONCURRENT_TRANSACTIONS:
-                    raise as_exception(exc.code) from None
+                    failure = as_exception(exc.code)
+                    if failure.args[0].fatal():  # every later call says it again, `poll` too
+                        self._fatal = KafkaException(failure.args[0])
+                    raise failure from None
                 if self._scheduler.now_s > until_s:
                     raise no_answer() from None
                 self._scheduler.sleep(0.01)

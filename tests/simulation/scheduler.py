@@ -263,7 +263,7 @@ class Scheduler:
             (self._ready if process.silent_since_s is None else process.parked).append(thread)
 
     def _choose(self) -> SimThread | None:
-        """Whose turn it is; None when the schedule is over and nobody is left."""
+        """Whose turn it is; None when the schedule is over and no thread is left."""
         while True:
             if not self.over:
                 self.pass_time(STEP_S * self.random())

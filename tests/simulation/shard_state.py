@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from features.snapshot import SnapshotDamaged, SnapshotError, SnapshotStoreError
-from schemas.audit import AuditContext
-from schemas.dead_letter import DeadLetterReason
-from schemas.errors import ContractError
-from schemas.journal import FIRST_PREVIOUS, ControlRange, InputRange, JournalRecord
+from features.snapshot_store import SnapshotDamaged, SnapshotError, SnapshotStoreError
+from schemas.audit_record import AuditContext
+from schemas.contract_error import ContractError, DeadLetterReason
+from schemas.journal_record import FIRST_PREVIOUS, ControlRange, InputRange, JournalRecord, Sources
 from scorer.pipeline import Outcomes
 from scorer.pipeline.ordering import journal_order
 from scorer.pipeline.records import Batch, Rejected
@@ -34,8 +33,8 @@ BUNDLE: Any = SimpleNamespace(
     id="b", feature_set=SimpleNamespace(max_future_skew=10**15, check_sharding=lambda key, shards: None)
 )
 _ZEROS = SimpleNamespace(
-    keys=0, keys_refused=0, log_rows=0, arena_bytes=0, labels_applied=0, labels_pending=0, orphan_labels=0,
-    labels_refused=0, orphan_labels_dropped=0, orphan_labels_expired=0,
+    keys=0, keys_refused=0, log_rows=0, arena_bytes=0, labels_applied=0, labels_pending=0, unmatched_labels=0,
+    labels_refused=0, unmatched_labels_dropped=0, unmatched_labels_expired=0,
 )  # fmt: skip
 _REFUSED = ContractError(DeadLetterReason("not_json"), None, "garbage")
 
@@ -69,6 +68,7 @@ class Read(NamedTuple):
     control: tuple[bytes, ...]
     control_range: ControlRange
     degraded: bool
+    sources: Sources | None
 
 
 @lru_cache(maxsize=4_000)
@@ -93,6 +93,7 @@ def decide(state: State, read: Read) -> Decided:
         dead_letters=len(read.rows) - len(order),
         digest=windows,
         previous=state.head,
+        sources=read.sources,
     )
     values = tuple(b"%d-%d %s" % (*read.rows[i][:2], windows[:12].encode()) for i in order)
     after = State(state.shard, state.sequence + 1, journal.head, windows)
@@ -126,7 +127,9 @@ class StandIn:
         records = batch.records
         rows = tuple(zip(records.partition.tolist(), records.offset.tolist(), records.values, strict=True))
         control = tuple(record.value or b"" for record in batch.control)
-        decided = decide(self.state, Read(rows, tuple(batch.inputs), control, batch.control_range, batch.degraded))
+        decided = decide(
+            self.state, Read(rows, tuple(batch.inputs), control, batch.control_range, batch.degraded, batch.sources)
+        )
         self.state = decided.state
         n, order = len(decided.order), np.array(decided.order, np.int64)
         zeros: Any = np.zeros(n, np.uint8)

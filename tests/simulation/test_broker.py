@@ -79,7 +79,7 @@ def test_a_log_truncated_below_a_readers_position_is_an_error_also_when_it_has_g
             bench.broker.append("payments", 0, None, b"another life")
 
     found = bench.read(2, 2, election)
-    assert found == [(None, 2), (KafkaError._AUTO_OFFSET_RESET, 3)]
+    assert found == [(None, 2), (KafkaError._LOG_TRUNCATION, 3)]
 
 
 def test_a_position_that_retention_has_passed_is_an_error() -> None:
@@ -90,7 +90,7 @@ def test_a_position_that_retention_has_passed_is_an_error() -> None:
 
 
 def test_a_topic_made_anew_has_another_id_and_begins_at_zero() -> None:
-    """What a name stood for before can be told from what it stands for now."""
+    """What a name stood for before is not taken for what it stands for now."""
     bench = _Bench()
     _payments(bench, 3)
     before = bench.broker.topics["payments"].id

@@ -35,12 +35,12 @@ class World:
         self._steps = 0
         self.scheduler = Scheduler(rng, self._between)
         self.shards = 1 if self.random() < 0.7 else 2
-        self._partitions = self.shards * (2 if self.random() < 0.5 else 1)
+        partitions = self.shards * (2 if self.random() < 0.5 else 1)
         self.group_waiters: Waiters = []
         self.group = Group(self.shards, lambda: self.scheduler.wake(self.group_waiters))
         self.broker = Broker(lambda: self.scheduler.now_s, self.group.refusal)
         for topics, count in (
-            (("payments", "decisions"), self._partitions),
+            (("payments", "decisions"), partitions),
             (("journal", "audit"), self.shards),
             (("control", "dead-letters"), 1),
         ):
@@ -54,6 +54,7 @@ class World:
         self.network = Network(self.scheduler, self.note, faults=faults, throttled=0.05 if self.random() < 0.2 else 0.0)
         # By shard: the last epoch that began before a stranger's batch stood in its journal.
         self.spoilt: dict[int, int] = {}
+        self.made_anew = False  # the payments topic, after something had been decided
         self.settings = settings(self.shards, standbys=self.random() < 0.5, deadlines=self.random() < 0.3)
         self._committers: list[list[str]] = [[] for _ in range(self.shards)]
         self._reader = invariants.Reader(self.broker.topics["decisions"].logs)
@@ -99,7 +100,7 @@ class World:
             before.append(committer)
 
     def partitions(self, shard: int) -> list[int]:
-        return list(range(shard, self._partitions, self.shards))
+        return list(range(shard, self.broker.partition_count("payments"), self.shards))
 
     # processes
 
@@ -167,7 +168,8 @@ class World:
             self.launch()
         if self._steps % CHECKED_EVERY == 0:
             waiting = self._waiting_for()
-            if waiting is None or (self.spoilt and self._steps > self._chaos_until + SPOILT_STEPS):
+            given_up = (self.spoilt or self.made_anew) and self._steps > self._chaos_until + SPOILT_STEPS
+            if waiting is None or (given_up and self.broker.settled):
                 self.scheduler.stop()
             elif self._steps > self._chaos_until + HEALING_STEPS_MAX:
                 invariants.check(self)
