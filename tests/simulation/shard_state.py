@@ -173,7 +173,7 @@ def encode_decisions(values: list[bytes], *columns: Any) -> list[bytes]:
     return values
 
 
-def encode_audit(columns: Any, header: Any) -> list[bytes]:
+def encode_audit(columns: Any, header: Any, **_: int) -> list[bytes]:
     return [header.journal.encode()]
 
 
