@@ -171,7 +171,9 @@ class Publisher:
         )
         positions = [TopicPartition(self._topics.payments, r.partition, r.end) for r in outcomes.journal.inputs]
         metadata = self._group_metadata()  # none without a membership: what a command commits
-        if positions and metadata is not None:  # fresh group metadata every time: the member's generation changes with each rebalance
+        if (
+            positions and metadata is not None
+        ):  # fresh group metadata every time: the member's generation changes with each rebalance
             self._due = self._threads.monotonic() + self._offsets_timeout_s + LATE_S
             try:
                 fault_points.point("in_offsets")
