@@ -8,7 +8,7 @@ from typing import Annotated
 import structlog
 import typer
 
-from scorer.bundle.fetch import load_bundle
+from scorer.bundle.bundle_location import load_bundle
 from scorer.cli.command_support import settings as load_settings
 from scorer.cli.command_support import stop_on_signals
 from scorer.kafka import rights
