@@ -44,7 +44,7 @@ def recover(
 
     Exits 1 when something does not fit. A running worker is fenced by what is accepted here and takes it up.
 
-    Example: fraud-scorer recover --bundle bundles/cards --accept-loss payments:0:1200-1350 --reason "retention, INC-4711"
+    Example: fraud-scorer recover --bundle bundles/cards --accept-loss payments:0:1200-1350 --reason "retention"
     """
     settings = load_settings()
     asked = [bool(accept_loss), adopt_partitions, new_journal]

@@ -1,7 +1,7 @@
 """`fraud-scorer recover`: what is missing or changed between the journal and the topics, and accepting it.
 
-What an operator accepts is a record of the shard's journal (schemas.journal.Change), committed in a transaction like
-every batch, so recovery, replay, verify and prove know it. The record decides nothing. It is made by the shard's own
+What an operator accepts is a record of the shard's journal (schemas.journal_record.Change), committed in a transaction
+like every batch, so recovery, replay, verify and prove know it. The record decides nothing. It is made by the shard's own
 transactional producer, which fences a worker that still runs.
 """
 
@@ -15,7 +15,7 @@ from typing import Literal
 from confluent_kafka import KafkaException, TopicPartition
 from confluent_kafka.admin import NewPartitions
 
-from schemas.journal import Change, ControlRange, InputRange, JournalRecord, Sources
+from schemas.journal_record import Change, ControlRange, InputRange, JournalRecord, Sources
 from scorer import kafka
 from scorer.audit.signed.signatures import Signer
 from scorer.bundle import Bundle
@@ -138,7 +138,7 @@ class Recovery:
                     f"{payments} partitions are needed",
                     f"{decisions} partitions",
                     "--adopt-partitions",
-                )  # fmt: skip
+                )
             )
         return found
 
@@ -281,6 +281,11 @@ class Recovery:
             futures[topic].result(TIMEOUT_S)
         except KafkaException as exc:
             raise kafka.KafkaFailure(f"topic {topic} cannot be given partitions: {kafka.describe(exc)}") from exc
+        deadline = self._ports.threads.monotonic() + TIMEOUT_S
+        while self._broker.topic_facts([topic])[topic].partitions < partitions:  # metadata spreads in its own time
+            if self._ports.threads.monotonic() > deadline:
+                raise kafka.Away(f"topic {topic} does not show its new partitions")
+            self._ports.threads.sleep(0.2)
 
 
 def _of_log(place: TopicPartition, start: int, end: int) -> Finding:
