@@ -1,8 +1,8 @@
 """`fraud-scorer recover`: what is missing or changed between the journal and the topics, and accepting it.
 
 What an operator accepts is a record of the shard's journal (schemas.journal_record.Change), committed in a transaction
-like every batch, so recovery, replay, verify and prove know it. The record decides nothing. It is made by the shard's own
-transactional producer, which fences a worker that still runs.
+like every batch, so recovery, replay, verify and prove know it. The record decides nothing. It is made by the shard's
+own transactional producer, which fences a worker that still runs.
 """
 
 from __future__ import annotations
@@ -192,6 +192,7 @@ class Recovery:
         producer = self._producer()
         pipeline = self._ports.states.fresh(bundle, self._shard)
         try:
+            pipeline.restart(bundle, last.stream_time_ms)
             pipeline.sequence, pipeline.head = last.sequence + 1, last.head
             return self._commit(
                 pipeline, inputs, ControlRange(start=control, end=control), "new_state", reason, producer=producer

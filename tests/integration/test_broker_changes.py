@@ -125,7 +125,7 @@ def test_payments_made_anew_stop_the_worker_and_none_of_them_is_skipped(app: App
         app.wait_decided(ids("later", 10))
     with (
         process("sink", [], app.settings, app.folder / "sink.log"),
-        psycopg.connect(app.settings.postgres_url) as connection,
+        psycopg.connect(app.settings.postgres_url, autocommit=True) as connection,
     ):
         count = lambda: connection.execute("SELECT count(DISTINCT payment_id) FROM decisions").fetchone()[0]  # noqa: E731
         wait_for(lambda: count() == len(old) + len(new) + 10, 60, "the audit rows")
