@@ -251,5 +251,6 @@ def _delete_before(settings: Settings, where: list[TopicPartition], offsets: lis
     places = [
         TopicPartition(place.topic, place.partition, offset) for place, offset in zip(where, offsets, strict=True)
     ]
-    for future in kafka.admin(settings.kafka).delete_records(places).values():
+    admin = kafka.admin(settings.kafka)  # kept until its answers are there
+    for future in admin.delete_records(places).values():
         future.result(30)
