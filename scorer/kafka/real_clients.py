@@ -29,12 +29,14 @@ class RealClients:
     def broker(self) -> ports.Broker:
         return _Questions(self._settings)
 
+    def lacking_rights(self) -> str:
+        return rights.lacking(self._settings, rights.Role.WORKER)
+
 
 class _Questions:
     """Questions to the broker, by an admin client."""
 
     def __init__(self, settings: Settings) -> None:
-        self._settings = settings
         self._client = clients.admin(settings.kafka)
 
     def topic_facts(self, names: Sequence[str]) -> Mapping[str, TopicFacts]:
@@ -46,5 +48,5 @@ class _Questions:
     def ends(self, partitions: list[TopicPartition]) -> list[int]:
         return log_bounds.ends(self._client, partitions)
 
-    def lacking_rights(self) -> str:
-        return rights.lacking(self._settings, rights.Role.WORKER)
+    def close(self) -> None:
+        del self._client  # an admin client ends with its last reference

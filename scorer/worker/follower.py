@@ -22,7 +22,7 @@ from features.snapshot_store import SnapshotError
 from schemas.journal_record import FIRST_PREVIOUS, JournalRecord, Sources
 from scorer import kafka
 from scorer.bundle import BundleError
-from scorer.errors import UsageError
+from scorer.errors import PromiseBroken, UsageError
 from scorer.journal import journal_reader
 from scorer.journal.partition_buffers import Deadlines, MissingRange, ShardInputs
 from scorer.journal.rerun import Bundles, rerun
@@ -142,7 +142,10 @@ class Follower:
         # Its own record is read first and must be the one that the state ends with: else it is of another journal.
         journal = self._journal_from(offset, sequence=sequence - 1, previous=None)
         try:
-            last = self._first_record(journal)
+            try:
+                last = self._first_record(journal)
+            except PromiseBroken as exc:  # were it the journal that is wrong, following from its start shows it
+                raise StateMismatch(f"{name} is of another journal: {exc}") from exc
             if last.head != known["head"]:
                 raise StateMismatch(
                     f"{name} ends with head {known['head'][:12]}, the journal has {last.head[:12]} there"
@@ -266,6 +269,7 @@ class Follower:
         self.release_journal()
         self.inputs.close()
         self.pipeline.close()
+        self._broker.close()
 
     def _inputs(self, at: _Start) -> ShardInputs:
         worker, prefix = self._settings.worker, self._settings.kafka.topic_prefix

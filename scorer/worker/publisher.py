@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -54,7 +55,10 @@ class Committed:
 
 
 class Publisher:
-    """Commits one batch at a time on a thread of its own, while the worker prepares the next one."""
+    """Commits one batch at a time on a thread of its own, while the worker prepares the next one.
+
+    It has the only reference to its producer, which ends with it.
+    """
 
     given_up: ClassVar[int] = 0  # calls of this process that have not come back
 
@@ -102,12 +106,18 @@ class Publisher:
                     raise self._give_up() from None
 
     def close(self) -> None:
-        """Wait for a commit that runs, and stop."""
+        """Wait for a commit that runs, stop, and end the producer, unless one of its calls never comes back."""
         self._work.put(None)
         while self._thread.is_alive() and not self._lost:
             self._thread.join(LATE_S)
             if self.overdue:
                 self._give_up()
+        if not self._lost:
+            # A record that still waits keeps its delivery callback, which keeps this object and the producer.
+            with suppress(KafkaException):  # a fenced one raises its fatal error here once more
+                self._producer.purge()
+                self._producer.poll(0)
+        del self._producer
 
     def _give_up(self) -> KafkaFailure:
         self._lost = True
