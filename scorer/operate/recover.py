@@ -275,9 +275,8 @@ class Recovery:
         return outcomes.journal
 
     def _grow(self, topic: str, partitions: int) -> None:
-        futures = kafka.admin(self._settings.kafka).create_partitions(
-            [NewPartitions(topic, partitions)], operation_timeout=TIMEOUT_S
-        )
+        client = kafka.admin(self._settings.kafka)  # kept until its answer is there
+        futures = client.create_partitions([NewPartitions(topic, partitions)], operation_timeout=TIMEOUT_S)
         try:
             futures[topic].result(TIMEOUT_S)
         except KafkaException as exc:

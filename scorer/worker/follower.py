@@ -193,7 +193,11 @@ class Follower:
         worker_metrics.RECOVERY_OFFSETS.labels(self._label, "all").set(max(0, end - begin))
         shown, batches = monotonic(), 0
         for records in self._journal.until(end, no_progress_s=settings.worker.no_progress_s, wait_s=WAIT_S):
-            batches += self._rerun(records, stop)
+            try:
+                batches += self._rerun(records, stop)
+            except MissingRange:
+                self._check_bounds()  # says which offsets are gone, where it is these
+                raise
             now, done = monotonic(), self._journal.position - begin
             worker_metrics.RECOVERY_OFFSETS.labels(self._label, "done").set(done)
             if stop.is_set():

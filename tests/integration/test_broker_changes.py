@@ -175,19 +175,17 @@ def test_decisions_with_fewer_partitions_than_payments_stop_the_worker_until_the
 def test_deleted_records_that_were_decided_are_no_loss_and_others_are_accepted_by_command(app: Application) -> None:
     """A worker starts when retention took what was decided already. What was not decided is refused with its range, and
     `recover --accept-loss` of exactly that range lets it go on."""
-    with app.worker(**{f"{PREFIX}SNAPSHOTS__EVERY_PAYMENTS": "20"}):
+    snapshots = {f"{PREFIX}SNAPSHOTS__EVERY_PAYMENTS": "1"}
+    with app.worker(**snapshots) as worker:
         app.send(ids("decided", 40))
         app.wait_decided(ids("decided", 40))
-        wait_for(lambda: '"snapshot.written"' in app.log.read_text(), 60, "a snapshot")
-        app.send(ids("more", 40))
-        app.wait_decided(ids("more", 40))
-        wait_for(lambda: app.log.read_text().count('"snapshot.written"') > 1, 60, "a second snapshot")
+        wait_snapshot(worker.port)
     where = [TopicPartition(app.topics.payments, p) for p in range(PARTITIONS)]
     _delete_before(app.settings, where, kafka.ends(app.admin, where))
-    with app.worker():
+    with app.worker(**snapshots) as worker:
         app.send(ids("after", 10))
         app.wait_decided(ids("after", 10))
-        wait_for(lambda: app.log.read_text().count('"snapshot.written"') > 1, 60, "a snapshot")
+        wait_snapshot(worker.port)
     ends = kafka.ends(app.admin, where)
     app.send(ids("lost", 10))
     _delete_before(app.settings, where, [end + 3 for end in ends])
@@ -227,14 +225,25 @@ def test_lag_reaches_zero_over_markers_and_aborted_records_and_their_removal_is_
         where = [TopicPartition(app.topics.payments, p) for p in range(PARTITIONS)]
         ends = kafka.ends(app.admin, where)
         wait_for(lambda: _positions(app) == ends, 30, "positions past the markers")
-    with app.worker(**{f"{PREFIX}SNAPSHOTS__EVERY_PAYMENTS": "1"}):
+    with app.worker(**{f"{PREFIX}SNAPSHOTS__EVERY_PAYMENTS": "1"}) as worker:
         app.send(ids("again", 4))
         app.wait_decided(ids("again", 4))
-        wait_for(lambda: '"snapshot.written"' in app.log.read_text(), 60, "a snapshot")
+        wait_snapshot(worker.port)
     _delete_before(app.settings, where, kafka.ends(app.admin, where))
     with app.worker():
         app.send(ids("last", 4))
         app.wait_decided(ids("last", 4))
+
+
+def wait_snapshot(port: int) -> None:
+    """Wait until a snapshot holds all that was committed."""
+    committed, kept = 'fraud_scorer_journal_sequence{shard="0"}', 'fraud_scorer_snapshot_sequence{shard="0"}'
+
+    def is_there() -> bool:
+        shown = metrics(port)
+        return shown.get(kept, 0) > shown[committed]
+
+    wait_for(is_there, 60, "a snapshot")
 
 
 def _positions(app: Application) -> list[int]:
