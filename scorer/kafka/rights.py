@@ -20,6 +20,9 @@ from scorer.kafka.topics import Topics, workers_group
 from scorer.runtime.settings import Settings
 
 TIMEOUT_S: Final = 15.0
+_NO_COORDINATOR: Final = frozenset(
+    {KafkaError.NOT_COORDINATOR, KafkaError.COORDINATOR_NOT_AVAILABLE, KafkaError.COORDINATOR_LOAD_IN_PROGRESS}
+)
 
 
 class Role(StrEnum):
@@ -176,6 +179,8 @@ def _results(futures: dict[str, Any], denied: int) -> Iterator[tuple[str, set[st
         except TimeoutError as exc:
             raise Away(f"Kafka does not answer within {TIMEOUT_S:.0f} s") from exc
         except KafkaException as exc:
+            if exc.args[0].code() in _NO_COORDINATOR:
+                continue  # a broker that has just started, or a group that is not there yet: joining waits for it
             if exc.args[0].code() in TRANSIENT:
                 raise Away(f"Kafka does not answer: {describe(exc)}") from exc
             if exc.args[0].code() == denied:

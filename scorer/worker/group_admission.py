@@ -39,9 +39,16 @@ class Admission:
         """Return when the group may be joined, or `stop` is set. Raises UsageError beside another application."""
         logged_at, known = float("-inf"), False
         while not stop.is_set():
-            members = self._members(self._former_group)
+            try:
+                members = self._members(self._former_group)
+                others = self._others()
+            except kafka.Away as exc:  # the groups' coordinator of a broker that has just started, say
+                log.warning("worker.group_not_asked", reason=str(exc))
+                stop.wait(RETRY_S)
+                continue
             known = known or members is not None
             if not members:
+                self._refuse(others)
                 break
             self.waits_for = (
                 f"{len(members)} workers of a release before 0.2 are in the group {self._former_group}: standing by "
@@ -54,23 +61,24 @@ class Admission:
         if known and not stop.is_set():
             self._settle(stop)
         self.waits_for = ""
-        if not stop.is_set():
-            self._check()
 
     def check_once(self) -> None:
         """Ask again after joining: another application may have joined in the same moment. Raises UsageError."""
         if self._checked or self._ports.threads.monotonic() < self._ask_at:
             return
         try:
-            self._check()
+            others = self._others()
         except kafka.Rebuild as exc:  # not answered now
             log.debug("worker.group_not_asked", reason=str(exc))
             self._ask_at = self._ports.threads.monotonic() + RETRY_S
             return
         self._checked = True
+        self._refuse(others)
 
-    def _check(self) -> None:
-        others = {kafka.application_of(client) for client in self._members(self._group) or ()} - {self._application}
+    def _others(self) -> set[str]:
+        return {kafka.application_of(client) for client in self._members(self._group) or ()} - {self._application}
+
+    def _refuse(self, others: set[str]) -> None:
         if others:
             raise UsageError(
                 f"workers of the application {', '.join(sorted(others))} decide these payments already (group "

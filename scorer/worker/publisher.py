@@ -224,11 +224,14 @@ class Publisher:
             on_delivery=self._reports.on_journal,
         )
         positions = [TopicPartition(self._topics.payments, r.partition, r.end) for r in outcomes.journal.inputs]
-        if positions:  # fresh group metadata every time: the member's generation changes with each rebalance
+        metadata = self._group_metadata()  # none without a membership: what a command commits
+        if (
+            positions and metadata is not None
+        ):  # fresh group metadata every time: the member's generation changes with each rebalance
             self._due = self._threads.monotonic() + self._offsets_timeout_s + LATE_S
             try:
                 fault_points.point("in_offsets")
-                self._producer.send_offsets_to_transaction(positions, self._group_metadata(), self._offsets_timeout_s)
+                self._producer.send_offsets_to_transaction(positions, metadata, self._offsets_timeout_s)
             finally:
                 self._due = math.inf
             if self._lost:

@@ -186,7 +186,14 @@ class Shard:
 
     def _take_up(self, follower: Follower) -> None:
         self._payments = self._watch.payments
-        added = follower.take_up(self._payments)
+        added = follower.added(self._payments)
+        if added and self._settings.worker.shards > 1 and follower.pipeline.sequence > 0:
+            raise UsageError(
+                f"partitions {added} were added to {self._topics.payments}: with {self._settings.worker.shards} shards "
+                "the payments of one key may now be split between two, and features would not be exact. "
+                "`fraud-scorer recover --adopt-partitions` accepts that"
+            )
+        follower.take_up(added)
         if added:
             self._log.warning("shard.partitions_added", partitions=added)
 
