@@ -1,4 +1,4 @@
-"""scorer.kafka.ports.Clients over the simulated broker.
+"""scorer.kafka.client_ports.Clients over the simulated broker.
 
 Every request may be lost, done without an answer, or done late (Network.call); whoever waits hands the baton on.
 """
