@@ -23,7 +23,7 @@ import pyarrow as pa
 
 from schemas.cards import key_candidates
 from schemas.documents import VALUE_BYTES_MAX
-from schemas.errors import ContractError
+from schemas.errors import ContractError, without_frames
 from schemas.field_table import TABLES
 from schemas.payment import Payment, refuse_card_key
 from schemas.screen import CERTAIN_WITH_NULL_ATTRIBUTE, UNCERTAIN, screen
@@ -209,7 +209,7 @@ def decode_payments(
         try:
             payment = Payment.from_json(value, None if keys is None else keys[i], value_bytes_max=value_bytes_max)
         except ContractError as error:
-            rejects.append(Reject(i, error))
+            rejects.append(Reject(i, without_frames(error)))
             continue
         index.append(i)
         rows.append(PaymentRow(*_as_fields(payment)))
@@ -234,11 +234,24 @@ def event_times(values: Sequence[bytes | None], *, missing: int) -> npt.NDArray[
     times = np.empty(len(values), dtype=np.int64)
     screen(data, offsets, VALUE_BYTES_MAX, TABLES, verdict, times, np.empty(len(values), dtype=np.int64))
     for i in np.flatnonzero(verdict == UNCERTAIN).tolist():
+        value = values[i]
+        if value is None or not _may_be_payment(value):
+            times[i] = missing
+            continue
         try:
-            times[i] = Payment.from_json(values[i]).event_time_ms
+            times[i] = Payment.from_json(value).event_time_ms
         except ContractError:
             times[i] = missing
     return times
+
+
+def _may_be_payment(value: bytes) -> bool:
+    """False for what the reference certainly refuses: whatever it accepts has the fields of a PaymentRow."""
+    try:
+        _decode(value)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return False
+    return True
 
 
 def refuse_card_keys(keys: Sequence[bytes | None]) -> list[Reject]:
@@ -248,7 +261,7 @@ def refuse_card_keys(keys: Sequence[bytes | None]) -> list[Reject]:
         try:
             refuse_card_key(keys[i] or b"")
         except ContractError as error:
-            rejects.append(Reject(i, error))
+            rejects.append(Reject(i, without_frames(error)))
     return rejects
 
 

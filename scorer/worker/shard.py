@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -193,8 +194,9 @@ class Shard:
             worker_metrics.DECISIONS.labels(label, "flag" if kind % 2 == FLAG else "approve", MODES[kind // 2]).inc(
                 int(kinds[kind])
             )
-        for item in (*outcomes.rejected, *outcomes.rejected_control):
-            worker_metrics.DEAD_LETTERS.labels(label, item.error.reason.value).inc()
+        refused = Counter(item.error.reason.value for item in (*outcomes.rejected, *outcomes.rejected_control))
+        for reason, count in refused.items():
+            worker_metrics.DEAD_LETTERS.labels(label, reason).inc(count)
         for i in np.flatnonzero(outcomes.columns.decision == FLAG).tolist():
             for reason in outcomes.columns.reasons[i]:
                 worker_metrics.REASONS.labels(label, reason).inc()
