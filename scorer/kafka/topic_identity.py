@@ -29,16 +29,18 @@ class TopicFacts:
     partitions: int
 
 
-def topic_facts(client: AdminClient, names: Sequence[str]) -> dict[str, TopicFacts]:
+def topic_facts(
+    client: AdminClient, names: Sequence[str], *, timeout_s: float = METADATA_TIMEOUT_S
+) -> dict[str, TopicFacts]:
     """Id and partition count of each topic. Creates none, also where brokers make topics that are asked for.
 
     Raises KafkaFailure naming the topic that does not exist, Denied, and Away when the broker does not answer.
     """
-    futures = client.describe_topics(TopicCollection(list(names)), request_timeout=METADATA_TIMEOUT_S)
+    futures = client.describe_topics(TopicCollection(list(names)), request_timeout=timeout_s)
     found = {}
     for name, future in futures.items():
         try:
-            found[name] = _facts(future.result(METADATA_TIMEOUT_S))
+            found[name] = _facts(future.result(timeout_s))
         except KafkaException as exc:
             error = exc.args[0]
             if error.code() == KafkaError._UNSUPPORTED_FEATURE:
