@@ -214,7 +214,10 @@ class Publisher:
             at = np.fromiter((item.index for item in rejected), np.int64, len(rejected))
             # Plain numbers from one call each: taking them out of the arrays one by one costs more than the letter.
             origins = zip(
-                records.partition[at].tolist(), records.offset[at].tolist(), records.timestamp_ms[at].tolist(), strict=True
+                records.partition[at].tolist(),
+                records.offset[at].tolist(),
+                records.timestamp_ms[at].tolist(),
+                strict=True,
             )
             for item, (partition, offset, timestamp_ms) in zip(rejected, origins, strict=True):
                 key, value, headers = dead_letter_record(

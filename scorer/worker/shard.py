@@ -125,13 +125,17 @@ class Shard:
 
     def _decide(self, follower: Follower, publisher: Publisher, stop: Event) -> None:
         pipeline, inputs = follower.pipeline, follower.inputs
-        worker = self._settings.worker
+        worker, feature_set = self._settings.worker, pipeline.bundle.feature_set
         batcher = Batcher(
             inputs,
             self._threads,
+            shard=self._number,
             batch_max=worker.batch_payments_max,
             gather_ms_max=worker.gather_ms_max,
-            skew_ms=pipeline.bundle.feature_set.max_future_skew,
+            frontier_wait_ms=worker.frontier_wait_ms,
+            skew_ms=feature_set.max_future_skew,
+            lateness_ms=feature_set.allowed_lateness,
+            stream_ms=lambda: pipeline.engine.stream_time_ms,
         )
         self._log.info("shard.deciding", bundle=pipeline.bundle.id, sequence=pipeline.sequence)
         worker_metrics.BUNDLE.labels(self._label, pipeline.bundle.id).set(1)
