@@ -117,20 +117,37 @@ def dead_letter_record(
     mask = mask_digits if error.reason is DeadLetterReason.CARD_NUMBER else mask_card_numbers
     key_masked = None if key is None else mask(key)
     value_masked = None if value is None else mask(value)
-    described = DeadLetter(
-        topic=topic,
-        partition=partition,
-        offset=offset,
-        reason=error.reason,
-        field=error.field,
-        message=error.message,
-        timestamp_ms=timestamp_ms,
-        value_bytes=-1 if value is None else len(value),
-        masked=key_masked != key or value_masked != value,
-        truncated=len(key or b"") > KEY_BYTES_MAX or len(value or b"") > value_bytes_max,
-    )
+    # As DeadLetter(...).to_headers() writes them, without the checks of a model: a burst of refused records must cost
+    # little, and every field here is the worker's own. A test compares the two.
+    headers = [
+        ("__connect.errors.topic", topic.encode()),
+        ("__connect.errors.partition", b"%d" % partition),
+        ("__connect.errors.offset", b"%d" % offset),
+        _KEY_STAGE if error.field == "key" else _VALUE_STAGE,
+        _EXCEPTION,
+        ("__connect.errors.exception.message", error.message.encode()),
+        ("fraud_scorer.reason", error.reason.encode()),
+    ]
+    if error.field is not None:
+        headers.append(("fraud_scorer.field", error.field.encode()))
+    if timestamp_ms is not None:
+        headers.append(("fraud_scorer.timestamp_ms", b"%d" % timestamp_ms))
+    headers += [
+        ("fraud_scorer.value_bytes", b"-1" if value is None else b"%d" % len(value)),
+        ("fraud_scorer.masked", _truth(key_masked != key or value_masked != value)),
+        ("fraud_scorer.truncated", _truth(len(key or b"") > KEY_BYTES_MAX or len(value or b"") > value_bytes_max)),
+    ]
     return (
         None if key_masked is None else key_masked[:KEY_BYTES_MAX],
         None if value_masked is None else value_masked[:value_bytes_max],
-        described.to_headers(),
+        headers,
     )
+
+
+_KEY_STAGE: Final = ("__connect.errors.stage", b"KEY_CONVERTER")
+_VALUE_STAGE: Final = ("__connect.errors.stage", b"VALUE_CONVERTER")
+_EXCEPTION: Final = ("__connect.errors.exception.class.name", b"schemas.errors.ContractError")
+
+
+def _truth(value: bool) -> bytes:
+    return b"true" if value else b"false"

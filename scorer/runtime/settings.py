@@ -147,6 +147,14 @@ class WorkerSettings(Section):
     gather_ms_max: float = Field(
         default=15.0, ge=0, le=1000, description="longest wait for company before a batch is closed"
     )
+    frontier_wait_ms: int = Field(
+        default=2_000,
+        ge=0,
+        le=600_000,
+        description="longest wait of the other partitions for one that is behind and shows nothing, or gains less than "
+        "the clock does; then they are decided without it, and its payments may come late. Five times as long for one "
+        "that was not read yet since the start",
+    )
     transaction_timeout_ms: int = Field(
         default=10_000, ge=1000, le=900_000, description="after that the broker aborts a transaction left open"
     )

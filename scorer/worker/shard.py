@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -141,13 +142,17 @@ class Shard:
 
     def _decide(self, follower: Follower, publisher: Publisher, stop: Event) -> None:
         pipeline, inputs = follower.pipeline, follower.inputs
-        worker = self._settings.worker
+        worker, feature_set = self._settings.worker, pipeline.bundle.feature_set
         batcher = Batcher(
             inputs,
             self._threads,
+            shard=self._number,
             batch_max=worker.batch_payments_max,
             gather_ms_max=worker.gather_ms_max,
-            skew_ms=pipeline.bundle.feature_set.max_future_skew,
+            frontier_wait_ms=worker.frontier_wait_ms,
+            skew_ms=feature_set.max_future_skew,
+            lateness_ms=feature_set.allowed_lateness,
+            stream_ms=lambda: pipeline.engine.stream_time_ms,
         )
         self._log.info("shard.deciding", bundle=pipeline.bundle.id, sequence=pipeline.sequence)
         worker_metrics.BUNDLE.labels(self._label, pipeline.bundle.id).set(1)
@@ -218,8 +223,9 @@ class Shard:
             worker_metrics.DECISIONS.labels(label, "flag" if kind % 2 == FLAG else "approve", MODES[kind // 2]).inc(
                 int(kinds[kind])
             )
-        for item in (*outcomes.rejected, *outcomes.rejected_control):
-            worker_metrics.DEAD_LETTERS.labels(label, item.error.reason.value).inc()
+        refused = Counter(item.error.reason.value for item in (*outcomes.rejected, *outcomes.rejected_control))
+        for reason, count in refused.items():
+            worker_metrics.DEAD_LETTERS.labels(label, reason).inc(count)
         for i in np.flatnonzero(outcomes.columns.decision == FLAG).tolist():
             for reason in outcomes.columns.reasons[i]:
                 worker_metrics.REASONS.labels(label, reason).inc()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import structlog
 
 from scorer import kafka
-from scorer.journal.journal_reader import NoProgress
 from scorer.journal.partition_buffers import MissingRange
 from scorer.journal.rerun import Bundles
 from scorer.runtime.settings import Settings
@@ -37,7 +36,7 @@ class Standby:
             try:
                 self._follower = Follower(self._settings, self._bundles, self._shard, self._ports)
                 self._follower.follow(self._stop)
-            except (kafka.KafkaFailure, MissingRange, NoProgress) as exc:
+            except (kafka.KafkaFailure, MissingRange) as exc:
                 self._drop()
                 worker_metrics.REBUILDS.labels(str(self._shard), "standby").inc()
                 log.warning("standby.again", shard=self._shard, reason=str(exc), wait_s=RETRY_S)

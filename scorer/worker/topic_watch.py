@@ -70,13 +70,17 @@ class TopicWatch:
             except (kafka.Away, kafka.Denied) as exc:
                 log.debug("topics.not_asked", reason=str(exc))  # readiness shows it, and clients log their own errors
             except KafkaFailure as exc:
-                self._end(SourceChanged(f"{exc}. It was there when this worker began"))
+                self._end(SourceChanged(f"{exc}. {self._ids()} `fraud-scorer recover` shows what is missing then"))
             except UsageError as exc:  # counts that fitted at the start and do not now: no wrong usage of a command
                 self._end(SourceChanged(str(exc)))
             except FraudScorerError as exc:
                 self._end(exc)
             except BaseException as exc:  # noqa: BLE001 - raised by the threads that check
                 self._end(exc)
+
+    def _ids(self) -> str:
+        known = ", ".join(f"{name} with id {first.id}" for name, first in self._first.items())
+        return f"When this worker began there were {known}."
 
     def _end(self, failure: BaseException) -> None:
         if self.failure is None:
