@@ -108,7 +108,7 @@ def test_refused_with_its_reason(reason: DeadLetterReason, field: str | None, ra
 
 def test_every_reason_has_an_example() -> None:
     """No reason is without an example; those of control, clock and feature set have tests of their own."""
-    elsewhere = {R.EVENT_TIME_IN_FUTURE, R.INVALID_CONTROL, R.NO_EXCHANGE_RATE}
+    elsewhere = {R.EVENT_TIME_IN_FUTURE, R.INVALID_CONTROL, R.KEY_TOO_LARGE, R.NO_EXCHANGE_RATE}
     assert {reason for reason, _, _ in REFUSED} | elsewhere == set(DeadLetterReason)
     assert all(reason.sentence.endswith(".") for reason in DeadLetterReason)
 
