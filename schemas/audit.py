@@ -22,7 +22,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -269,11 +269,10 @@ def digest(columns: AuditColumns, context: AuditContext) -> str:
     return digest_parts([columns.parts], len(columns), canonical_context(context))
 
 
-def digest_chunks(batches: Sequence[pa.RecordBatch], context: AuditContext) -> str:
-    """The same digest from the chunks of one micro-batch, in order, as `decode_chunk` returns them."""
-    return digest_parts(
-        [batch_parts(batch.columns) for batch in batches], sum(map(len, batches)), canonical_context(context)
-    )
+def digest_chunks(chunks: Sequence[Chunk]) -> str:
+    """The same digest from the chunks of one micro-batch, in order, as `decode_parts` gives them."""
+    rows = sum(chunk.rows.num_rows for chunk in chunks)
+    return digest_parts([chunk.parts for chunk in chunks], rows, canonical_context(chunks[-1].header))
 
 
 def canonical_context(context: AuditContext) -> bytes:
@@ -322,8 +321,21 @@ def decode(value: bytes) -> tuple[AuditHeader, AuditColumns]:
     return header, AuditColumns.from_record_batch(batch)
 
 
+class Chunk(NamedTuple):
+    """A validated chunk: what it says, its rows, and their canonical byte runs. Buffers point into its bytes."""
+
+    header: AuditHeader
+    rows: pa.RecordBatch
+    parts: BatchParts
+
+
 def decode_chunk(value: bytes) -> tuple[AuditHeader, pa.RecordBatch]:
-    """One chunk as header and Arrow batch (buffers point into `value`), fully validated: offsets, UTF-8, nulls, codes.
+    """One chunk as header and Arrow batch, as `decode_parts` validates it."""
+    return decode_parts(value)[:2]
+
+
+def decode_parts(value: bytes) -> Chunk:
+    """One chunk, fully validated: offsets, UTF-8, nulls, codes.
 
     Raises AuditError when the bytes are not a valid audit chunk.
     """
@@ -348,9 +360,9 @@ def decode_chunk(value: bytes) -> tuple[AuditHeader, pa.RecordBatch]:
         batch.validate(full=True)
     except pa.ArrowException as exc:
         raise AuditError(f"the chunk's Arrow buffers are inconsistent ({type(exc).__name__})") from exc
-    _checked_parts(batch)
+    parts = _checked_parts(batch)
     _check_nan(batch)
-    return header, batch
+    return Chunk(header, batch, parts)
 
 
 def decode_header(value: bytes) -> AuditHeader:

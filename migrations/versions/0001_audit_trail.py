@@ -14,7 +14,7 @@ down_revision = None
 branch_labels = None
 depends_on = None
 
-# VIEWS and FUNCTIONS are read by `audit verify` too, which holds the database's own definitions against them; a later
+# VIEWS and FUNCTIONS are read by `audit verify` too, which compares the database's own definitions with them; a later
 # migration that replaces one has its text under the same name.
 # Fixed-width columns first, widest first: no padding between them in a table that will hold billions of rows.
 _DECISIONS = """

@@ -6,30 +6,30 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 KINDS = {
-    "row_edited": "a row of the batch is not what was decided",
+    "row_edited": "a row of the batch differs from what was decided",
     "rows_deleted": "rows of the batch are gone",
-    "rows_inserted": "rows were added that nobody decided",
+    "rows_inserted": "rows were added that no worker decided",
     "rows_reordered": "the rows of the batch stand in another order",
     "batch_edited": "the batch's own row was changed",
     "batch_missing": "the batch is gone",
     "batch_inserted": "a batch was added that the sink did not write",
-    "set_aside": "the batch could not be written; its records stand in set_aside",
-    "day_dropped": "a whole day is gone, and no tombstone says so",
+    "set_aside": "the batch could not be written; its records are in table set_aside",
+    "day_dropped": "a whole day is gone, and no tombstone records its removal",
     "tail_cut": "the newest batches are gone",
     "trail_missing": "the journal topic has batches of the shard, the database has none",
     "forged": "the batch was replaced, digest and all: its head is not the one the journal or an anchor names",
     "chain_broken": "the batch does not follow the one before it",
-    "tombstone_forged": "a tombstone does not hold: not signed by the key, or it does not fit the chain",
-    "erasure_forged": "the record of an erasure does not hold: not signed by the key, or it does not fit the batch",
-    "anchor_forged": "a line of the anchors does not hold: not signed by the key, or not in its place",
+    "tombstone_forged": "a tombstone is not valid: not signed by the key, or it does not fit the chain",
+    "erasure_forged": "the record of an erasure is not valid: not signed by the key, or it does not fit the batch",
+    "anchor_forged": "a line of the anchors is not valid: not signed by the key, or not in its place",
     "anchor_deleted": "a row of table anchors is gone, and the file of the anchors has its line",
-    "amendment_forged": "a record of retention or erasure does not hold: not signed by the key, or unreadable",
-    "record_edited": "a label, dead letter or control record is not what its topic says",
+    "amendment_forged": "a record of retention or erasure is not valid: not signed by the key, or unreadable",
+    "record_edited": "a label, dead letter or control record differs from its topic",
     "record_deleted": "a label, dead letter or control record that its topic has is gone",
     "record_inserted": "a label, dead letter or control record was added that its topic does not have",
-    "position_edited": "a position of the sink is not where the sink left it",
-    "bundle_edited": "a row of bundles or feature_sets is not what the batches say",
-    "schema_changed": "a table, view, function, trigger, rule or policy is not what the migrations made",
+    "position_edited": "a position of the sink was changed by something else",
+    "bundle_edited": "a row of bundles or feature_sets differs from the batches",
+    "schema_changed": "a table, view, function, trigger, rule or policy differs from what the migrations made",
     "rights_widened": "a role that only adds or reads may change or remove",
 }
 
@@ -76,7 +76,7 @@ class Finding:
         return f"{self.where}: {self.kind}: {self.detail}"
 
 
-# Of two findings on one batch the first of these says more about it.
+# Of two findings on one batch the first of these explains more.
 _WEIGHT = {kind: number for number, kind in enumerate((
     "tombstone_forged", "erasure_forged", "rows_deleted", "rows_inserted", "rows_reordered", "row_edited",
     "batch_edited", "forged", "set_aside", "day_dropped", "trail_missing", "tail_cut", "batch_missing",
@@ -86,7 +86,7 @@ _WEIGHT = {kind: number for number, kind in enumerate((
 
 
 def in_order(findings: list[Finding]) -> list[Finding]:
-    """The first bad batch first: by shard and sequence, and on one batch the most telling first; then what concerns
+    """The first bad batch first: by shard and sequence, on one batch the one that explains most; last what concerns
     none."""
     return sorted(
         set(findings),

@@ -9,14 +9,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
+from confluent_kafka import Consumer, Message, TopicPartition
 
 from schemas.audit import AuditColumns, AuditError, AuditHeader, decode
 from scorer import kafka
 from scorer.runtime.settings import Settings
 
 _NO_PROGRESS_S = 30.0
-_MESSAGES = 10_000
 _NEAR = 256  # offsets: nearer than this, reading on is quicker than another look
 
 
@@ -63,7 +62,7 @@ def audit_rows(
 
 
 def journal_shards(settings: Settings) -> range:
-    """The shards that the journal topic has room for: its partitions, whatever the database says of them."""
+    """The shards that the journal topic has room for: its partitions, whatever the database names."""
     return range(kafka.partition_count(kafka.admin(settings.kafka), kafka.Topics.of(settings.kafka).journal))
 
 
@@ -80,17 +79,18 @@ def next_sequence(settings: Settings, shard: int, *, start: int) -> int | None:
 
 def _journal_offset(settings: Settings, topic: str, shard: int, sequence: int) -> int:
     """An offset at or before the record of `sequence`, and after nearly all before it: numbers rise along the journal,
-    so a few dozen records are looked at, however long it is."""
+    so a few dozen records are read, however long it is."""
     client = kafka.admin(settings.kafka)
     place = TopicPartition(topic, shard)
     kafka.partition_count(client, topic)
-    (low,), (high,) = kafka.starts(client, [place]), kafka.ends(client, [place])
+    (low,), (high,) = kafka.starts(client, [place]), kafka.stable_ends(client, [place])
     # One record is wanted of each place: nothing is fetched ahead.
     consumer = _consumer(settings, **{"queued.min.messages": 1, "fetch.message.max.bytes": 65_536})
     try:
         while high - low > _NEAR:
             middle = (low + high) // 2
-            found = next(_read(consumer, topic, shard, middle, high, at_once=1), None)
+            part = kafka.read_range(consumer, TopicPartition(topic, shard, middle), high, messages_max=1)
+            found = next(part, None)
             if found is None or json.loads(found.value() or b"{}").get("sequence", -1) >= sequence:
                 high = middle
             else:
@@ -111,7 +111,7 @@ def _values(
 
 
 def range_of(settings: Settings, topic: str, partition: int) -> tuple[int, int]:
-    """The first offset that a partition still has, and its end. Raises KafkaFailure."""
+    """The first offset that a partition still has, and its end, open transactions included. Raises KafkaFailure."""
     client = kafka.admin(settings.kafka)
     place = TopicPartition(topic, partition)
     (first,), (last,) = kafka.starts(client, [place]), kafka.ends(client, [place])
@@ -119,15 +119,21 @@ def range_of(settings: Settings, topic: str, partition: int) -> tuple[int, int]:
 
 
 def messages(settings: Settings, topic: str, partition: int, start: int, end: int | None = None) -> Iterator[Message]:
-    """The committed records of a partition within offsets [start, end), up to its end now. Raises KafkaFailure."""
-    kafka.partition_count(kafka.admin(settings.kafka), topic)
-    first, last = range_of(settings, topic, partition)
-    first, last = max(first, start), last if end is None else min(last, end)
+    """The committed records of a partition within offsets [start, end), up to the first transaction that is open now.
+
+    Raises KafkaFailure.
+    """
+    client = kafka.admin(settings.kafka)
+    kafka.partition_count(client, topic)
+    place = TopicPartition(topic, partition)
+    (first,), (stable,) = kafka.starts(client, [place]), kafka.stable_ends(client, [place])
+    first, last = max(first, start), stable if end is None else min(stable, end)
     if first >= last:
         return
     consumer = _consumer(settings)
     try:
-        yield from _read(consumer, topic, partition, first, last)
+        place = TopicPartition(topic, partition, first)
+        yield from kafka.read_range(consumer, place, last, no_progress_s=_NO_PROGRESS_S)
     finally:
         consumer.close()
 
@@ -135,31 +141,3 @@ def messages(settings: Settings, topic: str, partition: int, start: int, end: in
 def _consumer(settings: Settings, **overrides: Any) -> Consumer:
     group = f"{settings.kafka.topic_prefix}fraud-scorer-verify"
     return kafka.reader(settings.kafka, group=group, fetch_wait_ms=50, **overrides)
-
-
-def _read(
-    consumer: Consumer, topic: str, partition: int, first: int, last: int, *, at_once: int = _MESSAGES
-) -> Iterator[Message]:
-    consumer.assign([TopicPartition(topic, partition, first)])
-    deadline = time.monotonic() + _NO_PROGRESS_S
-    while True:
-        # poll, then what is there: consume(n, timeout) waits for n.
-        one = consumer.poll(0.2)
-        found = [] if one is None else [one, *(consumer.consume(at_once - 1, 0) if at_once > 1 else [])]
-        if found:
-            deadline = time.monotonic() + _NO_PROGRESS_S
-        for message in found:
-            error, offset = message.error(), message.offset()
-            if error is not None:
-                if error.code() == KafkaError._PARTITION_EOF:
-                    return
-                if error.fatal():
-                    raise kafka.KafkaFailure(f"reading {topic} failed: {error.str()}")
-                continue
-            if offset is None or offset >= last:
-                return
-            yield message
-            if offset + 1 >= last:
-                return
-        if time.monotonic() > deadline:
-            raise kafka.KafkaFailure(f"{topic}/{partition}: no progress for {_NO_PROGRESS_S:.0f} s")

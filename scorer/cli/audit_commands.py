@@ -3,29 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
-import psycopg
-import sqlalchemy as sa
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from schemas.durations import parse_duration_ms
-from scorer.bundle import Bundle
-from scorer.cli import set_aside_commands
-from scorer.cli.command_support import Json, err, out, show
+from scorer.cli import explain_command, set_aside_commands
+from scorer.cli.audit_output import postgres_errors, progress_bar
+from scorer.cli.command_support import Json, out, show
 from scorer.cli.command_support import settings as load_settings
-from scorer.errors import FraudScorerError, PromiseBroken, UsageError
+from scorer.errors import PromiseBroken, UsageError
 from scorer.runtime.settings import Settings
-
-if TYPE_CHECKING:
-    from scorer.audit.explain.explanation import Explanation
 
 app = typer.Typer(help="The audit trail: verify, explain, anchor, keep, forget.", no_args_is_help=True)
 app.add_typer(set_aside_commands.app, name="set-aside")
@@ -42,14 +33,14 @@ def verify(
     first: Annotated[int, typer.Option("--from", min=0, help="First batch (sequence).")] = 0,
     last: Annotated[int | None, typer.Option("--until", min=0, help="Last batch (sequence), included.")] = None,
     since_anchor: Annotated[bool, typer.Option("--since-anchor", help="Only what came after the last anchor.")] = False,
-    journal: Annotated[bool, typer.Option(help="Hold heads against the journal topic.")] = True,
+    journal: Annotated[bool, typer.Option(help="Compare heads with the journal topic.")] = True,
     anchors: Anchors = None,
     parallel: Annotated[
         int, typer.Option("--parallel", min=0, help="Connections that are read at once; 0: one more than cores.")
     ] = 0,
     as_json: Json = False,
 ) -> None:
-    """Recompute every digest from the rows, follow the chain, hold its heads against journal topic and anchors.
+    """Recompute every digest from the rows, follow the chain, compare its heads with journal topic and anchors.
 
     Exit 3 when anything was changed; the first bad batch is named. Example: fraud-scorer audit verify --json
     """
@@ -71,7 +62,7 @@ def verify(
         if findings:
             raise PromiseBroken(findings[0].sentence)
         since = {body["shard"]: body["sequence"] for body in bodies if body["kind"] == "anchor"}
-    with _postgres(), _bar("rows", quiet=as_json) as progress:
+    with postgres_errors(), progress_bar("rows", quiet=as_json) as progress:
         report = run(
             settings.postgres_url,
             scope=Scope(shard, first, last, since),
@@ -103,8 +94,8 @@ def verify(
         bad = findings_json[0] if findings_json else None
         show({**result, "first_bad": bad, "findings": findings_json}, as_json=True, title="")
     else:
-        told = {name: "not asked" if value is None else value for name, value in result.items()}
-        show(told, as_json=False, title="Audit trail")
+        shown = {name: "not asked" if value is None else value for name, value in result.items()}
+        show(shown, as_json=False, title="Audit trail")
         if report.findings:
             table = Table("where", "kind", "what was found", title="What was found first", title_justify="left")
             for finding in report.findings[:20]:
@@ -114,117 +105,7 @@ def verify(
         raise PromiseBroken(f"the audit trail was changed: {report.findings[0].sentence}")
 
 
-@app.command()
-def explain(
-    payment_id: Annotated[str, typer.Argument(help="The payment.")],
-    bundle: Annotated[
-        Path | None,
-        typer.Option(
-            exists=True,
-            file_okay=False,
-            help="Bundle that decided (--replay: that the shard began with): adds sentences and recomputes.",
-        ),
-    ] = None,
-    replay: Annotated[
-        bool,
-        typer.Option("--replay", help="Decide its batch again from the topics, along the journal; needs --bundle."),
-    ] = False,
-    as_json: Json = False,
-) -> None:
-    """Why a payment was decided so: words, features, reasons, and the proof; exit 3 when the proof fails.
-
-    Example: fraud-scorer audit explain p_7f3a19 --bundle bundles/cards --replay
-    """
-    from scorer.audit.explain.explanation import compare_replay, find, prove  # noqa: PLC0415
-    from scorer.audit.explain.redecision import replay_until, windows_of  # noqa: PLC0415 - compiles kernels
-
-    if replay and bundle is None:
-        raise UsageError("--replay decides again, and needs the bundle that the shard began with: give --bundle")
-    settings = load_settings()
-    with _postgres():
-        explanations = find(settings.postgres_url, payment_id)
-    if bundle is not None:
-        loaded = Bundle.load(bundle)
-        for explanation in explanations:
-            if not replay:
-                prove(explanation, loaded)
-            else:
-                shard, sequence, _ = explanation.place
-                with _bar("batches", quiet=as_json) as progress:
-                    again = replay_until(settings, loaded, shard=shard, sequence=sequence, progress=progress)
-                # After an activation another bundle decided than the shard began with: the journal led to it.
-                prove(explanation, again.pipeline.bundle)
-                compare_replay(explanation, again.outcomes)
-                windows = windows_of(again, explanation.row["row_number"])
-                if explanation.row["erased"]:  # their keys are the person's identifiers
-                    windows = [replace(window, key="erased") for window in windows]
-                explanation.windows.extend(windows)
-    if as_json:
-        show({"payment_id": payment_id, "decisions": [_as_json(e) for e in explanations]}, as_json=True, title="")
-    else:
-        for explanation in explanations:
-            _tell(explanation)
-    wrong = [check for explanation in explanations for check in explanation.checks if not check.equal]
-    if wrong:
-        raise PromiseBroken(f"{wrong[0].what}: logged {wrong[0].logged}, computed again {wrong[0].again}")
-
-
-def _as_json(explanation: Explanation) -> dict[str, Any]:
-    row = explanation.row
-    finite = {name: None if value != value else value for name, value in explanation.features}  # noqa: PLR0124 - NaN
-    return {
-        "sentence": explanation.sentence,
-        **{
-            name: row[name]
-            for name in (
-                "decision", "mode", "score", "margin", "threshold", "bundle", "amount_minor", "currency", "customer_id",
-                "account_id", "merchant_id", "terminal_id", "fired", "shard", "sequence", "row_number",
-            )
-        },
-        "event_time": row["event_time"].isoformat(),
-        "origin": {"topic": row["origin_topic"], "partition": row["origin_partition"], "offset": row["origin_offset"]},
-        "reasons": [{"code": code, "sentence": sentence} for code, sentence in explanation.reasons],
-        "features": finite,
-        "challengers": dict(zip(row["challengers"], row["challenger_margins"], strict=True)),
-        "labels": [
-            {**label, "known_at": label["known_at"].isoformat()} for label in explanation.labels
-        ],
-        "notes": explanation.notes,
-        "windows": [vars(window) for window in explanation.windows],
-        "proof": [vars(check) for check in explanation.checks],
-        "equal": explanation.equal,
-    }  # fmt: skip
-
-
-def _tell(explanation: Explanation) -> None:
-    row = explanation.row
-    out.print(explanation.sentence)
-    out.print(
-        f"Read from {row['origin_topic']}/{row['origin_partition']} offset {row['origin_offset']}; row "
-        f"{row['row_number']} of batch {row['shard']}/{row['sequence']}."
-    )
-    for code, sentence in explanation.reasons:
-        out.print(f"  {code}: {sentence}")
-    for label in explanation.labels:
-        verdict = "fraud" if label["fraud"] else "genuine"
-        out.print(f"  Known since {label['known_at']:%Y-%m-%d %H:%M}: {verdict} ({label['source'] or 'no source'})")
-    table = Table("feature", "value", title="Features", title_justify="left")
-    for name, value in explanation.features:
-        table.add_row(name, f"{value:.9g}")
-    out.print(table)
-    if explanation.windows:
-        windows = Table("feature", "key", "payments", "sum", "frauds", "first", "last", title_justify="left")
-        windows.title = "In the windows when its batch was done, itself included"
-        for w in explanation.windows:
-            windows.add_row(w.feature, w.key, str(w.payments), f"{w.amount:.2f}", str(w.frauds), w.first, w.last)
-        out.print(windows)
-    for note in explanation.notes:
-        out.print(note)
-    if explanation.checks:
-        proof = Table("", "logged", "computed again", "", title="Proof", title_justify="left")
-        for check in explanation.checks:
-            proof.add_row(check.what, check.logged, check.again, "equal" if check.equal else "NOT EQUAL")
-        out.print(proof)
+app.command("explain")(explain_command.explain)
 
 
 @app.command()
@@ -237,15 +118,15 @@ def anchor(anchors: Anchors = None, as_json: Json = False) -> None:
 
     settings = load_settings()
     signer = _signer(settings, required=False)
-    with _postgres():
+    with postgres_errors():
         new = run(settings.postgres_url, _anchor_file(settings, anchors), signer)
     heads = [{name: body[name] for name in ("shard", "sequence", "head")} for body in new]
     if as_json:
         show({"anchored": heads, "signed": signer is not None}, as_json=True, title="")
         return
-    told = {f"batch {body['shard']}/{body['sequence']}": body["head"] for body in heads}
+    shown = {f"batch {body['shard']}/{body['sequence']}": body["head"] for body in heads}
     show(
-        (told or {"anchored": "nothing new since the last anchor"}) | {"signed": signer is not None},
+        (shown or {"anchored": "nothing new since the last anchor"}) | {"signed": signer is not None},
         as_json=False,
         title="Anchored",
     )
@@ -296,7 +177,7 @@ def retain(
     settings = load_settings()
     signer = _signer(settings, required=True)
     if keep is None and keep_labels is None and keep_dead_letters is None:
-        raise UsageError("say what to keep for how long: --keep, --keep-labels, --keep-dead-letters")
+        raise UsageError("give what to keep for how long: --keep, --keep-labels, --keep-dead-letters")
     now = as_of or datetime.now(UTC)
     now = now if now.tzinfo else now.replace(tzinfo=UTC)
     place = anchors or settings.audit.anchors
@@ -310,19 +191,19 @@ def retain(
         )
     }
     days = Retained()
-    told: dict[str, Any] = {}
-    with _postgres():
+    details: dict[str, Any] = {}
+    with postgres_errors():
         if limits["decisions"] is not None:
             before = limits["decisions"].date()
             days = run(settings.postgres_url, before=before, signer=signer, anchors=file)
-            told["removed_before"] = str(before)
+            details["removed_before"] = str(before)
         for table in ("labels", "dead_letters"):
             if (limit := limits[table]) is not None:
-                told[table] = retain_records(
+                details[table] = retain_records(
                     settings.postgres_url, table=table, before=limit, signer=signer, anchors=file
                 )
     result: dict[str, Any] = {"days": [str(day) for day in days.days], "batches": days.batches}
-    result |= {"decisions": days.decisions, **told}
+    result |= {"decisions": days.decisions, **details}
     if not as_json:
         result["days"] = ", ".join(result["days"]) or "none"
     show(result, as_json=as_json, title="Retained")
@@ -355,7 +236,7 @@ def erase(
     settings = load_settings()
     signer = _signer(settings, required=True)
     place = anchors or settings.audit.anchors
-    with _postgres():
+    with postgres_errors():
         result = run(
             settings.postgres_url,
             column="customer_id" if customer is not None else "account_id",
@@ -366,8 +247,8 @@ def erase(
     if not (result.rows or result.labels or result.elsewhere):
         # The identifier itself is not repeated: this goes to logs.
         raise UsageError(
-            f"nobody was erased: no row names this {'customer_id' if customer is not None else 'account_id'}, no list "
-            f"and nothing set aside does; it was misspelt, or erased before"
+            f"no person was erased: no row, list or quarantined record has this "
+            f"{'customer_id' if customer is not None else 'account_id'}; it is misspelt, or was erased before"
         )
     show(
         {"rows": result.rows, "batches": result.batches, "labels": result.labels, "elsewhere": result.elsewhere},
@@ -404,31 +285,3 @@ def _anchor_file(settings: Settings, given: str | None) -> Any:
     if place is None:
         raise UsageError("where to? Give --anchors FILE or set FRAUD_SCORER_AUDIT__ANCHORS")
     return AnchorFile(place)
-
-
-@contextmanager
-def _postgres() -> Iterator[None]:
-    """Errors of Postgres as one line."""
-    try:
-        yield
-    except (psycopg.Error, sa.exc.DBAPIError) as exc:
-        cause = getattr(exc, "orig", None) or exc
-        reason = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
-        raise FraudScorerError(f"Postgres: {reason}") from exc
-
-
-@contextmanager
-def _bar(what: str, *, quiet: bool) -> Iterator[Any]:
-    """A progress bar on stderr; gives the function to call with (done, all)."""
-    if quiet or not err.is_terminal:
-        yield lambda _done, _all: None
-        return
-    with Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=err,
-    ) as progress:
-        task = progress.add_task(what, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)

@@ -1,4 +1,4 @@
-"""`labels`: chargebacks and analysts' verdicts onto the control topic, and what is known of a payment."""
+"""`labels`: chargebacks and analysts' verdicts onto the control topic, and the verdicts on a payment."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from scorer import kafka
 from scorer.cli.command_support import Json, out, show
 from scorer.cli.command_support import settings as load_settings
 from scorer.errors import FraudScorerError, UsageError
-from scorer.trail.tables import connect_text
+from scorer.trail.audit_database import connect_text
 
 app = typer.Typer(help="Verdicts on payments: chargebacks, analysts.", no_args_is_help=True)
 _VERDICTS = {"fraud": True, "genuine": False, "true": True, "false": False, "1": True, "0": False}
@@ -47,8 +47,8 @@ def add(
 ) -> None:
     """Send verdicts to the control topic: they reach the features of later payments, and table labels keeps them all.
 
-    A file has the columns payment_id and fraud (or verdict: fraud, genuine), and known_at, event_time, source, analyst
-    as it likes; options given here fill in what a line lacks. All lines are checked before the first is sent.
+    A file has the columns payment_id and fraud (or verdict: fraud, genuine), and optionally known_at, event_time,
+    source, analyst; options given here fill in what a line lacks. All lines are checked before the first is sent.
 
     Example: fraud-scorer labels add p_7f3a19 --fraud --source chargeback
     """
@@ -166,7 +166,7 @@ def _plain(row: dict[str, Any], where: str) -> dict[str, Any]:
 def _send(labels: list[Label]) -> None:
     settings = load_settings()
     topic = kafka.Topics.of(settings.kafka).control
-    kafka.partition_count(kafka.admin(settings.kafka), topic)  # says so when setup was forgotten
+    kafka.partition_count(kafka.admin(settings.kafka), topic)  # raises when setup was forgotten
     producer = kafka.plain_producer(settings.kafka)
     failed: list[str] = []
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import structlog
 import typer
@@ -11,7 +11,7 @@ import typer
 from scorer.bundle.fetch import load_bundle
 from scorer.cli.command_support import settings as load_settings
 from scorer.cli.command_support import stop_on_signals
-from scorer.kafka import Topics, client_config, rights
+from scorer.kafka import rights
 from scorer.runtime.health import HealthServer
 
 BundleOption = Annotated[
@@ -52,25 +52,18 @@ def sink() -> None:
     """
     from prometheus_client import REGISTRY  # noqa: PLC0415
 
-    from scorer.sink import AuditSink, RecordSink, SinkMetrics, Together, control_row, dead_letter_row  # noqa: PLC0415
+    from scorer.sink import AuditSink, RecordSink, RecordTopic, SinkMetrics, SinkThreads  # noqa: PLC0415
 
     settings = load_settings()
     log = structlog.get_logger()
     rights.check(settings, rights.Role.SINK)
-    config = client_config(settings.kafka)
-    topics = Topics.of(settings.kafka)
-    shared: dict[str, Any] = {
-        "bootstrap_servers": config.pop("bootstrap.servers"),
-        "client_config": config,
-        "postgres_url": settings.postgres_url,
-        "metrics": SinkMetrics(REGISTRY),
-    }
-    writer = AuditSink(topic=topics.audit, origin_topic=topics.payments, **shared)
-    together = Together(
+    metrics = SinkMetrics(REGISTRY)
+    writer = AuditSink(settings, metrics=metrics)
+    threads = SinkThreads(
         {
             "audit": writer.run,
-            "control": RecordSink(topic=topics.control, row_of=control_row, **shared).run,
-            "dead-letters": RecordSink(topic=topics.dead_letters, row_of=dead_letter_row, **shared).run,
+            "control": RecordSink(settings, RecordTopic.CONTROL, metrics).run,
+            "dead-letters": RecordSink(settings, RecordTopic.DEAD_LETTERS, metrics).run,
         }
     )
     with (
@@ -84,4 +77,4 @@ def sink() -> None:
         ) as health,
     ):
         log.info("sink.start", metrics=f"{health.address}/metrics")
-        together.run(stop)
+        threads.run(stop)

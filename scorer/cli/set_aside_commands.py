@@ -26,23 +26,23 @@ def list_(
 
     Example: fraud-scorer audit set-aside list
     """
-    from scorer.audit.maintain.set_aside import set_aside  # noqa: PLC0415 - compiles kernels
+    from scorer.audit.maintain.quarantine import quarantined  # noqa: PLC0415 - compiles kernels
 
     try:
-        found = set_aside(load_settings().postgres_url)
+        found = quarantined(load_settings().postgres_url)
     except psycopg.Error as exc:
         raise FraudScorerError(f"Postgres: {type(exc).__name__}") from exc
-    shown = [aside for aside in found if all_ or not aside.written]
+    shown = [batch for batch in found if all_ or not batch.written]
     if as_json:
-        rows: list[dict[str, Any]] = [vars(aside) | {"at": aside.at.isoformat()} for aside in shown]
+        rows: list[dict[str, Any]] = [vars(kept) | {"at": kept.at.isoformat()} for kept in shown]
         show({"count": len(shown), "set_aside": rows}, as_json=True, title="")
         return
     table = Table("batch", "topic", "offsets", "kind", "why", "written", title="Set aside", title_justify="left")
-    for aside in shown:
-        offsets = "-".join(str(offset) for offset in dict.fromkeys((aside.offsets[0], aside.offsets[-1])))
-        batch = "unknown" if aside.sequence is None else f"{aside.shard}/{aside.sequence}"
-        place = f"{aside.topic}/{aside.partition}"
-        table.add_row(batch, place, offsets, aside.kind, aside.reason, "yes" if aside.written else "no")
+    for kept in shown:
+        offsets = "-".join(str(offset) for offset in dict.fromkeys((kept.offsets[0], kept.offsets[-1])))
+        batch = "unknown" if kept.sequence is None else f"{kept.shard}/{kept.sequence}"
+        place = f"{kept.topic}/{kept.partition}"
+        table.add_row(batch, place, offsets, kept.kind, kept.reason, "yes" if kept.written else "no")
     out.print(table)
 
 
@@ -52,29 +52,29 @@ def redrive_(
     offline: Offline = False,
     as_json: Json = False,
 ) -> None:
-    """Write batches that were set aside, once what kept them out is mended. Needs the owner's login.
+    """Write batches that were set aside, once what kept them out is repaired. Needs the owner's login.
 
     Each goes through the sink's own checks, and must fit the chain and the journal topic. Exit 1 when some could not be
     written. Example: fraud-scorer audit set-aside redrive --dry-run
     """
-    from scorer.audit.maintain.set_aside import redrive  # noqa: PLC0415
+    from scorer.audit.maintain.quarantine import redrive  # noqa: PLC0415
     from scorer.sink.sink_errors import StoreUnavailable  # noqa: PLC0415
 
     settings = load_settings()
     written, left = [], []
     try:
         for result in redrive(settings.postgres_url, None if offline else settings, dry_run=dry_run):
-            place: dict[str, Any] = {name: getattr(result.aside, name) for name in ("shard", "sequence")}
-            place["offset"] = result.aside.offsets[0]
+            place: dict[str, Any] = {name: getattr(result.batch, name) for name in ("shard", "sequence")}
+            place["offset"] = result.batch.offsets[0]
             if result.why_not is None:
                 written.append(place | {"rows": result.rows})
             else:
                 left.append(place | {"why_not": result.why_not})
     except (psycopg.Error, StoreUnavailable) as exc:
         raise FraudScorerError(f"Postgres: {exc}") from exc
-    told = {"would_be_written" if dry_run else "written": written, "left": left}
+    outcome = {"would_be_written" if dry_run else "written": written, "left": left}
     if as_json:
-        show(told, as_json=True, title="")
+        show(outcome, as_json=True, title="")
     else:
         table = Table("batch", "what came of it", title="Set aside", title_justify="left")
         for row in written:

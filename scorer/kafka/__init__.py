@@ -7,6 +7,7 @@ from scorer.kafka.clients import (
     admin,
     client_config,
     member,
+    partition_member,
     plain_producer,
     reader,
     transactional_id,
@@ -19,15 +20,21 @@ from scorer.kafka.failures import (
     TRANSIENT_RETRY_S,
     Away,
     Denied,
+    Fatal,
     Fenced,
     KafkaFailure,
+    NoProgress,
+    OutOfRange,
     Rebuild,
     describe,
     failure,
     present,
+    read_failure,
+    surfaced,
 )
-from scorer.kafka.log_bounds import ends, offsets, partition_count, starts
+from scorer.kafka.log_bounds import ends, offsets, partition_count, stable_ends, starts
 from scorer.kafka.ports import Broker, Clients, Member, Reader, TransactionalProducer
+from scorer.kafka.range_reader import read_range, take
 from scorer.kafka.real_clients import RealClients
 from scorer.kafka.topic_identity import METADATA_TIMEOUT_S, NO_ID, SourceChanged, TopicFacts, topic_facts
 from scorer.kafka.topics import Topics
@@ -43,9 +50,12 @@ __all__ = [
     "Broker",
     "Clients",
     "Denied",
+    "Fatal",
     "Fenced",
     "KafkaFailure",
     "Member",
+    "NoProgress",
+    "OutOfRange",
     "Reader",
     "RealClients",
     "Rebuild",
@@ -61,10 +71,16 @@ __all__ = [
     "member",
     "offsets",
     "partition_count",
+    "partition_member",
     "plain_producer",
     "present",
+    "read_failure",
+    "read_range",
     "reader",
+    "stable_ends",
     "starts",
+    "surfaced",
+    "take",
     "topic_facts",
     "transactional_id",
     "transactional_producer",

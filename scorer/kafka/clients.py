@@ -87,14 +87,25 @@ def reader(
     fetch_wait_ms: int = 5,
     memory_kib: int = 32_768,
     committed: bool = True,
+    on_error: Callable[[KafkaError], None] | None = None,
     **overrides: Any,
 ) -> Consumer:
     """A consumer for manual assignment: it joins no group and commits nothing.
-    `group` is a name for the broker's logs and quotas."""
+
+    `group` is a name for the broker's logs and quotas. `on_error` gets the client's own errors beside the log, within
+    the reader's calls.
+    """
+
+    def both(error: KafkaError) -> None:
+        _on_error(error)
+        if on_error is not None:
+            on_error(error)
+
     return _made(
         Consumer,
         {
             **client_config(settings),
+            "error_cb": both,
             "group.id": group,
             "enable.auto.commit": False,
             "enable.auto.offset.store": False,
@@ -108,6 +119,25 @@ def reader(
             "fetch.message.max.bytes": 1_048_576,
             "check.crcs": True,
             **overrides,
+        },
+    )
+
+
+def partition_member(settings: KafkaSettings, group: str) -> Consumer:
+    """A group member that is given partitions and fetches nothing: what it is given, it pauses (the sinks' group)."""
+    return _made(
+        Consumer,
+        {
+            **client_config(settings),
+            "group.id": group,
+            "enable.auto.commit": False,
+            "enable.auto.offset.store": False,
+            "auto.offset.reset": "latest",
+            "partition.assignment.strategy": "cooperative-sticky",
+            "session.timeout.ms": 6_000,  # a dead member's partitions move after six seconds, Kafka's own floor
+            "heartbeat.interval.ms": 500,  # a cooperative hand-over takes two rounds
+            "queued.max.messages.kbytes": 1024,
+            "topic.metadata.refresh.interval.ms": 60_000,  # new partitions are noticed by then
         },
     )
 

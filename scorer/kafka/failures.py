@@ -1,6 +1,9 @@
 """What a client's error means, classified once, wherever it surfaces.
 
 KafkaFailure            the broker or the client failed
+├── Fatal               the client is of no further use: only a new one goes on
+├── OutOfRange          a position is outside the log: records are gone, or the topic was made anew
+├── NoProgress          reading stands still: an open transaction, a truncated log, a broker that does not answer
 ├── Fenced              another owner has taken the shard: this process must stop deciding for it
 └── Rebuild             the transaction's fate is unknown or it was aborted: drop producer and state,
     │                   rebuild from the journal
@@ -10,6 +13,8 @@ KafkaFailure            the broker or the client failed
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from confluent_kafka import KafkaError, KafkaException
@@ -21,6 +26,18 @@ _Part = TypeVar("_Part")
 
 class KafkaFailure(FraudScorerError):
     """The broker or the client failed in a way that retrying here does not repair."""
+
+
+class Fatal(KafkaFailure):
+    """The client is in a state that it does not leave."""
+
+
+class OutOfRange(KafkaFailure):
+    """A position is outside the log: records before its start are gone, or it ends before the position."""
+
+
+class NoProgress(KafkaFailure):
+    """Reading stands still: a transaction was left open, the log was truncated, or the broker does not answer."""
 
 
 class Fenced(KafkaFailure):
@@ -55,6 +72,9 @@ TRANSIENT = {
     KafkaError.REQUEST_TIMED_OUT,
     KafkaError.BROKER_NOT_AVAILABLE,
 }
+# A broker that has just started does not know its topics for a moment.
+_PASSES_FOR_READERS = TRANSIENT | {KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._MSG_TIMED_OUT}
+_OUT_OF_RANGE = {KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE}
 TRANSIENT_RETRY_S = 0.2
 DENIED = {
     KafkaError.TOPIC_AUTHORIZATION_FAILED,
@@ -100,3 +120,32 @@ def failure(exc: KafkaException, needs: str = "what `fraud-scorer acls worker --
     if isinstance(error, KafkaError) and error.code() in DENIED:
         return Denied(f"Kafka's authoriser refused ({error.name()}): missing {needs}")
     return Rebuild(f"the transaction failed ({describe(exc)})")
+
+
+def read_failure(error: KafkaError, place: str) -> KafkaFailure:
+    """What an error that a consumer met at `place` (topic, or topic/partition) means: Fatal, Denied, OutOfRange, Away
+    for what passes by itself, and KafkaFailure for the rest."""
+    code = error.code()
+    if error.fatal():
+        return Fatal(f"the Kafka client cannot go on: {error.name()}")
+    if code == KafkaError.GROUP_AUTHORIZATION_FAILED:
+        return Denied(f"Kafka's authoriser refused ({error.name()}): missing Describe on the consumer's group")
+    if code in DENIED:
+        return Denied(f"Kafka's authoriser refused ({error.name()}): missing Read on topic {place.partition('/')[0]}")
+    if code in _OUT_OF_RANGE:
+        return OutOfRange(f"a position of {place} is outside the log ({error.str()})")
+    if code in _PASSES_FOR_READERS or error.retriable():
+        return Away(f"reading {place}: {error.name()}")
+    return KafkaFailure(f"reading {place} failed ({error.name()}: {error.str()})")
+
+
+@contextmanager
+def surfaced() -> Iterator[None]:
+    """Errors that a consumer's call raises, as ours: some surface there and not as a message."""
+    try:
+        yield
+    except KafkaException as exc:
+        error = exc.args[0] if exc.args else None
+        if not isinstance(error, KafkaError):
+            raise KafkaFailure(str(exc)) from exc
+        raise read_failure(error, "Kafka") from exc

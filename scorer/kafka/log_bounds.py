@@ -12,20 +12,25 @@ from scorer.kafka.failures import DENIED, TRANSIENT, TRANSIENT_RETRY_S, Away, De
 from scorer.kafka.topic_identity import METADATA_TIMEOUT_S, topic_facts
 
 
-def partition_count(client: AdminClient, topic: str) -> int:
+def partition_count(client: AdminClient, topic: str, *, timeout_s: float = METADATA_TIMEOUT_S) -> int:
     """Partitions of `topic`. Raises KafkaFailure when it does not exist or the broker does not answer."""
-    return topic_facts(client, [topic])[topic].partitions
+    return topic_facts(client, [topic], timeout_s=timeout_s)[topic].partitions
 
 
-def offsets(client: AdminClient, partitions: list[TopicPartition], spec: OffsetSpec) -> list[int]:
-    """Offsets of `partitions` by `spec`, aborted and open transactions included: the true ends of the logs."""
-    # A consumer's watermark under read_committed is the last stable offset: before the end while a transaction is open.
-    until = time.monotonic() + METADATA_TIMEOUT_S
+def offsets(
+    client: AdminClient,
+    partitions: list[TopicPartition],
+    spec: OffsetSpec,
+    *,
+    isolation: IsolationLevel = IsolationLevel.READ_UNCOMMITTED,
+    timeout_s: float = METADATA_TIMEOUT_S,
+) -> list[int]:
+    """Offsets of `partitions` by `spec`, as readers of `isolation` see them. Raises KafkaFailure within about twice
+    `timeout_s`."""
+    until = time.monotonic() + timeout_s
     while True:
         futures = client.list_offsets(
-            dict.fromkeys(partitions, spec),
-            isolation_level=IsolationLevel.READ_UNCOMMITTED,
-            request_timeout=METADATA_TIMEOUT_S,
+            dict.fromkeys(partitions, spec), isolation_level=isolation, request_timeout=timeout_s
         )
         try:
             found = {(tp.topic, tp.partition): future.result().offset for tp, future in futures.items()}
@@ -40,14 +45,26 @@ def offsets(client: AdminClient, partitions: list[TopicPartition], spec: OffsetS
                 raise Away(f"offsets cannot be read: {describe(exc)}") from exc
         time.sleep(TRANSIENT_RETRY_S)
         with suppress(KafkaException):
-            client.list_topics(timeout=METADATA_TIMEOUT_S)  # learns the new leaders and their epochs
+            client.list_topics(timeout=timeout_s)  # learns the new leaders and their epochs
 
 
-def ends(client: AdminClient, partitions: list[TopicPartition]) -> list[int]:
-    """Offset after the last record of each partition."""
-    return offsets(client, partitions, OffsetSpec.latest())
+def ends(client: AdminClient, partitions: list[TopicPartition], *, timeout_s: float = METADATA_TIMEOUT_S) -> list[int]:
+    """Offset after the last record of each partition, aborted and open transactions included: the logs' true ends."""
+    return offsets(client, partitions, OffsetSpec.latest(), timeout_s=timeout_s)
 
 
-def starts(client: AdminClient, partitions: list[TopicPartition]) -> list[int]:
+def stable_ends(
+    client: AdminClient, partitions: list[TopicPartition], *, timeout_s: float = METADATA_TIMEOUT_S
+) -> list[int]:
+    """The last stable offset of each partition: before the true end while a transaction is open."""
+    # Not a consumer's `get_watermark_offsets`: it outstays its timeout, and hung the whole process when another thread
+    # was polling (confluent-kafka-python#412 and #413).
+    committed = IsolationLevel.READ_COMMITTED
+    return offsets(client, partitions, OffsetSpec.latest(), isolation=committed, timeout_s=timeout_s)
+
+
+def starts(
+    client: AdminClient, partitions: list[TopicPartition], *, timeout_s: float = METADATA_TIMEOUT_S
+) -> list[int]:
     """Offset of the first record still there."""
-    return offsets(client, partitions, OffsetSpec.earliest())
+    return offsets(client, partitions, OffsetSpec.earliest(), timeout_s=timeout_s)

@@ -13,7 +13,6 @@ A note names the offset that the record got; when that record comes back as a de
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -132,31 +131,11 @@ def read(settings: Settings, *, no_progress_s: float = 60.0) -> Iterator[Letter 
     consumer = kafka.reader(settings.kafka, group=f"{settings.kafka.topic_prefix}fraud-scorer-letters")
     try:
         for partition, start, end in bounds:
-            if start < end:
-                consumer.assign([TopicPartition(topic, partition.partition, start)])
-                for message in _messages(consumer, end, no_progress_s):
-                    yield _read_one(message)
+            place = TopicPartition(topic, partition.partition, start)
+            for message in kafka.read_range(consumer, place, end, no_progress_s=no_progress_s):
+                yield _read_one(message)
     finally:
         consumer.close()
-
-
-def _messages(consumer: object, end: int, no_progress_s: float) -> Iterator[Message]:
-    deadline = time.monotonic() + no_progress_s
-    while True:
-        for message in consumer.consume(1000, 0.2):  # type: ignore[attr-defined]
-            error = message.error()
-            if error is None:
-                deadline = time.monotonic() + no_progress_s
-                yield message
-            elif error.code() != KafkaError._PARTITION_EOF:
-                raise kafka.KafkaFailure(f"dead letters cannot be read: {error.str()}")
-            if kafka.present(message.offset(), "offset") + (error is None) >= end:
-                return
-        if time.monotonic() > deadline:
-            raise kafka.KafkaFailure(
-                f"dead letters cannot be read to offset {end}: no progress for {no_progress_s:.0f} s; "
-                "a transaction may have been left open"
-            )
 
 
 def _read_one(message: Message) -> Letter | tuple[Place, Origin]:

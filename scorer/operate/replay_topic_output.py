@@ -64,12 +64,12 @@ class TopicOutput:
         """Refuse a topic whose first record is no decision of this replay."""
         consumer = kafka.reader(settings.kafka, group=f"{settings.kafka.topic_prefix}fraud-scorer-replay")
         try:
-            consumer.assign([TopicPartition(self._topic, partition, 0)])
-            message = consumer.poll(_READ_WAIT_S)
+            place, end = TopicPartition(self._topic, partition, 0), self._present[partition]
+            message = next(kafka.read_range(consumer, place, end, messages_max=1, no_progress_s=_READ_WAIT_S), None)
         finally:
             consumer.close()
-        if message is None or message.error() is not None:
-            raise kafka.KafkaFailure(f"topic {self._topic}: its first record cannot be read")
+        if message is None:
+            raise kafka.KafkaFailure(f"topic {self._topic}: it has no committed record before offset {end}")
         headers: Iterable[tuple[str, bytes | None]] = message.headers() or ()  # type: ignore[assignment]
         if (HEADER, self._mark) not in list(headers):
             raise UsageError(f"topic {self._topic} holds something else than this replay; name another topic")

@@ -10,7 +10,7 @@ from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, Resourc
 from scorer import kafka
 from scorer.errors import UsageError
 from scorer.runtime.settings import Settings
-from scorer.trail.tables import migrate
+from scorer.trail.audit_database import migrate
 
 HOUR_MS = 3_600_000
 TIMEOUT_S = 30.0

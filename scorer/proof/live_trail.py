@@ -17,8 +17,8 @@ from psycopg.rows import dict_row, namedtuple_row
 from schemas.audit_digest import context_bytes, digest_parts
 from schemas.journal import JournalError, JournalRecord
 from scorer.audit.verify.unit_check import MomentLoader
+from scorer.trail.audit_database import connect_text
 from scorer.trail.copy_decode import read_rows
-from scorer.trail.tables import connect_text
 
 # Batches looked at in one query: of 4,096 payments each about 250 MB, of the few that an idle topic gives next to none.
 ROWS_PER_READ = 65_536

@@ -29,8 +29,8 @@ from scorer.pipeline import explained
 from scorer.policy import APPROVE, LATE_REASON, PolicyRunner
 from scorer.replay.output import ALL, Open, Window, decided_table, decision_schema, opened
 from scorer.replay.report import Progress, Report
+from scorer.trail.audit_database import connect_text
 from scorer.trail.copy_decode import Lists, Rows, Texts, read_rows
-from scorer.trail.tables import connect_text
 
 _DEGRADED, _DUPLICATE, _LATE = (MODES.index(mode) for mode in ("degraded", "duplicate", "late"))
 _FIELDS = ("payment_id", "currency", *NULLABLE)

@@ -9,9 +9,10 @@ call that the client may not return from), before_commit (all is produced, the c
 the process's main thread).
 A snapshot passes snapshot_begin, snapshot_copy (the bulk is copied), snapshot_finish (its images are whole, its batch
 perhaps not committed), snapshot_block and snapshot_manifest (written, not yet renamed into place), snapshot_written
-(older ones not yet deleted). The sink: sink_copy (within COPY), sink_before_commit, sink_after_commit. Actions: kill
-(SIGKILL), term (SIGTERM), stop (SIGSTOP), timeout (the client's error when a transactional call timed out),
-sleep=SECONDS. It is read once, on import. Whoever can set a process's environment can end it anyway.
+(older ones not yet deleted). The sink: sink_copy (within COPY), sink_before_commit, sink_after_commit; and, before each
+round of its other threads, sink_control, sink_dead_letters, sink_membership. Actions: kill (SIGKILL), term (SIGTERM),
+stop (SIGSTOP), timeout (the client's error when a transactional call timed out), error (an exception that no code
+expects), sleep=SECONDS. It is read once, on import. Whoever can set a process's environment can end it anyway.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ POINTS: Final = frozenset({
     "after_consume", "after_compute", "in_transaction", "in_offsets", "before_commit", "after_commit",
     "in_recovery", "after_warm_up", "main_loop",
     "snapshot_begin", "snapshot_copy", "snapshot_finish", "snapshot_block", "snapshot_manifest", "snapshot_written",
-    "sink_copy", "sink_before_commit", "sink_after_commit",
+    "sink_copy", "sink_before_commit", "sink_after_commit", "sink_control", "sink_dead_letters", "sink_membership",
 })  # fmt: skip
 _SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "stop": signal.SIGSTOP}
 
@@ -48,11 +49,11 @@ class Faults:
         for part in text.split(","):
             point, _, rest = part.partition(":")
             nth, _, action = rest.partition(":")
-            known = action in _SIGNALS or action == "timeout" or action.startswith("sleep=")
+            known = action in _SIGNALS or action in ("timeout", "error") or action.startswith("sleep=")
             if point not in POINTS or not nth.isdecimal() or not known:
                 raise UsageError(
                     f"setting {SETTING}: {part!r} is not POINT:NTH:ACTION with a point of {', '.join(sorted(POINTS))} "
-                    "and an action of kill, term, stop, timeout, sleep=SECONDS"
+                    "and an action of kill, term, stop, timeout, error, sleep=SECONDS"
                 )
             self._wanted[point, int(nth)] = action
 
@@ -67,6 +68,8 @@ class Faults:
             os.kill(os.getpid(), _SIGNALS[action])
         elif action == "timeout":
             raise KafkaException(KafkaError(KafkaError._TIMED_OUT, f"fault at {name}"))
+        elif action == "error":
+            raise RuntimeError(f"fault at {name}")
         else:
             time.sleep(float(action.removeprefix("sleep=")))
 

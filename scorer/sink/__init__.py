@@ -1,22 +1,23 @@
-"""The audit sink: audit topic → Postgres, exactly once by position."""
+"""Writes the topics of the live engine to Postgres, each record exactly once by position: audit, control, dead letters.
+
+It may read Kafka (through `scorer.kafka`) and write the tables of `scorer.trail`; it decides nothing.
+"""
 
 from __future__ import annotations
 
 from scorer.sink.audit_sink import AuditSink
-from scorer.sink.record_sink import RecordSink, Together, control_row, dead_letter_row
+from scorer.sink.record_sink import RecordSink, RecordTopic
 from scorer.sink.sink_errors import SinkError
 from scorer.sink.sink_metrics import SinkMetrics
+from scorer.sink.sink_threads import SinkThreads
 from scorer.sink.store import set_position
-from scorer.trail.batch_reader import read_batch
 
 __all__ = [
     "AuditSink",
     "RecordSink",
+    "RecordTopic",
     "SinkError",
     "SinkMetrics",
-    "Together",
-    "control_row",
-    "dead_letter_row",
-    "read_batch",
+    "SinkThreads",
     "set_position",
 ]

@@ -2,8 +2,8 @@
 
 Only a whole batch is handed on: readers of Postgres never see part of one, and it can be checked before it is written,
 by counts, digest, journal record and chain (each record names the head of the one before it). What cannot be a batch
-is handed on as SetAside, in the order of the topic; the position moves over it, and `gap` says that the next batch may
-therefore be a later one.
+is handed on as Quarantined, in the order of the topic; the position moves over it, and `gap` allows the next batch to
+be a later one.
 
     kind            unreadable      no audit chunk
                     incomplete      a chunk whose batch lacks other chunks
@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 
-from schemas.audit import EVENT_TIME_MS_MAX, AuditError, AuditHeader, decode_chunk, digest_chunks
+from schemas.audit import EVENT_TIME_MS_MAX, AuditError, AuditHeader, Chunk, decode_parts, digest_chunks
 from schemas.journal import FIRST_PREVIOUS, JournalError, JournalRecord
 from scorer.sink.card_screen import column_with_card_number
 from scorer.sink.sink_errors import AuditBroken, SinkError
@@ -32,7 +32,7 @@ class Position:
     """How far one partition has come, and what the next batch of an audit partition must follow.
 
     `sequence` None: no batch came before. `head` None: any batch may follow, an operator moved the position.
-    `gap`: records were set aside since the last batch, so the next one may be any later one.
+    `gap`: records went to quarantine since the last batch, so the next one may be any later one.
     """
 
     next_offset: int = 0
@@ -65,10 +65,27 @@ class Batch:
         """The UTC day of stream time after the batch, in days since 1970-01-01: where its rows are kept."""
         return max(0, self.journal.stream_time_ms) // DAY_MS
 
+    def quarantined(self, kind: str, reason: str) -> list[Quarantined]:
+        """Its chunks for quarantine. The batch keeps its place in the chain."""
+        return [
+            Quarantined(
+                partition=self.partition,
+                offset=offset,
+                kind=kind,
+                reason=reason,
+                value=value,
+                shard=self.journal.shard,
+                sequence=self.journal.sequence,
+                before=self.before,
+                after=self.after,
+            )
+            for offset, value in self.values
+        ]
+
 
 @dataclass(frozen=True)
-class SetAside:
-    """A record that cannot be written as decisions."""
+class Quarantined:
+    """A record that cannot be written as decisions: it goes to table set_aside."""
 
     partition: int
     offset: int
@@ -83,13 +100,13 @@ class SetAside:
 
 @dataclass
 class Assembler:
-    """Gathers the chunks of one partition. `position` is that after what was handed out last (or of the start)."""
+    """Gathers the chunks of one partition. `position` is that after what was handed on last (or of the start)."""
 
     topic: str
     partition: int
     position: Position
     batch_bytes_max: int
-    _chunks: list[tuple[AuditHeader, pa.RecordBatch]] = field(default_factory=list)
+    _chunks: list[Chunk] = field(default_factory=list)
     _values: list[tuple[int, bytes]] = field(default_factory=list)
     _size_bytes: int = 0
 
@@ -98,20 +115,21 @@ class Assembler:
         """Bytes of a batch begun and not yet whole."""
         return self._size_bytes
 
-    def add(self, offset: int, value: bytes | None) -> list[Batch | SetAside]:
+    def add(self, offset: int, value: bytes | None) -> list[Batch | Quarantined]:
         """Takes the next record; returns what it completes, in order. Raises AuditBroken, SinkError."""
         if value is None:
             return [self._alone(offset, value, "unreadable", "it has no value")]
         try:
-            header, rows = decode_chunk(value)
+            chunk = decode_parts(value)
         except AuditError as exc:
             return [self._alone(offset, value, "unreadable", str(exc))]
-        done: list[Batch | SetAside] = []
+        header = chunk.header
+        done: list[Batch | Quarantined] = []
         if self._chunks and header.chunk == 0:
             done += self._pending("incomplete", "another batch begins before its last chunk")
         if why := self._misplaced(header):
             return [*done, self._alone(offset, value, "incomplete", why, header)]
-        self._chunks.append((header, rows))
+        self._chunks.append(chunk)
         self._values.append((offset, value))
         self._size_bytes += len(value)
         if self._size_bytes > self.batch_bytes_max:
@@ -134,14 +152,14 @@ class Assembler:
             if header.chunk != 0 or header.first_row != 0:
                 return f"it is chunk {header.chunk} of a batch whose first chunk is not before it"
             return None
-        last, last_rows = self._chunks[-1]
-        expected = last.model_copy(update={"chunk": last.chunk + 1, "first_row": last.first_row + last_rows.num_rows})
+        last, rows, _ = self._chunks[-1]
+        expected = last.model_copy(update={"chunk": last.chunk + 1, "first_row": last.first_row + rows.num_rows})
         if header != expected:
             return f"it is not chunk {last.chunk + 1} of batch {last.shard}/{last.sequence}"
         return None
 
-    def _last(self, offset: int) -> list[Batch | SetAside]:
-        header, rows = self._chunks[-1]
+    def _last(self, offset: int) -> list[Batch | Quarantined]:
+        header, rows, _ = self._chunks[-1]
         if header.first_row + rows.num_rows != header.rows:
             return self._pending(
                 "incomplete", f"the batch ends after {header.first_row + rows.num_rows} of {header.rows} rows"
@@ -152,30 +170,30 @@ class Assembler:
             return self._pending("contradiction", f"its journal record cannot be read: {exc}")
         if (problem := self._contradiction(header, journal)) or (problem := self._chain(offset, journal)):
             return self._pending("contradiction", problem)
-        for about, chunk in self._chunks:
-            if (name := column_with_card_number(about, chunk)) is not None:
+        for chunk in self._chunks:
+            if (name := column_with_card_number(chunk.header, chunk.rows)) is not None:
                 return self._pending("card_number", f"column {name} holds a card number")
         before, self.position = self.position, Position(offset + 1, journal.shard, journal.sequence, journal.head)
         batch = Batch(
-            self.partition,
-            offset,
-            header,
-            tuple(self._chunks),
-            tuple(self._values),
-            journal,
-            before,
-            self.position,
-            self._size_bytes,
+            partition=self.partition,
+            offset=offset,
+            header=header,
+            chunks=tuple((chunk.header, chunk.rows) for chunk in self._chunks),
+            values=tuple(self._values),
+            journal=journal,
+            before=before,
+            after=self.position,
+            size_bytes=self._size_bytes,
         )
         self._clear()
         return [batch]
 
     def _contradiction(self, header: AuditHeader, journal: JournalRecord) -> str | None:
-        """What the batch says of itself in two ways."""
+        """Where its two accounts of itself, header and journal record, differ."""
         if journal.stream_time_ms > EVENT_TIME_MS_MAX:
             return "the stream time in its journal record is past the year 9999"
         if header.rows and journal.stream_time_ms < 0:
-            return "it has decisions, and its journal record says that no payment was accepted yet"
+            return "it has decisions, and by its journal record no payment was accepted yet"
         for what, ours, theirs in (
             ("shard", header.shard, journal.shard),
             ("sequence", header.sequence, journal.sequence),
@@ -184,16 +202,16 @@ class Assembler:
         ):
             if ours != theirs:
                 return f"{what} is {ours} in the audit record and {theirs} in its journal record"
-        digest = digest_chunks([rows for _, rows in self._chunks], header)
+        digest = digest_chunks(self._chunks)
         if digest != journal.digest:
-            return f"its rows have the digest {digest}, its journal record says {journal.digest}"
+            return f"its rows have the digest {digest}, its journal record has {journal.digest}"
         return None
 
     def _chain(self, offset: int, journal: JournalRecord) -> str | None:
-        """Why it does not follow the batch before; None when it does, or when what was set aside explains the gap.
+        """Why it does not follow the batch before; None when it does, or when quarantined records explain the gap.
 
-        Raises AuditBroken when batches are missing that were not set aside: they are lost, and every later batch would
-        be set aside for it.
+        Raises AuditBroken when batches are missing that are not in quarantine: they are lost, and every later batch
+        would go to quarantine for it.
         """
         before = self.position
         if before.head is None:
@@ -216,36 +234,37 @@ class Assembler:
             return f"it names {journal.previous} as the record before it; that one is {before.head}"
         return f"batch {journal.sequence} was written before"
 
-    def _pending(self, kind: str, reason: str) -> list[Batch | SetAside]:
-        """Everything gathered so far, set aside; the position moves behind it."""
-        done: list[Batch | SetAside] = []
-        for (header, _), (offset, value) in zip(self._chunks, self._values, strict=True):
+    def _pending(self, kind: str, reason: str) -> list[Batch | Quarantined]:
+        """Everything gathered so far, into quarantine; the position moves behind it."""
+        done: list[Batch | Quarantined] = []
+        for (header, _, _), (offset, value) in zip(self._chunks, self._values, strict=True):
             before, self.position = self.position, replace(self.position, next_offset=offset + 1, gap=True)
-            done.append(
-                SetAside(
-                    self.partition, offset, kind, reason, value, header.shard, header.sequence, before, self.position
-                )
-            )
+            done.append(self._quarantined(offset, value, kind, reason, header, before))
         self._clear()
         return done
 
     def _alone(
         self, offset: int, value: bytes | None, kind: str, reason: str, header: AuditHeader | None = None
-    ) -> SetAside:
-        """One record, set aside. While a batch is pending the position stays: chunks before it are still needed."""
+    ) -> Quarantined:
+        """One record, into quarantine. While a batch is pending the position stays: its chunks are still needed."""
         before = self.position
         if not self._chunks:
             self.position = replace(before, next_offset=offset + 1, gap=True)
-        return SetAside(
-            self.partition,
-            offset,
-            kind,
-            reason,
-            value,
-            header.shard if header else None,
-            header.sequence if header else None,
-            before,
-            self.position,
+        return self._quarantined(offset, value, kind, reason, header, before)
+
+    def _quarantined(
+        self, offset: int, value: bytes | None, kind: str, reason: str, header: AuditHeader | None, before: Position
+    ) -> Quarantined:
+        return Quarantined(
+            partition=self.partition,
+            offset=offset,
+            kind=kind,
+            reason=reason,
+            value=value,
+            shard=header.shard if header else None,
+            sequence=header.sequence if header else None,
+            before=before,
+            after=self.position,
         )
 
     def _clear(self) -> None:

@@ -1,43 +1,34 @@
-"""Which partitions of the audit topic are this sink's: those a consumer group gives it.
+"""Which partitions of the audit topic are this sink's: those that a consumer group gives it.
 
-The group's consumer reads nothing (its partitions are paused, positions are Postgres' own); it is only there so that
-the group shares partitions out among the sinks alive. A thread polls it always, so that a sink which waits for Postgres
-for an hour stays a member. Exactness does not rest on it: the locks and positions in Postgres keep two sinks apart.
+The group's member reads nothing (its partitions are paused, positions are Postgres' own); it is only there so that the
+group shares partitions out among the sinks alive. A thread polls it always, so that a sink which waits for Postgres for
+an hour stays a member. Exactness does not rest on it: the locks and positions in Postgres keep two sinks apart.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
 from types import TracebackType
 from typing import Self
 
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
+from scorer import kafka
+from scorer.runtime import fault_points
+from scorer.runtime.settings import KafkaSettings
+
 _POLL_S = 0.2
 
 
-class Membership:
-    """A member of the sinks' group, from `with` on. `partitions` serves any thread."""
+class AuditPartitions:
+    """A member of the sinks' group, from `with` on. `given` serves any thread."""
 
-    def __init__(self, bootstrap_servers: str, client_config: Mapping[str, object], topic: str) -> None:
+    def __init__(self, settings: KafkaSettings, topic: str) -> None:
         self._topic = topic
-        self._partitions: tuple[int, ...] | None = None
+        self._given: tuple[int, ...] | None = None
         self._stop = threading.Event()
-        self._consumer = Consumer(
-            {
-                **client_config,
-                "bootstrap.servers": bootstrap_servers,
-                "group.id": f"{topic}-sink",
-                "enable.auto.commit": False,
-                "auto.offset.reset": "latest",
-                "partition.assignment.strategy": "cooperative-sticky",
-                "session.timeout.ms": 6_000,  # a dead sink's partitions move after six seconds, Kafka's own floor
-                "heartbeat.interval.ms": 500,  # a cooperative hand-over takes two rounds
-                "queued.max.messages.kbytes": 1024,
-                "topic.metadata.refresh.interval.ms": 60_000,  # new partitions are noticed by then
-            }
-        )
+        self._error: BaseException | None = None
+        self._consumer = kafka.partition_member(settings, f"{topic}-sink")
         self._thread = threading.Thread(target=self._run, name="sink-membership", daemon=True)
 
     def __enter__(self) -> Self:
@@ -55,22 +46,31 @@ class Membership:
         self._consumer.close()
 
     @property
-    def partitions(self) -> tuple[int, ...] | None:
-        """This sink's, in order: perhaps none; None while the group has not said."""
-        return self._partitions
+    def given(self) -> tuple[int, ...] | None:
+        """This sink's partitions, in order: perhaps none; None while the group has not answered.
+
+        Raises what ended the polling thread: without it the group would give the partitions away unnoticed.
+        """
+        if self._error is not None:
+            raise self._error
+        return self._given
 
     def _run(self) -> None:
-        while not self._stop.is_set():
-            try:
-                self._consumer.poll(_POLL_S)  # errors come as messages: Kafka's absence is the reader's to tell
-            except KafkaException:
-                self._stop.wait(_POLL_S)
+        try:
+            while not self._stop.is_set():
+                fault_points.point("sink_membership")
+                try:
+                    self._consumer.poll(_POLL_S)  # errors come as messages; that Kafka is away, the reader reports
+                except KafkaException:
+                    self._stop.wait(_POLL_S)
+        except BaseException as exc:  # noqa: BLE001 - raised by `given` in the thread that asks
+            self._error = exc
 
     def _assigned(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         consumer.incremental_assign(partitions)
         consumer.pause(partitions)
-        self._partitions = tuple(sorted({*(self._partitions or ()), *(p.partition for p in partitions)}))
+        self._given = tuple(sorted({*(self._given or ()), *(p.partition for p in partitions)}))
 
     def _revoked(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         consumer.incremental_unassign(partitions)
-        self._partitions = tuple(sorted({*(self._partitions or ())} - {p.partition for p in partitions}))
+        self._given = tuple(sorted({*(self._given or ())} - {p.partition for p in partitions}))

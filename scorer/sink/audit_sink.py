@@ -7,22 +7,24 @@ One round of `run`:
     3. write rows, batch rows and positions in one transaction
     4. on trouble with Postgres or Kafka: drop everything in memory, pause, begin again at 1
 
-Step 4 also covers a commit whose outcome is unknown: the positions in Postgres say what was committed.
+Step 4 also covers a commit whose outcome is unknown: the positions in Postgres show what was committed.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 
 import structlog
 from prometheus_client import CollectorRegistry
 
-from scorer.sink.assembler import Assembler, Batch, Position, SetAside
-from scorer.sink.audit_partitions import Membership
+from scorer import kafka
+from scorer.runtime.settings import Settings
+from scorer.sink.assembler import Assembler, Batch, Position, Quarantined
+from scorer.sink.audit_partitions import AuditPartitions
 from scorer.sink.sink_errors import KafkaUnavailable, RowsRefused, SinkError, StoreUnavailable
 from scorer.sink.sink_metrics import SinkMetrics
 from scorer.sink.store import Store
@@ -31,16 +33,13 @@ from scorer.sink.topic_reader import End, Record, TopicReader
 
 _READ_TIMEOUT_S = 0.2  # how long stop may wait for an idle topic
 _LOCK_RETRY_S = 1.0
-_PAUSE_MIN_S, _PAUSE_MAX_S = (
-    0.1,
-    10.0,
-)  # doubling: a restart of Postgres costs a second or two, an outage ten at its end
+# Doubling: a restart of Postgres costs a second or two, an outage ten at its end.
+_PAUSE_MIN_S, _PAUSE_MAX_S = 0.1, 10.0
 _PARTITIONS_CHECK_S = 60.0
 _GROUP_WAIT_S = 30.0
-_LAG_S = 1.0  # asked and told in turn: the lag metric is about two seconds old
-_MARKERS_SAVE_S = (
-    5.0  # idle this long: positions move over the trailing transaction markers, so that retention may take them
-)
+_LAG_S = 1.0  # asked in one round and shown in the next: the lag metric is about two seconds old
+# Idle this long: positions move over the trailing transaction markers, so that retention may take them.
+_MARKERS_SAVE_S = 5.0
 
 
 class _PartitionsChanged(Exception):
@@ -53,50 +52,42 @@ class _Session:
 
     assemblers: dict[int, Assembler]
     committed: dict[int, Position]
-    ready: list[Batch | SetAside] = field(default_factory=list)
+    ready: list[Batch | Quarantined] = field(default_factory=list)
     ready_bytes: int = 0
     written_at_s: float = 0.0
 
 
 class AuditSink:
-    """Writes the audit topic to Postgres until told to stop. One thread runs it; the other methods serve any."""
+    """Writes the audit topic to Postgres until it is stopped. One thread runs it; the other methods serve any."""
 
     def __init__(
         self,
+        settings: Settings,
         *,
-        bootstrap_servers: str,
-        client_config: Mapping[str, str | int | float | bool],
-        topic: str,
-        postgres_url: str,
         partitions: Sequence[int] | None = None,
         transaction_bytes_max: int = 8 * 1024 * 1024,
         batch_bytes_max: int = 256 * 1024 * 1024,
         metrics: SinkMetrics | None = None,
-        origin_topic: str = "payments",
     ) -> None:
         """Connects to nothing yet.
 
-        `client_config`: librdkafka settings for security and the like; those that exactness needs are set by the sink.
         `partitions`: those of the topic to write; None for those that the group of sinks gives this one.
-        `origin_topic`: the payments topic that rows point into.
         `transaction_bytes_max`: audit bytes after which a transaction is closed; a larger batch still goes whole.
         `batch_bytes_max`: a larger micro-batch stops the sink (memory is bounded by it).
         """
-        self._bootstrap_servers = bootstrap_servers
-        self._client_config = dict(client_config)
-        self._topic = topic
-        self._url = postgres_url
+        topics = kafka.Topics.of(settings.kafka)
+        self._settings = settings
+        self._topic, self._origin_topic = topics.audit, topics.payments
         self._only = None if partitions is None else sorted(partitions)
         self._transaction_bytes_max = transaction_bytes_max
         self._batch_bytes_max = batch_bytes_max
         self._metrics = metrics or SinkMetrics(CollectorRegistry())
-        self._log = structlog.get_logger().bind(part="sink", topic=topic)
-        self._origin_topic = origin_topic
-        self._membership: Membership | None = None
-        self._offsets = TopicOffsets(bootstrap_servers, client_config, topic)
+        self._log = structlog.get_logger().bind(part="sink", topic=self._topic)
+        self._member: AuditPartitions | None = None
+        self._offsets = TopicOffsets(settings.kafka, self._topic)
         self._ready = False
         self._ends: dict[int, int] = {}  # partition → offset up to which everything is in Postgres
-        self._known_ends: dict[int, int] = {}  # partition → end of the topic when last heard of
+        self._known_ends: dict[int, int] = {}  # partition → end of the topic as last probed
         self._pause_s = _PAUSE_MIN_S
 
     def ready(self) -> bool:
@@ -104,7 +95,7 @@ class AuditSink:
         return self._ready
 
     def lag(self) -> dict[int, int]:
-        """Records not yet in Postgres, by partition, as last heard; empty before the first session."""
+        """Records not yet in Postgres, by partition, as last probed; empty before the first session."""
         known = dict(self._known_ends)
         return {p: max(0, known.get(p, end) - end) for p, end in list(self._ends.items())}
 
@@ -125,8 +116,7 @@ class AuditSink:
         """Works until `stop` is set; what it has read by then is written. Raises SinkError when it cannot go on."""
         with ExitStack() as stack:
             if self._only is None:
-                member = Membership(self._bootstrap_servers, self._client_config, self._topic)
-                self._membership = stack.enter_context(member)
+                self._member = stack.enter_context(AuditPartitions(self._settings.kafka, self._topic))
             self._run(stop)
 
     def _run(self, stop: threading.Event) -> None:
@@ -161,10 +151,10 @@ class AuditSink:
     def _run_session(self, stop: threading.Event) -> None:
         """Steps 1 to 3 until `stop`, with a consumer and a connection of its own: what failed is not used again."""
         with (
-            closing(TopicReader(self._bootstrap_servers, self._client_config, self._topic, self._offsets)) as reader,
-            Store(self._url, self._topic, self._origin_topic) as store,
+            closing(TopicReader(self._settings.kafka, self._topic, self._offsets)) as reader,
+            Store(self._settings.postgres_url, self._topic, self._origin_topic) as store,
         ):
-            partitions = self._partitions(reader, stop)
+            partitions = self._partitions(stop)
             if not self._lock(store, partitions, stop):
                 return
             committed = store.positions(partitions)
@@ -183,7 +173,7 @@ class AuditSink:
     def _work(self, reader: TopicReader, store: Store, session: _Session, stop: threading.Event) -> None:
         session.written_at_s = checked_at_s = lag_at_s = time.monotonic()
         while not stop.is_set():
-            if self._membership is not None and self._membership.partitions != tuple(session.assemblers):
+            if self._member is not None and self._member.given != tuple(session.assemblers):
                 raise _PartitionsChanged
             if not session.assemblers:
                 stop.wait(_READ_TIMEOUT_S)
@@ -208,8 +198,8 @@ class AuditSink:
                 session.written_at_s = now_s
             if now_s - checked_at_s > _PARTITIONS_CHECK_S:
                 checked_at_s = now_s
-                if self._membership is None:
-                    self._partitions(reader, stop)
+                if self._member is None:
+                    self._partitions(stop)
         self._save_markers(store, session)
 
     def _take(self, store: Store, session: _Session, events: Sequence[Record | End]) -> dict[int, int]:
@@ -241,7 +231,7 @@ class AuditSink:
         for item in session.ready:
             session.committed[item.partition] = item.after
             self._ends[item.partition] = item.after.next_offset
-            if isinstance(item, SetAside):
+            if isinstance(item, Quarantined):
                 self._metrics.set_aside.labels(item.kind).inc()
                 self._log.error(
                     "audit_record_set_aside",
@@ -257,28 +247,15 @@ class AuditSink:
         session.written_at_s = time.monotonic()
         self._pause_s = _PAUSE_MIN_S
 
-    def _write_alone(self, store: Store, item: Batch | SetAside) -> Batch | SetAside:
-        """One item in a transaction of its own; a batch whose rows Postgres refuses is set aside, chunk by chunk."""
+    def _write_alone(self, store: Store, item: Batch | Quarantined) -> Batch | Quarantined:
+        """One item in a transaction of its own; a batch whose rows Postgres refuses goes to quarantine by chunks."""
         try:
             store.write([item])
         except RowsRefused as exc:
-            if isinstance(item, SetAside):
+            if isinstance(item, Quarantined):
                 raise
             # In the chain it has its place: the next batch follows it, though its rows are not in the tables.
-            chunks = [
-                SetAside(
-                    item.partition,
-                    offset,
-                    "refused",
-                    str(exc),
-                    value,
-                    item.journal.shard,
-                    item.journal.sequence,
-                    item.before,
-                    item.after,
-                )
-                for offset, value in item.values
-            ]
+            chunks = item.quarantined("refused", str(exc))
             store.write(chunks)
             return chunks[-1]
         return item
@@ -296,27 +273,27 @@ class AuditSink:
 
     def _lock(self, store: Store, partitions: Sequence[int], stop: threading.Event) -> bool:
         """Waits until all partitions are this sink's. False when stopped before."""
-        told = False
+        logged = False
         while held := store.lock(partitions):
-            if not told:
+            if not logged:
                 self._log.warning("sink_waits", on="another sink", partitions=held)
-                told = True
+                logged = True
             self._metrics.errors.labels("waiting").inc()
             if stop.wait(_LOCK_RETRY_S):
                 return False
         return True
 
-    def _partitions(self, reader: TopicReader, stop: threading.Event) -> list[int]:
+    def _partitions(self, stop: threading.Event) -> list[int]:
         """This sink's partitions, once they are known. Raises KafkaUnavailable; SinkError without those asked for."""
-        found = reader.partitions()
+        found = self._offsets.partitions()
         if self._only is not None:
             if missing := set(self._only) - set(found):
                 raise SinkError(f"topic {self._topic} has no partition {sorted(missing)}; it has {found}")
             return self._only
         deadline_s = time.monotonic() + _GROUP_WAIT_S
         while not stop.is_set():
-            if self._membership is not None and self._membership.partitions is not None:
-                return list(self._membership.partitions)
+            if self._member is not None and (given := self._member.given) is not None:
+                return list(given)
             if time.monotonic() > deadline_s:
                 raise KafkaUnavailable(f"the group of sinks on {self._topic} gives no partitions yet")
             stop.wait(0.02)

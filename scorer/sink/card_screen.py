@@ -1,4 +1,4 @@
-"""The last door before a table: no text of an audit record may be a card number. The rule is the first door's own."""
+"""The last check before a table: no text of an audit record may be a card number. The rule is that of the decoder."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def column_with_card_number(header: AuditHeader, batch: pa.RecordBatch) -> str |
             column = column.values
         if len(column) and _any_card_number(*_buffers(column)):
             return name
-    # Amounts have twelve digits at most (schemas.fields), so that no card number fits; one that has more is looked at.
+    # Amounts have twelve digits at most (schemas.fields), so that no card number fits; one that has more is checked.
     amounts = batch.column("amount_minor").to_numpy(zero_copy_only=True)
     if any(is_card_number(str(abs(amount))) for amount in amounts[np.abs(amounts) >= AMOUNT_MINOR_END].tolist()):
         return "amount_minor"
@@ -57,7 +57,7 @@ def _any_card_number(offsets: npt.NDArray[np.int32], text: npt.NDArray[np.uint8]
 
 @nb.njit(cache=True, nogil=True)
 def _next_candidate(offsets: npt.NDArray[np.int32], text: npt.NDArray[np.uint8], row: int) -> int:
-    """The first row from `row` on that the reference has to look at; the number of rows when there is none."""
+    """The first row from `row` on that the reference has to check; the number of rows when there is none."""
     for i in range(row, len(offsets) - 1):
         start, end = np.int64(offsets[i]), np.int64(offsets[i + 1])  # as the other kernels have
         if end - start < DIGITS_MIN:

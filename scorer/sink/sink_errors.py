@@ -5,7 +5,7 @@ SinkError (FraudScorerError)       stops: nothing past the last committed batch 
 ├── MissingRange                   records between the stored position and the topic's start are gone
 ├── SchemaMismatch                 the database was not migrated, or by another version
 └── StoreRefused                   Postgres refuses the rows for a reason that waiting does not cure
-    └── RowsRefused                because of the rows themselves: the batch is set aside, and the sink goes on
+    └── RowsRefused                because of the rows themselves: the batch goes to quarantine, and the sink goes on
 
 StoreUnavailable                   does not stop: retried with growing pauses, not ready meanwhile
 KafkaUnavailable                   likewise
@@ -13,6 +13,10 @@ KafkaUnavailable                   likewise
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from scorer import kafka
 from scorer.errors import FraudScorerError, PromiseBroken
 
 
@@ -21,7 +25,7 @@ class SinkError(FraudScorerError):
 
 
 class AuditBroken(SinkError, PromiseBroken):
-    """The chain of batches does not hold, and nothing that was set aside explains it."""
+    """The chain of batches does not hold, and nothing in quarantine explains it."""
 
     exit_code = PromiseBroken.exit_code
 
@@ -43,8 +47,23 @@ class RowsRefused(StoreRefused):
 
 
 class StoreUnavailable(Exception):
-    """Postgres cannot take rows now; says why without a value of any row."""
+    """Postgres cannot take rows now; the reason holds no value of any row."""
 
 
 class KafkaUnavailable(Exception):
     """Kafka cannot be asked now."""
+
+
+@contextmanager
+def kafka_errors() -> Iterator[None]:
+    """Errors of Kafka as the sink's: whatever is not fatal to the client is waited for.
+
+    A broker that has just started does not know its topics; credentials and ACLs are repaired while processes run.
+    Positions are Postgres' own, so trying again is always safe.
+    """
+    try:
+        yield
+    except kafka.Fatal as exc:
+        raise SinkError(str(exc)) from exc
+    except kafka.KafkaFailure as exc:
+        raise KafkaUnavailable(str(exc)) from exc

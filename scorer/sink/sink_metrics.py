@@ -1,4 +1,4 @@
-"""What the audit sink shows to Prometheus. One object a process, on the registry that the process exposes."""
+"""The sink's Prometheus metrics. One object a process, on the registry that the process exposes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class SinkMetrics:
         )
         self.set_aside = Counter(
             "fraud_scorer_sink_set_aside",
-            "Audit records set aside instead of written; every one is an alert. See table set_aside.",
+            "Audit records quarantined in table set_aside instead of written; every one is an alert.",
             ["kind"],
             registry=registry,
         )

@@ -5,7 +5,7 @@ The order inside the one transaction of `write`:
     1. positions, from the offset they must have to the new one (compare and set: a second writer fails here)
     2. feature sets and bundles not yet known
     3. COPY of all rows, binary
-    4. one row for each batch, one for each record set aside
+    4. one row for each batch, one for each quarantined record (table set_aside)
     5. commit
 
 Partitions of new days are made before it, in a transaction of their own: to have one too many is no harm.
@@ -13,38 +13,25 @@ Partitions of new days are made before it, in a transaction of their own: to hav
 
 from __future__ import annotations
 
-import hashlib
-import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import UTC, date, datetime, timedelta
 from types import TracebackType
 from typing import Any, Self
 
-import numpy as np
 import psycopg
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
-from schemas.audit import MODES, AuditContext
-from schemas.cards import mask_card_numbers, mask_digits
+from schemas.audit import AuditContext
 from scorer.runtime import fault_points
-from scorer.sink.assembler import Batch, Position, SetAside
-from scorer.sink.sink_errors import RowsRefused, SchemaMismatch, SinkError, StoreRefused, StoreUnavailable
-from scorer.trail import copy_encode, tables
+from scorer.sink.assembler import Batch, Position, Quarantined
+from scorer.sink.batch_rows import batch_row, date_of, position_row, quarantine_row
+from scorer.sink.postgres_errors import postgres_errors
+from scorer.sink.sink_errors import RowsRefused, SchemaMismatch, SinkError
+from scorer.trail import audit_database, audit_tables, copy_encode, copy_format
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_COPY = f"COPY decisions ({', '.join(copy_encode.COLUMNS)}) FROM STDIN (FORMAT BINARY)"
-# SQLSTATEs that time cures: connection, transaction rollback, resources, operator intervention, system error; a lock
-# not to be had, and a server that is read only (25006: a standby during a failover).
-_TRANSIENT = ("08", "40", "53", "57", "58", "55P03", "25006", "25P03")
-# Those that lie in the rows themselves: data exception, integrity constraint, limits exceeded.
-_ROWS = ("22", "23", "54")
 _KNOWN_MAX = 1024
-_DIGITS = re.compile(r"(?:\d(?:\W|_){0,3}){13,}")
-_LOCK_TIMEOUT = "10s"  # then the sink lets go of everything, tells, and begins again
-_COUNTED = (("duplicates", "duplicate"), ("late", "late"), ("degraded", "degraded"))
+_LOCK_TIMEOUT = "10s"  # then the sink drops its connection, logs the reason and begins again
 
 Moves = dict[int, tuple[Position, Position]]
 
@@ -58,16 +45,16 @@ class Store:
         self._origin_topic = origin_topic
         self._contexts: dict[str, AuditContext] = {}
         self._days: set[int] = set()
-        with _postgres_errors():
-            self._connection = tables.engine(url).connect()
+        with postgres_errors():
+            self._connection = audit_database.engine(url).connect()
         try:
             with self._transaction() as connection:
                 connection.execute(sa.text(f"SET lock_timeout = '{_LOCK_TIMEOUT}'"))
-                revision = tables.current_revision(self._connection)
-            if revision != tables.REVISION:
+                revision = audit_database.current_revision(self._connection)
+            if revision != audit_database.REVISION:
                 raise SchemaMismatch(
-                    f"the audit database is at migration {revision or 'none'}, this version needs {tables.REVISION}: "
-                    f"run `fraud-scorer setup`"
+                    f"the audit database is at migration {revision or 'none'}, this version needs "
+                    f"{audit_database.REVISION}: run `fraud-scorer setup`"
                 )
         except BaseException:
             self.close()
@@ -101,7 +88,7 @@ class Store:
 
     def positions(self, partitions: Sequence[int]) -> dict[int, Position]:
         """The position of each partition; one seen for the first time starts at 0."""
-        table = tables.positions
+        table = audit_tables.positions
         with self._transaction() as connection:
             found = connection.execute(sa.select(table).where(table.c.topic == self._topic)).all()
             positions = {p: Position() for p in partitions}
@@ -112,18 +99,18 @@ class Store:
             }
             new = positions.keys() - {row.partition for row in found}
             if new:
-                rows = [{"topic": self._topic, "partition": p} | _position_row(positions[p]) for p in sorted(new)]
+                rows = [{"topic": self._topic, "partition": p} | position_row(positions[p]) for p in sorted(new)]
                 connection.execute(postgresql.insert(table).on_conflict_do_nothing(), rows)
         return positions
 
-    def write(self, items: Sequence[Batch | SetAside]) -> None:
-        """Rows, batch rows, what was set aside and positions of `items` (in order) in one transaction.
+    def write(self, items: Sequence[Batch | Quarantined]) -> None:
+        """Rows, batch rows, quarantine and positions of `items` (in order) in one transaction.
 
         Raises RowsRefused (nothing is written; with one batch at a time one learns which), StoreRefused, SinkError;
-        StoreUnavailable: then only the positions in Postgres say what is committed.
+        StoreUnavailable: then only the positions in Postgres show what is committed.
         """
         batches = [item for item in items if isinstance(item, Batch)]
-        aside = [_set_aside_row(self._topic, item) for item in items if isinstance(item, SetAside)]
+        quarantine = [quarantine_row(self._topic, item) for item in items if isinstance(item, Quarantined)]
         self._make_days({batch.day for batch in batches})
         known = dict(self._contexts)
         with self._transaction() as connection:
@@ -133,11 +120,11 @@ class Store:
                 self._context(connection, known, batch)
             if batches:
                 self._copy(connection, batches)
-                rows = [_batch_row(self._topic, self._origin_topic, batch) for batch in batches]
-                connection.execute(sa.insert(tables.batches), rows)
-            if aside:
+                rows = [batch_row(self._topic, self._origin_topic, batch) for batch in batches]
+                connection.execute(sa.insert(audit_tables.batches), rows)
+            if quarantine:
                 # Between the chunks of a batch the position does not move: after a restart the same record comes again.
-                connection.execute(postgresql.insert(tables.set_aside).on_conflict_do_nothing(), aside)
+                connection.execute(postgresql.insert(audit_tables.set_aside).on_conflict_do_nothing(), quarantine)
             fault_points.point("sink_before_commit")
         fault_points.point("sink_after_commit")
         # Only now: what a transaction that failed had inserted is not known to the database.
@@ -153,12 +140,12 @@ class Store:
                     connection.execute(sa.insert(table), new)
 
     def write_late(self, batch: Batch) -> None:
-        """A batch that had been set aside, in one transaction; its position was passed before, and moves only where no
+        """A batch from quarantine, in one transaction; its position was passed before, and moves only where no
         later batch was written since. Needs the owner's login: the writer may not correct a bundle's first batch.
 
         Raises as `write` does, and SinkError when a sink is at work right behind it.
         """
-        table, where = tables.positions, self._place(batch.partition)
+        table, where = audit_tables.positions, self._place(batch.partition)
         self._make_days({batch.day})
         with self._transaction() as connection:
             position = connection.execute(sa.select(table).where(where)).one_or_none()
@@ -172,16 +159,16 @@ class Store:
                     )
                 named = {"shard": batch.journal.shard, "sequence": batch.journal.sequence, "head": batch.journal.head}
                 later = sa.select(sa.func.count()).where(
-                    tables.set_aside.c.topic == self._topic,
-                    tables.set_aside.c.partition == batch.partition,
-                    tables.set_aside.c.offset > batch.offset,
+                    audit_tables.set_aside.c.topic == self._topic,
+                    audit_tables.set_aside.c.partition == batch.partition,
+                    audit_tables.set_aside.c.offset > batch.offset,
                 )
                 connection.execute(sa.update(table).where(where).values(**named, gap=bool(connection.scalar(later))))
             known = dict(self._contexts)
             self._context(connection, known, batch)
             self._copy(connection, [batch])
-            connection.execute(sa.insert(tables.batches), [_batch_row(self._topic, self._origin_topic, batch)])
-            bundles = tables.bundles
+            connection.execute(sa.insert(audit_tables.batches), [batch_row(self._topic, self._origin_topic, batch)])
+            bundles = audit_tables.bundles
             connection.execute(
                 sa.update(bundles)
                 .where(
@@ -193,7 +180,7 @@ class Store:
             )
 
     def _place(self, partition: int) -> sa.ColumnElement[bool]:
-        return sa.and_(tables.positions.c.topic == self._topic, tables.positions.c.partition == partition)
+        return sa.and_(audit_tables.positions.c.topic == self._topic, audit_tables.positions.c.partition == partition)
 
     def _lock_name(self, partition: int) -> str:
         return f"fraud-scorer audit sink {self._topic}/{partition}"
@@ -206,19 +193,19 @@ class Store:
         driver = connection.connection.driver_connection
         if not isinstance(driver, psycopg.Connection):
             raise TypeError(f"the sink writes through psycopg, not {type(driver).__name__}")
-        with driver.cursor() as cursor, cursor.copy(_COPY) as copy:
-            copy.write(copy_encode.HEADER)
+        with driver.cursor() as cursor, cursor.copy(copy_format.COPY_IN) as copy:
+            copy.write(copy_format.HEADER)
             for batch in batches:
                 for header, rows in batch.chunks:
                     copy.write(copy_encode.rows_bytes(header, rows, batch.day).data)
                     fault_points.point("sink_copy")
-            copy.write(copy_encode.TRAILER)
+            copy.write(copy_format.TRAILER)
 
     def _make_days(self, days: set[int]) -> None:
         """Partitions of the days, in transactions of their own: their locks must not last as long as a COPY."""
         for day in sorted(days - self._days):
             with self._transaction() as connection:
-                connection.execute(sa.select(sa.func.audit_day(_date(day))))
+                connection.execute(sa.select(sa.func.audit_day(date_of(day))))
             self._days = self._days | {day} if len(self._days) < _KNOWN_MAX else {day}
 
     def advance(self, moves: Moves) -> None:
@@ -228,9 +215,9 @@ class Store:
                 self._move(connection, partition, before, after)
 
     def _move(self, connection: sa.Connection, partition: int, before: Position, after: Position) -> None:
-        table = tables.positions
+        table = audit_tables.positions
         statement = sa.update(table).where(self._place(partition), table.c.next_offset == before.next_offset)
-        if connection.execute(statement.values(**_position_row(after))).rowcount != 1:
+        if connection.execute(statement.values(**position_row(after))).rowcount != 1:
             raise SinkError(
                 f"the position of {self._topic}/{partition} is no longer {before.next_offset}: another writer "
                 f"moved it. Nothing was written; run one sink for a partition and start it again"
@@ -241,7 +228,7 @@ class Store:
         header = batch.header
         if (found := known.get(header.bundle)) is not None and _same_bundle(found, header):
             return
-        sets = tables.feature_sets
+        sets = audit_tables.feature_sets
         fingerprint, names = header.feature_fingerprint, header.feature_names
         row = {"fingerprint": fingerprint, "feature_names": list(names)}
         connection.execute(postgresql.insert(sets).on_conflict_do_nothing(), row)
@@ -257,12 +244,12 @@ class Store:
             "first_shard": header.shard,
             "first_sequence": header.sequence,
         }
-        connection.execute(postgresql.insert(tables.bundles).on_conflict_do_nothing(), bundle)
+        connection.execute(postgresql.insert(audit_tables.bundles).on_conflict_do_nothing(), bundle)
         known[header.bundle] = header
 
     @contextmanager
     def _transaction(self) -> Iterator[sa.Connection]:
-        with _postgres_errors(), self._connection.begin():
+        with postgres_errors(), self._connection.begin():
             yield self._connection
 
 
@@ -278,7 +265,7 @@ def set_position(url: str, topic: str, partition: int, next_offset: int) -> None
         store.advance({partition: (before, Position(next_offset, head=None))})
 
 
-def moves_of(items: Sequence[Batch | SetAside]) -> Moves:
+def moves_of(items: Sequence[Batch | Quarantined]) -> Moves:
     """From where to where the items move each partition."""
     moves: Moves = {}
     for item in items:
@@ -289,116 +276,3 @@ def moves_of(items: Sequence[Batch | SetAside]) -> Moves:
 
 def _same_bundle(known: AuditContext, header: AuditContext) -> bool:
     return (known.feature_fingerprint, known.feature_names) == (header.feature_fingerprint, header.feature_names)
-
-
-def _set_aside_row(topic: str, item: SetAside) -> dict[str, object]:
-    masked = None if item.value is None else masked_value(item.kind, item.value)
-    return {
-        "topic": topic,
-        "partition": item.partition,
-        "offset": item.offset,
-        "kind": item.kind,
-        "reason": item.reason,
-        "shard": item.shard,
-        "sequence": item.sequence,
-        "value": masked,
-        "value_sha256": None if item.value is None else hashlib.sha256(item.value).hexdigest(),
-        "masked": masked != item.value,
-    }
-
-
-def masked_value(kind: str, value: bytes) -> bytes:
-    """`value` without anything that may hold a card number.
-
-    In Arrow's buffers one text follows the other, so a card number may have digits of its neighbours at its ends, where
-    no Luhn check finds it: every 13 digits in a row are masked, whatever they are and whatever but letters is between
-    them; of what was set aside for a card number every digit. The topic still has them.
-    """
-    if kind == "card_number":
-        return mask_digits(value)
-    text = mask_card_numbers(value).decode("utf-8", "surrogateescape")
-    masked = _DIGITS.sub(lambda match: re.sub(r"\d", "*", match[0]), text)
-    return masked.encode("utf-8", "surrogateescape")
-
-
-def _position_row(position: Position) -> dict[str, object]:
-    return {
-        "next_offset": position.next_offset,
-        "shard": position.shard,
-        "sequence": position.sequence,
-        "head": position.head,
-        "gap": position.gap,
-    }
-
-
-def _batch_row(topic: str, origin_topic: str, batch: Batch) -> dict[str, object]:
-    times = [rows.column("event_time_ms").to_numpy(zero_copy_only=True) for _, rows in batch.chunks if rows.num_rows]
-    modes = sum(
-        (
-            np.bincount(rows.column("mode").to_numpy(zero_copy_only=True), minlength=len(MODES))
-            for _, rows in batch.chunks
-        ),
-        np.zeros(len(MODES), np.int64),
-    )
-    return {
-        "shard": batch.journal.shard,
-        "sequence": batch.journal.sequence,
-        "day": _date(batch.day),
-        "audit_topic": topic,
-        "audit_partition": batch.partition,
-        "audit_offset": batch.offset,
-        "origin_topic": origin_topic,
-        "stream_time": None if batch.journal.stream_time_ms < 0 else _time(batch.journal.stream_time_ms),
-        "event_time_min": _time(min(int(part.min()) for part in times)) if times else None,
-        "event_time_max": _time(max(int(part.max()) for part in times)) if times else None,
-        "decisions": batch.journal.decisions,
-        "flagged": sum(int(rows.column("decision").to_numpy(zero_copy_only=True).sum()) for _, rows in batch.chunks),
-        **{name: int(modes[MODES.index(mode)]) for name, mode in _COUNTED},
-        "dead_letters": batch.journal.dead_letters,
-        "bundle": batch.header.bundle,
-        "threshold": batch.header.threshold,
-        "feature_fingerprint": batch.header.feature_fingerprint,
-        "challengers": list(batch.header.challengers),
-        "digest": batch.journal.digest,
-        "previous": batch.journal.previous,
-        "head": batch.journal.head,
-        "journal": json.loads(batch.header.journal),
-    }
-
-
-def _date(day: int) -> date:
-    return _EPOCH.date() + timedelta(days=day)
-
-
-def _time(epoch_ms: int) -> datetime:
-    return _EPOCH + timedelta(milliseconds=epoch_ms)
-
-
-def _tls_trouble(origin: BaseException) -> str:
-    """What libpq says of certificates and TLS: that is between client and server, and holds no value of a row."""
-    said = [line.strip() for line in str(origin).splitlines() if "SSL" in line or "certificate" in line]
-    return f": {said[0].removeprefix('connection failed: ')}" if said else ""
-
-
-@contextmanager
-def _postgres_errors() -> Iterator[None]:
-    """The one place where errors of Postgres become ours. Messages carry codes and names, never a value of a row."""
-    try:
-        yield
-    except (sa.exc.DBAPIError, psycopg.Error) as exc:
-        origin = exc.orig if isinstance(exc, sa.exc.DBAPIError) else exc
-        state = getattr(origin, "sqlstate", None)
-        name = type(origin).__name__
-        if state is None and isinstance(origin, psycopg.OperationalError | psycopg.InterfaceError):
-            raise StoreUnavailable(f"Postgres does not answer ({name}{_tls_trouble(origin)})") from exc
-        if state is not None and state.startswith(_TRANSIENT):
-            raise StoreUnavailable(f"Postgres cannot take rows now ({name}, SQLSTATE {state})") from exc
-        if state is not None and state.startswith("28"):
-            # Credentials are rotated while processes run: the file they come from may be right again in a moment.
-            raise StoreUnavailable(f"Postgres refuses the login ({name}, SQLSTATE {state})") from exc
-        table = getattr(getattr(origin, "diag", None), "table_name", None)
-        constraint = getattr(getattr(origin, "diag", None), "constraint_name", None)
-        kind = RowsRefused if state is not None and state.startswith(_ROWS) else StoreRefused
-        raise kind(
-            f"Postgres refuses the audit rows: {name}, SQLSTATE {state}, table {table}, constraint {constraint}"
-        ) from exc

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
+from confluent_kafka import KafkaError, Message, TopicPartition
 
-from scorer.sink.sink_errors import KafkaUnavailable, MissingRange, SinkError
-from scorer.sink.topic_offsets import TopicOffsets, kafka_errors
+from scorer import kafka
+from scorer.runtime.settings import KafkaSettings
+from scorer.sink.sink_errors import KafkaUnavailable, MissingRange, SinkError, kafka_errors
+from scorer.sink.topic_offsets import TopicOffsets
 
-_TIMEOUT_S = 5.0
+_FETCH: dict[str, Any] = {"fetch.max.bytes": 8 * 1024 * 1024}
 _MESSAGES_MAX = 1024  # a read; the queue below bounds it in bytes first
 
 
@@ -39,49 +42,27 @@ class End:
 class TopicReader:
     """One topic, read with manual assignment. Methods raise KafkaUnavailable when trying again later may help."""
 
-    def __init__(
-        self,
-        bootstrap_servers: str,
-        client_config: Mapping[str, str | int | float | bool],
-        topic: str,
-        offsets: TopicOffsets,
-    ) -> None:
+    def __init__(self, settings: KafkaSettings, topic: str, offsets: TopicOffsets) -> None:
         self._topic = topic
         self._offsets = offsets
         self._brokers_down = False
-        self._consumer = Consumer(
-            {
-                "group.id": "fraud-scorer-sink",  # asked for by the client; never joined, nothing is committed
-                # 16 MiB ready plus one fetch of 8 MiB, whatever the backlog (64 MiB and 50 MiB by default).
-                "queued.max.messages.kbytes": 16_384,
-                "fetch.max.bytes": 8 * 1024 * 1024,
-                "max.partition.fetch.bytes": 1024 * 1024,
-                **client_config,
-                "bootstrap.servers": bootstrap_servers,
-                "isolation.level": "read_committed",
-                "enable.auto.commit": False,
-                "enable.auto.offset.store": False,
-                "enable.partition.eof": True,
-                "auto.offset.reset": "error",
-                "error_cb": self._on_error,
-            }
+        self._consumer = kafka.reader(
+            settings,
+            group="fraud-scorer-sink",  # asked for by the client; never joined, nothing is committed
+            fetch_wait_ms=500,
+            # 16 MiB ready plus one fetch of 8 MiB, whatever the backlog (64 MiB and 50 MiB by default).
+            memory_kib=16_384,
+            on_error=self._on_error,
+            **_FETCH,
         )
 
     def close(self) -> None:
         """Leaves Kafka. Nothing is committed by it."""
         self._consumer.close()
 
-    def partitions(self) -> list[int]:
-        """The partitions of the topic. Raises KafkaUnavailable when there is no such topic."""
-        with kafka_errors():
-            metadata = self._consumer.list_topics(self._topic, timeout=_TIMEOUT_S).topics[self._topic]
-        if metadata.error is not None or not metadata.partitions:
-            raise KafkaUnavailable(f"topic {self._topic} does not exist (yet); `fraud-scorer setup` makes it")
-        return sorted(metadata.partitions)
-
     def assign(self, positions: Mapping[int, int]) -> None:
         """Reads on from these. Raises MissingRange when retention was faster, SinkError for one past the end."""
-        starts, ends = self._offsets.starts(positions), self._offsets.committed_ends(positions)
+        starts, ends = self._offsets.starts(positions), self._offsets.stable_ends(positions)
         for partition, position in positions.items():
             if position < starts[partition]:
                 raise self._missing(partition, str(position), starts[partition])
@@ -92,36 +73,31 @@ class TopicReader:
                     f"fraud-scorer audit accept-gap --topic {self._topic} --partition {partition} "
                     f"--to {ends[partition]}"
                 )
-        with kafka_errors():
+        with kafka_errors(), kafka.surfaced():
             self._consumer.assign([TopicPartition(self._topic, p, position) for p, position in positions.items()])
 
     def read(self, timeout_s: float) -> list[Record | End]:
         """What has come, in order; waits up to `timeout_s` for the first. Raises MissingRange, SinkError too."""
         with kafka_errors():
-            first = self._consumer.poll(timeout_s)
-            # poll, then take what is there: consume(n, timeout) would wait for n.
-            messages = [] if first is None else [first, *self._consumer.consume(_MESSAGES_MAX, 0)]
-        if not messages and self._brokers_down:
-            raise KafkaUnavailable("no broker answers")
-        events = [self._event(message) for message in messages]
+            messages = kafka.take(self._consumer, timeout_s, messages_max=_MESSAGES_MAX)
+            if not messages and self._brokers_down:
+                raise KafkaUnavailable("no broker answers")
+            events = [self._event(message) for message in messages]
         if events:
             self._brokers_down = False
         return events
 
     def _event(self, message: Message) -> Record | End:
-        error, partition, offset = message.error(), message.partition(), message.offset()
+        error, partition = message.error(), message.partition()
         if error is None:
-            if partition is None or offset is None:
-                raise SinkError(f"a record of {self._topic} came without partition or offset")
-            return Record(partition, offset, message.value(), message)
-        code = error.code()
-        if code == KafkaError._PARTITION_EOF and partition is not None and offset is not None:
-            return End(partition, offset)
-        if code == KafkaError._AUTO_OFFSET_RESET and partition is not None:
+            offset = kafka.present(message.offset(), "offset")
+            return Record(kafka.present(partition, "partition"), offset, message.value(), message)
+        if error.code() == KafkaError._PARTITION_EOF:
+            return End(kafka.present(partition, "partition"), kafka.present(message.offset(), "offset"))
+        failed = kafka.read_failure(error, self._topic)
+        if isinstance(failed, kafka.OutOfRange) and partition is not None and partition >= 0:
             raise self._missing(partition, "the position", self._offsets.starts([partition])[partition])
-        if error.fatal():
-            raise SinkError(f"the Kafka client cannot go on: {error.name()}")
-        raise KafkaUnavailable(f"reading {self._topic}: {error.name()}")
+        raise failed
 
     def _missing(self, partition: int, position: str, start: int) -> MissingRange:
         return MissingRange(

@@ -1,4 +1,4 @@
-"""The Postgres tables of the audit trail in both directions: their schema, rows encoded, rows decoded.
+"""The Postgres tables of the audit trail in both directions: schema, migrations, rows encoded for COPY, rows decoded.
 
 It may touch Postgres and the audit contracts; it knows no Kafka.
 """

@@ -10,10 +10,10 @@ import sqlalchemy as sa
 
 from schemas.audit import DECISIONS, MODES, NULLABLE, AuditColumns, AuditContext
 from scorer.errors import PromiseBroken
-from scorer.trail import tables
+from scorer.trail import audit_tables
 
 # Whole milliseconds: extract() of a timestamptz is numeric, hence exact.
-_EVENT_TIME_MS = sa.cast(sa.extract("epoch", tables.decisions.c.event_time) * 1000, sa.BigInteger).label(
+_EVENT_TIME_MS = sa.cast(sa.extract("epoch", audit_tables.decisions.c.event_time) * 1000, sa.BigInteger).label(
     "event_time_ms"
 )
 _AS_THEY_ARE = ("payment_id", "currency", *NULLABLE, "reasons", "fired")
@@ -25,7 +25,7 @@ def read_batch(connection: sa.Connection, shard: int, sequence: int) -> tuple[Au
     Raises PromiseBroken when the batch is not there, or its rows cannot be what the sink wrote.
     """
     place = f"batch {shard}/{sequence}"
-    batches, sets, rows = tables.batches, tables.feature_sets, tables.decisions
+    batches, sets, rows = audit_tables.batches, audit_tables.feature_sets, audit_tables.decisions
     header = connection.execute(
         sa.select(batches, sets.c.feature_names)
         .join(sets, sets.c.fingerprint == batches.c.feature_fingerprint)

@@ -1,6 +1,6 @@
 """Decision rows out of Postgres as the canonical byte runs of `schemas.audit_digest`, many batches at once.
 
-About 1 µs a row at 44 features: binary COPY, read through libpq's own call a row, taken apart by `kernels`.
+About 1 µs a row at 44 features: binary COPY, read through libpq's own call a row, taken apart by `copy_decode_kernels`.
 """
 
 from __future__ import annotations
@@ -15,26 +15,27 @@ import numpy.typing as npt
 import psycopg
 from psycopg import pq, sql
 
-from schemas.audit import DECISIONS, MODES, NULLABLE
+from schemas.audit import NULLABLE
 from schemas.audit_digest import BatchParts, Run
 from scorer.trail import copy_decode_kernels
+from scorer.trail.copy_format import (
+    CODES,
+    COLUMNS_READ,
+    FIXED,
+    HEADER,
+    LISTS,
+    MATRICES,
+    POSTGRES_EPOCH_MS,
+    TEXTS,
+    fixed_bytes,
+)
 
-_POSTGRES_EPOCH_MS = 946_684_800_000
-_NUMBERS = {  # column, bytes; in Postgres' own terms
-    "sequence": 8, "row_number": 4, "event_time": 8, "origin_offset": 8, "amount_minor": 8, "score": 8,
-    "threshold": 8, "origin_partition": 4, "margin": 4,
-}  # fmt: skip
-_TEXTS = ("bundle", "payment_id", "currency", *NULLABLE)
-_CODES = {"decision": DECISIONS, "mode": MODES}
-_LISTS = ("reasons", "fired")
-_MATRICES = ("features", "challenger_margins")
-FIELDS = (*_NUMBERS, *_TEXTS, *_CODES, *_LISTS, *_MATRICES)
+_NUMBERS = tuple(name for name in FIXED if name in COLUMNS_READ)
 
 _SELECT = sql.SQL(
     "COPY (SELECT {fields} FROM decisions WHERE day = {day} AND shard = {shard} AND sequence BETWEEN {first} AND {last}"
     " ORDER BY sequence, row_number) TO STDOUT (FORMAT BINARY)"
 )
-_COPY_HEADER_BYTES = 19
 WAIT_S = 0.1
 
 
@@ -101,7 +102,7 @@ class Rows:
     @property
     def event_time_ms(self) -> npt.NDArray[np.int64]:
         """Epoch milliseconds."""
-        return self.event_time_us // 1000 + _POSTGRES_EPOCH_MS
+        return self.event_time_us // 1000 + POSTGRES_EPOCH_MS
 
     @property
     def threshold(self) -> npt.NDArray[np.float64]:
@@ -128,8 +129,8 @@ class Rows:
             (self.codes["mode"][first:end],),
             (narrow("margin"),),
             (wide("score"),),
-            *(self.lists[name].runs(first, end) for name in _LISTS),
-            *((self.matrices[name][first:end],) for name in _MATRICES),
+            *(self.lists[name].runs(first, end) for name in LISTS),
+            *((self.matrices[name][first:end],) for name in MATRICES),
         ]  # type: ignore[return-value]
 
 
@@ -141,7 +142,7 @@ def read_rows(
     `widths`: how many features and challengers' margins a row holds; rows that hold others are `malformed`.
     """
     statement = _SELECT.format(
-        fields=sql.SQL(", ").join(map(sql.Identifier, FIELDS)),
+        fields=sql.SQL(", ").join(map(sql.Identifier, COLUMNS_READ)),
         day=sql.Literal(day),
         shard=sql.Literal(shard),
         first=sql.Literal(first),
@@ -179,29 +180,32 @@ def _check(result: pq.abc.PGresult, wanted: pq.ExecStatus, raw: pq.abc.PGconn) -
 
 
 def _rows(data: npt.NDArray[np.uint8], rows_max: int, widths: Sequence[int]) -> Rows:
-    starts, lengths = np.empty((len(FIELDS), rows_max), np.int64), np.empty((len(FIELDS), rows_max), np.int64)
-    n = copy_decode_kernels.find_fields(data, _COPY_HEADER_BYTES, starts, lengths)
+    starts, lengths = (
+        np.empty((len(COLUMNS_READ), rows_max), np.int64),
+        np.empty((len(COLUMNS_READ), rows_max), np.int64),
+    )
+    n = copy_decode_kernels.find_fields(data, len(HEADER), starts, lengths)
     if n < 0:
         raise RuntimeError("Postgres sent rows of another width than was asked for")
-    place = {name: number for number, name in enumerate(FIELDS)}
+    place = {name: number for number, name in enumerate(COLUMNS_READ)}
     malformed = np.zeros(n, np.bool_)
 
     def column(name: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         return starts[place[name], :n], lengths[place[name], :n]
 
     numbers = {}
-    for name, width in _NUMBERS.items():
+    for name in _NUMBERS:
         numbers[name] = np.empty(n, np.uint64)
-        copy_decode_kernels.take_numbers(data, column(name)[0], width, numbers[name])
+        copy_decode_kernels.take_numbers(data, column(name)[0], fixed_bytes(name), numbers[name])
     texts = {}
-    for name in _TEXTS:
+    for name in TEXTS:
         begins, sizes = column(name)
         ends = np.concatenate([[0], np.cumsum(np.maximum(sizes, 0))])
         text = np.empty(ends[-1], np.uint8)
         copy_decode_kernels.take_texts(data, begins, sizes, text)
         texts[name] = Texts(sizes.astype(np.int32), text, ends)
     codes = {}
-    for name, known in _CODES.items():
+    for name, known in CODES.items():
         codes[name] = np.empty(n, np.uint8)
         joined = np.frombuffer("".join(known).encode(), np.uint8)
         copy_decode_kernels.take_codes(
@@ -209,7 +213,7 @@ def _rows(data: npt.NDArray[np.uint8], rows_max: int, widths: Sequence[int]) -> 
         )
         malformed |= codes[name] == 255
     lists = {}
-    for name in _LISTS:
+    for name in LISTS:
         begins, sizes = column(name)
         total = int(sizes.sum())  # more than enough for the texts; an element costs four bytes at least
         counts, element_lengths, text = np.empty(n, np.int32), np.empty(total // 4, np.int32), np.empty(total, np.uint8)
@@ -221,7 +225,7 @@ def _rows(data: npt.NDArray[np.uint8], rows_max: int, widths: Sequence[int]) -> 
             counts, element_lengths, text, np.concatenate([[0], element_ends]), np.concatenate([[0], text_ends])
         )
     matrices = {}
-    for name, width in zip(_MATRICES, widths, strict=True):
+    for name, width in zip(MATRICES, widths, strict=True):
         matrices[name] = np.zeros((n, width), np.uint32)
         copy_decode_kernels.take_floats(data, *column(name), matrices[name], malformed)
     malformed |= numbers["event_time"].view(np.int64) % 1000 != 0  # the contract knows milliseconds

@@ -1,6 +1,6 @@
 """Numba loops over rows as Postgres sends them in binary COPY: where the fields stand, then one column after the other.
 
-A row is an int16 number of fields, and for each an int32 byte length (-1 for null) and its bytes, all big endian.
+The format stands in `copy_format`.
 """
 
 from __future__ import annotations
@@ -8,6 +8,8 @@ from __future__ import annotations
 import numba as nb
 import numpy as np
 import numpy.typing as npt
+
+from scorer.trail.copy_format import ARRAY_HEADER_BYTES, EMPTY_ARRAY_BYTES, FLOAT_ELEMENT_BYTES
 
 Bytes = npt.NDArray[np.uint8]
 Places = npt.NDArray[np.int64]
@@ -93,14 +95,18 @@ def take_floats(
     for i in range(len(starts)):
         at = starts[i]
         if width == 0:
-            good = lengths[i] == 12 and _int32(data, at) == 0
+            good = lengths[i] == EMPTY_ARRAY_BYTES and _int32(data, at) == 0
         else:
-            good = lengths[i] == 20 + 8 * width and _int32(data, at) == 1 and _int32(data, at + 4) == 0
+            good = (
+                lengths[i] == ARRAY_HEADER_BYTES + FLOAT_ELEMENT_BYTES * width
+                and _int32(data, at) == 1
+                and _int32(data, at + 4) == 0
+            )
             good = good and _int32(data, at + 12) == width and _int32(data, at + 16) == 1
         if not good:
             malformed[i] = True
             continue
-        at += 20
+        at += ARRAY_HEADER_BYTES
         for j in range(width):
             at += 4  # its length, 4: the whole length leaves room for nothing else
             out[i, j] = (
@@ -129,13 +135,13 @@ def take_lists(
     filled: Integer = 0
     for i in range(len(starts)):
         at: Integer = starts[i]
-        dimensions = _int32(data, at) if lengths[i] >= 12 else MALFORMED
+        dimensions = _int32(data, at) if lengths[i] >= EMPTY_ARRAY_BYTES else MALFORMED
         counts[i] = 0
         if dimensions == 1 and _int32(data, at + 4) == 0:
             count: Integer = _int32(data, at + 12)
             counts[i] = count
             malformed[i] |= _int32(data, at + 16) != 1  # the lower bound, which readers of features[1] go by
-            at += 20
+            at += ARRAY_HEADER_BYTES
             for _ in range(count):
                 length = _int32(data, at)
                 at += 4

@@ -1,9 +1,9 @@
 """Audit rows as a Postgres binary COPY stream, built column by column from the Arrow buffers they arrived in.
 
-    COPY decisions (COLUMNS) FROM STDIN (FORMAT BINARY)        HEADER + rows_bytes(...) + rows_bytes(...) + TRAILER
+    COPY_IN        HEADER + rows_bytes(...) + rows_bytes(...) + TRAILER        (all of `copy_format`)
 
 All fixed-width fields of a row, the feature array and the bundle's id included, are one numpy record; the texts and
-text arrays are laid behind it by the loops in `kernels`. Pure: no connection here.
+text arrays are laid behind it by the loops in `copy_encode_kernels`. Pure: no connection here.
 """
 
 from __future__ import annotations
@@ -15,36 +15,25 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from schemas.audit import DECISIONS, MODES, NULLABLE, AuditHeader
+from schemas.audit import AuditHeader
 from scorer.trail.copy_encode_kernels import put_blocks, put_text_arrays, put_texts
+from scorer.trail.copy_format import (
+    CODES,
+    COLUMNS,
+    FIXED,
+    LISTS,
+    MATRICES,
+    OID_TEXT,
+    POSTGRES_EPOCH_DAY,
+    POSTGRES_EPOCH_MS,
+    TEXTS,
+    fixed_bytes,
+    float_array_bytes,
+    float_array_header,
+)
 
-# Signature, flags, length of the header extension: https://www.postgresql.org/docs/current/sql-copy.html
-HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
-TRAILER = b"\xff\xff"
-
-_OID_FLOAT4, _OID_TEXT = 700, 25
-_POSTGRES_EPOCH_MS = 946_684_800_000  # 2000-01-01: timestamptz counts microseconds from there, date days
-_POSTGRES_EPOCH_DAY = 10_957  # days from 1970-01-01
-
-_FIXED = {
-    "event_time": ">i8",
-    "sequence": ">i8",
-    "origin_offset": ">i8",
-    "amount_minor": ">i8",
-    "score": ">f8",
-    "threshold": ">f8",
-    "day": ">i4",
-    "shard": ">i4",
-    "row_number": ">i4",
-    "origin_partition": ">i4",
-    "margin": ">f4",
-}
-_TEXTS = ("payment_id", "currency", *NULLABLE)
-_MATRICES = ("features", "challenger_margins")
-# The order of the fields in a row, hence of the columns in the COPY statement.
-COLUMNS = (*_FIXED, "bundle", *_MATRICES, *_TEXTS, "decision", "mode", "reasons", "fired")
 _NO_NULLS = np.empty(0, np.bool_)
-_DECISIONS, _MODES = pa.array(DECISIONS), pa.array(MODES)
+_WORDS = {name: pa.array(words) for name, words in CODES.items()}
 
 
 def rows_bytes(header: AuditHeader, batch: pa.RecordBatch, day: int) -> npt.NDArray[np.uint8]:
@@ -56,10 +45,9 @@ def rows_bytes(header: AuditHeader, batch: pa.RecordBatch, day: int) -> npt.NDAr
     if n == 0:
         return np.empty(0, np.uint8)
     blocks = _blocks(header, batch, day)
-    texts = [_text_buffers(batch.column(name)) for name in _TEXTS]
-    texts.append(_text_buffers(_DECISIONS.take(batch.column("decision"))))
-    texts.append(_text_buffers(_MODES.take(batch.column("mode"))))
-    lists = [_list_buffers(batch.column(name)) for name in ("reasons", "fired")]
+    texts = [_text_buffers(batch.column(name)) for name in TEXTS[1:]]  # the bundle is in the blocks
+    texts += [_text_buffers(words.take(batch.column(name))) for name, words in _WORDS.items()]
+    lists = [_list_buffers(batch.column(name)) for name in LISTS]
 
     sizes = np.full(n, blocks.shape[1] + 4 * len(texts), np.int64)
     for offsets, _, _ in texts:
@@ -76,7 +64,7 @@ def rows_bytes(header: AuditHeader, batch: pa.RecordBatch, day: int) -> npt.NDAr
     for offsets, text, null in texts:
         put_texts(out, cursors, offsets, text, null)
     for list_offsets, offsets, text in lists:
-        put_text_arrays(out, cursors, list_offsets, offsets, text, _OID_TEXT)
+        put_text_arrays(out, cursors, list_offsets, offsets, text, OID_TEXT)
     return out
 
 
@@ -90,19 +78,19 @@ def _blocks(header: AuditHeader, batch: pa.RecordBatch, day: int) -> npt.NDArray
     def column(name: str) -> npt.NDArray[Any]:
         return batch.column(name).to_numpy(zero_copy_only=True)  # type: ignore[no-any-return]
 
-    block["event_time"] = (column("event_time_ms") - _POSTGRES_EPOCH_MS) * 1000
+    block["event_time"] = (column("event_time_ms") - POSTGRES_EPOCH_MS) * 1000
     block["sequence"] = header.sequence
     block["origin_offset"] = column("offset")
     block["amount_minor"] = column("amount_minor")
     block["score"] = column("score")
     block["threshold"] = header.threshold
-    block["day"] = day - _POSTGRES_EPOCH_DAY
+    block["day"] = day - POSTGRES_EPOCH_DAY
     block["shard"] = header.shard
     block["row_number"] = np.arange(header.first_row, header.first_row + batch.num_rows)
     block["origin_partition"] = column("partition")
     block["margin"] = column("margin")
     block["bundle"] = np.frombuffer(bundle, np.uint8)
-    for name, width in zip(_MATRICES, (len(header.feature_names), len(header.challengers)), strict=True):
+    for name, width in zip(MATRICES, (len(header.feature_names), len(header.challengers)), strict=True):
         if width:
             # As integers: byte-swapping a float32 through the float unit could quieten a NaN; bits are what is kept.
             values = batch.column(name).flatten().to_numpy(zero_copy_only=True).view(np.uint32)
@@ -114,23 +102,22 @@ def _blocks(header: AuditHeader, batch: pa.RecordBatch, day: int) -> npt.NDArray
 def _block_dtype(widths: tuple[int, int], bundle_length: int) -> tuple[np.dtype[Any], npt.NDArray[Any]]:
     """The record of the fixed-width fields, packed, and one with every length and array header filled in."""
     fields: list[tuple[Any, ...]] = [("field_count", ">i2")]
-    for name, kind in _FIXED.items():
+    for name, kind in FIXED.items():
         fields += [(f"{name}_length", ">i4"), (name, kind)]
     fields += [("bundle_length", ">i4"), ("bundle", np.uint8, (bundle_length,))]
-    for name, width in zip(_MATRICES, widths, strict=True):
-        # Dimensions, no nulls, element type; then, unless it is empty, size and lower bound of the one dimension.
-        fields += [(f"{name}_length", ">i4"), (f"{name}_header", ">i4", (5 if width else 3,))]
+    for name, width in zip(MATRICES, widths, strict=True):
+        fields += [(f"{name}_length", ">i4"), (f"{name}_header", ">i4", (len(float_array_header(width)),))]
         if width:
             fields.append((name, [("length", ">i4"), ("value", ">u4")], (width,)))
     record = np.dtype(fields)
     template = np.zeros((), record)
     template["field_count"] = len(COLUMNS)
-    for name, kind in _FIXED.items():
-        template[f"{name}_length"] = np.dtype(kind).itemsize
+    for name in FIXED:
+        template[f"{name}_length"] = fixed_bytes(name)
     template["bundle_length"] = bundle_length
-    for name, width in zip(_MATRICES, widths, strict=True):
-        template[f"{name}_length"] = 20 + 8 * width if width else 12
-        template[f"{name}_header"] = (1, 0, _OID_FLOAT4, width, 1) if width else (0, 0, _OID_FLOAT4)
+    for name, width in zip(MATRICES, widths, strict=True):
+        template[f"{name}_length"] = float_array_bytes(width)
+        template[f"{name}_header"] = float_array_header(width)
         if width:
             template[name]["length"] = 4
     return record, template

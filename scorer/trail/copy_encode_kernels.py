@@ -1,6 +1,6 @@
 """Numba loops that lay fields of many rows into one COPY stream: each writes a column of all rows, moving the cursors.
 
-A field in Postgres' binary COPY is an int32 byte length (big endian, -1 for null) and its bytes.
+The format stands in `copy_format`.
 """
 
 from __future__ import annotations
@@ -8,6 +8,8 @@ from __future__ import annotations
 import numba as nb
 import numpy as np
 import numpy.typing as npt
+
+from scorer.trail.copy_format import NULL_LENGTH
 
 Bytes = npt.NDArray[np.uint8]
 Offsets = npt.NDArray[np.int32]
@@ -35,11 +37,11 @@ def put_blocks(out: Bytes, cursors: Cursors, blocks: Bytes) -> None:
 
 @nb.njit(cache=True, nogil=True)
 def put_texts(out: Bytes, cursors: Cursors, offsets: Offsets, text: Bytes, null: npt.NDArray[np.bool_]) -> None:
-    """Writes text field i = text[offsets[i]:offsets[i + 1]], or null where `null` says so (empty: none is null)."""
+    """Writes text field i = text[offsets[i]:offsets[i + 1]], or null where `null` is true (empty: none is null)."""
     for i in range(offsets.shape[0] - 1):
         at = cursors[i]
         if null.shape[0] > 0 and null[i]:
-            _put_int32(out, at, -1)
+            _put_int32(out, at, NULL_LENGTH)
             cursors[i] = at + 4
             continue
         first = offsets[i]
@@ -61,7 +63,6 @@ def put_text_arrays(
         count = list_offsets[i + 1] - first
         start = cursors[i]
         at = start + 4
-        # Array header: dimensions (none when empty), no nulls, element type; then size and lower bound of the one.
         _put_int32(out, at, 1 if count > 0 else 0)
         _put_int32(out, at + 4, 0)
         _put_int32(out, at + 8, element_oid)

@@ -34,9 +34,10 @@ from scorer.audit.verify.verification import verify
 from scorer.local_services import local_services
 from scorer.sink import AuditSink
 from scorer.sink.card_screen import column_with_card_number
-from scorer.trail import copy_encode, tables
+from scorer.trail import audit_database, copy_encode, copy_format
 from tests.integration import audit_batches
 from tests.integration.audit_batches import Shard, make_topic
+from tests.integration.sinks import sink_settings
 
 FEATURES, BATCH_ROWS = 44, 2048
 TRANSACTION_BYTES = 8 * 1024 * 1024
@@ -96,7 +97,7 @@ def database(server_url: str) -> Iterator[str]:
         server.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
         try:
             url = server_url.rsplit("/", 1)[0] + f"/{name}"
-            tables.migrate(url)
+            audit_database.migrate(url)
             with psycopg.connect(url) as connection:
                 connection.execute("SELECT audit_day('2026-01-01')")
             yield url
@@ -111,14 +112,14 @@ def bare_copy(url: str, transactions: list[list[memoryview]], *, indexes: bool) 
         if not indexes:
             target = "bare"
             connection.execute("CREATE TABLE bare (LIKE decisions)")
-        statement = f"COPY {target} ({', '.join(copy_encode.COLUMNS)}) FROM STDIN (FORMAT BINARY)"
+        statement = f"COPY {target} ({', '.join(copy_format.COLUMNS)}) FROM STDIN (FORMAT BINARY)"
         started = time.perf_counter()
         for parts in transactions:
             with connection.transaction(), connection.cursor() as cursor, cursor.copy(statement) as copy:
-                copy.write(copy_encode.HEADER)
+                copy.write(copy_format.HEADER)
                 for part in parts:
                     copy.write(part)
-                copy.write(copy_encode.TRAILER)
+                copy.write(copy_format.TRAILER)
         return time.perf_counter() - started
 
 
@@ -141,10 +142,8 @@ def sink_child(servers: str, topic: str, url: str, batches: int) -> None:
     copy_encode.rows_bytes(*decode_chunk(chunk), DAY)  # kernels from the cache: a long-running process has them
     column_with_card_number(*decode_chunk(chunk))
     stop = threading.Event()
-    sink = AuditSink(
-        bootstrap_servers=servers, client_config={}, topic=topic, postgres_url=url, partitions=[0],
-        transaction_bytes_max=TRANSACTION_BYTES,
-    )  # fmt: skip
+    settings = sink_settings(servers, topic, url)
+    sink = AuditSink(settings, partitions=[0], transaction_bytes_max=TRANSACTION_BYTES)
     thread = threading.Thread(target=sink.run, args=(stop,))
     thread.start()
     while not sink.ready():

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from confluent_kafka import Consumer, KafkaError, Producer, TopicPartition
 
-from schemas.audit import AuditHeader, decode_chunk, digest_chunks
+from schemas.audit import Chunk, decode_parts, digest_chunks
 from schemas.dead_letter import DeadLetter
 from schemas.journal import JournalRecord
 from scorer import kafka
@@ -279,18 +279,18 @@ class Application:
         topic = Topic(self.settings, self.topics.audit)
         topic.read_to_end()
         topic.close()
-        batches: dict[tuple[int, int], list[tuple[AuditHeader, Any]]] = {}
+        batches: dict[tuple[int, int], list[Chunk]] = {}
         for message in topic.messages:
-            header, batch = decode_chunk(message.value())
-            batches.setdefault((header.shard, header.sequence), []).append((header, batch))
+            chunk = decode_parts(message.value())
+            batches.setdefault((chunk.header.shard, chunk.header.sequence), []).append(chunk)
         rows: dict[tuple[int, int], tuple[Any, ...]] = {}
         for (shard, sequence), chunks in batches.items():
-            header = chunks[0][0]
+            header = chunks[0].header
             record = JournalRecord.from_bytes(header.journal.encode())
             _same("the batch of an audit record", (record.shard, record.sequence), (shard, sequence))
-            _same("an audit digest", digest_chunks([batch for _, batch in chunks], header), record.digest)
-            for _, batch in chunks:
-                for r in batch.to_pylist():
+            _same("an audit digest", digest_chunks(chunks), record.digest)
+            for chunk in chunks:
+                for r in chunk.rows.to_pylist():
                     key = (r["partition"], r["offset"])
                     if key in rows:
                         raise Torn(f"the payment at {key} has two audit rows")

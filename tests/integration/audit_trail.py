@@ -12,7 +12,7 @@ from schemas.audit import AuditColumns, AuditContext, AuditHeader, digest, encod
 from schemas.journal import ControlRange, InputRange, JournalRecord
 from scorer.sink.assembler import Assembler, Position
 from scorer.sink.store import Store
-from scorer.trail import tables
+from scorer.trail import audit_database
 from scorer.trail.batch_reader import read_batch
 from tests.integration.audit_batches import CONTEXT, rows
 
@@ -91,7 +91,7 @@ def sql(url: str, *statements: str) -> None:
 
 
 def migrated(url: str) -> str:
-    tables.migrate(url)
+    audit_database.migrate(url)
     return url
 
 
@@ -99,7 +99,7 @@ def forge(url: str, shard: int, sequence: int, *, onwards: bool) -> None:
     """The best an owner can do: an edit with digest, journal record and head made again, and every later link too."""
     sql(url, f"UPDATE decisions SET decision = 'approve' WHERE shard = {shard} AND sequence = {sequence}")
     sql(url, f"UPDATE batches SET flagged = 0 WHERE shard = {shard} AND sequence = {sequence}")
-    with tables.engine(url).connect() as connection:
+    with audit_database.engine(url).connect() as connection:
         context, columns = read_batch(connection, shard, sequence)
         new_digest = digest(columns, context)
     with psycopg.connect(url) as connection:

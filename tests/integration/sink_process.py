@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 
+from scorer.runtime.settings import load
 from scorer.sink import AuditSink
 
 if __name__ == "__main__":
@@ -13,10 +14,7 @@ if __name__ == "__main__":
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     AuditSink(
-        bootstrap_servers=servers,
-        client_config={},
-        topic=topic,
-        postgres_url=url,
+        load(kafka={"bootstrap_servers": servers, "topic_prefix": topic.removesuffix("audit")}, postgres={"url": url}),
         transaction_bytes_max=int(transaction_bytes),
         partitions=[0],  # no group: a killed member would hold up the next one for the session timeout
     ).run(stop)

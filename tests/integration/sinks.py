@@ -11,10 +11,12 @@ import psycopg
 import sqlalchemy as sa
 
 from schemas.audit import digest
+from scorer.runtime.settings import Settings
 from scorer.sink import AuditSink, SinkError
-from scorer.trail import tables
+from scorer.trail import audit_database, audit_tables
 from scorer.trail.batch_reader import read_batch
 from tests.integration.audit_batches import CONTEXT, Shard
+from tests.integration.running import test_settings
 
 DEADLINE_S = 60.0
 
@@ -27,11 +29,16 @@ def wait_for(condition: Callable[[], object], what: str) -> None:
         time.sleep(0.02)
 
 
+def sink_settings(servers: str, topic: str, url: str) -> Settings:
+    """Settings of a sink that writes `topic`, some prefix and "audit", to the database at `url`."""
+    return test_settings(servers, topic.removesuffix("audit"), postgres={"url": url})
+
+
 class Running:
     """A sink in a thread of its own."""
 
     def __init__(self, servers: str, topic: str, url: str, **settings: object) -> None:
-        self.sink = AuditSink(bootstrap_servers=servers, client_config={}, topic=topic, postgres_url=url, **settings)
+        self.sink = AuditSink(sink_settings(servers, topic, url), **settings)
         self.error: BaseException | None = None
         self.stop = threading.Event()
         self.thread = threading.Thread(target=self._run, daemon=True)
@@ -74,14 +81,14 @@ def assert_equal_to(url: str, *shards: Shard) -> None:
     expected = sum(len(columns) for shard in shards for columns in shard.written.values())
     assert query(url, "SELECT count(*) FROM decisions") == [(expected,)]
     assert query(url, "SELECT count(*) FROM batches") == [(sum(len(shard.written) for shard in shards),)]
-    with tables.engine(url).connect() as connection:
+    with audit_database.engine(url).connect() as connection:
         for shard in shards:
             for sequence, columns in shard.written.items():
                 context, back = read_batch(connection, shard.number, sequence)
                 assert context == CONTEXT
                 assert list(back.payment_id) == list(columns.payment_id)
                 assert digest(back, context) == shard.records[sequence].digest
-            heads = sa.select(tables.batches.c.sequence, tables.batches.c.head).where(
-                tables.batches.c.shard == shard.number
+            heads = sa.select(audit_tables.batches.c.sequence, audit_tables.batches.c.head).where(
+                audit_tables.batches.c.shard == shard.number
             )
             assert dict(connection.execute(heads).all()) == {s: r.head for s, r in shard.records.items()}

@@ -343,7 +343,7 @@ BESIDE = {
 
 
 @pytest.mark.parametrize("change", BESIDE)
-def test_what_stands_beside_the_chain_is_held_against_its_topic(running: Running, change: str) -> None:
+def test_tables_outside_the_chain_are_compared_with_their_topics(running: Running, change: str) -> None:
     """Labels, changes of lists, activations, dead letters and their positions, changed by the database's owner."""
     table, statement, kind = BESIDE[change]
     place = {way: f'"offset" = (SELECT {way}("offset") FROM {table})' for way in ("min", "max")}
@@ -385,8 +385,8 @@ def test_a_made_up_shard_is_found(running: Running, change: str, shard: int, kin
             connection.execute("UPDATE batches SET shard = 0 WHERE shard = 1 AND sequence = 3")
             connection.execute("DELETE FROM batches WHERE shard = 9")
             connection.execute("DELETE FROM tombstones")
-    details = [finding["detail"] for finding in findings if (finding.get("shard"), finding["kind"]) == (shard, kind)]
-    assert any("no partition" in detail for detail in details)
+    result = [finding["detail"] for finding in findings if (finding.get("shard"), finding["kind"]) == (shard, kind)]
+    assert any("no partition" in detail for detail in result)
     assert running.command("audit", "verify", **key)["verified"]
 
 
@@ -532,7 +532,7 @@ def test_days_are_kept_and_people_forgotten(running: Running, bundle: Path) -> N
     assert set(kept["days"]) <= {"1970-01-01"}
     erased = running.command("audit", "erase", "--customer", "c_6", **sign)
     assert erased["rows"] > 50
-    assert "nobody was erased" in running.command("audit", "erase", "--customer", "c_6", code=2, **sign)["error"]
+    assert "no person was erased" in running.command("audit", "erase", "--customer", "c_6", code=2, **sign)["error"]
     labelled = running.command("audit", "erase", "--customer", "c_2", **sign)
     assert labelled["labels"] == 3
     assert running.command("audit", "erase", "--account", "t_x", **sign)["elsewhere"] == 1  # a value of a list
@@ -552,7 +552,7 @@ def test_days_are_kept_and_people_forgotten(running: Running, bundle: Path) -> N
         connection.execute("DELETE FROM amendments")
         kinds = {f["kind"] for f in running.command("audit", "verify", code=3, **public)["findings"]}
         connection.execute("INSERT INTO amendments SELECT * FROM kept_amendments")
-    assert kinds >= {"record_deleted", "record_edited"}  # a change without a signature was not meant
+    assert kinds >= {"record_deleted", "record_edited"}  # unsigned, so it was not meant
     assert result["heads_equal_to_journal"] == result["batches"]
     assert "PUBLIC_KEY" in running.command("audit", "verify", code=2)["error"]
     with psycopg.connect(running.database) as connection:
@@ -560,9 +560,9 @@ def test_days_are_kept_and_people_forgotten(running: Running, bundle: Path) -> N
             "SELECT payment_id FROM decisions WHERE payment_id LIKE 'erased-%' AND mode = 'normal' LIMIT 1"
         ).fetchone()
     assert found is not None
-    explained = running.command("audit", "explain", found[0], "--bundle", str(bundle), "--replay")
-    (again,) = explained["decisions"]
+    result = running.command("audit", "explain", found[0], "--bundle", str(bundle), "--replay")
+    (again,) = result["decisions"]
     assert again["equal"] is True
     assert "erased" in again["notes"][-1]
-    assert '"c_6"' not in json.dumps(explained)
-    assert '"p_' not in json.dumps(explained)
+    assert '"c_6"' not in json.dumps(result)
+    assert '"p_' not in json.dumps(result)

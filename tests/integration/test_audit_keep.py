@@ -92,7 +92,7 @@ def test_changed_tombstones_are_found(trail: Trail, change: str, found: tuple[in
 
 
 def test_anchors_that_lack_a_tombstone_are_found(trail: Trail, tmp_path: Path) -> None:
-    """A tombstone names where it was noted: without that line the file was cut or replaced."""
+    """A tombstone names the file it was noted in: without that line the file was cut or replaced."""
     path, signer = tmp_path / "anchors.jsonl", Signer.generate()
     file = AnchorFile(str(path))
     retain(trail.url, before=date(2026, 1, 2), signer=signer, anchors=file)
@@ -126,7 +126,7 @@ def test_a_person_is_erased_and_the_chain_stays_whole(trail: Trail, tmp_path: Pa
         hidden = connection.execute(
             "SELECT DISTINCT customer_id FROM decisions WHERE customer_id LIKE 'erased-%'"
         ).fetchall()
-        assert len(hidden) == 1, "the rows still hang together as one person's"
+        assert len(hidden) == 1, "the rows of one person can still be recognised as such"
         amounts = connection.execute(
             "SELECT amount_minor FROM decisions WHERE customer_id = %s ORDER BY 1", hidden[0]
         ).fetchall()

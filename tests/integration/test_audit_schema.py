@@ -14,9 +14,9 @@ from psycopg import sql as pg
 from schemas.audit import NULLABLE, AuditColumns
 from scorer.demo.demo_processes import own_database
 from scorer.local_services import Services
-from scorer.sink.assembler import Assembler, Position, SetAside
+from scorer.sink.assembler import Assembler, Position, Quarantined
 from scorer.sink.store import Store
-from scorer.trail import tables as schema
+from scorer.trail import audit_database, audit_tables
 from tests.integration.audit_batches import rows
 from tests.integration.audit_trail import Trail, in_order, migrated
 
@@ -112,7 +112,7 @@ def logins(services: Services, database: str) -> Iterator[dict[str, str]]:
 def test_each_role_may_do_its_work_and_no_more(logins: dict[str, str]) -> None:
     """The migrator makes the tables without being a superuser; the writer adds and cannot read, change or remove a
     decision; the reader reads all and writes nothing."""
-    schema.migrate(logins["migrator"])
+    audit_database.migrate(logins["migrator"])
     trail = Trail(logins["writer"])
     trail.write(0, (20, 30))
     trail.write(0, (10,), day=1)  # the writer may not create tables, and yet the new day has its partitions
@@ -122,11 +122,11 @@ def test_each_role_may_do_its_work_and_no_more(logins: dict[str, str]) -> None:
             with psycopg.connect(logins[role]) as connection, pytest.raises(psycopg.errors.InsufficientPrivilege):
                 connection.execute(statement)
 
-    tables = [name for name in schema.metadata.tables if name not in ("positions", "feature_sets")]
+    tables = [name for name in audit_tables.metadata.tables if name not in ("positions", "feature_sets")]
     refused(
         "writer",
         *(
-            f"UPDATE {table} SET {next(iter(schema.metadata.tables[table].columns)).name} = NULL"
+            f"UPDATE {table} SET {next(iter(audit_tables.metadata.tables[table].columns)).name} = NULL"
             for table in tables
             if table != "set_aside"
         ),
@@ -145,15 +145,17 @@ def test_each_role_may_do_its_work_and_no_more(logins: dict[str, str]) -> None:
         "INSERT INTO erasures DEFAULT VALUES",
         "UPDATE decisions_20260101 SET shard = 1",
     )
-    refused("reader", *(f"INSERT INTO {table} DEFAULT VALUES" for table in schema.metadata.tables))
-    refused("reader", *(f"DELETE FROM {table}" for table in schema.metadata.tables), "SELECT audit_day('2026-01-01')")
+    refused("reader", *(f"INSERT INTO {table} DEFAULT VALUES" for table in audit_tables.metadata.tables))
+    refused(
+        "reader", *(f"DELETE FROM {table}" for table in audit_tables.metadata.tables), "SELECT audit_day('2026-01-01')"
+    )
     with psycopg.connect(logins["reader"]) as connection:
-        for table in (*schema.metadata.tables, "outcomes", "flag_rate_hourly", "decision_features", "flagged"):
+        for table in (*audit_tables.metadata.tables, "outcomes", "flag_rate_hourly", "decision_features", "flagged"):
             connection.execute(pg.SQL("SELECT * FROM {}").format(pg.Identifier(table)))
         assert connection.execute("SELECT count(*) FROM decisions").fetchone() == (60,)
     with psycopg.connect(logins["migrator"]) as connection:
         assert connection.execute("SELECT count(*) FROM decisions").fetchone() == (60,)
-    schema.downgrade(logins["migrator"])
+    audit_database.downgrade(logins["migrator"])
 
 
 def with_card(columns: AuditColumns, name: str, text: str) -> AuditColumns:
@@ -183,7 +185,7 @@ def test_no_card_number_reaches_a_table(url: str, name: str) -> None:
             columns = with_card(columns, name, text)
         (chunk,), _ = trail.chunks(9, columns, day=0)
         items += Assembler(trail.topic, place, Position(), 1 << 28).add(0, chunk)
-    assert [type(item) for item in items] == [SetAside] * len(TEXTS)
+    assert [type(item) for item in items] == [Quarantined] * len(TEXTS)
     with Store(url, trail.topic) as store:
         store.positions(range(len(TEXTS)))
         store.write(items)
@@ -195,7 +197,7 @@ def test_no_card_number_reaches_a_table(url: str, name: str) -> None:
         assert connection.execute("SELECT count(*) FROM decisions WHERE shard = 9").fetchone() == (0,)
         dump = "".join(
             str(connection.execute(f"SELECT {table}::text FROM {table}").fetchall())
-            for table in schema.metadata.tables
+            for table in audit_tables.metadata.tables
             if table != "decisions"
         )
     for text, row in zip(TEXTS, kept, strict=True):

@@ -13,7 +13,7 @@ from scorer.audit.verify.database_structure import made
 from scorer.audit.verify.verification import verify
 from scorer.demo.demo_processes import own_database
 from scorer.local_services import Services
-from scorer.trail import tables as schema
+from scorer.trail import audit_tables
 from tests.integration.audit_trail import Trail, migrated, sql
 
 
@@ -137,7 +137,7 @@ OWNER: dict[str, tuple[str, str, str, str]] = {
         )
         for change in ("next_offset = 2", "head = repeat('0', 64)", "head = NULL", "gap = true", "shard = 0")
     },
-    "amendment without a signature": (
+    "unsigned amendment": (
         """INSERT INTO amendments VALUES (1, '{"body": {}}')""", "DELETE FROM amendments",
         "amendment_forged", "amendment 1",
     ),
@@ -172,7 +172,7 @@ def test_a_batch_of_no_day_is_found(trail: str, day: str) -> None:
 
 
 def test_a_reader_verifies_all_of_it(trail: str) -> None:
-    """The read-only role is enough, views included; where it may not make temporary tables, that is reported."""
+    """The read-only role is enough, views included; where it may not make temporary tables, the report shows it."""
     name, database = f"test_{secrets.token_hex(4)}", trail.rsplit("/", 1)[1]
     url = trail.replace("postgres@", f"{name}:test@", 1) if "postgres@" in trail else trail
     with psycopg.connect(trail, autocommit=True) as admin:
@@ -209,4 +209,4 @@ def test_every_table_and_view_is_known_to_the_check(trail: str) -> None:
             )
         }
     assert there == {*views, *functions}
-    assert tables == {*schema.metadata.tables, "alembic_version"}
+    assert tables == {*audit_tables.metadata.tables, "alembic_version"}

@@ -22,11 +22,11 @@ from scorer.audit.verify.verification import verify
 from scorer.demo.demo_processes import own_database
 from scorer.errors import UsageError
 from scorer.local_services import Services
-from scorer.trail import tables
+from scorer.trail import audit_tables
 from tests.audit_columns import about_of, columns
 from tests.integration.audit_trail import Trail, forge, migrated, sql
 
-DECIDED = [name for name in tables.decisions.columns.keys() if name != "day"]  # noqa: SIM118 - SQLAlchemy's own
+DECIDED = [name for name in audit_tables.decisions.columns.keys() if name != "day"]  # noqa: SIM118 - SQLAlchemy's own
 
 
 TABLES = ("feature_sets", "bundles", "batches", "decisions", "positions")
@@ -103,7 +103,7 @@ def test_an_edit_of_any_column_is_found(trail: str) -> None:
     for column in DECIDED:
         changed = EDITS.get(column)
         if changed is None:
-            kind = tables.decisions.c[column].type.python_type
+            kind = audit_tables.decisions.c[column].type.python_type
             changed = f"{column} + 1" if kind in (int, float) else f"coalesce({column}, '') || 'x'"
         sql(trail, f"UPDATE decisions SET {column} = {changed} {place}")
         assert first(verify(trail))[1] == 7, column
@@ -269,7 +269,7 @@ def test_a_chain_forged_to_its_end_differs_from_the_anchor(trail: str, tmp_path:
 
 
 def test_a_tail_cut_with_its_position_is_before_the_anchor(trail: str, tmp_path: Path) -> None:
-    """Who cuts the tail and sets the position back leaves a consistent database, shorter than the anchor says."""
+    """Who cuts the tail and sets the position back leaves a consistent database, shorter than the anchor shows."""
     file = AnchorFile(str(tmp_path / "anchors.jsonl"))
     anchor(trail, file, None)
     sql(

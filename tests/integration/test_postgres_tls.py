@@ -27,7 +27,7 @@ from scorer.errors import FraudScorerError
 from scorer.runtime.settings import PREFIX
 from scorer.sink.sink_errors import StoreUnavailable
 from scorer.sink.store import Store
-from scorer.trail import tables
+from scorer.trail import audit_database
 from tests.integration.audit_trail import Trail
 from tests.integration.certificates import Authority
 
@@ -104,7 +104,7 @@ def authority(tmp_path: Path) -> Authority:
 @pytest.fixture
 def front(database: str, authority: Authority) -> Iterator[tuple[Front, str]]:
     """The front with a certificate for 127.0.0.1, and the URL through it without its TLS options."""
-    tables.migrate(database)
+    audit_database.migrate(database)
     parts = conninfo_to_dict(database)
     certificate, key = authority.issue("server")
     one = Front((str(parts["host"]), int(parts["port"])), certificate, key)

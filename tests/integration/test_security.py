@@ -28,7 +28,7 @@ from scorer.operate.setup import create_topics
 from scorer.runtime.settings import PREFIX, Settings, load
 from scorer.runtime.settings_listing import described
 from scorer.sink import AuditSink
-from scorer.trail import tables
+from scorer.trail import audit_database
 from tests.faults.nursery import Nursery
 from tests.faults.payments import make_bundle, payments
 from tests.integration.running import TopicReader, environment, is_ready, wait_for
@@ -111,10 +111,9 @@ def test_least_privilege_is_enough_for_every_role(
     decisions.close()
     letters.close()
 
-    tables.migrate(database)
-    config = kafka.client_config(by_role[Role.SINK].kafka)
-    servers, stop = config.pop("bootstrap.servers"), threading.Event()
-    sink = AuditSink(bootstrap_servers=servers, client_config=config, topic=topics.audit, postgres_url=database)
+    audit_database.migrate(database)
+    stop = threading.Event()
+    sink = AuditSink(secured.settings(Role.SINK.value, prefix, postgres={"url": database}))
     thread = threading.Thread(target=sink.run, args=(stop,))
     thread.start()
     try:

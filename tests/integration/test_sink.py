@@ -25,7 +25,7 @@ from scorer.local_services import Services
 from scorer.runtime import assets
 from scorer.sink import set_position
 from scorer.sink.sink_errors import AuditBroken, MissingRange, SchemaMismatch
-from scorer.trail import tables
+from scorer.trail import audit_database, audit_tables
 from tests.integration.audit_batches import Shard, make_topic, rows
 from tests.integration.sinks import Running, assert_equal_to, query, running, wait_for
 
@@ -44,20 +44,20 @@ def topic(servers: str, topics_prefix: str) -> str:
 
 @pytest.fixture
 def migrated(database: str) -> str:
-    tables.migrate(database)
+    audit_database.migrate(database)
     return database
 
 
 def test_migrations_go_up_and_down(database: str) -> None:
     """Up makes exactly the tables the code knows, every one and every column with a comment; down leaves nothing."""
-    tables.migrate(database)
-    tables.migrate(database)
-    with tables.engine(database).connect() as connection:
-        assert tables.current_revision(connection) == tables.REVISION
+    audit_database.migrate(database)
+    audit_database.migrate(database)
+    with audit_database.engine(database).connect() as connection:
+        assert audit_database.current_revision(connection) == audit_database.REVISION
         context = MigrationContext.configure(connection)
-        differences = [d for d in compare_metadata(context, tables.metadata) if "comment" not in str(d[0])]
+        differences = [d for d in compare_metadata(context, audit_tables.metadata) if "comment" not in str(d[0])]
         assert differences == []
-    assert ScriptDirectory(str(assets.path("migrations"))).get_current_head() == tables.REVISION
+    assert ScriptDirectory(str(assets.path("migrations"))).get_current_head() == audit_database.REVISION
     uncommented = query(
         database,
         """
@@ -69,10 +69,10 @@ def test_migrations_go_up_and_down(database: str) -> None:
         """,
     )
     assert uncommented == []
-    tables.downgrade(database)
+    audit_database.downgrade(database)
     left = "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relname NOT LIKE 'alembic%'"
     assert query(database, left) == []
-    tables.migrate(database)
+    audit_database.migrate(database)
 
 
 def test_rows_and_positions_equal_what_was_produced(servers: str, topics_prefix: str, migrated: str) -> None:
@@ -156,7 +156,7 @@ def test_postgres_restarted_in_the_middle(servers: str, topic: str, services: Se
     with psycopg.connect(services.postgres.url, autocommit=True) as server:
         server.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
     try:
-        tables.migrate(url)
+        audit_database.migrate(url)
         shard = Shard(servers, topic)
         for number in range(40):
             shard.write(rows(number, 500))
@@ -236,7 +236,7 @@ def test_partitions_are_shared_out(servers: str, topics_prefix: str, migrated: s
 
 
 def test_two_sinks_on_one_partition(servers: str, topic: str, migrated: str) -> None:
-    """Two sinks of one partition: the second is not ready until the first has gone, and then goes on."""
+    """Sinks started for the same partition: the second is not ready until the first has gone, and then goes on."""
     shard = Shard(servers, topic)
     shard.write(rows(1, 100))
     with running(servers, topic, migrated, partitions=[0]) as first:
@@ -314,7 +314,7 @@ def test_batch_that_contradicts_its_journal_is_set_aside(
 
 
 def test_a_repeated_or_forged_batch_is_set_aside(servers: str, topic: str, migrated: str) -> None:
-    """A batch sent again, and one that another writer slips in, are set aside; the true chain goes on without a gap."""
+    """A batch sent again, and one from another writer, go to quarantine; the true chain goes on without a gap."""
     shard = Shard(servers, topic)
     chunks, record = shard.chunks(rows(1, 10))
     shard.send(chunks)

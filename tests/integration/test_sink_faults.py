@@ -19,7 +19,7 @@ from psycopg.conninfo import conninfo_to_dict
 from scorer.local_services import Services
 from scorer.runtime.fault_points import SETTING
 from scorer.runtime.settings import load
-from scorer.trail import tables
+from scorer.trail import audit_database
 from tests.integration.audit_batches import Shard, make_topic, rows
 from tests.integration.sinks import assert_equal_to, query, running, wait_for
 
@@ -105,7 +105,7 @@ def shard(services: Services, topics_prefix: str) -> Shard:
 
 @pytest.fixture
 def url(database: str) -> str:
-    tables.migrate(database)
+    audit_database.migrate(database)
     return database
 
 
@@ -182,8 +182,8 @@ def test_what_time_cures_is_waited_for(shard: Shard, url: str, state: str) -> No
     assert query(url, "SELECT count(*) FROM set_aside") == [(0,)]
 
 
-def test_a_lock_that_somebody_holds(shard: Shard, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The table is locked for long: the sink gives up after its lock time-out, logs it, and goes on afterwards."""
+def test_a_lock_held_for_long(shard: Shard, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The table is locked for long: the sink gives up its connection after its lock time-out, and goes on later."""
     monkeypatch.setattr("scorer.sink.store._LOCK_TIMEOUT", "200ms")
     with psycopg.connect(url) as setup:
         setup.execute("SELECT audit_day('2026-01-01')")

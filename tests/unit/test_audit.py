@@ -14,7 +14,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schemas import audit
-from schemas.audit import AuditColumns, AuditContext, AuditError, AuditHeader, decode, decode_chunk, digest, encode
+from schemas.audit import (
+    AuditColumns,
+    AuditContext,
+    AuditError,
+    AuditHeader,
+    decode,
+    decode_parts,
+    digest,
+    encode,
+)
 from tests.audit_columns import TEXT, about_of, columns, context
 
 
@@ -213,12 +222,13 @@ def test_chunks_stay_small_and_whole(rows: int, text: str) -> None:
     chunks = encode(given, header(2))
     assert len(chunks) > 1
     assert all(len(chunk) < audit.CHUNK_BYTES_MAX for chunk in chunks)
-    decoded = [decode_chunk(chunk) for chunk in reversed(chunks)][::-1]
+    parts = [decode_parts(chunk) for chunk in reversed(chunks)][::-1]
+    decoded = [(chunk.header, chunk.rows) for chunk in parts]
     assert [about.chunk for about, _ in decoded] == list(range(len(chunks)))
     assert {(about.chunks, about.rows) for about, _ in decoded} == {(len(chunks), rows)}
     assert [about.first_row for about, _ in decoded] == np.cumsum([0, *(len(b) for _, b in decoded[:-1])]).tolist()
     assert [name for _, batch in decoded for name in batch.column("payment_id").to_pylist()] == list(given.payment_id)
-    assert audit.digest_chunks([batch for _, batch in decoded], decoded[0][0]) == digest(given, context(2))
+    assert audit.digest_chunks(parts) == digest(given, context(2))
 
 
 def test_chunk_is_an_arrow_stream() -> None:
@@ -286,11 +296,11 @@ def test_damaged_chunks_are_refused_or_harmless(data: st.DataObject) -> None:
         for _ in range(data.draw(st.integers(1, 4))):
             raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
     try:
-        about, batch = decode_chunk(bytes(raw))
+        found = decode_parts(bytes(raw))
     except AuditError:
         return
-    assert batch.num_rows <= about.rows
-    audit.digest_chunks([batch], about)
+    assert found.rows.num_rows <= found.header.rows
+    audit.digest_chunks([found])
 
 
 @pytest.mark.parametrize("raw", [b"", b"\0", b"{}", b"\xff" * 64], ids=["empty", "zero", "json", "ones"])

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from test_audit import header
 
 from schemas.audit import DECISIONS, MODES, NULLABLE, AuditColumns, decode_chunk, encode
-from scorer.trail import copy_encode
+from scorer.trail import copy_encode, copy_format
 from tests.audit_columns import columns
 
 
@@ -21,9 +21,9 @@ def fields(stream: bytes) -> Iterator[dict[str, bytes | None]]:
     while at < len(stream):
         (count,) = struct.unpack_from(">h", stream, at)
         at += 2
-        assert count == len(copy_encode.COLUMNS)
+        assert count == len(copy_format.COLUMNS)
         row: dict[str, bytes | None] = {}
-        for name in copy_encode.COLUMNS:
+        for name in copy_format.COLUMNS:
             (length,) = struct.unpack_from(">i", stream, at)
             at += 4
             row[name] = None if length < 0 else stream[at : at + length]

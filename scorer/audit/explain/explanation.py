@@ -1,7 +1,7 @@
 """`audit explain`: one decision in words, its features and reasons, and the proof that it had to come out so.
 
 The proof is made by the very code that decides: the bundle's compiled model on the logged feature values, its policy on
-the margin. What cannot be recomputed from a row, because the row does not hold it, is taken from it and said to be so:
+the margin. What cannot be recomputed from a row, because the row does not hold it, is taken from it, with a note:
 which lists held the payment's fields.
 """
 
@@ -23,7 +23,7 @@ from scorer.bundle import Bundle
 from scorer.errors import FraudScorerError, UsageError
 from scorer.pipeline import Outcomes
 from scorer.policy import FLAG, LATE_REASON, PolicyRunner
-from scorer.trail.tables import connect_text
+from scorer.trail.audit_database import connect_text
 
 _MODES = {
     "normal": "",
@@ -104,7 +104,7 @@ def _why_none(connection: psycopg.Connection[Any], payment_id: str) -> str:
         return f"{missing}: it is a pseudonym of an erasure, and no row has it"
     why = "it was refused (see `fraud-scorer dead-letters list`), or the sink has not written it yet"
     if connection.execute("SELECT 1 FROM erasures LIMIT 1").fetchone():
-        why += ", or it was of a person who was erased: then its id is a pseudonym now, which nobody can tell from it"
+        why += ", or its person was erased: then its id is a pseudonym now, which can not be found from the id"
     if connection.execute("SELECT 1 FROM tombstones LIMIT 1").fetchone():
         why += ", or retention removed its day"
     return f"{missing}: {why}"
@@ -155,7 +155,7 @@ def compare_replay(explanation: Explanation, outcomes: Outcomes) -> None:
     again = outcomes.columns.row(number)
     checks = explanation.checks
     if row["erased"]:
-        # The topic may still hold the id: it is not told, nor does its being another one speak against the row.
+        # The topic may still hold the id: it is not shown, and its being another one is no difference.
         explanation.notes.append("Its person was erased: the payment's id is a pseudonym and is not compared.")
     else:
         checks.append(_equal("replay: payment", row["payment_id"], again.payment_id))
@@ -189,7 +189,7 @@ def _decide(
     held: list[str],
     row: dict[str, Any],
 ) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
-    """What the policy says of one payment: decision, reasons, rules and lists."""
+    """The policy's verdict on one payment: decision, reasons, rules and lists."""
     runner = PolicyRunner(bundle.policy, bundle.feature_set.names, float(bundle.threshold_margin))
     # Of the payment the policy looks at fields of lists alone; that those named in the row held is given.
     payment, lists = cast("PaymentBatch", _Listed()), {name: {"listed"} for name in held}

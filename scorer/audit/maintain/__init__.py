@@ -1,4 +1,4 @@
-"""What an owner does to the trail: retention, erasure, batches that were set aside.
+"""What an owner does to the trail: retention, erasure, writing quarantined batches.
 
 It may change Postgres and append signed records; every change leaves one.
 """

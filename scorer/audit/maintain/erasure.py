@@ -2,13 +2,13 @@
 
 In every row of the person the identifier, and the payment ids that lead back to the person in other systems, become
 pseudonyms: HMAC-SHA-256 under a key that is made for this erasure and thrown away at its end. Equal values become equal
-pseudonyms, so the rows still hang together as somebody's; nobody can say whose, not even by trying every name, because
-the key is gone. Labels of those payments get the same pseudonyms.
+pseudonyms, so the rows of one person can still be recognised as such; whose they are can not be found, not even by
+trying every name, because the key is gone. Labels of those payments get the same pseudonyms.
 
 The journal's digest of such a batch was made of the values before. So each batch gets a signed record with the digest
-its rows have since, and `verify` holds them against that; its place in the chain, head and journal digest stay as they
-were. (That old digest is no way back: testing a guess against it takes every byte of the batch, payment ids included.)
-Batches are verified before they are touched: an erasure must not be laid over a change.
+its rows have since, and `verify` compares them with that; its place in the chain, head and journal digest stay as they
+were. (That old digest is no way back: testing a guess with it takes every byte of the batch, payment ids included.)
+Batches are verified before they are touched: an erasure must not cover up a change.
 
 Kafka's topics hold the values until their own retention removes them (35 days by default).
 """
@@ -32,8 +32,8 @@ from scorer.audit.signed.anchors import AnchorFile
 from scorer.audit.signed.signatures import Signer
 from scorer.audit.verify.unit_check import Unit, check
 from scorer.errors import PromiseBroken, UsageError
+from scorer.trail.audit_database import connect_text
 from scorer.trail.copy_decode import read_rows
-from scorer.trail.tables import connect_text
 
 COLUMNS = ("customer_id", "account_id")
 _Changed = tuple[Any, ...]  # table, topic, partition, offset, and the value that stands there since
@@ -53,7 +53,7 @@ class Erased:
 def erase(url: str, *, column: str, value: str, signer: Signer, anchors: AnchorFile | None = None) -> Erased:
     """Replaces every trace of the person whose `column` is `value`. Needs the owner's login.
 
-    Raises UsageError for a column that names nobody, PromiseBroken when a batch to be changed does not verify.
+    Raises UsageError for a column that names no person, PromiseBroken when a batch to be changed does not verify.
     """
     if column not in COLUMNS:
         raise UsageError(f"{column} is no identifier of a person; there are {', '.join(COLUMNS)}")
@@ -166,7 +166,7 @@ def _record(
 
 
 def _elsewhere(connection: psycopg.Connection, value: str, pseudonym: str) -> list[_Changed]:
-    """Values of lists, and records set aside, that name the person."""
+    """Values of lists, and quarantined records, that name the person."""
     changed: list[_Changed] = connection.execute(
         "UPDATE control_changes SET record = jsonb_set(record, '{value}', to_jsonb(%s::text)) "
         """WHERE record->>'value' = %s RETURNING 'control_changes', topic, 0, "offset", record->>'value'""",
@@ -181,6 +181,6 @@ def _elsewhere(connection: psycopg.Connection, value: str, pseudonym: str) -> li
 
 
 def _amend(connection: psycopg.Connection, changed: list[_Changed], signer: Signer, anchors: AnchorFile | None) -> None:
-    """`verify` compares those tables with their topics, which still have what was: the record says what stands here."""
+    """`verify` compares those tables with their topics, which keep the old values: the record has the new ones."""
     if changed:
         amend(connection, {"kind": "records_erased", "records": [list(row) for row in changed]}, signer, anchors)

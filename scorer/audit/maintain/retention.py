@@ -2,10 +2,10 @@
 
 A day's partitions hold whole batches of each chain's oldest part (see migrations), so a tombstone needs only the ends:
 the head before the day's first batch and the head of its last. What is removed is verified first: a tombstone must not
-be laid over a change. The newest batch of every shard stays, however old: the chain goes on from it.
+cover up a change. The newest batch of every shard stays, however old: the chain goes on from it.
 
 Labels and dead letters have no days: `retain_records` removes those at the beginning of their topic that are older, and
-a signed amendment says up to which offset, so that `verify` does not miss them.
+a signed amendment names the offset they reach up to, so that `verify` does not miss them.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from scorer.audit.signed.signatures import Signer
 from scorer.audit.verify.scope import Scope
 from scorer.audit.verify.verification import verify
 from scorer.errors import PromiseBroken, UsageError
-from scorer.trail.tables import connect_text
+from scorer.trail.audit_database import connect_text
 
-_LOCK_TIMEOUT = "5s"  # dropping needs every reader and writer gone for a moment; better to fail than to hold them up
+_LOCK_TIMEOUT = "5s"  # dropping needs every reader and writer gone for a moment; better to fail than to make them wait
 
 
 @dataclass

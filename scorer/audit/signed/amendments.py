@@ -1,4 +1,4 @@
-"""Signed records of what retention and erasure did beside the chain: to labels, dead letters and changes of lists."""
+"""Signed records of what retention and erasure did outside the chain: to labels, dead letters, changes of lists."""
 
 from __future__ import annotations
 

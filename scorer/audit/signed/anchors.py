@@ -1,4 +1,4 @@
-"""Anchors: heads written down outside Postgres, one line each, in a file or object that is only ever appended to.
+"""Anchors: heads stored outside Postgres, one line each, in a file or object that is only ever appended to.
 
     {"body":{"kind":"anchor","line":3,"line_before":"sha256 of the line before","shard":0,"sequence":41,"head":"…",
      "day":"2026-01-02","at":"2026-01-02T03:04:05Z"},"key":"…","signature":"…"}
@@ -26,7 +26,7 @@ from sqlalchemy.dialects import postgresql
 from scorer.audit.findings import Finding
 from scorer.audit.signed.signatures import SignatureBroken, Signer, Verifier, body_of, canonical, unsigned
 from scorer.errors import UsageError
-from scorer.trail import tables
+from scorer.trail import audit_database, audit_tables
 
 FIRST = "0" * 64
 _ADDED = frozenset({"line", "line_before", "at"})  # to a body, when it becomes a line
@@ -100,7 +100,7 @@ def must_exist(connection: psycopg.Connection, file: AnchorFile) -> None:
     if file.place in places or not (places or file.given):
         return
     others = f"; the database names {', '.join(places[:3])}" if places else ""
-    raise UsageError(f"anchors {file.place}: no such file, or it is empty{others}. Name the file to hold heads against")
+    raise UsageError(f"anchors {file.place}: no such file, or it is empty{others}. Name the file to compare heads with")
 
 
 def not_in_table(connection: psycopg.Connection, file: AnchorFile, bodies: list[dict[str, Any]]) -> list[Finding]:
@@ -138,7 +138,7 @@ def not_in_file(connection: psycopg.Connection, file: AnchorFile) -> list[Findin
         lacking += body.get("anchors") == file.place and canonical(body).decode() not in there
     if not lacking:
         return []
-    detail = f"{file.place} has {len(lines)} lines and lacks {lacking} that the database says were written to it"
+    detail = f"{file.place} has {len(lines)} lines and lacks {lacking} that the database has as written to it"
     return [Finding.at(f"anchors {file.place}", "anchor_forged", detail, len(lines))]
 
 
@@ -176,13 +176,13 @@ def anchor(url: str, file: AnchorFile, signer: Signer | None) -> list[dict[str, 
     if findings:
         raise UsageError(f"anchors {file.place} are broken: {findings[0].sentence}; keep the file and begin a new one")
     last = {body["shard"]: body for body in bodies if body["kind"] == "anchor"}
-    with tables.engine(url).connect() as connection:
+    with audit_database.engine(url).connect() as connection:
         new = [
             {"kind": "anchor", "shard": shard, "sequence": row.sequence, "head": row.head, "day": str(row.day)}
             for shard, row in newest(connection).items()
             if last.get(shard, {}).get("sequence") != row.sequence
         ]
-        table = tables.anchors
+        table = audit_tables.anchors
         noted = {tuple(row) for row in connection.execute(sa.select(table.c.shard, table.c.sequence, table.c.head))}
         lines = file.lines()
         again = [body for body in bodies if body["kind"] == "anchor" and _key(body) not in noted]
@@ -206,9 +206,11 @@ def anchor(url: str, file: AnchorFile, signer: Signer | None) -> list[dict[str, 
 
 def newest(connection: sa.Connection) -> dict[int, Any]:
     """The last batch of each shard: sequence, head, day."""
-    table = tables.batches
+    table = audit_tables.batches
     result = {}
-    shards = connection.scalars(sa.select(tables.positions.c.shard).where(tables.positions.c.shard.is_not(None))).all()
+    shards = connection.scalars(
+        sa.select(audit_tables.positions.c.shard).where(audit_tables.positions.c.shard.is_not(None))
+    ).all()
     for shard in sorted({*shards}):
         row = connection.execute(
             sa.select(table.c.sequence, table.c.head, table.c.day)

@@ -102,18 +102,13 @@ class Verifier:
 
 
 def unsigned(body: dict[str, Any]) -> str:
-    """A document that nobody signed."""
+    """A document without a signature."""
     return canonical({"body": body, "key": None, "signature": None}).decode()
 
 
 def body_of(document: str, verifier: Verifier | None) -> dict[str, Any]:
     """The body, checked against `verifier` when there is one. Raises SignatureBroken."""
     return dict(_parse(document)["body"]) if verifier is None else verifier.open(document)
-
-
-def is_signed(document: str) -> bool:
-    """Whether it carries a signature, whoever's. Raises SignatureBroken for what is no document."""
-    return _parse(document)["signature"] is not None
 
 
 def _parse(document: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Everything that `audit verify` recomputes and compares: digests, chains, topics, anchors, the database itself.
+"""Checks of the whole trail for `audit verify`: digests, chains, topics, anchors, the database itself.
 
 It may read Postgres, Kafka and the anchors; it changes nothing.
 """

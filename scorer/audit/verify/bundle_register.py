@@ -1,4 +1,4 @@
-"""The rows of bundles and feature_sets against the batches that made the sink write them."""
+"""The rows of bundles and feature_sets compared with the batches that made the sink write them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from scorer.audit.findings import Finding
 from scorer.audit.verify.scope import Start
 
 
-def register(connection: psycopg.Connection, starts: dict[int, Start]) -> list[Finding]:
-    """What a bundle's row says of it that no batch does, and rows that are missing or too many.
+def compare_bundles(connection: psycopg.Connection, starts: dict[int, Start]) -> list[Finding]:
+    """Where a bundle's row differs from its batches, and rows that are missing or too many.
 
     Of a bundle that none but removed days decided with, nothing is left to compare.
     """
@@ -31,7 +31,7 @@ def register(connection: psycopg.Connection, starts: dict[int, Start]) -> list[F
         removed = 0 <= sequence < starts.get(shard, Start()).sequence
         for name, ours, theirs in (("threshold", threshold, 1), ("feature_fingerprint", fingerprint, 2)):
             if of and ours != next(iter(of.values()))[theirs]:
-                found("bundle", bundle, f"column {name} is not what its batches say")
+                found("bundle", bundle, f"column {name} differs from that of its batches")
         if not removed and of.get(shard, (None,))[0] != sequence:
             found("bundle", bundle, f"batch {shard}/{sequence} is not the first of its shard that it decided")
     for bundle in sorted(used.keys() - {row[0] for row in rows}):

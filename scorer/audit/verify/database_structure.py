@@ -1,4 +1,4 @@
-"""Views, functions and rights against what the migrations made: nobody reads a lie through a changed view unnoticed.
+"""Views, functions and rights compared with what the migrations made: a changed view would show what is not stored.
 
 The migrations' own text is compiled by the same server, as temporary views in a transaction that is rolled back, and
 the server's two renderings are compared: so neither spelling nor version makes a difference.
@@ -14,12 +14,12 @@ from psycopg import sql
 
 from scorer.audit.findings import Finding
 from scorer.runtime import assets
-from scorer.trail import tables
+from scorer.trail import audit_database, audit_tables
 
 _VIEW = re.compile(r"CREATE (?:OR REPLACE )?VIEW (\w+) AS(.*?);$", re.DOTALL | re.MULTILINE)
 _FUNCTION = re.compile(r"CREATE (?:OR REPLACE )?FUNCTION (\w+)\(.*?\).*?AS \$\$(.*?)\$\$;", re.DOTALL)
 _OURS = ("fraud_scorer_writer", "fraud_scorer_reader")
-_TABLES = tuple(tables.metadata.tables)
+_TABLES = tuple(audit_tables.metadata.tables)
 
 
 def structure(connection: psycopg.Connection) -> tuple[list[Finding], bool]:
@@ -33,7 +33,7 @@ def structure(connection: psycopg.Connection) -> tuple[list[Finding], bool]:
         return findings, False
 
 
-def columns(connection: psycopg.Connection) -> list[Finding]:
+def missing_columns(connection: psycopg.Connection) -> list[Finding]:
     """Tables and columns that are gone. Raises psycopg.Error."""
     there: dict[str, set[str]] = {}
     for table, name in connection.execute(
@@ -43,7 +43,7 @@ def columns(connection: psycopg.Connection) -> list[Finding]:
     ):
         there.setdefault(table, set()).add(name)
     findings = []
-    for name, table in tables.metadata.tables.items():
+    for name, table in audit_tables.metadata.tables.items():
         if name not in there:
             findings.append(Finding.at(f"table {name}", "schema_changed", "it is gone"))
         elif gone := sorted({column.name for column in table.columns} - there[name]):
@@ -53,11 +53,11 @@ def columns(connection: psycopg.Connection) -> list[Finding]:
 
 
 def made() -> tuple[dict[str, str], dict[str, str]]:
-    """The text of each view and each function's body, as the newest migration that has it says."""
+    """The text of each view and each function's body, by the newest migration that has it."""
     views: dict[str, str] = {}
     functions: dict[str, str] = {}
     directory = ScriptDirectory(str(assets.path("migrations")))
-    for script in reversed(list(directory.walk_revisions("base", tables.REVISION))):
+    for script in reversed(list(directory.walk_revisions("base", audit_database.REVISION))):
         views |= dict(_VIEW.findall(getattr(script.module, "VIEWS", "")))
         functions |= dict(_FUNCTION.findall(getattr(script.module, "FUNCTIONS", "")))
     return views, functions

@@ -1,6 +1,6 @@
-"""A second look at bad batches: against the audit topic's own chunks, as long as Kafka keeps them, row by row.
+"""Bad batches compared with the audit topic's own chunks, as long as Kafka keeps them, row by row.
 
-The digest says that a batch was changed; the chunks say which row and column. Without them the first finding stands.
+The digest shows that a batch was changed; the chunks show which row and column. Without them the first finding stays.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ _SHOWN_MAX = 5
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-def look(
-    connection: psycopg.Connection, settings: Settings, findings: list[Finding], looked_at_max: int
+def compare_rows(
+    connection: psycopg.Connection, settings: Settings, findings: list[Finding], batches_max: int
 ) -> list[Finding]:
-    """`findings` with more detail where the topic gives it, for the first batches alone."""
-    result, looked = [], 0
+    """`findings` with row and column where the topic shows them, for the first `batches_max` batches alone."""
+    result, compared = [], 0
     for finding in findings:
-        if finding.kind in _ABOUT_ROWS and looked < looked_at_max:
-            looked += 1
+        if finding.kind in _ABOUT_ROWS and compared < batches_max:
+            compared += 1
             result.append(_closer(connection, settings, finding))
         else:
             result.append(finding)

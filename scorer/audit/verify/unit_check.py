@@ -1,7 +1,8 @@
-"""One unit of verification: some batches of one shard and day, all recomputed from their rows. Runs in a process.
+"""One unit of verification: some batches of one shard and day, all recomputed from their rows.
 
-For each batch: head from the journal record, the record's fields against the batch's columns, row numbers, digest of
-the rows, the sums. Rows without a batch are found too, because units tile each day without gaps.
+It runs on one of several threads, over that thread's own connection. For each batch: head from the journal record, the
+record's fields and the batch's columns, row numbers, digest of the rows, the sums. Rows without a batch are found too,
+because units cover each day without gaps.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from datetime import UTC, date, datetime, timedelta
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import psycopg
 from psycopg.abc import Buffer
 from psycopg.rows import namedtuple_row
@@ -27,7 +29,7 @@ from scorer.audit.signed.signatures import SignatureBroken, Verifier, body_of
 from scorer.trail.copy_decode import Rows, read_rows
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-FINDINGS_MAX = 200  # of one unit: a broken database must not fill the memory of who looks at it
+FINDINGS_MAX = 200  # of one unit: a broken database must not fill the memory
 
 
 class Unit(NamedTuple):
@@ -84,7 +86,7 @@ def check(connection: psycopg.Connection, unit: Unit, verifier: Verifier | None)
             seen += end - begin
             _batch(result, batch, rows, begin, end, verifier)
     if seen < len(rows):
-        _orphans(result, rows, {batch.sequence for batch in batches})
+        _rows_without_batch(result, rows, {batch.sequence for batch in batches})
     result.decisions = seen
     _links(result, batches)
     del result.findings[FINDINGS_MAX:]
@@ -95,7 +97,7 @@ def _batch(result: Checked, batch: Any, rows: Rows, begin: int, end: int, verifi
     def found(kind: str, detail: str) -> None:
         result.findings.append(Finding(batch.shard, batch.sequence, kind, detail, str(batch.day)))
 
-    changed = _own_row(batch)
+    changed = _journal_difference(batch)
     if changed is not None:
         found("batch_edited", changed)
         result.edited.add(batch.sequence)
@@ -105,32 +107,15 @@ def _batch(result: Checked, batch: Any, rows: Rows, begin: int, end: int, verifi
     if batch.strange_challengers or batch.strange_names:
         found("batch_edited", "the array of challengers or of feature names has bounds that the sink never writes")
         return
-    digest, erased = batch.digest, False
-    if batch.erasure is not None:
-        try:
-            body = body_of(batch.erasure, verifier)
-            if (body["kind"], body["shard"], body["sequence"], body["head"]) != (
-                "erasure", batch.shard, batch.sequence, batch.head,
-            ):  # fmt: skip
-                raise SignatureBroken("it is of another batch")
-            digest, erased = str(body["digest"]), True
-        except (SignatureBroken, KeyError) as exc:
-            found("erasure_forged", str(exc))
+    digest, erased, forged = _digest_of_record(batch, verifier)
+    if forged is not None:
+        found("erasure_forged", forged)
     result.erased += erased
     n = end - begin
-    numbers = rows.row_number[begin:end]
-    if (numbers != np.arange(n)).any() or n != batch.decisions:
-        present = np.unique(numbers)
-        missing = np.setdiff1d(np.arange(batch.decisions), present)
-        if len(missing):
-            found("rows_deleted", f"{len(missing)} of {batch.decisions} rows are gone, the first is row {missing[0]}")
-        strange = [int(number) for number in present if not 0 <= number < batch.decisions]
-        if strange or len(present) < n:
-            found(
-                "rows_inserted",
-                f"{n - len(present) + len(strange)} rows too many"
-                + (f", the first is row {strange[0]}" if strange else ""),
-            )
+    numbering = _row_numbers(rows.row_number[begin:end], batch.decisions)
+    if numbering is not None:
+        for kind, detail in numbering:
+            found(kind, detail)
         return
     malformed = np.flatnonzero(rows.malformed[begin:end])
     if len(malformed):
@@ -138,12 +123,44 @@ def _batch(result: Checked, batch: Any, rows: Rows, begin: int, end: int, verifi
         return
     context = _context(batch)
     if digest_parts([rows.parts(begin, end)], n, context) != digest:
-        kind, detail = _suspect(rows, begin, end)
+        kind, detail = _digest_finding(rows, begin, end)
         found(kind, detail)
         return
-    wrong = _outside_the_digest(batch, rows, begin, end)
+    wrong = _undigested_columns(batch, rows, begin, end)
     if wrong is not None:
         found(*wrong)
+
+
+def _digest_of_record(batch: Any, verifier: Verifier | None) -> tuple[str, bool, str | None]:
+    """The digest that the rows must have, whether it is that of an erasure, and why a record of one does not hold."""
+    if batch.erasure is None:
+        return batch.digest, False, None
+    try:
+        body = body_of(batch.erasure, verifier)
+        if (body["kind"], body["shard"], body["sequence"], body["head"]) != (
+            "erasure", batch.shard, batch.sequence, batch.head,
+        ):  # fmt: skip
+            raise SignatureBroken("it is of another batch")
+        return str(body["digest"]), True, None
+    except (SignatureBroken, KeyError) as exc:
+        return batch.digest, False, str(exc)
+
+
+def _row_numbers(numbers: npt.NDArray[np.int32], decisions: int) -> list[tuple[str, str]] | None:
+    """None when the rows are numbered 0 to `decisions` - 1; else kind and detail of what is missing or too many."""
+    n = len(numbers)
+    if n == decisions and (numbers == np.arange(n)).all():
+        return None
+    present = np.unique(numbers)
+    result = []
+    missing = np.setdiff1d(np.arange(decisions), present)
+    if len(missing):
+        result.append(("rows_deleted", f"{len(missing)} of {decisions} rows are gone, the first is row {missing[0]}"))
+    strange = [int(number) for number in present if not 0 <= number < decisions]
+    if strange or len(present) < n:
+        first = f", the first is row {strange[0]}" if strange else ""
+        result.append(("rows_inserted", f"{n - len(present) + len(strange)} rows too many{first}"))
+    return result
 
 
 def _context(batch: Any) -> bytes:
@@ -156,7 +173,7 @@ def _context(batch: Any) -> bytes:
     )
 
 
-def _own_row(batch: Any) -> str | None:
+def _journal_difference(batch: Any) -> str | None:
     """How the batch's columns contradict its journal record, or the record its head."""
     try:
         record = JournalRecord.from_bytes(
@@ -165,7 +182,7 @@ def _own_row(batch: Any) -> str | None:
     except JournalError as exc:
         return f"its journal record cannot be read: {exc}"
     if record.head != batch.head:
-        return "its journal record does not have the head that stands beside it"
+        return "its journal record does not have the head in column head"
     if record.stream_time_ms > EVENT_TIME_MS_MAX:
         return "the stream time in its journal record is past the year 9999"
     stream_time_us = None if record.stream_time_ms < 0 else 1000 * record.stream_time_ms
@@ -181,12 +198,12 @@ def _own_row(batch: Any) -> str | None:
         ("day", batch.day, (_EPOCH + timedelta(microseconds=stream_time_us or 0)).date()),
     ):
         if ours != theirs:
-            return f"column {name} is not what its journal record says"
+            return f"column {name} differs from its journal record"
     return None
 
 
-def _outside_the_digest(batch: Any, rows: Rows, begin: int, end: int) -> tuple[str, str] | None:
-    """Columns that repeat what others say: sums and bounds in the batch, bundle and threshold in each row."""
+def _undigested_columns(batch: Any, rows: Rows, begin: int, end: int) -> tuple[str, str] | None:
+    """Columns that repeat others: sums and bounds in the batch, bundle and threshold in each row."""
     n = end - begin
     bundle = rows.texts["bundle"]
     named = bundle.text[bundle.begins[begin] : bundle.begins[end]].tobytes()
@@ -208,12 +225,12 @@ def _outside_the_digest(batch: Any, rows: Rows, begin: int, end: int) -> tuple[s
         ("event_time_max", _us(batch.event_time_max), 1000 * int(times.max()) if n else None),
     ):
         if ours != theirs:
-            return "batch_edited", f"column {name} is {ours}, its rows say {theirs}"
+            return "batch_edited", f"column {name} is {ours}, by its rows it is {theirs}"
     return None
 
 
-def _suspect(rows: Rows, begin: int, end: int) -> tuple[str, str]:
-    """What the rows alone tell of a digest that does not hold."""
+def _digest_finding(rows: Rows, begin: int, end: int) -> tuple[str, str]:
+    """What the rows alone show of a digest that does not hold."""
     partition = rows.numbers["origin_partition"][begin:end]
     offset = rows.numbers["origin_offset"].view(np.int64)[begin:end]
     for number in np.unique(partition):
@@ -223,7 +240,7 @@ def _suspect(rows: Rows, begin: int, end: int) -> tuple[str, str]:
     return "row_edited", "its rows do not have the digest that the journal record names"
 
 
-def _orphans(result: Checked, rows: Rows, known: set[int]) -> None:
+def _rows_without_batch(result: Checked, rows: Rows, known: set[int]) -> None:
     for sequence in np.unique(rows.sequence).tolist():
         if sequence not in known:
             count = int((rows.sequence == sequence).sum())

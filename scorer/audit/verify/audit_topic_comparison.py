@@ -1,7 +1,7 @@
-"""Where each batch stands on the audit topic, and what was set aside there: `audit_offset` is covered by no digest.
+"""Each batch's place, and every quarantined record, compared with the audit topic: no digest covers `audit_offset`.
 
-The topic is read once, from the scope's first batch on, and only the headers of its records are looked at. What the
-topic no longer has cannot be compared.
+The topic is read once, from the scope's first batch on, and only the headers of its records are decoded. What the topic
+no longer has cannot be compared.
 """
 
 from __future__ import annotations
@@ -16,82 +16,62 @@ from psycopg.rows import namedtuple_row
 from schemas.audit import AuditError, AuditHeader, decode_header
 from scorer import kafka
 from scorer.audit.findings import Finding
-from scorer.audit.signed.amendments import Amendments
 from scorer.audit.topic_history import messages, range_of
-from scorer.audit.verify.record_origins import elsewhere
-from scorer.audit.verify.scope import BIGINT_MAX, Report, Scope
-from scorer.runtime.settings import Settings
+from scorer.audit.verify.record_comparison import find_foreign_rows
+from scorer.audit.verify.scope import BIGINT_MAX, Evidence, Report, Scope
 from scorer.sink.assembler import KINDS
-from scorer.sink.store import masked_value
-from scorer.trail import tables
+from scorer.sink.batch_rows import masked_value
+from scorer.trail import audit_tables
 
 _PAGE = 5_000
-_ASIDE_PAGE = 200  # these rows have whole records
+_QUARANTINE_PAGE = 200  # these rows have whole records
 _FINDINGS_MAX = 100  # for each shard
 
 
-def audit_topic(
-    connection: psycopg.Connection,
-    scope: Scope,
-    settings: Settings,
-    amendments: Amendments,
-    report: Report,
-) -> None:
-    """Holds every batch's offset, and everything set aside, against the topic. Raises KafkaFailure."""
+def compare_audit_topic(evidence: Evidence, scope: Scope) -> None:
+    """Compares every batch's offset, and everything in quarantine, with the topic. Raises KafkaFailure."""
+    settings = evidence.settings
     topic = kafka.Topics.of(settings.kafka).audit
     count = kafka.partition_count(kafka.admin(settings.kafka), topic)
     if scope.whole:
-        elsewhere(connection, tables.set_aside, topic, count, report)
-    # Of a shard without batches records may have been set aside.
+        find_foreign_rows(evidence.connection, audit_tables.set_aside, topic, count, evidence.report)
+    # Of a shard without batches records may be in quarantine.
     for shard in range(count):
         bounds = scope.bounds(shard)
         if bounds is not None:
-            _shard(connection, settings, topic, shard, bounds, amendments, report)
+            _shard(evidence, topic, shard, bounds)
 
 
-def _shard(
-    connection: psycopg.Connection,
-    settings: Settings,
-    topic: str,
-    shard: int,
-    bounds: tuple[int, int],
-    amendments: Amendments,
-    report: Report,
-) -> None:
-    # In this order, so that a sink at work is no finding: position, what was set aside, batches, end of the topic.
+def _shard(evidence: Evidence, topic: str, shard: int, bounds: tuple[int, int]) -> None:
+    connection, report = evidence.connection, evidence.report
+    # In this order, so that a sink at work is no finding: position, quarantine, batches, end of the topic.
     position = connection.execute(
         "SELECT next_offset FROM positions WHERE topic = %s AND partition = %s", (topic, shard)
     ).fetchone()
     passed = 0 if position is None else int(position[0])
-    aside = _Aside(connection, topic, shard, bounds, amendments, report)
+    quarantine = _Quarantine(evidence, topic, shard, whole=not bounds[0])
     newest = connection.execute("SELECT max(sequence) FROM batches WHERE shard = %s", (shard,)).fetchone()
     written = -1 if newest is None or newest[0] is None else int(newest[0])
-    first, end = range_of(settings, topic, shard)
+    first, end = range_of(evidence.settings, topic, shard)
     if passed > end:
         _position(topic, shard, f"it is {passed}, and the topic ends at {end}", report)
         passed = end
-    start, stop = first, end
-    if bounds[0]:  # the batch before says where to begin; were it changed, it would be found when its turn comes
-        before = connection.execute(
-            "SELECT audit_offset FROM batches WHERE shard = %s AND sequence < %s ORDER BY sequence DESC LIMIT 1",
-            (shard, bounds[0]),
-        ).fetchone()
-        start = first if before is None or not first <= before[0] < end else before[0]
+    start = _start(connection, shard, bounds[0], (first, end))
     offsets = _Offsets(connection, shard, bounds, (first, end), report)
-    aside.begin(start)
+    quarantine.begin(start)
     skipped = False
-    for message in messages(settings, topic, shard, start, stop):
+    for message in messages(evidence.settings, topic, shard, start, end):
         offset, value = kafka.present(message.offset(), "offset"), message.value()
         try:
             header = decode_header(value or b"")
         except AuditError:
-            if not aside.next(offset, value, None) and offset < passed:
-                aside.gone(offset, "no batch can be read there")
+            if not quarantine.next(offset, value, None) and offset < passed:
+                quarantine.gone(offset, "no batch can be read there")
             continue
-        there = aside.next(offset, value, header)
+        there = quarantine.next(offset, value, header)
         if not there and offset < passed and header.shard == shard:
             if header.sequence <= offsets.last:
-                aside.gone(offset, f"batch {shard}/{header.sequence} stands before it")
+                quarantine.gone(offset, f"batch {shard}/{header.sequence} stands before it")
             elif header.sequence > written and not skipped:
                 skipped = True
                 detail = f"it is {passed}, and batch {shard}/{header.sequence} at {offset} is in no table"
@@ -101,8 +81,22 @@ def _shard(
         if header.shard == shard and header.chunk + 1 == header.chunks and header.sequence >= bounds[0]:
             offsets.next(header.sequence, offset)
     else:
-        aside.finish()
+        quarantine.finish()
     offsets.finish()
+
+
+def _start(connection: psycopg.Connection, shard: int, first_sequence: int, held: tuple[int, int]) -> int:
+    """The offset to read from: that of the batch before the scope, where the topic (`held`: first offset, end) has it.
+
+    Were the place of that batch changed, it would be found when its own turn comes.
+    """
+    if not first_sequence:
+        return held[0]
+    before = connection.execute(
+        "SELECT audit_offset FROM batches WHERE shard = %s AND sequence < %s ORDER BY sequence DESC LIMIT 1",
+        (shard, first_sequence),
+    ).fetchone()
+    return held[0] if before is None or not held[0] <= before[0] < held[1] else int(before[0])
 
 
 def _position(topic: str, partition: int, detail: str, report: Report) -> None:
@@ -111,7 +105,7 @@ def _position(topic: str, partition: int, detail: str, report: Report) -> None:
 
 class _Offsets:
     """A shard's batches in order, next to the last chunks on the topic. A number may come twice there: one of the two
-    was set aside, and either offset will do."""
+    is in quarantine, and either offset will do."""
 
     def __init__(
         self,
@@ -125,7 +119,7 @@ class _Offsets:
         self._rows = _batches(connection, shard, bounds)
         self._have = next(self._rows, None)
         self._seen: int | None = None  # an offset of the batch at hand
-        self.last = -1  # the newest batch that stands where the database says
+        self.last = -1  # the newest batch whose place is the database's
 
     def next(self, sequence: int, offset: int) -> None:
         while self._have is not None and self._have.sequence < sequence:
@@ -171,21 +165,14 @@ def _batches(connection: psycopg.Connection, shard: int, bounds: tuple[int, int]
             last = page[-1].sequence
 
 
-class _Aside:
-    """What was set aside of a partition, in order of offset, next to the topic's records."""
+class _Quarantine:
+    """The quarantined records of a partition, in order of offset, next to the topic's records."""
 
-    def __init__(
-        self,
-        connection: psycopg.Connection,
-        topic: str,
-        partition: int,
-        bounds: tuple[int, int],
-        amendments: Amendments,
-        report: Report,
-    ) -> None:
-        """What is set aside from now on is not looked at."""
-        self._connection, self._topic, self._partition, self._report = connection, topic, partition, report
-        self._erased, self._found, self._whole = amendments.erased.get("set_aside", {}), 0, not bounds[0]
+    def __init__(self, evidence: Evidence, topic: str, partition: int, *, whole: bool) -> None:
+        """What comes into quarantine from now on is not compared. `whole`: the partition, from its first record on."""
+        connection = self._connection = evidence.connection
+        self._topic, self._partition, self._report = topic, partition, evidence.report
+        self._erased, self._found, self._whole = evidence.amendments.erased.get("set_aside", {}), 0, whole
         newest = connection.execute(
             'SELECT max("offset") FROM set_aside WHERE topic = %s AND partition = %s', (topic, partition)
         ).fetchone()
@@ -204,7 +191,7 @@ class _Aside:
             self._have = next(self._rows, None)
 
     def next(self, offset: int, value: bytes | None, header: AuditHeader | None) -> bool:
-        """Whether the record at `offset` was set aside; what its row says is compared. `header` None: unreadable."""
+        """Whether the record at `offset` is in quarantine; its row is compared. `header` None: unreadable."""
         self._pass(offset)
         row = self._have
         if row is None or row.offset != offset:
@@ -214,23 +201,23 @@ class _Aside:
         # Of a record with a header the rest may be unreadable.
         unreadable = row.kind == "unreadable" and row.shard is None and row.sequence is None
         erased = (self._topic, self._partition, offset) in self._erased
-        meant = None if value is None else masked_value(row.kind, value)
+        expected = None if value is None else masked_value(row.kind, value)
         if row.kind not in KINDS or not (unreadable if batch is None else unreadable or row.kind != "unreadable"):
             self._find(offset, "record_edited", f"column kind is {row.kind}, and its record is not that")
         elif not unreadable and (row.shard, row.sequence) != batch:
             self._find(offset, "record_edited", "column shard or sequence is not that of its record")
         elif row.value_sha256 != (None if value is None else hashlib.sha256(value).hexdigest()):
             self._find(offset, "record_edited", "column value_sha256 is not that of its record")
-        elif row.masked != (meant != value):
+        elif row.masked != (expected != value):
             self._find(offset, "record_edited", f"column masked is {row.masked}".lower())
         elif row.value is None and value is not None and not erased:
             self._find(offset, "record_edited", "column value is gone")
-        elif row.value is not None and row.value != meant:
+        elif row.value is not None and row.value != expected:
             self._find(offset, "record_edited", "column value is not its record")
         return True
 
     def gone(self, offset: int, why: str) -> None:
-        """The sink has passed the record at `offset`, and could only set it aside."""
+        """The sink has passed the record at `offset`, and could only set it quarantine."""
         self._find(offset, "record_deleted", f"its topic has it: {why}, and the sink has passed it")
 
     def finish(self) -> None:
@@ -249,7 +236,7 @@ class _Aside:
             while page := statement.execute(
                 'SELECT "offset", kind, shard, sequence, value_sha256, value, masked FROM set_aside WHERE topic = %s '
                 'AND partition = %s AND "offset" > %s AND "offset" <= %s ORDER BY "offset" LIMIT %s',
-                (self._topic, self._partition, last, self._newest, _ASIDE_PAGE),
+                (self._topic, self._partition, last, self._newest, _QUARANTINE_PAGE),
             ).fetchall():
                 yield from page
                 last = page[-1].offset

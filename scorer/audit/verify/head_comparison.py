@@ -1,4 +1,4 @@
-"""Heads in Postgres against what stands outside: the anchors, and the journal topic."""
+"""Heads in Postgres compared with what is stored outside: the anchors, and the journal topic."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from scorer.kafka import Topics
 from scorer.runtime.settings import Settings
 
 
-def anchored(
+def compare_anchors(
     connection: psycopg.Connection,
     scope: Scope,
     file: AnchorFile,
@@ -59,7 +59,7 @@ def anchored(
             report.findings.append(Finding(shard, first, "tail_cut", detail, None, sequence))
 
 
-def journal(
+def compare_journal(
     connection: psycopg.Connection,
     scope: Scope,
     settings: Settings,
@@ -68,7 +68,7 @@ def journal(
     report: Report,
 ) -> None:
     report.heads_journal = 0
-    # The journal says which shards there are: who empties every table leaves no shard to ask for.
+    # The journal topic shows which shards there are: where every table was emptied, the database names none.
     shards = {*journal_shards(settings)}
     for shard in sorted(shards):
         bounds = scope.bounds(shard)
@@ -76,10 +76,10 @@ def journal(
             _journal_of_shard(connection, settings, shard, bounds, starts.get(shard, Start()), report)
     for shard in sorted((ends.keys() | starts.keys()) - shards):
         if scope.bounds(shard) is not None:
-            _made_up(connection, shard, len(shards), report)
+            _unknown_shard(connection, shard, len(shards), report)
 
 
-def _made_up(connection: psycopg.Connection, shard: int, partitions: int, report: Report) -> None:
+def _unknown_shard(connection: psycopg.Connection, shard: int, partitions: int, report: Report) -> None:
     """A shard that the journal topic has no partition for: no worker ever wrote it."""
     found = connection.execute("SELECT min(sequence), max(sequence) FROM batches WHERE shard = %s", (shard,)).fetchone()
     detail = f"the journal topic has no partition for shard {shard}: it has {partitions}"
@@ -108,25 +108,25 @@ def _journal_of_shard(
         )
         have = next(rows, None)
         differs = False
-        for said in journal_heads(settings, shard):
-            if said.sequence > bounds[1]:
+        for named in journal_heads(settings, shard):
+            if named.sequence > bounds[1]:
                 break
-            if said.sequence in start.heads and start.heads[said.sequence] != said.head:
+            if named.sequence in start.heads and start.heads[named.sequence] != named.head:
                 report.findings.append(
-                    Finding(shard, said.sequence, "tombstone_forged", "the journal names another head")
+                    Finding(shard, named.sequence, "tombstone_forged", "the journal names another head")
                 )
-            if said.sequence < max(bounds[0], start.sequence):
+            if named.sequence < max(bounds[0], start.sequence):
                 continue
-            while have is not None and have.sequence < said.sequence:
+            while have is not None and have.sequence < named.sequence:
                 have = next(rows, None)
-            if have is None or have.sequence > said.sequence:
+            if have is None or have.sequence > named.sequence:
                 if have is None:
-                    behind.append(said.sequence)
+                    behind.append(named.sequence)
                 else:
-                    absent.setdefault(said.day, []).append(said.sequence)
+                    absent.setdefault(named.day, []).append(named.sequence)
                 continue
             report.heads_journal = (report.heads_journal or 0) + 1
-            if have.head != said.head and not differs:
+            if have.head != named.head and not differs:
                 differs = True  # every later one differs too: the first is the one
                 report.findings.append(
                     Finding(shard, have.sequence, "forged", "the journal topic names another head", str(have.day))
@@ -157,14 +157,14 @@ def _behind(
         )
         gone = sorted({sequence for sequence in behind if sequence <= end} - {row[0] for row in here})
         if gone:
-            kind, detail = _aside(connection, shard, gone) or ("batch_missing", "the journal topic has it")
+            kind, detail = _quarantined(connection, shard, gone) or ("batch_missing", "the journal topic has it")
             report.findings.append(Finding(shard, gone[0], kind, detail, None, gone[-1]))
         behind = [sequence for sequence in behind if sequence > end]
     if not behind:
         return
-    aside = _aside(connection, shard, behind)
+    quarantined = _quarantined(connection, shard, behind)
     if end < 0 and not start.sequence:
-        kind, detail = aside or (
+        kind, detail = quarantined or (
             "trail_missing",
             f"the journal topic has batches {behind[0]} to {behind[-1]}. A sink that has not begun looks the same: "
             "start it, and verify again when it has caught up",
@@ -174,13 +174,13 @@ def _behind(
     following = None if position is None else next_sequence(settings, shard, start=position[0])
     if following is None or following > behind[0]:
         last = behind[-1] if following is None else min(behind[-1], following - 1)
-        kind, detail = aside or ("tail_cut", "the journal topic has them, and the sink's position is past them")
+        kind, detail = quarantined or ("tail_cut", "the journal topic has them, and the sink's position is past them")
         report.findings.append(Finding(shard, behind[0], kind, detail, None, last))
     report.behind += sum(1 for sequence in behind if following is not None and sequence >= following)
 
 
-def _aside(connection: psycopg.Connection, shard: int, sequences: list[int]) -> tuple[str, str] | None:
-    """Whether records of the first of these batches stand in set_aside."""
+def _quarantined(connection: psycopg.Connection, shard: int, sequences: list[int]) -> tuple[str, str] | None:
+    """The finding for batches whose first has records in table set_aside; None when it has none."""
     found = connection.execute(
         "SELECT count(*), min(kind) FROM set_aside WHERE shard = %s AND sequence = %s", (shard, sequences[0])
     ).fetchone()

@@ -1,4 +1,4 @@
-"""Where batches stand on their topics, by the database: the sink's positions, and the columns that no digest covers."""
+"""The sink's positions, and the columns of batches that no digest covers, checked within the database."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from scorer.runtime.settings import Settings
 _FINDINGS_MAX = 1_000
 
 
-def positions(connection: psycopg.Connection, scope: Scope, ends: dict[int, End], report: Report) -> None:
+def check_positions(connection: psycopg.Connection, scope: Scope, ends: dict[int, End], report: Report) -> None:
     """Positions move with the rows: the newest batch is the one they name."""
     if scope.last is not None:
         return
-    _unnamed(connection, scope, ends, report)
-    _left(connection, scope, report)
+    _unnamed_batches(connection, scope, ends, report)
+    _audit_positions(connection, scope, report)
     rows = connection.execute("SELECT topic, partition, shard, sequence FROM positions WHERE shard IS NOT NULL")
     for topic, partition, shard, sequence in rows.fetchall():
         if sequence is None or scope.bounds(shard) is None:
@@ -25,10 +25,10 @@ def positions(connection: psycopg.Connection, scope: Scope, ends: dict[int, End]
         newest = connection.execute("SELECT max(sequence) FROM batches WHERE shard = %s", (shard,)).fetchone()
         have = ends[shard].sequence if shard in ends else -1 if newest is None or newest[0] is None else newest[0]
         if have < sequence:
-            aside = connection.execute(
+            quarantined = connection.execute(
                 "SELECT max(sequence) FROM set_aside WHERE topic = %s AND partition = %s", (topic, partition)
             ).fetchone()
-            kind = "set_aside" if aside is not None and aside[0] == sequence == have + 1 else "tail_cut"
+            kind = "set_aside" if quarantined is not None and quarantined[0] == sequence == have + 1 else "tail_cut"
             detail = f"the sink wrote up to {sequence}, the newest batch is {have}"
             report.findings.append(Finding(shard, have + 1, kind, detail, None, sequence))
         elif have > sequence:
@@ -36,9 +36,9 @@ def positions(connection: psycopg.Connection, scope: Scope, ends: dict[int, End]
             report.findings.append(Finding(shard, sequence + 1, "batch_inserted", detail, None, have))
 
 
-def _left(connection: psycopg.Connection, scope: Scope, report: Report) -> None:
+def _audit_positions(connection: psycopg.Connection, scope: Scope, report: Report) -> None:
     """Positions on audit topics are as the sink left them: behind the newest batch, whose head they hold, and with a
-    gap only where something was set aside."""
+    gap only where something went to quarantine."""
     rows = connection.execute(
         "SELECT p.topic, p.partition, p.next_offset, p.shard, p.sequence, p.head, p.gap, b.sequence, b.head, "
         "b.audit_offset, EXISTS (SELECT 1 FROM set_aside s WHERE s.topic = p.topic AND s.partition = p.partition "
@@ -46,7 +46,7 @@ def _left(connection: psycopg.Connection, scope: Scope, report: Report) -> None:
         "FROM positions p JOIN LATERAL (SELECT * FROM batches b WHERE b.shard = p.partition "
         "ORDER BY sequence DESC LIMIT 1) b ON b.audit_topic = p.topic ORDER BY 1, 2"
     ).fetchall()
-    for topic, partition, next_offset, shard, sequence, head, gap, newest, newest_head, offset, aside in rows:
+    for topic, partition, next_offset, shard, sequence, head, gap, newest, newest_head, offset, quarantined in rows:
         if scope.bounds(partition) is None:
             continue
         wrong = None
@@ -56,15 +56,15 @@ def _left(connection: psycopg.Connection, scope: Scope, report: Report) -> None:
             wrong = f"column next_offset is {next_offset}, and the newest batch stands at {offset}"
         elif sequence is not None and head is None:
             wrong = f"column head is gone, and the position names batch {partition}/{sequence}"
-        elif sequence == newest and head is not None and head != newest_head and not aside:
+        elif sequence == newest and head is not None and head != newest_head and not quarantined:
             wrong = f"column head is not that of batch {partition}/{newest}"
-        elif gap and not aside:
-            wrong = f"column gap is set, and nothing after batch {partition}/{newest} was set aside"
+        elif gap and not quarantined:
+            wrong = f"column gap is set, and nothing after batch {partition}/{newest} went to quarantine"
         if wrong is not None:
             report.findings.append(Finding.at(f"position on {topic}/{partition}", "position_edited", wrong))
 
 
-def _unnamed(connection: psycopg.Connection, scope: Scope, ends: dict[int, End], report: Report) -> None:
+def _unnamed_batches(connection: psycopg.Connection, scope: Scope, ends: dict[int, End], report: Report) -> None:
     """Shards whose newest batch no position names, and shards that end where retention did."""
     removed = {row[0] for row in connection.execute("SELECT DISTINCT shard FROM tombstones")}
     for shard in sorted(removed | ends.keys()):
@@ -94,7 +94,7 @@ def _unnamed(connection: psycopg.Connection, scope: Scope, ends: dict[int, End],
             report.findings.append(Finding(shard, newest[0] + 1, "tail_cut", detail))
 
 
-def origins(connection: psycopg.Connection, scope: Scope, settings: Settings | None, report: Report) -> None:
+def check_origins(connection: psycopg.Connection, scope: Scope, settings: Settings | None, report: Report) -> None:
     """The columns of batches that no digest covers: which topics a batch came from, and where its audit record stood.
 
     Without settings the topics are those that most of the shard's batches name. Offsets rise along a shard and lie

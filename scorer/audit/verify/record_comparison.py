@@ -1,8 +1,8 @@
-"""What stands beside the chain, against the topics it came from: labels, activations, changes of lists, dead letters.
+"""Tables without digests compared with the topics they came from: labels, activations, changes of lists, dead letters.
 
-These tables have no digests: their topics are the origin, and each row is made again from its record, as the sink made
-it. A row whose record the topic no longer has (retention) cannot be compared, and is counted as such. What retention or
-erasure did here is known from signed amendments.
+Their topics are the origin: each row is made again from its record, as the sink made it. A row whose record the topic
+no longer has (retention) cannot be compared, and is counted as such. What retention or erasure did here is known from
+signed amendments.
 """
 
 from __future__ import annotations
@@ -18,51 +18,41 @@ from psycopg.rows import dict_row
 
 from scorer import kafka
 from scorer.audit.findings import Finding
-from scorer.audit.signed.amendments import Amendments
 from scorer.audit.topic_history import messages, range_of
-from scorer.audit.verify.scope import BIGINT_MAX, Report
+from scorer.audit.verify.scope import BIGINT_MAX, Evidence, Report
 from scorer.audit.verify.unit_check import MomentLoader
 from scorer.runtime.settings import Settings
-from scorer.sink.record_sink import Row, control_row, dead_letter_row
+from scorer.sink.record_rows import Row, control_row, dead_letter_row
 from scorer.sink.topic_reader import Record
-from scorer.trail import tables as schema
+from scorer.trail import audit_tables
 
-_CONTROL = (schema.labels, schema.activations, schema.control_changes)
+_CONTROL = (audit_tables.labels, audit_tables.activations, audit_tables.control_changes)
 _PAGE = 5_000
-_FINDINGS_MAX = 100  # for each table: one that was emptied is told by its first rows
+_FINDINGS_MAX = 100  # for each table: of one that was emptied the first rows are enough
 
 
-def beside(connection: psycopg.Connection, settings: Settings, amendments: Amendments, report: Report) -> None:
+def compare_records(evidence: Evidence) -> None:
     """Compares every row of these tables whose record its topic still has. Raises KafkaFailure."""
+    settings, report = evidence.settings, evidence.report
     topics, client = kafka.Topics.of(settings.kafka), kafka.admin(settings.kafka)
     report.records = 0
-    for topic, tables in ((topics.control, _CONTROL), (topics.dead_letters, (schema.dead_letters,))):
+    for topic, tables in ((topics.control, _CONTROL), (topics.dead_letters, (audit_tables.dead_letters,))):
         count = kafka.partition_count(client, topic)
         for table in tables:
-            elsewhere(connection, table, topic, count, report)
+            find_foreign_rows(evidence.connection, table, topic, count, report)
         for partition in range(count):
-            position = _position(connection, settings, topic, partition, tables, amendments, report)
+            position = _position(evidence, topic, partition, tables)
             if position is not None:
-                _partition(connection, settings, (topic, partition, position), tables, amendments, report)
+                _partition(evidence, topic, partition, position, tables)
             report.behind += _behind(settings, topic, partition, position or 0, tables)
 
 
-def _partition(
-    connection: psycopg.Connection,
-    settings: Settings,
-    place: tuple[str, int, int],
-    tables: tuple[sa.Table, ...],
-    amendments: Amendments,
-    report: Report,
-) -> None:
-    topic, partition, position = place
-    first, _ = range_of(settings, topic, partition)
-    rows = {
-        table.name: _Rows(connection, table, topic, partition, amendments, report, (first, position))
-        for table in tables
-    }
-    row_of: Callable[[str, Record], Row | None] = control_row if tables is _CONTROL else dead_letter_row
-    for message in messages(settings, topic, partition, first, position):
+def _partition(evidence: Evidence, topic: str, partition: int, position: int, tables: tuple[sa.Table, ...]) -> None:
+    """Rows and records of one partition up to the sink's position, next to each other."""
+    first, _ = range_of(evidence.settings, topic, partition)
+    rows = {table.name: _Rows(evidence, table, topic, partition, (first, position)) for table in tables}
+    row_of = _row_of(tables)
+    for message in messages(evidence.settings, topic, partition, first, position):
         record = _record(message)
         expected = row_of(topic, record)
         for name, table_rows in rows.items():
@@ -71,9 +61,13 @@ def _partition(
         table_rows.finish()
 
 
+def _row_of(tables: tuple[sa.Table, ...]) -> Callable[[str, Record], Row | None]:
+    return control_row if tables is _CONTROL else dead_letter_row
+
+
 def _behind(settings: Settings, topic: str, partition: int, position: int, tables: tuple[sa.Table, ...]) -> int:
     """Records at and past the sink's position that will make a row: it has yet to come there, or was set back."""
-    row_of: Callable[[str, Record], Row | None] = control_row if tables is _CONTROL else dead_letter_row
+    row_of = _row_of(tables)
     return sum(
         row_of(topic, _record(message)) is not None for message in messages(settings, topic, partition, position)
     )
@@ -84,7 +78,9 @@ def _record(message: Message) -> Record:
     return Record(kafka.present(message.partition(), "partition"), offset, message.value(), message)
 
 
-def elsewhere(connection: psycopg.Connection, table: sa.Table, topic: str, partitions: int, report: Report) -> None:
+def find_foreign_rows(
+    connection: psycopg.Connection, table: sa.Table, topic: str, partitions: int, report: Report
+) -> None:
     """Rows that name another topic, or a partition that it does not have."""
     other = sql.SQL("topic <> %s") if "partition" not in table.c else sql.SQL(
         "topic <> %s OR partition < 0 OR partition >= {}"
@@ -100,19 +96,12 @@ def elsewhere(connection: psycopg.Connection, table: sa.Table, topic: str, parti
         report.findings.append(Finding.at(table.name, "record_inserted", detail))
 
 
-def _position(
-    connection: psycopg.Connection,
-    settings: Settings,
-    topic: str,
-    partition: int,
-    tables: tuple[sa.Table, ...],
-    amendments: Amendments,
-    report: Report,
-) -> int | None:
+def _position(evidence: Evidence, topic: str, partition: int, tables: tuple[sa.Table, ...]) -> int | None:
     """How far the sink has come on a partition; None when it has not begun.
 
     In this order, so that a sink at work is no finding: newest row, position, end of the topic.
     """
+    connection, amendments = evidence.connection, evidence.amendments
     newest = -1
     for table in tables:
         where = sql.SQL("AND partition = {}").format(sql.Literal(partition)) if "partition" in table.c else sql.SQL("")
@@ -124,7 +113,7 @@ def _position(
     found = connection.execute(
         "SELECT next_offset FROM positions WHERE topic = %s AND partition = %s", (topic, partition)
     ).fetchone()
-    _, end = range_of(settings, topic, partition)
+    _, end = range_of(evidence.settings, topic, partition)
     removed = max(amendments.before(table.name, topic, partition) for table in tables)
     if found is None and newest < 0 and not removed:
         return None
@@ -141,7 +130,7 @@ def _position(
         wrong = f"it is {found[0]}, and retention removed rows before offset {removed}"
     if wrong is None:
         return None if found is None else int(found[0])
-    report.findings.append(Finding.at(f"position on {topic}/{partition}", "position_edited", wrong))
+    evidence.report.findings.append(Finding.at(f"position on {topic}/{partition}", "position_edited", wrong))
     return max(end, newest + 1)
 
 
@@ -149,21 +138,14 @@ class _Rows:
     """The rows of one table and partition in order of offset, next to the records of their topic."""
 
     def __init__(
-        self,
-        connection: psycopg.Connection,
-        table: sa.Table,
-        topic: str,
-        partition: int,
-        amendments: Amendments,
-        report: Report,
-        bounds: tuple[int, int],
+        self, evidence: Evidence, table: sa.Table, topic: str, partition: int, bounds: tuple[int, int]
     ) -> None:
         """`bounds`: the first offset that the topic still has, and how far the sink had come."""
         self._table, self._topic, self._partition = table.name, topic, partition
-        self._report, self._found = report, 0
-        self._erased = amendments.erased.get(table.name, {})
-        self._removed = amendments.before(table.name, topic, partition)
-        self._rows = _select(connection, table, topic, partition, bounds[1])
+        self._report, self._found = evidence.report, 0
+        self._erased = evidence.amendments.erased.get(table.name, {})
+        self._removed = evidence.amendments.before(table.name, topic, partition)
+        self._rows = _select(evidence.connection, table, topic, partition, bounds[1])
         self._have = next(self._rows, None)
         while self._have is not None and self._have["offset"] < bounds[0]:
             if self._have["offset"] < max(self._removed, 0):
@@ -190,21 +172,21 @@ class _Rows:
             self._find(offset, "record_deleted", "its topic has it")
             return
         self._report.records = (self._report.records or 0) + 1
-        wanted = self._meant(offset, expected)
+        wanted = self._expected(offset, expected)
         changed = [name for name, value in wanted.items() if have[name] != value]
         if changed:
-            self._find(offset, "record_edited", f"column {', '.join(changed)} is not what its topic says")
+            self._find(offset, "record_edited", f"column {', '.join(changed)} differs from its record on the topic")
 
     def finish(self) -> None:
         """No record is left on the topic."""
         self._pass(None)
 
-    def _meant(self, offset: int, row: dict[str, Any]) -> dict[str, Any]:
+    def _expected(self, offset: int, row: dict[str, Any]) -> dict[str, Any]:
         """What stands there since an erasure."""
         value = self._erased.get((self._topic, self._partition, offset))
         if value is None:
             return row
-        if self._table == schema.labels.name:
+        if self._table == audit_tables.labels.name:
             return row | {"payment_id": value}
         return row | {"record": row["record"] | {"value": value}} if "record" in row else row
 
