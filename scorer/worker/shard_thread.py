@@ -50,6 +50,13 @@ class ShardThread:
         self._thread = ports.threads.spawn(self._run, name=f"shard-{number}")
 
     def _run(self) -> None:
+        try:
+            self._own()
+        except BaseException as exc:  # noqa: BLE001 - handed to the main thread, which ends the process with it
+            self.failure = exc
+
+    def _own(self) -> None:
+        """Decide, and take the shard up again after what a rebuild repairs. Raises anything else."""
         backoff_s = REBUILD_BACKOFF_S
         while not self.stop.is_set():
             began = self._threads.monotonic()
@@ -77,9 +84,6 @@ class ShardThread:
                     return
                 worker_metrics.REBUILDS.labels(str(self.number), "fenced").inc()
                 log.warning("shard.rebuild", shard=self.number, reason=f"{exc}, but the group says it is ours")
-            except BaseException as exc:  # noqa: BLE001 - handed to the main thread, which ends the process with it
-                self.failure = exc
-                return
 
     def _is_ours(self, cause: kafka.KafkaFailure) -> bool:
         """Whether to take the shard up again after `cause`: the group is asked, once Kafka lets it be asked."""

@@ -13,6 +13,7 @@ import structlog
 from scorer import kafka
 from scorer.errors import FraudScorerError, UsageError
 from scorer.kafka import KafkaFailure, SourceChanged, TopicFacts
+from scorer.runtime import fault_points
 from scorer.runtime.settings import Settings
 from scorer.runtime.threads import Thread
 from scorer.worker.follower import check_topics
@@ -66,6 +67,7 @@ class TopicWatch:
     def _run(self) -> None:
         while not self._stop.wait(EVERY_S):
             try:
+                fault_points.point("topic_watch")
                 self._see(self._broker.topic_facts(self._names))
             except (kafka.Away, kafka.Denied) as exc:
                 log.debug("topics.not_asked", reason=str(exc))  # readiness shows it, and clients log their own errors
@@ -74,9 +76,10 @@ class TopicWatch:
             except FraudScorerError as exc:
                 self._end(exc)
             except BaseException as exc:  # noqa: BLE001 - raised by the threads that check
-                self._end(exc)
+                self.failure = self.failure or exc
+                return
 
-    def _end(self, failure: BaseException) -> None:
+    def _end(self, failure: FraudScorerError) -> None:
         if self.failure is None:
             log.error("topics.changed", reason=str(failure))
             self.failure = failure
