@@ -15,8 +15,8 @@ FILES_WANTED: Final = 8192
 # Libraries, kernels and Kafka's buffers, before the first payment; state comes on top.
 WORKER_MEMORY_MIB: Final = 512
 SINK_MEMORY_MIB: Final = 256
-# Address space, of which threads and allocators reserve far more than they use.
-ADDRESS_SPACE_MIB_MIN: Final = 4096
+# Address space, of which threads and allocators reserve far more than they use: about 3 GiB where they are free to.
+ADDRESS_SPACE_MIB_MIN: Final = 2048
 _CGROUPS = Path("/sys/fs/cgroup")
 _MIB = 1024 * 1024
 

@@ -67,7 +67,8 @@ class TopicLag:
         if not records:
             self._behind_at_s.pop(partition, None)
             return 0.0
-        behind_s = time.monotonic() - self._behind_at_s.setdefault(partition, time.monotonic())
+        now_s = time.monotonic()
+        behind_s = now_s - self._behind_at_s.setdefault(partition, now_s)
         oldest = self._oldest.get(partition)
         return behind_s if oldest is None else max(0.0, time.time() - oldest[1])
 

@@ -37,7 +37,8 @@ class LagGauges:
         if not records:
             self._behind_at.pop(partition, None)
             return 0.0
-        behind_s = self._threads.monotonic() - self._behind_at.setdefault(partition, self._threads.monotonic())
+        now_s = self._threads.monotonic()
+        behind_s = now_s - self._behind_at.setdefault(partition, now_s)
         return behind_s if oldest_ms is None else max(0.0, self._threads.epoch_s() - oldest_ms / 1000.0)
 
     def close(self) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import structlog
 
 from scorer import kafka
+from scorer.runtime import fault_points
 from scorer.runtime.settings import Settings
 from scorer.worker import worker_metrics
 from scorer.worker.group_membership import Membership
@@ -87,6 +88,7 @@ class ShardThread:
 
     def _is_ours(self, cause: kafka.KafkaFailure) -> bool:
         """Whether to take the shard up again after `cause`: the group is asked, once Kafka lets it be asked."""
+        fault_points.point("after_failure")
         denial = cause if isinstance(cause, kafka.Denied) else None
         while True:
             if denial is not None and not self._allowed_again(denial):
