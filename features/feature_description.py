@@ -10,11 +10,12 @@ import numpy as np
 
 from features import kernel_tables as kt
 from features.feature_set import AGGREGATES, Feature, FeatureSet
-from features.filters import CALENDAR_FIELDS, KEY_FIELDS, POSITION_FIELDS, Range
+from features.filters import CALENDAR_FIELDS, KEY_FIELDS, Range
 from features.log_segments import FILE_SHIFT
 from features.window_plan import lower
 from schemas.currencies import CURRENCY_EXPONENT
 from schemas.durations import UNIT_MS
+from schemas.field_table import POSITION_FIELDS
 
 # A place of the key table is 24 bytes; at 5/8 full and doubling it is between that and half of it: 58 bytes a key on
 # average.

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from features.feature_set import FeatureSet
 from features.hashing import hash_strings
 from features.window_engine import WindowEngine
-from schemas.decode import PaymentBatch, decode_payments
+from schemas.payment_decoder import PaymentBatch, decode_payments
 
 
 class FeatureEngine:
@@ -66,8 +66,8 @@ class FeatureEngine:
         """The features of each payment, float32 [n, F], and the windows moved on.
 
         `batch`: JSON payments in order of arrival (`fraud-scorer schemas payment` prints the contract), or what
-        schemas.decode.decode_payments has made of them; then refused records are left out. Each payment sees those
-        before it, in this batch and in earlier ones; how the stream is cut changes no value. A payment id must not come
+        schemas.decode_payments has made of them; then refused records are left out. Each payment sees those before it,
+        in this batch and in earlier ones; how the stream is cut changes no value. A payment id must not come
         twice: the windows would count it twice. A payment later than the set's `allowed_lateness` gets its features
         and changes no window.
 

@@ -22,10 +22,11 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from features.filters import CALENDAR_FIELDS, KEY_FIELDS, POSITION_FIELDS, Condition, check, is_field
+from features.filters import CALENDAR_FIELDS, KEY_FIELDS, Condition, check, is_field
 from features.yaml_model import PlacedError, Strict, closest, read_yaml_model
 from schemas.currencies import CURRENCY_EXPONENT
 from schemas.durations import parse_duration_ms
+from schemas.field_table import POSITION_FIELDS
 
 # With a `window`, or without one (then over the whole life of the key).
 WINDOWED = ("count", "sum", "mean", "std", "min", "max", "median", "distinct", "fraud_count", "fraud_rate")

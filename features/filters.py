@@ -11,30 +11,23 @@ import numpy as np
 from pydantic import BeforeValidator, TypeAdapter, ValidationError
 
 from features.yaml_model import PlacedError, Strict, closest
-from schemas.fields import Channel, Country, Currency, Identifier, Ip, MerchantCategory
+from schemas.field_kinds import DEGREES_MAX
+from schemas.field_table import KINDS, POSITION_FIELDS, TEXT_FIELDS
+from schemas.field_types import TEXT_TYPES
 
-KEY_FIELDS = (
-    "payment_id", "customer_id", "account_id", "card_token", "merchant_id", "terminal_id", "device_id", "ip", "mcc",
-    "channel",
-    "country", "merchant_country", "currency",
-)  # fmt: skip
-POSITION_FIELDS = ("latitude", "longitude", "merchant_latitude", "merchant_longitude")
+# Currency last: the order is in published documents.
+KEY_FIELDS = (*(name for name in TEXT_FIELDS if name != "currency"), "currency")
 CALENDAR_FIELDS = ("amount", "hour_of_day", "day_of_week")
 
 _BOUNDS = ("at_least", "above", "at_most", "below")
-_TEXTS: Mapping[str, TypeAdapter[str]] = {
-    name: TypeAdapter(kind)
-    for name, kind in {
-        **dict.fromkeys(KEY_FIELDS, Identifier),
-        "ip": Ip, "mcc": MerchantCategory, "channel": Channel, "country": Country, "merchant_country": Country,
-        "currency": Currency,
-    }.items()
-}  # fmt: skip
+_TEXTS: Mapping[str, TypeAdapter[str]] = {name: TypeAdapter(TEXT_TYPES[KINDS[name]]) for name in KEY_FIELDS}
 # What the contract lets a number be, both ends included.
 _EXTENT = {
-    "amount": (0.0, math.inf), "hour_of_day": (0.0, 23.0), "day_of_week": (0.0, 6.0), "latitude": (-90.0, 90.0),
-    "merchant_latitude": (-90.0, 90.0), "longitude": (-180.0, 180.0), "merchant_longitude": (-180.0, 180.0),
-}  # fmt: skip
+    "amount": (0.0, math.inf),
+    "hour_of_day": (0.0, 23.0),
+    "day_of_week": (0.0, 6.0),
+    **{name: (-float(DEGREES_MAX[KINDS[name]]), float(DEGREES_MAX[KINDS[name]])) for name in POSITION_FIELDS},
+}
 _FLOAT32 = float(np.finfo(np.float32).max)
 
 

@@ -12,12 +12,13 @@ import numpy.typing as npt
 
 from features import kernel_tables as kt
 from features.feature_set import Feature, FeatureSet
-from features.filters import KEY_FIELDS, POSITION_FIELDS, Range
+from features.filters import KEY_FIELDS, Range
 from features.hashing import hash_into, joined, mix, siphash_128
 from features.window_plan import Plan
 from schemas.currencies import CURRENCY_EXPONENT
-from schemas.decode import PaymentBatch
-from schemas.fields import AMOUNT_MINOR_END
+from schemas.field_table import POSITION_FIELDS
+from schemas.field_types import AMOUNT_MINOR_END
+from schemas.payment_decoder import PaymentBatch
 
 # The contract's own bound holds after conversion, too. Below 2^53 every minor unit is a double of its own; and an int64
 # holds the sum of 9.2 million payments of this size in one window of one key, 92 quadrillion euros.

@@ -29,7 +29,7 @@ from features.state_capture import Capture
 from features.state_restoration import restore_into
 from features.window_payments import WindowPayments, payments_in_window
 from features.window_plan import lower
-from schemas.decode import PaymentBatch
+from schemas.payment_decoder import PaymentBatch
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
-"""Card numbers that hide inside a text: between letters, behind other separators, in other scripts' digits.
+"""The rule for card numbers hidden in a text: between letters, behind other separators, in other scripts' digits.
 
-The rule (beside the plain one of `schemas.cards`, a text that is nothing but 13 to 19 digits). Digits are those of any
-script (Unicode's decimal digits). A run is digits, and whatever is neither letter nor digit nor colon between them; the
-digits that touch make a group. A stretch of groups is a card number when it has 14 to 19 digits, begins as an issuer's
-numbers of that length do (`ISSUERS`), passes the Luhn check, and is one of
+It stands beside the plain rule of `schemas.card_numbers` (a text that is nothing but 13 to 19 digits). Digits are those
+of any script (Unicode's decimal digits). A run is digits, and whatever is neither letter nor digit nor colon between
+them; the digits that touch make a group. A stretch of groups is a card number when it has 14 to 19 digits, begins as
+an issuer's numbers of that length do (`ISSUERS`), passes the Luhn check, and is one of
 
     a group     x4111111111111111y. Not one in a hexadecimal word of 24 characters or more (ObjectId, digests), and
                 not the decimals of a number (0.4111111111111111).
@@ -31,9 +31,20 @@ import numba as nb
 import numpy as np
 import numpy.typing as npt
 
+from schemas.byte_codes import (
+    ASCII_END,
+    COLON,
+    NINE,
+    POINT,
+    ZERO,
+    Integer,
+    is_alphanumeric,
+    is_digit,
+    is_hex_letter,
+)
+
 Bytes = npt.NDArray[np.uint8]
 Digits = npt.NDArray[np.int64]
-Integer = int | np.int64  # numba has one integer, numpy's stubs have two
 
 HIDDEN_MIN: Final = 14  # numbers of 13 digits are no longer issued, and EAN-13 codes look like them
 HIDDEN_MAX: Final = 19
@@ -73,9 +84,11 @@ ISSUERS: Final = np.array(
 _ZEROS = np.array(
     [c for c in range(sys.maxunicode + 1) if unicodedata.decimal(chr(c), None) == 0], dtype=np.int64
 )  # each script's, its other nine digits behind it
-_DIGIT = np.array([48 <= b <= 57 for b in range(256)], dtype=np.int64)
+_DIGIT = np.array([ZERO <= b <= NINE for b in range(256)], dtype=np.int64)
 # All bits, and none where a run ends: letters and the colon.
-_KEEP = np.array([0 if b == 58 or (chr(b).isascii() and chr(b).isalpha()) else -1 for b in range(256)], dtype=np.int64)
+_KEEP = np.array(
+    [0 if b == COLON or (chr(b).isascii() and chr(b).isalpha()) else -1 for b in range(256)], dtype=np.int64
+)
 PRINTED: Final = ((4, 4, 4, 4), (4, 4, 4, 4, 3), (4, 6, 5), (4, 6, 4))
 
 _RUN = re.compile(r"\d+(?:(?:[^\w:]|_)+\d+)*")
@@ -168,9 +181,9 @@ def may_hide(data: Bytes, start: Integer, end: Integer) -> bool:
         digits = (digits + _DIGIT[b]) & _KEEP[b]
         most = max(most, digits)
         p += 1
-    if every >= 128:
+    if every >= ASCII_END:
         return _digits_enough(data, start, end)
-    return bool(most >= 14 and _ascii_hides(data, start, end))
+    return bool(most >= HIDDEN_MIN and _ascii_hides(data, start, end))
 
 
 @nb.njit(cache=True, nogil=True)
@@ -179,8 +192,8 @@ def _digits_enough(data: Bytes, start: Integer, end: Integer) -> bool:
     p = start
     while p < end:
         b = np.int64(data[p])
-        if b < 128:
-            total += 48 <= b <= 57
+        if b < ASCII_END:
+            total += is_digit(b)
             p += 1
             continue
         size = 2 if b < 0xE0 else 3 if b < 0xF0 else 4
@@ -190,7 +203,7 @@ def _digits_enough(data: Bytes, start: Integer, end: Integer) -> bool:
         place = np.searchsorted(_ZEROS, point, side="right") - 1
         total += place >= 0 and point - _ZEROS[place] < 10
         p += size
-    return bool(total >= 13)
+    return bool(total >= HIDDEN_MIN)
 
 
 @nb.njit(cache=True, nogil=True)
@@ -201,15 +214,15 @@ def _ascii_hides(data: Bytes, start: Integer, end: Integer) -> bool:
     size = np.empty(n // 2 + 1, dtype=np.int64)
     p = start
     while p < end:
-        if not 48 <= data[p] <= 57:
+        if not is_digit(data[p]):
             p += 1
             continue
         groups = 0
         count = 0
         while True:
             begin[groups] = p
-            while p < end and 48 <= data[p] <= 57:
-                digit[count] = np.int64(data[p]) - 48
+            while p < end and is_digit(data[p]):
+                digit[count] = np.int64(data[p]) - ZERO
                 count += 1
                 p += 1
             size[groups] = p - begin[groups]
@@ -217,9 +230,9 @@ def _ascii_hides(data: Bytes, start: Integer, end: Integer) -> bool:
                 return True
             groups += 1
             q = p
-            while q < end and not (48 <= data[q] <= 58 or 65 <= data[q] <= 90 or 97 <= data[q] <= 122):
+            while q < end and not (is_alphanumeric(data[q]) or data[q] == COLON):
                 q += 1
-            if q in (end, p) or not 48 <= data[q] <= 57:
+            if q in (end, p) or not is_digit(data[q]):
                 break
             p = q
         if groups > 1 and _several(data, start, end, digit, begin, size, groups, count):
@@ -238,10 +251,10 @@ def _several(
     groups: int,
     count: int,
 ) -> bool:
-    begins_free = begin[0] == start or not _hex_letter(data[begin[0] - 1])
+    begins_free = begin[0] == start or not is_hex_letter(data[begin[0] - 1])
     last = begin[groups - 1] + size[groups - 1]
-    ends_free = last == end or not _hex_letter(data[last])
-    short = begins_free and ends_free and size[:groups].max() <= 6
+    ends_free = last == end or not is_hex_letter(data[last])
+    short = begins_free and ends_free and size[:groups].max() <= GROUP_MAX
     if short and _same(data, begin, size, 0, groups) and _number(digit, 0, count):
         return True
     for n in (3, 4, 5):
@@ -302,7 +315,7 @@ def luhn_holds(digit: Digits, first: Integer, end: Integer) -> bool:
 @nb.njit(cache=True, nogil=True)
 def _number(digit: Digits, first: int, end: int) -> bool:
     length = end - first
-    if not 14 <= length <= 19:
+    if not HIDDEN_MIN <= length <= HIDDEN_MAX:
         return False
     beginning = digit[first] * 1000 + digit[first + 1] * 100 + digit[first + 2] * 10 + digit[first + 3]
     issued = False
@@ -316,25 +329,15 @@ def _number(digit: Digits, first: int, end: int) -> bool:
 @nb.njit(cache=True, nogil=True)
 def _spared(data: Bytes, start: Integer, end: Integer, first: Integer, last: Integer) -> bool:
     """Whether the group data[first:last] is in a hexadecimal word, or the decimals of a number."""
-    if first - start >= 2 and data[first - 1] == 46 and 48 <= data[first - 2] <= 57:
+    if first - start >= 2 and data[first - 1] == POINT and is_digit(data[first - 2]):
         return True
-    while first > start and _alphanumeric(data[first - 1]):
+    while first > start and is_alphanumeric(data[first - 1]):
         first -= 1
-    while last < end and _alphanumeric(data[last]):
+    while last < end and is_alphanumeric(data[last]):
         last += 1
-    if last - first < 24:
+    if last - first < HEX_WORD_MIN:
         return False
     for k in range(first, last):  # noqa: SIM110 - numba has no generators
-        if not (48 <= data[k] <= 57 or _hex_letter(data[k])):
+        if not (is_digit(data[k]) or is_hex_letter(data[k])):
             return False
     return True
-
-
-@nb.njit(cache=True, nogil=True)
-def _alphanumeric(b: int) -> bool:
-    return 48 <= b <= 57 or 65 <= b <= 90 or 97 <= b <= 122
-
-
-@nb.njit(cache=True, nogil=True)
-def _hex_letter(b: int) -> bool:
-    return 65 <= b <= 70 or 97 <= b <= 102

@@ -1,5 +1,4 @@
-"""Dead letters: the closed list of reasons, and the record that keeps a refused one, with where it came from, for
-people to look at.
+"""Dead letters: the record that keeps a refused one, with its reason and its origin, for people to look at.
 
 A dead letter is the refused value itself (card numbers masked, cut at 256 KiB) under the refused record's key (masked
 too, cut at 4 KiB); everything about it is in headers, named as Kafka Connect names them where Connect has a name, so
@@ -9,15 +8,12 @@ that tools for those read these.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from enum import StrEnum
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from schemas.cards import mask_card_numbers, mask_digits
-
-if TYPE_CHECKING:
-    from schemas.errors import ContractError
+from schemas.card_mask import mask_card_numbers, mask_digits
+from schemas.contract_error import ContractError, DeadLetterReason
 
 VALUE_BYTES_MAX: Final = (
     262_144  # 256 KiB: a quarter of what a broker takes by default, and enough to see what was wrong
@@ -25,63 +21,10 @@ VALUE_BYTES_MAX: Final = (
 KEY_BYTES_MAX: Final = 4_096
 REDRIVEN: Final = "fraud_scorer.redriven"  # header of a note on the same topic: that a letter was sent again
 
+# Fixed on the topic: it stays as it is wherever the class moves.
+ERROR_CLASS: Final = "schemas.errors.ContractError"
+
 Headers = list[tuple[str, bytes]]
-
-
-class DeadLetterReason(StrEnum):
-    """Why a record was refused. Closed: a new reason is a new version of the contract. `sentence` says it to people."""
-
-    sentence: str
-
-    def __new__(cls, value: str, sentence: str) -> DeadLetterReason:
-        member = str.__new__(cls, value)
-        member._value_ = value
-        member.sentence = sentence
-        return member
-
-    NULL_VALUE = "null_value", "The record has a key but no value (a tombstone)."
-    EMPTY_VALUE = "empty_value", "The value is zero bytes long."
-    TOO_LARGE = "too_large", "The value is longer than the decoder's limit."
-    WRONG_MAGIC = "wrong_magic", "The value starts with a byte that begins neither JSON nor a known wire format."
-    UNKNOWN_SCHEMA_ID = (
-        "unknown_schema_id",
-        "The value is in Confluent's wire format, and its schema id is not known here.",
-    )
-    NOT_UTF8 = "not_utf8", "The value is not UTF-8 text."
-    TOO_DEEP = "too_deep", "Objects or lists are nested deeper than the decoder follows."
-    NOT_JSON = "not_json", "The value is text but not JSON."
-    NOT_AN_OBJECT = "not_an_object", "The value is JSON but not an object."
-    DUPLICATE_KEY = "duplicate_key", "A name stands twice in one object, so that it is unclear which value is meant."
-    NOT_FINITE = "not_finite", "A number is NaN, infinite, or too large for a double."
-    CARD_NUMBER = "card_number", "A value is a plain card number; cards must arrive as tokens."
-    UNKNOWN_FIELD = (
-        "unknown_field",
-        "The record has a field that the contract does not; further data belongs in `attributes`.",
-    )
-    MISSING_FIELD = "missing_field", "A required field is absent or null."
-    WRONG_TYPE = "wrong_type", "A field has a value of another JSON type than the contract says."
-    INVALID_VALUE = (
-        "invalid_value",
-        "A field's value has the right type but not the form, length or range of the contract.",
-    )
-    AMOUNT_NEGATIVE = "amount_negative", "The amount is below zero."
-    AMOUNT_OVERFLOW = "amount_overflow", "The amount has more than twelve digits."
-    AMOUNT_MINOR_UNITS = "amount_minor_units", "The amount has a fraction or exponent; minor units are whole numbers."
-    UNKNOWN_CURRENCY = "unknown_currency", "The currency is not an ISO 4217 code that has minor units."
-    EVENT_TIME_INVALID = "event_time_invalid", "The time is not RFC 3339 with an offset."
-    EVENT_TIME_OUT_OF_RANGE = (
-        "event_time_out_of_range",
-        "The time is before 2000 or after October 2096, often seconds or microseconds.",
-    )
-    EVENT_TIME_IN_FUTURE = (
-        "event_time_in_future",
-        "The time is further ahead of the broker's timestamp than clocks may differ.",
-    )
-    NO_EXCHANGE_RATE = (
-        "no_exchange_rate",
-        "The feature set has no rate for the currency, so the amount cannot be compared.",
-    )
-    INVALID_CONTROL = "invalid_control", "The control record's `type` is missing or is not one that is known."
 
 
 class DeadLetter(BaseModel):
@@ -114,7 +57,7 @@ class DeadLetter(BaseModel):
             "__connect.errors.partition": str(self.partition),
             "__connect.errors.offset": str(self.offset),
             "__connect.errors.stage": "KEY_CONVERTER" if self.field == "key" else "VALUE_CONVERTER",
-            "__connect.errors.exception.class.name": "schemas.errors.ContractError",
+            "__connect.errors.exception.class.name": ERROR_CLASS,
             "__connect.errors.exception.message": self.message,
             "fraud_scorer.reason": self.reason.value,
             "fraud_scorer.field": self.field,

@@ -8,17 +8,21 @@ byte. No wall clock is in it; the record's own timestamp says when.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, get_args
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field, StringConstraints
 
-from schemas.fields import Contract, Identifier
+from schemas.field_types import Contract, Identifier
 
-DECISIONS: Final = ("approve", "flag")
-MODES: Final = ("normal", "degraded", "duplicate", "late")
+# The only place where decisions and modes stand: names as on the topics, their positions as the codes of columns.
+DecisionName = Literal["approve", "flag"]
+ModeName = Literal["normal", "degraded", "duplicate", "late"]
+DECISIONS: Final[tuple[DecisionName, ...]] = get_args(DecisionName)
+MODES: Final[tuple[ModeName, ...]] = get_args(ModeName)
+NORMAL, DEGRADED, DUPLICATE, LATE = range(len(MODES))
 REASONS_MAX: Final = 16
 
 ReasonCode = Annotated[str, StringConstraints(pattern=r"^[A-Z][A-Z0-9_]{0,63}$")]
@@ -28,7 +32,7 @@ class Decision(Contract):
     """What was decided about one payment."""
 
     payment_id: Identifier = Field(description="The payment.", examples=["p_7f3a19"])
-    decision: Literal["approve", "flag"] = Field(description="What to do.")
+    decision: DecisionName = Field(description="What to do.")
     score: float = Field(ge=0, le=1, description="Probability of fraud.", examples=[0.0953494648991095])
     margin: float = Field(
         description="The model's raw output: a float32, written as the double of the same value.", examples=[-2.25]
@@ -40,7 +44,7 @@ class Decision(Contract):
         examples=[["UNUSUAL_AMOUNT"]],
     )
     bundle: Identifier = Field(description="Id of the bundle that decided.", examples=["cards-3f9c2a11d07b"])
-    mode: Literal["normal", "degraded", "duplicate", "late"] = Field(
+    mode: ModeName = Field(
         description="normal; degraded (the deadline left no time for the model); duplicate (seen before, same "
         "decision); late (scored, state unchanged)."
     )
@@ -81,8 +85,8 @@ def encode_decisions(
 ) -> list[bytes]:
     """Canonical bytes of n decisions. `bundles`: one id for all, or one for each.
 
-    decisions: 0 approve, 1 flag. modes: 0 normal, 1 degraded, 2 duplicate, 3 late. Texts are taken as they are
-    (payment ids have passed the door, codes come from the policy). Raises ValueError for columns of unequal length,
+    decisions and modes are positions in DECISIONS and MODES. Texts are taken as they are
+    (payment ids were checked on arrival, codes come from the policy). Raises ValueError for columns of unequal length,
     unknown codes, scores outside 0..1, NaN.
     """
     count = len(payment_ids)

@@ -1,66 +1,85 @@
-"""The contract's fields as the screening kernel looks them up:
-a name's number by a perfect hash, and how its value is checked."""
+"""The payment's fields in one table, derived from schemas.payment: names, kinds, and the form in which the screening
+kernel looks them up. All code that needs a list of fields takes it from here, so a new field is one line in `Payment`.
+"""
 
 from __future__ import annotations
 
-from enum import IntEnum
-from typing import Final, NamedTuple
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple, get_args, get_origin, get_type_hints
 
 import numba as nb
 import numpy as np
 import numpy.typing as npt
 
+from schemas.byte_codes import Integer
 from schemas.currencies import known_indices
-from schemas.lexical import Bytes, Integer, string_weights
-from schemas.payment import REQUIRED_FIELDS, Payment
+from schemas.field_kinds import DEGREES_MAX, TEXT_KINDS, Kind
+from schemas.payment import Payment
+from schemas.text_kernels import Bytes
+from schemas.text_verdict import byte_weights
 
 
-class Kind(IntEnum):
-    """How the value of a field is checked."""
+@dataclass(frozen=True, slots=True)
+class PaymentField:
+    """One field of the contract."""
 
-    IDENTIFIER = 0
-    TIME = 1
-    AMOUNT = 2
-    CURRENCY = 3
-    IP = 4
-    MCC = 5
-    CHANNEL = 6
-    COUNTRY = 7
-    NUMBER = 8
-    ATTRIBUTES = 9
+    name: str
+    kind: Kind
+    required: bool
+    example: Any  # the first of its documented examples
 
 
-KINDS: Final = {
-    "event_time": Kind.TIME,
-    "amount_minor": Kind.AMOUNT,
-    "currency": Kind.CURRENCY,
-    "ip": Kind.IP,
-    "mcc": Kind.MCC,
-    "channel": Kind.CHANNEL,
-    "country": Kind.COUNTRY,
-    "merchant_country": Kind.COUNTRY,
-    "latitude": Kind.NUMBER,
-    "longitude": Kind.NUMBER,
-    "merchant_latitude": Kind.NUMBER,
-    "merchant_longitude": Kind.NUMBER,
-    "attributes": Kind.ATTRIBUTES,
-}
+def _kinds(annotation: object) -> Iterator[Kind]:
+    """The kinds that a type carries: one for each type of schemas.field_types, also below `| None`."""
+    for argument in get_args(annotation):
+        if isinstance(argument, Kind):
+            yield argument
+        elif get_origin(argument) is not None:
+            yield from _kinds(argument)
+
+
+def _fields() -> Iterator[PaymentField]:
+    hints = get_type_hints(Payment, include_extras=True)
+    for name, described in Payment.model_fields.items():
+        (kind,) = _kinds(hints[name])
+        yield PaymentField(name, kind, described.is_required(), (described.examples or [None])[0])
+
+
+FIELDS: Final = tuple(_fields())
+FIELD_NAMES: Final = tuple(field.name for field in FIELDS)
+REQUIRED_FIELDS: Final = tuple(field.name for field in FIELDS if field.required)
+KINDS: Final = {field.name: field.kind for field in FIELDS}
+TEXT_FIELDS: Final = tuple(field.name for field in FIELDS if field.kind in TEXT_KINDS)
+POSITION_FIELDS: Final = tuple(field.name for field in FIELDS if field.kind in DEGREES_MAX)
 
 _SLOTS = 64
-NAME_BYTES_MAX = 24
+_NAME_BYTES_MAX = max(map(len, FIELD_NAMES))  # no constant of a kernel: it changes with the contract
 
 
-class Tables(NamedTuple):
-    """The contract's names as the kernel looks them up."""
+class Names(NamedTuple):
+    """The contract's names: a name's field by a perfect hash."""
 
     slot: npt.NDArray[np.int64]  # [64] field number by hash of the name, -1 for none
     multiplier: int
-    name: Bytes  # [fields, 24]
-    name_length: npt.NDArray[np.int64]  # [fields]
-    kind: npt.NDArray[np.int64]  # [fields]
-    required: int  # bit mask over fields
+    text: Bytes  # [fields, bytes of the longest name]
+    length: npt.NDArray[np.int64]  # [fields]
+
+
+class Texts(NamedTuple):
+    """What `certain_text_end` looks up."""
+
+    weight: npt.NDArray[np.int64]  # [256]
     currency: npt.NDArray[np.bool_]  # [26^3]
-    weight: npt.NDArray[np.int64]  # [256] for scan_string
+
+
+class Tables(NamedTuple):
+    """The contract as the screening kernel reads it."""
+
+    names: Names
+    kind: npt.NDArray[np.int64]  # [fields]
+    required: int  # bit by field
+    texts: Texts
 
 
 @nb.njit(cache=True, nogil=True)
@@ -75,10 +94,10 @@ def name_slot(data: Bytes, start: int, length: int, multiplier: int) -> Integer:
     return ((mixed * multiplier) >> 20) & (_SLOTS - 1)
 
 
-def _build_tables() -> Tables:
-    names = [name.encode() for name in Payment.model_fields]
-    padded = np.frombuffer(b"".join(name.ljust(NAME_BYTES_MAX, b"\0") for name in names), dtype=np.uint8).reshape(
-        len(names), NAME_BYTES_MAX
+def _names() -> Names:
+    names = [name.encode() for name in FIELD_NAMES]
+    padded = np.frombuffer(b"".join(name.ljust(_NAME_BYTES_MAX, b"\0") for name in names), dtype=np.uint8).reshape(
+        len(names), _NAME_BYTES_MAX
     )
     for multiplier in range(1, 1 << 20, 2):  # the first that separates all names; found within milliseconds
         slots = [int(name_slot.py_func(row, 0, len(name), multiplier)) for row, name in zip(padded, names, strict=True)]
@@ -88,16 +107,12 @@ def _build_tables() -> Tables:
         raise RuntimeError("no multiplier separates the contract's names; enlarge _SLOTS")
     slot = np.full(_SLOTS, -1, dtype=np.int64)
     slot[slots] = np.arange(len(names))
-    return Tables(
-        slot=slot,
-        multiplier=multiplier,
-        name=padded.copy(),
-        name_length=np.array([len(name) for name in names], dtype=np.int64),
-        kind=np.array([KINDS.get(name, Kind.IDENTIFIER) for name in Payment.model_fields], dtype=np.int64),
-        required=sum(1 << number for number, name in enumerate(Payment.model_fields) if name in REQUIRED_FIELDS),
-        currency=known_indices(),
-        weight=string_weights(),
-    )
+    return Names(slot, multiplier, padded.copy(), np.array([len(name) for name in names], dtype=np.int64))
 
 
-TABLES: Final = _build_tables()
+TABLES: Final = Tables(
+    names=_names(),
+    kind=np.array([field.kind for field in FIELDS], dtype=np.int64),
+    required=sum(1 << number for number, field in enumerate(FIELDS) if field.required),
+    texts=Texts(byte_weights(), known_indices()),
+)

@@ -5,7 +5,7 @@
     └── PromiseBroken           a promise of the product does not hold (digest, gate, audit); exit code 3
 
 Parts derive their own errors from these (ModelError, BundleError, SinkError …).
-`schemas.errors.ContractError` stands apart: it is an outcome (a dead letter), not a failure.
+`schemas.contract_error.ContractError` stands apart: it is an outcome (a dead letter), not a failure.
 """
 
 from __future__ import annotations

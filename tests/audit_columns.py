@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from hypothesis import strategies as st
 
-from schemas import audit
-from schemas.audit import AuditColumns, AuditContext
+from schemas import audit_record
+from schemas.audit_record import AuditColumns, AuditContext
 
 TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=("Cs",)), max_size=12)
 FLOAT32 = st.floats(width=32, allow_nan=True, allow_infinity=True)
@@ -27,10 +27,10 @@ def columns(draw: st.DrawFn, rows_min: int = 0) -> AuditColumns:
         payment_id=many(TEXT),
         partition=many(st.integers(0, 2**31 - 1), np.int32),
         offset=many(INT64, np.int64),
-        event_time_ms=many(st.integers(0, audit.EVENT_TIME_MS_MAX), np.int64),
+        event_time_ms=many(st.integers(0, audit_record.EVENT_TIME_MS_MAX), np.int64),
         amount_minor=many(INT64, np.int64),
         currency=many(TEXT),
-        **{name: many(st.none() | TEXT) for name in audit.NULLABLE},
+        **{name: many(st.none() | TEXT) for name in audit_record.NULLABLE},
         decision=many(st.integers(0, 1), np.uint8),
         mode=many(st.integers(0, 3), np.uint8),
         margin=many(FLOAT32, np.float32),

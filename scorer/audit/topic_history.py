@@ -11,7 +11,7 @@ from typing import Any
 
 from confluent_kafka import Consumer, Message, TopicPartition
 
-from schemas.audit import AuditColumns, AuditError, AuditHeader, decode
+from schemas.audit_record import AuditColumns, AuditError, AuditHeader, decode
 from scorer import kafka
 from scorer.runtime.settings import Settings
 

@@ -1,10 +1,13 @@
-"""Backtest: what a bundle and a policy would have done, measured on payments whose labels have matured."""
+"""Backtest: what a bundle and a policy would have done, measured on payments whose labels have matured.
+
+It may read the decisions that a replay stored, bundles and policies, and write a page and Parquet files; no service.
+"""
 
 from __future__ import annotations
 
-from scorer.backtest.decided import BacktestError, Decided
+from scorer.backtest.decided_payments import BacktestError, Decided
 from scorer.backtest.measurement import Backtest, backtest
-from scorer.backtest.page import write_page
-from scorer.backtest.whatif import WhatIf, what_if
+from scorer.backtest.policy_trial import WhatIf, what_if
+from scorer.backtest.report_page import write_page
 
 __all__ = ["Backtest", "BacktestError", "Decided", "WhatIf", "backtest", "what_if", "write_page"]

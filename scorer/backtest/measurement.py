@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from scorer.backtest import figures
-from scorer.backtest.decided import DAY_MS, BacktestError, Decided
-from scorer.train.ranking import card_precision
+from scorer.backtest import backtest_figures as figures
+from scorer.backtest.decided_payments import DAY_MS, BacktestError, Decided
+from scorer.training.ranking import card_precision
 
 REFERENCE_ROWS_MAX = 200_000
 
@@ -44,11 +44,11 @@ class Backtest:
     cards: int
     sides: list[Side]
     changes: pa.Table | None = None
-    """Payments that the second side decides otherwise: what they are, and score, decision, reasons, rules of both."""
+    """Payments that the second side decides otherwise: their fields, and score, decision, reasons and rules of both."""
     notes: list[str] = field(default_factory=list)
 
     def write_numbers(self, folder: Path) -> None:
-        """All of it as Parquet files in `folder`: overall, days, segments, sweep, calibration, drift, changes."""
+        """All figures as Parquet files in `folder`: overall, days, segments, sweep, calibration, drift, changes."""
         folder.mkdir(parents=True, exist_ok=True)
 
         def write(name: str, rows: list[dict[str, Any]]) -> None:
@@ -179,7 +179,7 @@ def backtest(
     rounds: int = 200,
     seed: int = 1,
 ) -> Backtest:
-    """Measure `first`, and `second` beside it, on payments from `from_ms` on whose label was known by `as_of_ms`.
+    """Measure `first`, and `second` if given, on payments from `from_ms` on whose label was known by `as_of_ms`.
 
     Payments before `from_ms` are the reference of the drift figures. `reasons`: as `changes` takes them. `alerts`: how
     many payments a team looks at in a day; `cards`: k of the card precision; `rounds`: draws of the bootstrap.

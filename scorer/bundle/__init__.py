@@ -1,4 +1,4 @@
-"""The bundle: a folder that holds all a worker needs to decide, and proves what it is before it is used.
+"""The bundle: a folder with everything a worker needs to decide, verified before it is used.
 
     manifest.json       sha256 of all other files, feature fingerprint, threshold, calibration, training window, metrics
     manifest.sig        Ed25519 signatures of the manifest (may be absent)

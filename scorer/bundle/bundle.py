@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from features.feature_set import FeatureSet, FeatureSetError
 from scorer.bundle.bundle_errors import BundleContentError, BundleGateError, BundleManifestError, BundleMismatchError
-from scorer.bundle.folder import checked, listing, read, write_folder
+from scorer.bundle.bundle_folder import checked, listing, read, write_folder
 from scorer.bundle.manifest import (
     FEATURE_SET,
     FORMAT_VERSION,
@@ -38,7 +38,7 @@ from scorer.policy import Policy, PolicyError
 
 @dataclass(frozen=True)
 class Challenger:
-    """A model that scores in shadow: what it would have said is audited, nothing else."""
+    """A model that scores in shadow: its margins are audited and decide nothing."""
 
     id: str
     model: CompiledModel
@@ -69,7 +69,7 @@ class Bundle:
     policy: Policy
     challengers: tuple[Challenger, ...] = ()
     signed_by: tuple[str, ...] = ()
-    """Public keys whose signatures fit; whether one is trusted is for `load` to say."""
+    """Public keys with a valid signature; whether one must be trusted is decided by `load`."""
     golden: np.ndarray | None = None
     """float32 [rows, features + 1]: inputs and the source model's margins."""
     student: Challenger | None = None
@@ -85,18 +85,18 @@ class Bundle:
         return self.manifest.calibration.apply(margins, self.model.link)
 
     def shadow_margins(self, features: np.ndarray) -> np.ndarray:
-        """float32 [n, challengers]: what the challengers say of rows float32 [n, k], in the order of `challengers`."""
+        """float32 [n, challengers]: the challengers' margins of rows float32 [n, k], in the order of `challengers`."""
         out = np.empty((len(features), len(self.challengers)), dtype=np.float32)
         for column, challenger in enumerate(self.challengers):
             out[:, column] = challenger.model.margins(features)
         return out
 
     def degraded(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-        """What stands for the model when there is no time for it, of rows float32 [n, k]: margins float32 [n], scores
+        """The result without the model (no time for it) of rows float32 [n, k]: margins float32 [n], scores
         float64 [n], and bool [n], which of them reach the threshold.
 
-        The student's. Without one the margin is that before the model's first tree, which says how common fraud is and
-        no more: then the last is None.
+        The student's. Without one the margin is that before the model's first tree, which is only the rate of fraud:
+        then the last is None.
         """
         if self.student is None:
             margins = np.full(len(features), self.model.base_margin, dtype=np.float32)
@@ -127,12 +127,12 @@ class Bundle:
         raw = read(folder, MANIFEST)
         signature = read(folder, SIGNATURE) if SIGNATURE in names else None
         keys = tuple(trusted_keys or ())
-        if keys:  # before anything else of the bundle is looked at
+        if keys:  # before anything else of the bundle is read
             require_trusted(raw, signature, keys)
         manifest = _parse_manifest(raw, folder)
         expected = {MANIFEST, *manifest.files}
         if extra := sorted(names - expected - {SIGNATURE}):
-            raise BundleContentError(f"{folder} holds {extra[0]!r}, which its manifest does not name; take it out")
+            raise BundleContentError(f"{folder} holds {extra[0]!r}, which its manifest does not name; remove it")
         if missing := sorted(expected - names):
             raise BundleContentError(f"{folder} lacks {missing[0]!r}, which its manifest names; copy the bundle again")
         contents = {name: checked(folder, name, digest) for name, digest in manifest.files.items()}
@@ -202,7 +202,7 @@ def write_bundle(
             versions=versions or {},
         )
     except (ValidationError, FeatureSetError, ModelError) as error:
-        raise BundleManifestError(f"no bundle can be made of this: {_reason(error)}") from error
+        raise BundleManifestError(f"no bundle can be written: {_reason(error)}") from error
     contents[MANIFEST] = manifest.to_bytes()
     return write_folder(output, contents, Bundle.load)
 
@@ -281,7 +281,7 @@ def _parse_manifest(raw: bytes, folder: Path) -> Manifest:
     except (ValueError, RecursionError) as error:
         raise BundleManifestError(f"{folder / MANIFEST} is not JSON") from error
     version = document.get("format_version") if isinstance(document, dict) else None
-    # Looked at before all else: a later format may have fields that this one would call unknown.
+    # Checked first: a later format may have fields that this one would refuse.
     if version != FORMAT_VERSION:
         raise BundleManifestError(
             f"{MANIFEST} in {folder} has format_version {version!r:.40}, this program reads {FORMAT_VERSION}"

@@ -1,4 +1,4 @@
-"""What can be wrong with a bundle.
+"""Why a bundle is refused.
 
 BundleError                     (FraudScorerError)
 ├── BundleContentError          a file is missing, unknown, not a plain file, too large, or has another hash
@@ -6,7 +6,7 @@ BundleError                     (FraudScorerError)
 ├── BundleMismatchError         two parts contradict each other; the message names both sides
 ├── BundleSignatureError        no trusted key signed it, or a signature does not fit
 ├── BundleGateError             the compiled model does not give the margins that its source gave
-└── BundleExistsError           something stands where the bundle is to be written
+└── BundleExistsError           the output folder exists already
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class BundleError(FraudScorerError):
 
 
 class BundleContentError(BundleError):
-    """The folder does not hold what its manifest says."""
+    """The folder does not hold what its manifest states."""
 
     exit_code = 3
 
@@ -35,16 +35,16 @@ class BundleMismatchError(BundleError):
 
 
 class BundleSignatureError(BundleError):
-    """The bundle is not signed by anybody who is trusted."""
+    """No trusted key signed the bundle."""
 
     exit_code = 3
 
 
 class BundleGateError(BundleError):
-    """The bundle's model does not do what it did when the bundle was made."""
+    """The bundle's model does not give the margins that it gave when the bundle was written."""
 
     exit_code = 3
 
 
 class BundleExistsError(BundleError):
-    """The place to write to is taken; bundles are never overwritten."""
+    """The output exists; bundles are never overwritten."""

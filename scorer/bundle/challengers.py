@@ -1,4 +1,4 @@
-"""Champion and challengers: a bundle that decides as before, and carries the models of others to score in shadow."""
+"""Champion and challengers: a bundle that decides as before and carries others' models, which score in shadow."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from scorer.bundle.bundle import Bundle, NewChallenger, write_bundle
 from scorer.bundle.bundle_errors import BundleMismatchError
-from scorer.bundle.folder import checked
+from scorer.bundle.bundle_folder import checked
 from scorer.bundle.manifest import CHALLENGER_ID_MAX, CHALLENGERS_MAX, FEATURE_SET, POLICY
 from scorer.errors import UsageError
 

@@ -1,7 +1,7 @@
-"""The gate: what a bundle must show before it is activated. Loading is its first part; this is the rest, and the report
-of it all.
+"""The gate: the checks that a bundle must pass before it is activated. Loading is the first; here are the others and
+the report.
 
-Each check is said in words, whatever comes of it; the gate is passed when all are.
+Each check gives a sentence, passed or not; the gate is passed when all checks are.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import treelite
 
 from scorer.bundle.bundle import Bundle
 from scorer.bundle.bundle_errors import BundleError
-from scorer.bundle.folder import checked
+from scorer.bundle.bundle_folder import checked
 from scorer.model import CompiledModel, ModelError
 from scorer.model.calibration import Calibration
 from scorer.model.lightgbm_text import is_lightgbm
@@ -32,7 +32,7 @@ _UNIT = float(np.finfo(np.float32).eps)
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at."""
+    """One check and its result."""
 
     name: str
     passed: bool
@@ -55,7 +55,7 @@ class _Subject:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the gate found; `bundle` is None when it could not even be loaded."""
+    """What the gate found; `bundle` is None when it could not be loaded."""
 
     checks: tuple[Check, ...]
     bundle: Bundle | None
@@ -66,7 +66,7 @@ class Verdict:
 
 
 def verify(path: str | Path, *, trusted_keys: Iterable[str] | None = None, rows: int = RANDOM_ROWS) -> Verdict:
-    """Load the bundle and run every check on it. Raises nothing for a bad bundle: it is in the verdict."""
+    """Load the bundle and run every check on it. Raises nothing for a bad bundle: the verdict has the reason."""
     keys = tuple(trusted_keys or ())
     try:
         bundle = Bundle.load(path, trusted_keys=keys)
@@ -89,7 +89,7 @@ def verify(path: str | Path, *, trusted_keys: Iterable[str] | None = None, rows:
         _run("calibration", lambda: _calibration(champion, bundle.threshold_margin, manifest.threshold_score)),
         _run("explanations", lambda: _explanations(champion, _random_rows(champion, rows))),
     ]
-    # A challenger decides nothing, yet its margins go to the audit trail: they are held to the same.
+    # A challenger decides nothing, but its margins go to the audit trail: the same checks apply.
     for info, shadow in zip(manifest.challengers, bundle.challengers, strict=True):
         file = manifest.challenger_file(info.id)
         subject = _Subject(
@@ -112,7 +112,7 @@ def verify(path: str | Path, *, trusted_keys: Iterable[str] | None = None, rows:
 
 
 def _checks(subject: _Subject, rows: int) -> list[Check]:
-    """What holds of every model, whoever decides by it."""
+    """The checks of every model, champion or challenger."""
     golden, sample = subject.golden, _random_rows(subject, rows)
     return [
         Check(
@@ -181,7 +181,7 @@ def _treelite(subject: _Subject, rows: np.ndarray) -> tuple[bool, str]:
             copy.write_bytes(data)
             model = treelite.frontend.load_lightgbm_model(copy)
     elif is_checkpoint(data):
-        # Its reader trusts lengths; ours has gone through the same bytes before, and has checked them all.
+        # treelite's reader trusts lengths; ours has read and checked the same bytes before.
         model = treelite.Model.deserialize_bytes(data)
     elif is_ubj(data):
         model = treelite.frontend.from_xgboost_ubjson(data)

@@ -1,4 +1,4 @@
-"""manifest.json: what a bundle says of itself."""
+"""manifest.json: the contract of what a bundle states about itself."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CHALLENGERS_MAX, CHALLENGER_ID_MAX = 4, 62
 _CHALLENGER_GOLDEN = "golden-{}.f32"
 _CHALLENGER = re.compile(r"^challenger-([a-z0-9_-]{1,62})\.(ubj|json|txt|tl)$")
 
-# Years 1 to 9999: what a date can be written for.
+# Years 1 to 9999: the range of dates.
 EpochMs = Annotated[int, Field(ge=-62_135_596_800_000, le=253_402_300_799_999)]
 Count = Annotated[int, Field(ge=0, le=2**63 - 1)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -123,6 +123,8 @@ class Manifest(_Strict):
     def to_bytes(self) -> bytes:
         """The manifest as written: sorted keys, two spaces, one newline at the end."""
         document = self.model_dump(mode="json")
-        if self.student is None:  # as before there were students: the same bundle has the same id, and old ones read it
+        if (
+            self.student is None
+        ):  # absent as before there were students: the same bundle keeps its id, older versions read it
             del document["student"]
         return (json.dumps(document, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()

@@ -1,7 +1,7 @@
 """Ed25519 signatures over a manifest: a detached manifest.sig, any number of signers, trust by public key.
 
 The manifest carries the hash of every other file, so what signs it signs them all. What is signed is a fixed prefix and
-the manifest's bytes: a signature made for something else says nothing here. A public key is written as "ed25519:" and
+the manifest's bytes: a signature made for another purpose is not valid here. A public key is written as "ed25519:" and
 its 32 bytes in base64.
 """
 
@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from scorer.bundle.bundle_errors import BundleSignatureError
-from scorer.bundle.folder import listing, read, sync_folder
+from scorer.bundle.bundle_folder import listing, read, sync_folder
 from scorer.bundle.manifest import MANIFEST, SIGNATURE
 from scorer.errors import UsageError
 
@@ -84,7 +84,7 @@ def read_private_key(path: Path, password: bytes | None = None) -> Ed25519Privat
     try:
         key = serialization.load_pem_private_key(path.read_bytes(), password)
     except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise UsageError(f"{path} is no readable private key in PEM ({type(error).__name__})") from error
+        raise UsageError(f"{path} is not a readable private key in PEM ({type(error).__name__})") from error
     if not isinstance(key, Ed25519PrivateKey):
         raise UsageError(f"{path} is not an Ed25519 key; make one with: fraud-scorer bundle sign --new-key")
     return key

@@ -32,7 +32,7 @@ PolicyOption = Annotated[Path | None, typer.Option("--policy", exists=True, dir_
 def backtest_command(
     bundle: BundleOption,
     file: InputOption,
-    output: Annotated[Path, typer.Option(help="HTML to write; the numbers go to a folder beside it.")],
+    output: Annotated[Path, typer.Option(help="HTML to write; the figures go to a folder next to it.")],
     mapping: MappingOption = None,
     against: Annotated[Path | None, typer.Option(exists=True, file_okay=False, help="A second bundle.")] = None,
     policy: PolicyOption = None,
@@ -44,7 +44,7 @@ def backtest_command(
     rounds: RoundsOption = 200,
     as_json: Json = False,
 ) -> None:
-    """Replay a file with a bundle (and a second bundle or policy beside it) and measure on matured labels.
+    """Replay a file with a bundle (and a second bundle or policy) and measure on matured labels.
 
     Example: fraud-scorer backtest --bundle bundles/cards --against bundles/next --input h.parquet --mapping m.yaml
     --from 2018-08-29 --output report.html
@@ -85,7 +85,7 @@ def what_if_command(
     bundle: BundleOption,
     decided: Annotated[Path, typer.Option("--decided", exists=True, help="Output of `replay` with the bundle.")],
     policy: Annotated[Path, typer.Option("--policy", exists=True, dir_okay=False, help="The policy to try.")],
-    output: Annotated[Path | None, typer.Option(help="HTML to write; the numbers go to a folder beside it.")] = None,
+    output: Annotated[Path | None, typer.Option(help="HTML to write; the figures go to a folder next to it.")] = None,
     begin: FromOption = None,
     until: UntilOption = None,
     as_of: AsOfOption = None,

@@ -22,9 +22,7 @@ from scorer.cli.command_support import Json, counting, out, parse_time_ms, read_
 from scorer.cli.command_support import settings as load_settings
 from scorer.errors import PromiseBroken, UsageError
 
-app = typer.Typer(
-    help="Look into bundles, verify, sign, activate, compile, challenge and export them.", no_args_is_help=True
-)
+app = typer.Typer(help="Show, verify, sign, activate, compile, challenge and export bundles.", no_args_is_help=True)
 
 Folder = Annotated[Path, typer.Argument(exists=True, file_okay=False, help="The bundle's folder.")]
 TrustedKeys = Annotated[
@@ -63,7 +61,7 @@ def show_bundle(folder: Folder, as_json: Json = False) -> None:
         if curve.kind != "platt"
         else f"platt: sigmoid({curve.slope:.6g} x margin {curve.intercept:+.6g})",
         "golden_rows": manifest.golden_rows,
-        "signed_by": ", ".join(loaded.signed_by) or "nobody",
+        "signed_by": ", ".join(loaded.signed_by) or "none",
         "challengers": ", ".join(item.id for item in loaded.challengers) or "none",
         "student": loaded.manifest.student or "none",
         "evaluator": f"{plan.vector_trees} trees in byte lanes" if plan.vector_trees else f"plain walk: {plan.reason}",
@@ -130,8 +128,8 @@ def activate(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Verify a bundle, then tell every shard to decide with it, from one place of its journal on. An older bundle rolls
-    back.
+    """Verify a bundle, then activate it: every shard decides with it from one position of its journal on. To roll back,
+    activate the older bundle.
 
     Example: fraud-scorer bundle activate bundles/cards-2
     """
@@ -173,7 +171,7 @@ def compile_bundle(
     seed: Annotated[int, typer.Option(help="Seed of the student.")] = 1,
     as_json: Json = False,
 ) -> None:
-    """Pull one lever and print size, speed and quality before and after, on held-out payments.
+    """Apply one lever and print size, speed and quality before and after, on held-out payments.
 
     Example: fraud-scorer bundle compile bundles/cards --prune --input later.parquet --mapping m.yaml --output
     bundles/cards-small
@@ -254,7 +252,7 @@ def export(
 
     Example: fraud-scorer bundle export bundles/cards --format c --output fraud.c
     """
-    from scorer.compress.export import to_c, to_python  # noqa: PLC0415 - code generation is seldom wanted
+    from scorer.compress.source_export import to_c, to_python  # noqa: PLC0415 - code generation is rarely needed
 
     bundle = Bundle.load(folder)
     text = to_c(bundle) if language == "c" else to_python(bundle)

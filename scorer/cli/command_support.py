@@ -19,8 +19,8 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from rich.table import Table
 from rich.text import Text
 
-from schemas.errors import ContractError
-from schemas.times import event_time_ms
+from schemas.contract_error import ContractError
+from schemas.event_time import event_time_ms
 from scorer.errors import UsageError
 from scorer.files.mapping import Mapping
 from scorer.runtime import logs

@@ -1,4 +1,4 @@
-"""`features`: the training export; `features explain`: a feature set in words and its memory; `features schema`: for
+"""`features`: the training export; `features explain`: a feature set described, with its memory; `features schema`: for
 editors."""
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def explain(
     feature_set: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="The feature set (YAML).")],
     as_json: Json = False,
 ) -> None:
-    """Each feature in words, what a key and a payment cost in memory, and the set's fingerprint.
+    """Each feature described, the memory of a key and a payment, and the set's fingerprint.
 
     Example: fraud-scorer features explain cards.yaml
     """
@@ -84,9 +84,7 @@ def explain(
         columns = [asdict(f) for f in cost.features]
         show({**summary, "columns": columns}, as_json=True, title="")
         return
-    table = Table(
-        "feature", "what it is", "bytes a key", "and at most, for", title=str(feature_set), title_justify="left"
-    )
+    table = Table("feature", "description", "bytes a key", "at most, for", title=str(feature_set), title_justify="left")
     for f in cost.features:
         table.add_row(
             f.name, f.sentence, str(f.bytes_per_key or ""), f"{f.bytes_more_max} {f.counted}" if f.counted else ""

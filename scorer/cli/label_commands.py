@@ -15,9 +15,9 @@ import typer
 from confluent_kafka import KafkaError, KafkaException, Message
 from rich.table import Table
 
-from schemas.errors import ContractError
-from schemas.fields import check_contract
-from schemas.label import Label
+from schemas.contract_error import ContractError
+from schemas.field_types import check_contract
+from schemas.label_record import Label
 from scorer import kafka
 from scorer.cli.command_support import Json, out, show
 from scorer.cli.command_support import settings as load_settings

@@ -1,4 +1,4 @@
-"""`prove`: history decided again and held against what was decided live."""
+"""`prove`: history decided again and compared with what was decided live."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def prove(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Decide history again and compare each payment with the audit trail; each difference is told with its cause.
+    """Decide history again and compare each payment with the audit trail; each difference is reported with its cause.
 
-    Causes: another bundle or feature set decided live; a late label; the file says something else; tampering. Exits 3
+    Causes: another bundle or feature set decided live; a late label; other values in the file; tampering. Exits 3
     when a row was tampered with, is missing, or differs without a cause.
 
     Example: fraud-scorer prove --bundle bundles/cards --differences differences.parquet
@@ -65,13 +65,13 @@ def prove(
                     begin_ms=begin_ms, until_ms=until_ms, progress=progress, expect=progress.expect,
                 )  # fmt: skip
             else:
-                raise UsageError(f"--input {source}: neither a file nor the word `topic`")
+                raise UsageError(f"--input {source}: neither a file nor `topic`")
     finally:
         proof = found.close()
     _report(proof, as_json=as_json)
     if not proof.holds:
         raise PromiseBroken(
-            "the trail differs from what is decided again, and not by another bundle, feature set, label or payment"
+            "the trail differs from the decisions made again, and not by another bundle, feature set, label or payment"
         )
 
 

@@ -1,4 +1,4 @@
-"""`replay`: history decided again."""
+"""`replay`: history decided again, from files, topics or audit rows."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def replay(
     output: Annotated[
         str | None,
         typer.Option(
-            help="All about each decision: NAME.parquet, a folder by day, or topic:NAME (not a live one). An "
-            "interrupted run into a folder or topic goes on."
+            help="Where decisions go, with all that explains them: NAME.parquet, a folder by day, or topic:NAME (not a "
+            "live one). An interrupted run into a folder or topic is resumed."
         ),
     ] = None,
     mapping: MappingOption = None,
@@ -50,7 +50,11 @@ def replay(
     ] = None,
     processes: Annotated[
         int,
-        typer.Option(min=1, max=PROCESSES_MAX, help="With a file in order of time: so many processes, each some keys."),
+        typer.Option(
+            min=1,
+            max=PROCESSES_MAX,
+            help="With a file in order of time: number of processes; each computes some of the keys.",
+        ),
     ] = 1,
     shard: Annotated[int, typer.Option(min=0, help="With topic or audit: which shard's journal.")] = 0,
     as_json: Json = False,
@@ -85,14 +89,14 @@ def _replayed(
 ) -> Report:
     options: dict[str, Any] = {"progress": progress, "expect": progress.expect}
     if processes > 1 and source in ("topic", "audit"):
-        raise UsageError("--processes is for files; of a topic, replay each --shard by a command of its own")
+        raise UsageError("--processes is for files; of a topic, replay each --shard by its own command")
     if source == "topic":
         settings = reading_history(load_settings())
         return replay_topic(bundle, settings, target, shard=shard, window=window, **options)
     if source == "audit":
         return replay_audit(bundle, load_settings().postgres_url, target, shard=shard, window=window, **options)
     if not Path(source).is_file():
-        raise UsageError(f"--input {source}: neither a file nor one of the words `topic` and `audit`")
+        raise UsageError(f"--input {source}: neither a file nor `topic` nor `audit`")
     if window.offsets:
         raise UsageError("--offsets are of topics; with a file use --from and --until")
     times: dict[str, Any] = {"begin_ms": window.begin_ms, "until_ms": window.until_ms}
@@ -103,10 +107,10 @@ def _replayed(
 
 
 def _target(output: str | None) -> Path | Open | None:
-    """A path, or what opens a topic of its own."""
+    """A path, or what opens a separate topic."""
     if output is None or not output.startswith(_TOPIC):
         return None if output is None else Path(output)
-    # The one part of a replay that writes to Kafka, and loaded only where it does.
+    # The only part of a replay that writes to Kafka; imported only when it does.
     from scorer.operate.replay_topic_output import TopicOutput, refuse_live  # noqa: PLC0415
 
     settings, name = reading_history(load_settings()), output.removeprefix(_TOPIC)
@@ -122,6 +126,6 @@ def _ranges(texts: list[str]) -> dict[int, tuple[int, int]]:
         if found is None or int(found[2]) >= int(found[3]):
             raise UsageError(f"--offsets {text}: write PARTITION:START-END with END after START, such as 0:1000-2000")
         if int(found[1]) in result:
-            raise UsageError(f"--offsets: partition {found[1]} is named twice; give one range for each")
+            raise UsageError(f"--offsets: partition {found[1]} is named twice; give one range per partition")
         result[int(found[1])] = int(found[2]), int(found[3])
     return result

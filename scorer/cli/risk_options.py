@@ -1,4 +1,4 @@
-"""What the risk team's commands share: their options and how a run is reported."""
+"""What the risk team's commands share: options, and the report of a run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def read_feature_set(path: Path) -> FeatureSet:
 
 
 def with_report(result: dict[str, Any], report: Report) -> dict[str, Any]:
-    """A result with the counts of the run it came from before it, and the reasons of refusal after it."""
+    """A result between the counts of its run and the reasons of refusal; warns of labels that were lost."""
     counts = {
         "payments": report.payments,
         "dead_letters": report.dead_letters,
@@ -37,14 +37,14 @@ def with_report(result: dict[str, Any], report: Report) -> dict[str, Any]:
     }
     if report.labels_refused:
         typer.echo(
-            f"warning: {report.labels_refused} labels found no room in the engine, so features made of labels are too "
+            f"warning: {report.labels_refused} labels exceeded the engine's capacity, so label features are too "
             f"low; shorten the mapping's label_delay, or give a shorter history",
             err=True,
         )
     if report.labels_unmatched:
         typer.echo(
-            f"warning: {report.labels_unmatched} labels made room for younger ones before their payments came. Those "
-            f"of refused or late payments never find one; if others are among them, label features are too low",
+            f"warning: {report.labels_unmatched} labels were dropped for newer ones before their payments came. Those "
+            f"of refused or late payments never match; if others are among them, label features are too low",
             err=True,
         )
     return {

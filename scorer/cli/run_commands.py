@@ -51,7 +51,7 @@ def run(bundle: BundleOption) -> None:
 
 def _worker(settings: Settings, bundle: Path) -> Worker:
     # Imports that take seconds; other commands need not wait for them.
-    from scorer.bundle.fetch import load_bundle  # noqa: PLC0415
+    from scorer.bundle.bundle_location import load_bundle  # noqa: PLC0415
     from scorer.kafka import rights  # noqa: PLC0415
     from scorer.worker.worker import Worker  # noqa: PLC0415
 

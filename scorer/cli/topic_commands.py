@@ -12,7 +12,7 @@ import numpy as np
 import typer
 from rich.table import Table
 
-from schemas.published import json_schemas
+from schemas.json_schemas import json_schemas
 from scorer.cli.command_support import Json, err, out, parse_time_ms, read_mapping, show, stop_on_signals
 from scorer.cli.command_support import settings as load_settings
 from scorer.errors import UsageError

@@ -18,8 +18,9 @@ from schemas.durations import parse_duration_ms
 from scorer.cli.command_support import Json, counting, err, out, parse_time_ms, read_mapping, read_text, show
 from scorer.cli.risk_options import InputOption, MappingOption, SetOption, read_feature_set, with_report
 from scorer.errors import UsageError
-from scorer.replay import file_batches, training_table
-from scorer.train.suspects import DOUBTFUL_PRECISION
+from scorer.replay import TrainingTable, file_batches, training_table
+from scorer.training.leakage_suspects import DOUBTFUL_PRECISION
+from scorer.training.training_run import TrainingReport
 
 
 def train(
@@ -44,7 +45,8 @@ def train(
         bool, typer.Option("--refit/--no-refit", help="Fit once more on all known rows, validation included.")
     ] = True,
     accept: Annotated[
-        list[str] | None, typer.Option("--accept", help="A suspected feature that is honest; may be repeated.")
+        list[str] | None,
+        typer.Option("--accept", help="A suspected feature that is known before the decision; may be repeated."),
     ] = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads for xgboost.")] = 2,
     report_file: Annotated[
@@ -58,48 +60,34 @@ def train(
     Example: fraud-scorer train --feature-set cards.yaml --policy policy.yaml --input history.parquet --mapping m.yaml
     --from 2018-05-01 --until 2018-08-22 --trials 20 --output bundles/cards
     """
-    from scorer.train import train as fit  # noqa: PLC0415 - xgboost is an extra
+    from scorer.training import TrainingRows, TrainingSettings  # noqa: PLC0415 - only this command trains
+    from scorer.training import train as fit  # noqa: PLC0415
 
     text, policy_text = read_text(feature_set, "feature set"), read_text(policy, "policy")
     declared = read_feature_set(feature_set)
-    try:
-        gap_ms = parse_duration_ms(label_gap)
-    except ValueError as exc:
-        raise UsageError(f"--label-gap: {exc}") from exc
+    settings = TrainingSettings(
+        name=name or declared.name,
+        created_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        seed=seed,
+        label_gap_ms=_duration_ms(label_gap, "--label-gap"),
+        threads=threads,
+        trials=trials,
+        refit=refit,
+        as_of_ms=parse_time_ms(as_of, "--as-of"),
+        accepted=accept or (),
+    )
     begin_ms, end_ms = parse_time_ms(begin, "--from"), parse_time_ms(until, "--until")
     if begin_ms is not None and end_ms is not None and begin_ms >= end_ms:
         raise UsageError(f"--from {begin} is not before --until {until}")
     with counting("payments", quiet=as_json) as progress:
         batches = file_batches(file, read_mapping(mapping), until_ms=end_ms)
         table = training_table(declared, batches, source=file, progress=progress)
-    keep = np.ones(len(table.label), dtype=np.bool_)
-    if begin_ms is not None:
-        keep &= table.event_time_ms >= begin_ms
-    if end_ms is not None:
-        keep &= table.event_time_ms < end_ms
-    if not keep.any():
-        raise UsageError("no payment of the file lies in the window: check --from and --until")
+    kept = _inside(table, begin_ms, end_ms)
+    rows = TrainingRows(
+        table.features[kept], table.label[kept], table.event_time_ms[kept], table.label_known_at_ms[kept]
+    )
     with _progress(quiet=as_json) as (rounds, tried):
-        report = fit(
-            table.features[keep],
-            table.label[keep],
-            table.event_time_ms[keep],
-            table.label_known_at_ms[keep],
-            text,
-            policy_text,
-            output,
-            seed=seed,
-            label_gap_ms=gap_ms,
-            created_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            name=name or declared.name,
-            threads=threads,
-            trials=trials,
-            refit=refit,
-            as_of_ms=parse_time_ms(as_of, "--as-of"),
-            accepted=accept or (),
-            progress=rounds,
-            trial_progress=tried,
-        )
+        report = fit(rows, text, policy_text, output, settings, progress=rounds, trial_progress=tried)
     document = dataclasses.asdict(report) | {"output": str(report.output), "training": report.training.model_dump()}
     document["history"] = dataclasses.asdict(table.report)
     if report_file is not None:
@@ -112,19 +100,36 @@ def train(
         **report.metrics,
         "rows_learned_from": report.training.refit_rows or report.training.train_rows,
     }
+    result = with_report(result, table.report)
     if as_json:
-        show(
-            with_report(result, table.report)
-            | {"recipe": document["recipe"], "trials": document["trials"], "selection": document["features"]},
-            as_json=True,
-            title="",
-        )
+        selection = {"recipe": document["recipe"], "trials": document["trials"], "selection": document["features"]}
+        show(result | selection, as_json=True, title="")
         return
-    show(
-        with_report(result, table.report),
-        as_json=False,
-        title="Trained (figures: later days that the measured model had not seen)",
-    )
+    show(result, as_json=False, title="Trained (figures: later days that the measured model had not seen)")
+    _show_features(report)
+
+
+def _duration_ms(text: str, option: str) -> int:
+    try:
+        return parse_duration_ms(text)
+    except ValueError as exc:
+        raise UsageError(f"{option}: {exc}") from exc
+
+
+def _inside(table: TrainingTable, begin_ms: int | None, end_ms: int | None) -> np.ndarray:
+    """bool [n]: payments of [begin_ms, end_ms), epoch ms; None: no bound. Raises UsageError when there are none."""
+    kept = np.ones(len(table.label), dtype=np.bool_)
+    if begin_ms is not None:
+        kept &= table.event_time_ms >= begin_ms
+    if end_ms is not None:
+        kept &= table.event_time_ms < end_ms
+    if not kept.any():
+        raise UsageError("no payment of the file lies in the window: check --from and --until")
+    return kept
+
+
+def _show_features(report: TrainingReport) -> None:
+    """What each feature is worth, and a warning for those that may be made of the label."""
     heads = ("feature", "gain", "AP lost when shuffled", "impact", "direction", "missing", "verdict")
     worth = Table(*heads, title="What each feature is worth", title_justify="left")
     for row in report.features:
@@ -136,7 +141,7 @@ def train(
         if row.alone >= DOUBTFUL_PRECISION:
             err.print(
                 f"warning: {row.name} reaches an average precision of {row.alone:.2f} alone, by its values or by being "
-                f"there at all; make sure that it is known before the decision",
+                f"present at all; make sure that it is known before the decision",
                 markup=False,
             )
 

@@ -1,5 +1,4 @@
-"""Levers: what trades a model's size or speed against its quality, each measured before and after; and exports for
-small devices.
+"""Levers that trade a model's quality for size or speed, each measured before and after, and its export as source code.
 
-Offline tools: they may import training libraries, and nothing that decides payments imports them.
+It may touch bundles, models and the training room; nothing that decides payments imports it.
 """

@@ -1,4 +1,4 @@
-"""`bundle compile`: pull one lever, measure before and after on held-out rows, write the new bundle."""
+"""`bundle compile`: change a model by one lever, measure before and after on held-out rows, write the new bundle."""
 
 from __future__ import annotations
 
@@ -9,21 +9,31 @@ from typing import Any
 import numpy as np
 
 from scorer.bundle import Bundle, Calibration, write_bundle
-from scorer.bundle.folder import checked
+from scorer.bundle.bundle_folder import checked
 from scorer.bundle.manifest import FEATURE_SET, POLICY
-from scorer.compress import leaves
-from scorer.compress.distil import distil
-from scorer.compress.measure import Measure, measure, seconds
-from scorer.compress.rewrite import xgboost_bytes
+from scorer.compress import tree_levers
+from scorer.compress.distillation import distil
+from scorer.compress.model_figures import Measure, measure, seconds
+from scorer.compress.rewritten_model import xgboost_bytes
 from scorer.errors import PromiseBroken, UsageError
 from scorer.model import CompiledModel
 from scorer.model.calibration import fit_platt
 from scorer.model.early_exit import EarlyExit
 from scorer.model.tree_table import Table
-from scorer.train import average_precision, import_xgboost, threshold_for_share, versions
+from scorer.training import average_precision, import_xgboost, threshold_for_share, versions
+from scorer.training.compiled_booster import CompiledBooster
 
-_GOLDEN_ROWS = 256
 ROWS_MIN, FRAUDS_MIN = 200, 5
+
+
+@dataclass(frozen=True)
+class _Changed:
+    """What a lever made of a bundle's model: an xgboost model file and its calibration; `detail` is for the report."""
+
+    lever: str
+    data: bytes
+    calibration: Calibration
+    detail: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -44,20 +54,11 @@ class Compiled:
 def quantise(path: Path, output: Path, X: np.ndarray, truth: np.ndarray, *, bits: int, created_at: str) -> Compiled:
     """Leaves on a grid of `bits` bits. The calibration stays. Raises UsageError or BundleError."""
     bundle, source = _open(path, X, truth)
-    table = leaves.quantise_leaves(bundle.model.table, bits)
-    data = xgboost_bytes(source, table)
-    return _finish(
-        bundle,
-        path,
-        output,
-        f"quantise-leaves-{bits}",
-        data,
-        bundle.manifest.calibration,
-        X,
-        truth,
-        created_at,
-        {"bits": bits},
+    table = tree_levers.quantise_leaves(bundle.model.table, bits)
+    changed = _Changed(
+        f"quantise-leaves-{bits}", xgboost_bytes(source, table), bundle.manifest.calibration, {"bits": bits}
     )
+    return _written(bundle, path, output, changed, X, truth, created_at=created_at)
 
 
 def prune(
@@ -66,11 +67,11 @@ def prune(
     """Trees left out at the end, then sibling leaves merged, as far as average precision on the rows falls by at most
     `loss`.
 
-    The rows are cut in two by turns: one half chooses, the other measures, and may lose more than the half that chose.
-    Then nothing is written, unless `accept`. Raises UsageError, BundleError, or PromiseBroken for that.
+    Every other row chooses, the rest measure. Where the measuring rows lose more than `loss` nothing is written and
+    PromiseBroken is raised, unless `accept`. Raises UsageError or BundleError too.
     """
     if not 0.0 <= loss < 1.0:
-        raise UsageError(f"--loss {loss}: average precision may fall by 0 to 1, .005 say")
+        raise UsageError(f"--loss {loss}: average precision may fall by 0 to 1; give a value such as 0.005")
     bundle, source = _open(path, X, truth)
     chosen = np.arange(len(X)) % 2 == 0
     if min(int(truth[chosen].sum()), int(truth[~chosen].sum())) < FRAUDS_MIN:
@@ -82,16 +83,14 @@ def prune(
 
     full = bundle.model.table
     least = quality(full) - loss
-    short = leaves.truncate(full, quality, least)
-    table = leaves.merge_leaves(short, quality, least)
-    data = xgboost_bytes(source, table)
-    # What was left out moved all margins: the line from margin to probability is drawn anew.
+    short = tree_levers.truncate(full, quality, least)
+    table = tree_levers.merge_leaves(short, quality, least)
+    # Pruning moves all margins: the calibration is fitted again.
     curve = fit_platt(CompiledModel(table).margins(here), there.astype(np.float64))
     detail = {"loss_allowed": loss, "trees_after_truncation": short.tree_count, "nodes_after_merging": table.node_count}
-    return _finish(
-        bundle, path, output, "prune", data, curve, np.ascontiguousarray(X[~chosen]), truth[~chosen], created_at,
-        detail, loss_max=None if accept else loss,
-    )  # fmt: skip
+    changed = _Changed("prune", xgboost_bytes(source, table), curve, detail)
+    rest, loss_max = np.ascontiguousarray(X[~chosen]), None if accept else loss
+    return _written(bundle, path, output, changed, rest, truth[~chosen], created_at=created_at, loss_max=loss_max)
 
 
 def student(
@@ -111,7 +110,7 @@ def student(
         "student_depth": depth,
         "score_correlation": float(np.corrcoef(_ranks(teacher), _ranks(own))[0, 1]),
     }
-    return _finish(bundle, path, output, "distil", data, curve, later, there, created_at, detail)
+    return _written(bundle, path, output, _Changed("distil", data, curve, detail), later, there, created_at=created_at)
 
 
 def early_exit(path: Path, X: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
@@ -134,6 +133,16 @@ def early_exit(path: Path, X: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
     }
 
 
+def _refuse_loss(before: Measure, after: Measure, loss_max: float, truth: np.ndarray) -> None:
+    lost = before.average_precision - after.average_precision
+    if lost > loss_max:
+        raise PromiseBroken(
+            f"on the {len(truth):,} measuring rows ({int(truth.sum()):,} frauds) average precision fell by {lost:.4g}, "
+            f"more than the {loss_max:g} of --loss that holds on the choosing rows; nothing was written: give a "
+            "smaller --loss, more rows, or --accept-loss"
+        )
+
+
 def _ranks(values: np.ndarray) -> np.ndarray:
     _, group, size = np.unique(values, return_inverse=True, return_counts=True)
     return np.asarray((np.cumsum(size) - (size - 1) / 2.0)[group])
@@ -152,26 +161,26 @@ def _open(path: Path, X: np.ndarray, truth: np.ndarray) -> tuple[Bundle, bytes]:
     return bundle, checked(path, name, bundle.manifest.files[name])
 
 
-def _finish(
+def _written(
     bundle: Bundle,
     path: Path,
     output: Path,
-    lever: str,
-    data: bytes,
-    curve: Calibration,
+    changed: _Changed,
     X: np.ndarray,
     truth: np.ndarray,
-    created_at: str,
-    detail: dict[str, Any],
     *,
+    created_at: str,
     loss_max: float | None = None,
 ) -> Compiled:
-    source = import_xgboost().Booster({"nthread": 1})
-    source.load_model(bytearray(data))
-    data = bytes(source.save_raw("ubj"))
-    model = CompiledModel.from_bytes(data)
-    few = np.ascontiguousarray(X[np.linspace(0, len(X) - 1, min(_GOLDEN_ROWS, len(X))).astype(np.int64)])
-    golden = few, np.asarray(source.inplace_predict(few, predict_type="margin"), dtype=np.float32)
+    """Measure the changed model beside the bundle's own on rows float32 [n, k] with truth bool [n], and write it.
+
+    Raises PromiseBroken, and writes nothing, where average precision falls by more than `loss_max`.
+    """
+    xgboost, curve = import_xgboost(), changed.calibration
+    booster = xgboost.Booster({"nthread": 1})
+    booster.load_model(bytearray(changed.data))
+    compiled = CompiledBooster.of(xgboost, booster, threads=1)
+    data, model = compiled.raw, compiled.model
     scores = curve.apply(model.margins(X), model.link)
     score = bundle.policy.flag.score
     threshold = threshold_for_share(scores, float(bundle.policy.flag.share or 0)) if score is None else score
@@ -179,13 +188,8 @@ def _finish(
     old = checked(path, manifest.model_file, manifest.files[manifest.model_file])
     before = measure(old, bundle.model, manifest.calibration, float(bundle.threshold_margin), X, truth)
     after = measure(data, model, curve, float(curve.margin_for(threshold, model.link)), X, truth)
-    lost = before.average_precision - after.average_precision
-    if loss_max is not None and lost > loss_max:
-        raise PromiseBroken(
-            f"on the {len(X):,} rows that measure ({int(truth.sum()):,} frauds) average precision fell by {lost:.4g}, "
-            f"more than the {loss_max:g} of --loss that the choosing rows kept to; nothing was written: give a smaller "
-            "--loss, more rows, or --accept-loss"
-        )
+    if loss_max is not None:
+        _refuse_loss(before, after, loss_max, truth)
     read = {name: checked(path, name, manifest.files[name]).decode() for name in (FEATURE_SET, POLICY)}
     made = write_bundle(
         output,
@@ -196,7 +200,7 @@ def _finish(
         policy_yaml=read[POLICY],
         threshold_score=float(threshold),
         calibration=curve,
-        golden=golden,
+        golden=compiled.golden(X),
         training=manifest.training,
         metrics={
             "average_precision": after.average_precision,
@@ -206,17 +210,17 @@ def _finish(
             "rows": float(len(X)),
             "frauds": float(truth.sum()),
         },
-        versions=versions() | {"lever": lever, "from": bundle.id},
+        versions=versions() | {"lever": changed.lever, "from": bundle.id},
     )
     flags = [m.margins(X) >= b for m, b in ((bundle.model, bundle.threshold_margin), (model, made.threshold_margin))]
     return Compiled(
         bundle_id=made.id,
-        lever=lever,
+        lever=changed.lever,
         before=before,
         after=after,
         rows=len(X),
         frauds=int(truth.sum()),
         decisions_changed=int((flags[0] != flags[1]).sum()),
         score_distance_max=float(np.abs(scores - bundle.scores(bundle.model.margins(X))).max()),
-        detail=detail,
+        detail=changed.detail,
     )

@@ -48,7 +48,7 @@ def demo_bundle(cache: Path, report: Report) -> Path:
             return target
         except BundleError as exc:
             raise FraudScorerError(f"the cached demo bundle is damaged ({exc}); remove {target}") from exc
-    from scorer.train import train  # noqa: PLC0415 - xgboost is an extra
+    from scorer.training import TrainingRows, TrainingSettings, train  # noqa: PLC0415 - xgboost is an extra
 
     report(f"First start: computing features of {TRAINING_PAYMENTS:,} simulated payments (compiling kernels first)")
     last = [0.0]
@@ -66,10 +66,12 @@ def demo_bundle(cache: Path, report: Report) -> Path:
     known_at = np.where(table.label_known_at_ms < 0, table.event_time_ms + LABEL_DELAY_MS, table.label_known_at_ms)
     report("Training the model (xgboost, early stopping on later days)")
     trained = train(
-        table.features, np.maximum(table.label, 0).astype(np.int8), table.event_time_ms, known_at,
-        feature_yaml, policy_yaml, target,
-        seed=TRAINING_SEED, label_gap_ms=0, created_at="2024-01-01T00:00:00Z", name="demo",
-    )  # fmt: skip
+        TrainingRows(table.features, np.maximum(table.label, 0).astype(np.int8), table.event_time_ms, known_at),
+        feature_yaml,
+        policy_yaml,
+        target,
+        TrainingSettings(name="demo", created_at="2024-01-01T00:00:00Z", seed=TRAINING_SEED),
+    )
     report(
         f"Bundle {trained.bundle_id}: {trained.trees} trees, "
         f"average precision {trained.metrics['average_precision']:.3f} on held-out days"
@@ -80,7 +82,7 @@ def demo_bundle(cache: Path, report: Report) -> Path:
 def _makers() -> str:
     """sha256 of the code that makes bundles and payments: a bundle of another release is not taken for this one's."""
     digest = hashlib.sha256(str(FORMAT_VERSION).encode())
-    for part in ("bundle", "train", "simulate"):
+    for part in ("bundle", "training", "simulate"):
         for source in sorted((Path(__file__).parents[1] / part).rglob("*.py")):
             digest.update(source.name.encode() + b"\0" + source.read_bytes() + b"\0")
     return digest.hexdigest()

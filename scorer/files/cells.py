@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 
 Column: TypeAlias = pa.Array | list[object]
 
-# Text of a number: room for any float's shortest form and any amount; more is not a number that somebody meant.
+# Text of a number: room for any float's shortest form and any amount; more is no amount.
 NUMBER_CHARACTERS_MAX = 40
 # A float may miss a whole number of minor units by this much: 57.16 * 100 is 5715.999999999999.
 MINOR_TOLERANCE = 1e-6

@@ -1,8 +1,8 @@
-"""Payments of Parquet and CSV as columns, for those who decide or learn from them: no text of JSON is made and read.
+"""Payments of Parquet and CSV as columns, for deciding and training: no JSON text is written and read.
 
 Cells are converted as scorer.files.file_reader converts them, a column at a time where the column's type allows, and
-checked by schemas.columnar. Rows that are not certain there go the way of all files, as JSON through the decoder, and
-a block with a cell that cannot become its field goes it as a whole, so that the same error comes with the same words.
+checked by schemas.column_check. Rows that are not certain there are written as JSON for the decoder, as those of all
+files; so is a whole block with a cell that cannot become its field, so that its error is the same.
 """
 
 from __future__ import annotations
@@ -19,15 +19,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from features.hashing import hash_strings
-from schemas.columnar import Attribute, Checked, ColumnarPayments, PaymentColumns, check
+from schemas.column_check import Checked, check
 from schemas.currencies import CURRENCY_EXPONENT
-from schemas.decode import PaymentBatch, Reject, decode_payments
-from schemas.times import EVENT_TIME_MS_END, EVENT_TIME_MS_MIN
+from schemas.event_time import EVENT_TIME_MS_END, EVENT_TIME_MS_MIN
+from schemas.field_table import POSITION_FIELDS, TEXT_FIELDS
+from schemas.payment_columns import Attribute, ColumnarPayments, PaymentColumns
+from schemas.payment_decoder import PaymentBatch, Reject, decode_payments
 from scorer.files import cells
 from scorer.files.cells import CellError, Column
 from scorer.files.file_reader import FileBlock, Part, label_records, mapped_block, parts
-from scorer.files.mapping import NUMBER_FIELDS, TEXT_FIELDS, Constant, Mapping
-from scorer.pipeline.records import ControlRecord, KnownLabel, LabelRecords, Records
+from scorer.files.mapping import Constant, Mapping
+from scorer.pipeline.records import ControlRecord, KnownLabel, Records
 
 # Digits after the point: at most four (schemas.currencies); the power of ten of each is an exact double.
 _POWERS = np.array([10.0**digits for digits in range(10)])
@@ -87,7 +89,7 @@ def _decoded(mapping: Mapping, part: Part) -> DecodedBlock:
     def column(source: str | Constant) -> Column:
         return columns[source] if isinstance(source, str) else pa.repeat(source.constant, count)
 
-    texts = {"payment_id": _texts(column(mapping.payment_id))}
+    texts: dict[str, pa.StringArray] = {}
     for name in TEXT_FIELDS:
         source = getattr(mapping, name)
         if source is not None:
@@ -98,7 +100,7 @@ def _decoded(mapping: Mapping, part: Part) -> DecodedBlock:
         assert mapping.amount_minor is not None
         amount = _whole(column(mapping.amount_minor))
     numbers = {
-        name: _numbers(column(source)) for name in NUMBER_FIELDS if (source := getattr(mapping, name)) is not None
+        name: _numbers(column(source)) for name in POSITION_FIELDS if (source := getattr(mapping, name)) is not None
     }
     attributes = {
         name: _attribute(column(source), of_text=of_text and isinstance(source, str))
@@ -144,7 +146,7 @@ def _merged(payments: ColumnarPayments, checked: Checked, mapping: Mapping, part
 
 @dataclass(frozen=True)
 class DecodedRecords(Records):
-    """Records of a file whose payments are decoded; keys and values are made when somebody asks for them.
+    """Records of a file whose payments are decoded; keys and values are made when they are asked for.
 
     accepted: with the refusals · payloads uint64 [n]: a hash of what each record says
     """
@@ -202,8 +204,8 @@ class _Values(Sequence["bytes | None"]):
         return self._made[index]
 
 
-class FileLabels(LabelRecords):
-    """The labels of a block as control records; `verdicts` gives those that are certainly good without their JSON."""
+class FileLabels(Sequence[ControlRecord]):
+    """The labels of a block as control records; `known` gives those that are certainly valid without their JSON."""
 
     def __init__(
         self,
@@ -251,13 +253,17 @@ class FileLabels(LabelRecords):
         )
         return ControlRecord(self._first + index, None, label_records(block)[0])
 
-    def verdicts(self) -> Iterator[KnownLabel | ControlRecord]:
-        """Each label, as it is or as the record that has to be looked at."""
+    def known(self) -> list[KnownLabel | None]:
+        """Each label, None where its record has to be parsed."""
         rows = self._rows
         ids = self._payment_id.take(pa.array(rows)).to_pylist()
-        known, fraud, certain = self._known_at[rows].tolist(), (self._label[rows] == 1).tolist(), self._certain[rows]
-        for i, sure in enumerate(certain.tolist()):
-            yield KnownLabel(ids[i], fraud[i], known[i]) if sure else self[i]
+        known_at, fraud = self._known_at[rows].tolist(), (self._label[rows] == 1).tolist()
+        return [
+            KnownLabel(payment_id, is_fraud, at) if certain else None
+            for payment_id, is_fraud, at, certain in zip(
+                ids, fraud, known_at, self._certain[rows].tolist(), strict=True
+            )
+        ]
 
 
 # Columns of one Arrow type at once; every other column cell by cell, as scorer.files.cells does.

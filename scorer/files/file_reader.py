@@ -29,9 +29,10 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
+from schemas.contract_error import ContractError
 from schemas.currencies import CURRENCY_EXPONENT
-from schemas.errors import ContractError
-from schemas.times import event_time_ms
+from schemas.event_time import event_time_ms
+from schemas.field_table import POSITION_FIELDS, TEXT_FIELDS
 from scorer.errors import FraudScorerError
 from scorer.files.cells import (
     CellError,
@@ -45,7 +46,7 @@ from scorer.files.cells import (
     times_ms,
     whole_numbers,
 )
-from scorer.files.mapping import NUMBER_FIELDS, TEXT_FIELDS, Constant, Mapping, MappingError
+from scorer.files.mapping import Constant, Mapping, MappingError
 
 ROWS_PER_BLOCK = 65_536
 CSV_BYTES_PER_READ = 16 << 20
@@ -87,7 +88,7 @@ def read_payments(
     """The payments of `path`, by its suffix: .parquet .pq .csv(.gz) .jsonl .ndjson .json(l.gz).
 
     Without a mapping the file must be JSON lines in the contract's own form; such lines are passed on as they are,
-    good or bad. Raises MappingError and FileError; a missing file or column is told here, before the first block.
+    good or bad. Raises MappingError and FileError; a missing file or column is an error here, before the first block.
     """
     if rows_per_block < 1:
         raise ValueError(f"rows_per_block={rows_per_block}: at least 1")
@@ -126,7 +127,7 @@ def rows_before(path: Path, mapping: Mapping, end_ms: int) -> int | None:
         try:
             times = times_ms(_plain(batch.column(0)))
         except CellError:
-            return None  # told, with its row, by whoever reads the payments
+            return None  # reading the payments raises the error with its row
         before = np.flatnonzero(np.fromiter((t is not None and t < end_ms for t in times), np.bool_, len(times)))
         last = row + int(before[-1]) + 1 if len(before) else last
         row += len(times)
@@ -140,7 +141,7 @@ def row_count(path: Path) -> int | None:
     try:
         return int(pq.read_metadata(path).num_rows)
     except (pa.ArrowException, OSError):
-        return None  # told by whoever reads the payments
+        return None  # reading the payments raises the error
 
 
 def label_records(block: FileBlock) -> list[bytes]:
@@ -176,7 +177,7 @@ def _mapped(path: Path, kind: str, packed: bool, mapping: Mapping, rows_per_bloc
 
 
 def _opened(path: Path, kind: str, mapping: Mapping, rows_per_block: int) -> Iterator[_Columns]:
-    # Opened here, not at the first block: a missing column is told at once.
+    # Opened here, not at the first block: a missing column is an error at once.
     try:
         batches = _parquet(path, mapping, rows_per_block) if kind == "parquet" else _csv(path, mapping)
     except (pa.ArrowException, OSError) as exc:
@@ -192,7 +193,7 @@ def _parquet(path: Path, mapping: Mapping, rows_per_block: int) -> Iterator[pa.R
 
 
 def _csv(path: Path, mapping: Mapping) -> Iterator[pa.RecordBatch]:
-    # Everything is read as text: a guessed float would already have lost what its digits said.
+    # Everything is read as text: a guessed float would already have lost digits.
     reader = pa_csv.open_csv(
         path,
         read_options=pa_csv.ReadOptions(block_size=CSV_BYTES_PER_READ, use_threads=False),
@@ -239,7 +240,7 @@ def _arrow_columns(path: Path, kind: str, batches: Iterator[pa.RecordBatch], row
 
 
 def _check_texts(path: Path, row: int, columns: Mapping_[str, pa.Array]) -> None:
-    """Parquet's texts are whatever bytes somebody wrote. Raises FileError for those that are not UTF-8."""
+    """Parquet's texts are whatever bytes were written. Raises FileError for those that are not UTF-8."""
     for name, column in columns.items():
         if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
             try:
@@ -281,7 +282,7 @@ def _lines(path: Path, packed: bool, rows_per_block: int) -> Iterator[list[tuple
 
 
 def _json_columns(path: Path, packed: bool, mapping: Mapping, rows_per_block: int) -> Iterator[_Columns]:
-    # Decimals keep what the digits said; a float would have to be guessed back.
+    # Decimals keep every digit; from a float they would have to be guessed.
     decoder = msgspec.json.Decoder(dict[str, object], float_hook=Decimal)
     names: dict[str, None] = {}
     for first, block in enumerate(_lines(path, packed, rows_per_block)):
@@ -380,11 +381,11 @@ def _block(mapping: Mapping, rows: npt.NDArray[np.int64], column: _Get, *, of_te
         "amount_minor": [*amounts],
         "currency": [*currency],
     }
-    for name in TEXT_FIELDS[1:]:
+    for name in TEXT_FIELDS:
         source = getattr(mapping, name)
-        if source is not None:
+        if source is not None and name not in fields:
             fields[name] = [*texts(column(name, source), digits=4 if name == "mcc" else 0)]
-    for name in NUMBER_FIELDS:
+    for name in POSITION_FIELDS:
         source = getattr(mapping, name)
         if source is not None:
             fields[name] = [*numbers(column(name, source))]

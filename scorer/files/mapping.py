@@ -16,25 +16,18 @@ bits stay text. Each cell is judged by itself.
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, create_model, model_validator
 
 from features.yaml_model import read_yaml_model
 from schemas.durations import parse_duration_ms
+from schemas.field_table import FIELD_NAMES
+from schemas.field_types import ATTRIBUTE_NAME, ATTRIBUTES_MAX
 from scorer.errors import UsageError
 
-# Fields of the contract with text in them, in the contract's order; numbers and `attributes` follow them.
-TEXT_FIELDS = (
-    "currency", "customer_id", "account_id", "card_token", "merchant_id", "terminal_id", "device_id", "ip", "mcc",
-    "channel", "country", "merchant_country",
-)  # fmt: skip
-NUMBER_FIELDS = ("latitude", "longitude", "merchant_latitude", "merchant_longitude")
 LABEL_DELAY_MS = 7 * 86_400_000
-
-_ATTRIBUTE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]{0,63}")
 
 
 class MappingError(UsageError):
@@ -73,7 +66,7 @@ def _duration_ms(value: object) -> object:
 
 def _attribute_names(value: dict[str, str | Constant]) -> dict[str, str | Constant]:
     for name in value:
-        if not _ATTRIBUTE_NAME.fullmatch(name):
+        if not ATTRIBUTE_NAME.fullmatch(name):
             raise ValueError(
                 f"attribute name {name[:64]!r}: letters, digits, _ and . with a letter first, at most 64 characters"
             )
@@ -84,7 +77,20 @@ ColumnOrConstant = Annotated[str | Constant, BeforeValidator(_source)]
 Column = Annotated[str, BeforeValidator(_column)]
 
 
-class Mapping(BaseModel):
+def _sources() -> dict[str, Any]:
+    """A source for each field of the contract, optional unless Mapping says more; `amount` stands before
+    `amount_minor`."""
+    names = [name for field in FIELD_NAMES for name in (("amount", field) if field == "amount_minor" else (field,))]
+    return dict.fromkeys(names, (ColumnOrConstant | None, None))
+
+
+if TYPE_CHECKING:
+    _Sources = BaseModel
+else:
+    _Sources = create_model("_Sources", **_sources())
+
+
+class Mapping(_Sources):
     """Where each field of a payment comes from: the name of a column, or a Constant. Exactly one of amount and
     amount_minor.
     """
@@ -96,23 +102,8 @@ class Mapping(BaseModel):
     amount: ColumnOrConstant | None = None
     amount_minor: ColumnOrConstant | None = None
     currency: ColumnOrConstant
-    customer_id: ColumnOrConstant | None = None
-    account_id: ColumnOrConstant | None = None
-    card_token: ColumnOrConstant | None = None
-    merchant_id: ColumnOrConstant | None = None
-    terminal_id: ColumnOrConstant | None = None
-    device_id: ColumnOrConstant | None = None
-    ip: ColumnOrConstant | None = None
-    mcc: ColumnOrConstant | None = None
-    channel: ColumnOrConstant | None = None
-    country: ColumnOrConstant | None = None
-    merchant_country: ColumnOrConstant | None = None
-    latitude: ColumnOrConstant | None = None
-    longitude: ColumnOrConstant | None = None
-    merchant_latitude: ColumnOrConstant | None = None
-    merchant_longitude: ColumnOrConstant | None = None
     attributes: Annotated[dict[str, ColumnOrConstant], AfterValidator(_attribute_names)] = Field(
-        default_factory=dict, max_length=64
+        default_factory=dict, max_length=ATTRIBUTES_MAX
     )
     label: Column | None = None
     # YAML gives text such as 7d; code that builds a Mapping writes `label_delay="7d"` too. Held in milliseconds.

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from confluent_kafka import KafkaError, TopicPartition
 
-from schemas.journal import FIRST_PREVIOUS, Change, ControlRange, InputRange, JournalRecord, Sources
+from schemas.journal_record import FIRST_PREVIOUS, Change, ControlRange, InputRange, JournalRecord, Sources
 from scorer import kafka
 from scorer.errors import FraudScorerError, PromiseBroken
 from scorer.journal.partition_buffers import MissingRange, ShardInputs, records_of

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 
-from schemas.journal import ControlRange, InputRange, Sources
+from schemas.journal_record import ControlRange, InputRange, Sources
 from scorer.errors import FraudScorerError
 from scorer.kafka import DENIED, TRANSIENT, Denied, KafkaFailure, Reader, SourceChanged, describe, present
 from scorer.pipeline.records import Batch, ControlRecord, Records

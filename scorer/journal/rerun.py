@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from schemas.control import Activate, parse_control
-from schemas.errors import ContractError
-from schemas.journal import JournalRecord
+from schemas.contract_error import ContractError
+from schemas.control_record import Activate, parse_control
+from schemas.journal_record import JournalRecord
 from scorer.bundle import Bundle
-from scorer.bundle.fetch import load_bundle
+from scorer.bundle.bundle_location import load_bundle
 from scorer.errors import PromiseBroken, UsageError
 from scorer.pipeline import Outcomes, Pipeline
 from scorer.pipeline.records import Batch, ControlRecord

@@ -6,7 +6,7 @@ from typing import Any
 
 from confluent_kafka import KafkaException
 
-from schemas.control import Activate
+from schemas.control_record import Activate
 from scorer import kafka
 from scorer.errors import FraudScorerError
 from scorer.runtime.settings import Settings

@@ -21,7 +21,8 @@ from typing import Final
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer, TopicPartition
 
-from schemas.dead_letter import REDRIVEN, DeadLetter, DeadLetterReason
+from schemas.contract_error import DeadLetterReason
+from schemas.dead_letter import REDRIVEN, DeadLetter
 from scorer import kafka
 from scorer.errors import FraudScorerError, UsageError
 from scorer.runtime.settings import Settings

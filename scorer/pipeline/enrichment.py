@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -15,13 +16,11 @@ import pyarrow.compute as pc
 
 from features.engine_image import Image
 from features.feature_set import FeatureSet
-from features.filters import POSITION_FIELDS
 from features.hashing import hash_strings
 from features.window_engine import WindowEngine
-from schemas.dead_letter import DeadLetterReason
-from schemas.decode import PaymentBatch
-from schemas.errors import ContractError
-from scorer.errors import UsageError
+from schemas.contract_error import ContractError, DeadLetterReason
+from schemas.field_table import POSITION_FIELDS
+from schemas.payment_decoder import PaymentBatch
 from scorer.pipeline.dedupe import Dedupe
 from scorer.pipeline.ordering import journal_order
 from scorer.pipeline.records import Records, Rejected
@@ -50,38 +49,29 @@ class Enriched:
     rejected: list[Rejected]
 
 
-@dataclass(frozen=True)
-class Share:
-    """One of `count` parts of a file's payments, by the keys that all entities of the feature set have in common.
+class RowSelector(Protocol):
+    """Chooses the payments that this process computes, where several share one stream.
 
-    Every share reads all payments and finds the repeated ones; features are computed of its own alone. Their values are
-    those of one process as long as stream time is each payment's own time, hence rows must be in order of time.
+    Repeated payments and stream time are found among all payments; features and decisions are those of the chosen ones.
     """
 
-    number: int
-    count: int
-    fields: tuple[str, ...]
+    @property
+    def stream_time_ms(self) -> int | None:
+        """Largest event time of all payments so far, chosen or not; None before the first."""
 
-    @classmethod
-    def fields_of(cls, feature_set: FeatureSet) -> tuple[str, ...]:
-        """The fields that all entities have in common. Raises UsageError, naming two entities, when there are none."""
-        entities = list(feature_set.entities.items())
-        common = set(entities[0][1]) if entities else set()
-        for name, fields in entities:
-            if not common & set(fields):
-                raise UsageError(
-                    f"entities {entities[0][0]} and {name} have no field in common, so no key can decide which "
-                    f"process computes a payment; use one process"
-                )
-            common &= set(fields)
-        return tuple(sorted(common)) or ("payment_id",)
+    @property
+    def reports_rejected(self) -> bool:
+        """Whether this process reports the records that were refused: exactly one of them does."""
 
-    def of(self, payments: PaymentBatch) -> npt.NDArray[np.int64]:
-        """The share of each payment, int64 [n]."""
-        total = np.zeros(len(payments), dtype=np.uint64)
-        for name in self.fields:
-            total = total * np.uint64(31) + hash_strings(payments.text(name))[0][:, 0]
-        return (total % np.uint64(self.count)).astype(np.int64)
+    def select(
+        self,
+        payments: PaymentBatch,
+        ids: npt.NDArray[np.uint64],
+        duplicate: npt.NDArray[np.bool_],
+        stream_ms: int,
+    ) -> npt.NDArray[np.int64]:
+        """Positions of the chosen payments, int64 [m], of n in journal order: their id hashes uint64 [n, 2], which
+        of them repeat one, and stream time before the batch."""
 
 
 class Enricher:
@@ -93,10 +83,10 @@ class Enricher:
         *,
         images: Mapping[str, Image] | None = None,
         folder: Path | None = None,
-        share: Share | None = None,
+        selector: RowSelector | None = None,
     ) -> None:
-        """`images`: of engine and dedupe table, to go on from. `folder`: of the event log; in memory without. `share`:
-        compute a part of the payments alone.
+        """`images`: of engine and dedupe table, to go on from. `folder`: of the event log; in memory without.
+        `selector`: compute only the payments that it chooses.
 
         Raises StateMismatch when the images do not fit, SegmentError when the folder cannot be used.
         """
@@ -107,10 +97,7 @@ class Enricher:
         else:
             self.dedupe.restore(images["dedupe"])
             self.engine = WindowEngine.restore(feature_set, images["engine"], folder=folder)
-        self._share = share
-        if share is not None:
-            self._stream_ms = _NO_STREAM_TIME
-            self._owners = Dedupe(horizon_ms=feature_set.dedupe_horizon, capacity=feature_set.dedupe_capacity)
+        self._selector = selector
 
     def enrich(self, records: Records) -> Enriched:
         """Decode, order, find repeated payments, compute features. Every record ends in `payments` or in `rejected`."""
@@ -123,14 +110,15 @@ class Enricher:
         rows = payments.index.astype(np.int64)
 
         ids, _ = hash_strings(payments.text("payment_id"))
-        stream_ms = self.engine.stream_time_ms if self._share is None else self._stream_ms
+        selector = self._selector
+        stream_ms = self.engine.stream_time_ms if selector is None else selector.stream_time_ms
         stream_ms = _NO_STREAM_TIME if stream_ms is None else stream_ms
         entry, duplicate, conflict = self.dedupe.scan(ids, records.payload(rows), payments.event_time_ms, stream_ms)
-        if self._share is not None:
-            own = self._own(self._share, payments, ids, duplicate, stream_ms)
+        if selector is not None:
+            own = selector.select(payments, ids, duplicate, stream_ms)
             payments, amount, ids, rows = payments.take(own), amount[own], ids[own], rows[own]
             entry, duplicate, conflict = entry[own], duplicate[own], conflict[own]
-            rejected = [] if self._share.number else rejected
+            rejected = rejected if selector.reports_rejected else []
         fresh = np.flatnonzero(~duplicate)
         all_fresh = len(fresh) == len(rows)
         first = payments if all_fresh else payments.take(fresh)
@@ -139,33 +127,6 @@ class Enricher:
         )
         rejected.sort(key=lambda r: (int(records.partition[r.index]), int(records.offset[r.index])))
         return Enriched(payments, rows, entry, duplicate, conflict, fresh, first, features, late, rejected)
-
-    def _own(
-        self,
-        share: Share,
-        payments: PaymentBatch,
-        ids: npt.NDArray[np.uint64],
-        duplicate: npt.NDArray[np.bool_],
-        stream_ms: int,
-    ) -> npt.NDArray[np.int64]:
-        """Positions of the share's own payments. Raises UsageError where shares would differ from one process."""
-        times, owner = payments.event_time_ms, share.of(payments)
-        fresh = times[~duplicate]
-        before = np.concatenate([np.array([stream_ms]), fresh[:-1]]) if len(fresh) else fresh
-        if (fresh < before).any():
-            at = int(payments.index[np.flatnonzero(~duplicate)[np.argmax(fresh < before)]])
-            raise UsageError(
-                f"record {at} of a block is earlier than one before it: several processes need payments in order of "
-                f"event time; sort the file, or use one process"
-            )
-        _, _, elsewhere = self._owners.scan(ids, owner.astype(np.uint64), times, stream_ms)
-        if elsewhere.any():
-            raise UsageError(
-                f"a payment came again with another {' or '.join(share.fields)}, which is another process's; "
-                f"use one process"
-            )
-        self._stream_ms = max(stream_ms, int(fresh[-1])) if len(fresh) else stream_ms
-        return np.flatnonzero(owner == share.number)
 
     def _admissible(
         self, payments: PaymentBatch, records: Records, rejected: list[Rejected]

@@ -16,20 +16,20 @@ import numpy as np
 import numpy.typing as npt
 
 from features.engine_image import Image
-from schemas.audit import NULLABLE, AuditColumns, AuditContext, digest
-from schemas.control import ListAdd, ListRemove
-from schemas.decode import PaymentBatch
-from schemas.errors import ContractError
-from schemas.journal import FIRST_PREVIOUS, JournalRecord
-from schemas.label import Label
+from schemas.audit_record import NULLABLE, AuditColumns, AuditContext, digest
+from schemas.contract_error import ContractError
+from schemas.control_record import ListAdd, ListRemove
+from schemas.decision import DEGRADED, DUPLICATE, LATE, NORMAL
+from schemas.journal_record import FIRST_PREVIOUS, JournalRecord
+from schemas.label_record import Label
+from schemas.payment_decoder import PaymentBatch
 from scorer.bundle import Bundle
 from scorer.errors import PromiseBroken, UsageError
 from scorer.pipeline.dedupe import Outcome
-from scorer.pipeline.enrichment import Enricher, Share
+from scorer.pipeline.enrichment import Enricher, RowSelector
 from scorer.pipeline.records import Batch, ControlRecord, KnownLabel, Records, Rejected, control_verdicts
 from scorer.policy import APPROVE, LATE_REASON, PolicyRunner, Verdicts
 
-NORMAL, DEGRADED, DUPLICATE, LATE = range(4)
 LIST_VALUES_MAX = 1_000_000
 # Margins float32 [n], scores float64 [n], outcomes by their number in the dedupe table int32 [n].
 _Decided = tuple[npt.NDArray[np.float32], npt.NDArray[np.float64], npt.NDArray[np.int32]]
@@ -83,10 +83,10 @@ class Pipeline:
         shard: int = 0,
         images: Mapping[str, Image] | None = None,
         folder: Path | None = None,
-        share: Share | None = None,
+        selector: RowSelector | None = None,
     ) -> None:
         """`images`: of engine and dedupe table, to go on from (see scorer.pipeline.state_image). `folder`: for the
-        event log. `share`: decide a part of the payments alone.
+        event log. `selector`: decide only the payments that it chooses.
 
         Raises StateMismatch or SegmentError.
         """
@@ -94,10 +94,12 @@ class Pipeline:
         self._folder = folder
         self.sequence = 0
         self.head = FIRST_PREVIOUS
-        self._begin(bundle, images=images, share=share)
+        self._begin(bundle, images=images, selector=selector)
 
-    def _begin(self, bundle: Bundle, *, images: Mapping[str, Image] | None = None, share: Share | None = None) -> None:
-        self._enricher = Enricher(bundle.feature_set, images=images, folder=self._folder, share=share)
+    def _begin(
+        self, bundle: Bundle, *, images: Mapping[str, Image] | None = None, selector: RowSelector | None = None
+    ) -> None:
+        self._enricher = Enricher(bundle.feature_set, images=images, folder=self._folder, selector=selector)
         self.engine, self.dedupe = self._enricher.engine, self._enricher.dedupe
         self.lists = _Lists()
         self._use(bundle)
@@ -141,7 +143,7 @@ class Pipeline:
 
     def run(self, batch: Batch) -> Outcomes:
         """Decide a micro-batch. Every record of it ends as exactly one row of `columns` or one entry of `rejected`."""
-        rejected_control = self._apply_control(batch.control)
+        rejected_control = self._apply_control(batch)
         records = batch.records
         enriched = self._enricher.enrich(records)
         payments, rows, fresh = enriched.payments, enriched.rows, enriched.fresh
@@ -200,11 +202,11 @@ class Pipeline:
             return np.full((len(features), len(self.bundle.challengers)), np.nan, dtype=np.float32)
         return self.bundle.shadow_margins(features)
 
-    def _apply_control(self, control: Sequence[ControlRecord]) -> list[Rejected]:
+    def _apply_control(self, batch: Batch) -> list[Rejected]:
         """Labels and lists change state; an activation is the shell's business,
         which names the bundle of each batch in the journal."""
         rejected = []
-        for i, record in enumerate(control_verdicts(control)):
+        for i, record in enumerate(control_verdicts(batch)):
             if isinstance(record, ContractError):
                 rejected.append(Rejected(i, record))
             elif isinstance(record, Label | KnownLabel):

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from features.hashing import hash_strings
-from schemas.control import Control, parse_control
-from schemas.decode import PaymentBatch, decode_payments
-from schemas.errors import ContractError
-from schemas.journal import Change, ControlRange, InputRange, Sources
+from schemas.contract_error import ContractError
+from schemas.control_record import Control, parse_control
+from schemas.journal_record import Change, ControlRange, InputRange, Sources
+from schemas.payment_decoder import PaymentBatch, decode_payments
+
+# The timestamp of records that no broker has stamped: no event time is later than it allows.
+NO_CLOCK_MS = 1 << 62
 
 
 @dataclass(frozen=True)
@@ -52,32 +55,11 @@ class ControlRecord:
 
 
 class KnownLabel(NamedTuple):
-    """What a label record comes to."""
+    """A label whose record need not be parsed."""
 
     payment_id: str
     fraud: bool
     known_at_ms: int
-
-
-class LabelRecords(Sequence[ControlRecord]):
-    """Control records that are labels of a file, most of them known without their JSON."""
-
-    @abstractmethod
-    def verdicts(self) -> Iterable[KnownLabel | ControlRecord]:
-        """Each one, as it is or as the record that has to be parsed."""
-
-
-def control_verdicts(control: Sequence[ControlRecord]) -> Iterator[Control | KnownLabel | ContractError]:
-    """What each control record says, or why it is refused, in order."""
-    source: Iterable[KnownLabel | ControlRecord] = control.verdicts() if isinstance(control, LabelRecords) else control
-    for record in source:
-        if isinstance(record, KnownLabel):
-            yield record
-            continue
-        try:
-            yield parse_control(record.value)
-        except ContractError as error:
-            yield error
 
 
 @dataclass(frozen=True)
@@ -86,6 +68,8 @@ class Batch:
 
     `degraded`: decide without the model, because a deadline is near. A clock's choice, so it comes in as data.
     `sources`: ids of the topics that were read. `change`: what an operator accepted; then there is nothing to decide.
+    `known_labels`: of each control record the label that it is known to hold, so that it need not be parsed, or None;
+    empty when nothing is known.
     """
 
     records: Records
@@ -95,6 +79,37 @@ class Batch:
     degraded: bool = False
     sources: Sources | None = None
     change: Change | None = None
+    known_labels: Sequence[KnownLabel | None] = ()
+
+    @classmethod
+    def of_payments(cls, values: Sequence[bytes | None], *, first_offset: int = 0) -> Batch:
+        """Payments as JSON, without a broker: one partition, offsets from `first_offset` on, no control records.
+
+        Without a broker's clock no event time is too far in the future.
+        """
+        n = len(values)
+        records = Records(
+            partition=np.zeros(n, np.int32),
+            offset=np.arange(first_offset, first_offset + n, dtype=np.int64),
+            timestamp_ms=np.full(n, NO_CLOCK_MS, np.int64),
+            keys=[None] * n,
+            values=values,
+        )
+        inputs = (InputRange(partition=0, start=first_offset, end=first_offset + n),)
+        return cls(records, inputs, (), ControlRange(start=0, end=0))
+
+
+def control_verdicts(batch: Batch) -> Iterator[Control | KnownLabel | ContractError]:
+    """What each control record of the batch says, or why it is refused, in order."""
+    known: Iterable[KnownLabel | None] = batch.known_labels or repeat(None, len(batch.control))
+    for i, label in enumerate(known):
+        if label is not None:
+            yield label
+            continue
+        try:
+            yield parse_control(batch.control[i].value)
+        except ContractError as error:
+            yield error
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,9 @@ from typing import Final
 import numpy as np
 
 from features.hash_table import grown, new_table
-from schemas.journal import ControlRange, InputRange
+from schemas.field_kinds import Kind
+from schemas.field_table import FIELDS
+from schemas.journal_record import ControlRange, InputRange
 from scorer.bundle import Bundle
 from scorer.errors import PromiseBroken
 from scorer.pipeline.pipeline import Pipeline
@@ -18,13 +20,8 @@ from scorer.pipeline.records import Batch, ControlRecord, Records
 from scorer.pipeline.state_image import ShardCapture, facts, restored
 
 _TIME_MS = 1_577_836_800_000
-# Every field of the contract, so that no feature set can refuse it for a missing one.
-_PAYMENT = {
-    "event_time": _TIME_MS, "amount_minor": 100,
-    "customer_id": "c", "account_id": "a", "card_token": "k", "merchant_id": "m", "terminal_id": "t",
-    "device_id": "d", "ip": "192.0.2.1", "mcc": "5411", "channel": "ecom", "country": "DE", "merchant_country": "DE",
-    "latitude": 1.5, "longitude": 1.5, "merchant_latitude": 1.5, "merchant_longitude": 1.5,
-}  # fmt: skip
+# Every field of the contract but attributes, so that no feature set can refuse it for a missing one.
+_PAYMENT = {field.name: field.example for field in FIELDS if field.kind != Kind.ATTRIBUTES}
 # One payment and several take different ways through model and memory layouts.
 _SIZES = {"one payment": 1, "a repeated payment and a label": 1, "a batch of payments": 64}
 STEPS: Final = (*_SIZES, "growing tables", "a snapshot", "contributions", "the degraded model")
@@ -44,7 +41,10 @@ def warm_up(bundle: Bundle, begin: Callable[[str], object] = len) -> None:
         ids = [f"warm-up-{i}" for i in range(start, start + size)]
         ids[-1] = "warm-up-0"  # a repeated payment, too
         values = [
-            json.dumps({"payment_id": i, "currency": bundle.feature_set.currency, **_PAYMENT}).encode() for i in ids
+            json.dumps(
+                _PAYMENT | {"payment_id": i, "event_time": _TIME_MS, "currency": bundle.feature_set.currency}
+            ).encode()
+            for i in ids
         ]
         records = Records(
             partition=np.zeros(size, np.int32),

@@ -1,17 +1,9 @@
 """From margins and features to decisions: thresholds, rules, lists, reason codes.
 
-It is pure and may touch the model room's numbers and the payment's columns only.
+It is pure and may touch feature sets and a batch's columns; it knows no model and no clock.
 """
 
-from scorer.policy.policy import (
-    APPROVE,
-    FLAG,
-    LATE_REASON,
-    SCORE_REASON,
-    Policy,
-    PolicyError,
-    PolicyRunner,
-    Verdicts,
-)
+from scorer.policy.policy_document import LATE_REASON, SCORE_REASON, Policy, PolicyError
+from scorer.policy.policy_runner import APPROVE, FLAG, PolicyRunner, Verdicts
 
 __all__ = ["APPROVE", "FLAG", "LATE_REASON", "SCORE_REASON", "Policy", "PolicyError", "PolicyRunner", "Verdicts"]

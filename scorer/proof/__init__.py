@@ -1,4 +1,7 @@
-"""History decided again and held against what was decided live, payment by payment, each difference with a cause."""
+"""History decided again and compared with what was decided live, payment by payment; each difference has a cause.
+
+It may read files, Kafka and the audit trail in Postgres, and writes nothing but the list of differences.
+"""
 
 from __future__ import annotations
 

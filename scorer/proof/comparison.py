@@ -1,4 +1,4 @@
-"""A live row against one decided again: which columns differ, bit by bit, and which features are made of labels."""
+"""A live row compared with one decided again: which columns differ, bit by bit, and which features use labels."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from features.feature_set import FeatureSet
-from schemas.audit import NULLABLE, AuditRow
+from schemas.audit_record import NULLABLE, AuditRow
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _OF_LABELS = frozenset({"fraud_count", "fraud_rate", "since_fraud", "since_first_fraud", "last_label"})
@@ -21,7 +21,7 @@ VERDICT = ("decision", "mode", "margin", "score", "reasons", "fired", "challenge
 
 
 def as_live(row: AuditRow) -> dict[str, Any]:
-    """A row decided again, in the columns that the trail has."""
+    """A row decided again, in the columns of the trail."""
     values = row.model_dump()
     values["origin_partition"], values["origin_offset"] = values.pop("partition"), values.pop("offset")
     values["event_time"] = _EPOCH + timedelta(milliseconds=values.pop("event_time_ms"))
@@ -29,7 +29,7 @@ def as_live(row: AuditRow) -> dict[str, Any]:
 
 
 def same(name: str, live: Any, again: Any) -> bool:
-    """Whether a column is equal, of floats every bit; all NaN are one."""
+    """Whether a column is equal, floats bit by bit; all NaN are equal."""
     if name in ("margin", "features", "challenger_margins"):
         if isinstance(live, list) and None in live:
             return False  # numpy would take a null for NaN
@@ -67,7 +67,7 @@ def _bits(values: np.ndarray[Any, np.dtype[np.float32]]) -> np.ndarray[Any, np.d
 
 
 def label_features(feature_set: FeatureSet) -> frozenset[str]:
-    """The features that labels change: aggregates of labels, what is derived of those, and what such a one filters."""
+    """The features that labels change: label aggregates, what is derived of them, and what is filtered by them."""
     found: set[str] = set()
     for feature in feature_set.features:
         if feature.aggregate in _OF_LABELS or found & {*feature.operands, *feature.where}:
@@ -76,7 +76,7 @@ def label_features(feature_set: FeatureSet) -> frozenset[str]:
 
 
 def shown(row: dict[str, Any], names: Sequence[str], feature_names: Sequence[str]) -> dict[str, Any]:
-    """Columns and features of a row as a report holds them: plain values, of features those that it has."""
+    """Columns and features of a row as a report shows them, as plain values; features that it lacks are left out."""
     found = {name: _plain(row[name]) for name in names if name in row}
     features = dict(zip(feature_names, row.get("features", ()), strict=False))
     return found | {name: _plain(features[name]) for name in names if name in features}

@@ -1,4 +1,4 @@
-"""What a proof finds: differences with their causes, counted and written as they come."""
+"""What a proof finds: differences with their causes, counted, and written as they are found."""
 
 from __future__ import annotations
 
@@ -18,35 +18,35 @@ _ROWS_PER_WRITE = 10_000
 
 
 class Cause(StrEnum):
-    """Why a decision made again is not the one that stands in the trail."""
+    """Why a decision made again is not the one in the trail."""
 
     OTHER_BUNDLE = "other_bundle"  # another bundle decided live: same features, another model or policy
     OTHER_FEATURE_SET = "other_feature_set"
-    LATE_LABEL = "late_label"  # a label came after the decision and says that it was known before it
-    OTHER_PAYMENT = "other_payment"  # the file says something else about the payment than the topic did
+    LATE_LABEL = "late_label"  # a label came after the decision, with a known_at before it
+    OTHER_PAYMENT = "other_payment"  # the file has other values of the payment than the topic
     LIVE_CONDITION = "live_condition"  # decided without the model near a deadline, or late in order of arrival
     MISSING = "missing"  # not in the trail
     TAMPERED = "tampered"  # the trail's row is not the one that was written
     UNEXPLAINED = "unexplained"
 
 
-# Causes that a person who changed nothing has no part in.
+# Causes that mean the trail, the code or the log was changed.
 BROKEN = frozenset({Cause.TAMPERED, Cause.UNEXPLAINED, Cause.MISSING})
 SENTENCES = {
     Cause.OTHER_BUNDLE: "another bundle decided live; the features are the same",
     Cause.OTHER_FEATURE_SET: "the bundle that decided live had another feature set",
-    Cause.LATE_LABEL: "a label that says it was known before came after the decision",
-    Cause.OTHER_PAYMENT: "the file says something else about the payment",
+    Cause.LATE_LABEL: "a label came after the decision, with a known_at before it",
+    Cause.OTHER_PAYMENT: "the file has other values of the payment than the topic",
     Cause.LIVE_CONDITION: "decided near a deadline, or late in order of arrival",
     Cause.MISSING: "not in the trail",
     Cause.TAMPERED: "the trail's row is not the one that was written",
-    Cause.UNEXPLAINED: "no cause was found: code, log or history differ",
+    Cause.UNEXPLAINED: "no cause found: code, log or history differ",
 }
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One payment whose decision made again is not the live one. `columns`: which of its columns differ."""
+    """One payment that is decided otherwise than live. `columns`: which of its columns differ."""
 
     cause: Cause
     payment_id: str
@@ -62,7 +62,7 @@ class Difference:
 
 @dataclass
 class Proof:
-    """What was compared and what came of it. `behind`: decisions that the sink has not written yet."""
+    """What was compared, and the result. `behind`: decisions that the sink has not written yet."""
 
     compared: int = 0
     equal: int = 0
@@ -74,7 +74,7 @@ class Proof:
 
     @property
     def holds(self) -> bool:
-        """Whether every difference has a cause that is nobody's doing to the trail."""
+        """Whether no difference means that the trail, the code or the log was changed."""
         return not BROKEN & self.causes.keys()
 
 
@@ -88,7 +88,7 @@ _SCHEMA = pa.schema(
 
 
 class Differences:
-    """Takes differences: counts them into a Proof, keeps the first ones to show, writes all into a file when given.
+    """Counts differences into a Proof, keeps the first ones to show, and writes all into a file when one is given.
 
     The file is Parquet (`.parquet`) or JSON lines (`.jsonl`). Raises UsageError for another suffix.
     """
@@ -103,7 +103,7 @@ class Differences:
         self._table = pq.ParquetWriter(output, _SCHEMA) if output is not None and not lines else None
 
     def add(self, difference: Difference) -> None:
-        """One more."""
+        """Count one difference."""
         proof = self.proof
         proof.causes[difference.cause] = proof.causes.get(difference.cause, 0) + 1
         if len(proof.first) < SHOWN_MAX:
@@ -114,7 +114,7 @@ class Differences:
                 self._write()
 
     def close(self) -> Proof:
-        """Write what waits; what was found."""
+        """Write the waiting differences and return the result."""
         self._write()
         if self._lines is not None:
             self._lines.close()

@@ -1,4 +1,4 @@
-"""Proof of a file: its payments decided, and each held against the live decision on it, found by its id."""
+"""Proof of a file: its payments decided again, each compared with the live decision, which is found by payment id."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class _File:
         return offsets.tolist(), np.minimum.accumulate(known[::-1])[::-1]
 
     def compare(self, outcomes: Outcomes, numbers: Sequence[int]) -> None:
-        """Some rows of a batch of the file."""
+        """Compare some rows of a batch of the file."""
         proof = self._found.proof
         payment_ids = outcomes.payments.column("payment_id")
         live = self._trail.of_payments([payment_ids[i] for i in numbers])
@@ -91,7 +91,7 @@ class _File:
                     "no decision on this payment id is in the trail: never decided, deleted or erased",
                 )
                 continue
-            # An id that was used again after the dedupe horizon has several decisions: the one of this moment counts.
+            # An id used again after the dedupe horizon has several decisions: the one of this event time counts.
             row = next((r for r in rows if r["event_time"] == again["event_time"]), rows[0])
             self._row(row, again)
 
@@ -129,17 +129,17 @@ class _File:
             return Cause.UNEXPLAINED, f"{', '.join(features[:5])} differ: the file's history is not the topic's"
         if batch.bundle != self._bundle.id:
             return Cause.OTHER_BUNDLE, f"{batch.bundle} decided live"
-        return Cause.UNEXPLAINED, "the bundle that decided gives something else on the same features"
+        return Cause.UNEXPLAINED, "the same bundle decides otherwise on the same features"
 
     def _late_label(self, control_end: int, event_time_ms: int) -> int | None:
-        """Offset from which labels came too late for a batch that say they were known by `event_time_ms`."""
+        """Offset of the first label with a `known_at` by `event_time_ms` that came too late for a batch, if any."""
         offsets, earliest = self._labels
         place = bisect_left(offsets, control_end)
         return offsets[place] if place < len(offsets) and earliest[place] <= event_time_ms else None
 
     def _batch(self, shard: int, sequence: int) -> LiveBatch | None:
         if (shard, sequence) not in self._batches:
-            if len(self._batches) >= 1024:  # files and trails have one order, so older ones are not asked for again
+            if len(self._batches) >= 1024:  # files and trails have one order: older batches are not needed again
                 self._batches.clear()
             self._batches[shard, sequence] = self._trail.batch(shard, sequence)
         return self._batches[shard, sequence]

@@ -15,25 +15,31 @@ import psycopg
 from psycopg.rows import dict_row, namedtuple_row
 
 from schemas.audit_digest import context_bytes, digest_parts
-from schemas.journal import JournalError, JournalRecord
+from schemas.journal_record import JournalError, JournalRecord
 from scorer.audit.verify.unit_check import MomentLoader
 from scorer.trail.audit_database import connect_text
 from scorer.trail.copy_decode import read_rows
 
-# Batches looked at in one query: of 4,096 payments each about 250 MB, of the few that an idle topic gives next to none.
+# Rows read by one query: about 250 MB where batches hold 4,096 payments; next to nothing on an idle topic.
 ROWS_PER_READ = 65_536
 
 
 @dataclass(frozen=True)
-class LiveBatch:
-    """A batch as the trail has it. `digest`: of its rows as they are now; None where they cannot even be read."""
+class BatchPlace:
+    """Which batch, and the features that its rows hold (none are known of a batch that is gone)."""
 
     shard: int
     sequence: int
+    feature_names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class LiveBatch(BatchPlace):
+    """A batch as the trail has it. `digest`: of its rows as they are now; None where they cannot be read."""
+
     day: date
     bundle: str
     feature_fingerprint: str
-    feature_names: tuple[str, ...]
     control_end: int
     erased: bool
     digest: str | None
@@ -41,7 +47,7 @@ class LiveBatch:
 
 
 def _journal_digest(batch: Any) -> str:
-    """The digest in the batch's own journal record, when that record has the head that the chain names; else none."""
+    """The digest in the batch's own journal record, where that record has the head that the chain names; else empty."""
     text = json.dumps(batch.journal, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
     try:
         record = JournalRecord.from_bytes(text)
@@ -51,7 +57,7 @@ def _journal_digest(batch: Any) -> str:
 
 
 class Trail:
-    """A connection to the audit trail, for reading in order."""
+    """A connection to the audit trail, read only."""
 
     def __init__(self, url: str) -> None:
         self._connection = psycopg.connect(connect_text(url), autocommit=True)
@@ -165,7 +171,7 @@ class Trail:
         return topic, partition, 0 if before is None else before + 1, offset + 1
 
     def label_times(self) -> tuple[np.ndarray[Any, np.dtype[np.int64]], np.ndarray[Any, np.dtype[np.int64]]]:
-        """Of every label: its offset on the control topic, rising, and when it says it was known, epoch ms."""
+        """Of every label: its offset on the control topic, rising, and its `known_at`, epoch ms."""
         rows = self._connection.execute(
             'SELECT "offset", (extract(epoch FROM known_at) * 1000)::bigint FROM labels ORDER BY "offset"'
         ).fetchall()

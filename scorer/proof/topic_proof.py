@@ -1,4 +1,4 @@
-"""Proof along the journal: every batch decided again from the topics and held against the trail's rows."""
+"""Proof along the journal: every batch decided again from the topics and compared with the trail's rows."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from schemas.audit import AuditColumns
-from schemas.journal import JournalRecord
+from schemas.audit_record import AuditColumns
+from schemas.journal_record import JournalRecord
 from scorer import kafka
 from scorer.audit.topic_history import audit_rows
 from scorer.bundle import Bundle
@@ -18,7 +18,7 @@ from scorer.pipeline import Outcomes, Pipeline
 from scorer.pipeline.records import Batch
 from scorer.proof import comparison as compare
 from scorer.proof.differences import Cause, Difference, Differences
-from scorer.proof.live_trail import ROWS_PER_READ, LiveBatch, Trail
+from scorer.proof.live_trail import ROWS_PER_READ, BatchPlace, LiveBatch, Trail
 from scorer.runtime.settings import Settings
 
 _COLUMNS = (*compare.PAYMENT, *compare.PLACE, *compare.VERDICT, "features")
@@ -91,7 +91,50 @@ def _use(pipeline: Pipeline, record: JournalRecord, batch: Batch, bundles: Bundl
     try:
         pipeline.activate(bundles.of(record.bundle, batch))
     except FraudScorerError:
-        return  # the one in use goes on; what differs is told as the other bundle's
+        return  # the bundle in use stays; differences get the cause OTHER_BUNDLE
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """One batch three times: as the journal has it, decided again, and as the trail holds it now."""
+
+    record: JournalRecord
+    outcomes: Outcomes
+    live: LiveBatch
+
+    @property
+    def again_is_journal(self) -> bool:
+        """Deciding again gives the journal's digest."""
+        return self.outcomes.journal.digest == self.record.digest
+
+    @property
+    def rows_are_journal(self) -> bool:
+        """The trail's rows have the journal's digest."""
+        return self.live.digest == self.record.digest
+
+    @property
+    def other_feature_set(self) -> bool:
+        """Another feature set decided live."""
+        return self.live.feature_fingerprint != self.outcomes.context.feature_fingerprint
+
+    def cause(self, changed: Sequence[str], *, in_audit_topic: bool) -> tuple[Cause, str]:
+        """Why a row that equals what the audit topic has of it (as far as it still has it) differs."""
+        live, decided_by = self.live, self.outcomes.context.bundle
+        if self.again_is_journal:
+            return Cause.TAMPERED, "the journal's digest holds for the payment decided again, not for the trail's row"
+        if self.other_feature_set:
+            return Cause.OTHER_FEATURE_SET, f"{live.bundle} has feature set {live.feature_fingerprint[:12]}"
+        if self.record.bundle == decided_by:
+            return Cause.UNEXPLAINED, "the same bundle decides otherwise now: the code or the log has changed"
+        strange = [name for name in changed if name not in compare.VERDICT]
+        if strange:
+            return Cause.UNEXPLAINED, f"{live.bundle} decided live, which does not change {', '.join(strange[:5])}"
+        if not self.rows_are_journal and not in_audit_topic:
+            return (
+                Cause.TAMPERED,
+                "the journal's digest does not hold for the batch's rows, and the audit topic no longer has them",
+            )
+        return Cause.OTHER_BUNDLE, f"{live.bundle} decided live"
 
 
 @dataclass(frozen=True)
@@ -111,40 +154,35 @@ class _Shard:
         if live is None:
             self._absent(record, outcomes, inside)
             return
-        again_is_journal = outcomes.journal.digest == record.digest
-        rows_are_journal = live.digest == record.digest
-        if again_is_journal and rows_are_journal:
+        batch = _Batch(record, outcomes, live)
+        if batch.again_is_journal and batch.rows_are_journal:
             proof.compared += len(inside)
             proof.equal += len(inside)
             return
         rows = {row["row_number"]: row for row in self.trail.rows(live)}
-        written = None if rows_are_journal else self._written(live)
+        written = None if batch.rows_are_journal else self._written(live)
         before = sum(proof.causes.values())
         for number in inside:
             proof.compared += 1
-            row = rows.pop(number, None)
-            again = compare.as_live(outcomes.columns.row(number))
-            difference = self._difference(record, outcomes, live, number, row, again, written, again_is_journal)
+            row, again = rows.pop(number, None), compare.as_live(outcomes.columns.row(number))
+            difference = self._difference(batch, number, row, again, written)
             if difference is None:
                 proof.equal += 1
             else:
                 self.found.add(difference)
-        self._unseen(record, live, outcomes, found=sum(proof.causes.values()) > before)
+        if sum(proof.causes.values()) == before and len(inside) == len(outcomes.rows):
+            self._digest_alone(batch)
         for number in sorted(number for number in rows if number >= len(outcomes.rows)):
-            row = rows[number]
-            self.found.add(
-                self._said(
-                    Cause.TAMPERED, live, number, row, (), "a row that the journal's batch does not have", row, {}
-                )
-            )
+            detail = "a row that the journal's batch does not have"
+            self.found.add(self._tampered(live, number, rows[number], detail, row=rows[number]))
 
-    def _unseen(self, record: JournalRecord, live: LiveBatch, outcomes: Outcomes, *, found: bool) -> None:
-        """A batch whose digest does not hold although no row differs: what stands beside its rows was changed."""
-        if live.digest == record.digest or live.erased or found or len(self._inside(outcomes)) < len(outcomes.rows):
+    def _digest_alone(self, batch: _Batch) -> None:
+        """No row differs: where the digest does not hold, the batch's own fields were changed."""
+        if batch.rows_are_journal or batch.live.erased:
             return
-        again = compare.as_live(outcomes.columns.row(0))
+        again = compare.as_live(batch.outcomes.columns.row(0))
         detail = "the digest of its batch does not hold: bundle, threshold or names were changed; see `audit verify`"
-        self.found.add(self._said(Cause.TAMPERED, live, 0, again, (), detail, {}, again))
+        self.found.add(self._tampered(batch.live, 0, again, detail, again=again))
 
     def _inside(self, outcomes: Outcomes) -> list[int]:
         """Numbers of the rows to compare."""
@@ -153,6 +191,7 @@ class _Shard:
         return [i for i, t in enumerate(times) if (begin is None or t >= begin) and (until is None or t < until)]
 
     def _absent(self, record: JournalRecord, outcomes: Outcomes, inside: list[int]) -> None:
+        """A batch that the trail does not have: not written yet, dropped by retention, or gone."""
         proof = self.found.proof
         _, last = self.trail.bounds(self.shard)
         if record.sequence > last:
@@ -160,16 +199,14 @@ class _Shard:
         elif record.sequence <= self.trail.dropped_to(self.shard):
             proof.dropped += len(inside)
         else:
+            place = BatchPlace(self.shard, record.sequence, ())
             for number in inside:
                 proof.compared += 1
-                row = compare.as_live(outcomes.columns.row(number))
-                place = LiveBatch(self.shard, record.sequence, None, record.bundle, "", (), 0, False, None)  # type: ignore[arg-type]
-                self.found.add(
-                    self._said(Cause.TAMPERED, place, number, row, (), "its batch is gone from the trail", {}, row)
-                )
+                again = compare.as_live(outcomes.columns.row(number))
+                self.found.add(self._tampered(place, number, again, "its batch is gone from the trail", again=again))
 
     def _written(self, live: LiveBatch) -> dict[int, dict[str, Any]] | None:
-        """The batch's rows as the worker wrote them to the audit topic; None when it holds them no more."""
+        """The batch's rows as the worker wrote them to the audit topic; None when it no longer has them."""
         topic, partition, start, end = self.trail.audit_place(live)
         try:
             chunks = audit_rows(
@@ -181,27 +218,26 @@ class _Shard:
 
     def _difference(
         self,
-        record: JournalRecord,
-        outcomes: Outcomes,
-        live: LiveBatch,
+        batch: _Batch,
         number: int,
         row: dict[str, Any] | None,
         again: dict[str, Any],
         written: dict[int, dict[str, Any]] | None,
-        again_is_journal: bool,
     ) -> Difference | None:
+        """How the trail's row differs from the payment decided again; None: not at all. `written`: the rows of the
+        audit topic, None where it does not have them or they need not be read."""
+        live = batch.live
         if row is None:
-            return self._said(Cause.TAMPERED, live, number, again, (), "its row is gone from the trail", {}, again)
+            return self._tampered(live, number, again, "its row is gone from the trail", again=again)
         names: Sequence[str] = _COLUMNS
         if live.erased and row["payment_id"].startswith("erased-"):
             self.found.proof.erased += 1
             names = [name for name in names if name not in compare.PERSON]
-        other_set = live.feature_fingerprint != outcomes.context.feature_fingerprint
         columns = [name for name in names if name != "features"]
         changed = compare.differing(row, again, columns) + compare.differing_features(
-            row["features"], live.feature_names, again["features"], outcomes.context.feature_names
+            row["features"], live.feature_names, again["features"], batch.outcomes.context.feature_names
         )
-        # What the worker wrote tells an edited row from a live decision that was another one.
+        # The audit topic distinguishes an edited row from another live decision.
         edited = []
         if written is not None:
             of_topic = written.get(number, again)
@@ -209,25 +245,40 @@ class _Shard:
                 row["features"], live.feature_names, of_topic["features"], live.feature_names
             )
         if edited:
-            return self._said(
-                Cause.TAMPERED, live, number, again, edited, "not what the audit topic has of it", row, again
-            )
+            detail = "not what the audit topic has of it"
+            return self._reported(Cause.TAMPERED, live, number, again, edited, detail, row=row, again=again)
         if not changed:
             return None
-        cause, detail = _cause(record, outcomes, live, changed, other_set, written is not None, again_is_journal)
-        return self._said(cause, live, number, again, changed, detail, row, again)
+        cause, detail = batch.cause(changed, in_audit_topic=written is not None)
+        return self._reported(cause, live, number, again, changed, detail, row=row, again=again)
 
-    def _said(
+    def _tampered(
+        self,
+        place: BatchPlace,
+        number: int,
+        about: dict[str, Any],
+        detail: str,
+        *,
+        row: dict[str, Any] | None = None,
+        again: dict[str, Any] | None = None,
+    ) -> Difference:
+        """Tampering that is not about single columns."""
+        return self._reported(Cause.TAMPERED, place, number, about, (), detail, row=row or {}, again=again or {})
+
+    def _reported(
         self,
         cause: Cause,
-        live: LiveBatch,
+        place: BatchPlace,
         number: int,
         about: dict[str, Any],
         columns: Sequence[str],
         detail: str,
+        *,
         row: dict[str, Any],
         again: dict[str, Any],
     ) -> Difference:
+        """A difference as it is reported: of the payment `about`, with what the trail's row and the one decided again
+        have in `columns`."""
         shown = list(columns) or list(compare.VERDICT[:4])
         return Difference(
             cause=cause,
@@ -235,10 +286,10 @@ class _Shard:
             event_time_ms=int(about["event_time"].timestamp() * 1000),
             columns=tuple(columns),
             detail=detail,
-            shard=live.shard,
-            sequence=live.sequence,
+            shard=place.shard,
+            sequence=place.sequence,
             row_number=number,
-            live=compare.shown(row, shown, live.feature_names),
+            live=compare.shown(row, shown, place.feature_names),
             replayed=compare.shown(again, shown, self.feature_names),
         )
 
@@ -246,30 +297,3 @@ class _Shard:
 def _numbered(chunks: Sequence[AuditColumns]) -> dict[int, dict[str, Any]]:
     rows = [compare.as_live(columns.row(i)) for columns in chunks for i in range(len(columns))]
     return dict(enumerate(rows))
-
-
-def _cause(
-    record: JournalRecord,
-    outcomes: Outcomes,
-    live: LiveBatch,
-    changed: Sequence[str],
-    other_set: bool,
-    rows_are_written: bool,
-    again_is_journal: bool,
-) -> tuple[Cause, str]:
-    """Why a row that nobody edited, as far as the audit topic tells, differs."""
-    if again_is_journal:
-        return Cause.TAMPERED, "the journal's digest holds for the payment decided again, and not for the trail's row"
-    if other_set:
-        return Cause.OTHER_FEATURE_SET, f"{live.bundle} has feature set {live.feature_fingerprint[:12]}"
-    if record.bundle == outcomes.context.bundle:
-        return Cause.UNEXPLAINED, "the bundle that decided gives something else: code or log are not those of then"
-    strange = [name for name in changed if name not in compare.VERDICT]
-    if strange:
-        return Cause.UNEXPLAINED, f"{live.bundle} decided live, which does not change {', '.join(strange[:5])}"
-    if live.digest != record.digest and not rows_are_written:
-        return (
-            Cause.TAMPERED,
-            "the journal's digest does not hold for the batch's rows, and the audit topic has no more",
-        )
-    return Cause.OTHER_BUNDLE, f"{live.bundle} decided live"

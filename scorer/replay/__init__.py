@@ -1,16 +1,16 @@
-"""History through the same pure function: files and topics to features, scores and decisions.
-Writes files, never to Kafka.
+"""History through the live pipeline: files, topics and audit rows to features, scores and decisions.
 
-A file is one shard with one partition whose offsets are its row numbers; the order of its rows is the journal order. A
-topic is replayed along its journal, batch by batch as it was decided; where the bundle is the one that decided, every
-digest is checked.
+It may read files, Kafka and Postgres, and write files; it never writes to Kafka. A file is one shard with one partition
+whose offsets are its row numbers, in journal order. A topic is replayed along its journal, batch by batch as it was
+decided; where the bundle is the one that decided, every digest is checked.
 """
 
 from __future__ import annotations
 
 from scorer.replay.file_batches import BATCH_ROWS, LabelledBatch, chained, file_batches
 from scorer.replay.file_replay import replay_file
-from scorer.replay.output import (
+from scorer.replay.process_shares import replay_shares
+from scorer.replay.replay_output import (
     KEPT_FIELDS,
     Open,
     Output,
@@ -20,8 +20,7 @@ from scorer.replay.output import (
     feature_column,
     part_files,
 )
-from scorer.replay.process_shares import replay_shares
-from scorer.replay.report import Progress, Report
+from scorer.replay.replay_report import Progress, Report
 from scorer.replay.topic_replay import replay_topic
 from scorer.replay.trail_replay import replay_audit
 from scorer.replay.training_table import TrainingTable, training_table, write_training_table

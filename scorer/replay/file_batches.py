@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from schemas.journal import ControlRange, InputRange
+from schemas.journal_record import ControlRange, InputRange
 from scorer.files.file_columns import DecodedBlock, FileLabels, decoded_blocks, undecoded
 from scorer.files.file_reader import read_payments, rows_before
 from scorer.files.mapping import Mapping
-from scorer.pipeline.records import Batch
+from scorer.pipeline.records import NO_CLOCK_MS, Batch
 
 BATCH_ROWS = 16_384
 
@@ -34,8 +34,8 @@ def file_batches(
 ) -> Iterator[LabelledBatch]:
     """A file's payments as batches, labels as the control records that come with them (each known at its own time).
 
-    With `until_ms` (epoch ms) reading may end behind the last payment before that time: what comes after it cannot
-    change what was computed before.
+    With `until_ms` (epoch ms) reading may stop after the last payment before that time: later rows cannot change what
+    was computed before.
     """
     blocks = decoded_blocks(path, mapping, rows)
     if blocks is None:
@@ -55,14 +55,15 @@ def chained(blocks: Iterable[DecodedBlock]) -> Iterator[LabelledBatch]:
             block.records,
             partition=np.zeros(n, np.int32),
             offset=np.arange(offset, offset + n, dtype=np.int64),
-            # Without a broker there is no clock to hold event times against.
-            timestamp_ms=np.full(n, 1 << 62, np.int64),
+            timestamp_ms=np.full(n, NO_CLOCK_MS, np.int64),
         )
+        known = labels.numbered(control).known() if isinstance(labels, FileLabels) else []
         batch = Batch(
             records,
             (InputRange(partition=0, start=offset, end=offset + n),),
-            labels.numbered(control) if isinstance(labels, FileLabels) else labels,
+            labels,
             ControlRange(start=control, end=control + len(labels)),
+            known_labels=known,
         )
         yield LabelledBatch(batch, block.label, block.label_known_at_ms)
         offset += n

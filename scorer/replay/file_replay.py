@@ -9,8 +9,8 @@ from scorer.files.file_reader import row_count
 from scorer.files.mapping import Mapping
 from scorer.pipeline import Pipeline
 from scorer.replay.file_batches import file_batches
-from scorer.replay.output import Open, Window, decision_schema, decision_table, opened
-from scorer.replay.report import Progress, Report
+from scorer.replay.replay_output import Open, Window, decision_schema, decision_table, opened
+from scorer.replay.replay_report import Progress, Report
 
 
 def replay_file(
@@ -25,10 +25,10 @@ def replay_file(
     expect: Progress = lambda _: None,
 ) -> Report:
     """Decide every payment of a file as the live worker would, and write decisions and features to `output`: a Parquet
-    file, a folder by day (then an interrupted run goes on), or what it opens.
+    file, a folder by day (an interrupted run is resumed), or the output that it opens.
 
-    Written are payments of [begin_ms, until_ms), epoch ms; earlier ones fill the windows. `expect` is told how many
-    payments there are, where that is known.
+    Payments of [begin_ms, until_ms), epoch ms, are written; earlier ones fill the windows. `expect` is called with the
+    number of payments, where it is known.
     """
     names = bundle.feature_set.names
     window = Window(begin_ms, until_ms)
@@ -47,7 +47,7 @@ def replay_file(
 
 
 def described(bundle: Bundle, path: Path, mapping: Mapping | None, window: Window) -> dict[str, object]:
-    """What a replay of this file is of, as an output remembers it."""
+    """What this replay reads and with which bundle, as an output stores it."""
     found = path.stat()
     return {
         "bundle": bundle.id,

@@ -1,10 +1,10 @@
-"""Replay of a file in several processes: each computes the payments of some keys, all together what one would.
+"""Replay of a file in several processes: each computes the payments of some keys; together they give one's result.
 
-    process k:  read all ─▶ decode ─▶ repeated ones ─▶ own keys ─▶ features ─▶ model ─▶ policy ─┐ Arrow over a pipe,
-    this one:   block by block: rows of all processes in the file's order ─▶ output   ◀─────────┘ block by block
+    process k:  read all ─▶ decode ─▶ find repeats ─▶ own keys ─▶ features ─▶ model ─▶ policy ─┐ Arrow over a pipe,
+    parent:     block by block: rows of all processes in the file's order ─▶ output   ◀────────┘ block by block
 
-Reading and finding repeated payments are done by each, so that each knows what one process would know. Memory is
-bounded: a process waits until its block is taken.
+Every process reads all payments and finds the repeated ones, so each has the dedupe table and the stream time that a
+single process would have. Memory is bounded: a process waits until its block is taken.
 """
 
 from __future__ import annotations
@@ -13,29 +13,104 @@ import multiprocessing
 import pickle
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import compress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
+from features.feature_set import FeatureSet
+from features.hashing import hash_strings
+from schemas.payment_decoder import PaymentBatch
 from scorer.bundle import Bundle
-from scorer.errors import FraudScorerError
+from scorer.errors import FraudScorerError, UsageError
 from scorer.files.file_columns import FileLabels
 from scorer.files.file_reader import row_count
 from scorer.files.mapping import Mapping
 from scorer.pipeline import Pipeline
-from scorer.pipeline.enrichment import Share
+from scorer.pipeline.dedupe import Dedupe
 from scorer.pipeline.records import Batch
 from scorer.replay.file_batches import LabelledBatch, file_batches
 from scorer.replay.file_replay import described
-from scorer.replay.output import Open, Window, decision_schema, decision_table, opened
-from scorer.replay.report import Progress, Report
+from scorer.replay.replay_output import Open, Window, decision_schema, decision_table, opened
+from scorer.replay.replay_report import Progress, Report
 
 PROCESSES_MAX = 256
 _JOIN_S = 10.0
+
+
+@dataclass(frozen=True)
+class Share:
+    """One of `count` parts of a file's payments, by the keys that all entities of the feature set have in common."""
+
+    number: int
+    count: int
+    fields: tuple[str, ...]
+
+    @classmethod
+    def fields_of(cls, feature_set: FeatureSet) -> tuple[str, ...]:
+        """The fields that all entities have in common. Raises UsageError, naming two entities, when there are none."""
+        entities = list(feature_set.entities.items())
+        common = set(entities[0][1]) if entities else set()
+        for name, fields in entities:
+            if not common & set(fields):
+                raise UsageError(
+                    f"entities {entities[0][0]} and {name} have no field in common, so no key can decide which "
+                    f"process computes a payment; use one process"
+                )
+            common &= set(fields)
+        return tuple(sorted(common)) or ("payment_id",)
+
+    def of(self, payments: PaymentBatch) -> npt.NDArray[np.int64]:
+        """The share of each payment, int64 [n]."""
+        total = np.zeros(len(payments), dtype=np.uint64)
+        for name in self.fields:
+            total = total * np.uint64(31) + hash_strings(payments.text(name))[0][:, 0]
+        return (total % np.uint64(self.count)).astype(np.int64)
+
+
+class ShareSelector:
+    """A share as the row selector of a pipeline (scorer.pipeline.enrichment.RowSelector).
+
+    Its values are those of one process as long as stream time is each payment's own time, hence payments must be in
+    order of event time; and as long as a repeated payment has the same key, hence the key of each is kept.
+    """
+
+    def __init__(self, share: Share, feature_set: FeatureSet) -> None:
+        self._share = share
+        self._owners = Dedupe(horizon_ms=feature_set.dedupe_horizon, capacity=feature_set.dedupe_capacity)
+        self.stream_time_ms: int | None = None
+        self.reports_rejected = share.number == 0
+
+    def select(
+        self,
+        payments: PaymentBatch,
+        ids: npt.NDArray[np.uint64],
+        duplicate: npt.NDArray[np.bool_],
+        stream_ms: int,
+    ) -> npt.NDArray[np.int64]:
+        """Positions of the share's own payments. Raises UsageError where shares would differ from one process."""
+        times, owner = payments.event_time_ms, self._share.of(payments)
+        fresh = times[~duplicate]
+        before = np.concatenate([np.array([stream_ms]), fresh[:-1]]) if len(fresh) else fresh
+        if (fresh < before).any():
+            at = int(payments.index[np.flatnonzero(~duplicate)[np.argmax(fresh < before)]])
+            raise UsageError(
+                f"record {at} of a block is earlier than one before it: several processes need payments in order of "
+                f"event time; sort the file, or use one process"
+            )
+        _, _, elsewhere = self._owners.scan(ids, owner.astype(np.uint64), times, stream_ms)
+        if elsewhere.any():
+            raise UsageError(
+                f"a payment came again with another {' or '.join(self._share.fields)}, which is another process's; "
+                f"use one process"
+            )
+        self.stream_time_ms = max(stream_ms, int(fresh[-1])) if len(fresh) else stream_ms
+        return np.flatnonzero(owner == self._share.number)
 
 
 def replay_shares(
@@ -65,9 +140,8 @@ def replay_shares(
     try:
         for number in range(processes):
             ours, theirs = context.Pipe(duplex=False)
-            share = Share(number, processes, fields)
-            arguments = (theirs, bundle_folder, path, mapping, until_ms, share, output is not None)
-            worker = context.Process(target=_work, args=arguments, daemon=True)
+            part = _Part(bundle_folder, path, mapping, until_ms, Share(number, processes, fields), output is not None)
+            worker = context.Process(target=_work, args=(theirs, part), daemon=True)
             worker.start()
             theirs.close()
             pipes.append(ours)
@@ -96,7 +170,7 @@ def _next(pipes: Sequence[Connection]) -> tuple[int, list[pa.Table]] | None:
         try:
             kind, payload = pickle.loads(pipe.recv_bytes())  # noqa: S301 - written by our own processes, as is `_work`
         except EOFError as exc:
-            raise FraudScorerError("a process of the replay ended without a word; see its message above") from exc
+            raise FraudScorerError("a process of the replay ended without a result; see its message above") from exc
         if kind == "error":
             raise payload
         found.append(payload)
@@ -106,30 +180,35 @@ def _next(pipes: Sequence[Connection]) -> tuple[int, list[pa.Table]] | None:
     return blocks[0][0], [pa.ipc.open_stream(table).read_all() for _, table in blocks if table is not None]
 
 
-def _work(
-    pipe: Connection,
-    bundle_folder: Path,
-    path: Path,
-    mapping: Mapping | None,
-    until_ms: int | None,
-    share: Share,
-    with_rows: bool,
-) -> None:
+@dataclass(frozen=True)
+class _Part:
+    """What one process does: a share of a file with a bundle; `with_rows`: decisions are sent, not only counted."""
+
+    bundle_folder: Path
+    path: Path
+    mapping: Mapping | None
+    until_ms: int | None
+    share: Share
+    with_rows: bool
+
+
+def _work(pipe: Connection, part: _Part) -> None:
     """One process: sends ("block", (records, table or None)) for each block, ("block", None), then its report."""
 
     def send(kind: str, payload: Any) -> None:
         pipe.send_bytes(pickle.dumps((kind, payload)))
 
-    with suppress(BrokenPipeError):  # whoever asked for the work has ended
+    with suppress(BrokenPipeError):  # the parent has ended
         try:
-            bundle = Bundle.load(bundle_folder)
-            pipeline, report = Pipeline(bundle, share=share), Report()
+            bundle = Bundle.load(part.bundle_folder)
+            pipeline = Pipeline(bundle, selector=ShareSelector(part.share, bundle.feature_set))
+            report = Report()
             schema = decision_schema(bundle.feature_set.names)
-            for labelled in file_batches(path, mapping, until_ms=until_ms):
-                outcomes = pipeline.run(_own(labelled, share))
+            for labelled in file_batches(part.path, part.mapping, until_ms=part.until_ms):
+                outcomes = pipeline.run(_own_labels(labelled, part.share))
                 report.add(outcomes)
                 rows = None
-                if with_rows:
+                if part.with_rows:
                     rows = _bytes(decision_table(outcomes, schema, labelled.label, labelled.label_known_at_ms))
                 send("block", (len(labelled.label), rows))
             report.count_labels(pipeline.engine.counts())
@@ -139,17 +218,18 @@ def _work(
             send("error", exc)
 
 
-def _own(labelled: LabelledBatch, share: Share) -> Batch:
+def _own_labels(labelled: LabelledBatch, share: Share) -> Batch:
     """The batch with the labels of the share's own payments alone; those of refused ones are the first share's."""
     batch = labelled.batch
     payments = batch.records.decode()
     owner = np.zeros(len(batch.records), dtype=np.int64)
     owner[payments.index] = share.of(payments)
     own = owner == share.number
+    own_label = own[np.flatnonzero(labelled.label_known_at_ms >= 0)].tolist()
+    known = list(compress(batch.known_labels, own_label))
     if isinstance(batch.control, FileLabels):
-        return replace(batch, control=batch.control.only(own))
-    rows = np.flatnonzero(labelled.label_known_at_ms >= 0)
-    return replace(batch, control=[record for record, row in zip(batch.control, rows, strict=True) if own[row]])
+        return replace(batch, control=batch.control.only(own), known_labels=known)
+    return replace(batch, control=list(compress(batch.control, own_label)), known_labels=known)
 
 
 def _bytes(table: pa.Table) -> bytes:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from schemas.journal import JournalRecord
+from schemas.journal_record import JournalRecord
 from scorer import kafka
 from scorer.bundle import Bundle
 from scorer.errors import FraudScorerError, UsageError
 from scorer.journal import journal_reader
 from scorer.journal.rerun import Bundles, rerun
 from scorer.pipeline import Pipeline
-from scorer.replay.output import ALL, Open, Window, decision_schema, decision_table, opened
-from scorer.replay.report import Progress, Report
+from scorer.replay.replay_output import ALL, Open, Window, decision_schema, decision_table, opened
+from scorer.replay.replay_report import Progress, Report
 from scorer.runtime.settings import Settings
 
 
@@ -27,10 +27,10 @@ def replay_topic(
     expect: Progress = lambda _: None,
 ) -> Report:
     """Re-run a shard's journal over the payments topic. Where `bundle` is the one that decided, every digest must be
-    equal. Written are payments inside `window`; what came before fills the windows, and after the last of its offsets
-    nothing is read.
+    equal. Payments inside `window` are written; earlier ones fill the windows, and nothing is read after the last of
+    its offsets.
 
-    Raises PromiseBroken at the first batch that gives something else, MissingRange when records are gone, UsageError
+    Raises PromiseBroken at the first batch with another digest, MissingRange when records are gone, UsageError
     for offsets that the journal does not have.
     """
     clients = kafka.RealClients(settings)

@@ -2,10 +2,10 @@
 
 The windows are not computed again: a row holds the features that the live engine computed, so a bundle with another
 model, calibration or policy over the same feature set is tried on them exactly, in seconds and without Kafka. A bundle
-with another feature set is refused; that needs the payments themselves (`--input topic` or a file). Lists stand as they
-stood at each batch, by the list changes in the trail. Repeated payments are left out: their row has no features.
+with another feature set is refused; that needs the payments themselves (`--input topic` or a file). Lists are those of
+each batch, by the list changes in the trail. Repeated payments are left out: their row has no features.
 
-The rows are taken as they are: `audit verify` says whether they are what was written.
+The rows are not verified here: that is what `audit verify` is for.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ import psycopg
 import pyarrow as pa
 from psycopg.rows import namedtuple_row
 
-from schemas.audit import MODES, NULLABLE, AuditColumns
-from schemas.columnar import ColumnarPayments, PaymentColumns
+from schemas.audit_record import NULLABLE, AuditColumns
+from schemas.decision import MODES
+from schemas.payment_columns import ColumnarPayments, PaymentColumns
 from scorer.bundle import Bundle
 from scorer.errors import FraudScorerError, UsageError
 from scorer.pipeline import explained
-from scorer.policy import APPROVE, LATE_REASON, PolicyRunner
-from scorer.replay.output import ALL, Open, Window, decided_table, decision_schema, opened
-from scorer.replay.report import Progress, Report
+from scorer.policy import APPROVE, LATE_REASON, PolicyRunner, Verdicts
+from scorer.replay.replay_output import ALL, Open, Window, decided_table, decision_schema, opened
+from scorer.replay.replay_report import Progress, Report
 from scorer.trail.audit_database import connect_text
 from scorer.trail.copy_decode import Lists, Rows, Texts, read_rows
 
@@ -55,14 +56,14 @@ def replay_audit(
     for item in bundle.policy.lists:
         if item.field not in _FIELDS:
             raise UsageError(
-                f"the policy's list {item.name} is on {item.field}, which the trail lacks: use --input topic"
+                f"the policy's list {item.name} is on {item.field}, which the trail does not keep: use --input topic"
             )
-    report, schema, names = Report(), decision_schema(bundle.feature_set.names), bundle.feature_set.names
+    report, names = Report(), bundle.feature_set.names
     with psycopg.connect(connect_text(url), autocommit=True) as connection:
         batches = _batches(connection, bundle, shard, window)
         expect(sum(batch.decisions for batch in batches))
         about = {"bundle": bundle.id, "source": "audit", "shard": shard, "first": batches[0].sequence}
-        lists = _Lists(connection, bundle)
+        decider = _Decider(bundle, connection, report)
         with opened(output, names, about | window.described()) as writer:
             for part in _parts(batches):
                 rows = read_rows(
@@ -76,8 +77,7 @@ def replay_audit(
                     )
                 for batch in part:
                     begin, end = np.searchsorted(rows.sequence, [batch.sequence, batch.sequence + 1]).tolist()
-                    lists.advance(batch.control_end)
-                    table = _decided(bundle, rows, begin, end, lists.values, schema, connection, report)
+                    table = decider.table(rows, begin, end, batch.control_end)
                     if writer is not None:
                         writer.write(window.of(table))
                     progress(report.payments)
@@ -104,13 +104,13 @@ def _batches(connection: psycopg.Connection, bundle: Bundle, shard: int, window:
             theirs = batch.feature_fingerprint
             raise UsageError(
                 f"batch {batch.sequence} was decided by {batch.bundle} with feature set {theirs[:12]}, {bundle.id} has "
-                f"{ours[:12]}: logged features serve bundles of their own set alone; use --input topic"
+                f"{ours[:12]}: logged features fit only bundles of the same feature set; use --input topic"
             )
     return found
 
 
 def _parts(batches: Sequence[Any]) -> list[list[Any]]:
-    """Batches that are read together: of one day and width."""
+    """Batches that one query reads: of one day and width."""
     result: list[list[Any]] = []
     for _, group in groupby(batches, key=lambda batch: (batch.day, len(batch.challengers))):
         part: list[Any] = []
@@ -124,7 +124,7 @@ def _parts(batches: Sequence[Any]) -> list[list[Any]]:
 
 
 class _Lists:
-    """The live lists, moved on along the control topic's offsets."""
+    """The live lists at a position of the control topic."""
 
     def __init__(self, connection: psycopg.Connection, bundle: Bundle) -> None:
         self.values: dict[str, set[str]] = {item.name: set(item.values) for item in bundle.policy.lists}
@@ -138,77 +138,94 @@ class _Lists:
         """Apply the changes before this offset."""
         while self._next < len(self._changes) and self._changes[self._next][0] < control_end:
             _, kind, name, value = self._changes[self._next]
-            held = self.values.setdefault(name, set())
+            values = self.values.setdefault(name, set())
             if kind == "list_add":
-                held.add(value)
+                values.add(value)
             else:
-                held.discard(value)
+                values.discard(value)
             self._next += 1
 
 
-def _decided(
-    bundle: Bundle,
-    rows: Rows,
-    begin: int,
-    end: int,
-    lists: dict[str, set[str]],
-    schema: pa.Schema,
-    connection: psycopg.Connection,
-    report: Report,
-) -> pa.Table:
-    """One batch, without its repeated payments."""
-    mode = rows.codes["mode"][begin:end]
-    kept = np.flatnonzero(mode != _DUPLICATE)
-    mode, places = mode[kept], kept + begin
-    columns = PaymentColumns(
-        rows.event_time_ms[places],
-        rows.numbers["amount_minor"].view(np.int64)[places],
-        {name: _text(rows.texts[name], begin, end).take(pa.array(kept)) for name in _FIELDS},
-    )
-    payments = ColumnarPayments(np.arange(len(kept), dtype=np.int32), columns)
-    features = np.ascontiguousarray(rows.matrices["features"][places]).view(np.float32)
-    margins = bundle.model.margins(features)
-    degraded = mode == _DEGRADED
-    margins_without, scores_without, by_student = bundle.degraded(features)
-    margins[degraded] = margins_without[degraded]
-    scores = bundle.scores(margins)
-    scores[degraded] = scores_without[degraded]
-    policy = PolicyRunner(bundle.policy, bundle.feature_set.names, float(bundle.threshold_margin))
-    verdicts = explained(bundle, policy, payments, features, margins, lists)
-    if degraded.any():
-        without = policy.decide_degraded(payments, features, lists, by_student)
-        verdicts.decision[degraded] = without.decision[degraded]
-        for i in np.flatnonzero(degraded).tolist():
-            verdicts.reasons[i], verdicts.fired[i] = without.reasons[i], without.fired[i]
-    late = mode == _LATE
-    late[degraded] = [LATE_REASON in _words(rows.lists["reasons"], i) for i in places[degraded].tolist()]
-    for i in np.flatnonzero(late).tolist():
-        verdicts.reasons[i] = (*verdicts.reasons[i], LATE_REASON)
-    text = payments.text
-    decided = AuditColumns(
-        payment_id=text("payment_id"),
-        partition=rows.numbers["origin_partition"][places].astype(np.int32),
-        offset=rows.numbers["origin_offset"].view(np.int64)[places],
-        event_time_ms=columns.event_time_ms,
-        amount_minor=columns.amount_minor,
-        currency=text("currency"),
-        **{name: text(name) for name in NULLABLE},
-        decision=verdicts.decision,
-        mode=mode,
-        margin=margins,
-        score=scores,
-        reasons=verdicts.reasons,
-        fired=verdicts.fired,
-        features=features,
-        challenger_margins=np.empty((len(kept), 0), np.float32),
-    )
-    report.payments += end - begin
-    report.duplicates += end - begin - len(kept)
-    report.decisions += len(kept)
-    report.late += int(late.sum())
-    report.flagged += int((verdicts.decision != APPROVE).sum())
-    label, known_at = _labels(connection, text("payment_id").to_pylist())
-    return decided_table(decided, payments, [bundle.id] * len(kept), schema, label, known_at)
+class _Decider:
+    """Model and policy of a bundle on the logged features, batch by batch in their order."""
+
+    def __init__(self, bundle: Bundle, connection: psycopg.Connection, report: Report) -> None:
+        self._bundle, self._connection, self._report = bundle, connection, report
+        self._schema = decision_schema(bundle.feature_set.names)
+        self._policy = PolicyRunner(bundle.policy, bundle.feature_set.names, float(bundle.threshold_margin))
+        self._lists = _Lists(connection, bundle)
+
+    def table(self, rows: Rows, begin: int, end: int, control_end: int) -> pa.Table:
+        """The batch of rows [begin, end), without its repeated payments; it had read the control topic up to
+        `control_end`."""
+        self._lists.advance(control_end)
+        mode = rows.codes["mode"][begin:end]
+        kept = np.flatnonzero(mode != _DUPLICATE)
+        mode, places = mode[kept], kept + begin
+        columns = PaymentColumns(
+            rows.event_time_ms[places],
+            rows.numbers["amount_minor"].view(np.int64)[places],
+            {name: _text(rows.texts[name], begin, end).take(pa.array(kept)) for name in _FIELDS},
+        )
+        payments = ColumnarPayments(np.arange(len(kept), dtype=np.int32), columns)
+        features = np.ascontiguousarray(rows.matrices["features"][places]).view(np.float32)
+        degraded, late = mode == _DEGRADED, mode == _LATE
+        late[degraded] = [LATE_REASON in _words(rows.lists["reasons"], i) for i in places[degraded].tolist()]
+        margins, scores, verdicts = self._verdicts(payments, features, degraded, late)
+        text = payments.text
+        decided = AuditColumns(
+            payment_id=text("payment_id"),
+            partition=rows.numbers["origin_partition"][places].astype(np.int32),
+            offset=rows.numbers["origin_offset"].view(np.int64)[places],
+            event_time_ms=columns.event_time_ms,
+            amount_minor=columns.amount_minor,
+            currency=text("currency"),
+            **{name: text(name) for name in NULLABLE},
+            decision=verdicts.decision,
+            mode=mode,
+            margin=margins,
+            score=scores,
+            reasons=verdicts.reasons,
+            fired=verdicts.fired,
+            features=features,
+            challenger_margins=np.empty((len(kept), 0), np.float32),
+        )
+        self._count(decided, end - begin, late)
+        label, known_at = _labels(self._connection, text("payment_id").to_pylist())
+        return decided_table(decided, payments, [self._bundle.id] * len(kept), self._schema, label, known_at)
+
+    def _verdicts(
+        self,
+        payments: ColumnarPayments,
+        features: npt.NDArray[np.float32],
+        degraded: npt.NDArray[np.bool_],
+        late: npt.NDArray[np.bool_],
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64], Verdicts]:
+        """Margins, scores and verdicts of n payments, of which some were decided without the model or came late."""
+        bundle, lists = self._bundle, self._lists.values
+        margins = bundle.model.margins(features)
+        margins_without, scores_without, by_student = bundle.degraded(features)
+        margins[degraded] = margins_without[degraded]
+        scores = bundle.scores(margins)
+        scores[degraded] = scores_without[degraded]
+        verdicts = explained(bundle, self._policy, payments, features, margins, lists)
+        if degraded.any():
+            without = self._policy.decide_degraded(payments, features, lists, by_student)
+            verdicts.decision[degraded] = without.decision[degraded]
+            for i in np.flatnonzero(degraded).tolist():
+                verdicts.reasons[i], verdicts.fired[i] = without.reasons[i], without.fired[i]
+        for i in np.flatnonzero(late).tolist():
+            verdicts.reasons[i] = (*verdicts.reasons[i], LATE_REASON)
+        return margins, scores, verdicts
+
+    def _count(self, decided: AuditColumns, rows: int, late: npt.NDArray[np.bool_]) -> None:
+        """Count a batch of so many rows, repeated ones included."""
+        report = self._report
+        report.payments += rows
+        report.duplicates += rows - len(decided)
+        report.decisions += len(decided)
+        report.late += int(late.sum())
+        report.flagged += int((decided.decision != APPROVE).sum())
 
 
 def _text(column: Texts, begin: int, end: int) -> pa.StringArray:
@@ -232,7 +249,7 @@ def _words(column: Lists, row: int) -> list[str]:
 def _labels(
     connection: psycopg.Connection, payment_ids: list[str]
 ) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.int64]]:
-    """What is known of each payment by now: label int8 [n] and since when, epoch ms int64 [n]; -1 where nothing is."""
+    """Each payment's label as known today, int8 [n], and since when, epoch ms int64 [n]; -1 where there is none."""
     known = {
         payment_id: (int(fraud), known_at)
         for payment_id, fraud, known_at in connection.execute(

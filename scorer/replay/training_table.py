@@ -1,4 +1,4 @@
-"""The training export: what the live engine would have computed, with what became known of each payment."""
+"""The training export: the features that the live engine would have computed, with each payment's label."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from features.feature_set import FeatureSet
-from schemas.errors import ContractError
-from schemas.label import Label
+from schemas.contract_error import ContractError
+from schemas.label_record import Label
 from scorer.errors import UsageError
 from scorer.pipeline.enrichment import Enricher
 from scorer.pipeline.records import KnownLabel, control_verdicts
 from scorer.replay.file_batches import LabelledBatch
-from scorer.replay.report import Progress, Report
+from scorer.replay.replay_report import Progress, Report
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def training_table(
         tuple[list[str], npt.NDArray[np.int64], npt.NDArray[np.float32], npt.NDArray[np.int8], npt.NDArray[np.int64]]
     ] = []
     for labelled in batches:
-        for verdict in control_verdicts(labelled.batch.control):
+        for verdict in control_verdicts(labelled.batch):
             if isinstance(verdict, ContractError):
                 report.labels_invalid += 1
             elif isinstance(verdict, Label | KnownLabel):
@@ -72,7 +72,7 @@ def training_table(
         ))  # fmt: skip
         progress(report.payments)
     if not parts:
-        raise UsageError(f"{source or 'the input'}: there are no payments to learn from")
+        raise UsageError(f"{source or 'the input'}: no payments to learn from")
     report.count_labels(enricher.engine.counts())
     return TrainingTable(
         payment_id=[payment_id for part in parts for payment_id in part[0]],

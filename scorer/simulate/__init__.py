@@ -1,8 +1,11 @@
-"""A seeded generator of card payments with realistic frauds and late labels: for the demo, for tests and for load."""
+"""A seeded generator of card payments with realistic frauds and late labels, for the demo, tests and load.
 
-from scorer.simulate.batch import SimulatedBatch
-from scorer.simulate.kinds import FraudKind
-from scorer.simulate.labels import DueLabels
+It is pure: it may use numpy and its own room, no clock and no file.
+"""
+
+from scorer.simulate.due_labels import DueLabels
+from scorer.simulate.fraud_kinds import FraudKind
+from scorer.simulate.simulated_batch import SimulatedBatch
 from scorer.simulate.world import World
 
 __all__ = ["DueLabels", "FraudKind", "SimulatedBatch", "World"]

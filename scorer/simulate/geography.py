@@ -1,7 +1,7 @@
 """Where the simulated world lies: countries, their currencies, and cities with approximate positions.
 
-Weights are shares of customers. Countries with weight 0 are places to travel to (and to steal from) that nobody calls
-home.
+Weights are shares of customers. Countries with weight 0 are places to travel to (and to steal from) where no customer
+lives.
 """
 
 from __future__ import annotations

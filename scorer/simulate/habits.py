@@ -7,14 +7,14 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from scorer.simulate.payment_rows import DAY_MS, HOUR_MS
 from scorer.simulate.population import Population
 from scorer.simulate.randomness import FloatArray, IntArray, Part, generator
-from scorer.simulate.rows import DAY_MS, HOUR_MS
 
 # Share of customers who set out on a journey in a week, and of those who leave their country.
 JOURNEY_SHARE = 0.06
 ABROAD_SHARE = 0.45
-# On the way nobody pays in shops: 4 h before and after the change of place keep most speeds below an airliner's.
+# No payments in shops on the way: 4 h before and after the change of place keep most speeds below an airliner's.
 ON_THE_WAY_MS = 4 * HOUR_MS
 
 _HOURS = np.linspace(0, 24, 145)

@@ -68,7 +68,7 @@ def running_sum_within(values: FloatArray, sizes: IntArray) -> FloatArray:
 class Pool:
     """Weighted choice of a member inside a group, for many rows at once. Groups are numbered from 0.
 
-    Memory: 12 bytes a member. `has(group)` tells whether a group has members; `pick` must not be asked for an empty
+    Memory: 12 bytes a member. `has(group)` tells whether a group has members; `pick` must not be called for an empty
     one.
     """
 

@@ -17,16 +17,16 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from scorer.simulate.batch import SimulatedBatch, finish
+from scorer.simulate.due_labels import reports
+from scorer.simulate.fraud_kinds import FraudKind
 from scorer.simulate.frauds import account_takeover, card_testing, compromised_terminal, merchant_collusion, stolen_card
 from scorer.simulate.frauds.merchant_collusion import Overcharges
-from scorer.simulate.genuine import payments
+from scorer.simulate.genuine_payments import payments
 from scorer.simulate.habits import Journeys, journeys
-from scorer.simulate.kinds import FraudKind
-from scorer.simulate.labels import reports
+from scorer.simulate.payment_rows import DAY_MS, HOUR_MS, Rows
 from scorer.simulate.population import Population, populate
 from scorer.simulate.randomness import Part, generator
-from scorer.simulate.rows import DAY_MS, HOUR_MS, Rows
+from scorer.simulate.simulated_batch import SimulatedBatch, finish
 
 # Payments a block should hold: enough that numpy's calls cost nothing, few enough for the caches and the memory (25
 # columns x 8 bytes).

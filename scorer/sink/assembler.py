@@ -18,8 +18,8 @@ from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 
-from schemas.audit import EVENT_TIME_MS_MAX, AuditError, AuditHeader, Chunk, decode_parts, digest_chunks
-from schemas.journal import FIRST_PREVIOUS, JournalError, JournalRecord
+from schemas.audit_record import EVENT_TIME_MS_MAX, AuditError, AuditHeader, Chunk, decode_parts, digest_chunks
+from schemas.journal_record import FIRST_PREVIOUS, JournalError, JournalRecord
 from scorer.sink.card_screen import column_with_card_number
 from scorer.sink.sink_errors import AuditBroken, SinkError
 

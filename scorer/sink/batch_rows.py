@@ -9,8 +9,8 @@ from datetime import UTC, date, datetime, timedelta
 
 import numpy as np
 
-from schemas.audit import MODES
-from schemas.cards import mask_card_numbers, mask_digits
+from schemas.card_mask import mask_card_numbers, mask_digits
+from schemas.decision import MODES
 from scorer.sink.assembler import Batch, Position, Quarantined
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

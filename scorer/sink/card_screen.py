@@ -7,10 +7,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from schemas.audit import NULLABLE, AuditHeader
+from schemas.audit_record import NULLABLE, AuditHeader
+from schemas.card_numbers import DIGITS_MIN, holds_card_number, is_card_number
 from schemas.card_rule import may_hide
-from schemas.cards import DIGITS_MIN, holds_card_number, is_card_number
-from schemas.fields import AMOUNT_MINOR_END
+from schemas.field_types import AMOUNT_MINOR_END
 
 _TEXTS = ("payment_id", "currency", *NULLABLE)
 _LISTS = ("reasons", "fired")
@@ -30,7 +30,7 @@ def column_with_card_number(header: AuditHeader, batch: pa.RecordBatch) -> str |
             column = column.values
         if len(column) and _any_card_number(*_buffers(column)):
             return name
-    # Amounts have twelve digits at most (schemas.fields), so that no card number fits; one that has more is checked.
+    # Amounts have twelve digits at most (schemas.field_types): no card number fits; one that has more is checked.
     amounts = batch.column("amount_minor").to_numpy(zero_copy_only=True)
     if any(is_card_number(str(abs(amount))) for amount in amounts[np.abs(amounts) >= AMOUNT_MINOR_END].tolist()):
         return "amount_minor"

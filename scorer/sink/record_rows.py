@@ -11,10 +11,10 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from schemas.control import Activate, parse_control
+from schemas.contract_error import ContractError
+from schemas.control_record import Activate, parse_control
 from schemas.dead_letter import REDRIVEN, DeadLetter
-from schemas.errors import ContractError
-from schemas.label import Label
+from schemas.label_record import Label
 from scorer.sink.topic_reader import Record
 from scorer.trail import audit_tables
 

@@ -26,7 +26,7 @@ import psycopg
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
-from schemas.audit import AuditContext
+from schemas.audit_record import AuditContext
 from scorer.runtime import fault_points
 from scorer.sink.assembler import Batch, Position, Quarantined
 from scorer.sink.batch_rows import batch_row, date_of, position_row, quarantine_row

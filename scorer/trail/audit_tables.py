@@ -10,7 +10,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
-from schemas.audit import NULLABLE
+from schemas.audit_record import NULLABLE
 
 metadata = sa.MetaData()
 

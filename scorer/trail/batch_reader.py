@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import sqlalchemy as sa
 
-from schemas.audit import DECISIONS, MODES, NULLABLE, AuditColumns, AuditContext
+from schemas.audit_record import NULLABLE, AuditColumns, AuditContext
+from schemas.decision import DECISIONS, MODES
 from scorer.errors import PromiseBroken
 from scorer.trail import audit_tables
 

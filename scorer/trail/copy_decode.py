@@ -15,8 +15,8 @@ import numpy.typing as npt
 import psycopg
 from psycopg import pq, sql
 
-from schemas.audit import NULLABLE
 from schemas.audit_digest import BatchParts, Run
+from schemas.audit_record import NULLABLE
 from scorer.trail import copy_decode_kernels
 from scorer.trail.copy_format import (
     CODES,

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from schemas.audit import AuditHeader
+from schemas.audit_record import AuditHeader
 from scorer.trail.copy_encode_kernels import put_blocks, put_text_arrays, put_texts
 from scorer.trail.copy_format import (
     CODES,
@@ -37,7 +37,7 @@ _WORDS = {name: pa.array(words) for name, words in CODES.items()}
 
 
 def rows_bytes(header: AuditHeader, batch: pa.RecordBatch, day: int) -> npt.NDArray[np.uint8]:
-    """The rows of a chunk that `schemas.audit.decode_chunk` validated, as COPY bytes without header and trailer.
+    """The rows of a chunk that `schemas.audit_record.decode_chunk` validated, as COPY bytes without header and trailer.
 
     `day` is that of the batch, in days since 1970-01-01.
     """

@@ -14,7 +14,8 @@ from typing import Final
 
 import numpy as np
 
-from schemas.audit import DECISIONS, MODES, NULLABLE
+from schemas.audit_record import NULLABLE
+from schemas.decision import DECISIONS, MODES
 
 # Signature, flags, length of the header extension.
 HEADER: Final = b"PGCOPY\n\xff\r\n\0" + bytes(8)

@@ -15,7 +15,7 @@ from itertools import islice
 import numpy as np
 import numpy.typing as npt
 
-from schemas.decode import event_times
+from schemas.payment_decoder import event_times
 from scorer.journal.partition_buffers import PartitionBuffer, ShardInputs
 from scorer.pipeline.ordering import journal_order, running_maximum
 from scorer.pipeline.records import Batch

@@ -19,7 +19,7 @@ from confluent_kafka import TopicPartition
 from features.engine_image import StateMismatch
 from features.log_segments import SegmentError
 from features.snapshot_store import SnapshotError
-from schemas.journal import FIRST_PREVIOUS, JournalRecord, Sources
+from schemas.journal_record import FIRST_PREVIOUS, JournalRecord, Sources
 from scorer import kafka
 from scorer.bundle import BundleError
 from scorer.errors import UsageError

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 
-from schemas.audit import AuditHeader, encode
+from schemas.audit_record import AuditHeader, encode
 from schemas.dead_letter import dead_letter_record
 from schemas.decision import encode_decisions
 from scorer.kafka import (
@@ -41,7 +41,6 @@ GIVEN_UP_MAX = 8
 # A rebalance changes the group's generation; the batch is committed again under the new one once this member knows it.
 GENERATION_WAIT_S = 5.0
 GENERATION_RETRY_S = 0.05
-MODES = ("normal", "degraded", "duplicate", "late")
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import structlog
 from confluent_kafka import KafkaException
 
 from features.log_segments import SegmentError
+from schemas.decision import MODES
 from scorer import kafka
 from scorer.bundle import BundleError
 from scorer.errors import FraudScorerError, UsageError
@@ -32,7 +33,7 @@ from scorer.worker.batcher import Batcher
 from scorer.worker.follower import Follower
 from scorer.worker.lag_gauges import LagGauges
 from scorer.worker.ports import Ports
-from scorer.worker.publisher import MODES, Committed, Publisher
+from scorer.worker.publisher import Committed, Publisher
 from scorer.worker.snapshotter import Snapshotter
 from scorer.worker.topic_watch import TopicWatch
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("schemas", "features", "scorer")
-LOOSE = {"__init__.py", "__main__.py", "errors.py"}
+LOOSE = {"__init__.py", "__main__.py", "errors.py", "py.typed"}
 UNNAMED = {"__init__", "__main__"}
 
 

@@ -29,7 +29,7 @@ import numpy as np
 import psycopg
 from psycopg import sql
 
-from schemas.audit import AuditColumns, AuditContext, AuditHeader, decode_chunk, encode
+from schemas.audit_record import AuditColumns, AuditContext, AuditHeader, decode_chunk, encode
 from scorer.audit.verify.verification import verify
 from scorer.local_services import local_services
 from scorer.sink import AuditSink

@@ -29,7 +29,7 @@ from features.feature_set import FeatureSet
 from features.hashing import hash_strings
 from features.snapshot_store import SnapshotStore
 from features.window_engine import WindowEngine
-from schemas.decode import decode_payments
+from schemas.payment_decoder import decode_payments
 from tests.benchmarks.streams import ENTITIES, WINDOWS, bench_set, prepared
 
 BATCH = 4_096

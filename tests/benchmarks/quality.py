@@ -26,7 +26,14 @@ from features.feature_set import FeatureSet
 from scorer.bundle import Bundle
 from scorer.files.mapping import Mapping
 from scorer.replay import file_batches, training_table
-from scorer.train import area_under_roc, average_precision, card_precision, train
+from scorer.training import (
+    TrainingRows,
+    TrainingSettings,
+    area_under_roc,
+    average_precision,
+    card_precision,
+    train,
+)
 from tests import handbook_data
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -124,11 +131,19 @@ def run_fold(rows: Rows, start: np.datetime64, folder: Path, *, seed: int, trial
     learned = (rows.day >= int(TRAIN_FROM.astype(np.int64))) & (rows.day < week + 7)
     began = time.perf_counter()
     report = train(
-        rows.features[learned], rows.label[learned], rows.time_ms[learned], rows.known_at_ms[learned],
-        (EXAMPLE / "feature_set.yaml").read_text(), (EXAMPLE / "policy.yaml").read_text(), folder / str(start),
-        seed=seed, label_gap_ms=DELAY_DAYS * DAY_MS, created_at="2018-09-01T00:00:00Z", name="handbook", trials=trials,
-        threads=threads,
-    )  # fmt: skip
+        TrainingRows(rows.features[learned], rows.label[learned], rows.time_ms[learned], rows.known_at_ms[learned]),
+        (EXAMPLE / "feature_set.yaml").read_text(),
+        (EXAMPLE / "policy.yaml").read_text(),
+        folder / str(start),
+        TrainingSettings(
+            name="handbook",
+            created_at="2018-09-01T00:00:00Z",
+            seed=seed,
+            label_gap_ms=DELAY_DAYS * DAY_MS,
+            trials=trials,
+            threads=threads,
+        ),
+    )
     took = time.perf_counter() - began
     bundle = Bundle.load(report.output)
     tested = test_rows(rows, week)

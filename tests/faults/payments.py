@@ -12,7 +12,7 @@ import numpy as np
 import xgboost as xgb
 
 from schemas.decision import encode_decisions
-from schemas.journal import ControlRange, InputRange
+from schemas.journal_record import ControlRange, InputRange
 from scorer.bundle import Bundle, write_bundle
 from scorer.pipeline import Pipeline
 from scorer.pipeline.records import Batch, Records

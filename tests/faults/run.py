@@ -17,9 +17,9 @@ import numpy as np
 import pyarrow.parquet as pq
 from confluent_kafka import Consumer, KafkaError, Producer, TopicPartition
 
-from schemas.audit import Chunk, decode_parts, digest_chunks
+from schemas.audit_record import Chunk, decode_parts, digest_chunks
 from schemas.dead_letter import DeadLetter
-from schemas.journal import JournalRecord
+from schemas.journal_record import JournalRecord
 from scorer import kafka
 from scorer.bundle import Bundle
 from scorer.demo import free_ports

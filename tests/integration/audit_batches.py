@@ -8,8 +8,8 @@ import numpy as np
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 
-from schemas.audit import AuditColumns, AuditContext, AuditHeader, digest, encode
-from schemas.journal import ControlRange, InputRange, JournalRecord
+from schemas.audit_record import AuditColumns, AuditContext, AuditHeader, digest, encode
+from schemas.journal_record import ControlRange, InputRange, JournalRecord
 
 NAMES = ("amount", "customer_count_1h", "customer_mean_7d", "terminal_risk_28d", "amount_to_mean")
 CONTEXT = AuditContext(

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 
 import psycopg
 
-from schemas.audit import AuditColumns, AuditContext, AuditHeader, digest, encode
-from schemas.journal import ControlRange, InputRange, JournalRecord
+from schemas.audit_record import AuditColumns, AuditContext, AuditHeader, digest, encode
+from schemas.journal_record import ControlRange, InputRange, JournalRecord
 from scorer.sink.assembler import Assembler, Position
 from scorer.sink.store import Store
 from scorer.trail import audit_database

@@ -15,7 +15,7 @@ from scorer.files.file_reader import label_records, read_payments
 from scorer.files.mapping import Mapping
 from scorer.operate.send import Outgoing, outgoing_pairs
 from scorer.replay import chained, training_table
-from scorer.train import train
+from scorer.training import TrainingRows, TrainingSettings, train
 from tests import handbook_data
 
 SEED = 2
@@ -81,9 +81,12 @@ def train_bundle(folder: Path, features: str = FEATURES, policy: str = POLICY) -
         chained(map(undecoded, blocks)),
     )
     train(
-        table.features, table.label, table.event_time_ms, table.label_known_at_ms, features, policy, folder,
-        seed=1, label_gap_ms=0, created_at="2026-01-01T00:00:00Z", name="handbook",
-    )  # fmt: skip
+        TrainingRows(table.features, table.label, table.event_time_ms, table.label_known_at_ms),
+        features,
+        policy,
+        folder,
+        TrainingSettings(name="handbook", created_at="2026-01-01T00:00:00Z"),
+    )
     return folder
 
 

@@ -11,7 +11,7 @@ from typing import Self
 import psycopg
 import sqlalchemy as sa
 
-from schemas.audit import digest
+from schemas.audit_record import digest
 from scorer.runtime.settings import Settings
 from scorer.sink import AuditSink, SinkError
 from scorer.trail import audit_database, audit_tables

@@ -11,7 +11,7 @@ import psycopg
 import pytest
 from psycopg import sql as pg
 
-from schemas.audit import NULLABLE, AuditColumns
+from schemas.audit_record import NULLABLE, AuditColumns
 from scorer.demo.demo_processes import own_database
 from scorer.local_services import Services
 from scorer.sink.assembler import Assembler, Position, Quarantined

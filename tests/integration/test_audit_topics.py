@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from confluent_kafka import Producer
 
-from schemas.journal import ControlRange, JournalRecord
+from schemas.journal_record import ControlRange, JournalRecord
 from scorer.audit import topic_history
 from scorer.local_services import Services
 from tests.integration.audit_batches import make_topic

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy.exc import ProgrammingError
 
-from schemas.audit import AuditColumns
+from schemas.audit_record import AuditColumns
 from scorer.audit.signed.anchors import AnchorFile, anchor
 from scorer.audit.signed.signatures import Signer
 from scorer.audit.verify.scope import Report, Scope

@@ -8,8 +8,8 @@ import pytest
 from confluent_kafka import TopicPartition
 from typer.testing import CliRunner
 
-from schemas.dead_letter import DeadLetterReason, dead_letter_record
-from schemas.errors import ContractError
+from schemas.contract_error import ContractError, DeadLetterReason
+from schemas.dead_letter import dead_letter_record
 from scorer import kafka
 from scorer.cli import app
 from scorer.errors import UsageError

@@ -19,7 +19,7 @@ from scorer.errors import UsageError
 from scorer.local_services import Services
 from scorer.operate.replay_topic_output import TopicOutput
 from scorer.operate.setup import setup
-from scorer.replay import output, replay_topic
+from scorer.replay import part_files, replay_output, replay_topic
 from scorer.runtime.settings import Settings
 from tests.integration.running import TopicReader, process, test_settings, wait_for
 from tests.integration.test_audit_commands import POLICY, START_MS, Running
@@ -178,13 +178,13 @@ def test_a_topic_goes_on_in_a_folder(
     running: Running, bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An interrupted replay of topic or audit rows into a folder goes on there and ends with all of its rows."""
-    monkeypatch.setattr(output, "PART_PAYMENTS", 150)
+    monkeypatch.setattr(replay_output, "PART_PAYMENTS", 150)
     for source in ("topic", "audit"):
         whole = replayed(running, bundles["decides"], source, f"again_{source}")
         folder = running.folder / f"by_day_{source}"
         command = ["replay", "--bundle", str(bundles["decides"]), "--input", source, "--output", str(folder)]
         running.command(*command)
-        files = output.part_files(folder)
+        files = part_files(folder)
         # As if it had been interrupted before the third part.
         state = json.loads((folder / "_replay.json").read_text())
         (folder / "_replay.json").write_text(json.dumps(state | {"parts": 2, "decisions": 300, "complete": False}))
@@ -193,7 +193,7 @@ def test_a_topic_goes_on_in_a_folder(
             if path not in kept:
                 path.unlink()
         running.command(*command)
-        assert output.part_files(folder) == files
+        assert part_files(folder) == files
         assert {path: path.stat().st_mtime_ns for path in kept} == kept
         together = pa.concat_tables([pq.ParquetFile(path).read() for path in files])
         key = ("partition", "offset")

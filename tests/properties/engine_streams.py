@@ -15,7 +15,7 @@ from features.feature_set import FeatureSet
 from features.hashing import hash_strings
 from features.prepared_payments import conversion_factors
 from features.window_engine import WindowEngine
-from schemas.decode import decode_payments
+from schemas.payment_decoder import decode_payments
 
 T0 = 1_767_225_600_000
 

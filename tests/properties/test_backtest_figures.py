@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scorer.backtest import figures
-from scorer.train import area_under_roc, average_precision, card_precision
+from scorer.backtest import backtest_figures as figures
+from scorer.training import area_under_roc, average_precision, card_precision
 
 ROW = st.tuples(
     st.integers(0, 2), st.integers(0, 5), st.booleans(), st.sampled_from([0.1, 0.3, 0.5, 0.9]), st.floats(0, 100)

@@ -1,4 +1,4 @@
-"""The fast door and the careful one agree on everything: what is accepted, with which values, and why not."""
+"""The columnar decoder and the careful one agree on everything: what is accepted, with which values, and why not."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from payment_texts import FIELDS, GOOD, TOKENS, junk, keys, mutated, records, tokens_of, written
 
-from schemas.decode import PaymentRow, decode_payments
-from schemas.errors import ContractError
+from schemas.contract_error import ContractError
 from schemas.payment import Payment
+from schemas.payment_decoder import PaymentRow, decode_payments
 
 BYTES_MAX = 4_096
 
@@ -61,7 +61,7 @@ def test_row_and_contract_have_the_same_fields() -> None:
 @checked
 @given(st.lists(st.tuples(records(), keys), min_size=1, max_size=6))
 def test_decode_equals_reference_on_payments(batch: list[tuple[bytes, bytes | None]]) -> None:
-    """Payments, good and nearly good, come out of the fast door as out of the careful one."""
+    """Payments, good and nearly good, come out of the columnar decoder as out of the reference."""
     assert_equal([value for value, _ in batch], [key for _, key in batch])
 
 

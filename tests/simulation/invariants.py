@@ -6,7 +6,7 @@ from collections import Counter
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from schemas.journal import FIRST_PREVIOUS
+from schemas.journal_record import FIRST_PREVIOUS
 from tests.simulation.broker import Log
 from tests.simulation.protocol import Payment, State, decide, read_record
 from tests.simulation.worker import Violation

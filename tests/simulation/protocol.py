@@ -8,7 +8,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from schemas.journal import FIRST_PREVIOUS, ControlRange, InputRange, JournalRecord
+from schemas.journal_record import FIRST_PREVIOUS, ControlRange, InputRange, JournalRecord
 from scorer.pipeline.ordering import journal_order
 
 Ranges = tuple[tuple[int, int, int], ...]  # (partition, start, end), ascending

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from schemas import audit
-from schemas.audit import (
+from schemas import audit_record
+from schemas.audit_record import (
     AuditColumns,
     AuditContext,
     AuditError,
@@ -42,7 +42,7 @@ def plain(rows: int, text: str = "x") -> AuditColumns:
         event_time_ms=np.full(rows, 1_767_225_600_000, np.int64),
         amount_minor=np.full(rows, 100, np.int64),
         currency=["EUR"] * rows,
-        **{name: [None] * rows for name in audit.NULLABLE} | {"merchant_id": ["m"] * rows},
+        **{name: [None] * rows for name in audit_record.NULLABLE} | {"merchant_id": ["m"] * rows},
         decision=np.zeros(rows, np.uint8),
         mode=np.zeros(rows, np.uint8),
         margin=np.zeros(rows, np.float32),
@@ -104,7 +104,7 @@ def digest_by_the_book(given: AuditColumns, about: AuditContext) -> str:
 
 def same(left: AuditColumns, right: AuditColumns) -> bool:
     """Equal, floats by their bits but for NaN, which equals NaN."""
-    for name in audit.COLUMN_NAMES:
+    for name in audit_record.COLUMN_NAMES:
         a, b = getattr(left, name), getattr(right, name)
         if isinstance(a, np.ndarray):
             if a.dtype != b.dtype or a.shape != b.shape or not np.array_equal(a, b, equal_nan=a.dtype.kind == "f"):
@@ -140,7 +140,7 @@ def test_digest_is_what_the_description_says(given: AuditColumns) -> None:
 @settings(max_examples=300, deadline=None)
 def test_one_changed_cell_changes_the_digest(given: AuditColumns, data: st.DataObject) -> None:
     """No cell of any column can change without the digest changing."""
-    names = audit.COLUMN_NAMES if given.challenger_margins.shape[1] else audit.COLUMN_NAMES[:-1]
+    names = audit_record.COLUMN_NAMES if given.challenger_margins.shape[1] else audit_record.COLUMN_NAMES[:-1]
     name = data.draw(st.sampled_from(names))
     row = data.draw(st.integers(0, len(given) - 1))
     values = getattr(given, name)
@@ -159,7 +159,7 @@ def test_one_changed_cell_changes_the_digest(given: AuditColumns, data: st.DataO
         if name in {"reasons", "fired"}:
             changed[row] = data.draw(st.lists(TEXT, max_size=3).filter(lambda new: new != old))
         else:
-            strategy = st.none() | TEXT if name in audit.NULLABLE else TEXT
+            strategy = st.none() | TEXT if name in audit_record.NULLABLE else TEXT
             changed[row] = data.draw(strategy.filter(lambda new: new != old))
     about = about_of(given)
     assert digest(replace(given, **{name: changed}), about) != digest(given, about)
@@ -178,7 +178,7 @@ def test_order_of_rows_is_digested(given: AuditColumns, random) -> None:
             name: values[order]
             if isinstance(values := getattr(numbered, name), np.ndarray)
             else [values[o] for o in order]
-            for name in audit.COLUMN_NAMES
+            for name in audit_record.COLUMN_NAMES
         }
     )
     about = about_of(given)
@@ -221,14 +221,14 @@ def test_chunks_stay_small_and_whole(rows: int, text: str) -> None:
         given = replace(given, payment_id=[text if i % 500 else text * 400 for i in range(rows)])
     chunks = encode(given, header(2))
     assert len(chunks) > 1
-    assert all(len(chunk) < audit.CHUNK_BYTES_MAX for chunk in chunks)
+    assert all(len(chunk) < audit_record.CHUNK_BYTES_MAX for chunk in chunks)
     parts = [decode_parts(chunk) for chunk in reversed(chunks)][::-1]
     decoded = [(chunk.header, chunk.rows) for chunk in parts]
     assert [about.chunk for about, _ in decoded] == list(range(len(chunks)))
     assert {(about.chunks, about.rows) for about, _ in decoded} == {(len(chunks), rows)}
     assert [about.first_row for about, _ in decoded] == np.cumsum([0, *(len(b) for _, b in decoded[:-1])]).tolist()
     assert [name for _, batch in decoded for name in batch.column("payment_id").to_pylist()] == list(given.payment_id)
-    assert audit.digest_chunks(parts) == digest(given, context(2))
+    assert audit_record.digest_chunks(parts) == digest(given, context(2))
 
 
 def test_chunk_is_an_arrow_stream() -> None:
@@ -274,7 +274,7 @@ def test_row_reads_as_people_see_it() -> None:
         ({"decision": np.array([0, 2], np.uint8)}, "decision"),
         ({"mode": np.array([0, 4], np.uint8)}, "mode"),
         ({"event_time_ms": np.array([0, -1], np.int64)}, "event_time_ms"),
-        ({"payment_id": ["a", "b" * audit.CHUNK_BYTES_MAX]}, "row"),
+        ({"payment_id": ["a", "b" * audit_record.CHUNK_BYTES_MAX]}, "row"),
     ],
     ids=str,
 )
@@ -300,7 +300,7 @@ def test_damaged_chunks_are_refused_or_harmless(data: st.DataObject) -> None:
     except AuditError:
         return
     assert found.rows.num_rows <= found.header.rows
-    audit.digest_chunks([found])
+    audit_record.digest_chunks([found])
 
 
 @pytest.mark.parametrize("raw", [b"", b"\0", b"{}", b"\xff" * 64], ids=["empty", "zero", "json", "ones"])

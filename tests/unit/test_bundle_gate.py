@@ -192,7 +192,7 @@ def test_an_untrusted_bundle_is_refused(folder: Path, key: Ed25519PrivateKey, ca
 def test_a_signature_that_does_not_fit_is_refused_even_where_none_is_asked_for(
     folder: Path, key: Ed25519PrivateKey
 ) -> None:
-    """A broken signature is a sign of tampering, whoever loads the bundle."""
+    """A broken signature is refused as tampering, with and without trusted keys."""
     _flipped(folder, key)
     with pytest.raises(BundleSignatureError, match="does not fit"):
         Bundle.load(folder)
@@ -200,7 +200,7 @@ def test_a_signature_that_does_not_fit_is_refused_even_where_none_is_asked_for(
 
 @pytest.mark.parametrize("text", ["", "ed25519:", "ed25519:AAAA", "rsa:abc", "-----BEGIN PUBLIC KEY-----\nx\n-----END"])
 def test_a_trusted_key_that_is_none_is_a_usage_error(folder: Path, text: str) -> None:
-    """A setting that holds no key is refused, rather than read as trusting nobody."""
+    """A setting that holds no key is refused, rather than read as no trusted key."""
     with pytest.raises(UsageError, match="a trusted key is neither"):
         Bundle.load(folder, trusted_keys=[text])
 

@@ -16,11 +16,12 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from schemas.card_mask import mask_card_numbers, mask_digits
+from schemas.card_numbers import holds_card_number, is_card_number
 from schemas.card_rule import ISSUERS, hidden_spans, luhn, may_hide
-from schemas.cards import holds_card_number, is_card_number, mask_card_numbers, mask_digits
 from schemas.dead_letter import dead_letter_record
-from schemas.decode import decode_payments
-from schemas.label import Label
+from schemas.label_record import Label
+from schemas.payment_decoder import decode_payments
 from tests.properties.payment_texts import GOOD, tokens_of, written
 
 CARD, AMEX, DINERS, LONG = "4111111111111111", "378282246310005", "30569309025904", "6304000000000000000"
@@ -96,8 +97,8 @@ def test_what_only_looks_like_one_is_spared(text: str) -> None:
 
 def test_labels_take_no_disguise() -> None:
     """The control topic's records have the same door."""
-    from schemas.control import parse_control  # noqa: PLC0415
-    from schemas.errors import ContractError  # noqa: PLC0415
+    from schemas.contract_error import ContractError  # noqa: PLC0415
+    from schemas.control_record import parse_control  # noqa: PLC0415
 
     for text in DISGUISES:
         with pytest.raises(ContractError, match="card number"):

@@ -10,7 +10,8 @@ import numpy as np
 from hypothesis import given, settings
 from test_audit import header
 
-from schemas.audit import DECISIONS, MODES, NULLABLE, AuditColumns, decode_chunk, encode
+from schemas.audit_record import NULLABLE, AuditColumns, decode_chunk, encode
+from schemas.decision import DECISIONS, MODES
 from scorer.trail import copy_encode, copy_format
 from tests.audit_columns import columns
 

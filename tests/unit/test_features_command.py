@@ -42,7 +42,7 @@ def run(folder: Path, rows: str, output: str = "out.parquet") -> Any:
     [
         ("p1,2026-01-01,c,1,3\n", "none/out.parquet", "there is no folder .*none; make it first"),
         ("p1,2026-01-01,c,1,3\n", "", "is a folder; name a file"),
-        ("", "out.parquet", "rows.csv: there are no payments"),
+        ("", "out.parquet", "rows.csv: no payments to learn from"),
     ],
 )
 def test_what_cannot_be_done_is_refused_with_exit_code_2(rows: str, output: str, message: str, tmp_path: Path) -> None:
@@ -77,4 +77,4 @@ def test_labels_without_room_are_told(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(pending_labels, "LABELS_PENDING_MAX", 2)
     done = run(tmp_path, rows)
     assert json.loads(done.stdout.splitlines()[-1])["labels_refused"] == 3
-    assert "warning: 3 labels found no room" in done.stderr
+    assert "warning: 3 labels exceeded the engine's capacity" in done.stderr

@@ -14,7 +14,7 @@ import features
 from features import FeatureEngine, FeatureSet, SegmentError, kernel_tables
 from features.engine_state import addresses, fresh_state
 from features.window_plan import lower
-from schemas.decode import decode_payments
+from schemas.payment_decoder import decode_payments
 from tests.properties.engine_streams import PROOF, T0, document, run
 
 CARDS = FeatureSet.from_yaml("""

@@ -8,7 +8,7 @@ import fsspec
 import pytest
 
 from scorer.bundle import Bundle, BundleError
-from scorer.bundle.fetch import load_bundle
+from scorer.bundle.bundle_location import load_bundle
 from tests.unit.test_bundle import _model_bytes, _write
 
 

@@ -14,9 +14,9 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 import pytest
 
-from schemas.control import parse_control
-from schemas.decode import decode_payments
-from schemas.label import Label
+from schemas.control_record import parse_control
+from schemas.label_record import Label
+from schemas.payment_decoder import decode_payments
 from scorer.files.file_reader import FileBlock, FileError, label_records, read_payments, rows_before
 from scorer.files.mapping import Mapping, MappingError
 from scorer.simulate import World
@@ -311,7 +311,7 @@ def test_csv_text_keeps_its_zeros(tmp_path: Path) -> None:
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
-    """A missing file, an unknown suffix, a broken file and a mapping left out are told in words."""
+    """A missing file, an unknown suffix, a broken file and a mapping left out are reported in words."""
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 nothing")
     (tmp_path / "rows.xlsx").write_bytes(b"")
     (tmp_path / "rows.csv").write_text("id\n1\n", encoding="utf-8")

@@ -17,13 +17,13 @@ import pytest
 from scorer.bundle import Bundle, Calibration, NewChallenger, write_bundle
 from scorer.bundle.gate import verify
 from scorer.compress import levers
-from scorer.compress.export import to_c, to_python
-from scorer.compress.leaves import merged, quantise_leaves
+from scorer.compress.source_export import to_c, to_python
+from scorer.compress.tree_levers import merged, quantise_leaves
 from scorer.errors import PromiseBroken, UsageError
 from scorer.model import CompiledModel
 from scorer.model.early_exit import EarlyExit
 from scorer.model.tree_table import Table
-from scorer.train import average_precision
+from scorer.training import average_precision
 from tests.properties.test_model_vector import _rows, _table
 
 xgb = pytest.importorskip("xgboost")

@@ -325,7 +325,7 @@ def test_the_model_room_imports_no_other_room_and_has_no_circle() -> None:
 
 def test_serving_does_not_import_xgboost() -> None:
     """Importing the model, the bundle and even the training module does not pull in xgboost."""
-    code = "import sys, scorer.bundle, scorer.train, scorer.model; sys.exit('xgboost' in sys.modules)"
+    code = "import sys, scorer.bundle, scorer.training, scorer.model; sys.exit('xgboost' in sys.modules)"
     root = Path(__file__).resolve().parents[2]
     assert subprocess.run([sys.executable, "-c", code], check=False, cwd=root).returncode == 0
 

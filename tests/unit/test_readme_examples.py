@@ -19,15 +19,13 @@ EXAMPLES = {
 
 
 def expected(example: str) -> str:
-    """What the example says it prints: its lines that begin with #>."""
-    return "".join(
-        f"{line.removeprefix('#>').removeprefix(' ')}\n" for line in re.findall(r"^#>.*", example, re.MULTILINE)
-    )
+    """What the example prints by its own account: its lines that begin with "# > "."""
+    return "".join(f"{line}\n" for line in re.findall(r"^# > (.*)", example, re.MULTILINE))
 
 
 @pytest.mark.parametrize("place", EXAMPLES)
 def test_an_example_of_the_readme_runs_and_prints_what_it_says(place: str, tmp_path: Path) -> None:
-    """Every Python example runs in an empty folder, and prints its lines that begin with #>."""
+    """Every Python example runs in an empty folder, and prints its lines that begin with '# > '."""
     example = EXAMPLES[place]
     done = subprocess.run(
         [sys.executable, "-c", example],
@@ -45,4 +43,6 @@ def test_an_example_of_the_readme_runs_and_prints_what_it_says(place: str, tmp_p
 
 def test_the_readme_has_examples() -> None:
     """The library section is not empty: a moved heading or another fence would run nothing."""
-    assert any("from features import" in example for example in EXAMPLES.values())
+    for package in ("features", "scorer"):
+        assert any(f"from {package} import" in example for example in EXAMPLES.values()), package
+    assert any(expected(example) for example in EXAMPLES.values())

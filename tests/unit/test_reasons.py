@@ -1,4 +1,4 @@
-"""From contributions to reason codes: groups, the limit of four, and a stable order where groups tie."""
+"""From contributions to reason codes, and the precedence of lists, rules and score."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import itertools
 import numpy as np
 import pytest
 
-from scorer.policy import SCORE_REASON, Policy, PolicyRunner
+from schemas.payment_decoder import decode_payments
+from scorer.policy import APPROVE, FLAG, SCORE_REASON, Policy, PolicyRunner
 
 NAMES = [f"f{i}" for i in range(12)]
 CODES = ["A", "B", "C", "D", "E", "F"]
@@ -55,3 +56,31 @@ def test_ties_keep_the_order_of_the_policy(noise: float) -> None:
 def test_a_flag_always_has_a_reason() -> None:
     """Where no group raised the margin the score itself is the reason."""
     assert _runner().explain(_shares(A=-1.0, B=1e-12), ()) == (SCORE_REASON,)
+
+
+def test_a_flag_wins_over_an_approval() -> None:
+    """Where a list approves and a rule flags, or the other way round, the payment is flagged with the flag's reason; an
+    approval alone wins over the score."""
+    runner = _runner(
+        "lists:\n"
+        "  - {name: trusted, field: customer_id, then: approve, reason: TRUSTED}\n"
+        "  - {name: blocked, field: merchant_id, then: flag, reason: BLOCKED}\n"
+        "rules:\n"
+        "  - {name: small, when: [{feature: f0, below: 1}], then: approve, reason: SMALL}\n"
+        "  - {name: fast, when: [{feature: f1, at_least: 8}], then: flag, reason: FAST}\n"
+    )
+    payment = (
+        '{"payment_id":"p%d","event_time":1767225600000,"amount_minor":1,"currency":"EUR",'
+        '"customer_id":"%s","merchant_id":"%s"}'
+    )
+    who = [("friend", "shop"), ("friend", "thief"), ("other", "thief"), ("friend", "shop"), ("other", "shop")]
+    batch = decode_payments([(payment % (i, *pair)).encode() for i, pair in enumerate(who)])
+    features = np.full((5, 12), 5.0, dtype=np.float32)
+    features[0, 1] = 9.0  # a list approves, a rule flags
+    features[2, 0] = 0.0  # a rule approves, a list flags
+    margins = np.array([-1.0, -1.0, -1.0, 1.0, 1.0], dtype=np.float32)
+    found = runner.decide(batch, features, margins, {"trusted": {"friend"}, "blocked": {"thief"}})
+    assert found.decision.tolist() == [FLAG, FLAG, FLAG, APPROVE, FLAG]
+    assert found.reasons == [("FAST",), ("BLOCKED",), ("BLOCKED",), ("TRUSTED",), ()]
+    assert found.fired == [("trusted", "fast"), ("trusted", "blocked"), ("blocked", "small"), ("trusted",), ()]
+    assert found.by_score.tolist() == [False, False, False, False, True]

@@ -10,13 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from schemas.cards import is_card_number, mask_card_numbers
+from schemas.card_mask import mask_card_numbers
+from schemas.card_numbers import is_card_number
+from schemas.contract_error import ContractError, DeadLetterReason
 from schemas.currencies import CURRENCY_EXPONENT, currency_index
-from schemas.dead_letter import KEY_BYTES_MAX, VALUE_BYTES_MAX, DeadLetter, DeadLetterReason, dead_letter_record
+from schemas.dead_letter import KEY_BYTES_MAX, VALUE_BYTES_MAX, DeadLetter, dead_letter_record
 from schemas.decision import DECISIONS, MODES, Decision, encode_decisions
-from schemas.errors import ContractError
-from schemas.journal import FIRST_PREVIOUS, ControlRange, InputRange, JournalError, JournalRecord
-from schemas.published import json_schemas
+from schemas.journal_record import FIRST_PREVIOUS, ControlRange, InputRange, JournalError, JournalRecord
+from schemas.json_schemas import json_schemas
 
 TEXT = st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1, max_size=20)
 CODES = st.lists(st.from_regex(r"[A-Z][A-Z0-9_]{0,12}", fullmatch=True), max_size=4)

@@ -18,8 +18,8 @@ from scorer.bundle import Bundle
 from scorer.cli import app
 from scorer.errors import FraudScorerError, UsageError
 from scorer.files.mapping import Mapping
-from scorer.replay import output, replay_file
-from scorer.train import threshold_for_share
+from scorer.replay import part_files, replay_file, replay_output
+from scorer.training import threshold_for_share
 
 pytest.importorskip("xgboost")
 
@@ -218,8 +218,8 @@ def _names(place: Path) -> list[str]:
 
 
 def test_a_replay_into_a_folder_goes_on_where_it_was_interrupted(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Parts that are complete are kept; the rest is written; all together equal the replay that nobody interrupted."""
-    monkeypatch.setattr(output, "PART_PAYMENTS", 5_000)
+    """Parts that are complete are kept; the rest is written; all together equal an uninterrupted replay."""
+    monkeypatch.setattr(replay_output, "PART_PAYMENTS", 5_000)
     bundle, mapping = Bundle.load(place / "bundle"), Mapping.from_yaml(place / "mapping.yaml")
     folder = place / "parts"
 
@@ -228,15 +228,15 @@ def test_a_replay_into_a_folder_goes_on_where_it_was_interrupted(place: Path, mo
 
     with pytest.raises(KeyboardInterrupt):
         replay_file(bundle, place / "history.parquet", mapping, folder, progress=stop)
-    first = {path: path.stat().st_mtime_ns for path in output.part_files(folder)}
+    first = {path: path.stat().st_mtime_ns for path in part_files(folder)}
     assert {path.name for path in first} == {"part-00000.parquet", "part-00001.parquet"}
     assert not list(folder.glob("day=*/.*partial"))
-    # What a process that was killed leaves behind: a part cut short, and one that was finished and not yet said to be.
+    # What a process that was killed leaves behind: a part cut short, and a finished one that is not yet recorded.
     (folder / "day=2024-02-20" / ".part-00002.partial").parent.mkdir(exist_ok=True)
     (folder / "day=2024-02-20" / ".part-00002.partial").write_bytes(b"PAR1")
     (folder / "day=2024-02-20" / "part-00002.parquet").write_bytes(b"PAR1")
     replay_file(bundle, place / "history.parquet", mapping, folder)
-    parts = output.part_files(folder)
+    parts = part_files(folder)
     assert {path: path.stat().st_mtime_ns for path in parts if path in first} == first
     by_day = pads.dataset(folder, partitioning="hive", exclude_invalid_files=False, ignore_prefixes=[".", "_"])
     days = by_day.to_table(columns=["day", "event_time"]).to_pylist()
@@ -247,7 +247,7 @@ def test_a_replay_into_a_folder_goes_on_where_it_was_interrupted(place: Path, mo
     for name in whole.column_names:  # NaN is not equal to itself: bits are compared
         assert str(together[name].to_pylist()) == str(whole[name].to_pylist())
     later = mapping.model_copy(update={"label_delay": mapping.label_delay + 1})
-    with pytest.raises(UsageError, match="something else"):
+    with pytest.raises(UsageError, match="holds another replay"):
         replay_file(bundle, place / "history.parquet", later, folder)
 
 

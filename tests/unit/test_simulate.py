@@ -14,11 +14,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas.control import parse_control
-from schemas.decode import decode_payments
-from schemas.label import Label
+from schemas.control_record import parse_control
+from schemas.field_table import POSITION_FIELDS, TEXT_FIELDS
+from schemas.label_record import Label
+from schemas.payment_decoder import decode_payments
 from scorer.simulate import DueLabels, FraudKind, SimulatedBatch, World
-from scorer.simulate.batch import NUMBER_FIELDS, TEXT_FIELDS
 from scorer.simulate.catalogue import Channel
 from scorer.simulate.population import CUSTOMERS_MIN
 from scorer.simulate.randomness import Pool, positions_within, running_sum_within, scramble48
@@ -102,7 +102,7 @@ def test_every_payment_is_accepted(small: list[SimulatedBatch]) -> None:
         assert np.array_equal(decoded.amount_minor, batch.amount_minor)
         for name in TEXT_FIELDS:
             assert decoded.column(name).tolist() == batch.column(name).tolist(), name
-        for name in NUMBER_FIELDS:
+        for name in POSITION_FIELDS:
             assert np.array_equal(decoded.column(name), batch.column(name), equal_nan=True), name
         keys = batch.keys()
         assert [key.decode() for key in keys] == batch.column("customer_id").tolist()
@@ -216,7 +216,7 @@ def test_memory_stays_the_same() -> None:
 
 
 def test_mechanics_of_each_kind(small: list[SimulatedBatch]) -> None:
-    """Each fraud leaves the traces it is said to leave."""
+    """Each fraud leaves the traces that its file describes."""
     kind, channel = joined(small, "kind"), joined(small, "channel")
     country, there = joined(small, "country"), joined(small, "merchant_country")
     amount, card, terminal = joined(small, "amount_minor"), joined(small, "card"), joined(small, "terminal")

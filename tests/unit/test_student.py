@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import xgboost as xgb
 
-from schemas.journal import ControlRange, InputRange
+from schemas.journal_record import ControlRange, InputRange
 from scorer.bundle import Bundle, BundleManifestError, write_bundle
 from scorer.bundle.challengers import with_challengers
 from scorer.bundle.gate import verify
@@ -124,7 +124,7 @@ def test_the_gate_holds_the_student_to_its_threshold(bundle: Bundle, student: Pa
     assert "score >= 0.6 where margin >=" in named[0].detail
     path = tmp_path / "both" / "manifest.json"
     document = json.loads(path.read_text())
-    path.write_text(json.dumps(document | {"student": "nobody"}))
-    with pytest.raises(BundleManifestError, match="the student nobody is none of the challengers"):
+    path.write_text(json.dumps(document | {"student": "stranger"}))
+    with pytest.raises(BundleManifestError, match="the student stranger is none of the challengers"):
         Bundle.load(tmp_path / "both")
     assert "student" not in (tmp_path / "alone" / "manifest.json").read_text()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import subprocess
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +17,20 @@ from hypothesis import strategies as st
 from features.feature_set import FeatureSet
 from scorer.bundle import Bundle
 from scorer.model import CompiledModel
-from scorer.train import (
+from scorer.training import (
     GateError,
     LeakageError,
     Recipe,
     TrainError,
     TrainingReport,
+    TrainingRows,
+    TrainingSettings,
     area_under_roc,
     average_precision,
     threshold_for_share,
     train,
-    training,
 )
+from scorer.training.compiled_booster import CompiledBooster
 
 xgb = pytest.importorskip("xgboost")
 
@@ -48,15 +50,7 @@ HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS
 
 
-@dataclass(frozen=True)
-class Data:
-    X: np.ndarray
-    label: np.ndarray
-    event_time_ms: np.ndarray
-    label_known_at_ms: np.ndarray
-
-
-def _data(rows: int = 4_000, seed: int = 0) -> Data:
+def _data(rows: int = 4_000, seed: int = 0) -> TrainingRows:
     """A month of payments; fraud depends on amount and count, labels are known a day later."""
     rng = np.random.default_rng(seed)
     X = rng.exponential(size=(rows, 4)).astype(np.float32)
@@ -65,31 +59,25 @@ def _data(rows: int = 4_000, seed: int = 0) -> Data:
     label = (risk > 4).astype(np.int8)
     label[rng.random(rows) < 0.05] = -1
     times = np.sort(rng.integers(0, 30 * DAY_MS, rows)).astype(np.int64)
-    return Data(X, label, times, times + DAY_MS)
+    return TrainingRows(X, label, times, times + DAY_MS)
 
 
-def _train(data: Data, output: Path, **changed: Any) -> TrainingReport:
-    arguments: dict[str, Any] = {
-        "feature_set_yaml": FEATURE_SET,
-        "policy_yaml": POLICY,
-        "seed": 7,
-        "label_gap_ms": DAY_MS,
-        "created_at": "2025-01-01T00:00:00Z",
-        "name": "cards",
-        "threads": 1,
-    }
-    arguments |= changed
-    return train(data.X, data.label, data.event_time_ms, data.label_known_at_ms, output=output, **arguments)
+def _train(data: TrainingRows, output: Path, **changed: Any) -> TrainingReport:
+    """A run with some settings or arguments changed."""
+    settings = TrainingSettings("cards", "2025-01-01T00:00:00Z", seed=7, label_gap_ms=DAY_MS, threads=1)
+    of_settings = {name: changed.pop(name) for name in list(changed) if hasattr(settings, name)}
+    arguments: dict[str, Any] = {"feature_set_yaml": FEATURE_SET, "policy_yaml": POLICY} | changed
+    return train(data, output=output, settings=replace(settings, **of_settings), **arguments)
 
 
 @pytest.fixture(scope="module")
-def data() -> Data:
+def data() -> TrainingRows:
     return _data()
 
 
 @pytest.fixture(scope="module")
 def trained(
-    data: Data, tmp_path_factory: pytest.TempPathFactory
+    data: TrainingRows, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[TrainingReport, list[tuple[int, int, float]]]:
     steps: list[tuple[int, int, float]] = []
     output = tmp_path_factory.mktemp("train") / "bundle"
@@ -97,7 +85,7 @@ def trained(
 
 
 def test_the_bundle_is_what_the_report_says(
-    trained: tuple[TrainingReport, list[tuple[int, int, float]]], data: Data
+    trained: tuple[TrainingReport, list[tuple[int, int, float]]], data: TrainingRows
 ) -> None:
     """Training ends in a bundle that loads, is better than chance, and carries window, metrics and versions."""
     report, steps = trained
@@ -117,7 +105,7 @@ def test_the_bundle_is_what_the_report_says(
 
 
 def test_metrics_are_those_of_the_measured_model(
-    trained: tuple[TrainingReport, list[tuple[int, int, float]]], data: Data, tmp_path: Path
+    trained: tuple[TrainingReport, list[tuple[int, int, float]]], data: TrainingRows, tmp_path: Path
 ) -> None:
     """Without a second fit, recall, precision and flagged share are those of the bundle over the validation rows."""
     report = _train(data, tmp_path / "measured", refit=False)
@@ -142,7 +130,7 @@ def test_the_split_leaks_no_future(trained: tuple[TrainingReport, list[tuple[int
     assert total == 4_000
 
 
-def test_labels_known_too_late_are_left_out(data: Data, tmp_path: Path) -> None:
+def test_labels_known_too_late_are_left_out(data: TrainingRows, tmp_path: Path) -> None:
     """A training label that was not yet known when validation starts does not train the model."""
     late = data.label_known_at_ms.copy()
     late[:500] = 60 * DAY_MS
@@ -154,7 +142,7 @@ def test_labels_known_too_late_are_left_out(data: Data, tmp_path: Path) -> None:
 
 
 def test_training_repeats_itself(
-    trained: tuple[TrainingReport, list[tuple[int, int, float]]], data: Data, tmp_path: Path
+    trained: tuple[TrainingReport, list[tuple[int, int, float]]], data: TrainingRows, tmp_path: Path
 ) -> None:
     """The same data, seed and time give the same bundle to the last byte; another seed gives another."""
     again = _train(data, tmp_path / "again")
@@ -165,7 +153,7 @@ def test_training_repeats_itself(
 
 
 def test_the_second_fit_sees_everything_known(
-    trained: tuple[TrainingReport, list[tuple[int, int, float]]], data: Data
+    trained: tuple[TrainingReport, list[tuple[int, int, float]]], data: TrainingRows
 ) -> None:
     """The model written has learned from all rows of known label, with as many trees as the measured one had."""
     report, _ = trained
@@ -174,18 +162,18 @@ def test_the_second_fit_sees_everything_known(
     assert report.training.refit_rows > report.training.train_rows + report.training.validation_rows
 
 
-def test_labels_known_after_the_day_of_training_do_not_exist(data: Data, tmp_path: Path) -> None:
+def test_labels_known_after_the_day_of_training_do_not_exist(data: TrainingRows, tmp_path: Path) -> None:
     """Rows whose label became known after `as_of_ms` change nothing: the bundle equals one trained without them."""
     as_of = 20 * DAY_MS
     report = _train(data, tmp_path / "then", as_of_ms=as_of)
     known = data.label_known_at_ms <= as_of
-    fewer = Data(data.X[known], data.label[known], data.event_time_ms[known], data.label_known_at_ms[known])
+    fewer = TrainingRows(data.X[known], data.label[known], data.event_time_ms[known], data.label_known_at_ms[known])
     assert _train(fewer, tmp_path / "fewer").bundle_id == report.bundle_id
     with pytest.raises(TrainError, match="became known later than the day of training"):
         _train(data, tmp_path / "early", as_of_ms=0)
 
 
-def test_a_feature_that_knows_the_label_is_refused(data: Data, tmp_path: Path) -> None:
+def test_a_feature_that_knows_the_label_is_refused(data: TrainingRows, tmp_path: Path) -> None:
     """A column made from the label is refused as suspected leakage, upward, downward or by its gaps, until accepted."""
     noise = np.random.default_rng(3).random(len(data.label)).astype(np.float32)
     fraud = data.label == 1
@@ -198,7 +186,7 @@ def test_a_feature_that_knows_the_label_is_refused(data: Data, tmp_path: Path) -
     assert _train(replace(data, X=X), tmp_path / "leak", accepted=["customer_count_7d"]).metrics["auc"] > 0.99
 
 
-def test_the_search_is_bounded_and_repeats_itself(data: Data, tmp_path: Path) -> None:
+def test_the_search_is_bounded_and_repeats_itself(data: TrainingRows, tmp_path: Path) -> None:
     """The same seed tries the same recipes; as many as asked, the default first, the best one trains the bundle."""
     steps: list[tuple[int, int, float]] = []
     first = _train(data, tmp_path / "one", trials=3, trial_progress=lambda *step: steps.append(step))
@@ -211,7 +199,7 @@ def test_the_search_is_bounded_and_repeats_itself(data: Data, tmp_path: Path) ->
     assert steps[-1][2] == best.average_precision
 
 
-def test_monotone_features_never_lower_the_margin(data: Data, tmp_path: Path) -> None:
+def test_monotone_features_never_lower_the_margin(data: TrainingRows, tmp_path: Path) -> None:
     """With `monotone: increasing` a larger value, all else equal, never gives a smaller margin."""
     constrained = FEATURE_SET.replace(
         "{name: amount, payment: amount}", "{name: amount, payment: amount, monotone: increasing}"
@@ -240,27 +228,27 @@ def test_the_selection_report_tells_signal_from_noise(
         assert worth[name].impact < worth["amount"].impact
 
 
-def test_a_share_becomes_a_threshold(data: Data, tmp_path: Path) -> None:
+def test_a_share_becomes_a_threshold(data: TrainingRows, tmp_path: Path) -> None:
     """A policy's share is met on validation as closely as ties allow, and never exceeded."""
     report = _train(data, tmp_path / "share", policy_yaml=SHARE_POLICY)
     share, rows = report.metrics["flagged_share"], report.metrics["rows"]
     assert 0.02 - 2 / rows <= share <= 0.02
 
 
-def test_features_without_a_value_are_reported(data: Data, tmp_path: Path) -> None:
+def test_features_without_a_value_are_reported(data: TrainingRows, tmp_path: Path) -> None:
     """A feature that is NaN in all training rows is named in the report, and training goes on."""
     X = data.X.copy()
     X[:, 3] = np.nan
     assert _train(replace(data, X=X), tmp_path / "b").empty_features == ["customer_count_7d"]
 
 
-def _without(data: Data, label: int) -> Data:
+def _without(data: TrainingRows, label: int) -> TrainingRows:
     changed = data.label.copy()
     changed[changed == label] = 1 - label
     return replace(data, label=changed)
 
 
-def _infinite(data: Data) -> Data:
+def _infinite(data: TrainingRows) -> TrainingRows:
     X = data.X.copy()
     X[10, 2] = np.inf
     return replace(data, X=X)
@@ -280,13 +268,13 @@ REFUSED = {
     "label value": (lambda d: replace(d, label=d.label + np.int8(2)), {}, "label holds values other than"),
     "time dtype": (lambda d: replace(d, event_time_ms=d.event_time_ms.astype(float)), {}, "event_time_ms is float64"),
     "infinite": (_infinite, {}, "'customer_count_1h' is infinite"),
-    "validation share": (lambda d: d, {"validation_share": 1.0}, "out of range"),
-    "threads": (lambda d: d, {"threads": 0}, "out of range"),
+    "validation share": (lambda d: d, {"validation_share": 1.0}, "validation_share is 1.0, out of range"),
+    "threads": (lambda d: d, {"threads": 0}, "threads is 0, out of range"),
 }
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_data_that_cannot_train_is_refused(data: Data, tmp_path: Path, case: str) -> None:
+def test_data_that_cannot_train_is_refused(data: TrainingRows, tmp_path: Path, case: str) -> None:
     """Data that no model can come from is refused with its reason, and nothing is written."""
     change, arguments, message = REFUSED[case]
     with pytest.raises(TrainError, match=message):
@@ -294,7 +282,7 @@ def test_data_that_cannot_train_is_refused(data: Data, tmp_path: Path, case: str
     assert not list(tmp_path.iterdir())
 
 
-def test_an_existing_output_is_refused_before_the_work(data: Data, tmp_path: Path) -> None:
+def test_an_existing_output_is_refused_before_the_work(data: TrainingRows, tmp_path: Path) -> None:
     """An output that exists is refused at once, not after minutes of training."""
     rounds: list[int] = []
     with pytest.raises(TrainError, match="never overwritten"):
@@ -302,26 +290,26 @@ def test_an_existing_output_is_refused_before_the_work(data: Data, tmp_path: Pat
     assert not rounds
 
 
-def test_the_gate_compares_bits(data: Data) -> None:
+def test_the_gate_compares_bits(data: TrainingRows) -> None:
     """One leaf off by its last bit is enough for the gate to refuse, naming row and both margins."""
     rows = data.X[:500]
     booster = xgb.train(
         {"objective": "binary:logistic", "nthread": 1}, xgb.DMatrix(rows, (data.label[:500] == 1), nthread=1), 3
     )
     model = CompiledModel.from_bytes(bytes(booster.save_raw("ubj")))
-    assert (training._gate(model, booster, rows) == model.margins(rows)).all()
+    assert (CompiledBooster(b"", model, booster).proved_margins(rows) == model.margins(rows)).all()
     value = model.table.value.copy()
     leaf = int(np.flatnonzero(model.table.feature < 0)[0])
     value[leaf] += np.float32(1e-3)
     other = CompiledModel(replace(model.table, value=value))
     with pytest.raises(GateError, match=r"differs from xgboost on .* rows, first on validation row"):
-        training._gate(other, booster, rows)
+        CompiledBooster(b"", other, booster).proved_margins(rows)
 
 
 def test_training_without_xgboost_names_the_extra() -> None:
     """Where xgboost is not installed the error says what to install."""
     code = (
-        "import sys; sys.modules['xgboost'] = None\nimport scorer.train as t\n"
+        "import sys; sys.modules['xgboost'] = None\nimport scorer.training as t\n"
         "try: t.import_xgboost()\nexcept t.TrainError as e: print(e)"
     )
     root = Path(__file__).resolve().parents[2]

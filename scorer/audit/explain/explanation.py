@@ -17,7 +17,7 @@ import psycopg
 from psycopg.rows import dict_row
 
 from schemas.currencies import CURRENCY_EXPONENT
-from schemas.decode import PaymentBatch
+from schemas.payment_decoder import PaymentBatch
 from scorer.audit.explain.redecision import Window
 from scorer.bundle import Bundle
 from scorer.errors import FraudScorerError, UsageError

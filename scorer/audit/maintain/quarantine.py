@@ -15,7 +15,7 @@ from datetime import datetime
 
 import psycopg
 
-from schemas.journal import FIRST_PREVIOUS
+from schemas.journal_record import FIRST_PREVIOUS
 from scorer import kafka
 from scorer.audit.topic_history import journal_heads, messages
 from scorer.errors import FraudScorerError

@@ -13,7 +13,7 @@ from typing import Any
 import psycopg
 from psycopg.rows import namedtuple_row
 
-from schemas.audit import AuditError, AuditHeader, decode_header
+from schemas.audit_record import AuditError, AuditHeader, decode_header
 from scorer import kafka
 from scorer.audit.findings import Finding
 from scorer.audit.topic_history import messages, range_of

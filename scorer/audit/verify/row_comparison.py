@@ -13,7 +13,7 @@ import numpy as np
 import psycopg
 from psycopg.rows import dict_row
 
-from schemas.audit import AuditColumns
+from schemas.audit_record import AuditColumns
 from scorer.audit.findings import Finding
 from scorer.audit.topic_history import audit_rows
 from scorer.audit.verify.unit_check import MomentLoader

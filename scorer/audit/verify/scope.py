@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import psycopg
 
-from schemas.journal import FIRST_PREVIOUS
+from schemas.journal_record import FIRST_PREVIOUS
 from scorer.audit.findings import Finding
 from scorer.audit.signed.amendments import Amendments
 from scorer.runtime.settings import Settings

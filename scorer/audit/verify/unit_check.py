@@ -21,9 +21,10 @@ from psycopg.abc import Buffer
 from psycopg.rows import namedtuple_row
 from psycopg.types.datetime import TimestamptzLoader
 
-from schemas.audit import EVENT_TIME_MS_MAX, MODES
 from schemas.audit_digest import context_bytes, digest_parts
-from schemas.journal import JournalError, JournalRecord
+from schemas.audit_record import EVENT_TIME_MS_MAX
+from schemas.decision import MODES
+from schemas.journal_record import JournalError, JournalRecord
 from scorer.audit.findings import Finding
 from scorer.audit.signed.signatures import SignatureBroken, Verifier, body_of
 from scorer.trail.copy_decode import Rows, read_rows

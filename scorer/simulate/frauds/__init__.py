@@ -1,1 +1,1 @@
-"""The frauds of the simulated world, one file a kind. Each says how it works and what gives it away."""
+"""The frauds of the simulated world, one file a kind; each describes how it works and what reveals it."""

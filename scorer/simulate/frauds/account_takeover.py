@@ -1,19 +1,19 @@
-"""Somebody logs in as the customer: a new device and address, larger amounts, mostly while the customer sleeps, for a
+"""A thief logs in as the customer: a new device and address, larger amounts, mostly while the customer sleeps, for a
 day or two.
 
-What gives it away: a device the customer never used, the hour, the amount. A new telephone looks similar.
+What reveals it: a device the customer never used, the hour, the amount. A new telephone looks similar.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from scorer.simulate.frauds.parts import a_card, local_time_ms, thief_addresses, thief_devices, web_rows
-from scorer.simulate.genuine import usual_amounts
-from scorer.simulate.kinds import FraudKind
+from scorer.simulate.fraud_kinds import FraudKind
+from scorer.simulate.frauds.fraud_rows import a_card, local_time_ms, thief_addresses, thief_devices, web_rows
+from scorer.simulate.genuine_payments import usual_amounts
+from scorer.simulate.payment_rows import HOUR_MS, Rows
 from scorer.simulate.population import ONLINE_FAVOURITE, Population
 from scorer.simulate.randomness import positions_within, running_sum_within
-from scorer.simulate.rows import HOUR_MS, Rows
 
 DAYS_MAX = 5
 PAYMENTS_MIN, PAYMENTS_MAX = 2, 7

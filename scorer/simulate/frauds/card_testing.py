@@ -1,7 +1,7 @@
 """Stolen card numbers are tried out at small web shops: a burst of tiny payments within minutes, then a large one
 elsewhere.
 
-What gives it away: the pace of the card and of the device, tiny amounts, one device with many cards. A game's small
+What reveals it: the pace of the card and of the device, tiny amounts, one device with many cards. A game's small
 items, bought in a row by its owner, look similar.
 """
 
@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from scorer.simulate.frauds.parts import a_card, thief_addresses, thief_devices, web_rows
+from scorer.simulate.fraud_kinds import FraudKind
+from scorer.simulate.frauds.fraud_rows import a_card, thief_addresses, thief_devices, web_rows
 from scorer.simulate.habits import hour_at
-from scorer.simulate.kinds import FraudKind
+from scorer.simulate.payment_rows import HOUR_MS, Rows
 from scorer.simulate.population import Population
 from scorer.simulate.randomness import positions_within, running_sum_within
-from scorer.simulate.rows import HOUR_MS, Rows
 
 DAYS_MAX = 2
 CARDS_MAX = 2

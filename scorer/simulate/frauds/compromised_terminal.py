@@ -1,20 +1,20 @@
 """A terminal is tampered with: for days it copies the cards used there, charges them again, and their copies are
 spent elsewhere.
 
-What gives it away: several cards of one terminal in trouble. Early victims look ordinary; once the first reports come
-in, the terminal's share of known fraud rises. The merchant's true sales go on beside it.
+What reveals it: several cards of one terminal in trouble. Early victims look ordinary; once the first reports come
+in, the terminal's share of known fraud rises. The merchant's genuine sales continue meanwhile.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from scorer.simulate.frauds.parts import a_card, local_time_ms, shop_rows
-from scorer.simulate.genuine import CLOSE_H, OPEN_H, usual_amounts
-from scorer.simulate.kinds import FraudKind
+from scorer.simulate.fraud_kinds import FraudKind
+from scorer.simulate.frauds.fraud_rows import a_card, local_time_ms, shop_rows
+from scorer.simulate.genuine_payments import CLOSE_H, OPEN_H, usual_amounts
+from scorer.simulate.payment_rows import DAY_MS, Rows
 from scorer.simulate.population import SHOPS_FAVOURITE, Population
 from scorer.simulate.randomness import positions_within
-from scorer.simulate.rows import DAY_MS, Rows
 
 DAYS_MAX = 16
 VICTIMS_MIN, VICTIMS_MAX = 20, 40

@@ -1,6 +1,6 @@
 """A shop overcharges its regular customers a little, for weeks. Not extra payments: true ones, made larger.
 
-What gives it away: the amount against what this customer usually pays at this merchant, the merchant's mean against
+What reveals it: the amount against what this customer usually pays at this merchant, the merchant's mean against
 its own past, and late reports. Slow on purpose, and the hardest kind.
 """
 
@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from scorer.simulate.catalogue import Channel, Site
-from scorer.simulate.kinds import FraudKind
+from scorer.simulate.fraud_kinds import FraudKind
+from scorer.simulate.payment_rows import DAY_MS, Rows
 from scorer.simulate.population import Population
 from scorer.simulate.randomness import FloatArray, IntArray
-from scorer.simulate.rows import DAY_MS, Rows
 
 DAYS_MAX = 35
 DAYS_MIN = 21

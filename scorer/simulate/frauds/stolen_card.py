@@ -1,6 +1,6 @@
 """A card or its copy is spent in another country within hours, on goods that sell and at cash machines.
 
-What gives it away: no traveller is that fast; amounts, kind of shop, pace. A genuine journey abroad looks similar.
+What reveals it: no traveller is that fast; amounts, kind of shop, pace. A genuine journey abroad looks similar.
 """
 
 from __future__ import annotations
@@ -8,12 +8,12 @@ from __future__ import annotations
 import numpy as np
 
 from scorer.simulate.catalogue import Channel
-from scorer.simulate.frauds.parts import a_card, local_time_ms, shop_rows
-from scorer.simulate.genuine import usual_amounts
-from scorer.simulate.kinds import FraudKind
+from scorer.simulate.fraud_kinds import FraudKind
+from scorer.simulate.frauds.fraud_rows import a_card, local_time_ms, shop_rows
+from scorer.simulate.genuine_payments import usual_amounts
+from scorer.simulate.payment_rows import HOUR_MS, Rows
 from scorer.simulate.population import Population
 from scorer.simulate.randomness import positions_within, running_sum_within
-from scorer.simulate.rows import HOUR_MS, Rows
 
 DAYS_MAX = 3
 PAYMENTS_MIN, PAYMENTS_MAX = 2, 7

@@ -1,0 +1,105 @@
+"""Card numbers: what a text, a number or a record's key must not be. One rule for every input.
+
+A text is a card number when, without its spaces and dashes, it is 13 to 19 ASCII digits that pass the Luhn check
+(ISO/IEC 7812-1). One in ten numeric ids of that length passes by chance; that is why ids should not be bare digits.
+A text holds a card number, too, when one hides in it: between letters, behind other separators, in digits of another
+script. That rule is `schemas.card_rule`'s, which asks for an issuer's beginning as well.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numba as nb
+import numpy as np
+import numpy.typing as npt
+
+from schemas.byte_codes import CARRIAGE_RETURN, DASH, LINE_FEED, QUOTE, SPACE, TAB, ZERO, Integer, is_digit
+from schemas.card_rule import hidden_spans, luhn, may_hide
+from schemas.kernel_decorators import array_maker
+
+Bytes = npt.NDArray[np.uint8]
+
+DIGITS_MIN: Final = 13
+DIGITS_MAX: Final = 19
+SAFE_DIGITS_MAX: Final = DIGITS_MIN - 1  # a number of so few digits is no card number
+
+
+def is_card_number(text: str) -> bool:
+    """Whether `text` is a card number as a whole, spaces and dashes aside.
+
+    Pure Python: the reference of the kernels.
+    """
+    if len(text) < DIGITS_MIN:
+        return False
+    digits = text.replace(" ", "").replace("-", "")
+    if not (DIGITS_MIN <= len(digits) <= DIGITS_MAX and digits.isascii() and digits.isdigit()):
+        return False
+    return luhn(digits)
+
+
+def holds_card_number(text: str) -> bool:
+    """Whether `text` is a card number, or one hides in it. The rule for every input."""
+    return is_card_number(text) or next(hidden_spans(text), None) is not None
+
+
+def number_is_card_number(value: float) -> bool:
+    """Whether a JSON number, its sign aside, is a whole number that is a card number."""
+    if isinstance(value, float):
+        if not value.is_integer() or abs(value) >= 10**DIGITS_MAX:
+            return False
+        value = int(value)
+    return is_card_number(str(abs(value)))
+
+
+def key_is_card_number(key: bytes) -> bool:
+    """Whether a record's key holds a card number, also as a JSON string with its quotes."""
+    return len(key) >= DIGITS_MIN and holds_card_number(key.strip(b' \t\r\n"').decode("utf-8", "replace"))
+
+
+@nb.njit(cache=True, nogil=True)
+def luhn_valid(data: Bytes, start: int, end: int) -> bool:
+    """The Luhn check over the digits in data[start:end]; other bytes are passed over."""
+    total: Integer = 0
+    odd = False
+    for p in range(end - 1, start - 1, -1):
+        digit = np.int64(data[p]) - ZERO
+        if 0 <= digit <= 9:
+            if odd:
+                digit *= 2
+                if digit > 9:
+                    digit -= 9
+            total += digit
+            odd = not odd
+    return total % 10 == 0
+
+
+@nb.njit(cache=True, nogil=True)
+def key_candidates(data: Bytes, offsets: npt.NDArray[np.int64], out: npt.NDArray[np.bool_]) -> None:
+    """Mark the keys that `key_is_card_number` has to look at: 13-19 digits and else only spaces, dashes, quotes; and
+    those in which a number may hide."""
+    for i in range(len(out)):
+        digits = 0
+        possible = offsets[i + 1] - offsets[i] >= DIGITS_MIN
+        if possible:
+            for p in range(offsets[i], offsets[i + 1]):
+                b = data[p]
+                if is_digit(b):
+                    digits += 1
+                elif b not in (SPACE, DASH, QUOTE, TAB, LINE_FEED, CARRIAGE_RETURN):
+                    possible = False
+                    break
+        plain = possible and DIGITS_MIN <= digits <= DIGITS_MAX
+        long = offsets[i + 1] - offsets[i] >= DIGITS_MIN
+        out[i] = plain or (long and may_hide(data, offsets[i], offsets[i + 1]))
+
+
+@array_maker
+def may_hold_card_number(data: Bytes, start: int, end: int, digits: Integer, bare: bool) -> bool:
+    """Whether the reference has to say if the text data[start:end] is or holds a card number.
+
+    digits: how many ASCII digits are in it · bare: whether there are only digits, spaces and dashes
+    """
+    if bare and DIGITS_MIN <= digits <= DIGITS_MAX and luhn_valid(data, start, end):
+        return True
+    return may_hide(data, start, end)

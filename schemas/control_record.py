@@ -1,0 +1,70 @@
+"""The control topic: labels, changes of lists, activations of bundles; distinguished by `type`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Final, Literal
+
+from pydantic import Field, StringConstraints, TypeAdapter
+
+from schemas.contract_error import ContractError, DeadLetterReason, shape
+from schemas.field_types import Contract, Identifier, check_contract
+from schemas.json_document import VALUE_BYTES_MAX, parse_object
+from schemas.label_record import Label
+
+ListName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$")]
+Location = Annotated[str, StringConstraints(min_length=1, max_length=1024, pattern=r"^[^\x00-\x1f\x7f]*$")]
+
+
+class ListAdd(Contract):
+    """Put a value on a list of the policy."""
+
+    type: Literal["list_add"] = Field(default="list_add", description="Kind of control record.")
+    list: ListName = Field(description="Name of the list, as in the policy.", examples=["blocked_terminals"])
+    value: Identifier = Field(description="The value, as it stands in the payment's field.", examples=["t_3311"])
+
+
+class ListRemove(Contract):
+    """Take a value off a list of the policy. Taking off what is not there changes nothing."""
+
+    type: Literal["list_remove"] = Field(default="list_remove", description="Kind of control record.")
+    list: ListName = Field(description="Name of the list, as in the policy.", examples=["blocked_terminals"])
+    value: Identifier = Field(description="The value, as it stands in the payment's field.", examples=["t_3311"])
+
+
+class Activate(Contract):
+    """Decide with another bundle from here on, provided that it passes its gate."""
+
+    type: Literal["activate"] = Field(default="activate", description="Kind of control record.")
+    bundle: Identifier = Field(
+        description="Id of the bundle; the one found at `location` must have it.", examples=["cards-3f9c2a11d07b"]
+    )
+    location: Location = Field(
+        description="Folder or object-store URL of the bundle, without credentials.",
+        examples=["s3://bundles/cards-3f9c2a11d07b"],
+    )
+
+
+Control = Label | ListAdd | ListRemove | Activate
+control_adapter: TypeAdapter[Control] = TypeAdapter(Annotated[Control, Field(discriminator="type")])
+
+_TYPES: Final[dict[str, type[Label] | type[ListAdd] | type[ListRemove] | type[Activate]]] = {
+    "label": Label,
+    "list_add": ListAdd,
+    "list_remove": ListRemove,
+    "activate": Activate,
+}
+
+
+def parse_control(raw: bytes | None, *, value_bytes_max: int = VALUE_BYTES_MAX) -> Control:
+    """The record in a control message's value. Raises ContractError.
+
+    Its reasons are those of schemas.json_document, then invalid_control, then those of schemas.field_types.
+    """
+    document = parse_object(raw, value_bytes_max)
+    kind = document.get("type")
+    contract = _TYPES.get(kind) if isinstance(kind, str) else None
+    if contract is None:
+        raise ContractError(
+            DeadLetterReason.INVALID_CONTROL, "type", f"expected one of {', '.join(_TYPES)}, found {shape(kind)}"
+        )
+    return check_contract(contract, document)

@@ -1,0 +1,154 @@
+"""The journal contract: one record per committed micro-batch, each holding the hash of the one before.
+
+JournalError    bytes that are not a journal record
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import cached_property
+from typing import Annotated, Final, Literal
+
+from pydantic import Field, StringConstraints, ValidationError, model_validator
+
+from schemas.field_types import Contract, Identifier
+
+FIRST_PREVIOUS: Final = "0" * 64
+INPUTS_MAX: Final = 4_096  # partitions of one shard
+_INT64_END: Final = 2**63
+
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Offset = Annotated[int, Field(ge=0, lt=_INT64_END)]
+Count = Annotated[int, Field(ge=0, lt=_INT64_END)]
+TopicId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{22}$")]
+
+
+class JournalError(ValueError):
+    """Bytes on the journal topic that are not a journal record.
+
+    Nothing can be skipped there, so its reader stops.
+    """
+
+
+class _Range(Contract):
+    start: Offset = Field(description="First offset read.", examples=[918_273])
+    end: Offset = Field(description="The offset after the last one read.", examples=[922_369])
+
+    @model_validator(mode="after")
+    def _ordered(self) -> _Range:
+        if self.start > self.end:
+            raise ValueError(f"a range from {self.start} to {self.end} runs backwards")
+        return self
+
+
+class ControlRange(_Range):
+    """What was read of the control topic's one partition."""
+
+
+class InputRange(_Range):
+    """What was read of one payments partition."""
+
+    partition: int = Field(ge=0, lt=2**31, description="Partition of the payments topic.", examples=[0])
+    epoch: int | None = Field(
+        default=None,
+        ge=0,
+        lt=2**31,
+        description="Leader epoch of the last record read (KIP-320): a log that was truncated since is recognised.",
+    )
+
+
+class Sources(Contract):
+    """Which topics the positions of a record belong to: ids that Kafka gives a topic once (KIP-516)."""
+
+    payments: TopicId = Field(description="Id of the payments topic.", examples=["aGJcXuZ8TG2ZNvHdEVzpOQ"])
+    control: TopicId = Field(description="Id of the control topic.", examples=["2sBrF0hUQ8uVfLd4cJ0nbw"])
+
+
+class Change(Contract):
+    """What an operator accepted by command (`fraud-scorer recover`) where a log does not hold what it should.
+
+    Such a record decides nothing. accept_loss: the ranges of `inputs` are passed over unread. new_state: the windows
+    begin empty, and reading begins where `inputs` and `control` end.
+    """
+
+    kind: Literal["accept_loss", "new_state"] = Field(description="What was accepted.")
+    reason: str = Field(min_length=1, max_length=1_000, description="Why, in the operator's words.")
+    signer: str | None = Field(default=None, description="Public key of the signer.", examples=["ed25519:BASE64"])
+    signature: str | None = Field(default=None, description="Ed25519 over what was accepted, base64.")
+
+
+class JournalRecord(Contract):
+    """What one micro-batch read, and the digest of what came of it."""
+
+    version: Literal[1] = Field(default=1, description="Version of this contract.")
+    shard: int = Field(ge=0, lt=2**31, description="The shard.", examples=[0])
+    sequence: int = Field(ge=0, lt=_INT64_END, description="Number of the batch, from 0, without gaps.", examples=[41])
+    inputs: tuple[InputRange, ...] = Field(
+        strict=False, max_length=INPUTS_MAX, description="Payments read, by ascending partition."
+    )
+    control: ControlRange = Field(description="Control records read; they apply before the batch's payments.")
+    stream_time_ms: int = Field(
+        ge=-1, lt=_INT64_END, description="Stream time after the batch, epoch ms; -1 before the first payment."
+    )
+    bundle: Identifier = Field(description="Id of the bundle that decided.", examples=["cards-3f9c2a11d07b"])
+    degraded: bool = Field(
+        default=False, description="Decided without the model, a deadline being near: a clock's choice, kept as data."
+    )
+    decisions: Count = Field(description="Number of decisions.", examples=[4_095])
+    dead_letters: Count = Field(description="Number of dead letters.", examples=[1])
+    digest: Sha256 = Field(description="Digest of the batch's audit rows (schemas.audit_digest).")
+    previous: Sha256 = Field(description="Head of the record before; 64 zeros in the first.")
+    sources: Sources | None = Field(
+        default=None, description="Ids of the topics that were read; absent in records of releases before 0.2."
+    )
+    change: Change | None = Field(default=None, description="What an operator accepted; absent in all other records.")
+
+    @model_validator(mode="after")
+    def _chained(self) -> JournalRecord:
+        partitions = [entry.partition for entry in self.inputs]
+        if partitions != sorted(set(partitions)):
+            raise ValueError("inputs must be in ascending order of partition, each once")
+        if self.sequence == 0 and self.previous != FIRST_PREVIOUS:
+            raise ValueError("the first record of a journal has 64 zeros for its previous head")
+        if self.change is not None and (self.decisions or self.dead_letters):
+            raise ValueError("a record of a change decides nothing")
+        return self
+
+    @cached_property
+    def _canonical(self) -> bytes:
+        fields = self.model_dump(mode="json")
+        # Later fields are left out where they are empty: records of earlier releases keep their bytes and heads.
+        for name in ("sources", "change"):
+            if fields[name] is None:
+                del fields[name]
+        for entry in fields["inputs"]:
+            if entry["epoch"] is None:
+                del entry["epoch"]
+        return json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+    @property
+    def head(self) -> str:
+        """Hex SHA-256 over the canonical JSON of all fields: what the next record names as `previous`."""
+        return hashlib.sha256(self._canonical).hexdigest()
+
+    def to_bytes(self) -> bytes:
+        """The canonical JSON, UTF-8."""
+        return self._canonical
+
+    @classmethod
+    def from_bytes(cls, raw: bytes) -> JournalRecord:
+        """Back from the journal topic.
+
+        Raises JournalError, also for bytes that are not the canonical ones: the head is over those.
+        """
+        try:
+            record = cls.model_validate_json(raw)
+        except ValidationError as exc:
+            where = ", ".join(sorted({".".join(map(str, error["loc"])) or "the record" for error in exc.errors()}))
+            raise JournalError(
+                f"a value of {len(raw)} bytes is not a journal record of version 1: see {where[:200]}"
+            ) from None
+        if record.to_bytes() != raw:
+            raise JournalError(f"a value of {len(raw)} bytes is a journal record, but not in its canonical form")
+        return record

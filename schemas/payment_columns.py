@@ -1,0 +1,127 @@
+"""Payments that come as columns, held as columns: no JSON text is written and read in between.
+
+columns ──▶ schemas.column_check ──certain──▶ ColumnarPayments
+                  └─uncertain──▶ the caller writes those rows as JSON; the decoder accepts or refuses them
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias, overload
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from schemas.payment_decoder import PaymentBatch, PaymentRow
+
+Attribute: TypeAlias = "pa.Array | npt.NDArray[np.object_]"
+
+
+@dataclass
+class PaymentColumns:
+    """n payments by field, before they are checked. A field that no payment has is not there.
+
+    texts: utf8, null where absent · event_time_ms, amount_minor: int64 [n], -1 where absent or unreadable · numbers:
+    float64 [n], NaN where absent · attributes: Arrow text, whole number, float or boolean, or object [n] (None absent)
+    """
+
+    event_time_ms: npt.NDArray[np.int64]
+    amount_minor: npt.NDArray[np.int64]
+    texts: dict[str, pa.StringArray]
+    numbers: dict[str, npt.NDArray[np.float64]] = field(default_factory=dict)
+    attributes: dict[str, Attribute] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.event_time_ms)
+
+    def take(self, order: npt.NDArray[np.integer[Any]]) -> PaymentColumns:
+        """The payments at the positions `order`, in that order."""
+        places = pa.array(order)
+        return PaymentColumns(
+            self.event_time_ms[order],
+            self.amount_minor[order],
+            {name: column.take(places) for name, column in self.texts.items()},
+            {name: column[order] for name, column in self.numbers.items()},
+            {
+                name: column.take(places) if isinstance(column, pa.Array) else column[order]
+                for name, column in self.attributes.items()
+            },
+        )
+
+
+class ColumnRows(Sequence[PaymentRow]):
+    """The payments as rows, made when they are asked for."""
+
+    def __init__(self, columns: PaymentColumns) -> None:
+        self._columns = columns
+
+    def __len__(self) -> int:
+        return len(self._columns)
+
+    @overload
+    def __getitem__(self, index: int) -> PaymentRow: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[PaymentRow]: ...
+    def __getitem__(self, index: int | slice) -> PaymentRow | list[PaymentRow]:
+        places = np.arange(len(self))[index]
+        if isinstance(index, slice):
+            return list(ColumnRows(self._columns.take(places)))
+        return next(iter(ColumnRows(self._columns.take(np.array([places])))))
+
+    def __iter__(self) -> Iterator[PaymentRow]:
+        c = self._columns
+        fields: dict[str, list[Any]] = {"event_time": c.event_time_ms.tolist(), "amount_minor": c.amount_minor.tolist()}
+        fields |= {name: text.to_pylist() for name, text in c.texts.items()}
+        for name, numbers in c.numbers.items():
+            fields[name] = [None if x != x else x for x in numbers.tolist()]  # noqa: PLR0124 - NaN is absent
+        attributes = {name: _objects(attribute).tolist() for name, attribute in c.attributes.items()}
+        for i, values in enumerate(zip(*fields.values(), strict=True)):
+            held = {name: column[i] for name, column in attributes.items() if column[i] is not None}
+            yield PaymentRow(**dict(zip(fields, values, strict=True)), attributes=held or None)
+
+
+class ColumnarPayments(PaymentBatch):
+    """Accepted payments held as columns; `rows` are made when they are asked for. Otherwise as PaymentBatch."""
+
+    def __init__(self, index: npt.NDArray[np.int32], columns: PaymentColumns, rejects: Sequence[Any] = ()) -> None:
+        super().__init__(
+            index=index,
+            rows=ColumnRows(columns),
+            event_time_ms=columns.event_time_ms,
+            amount_minor=columns.amount_minor,
+            rejects=list(rejects),
+            _columns=dict(columns.numbers),
+            _texts=dict(columns.texts),
+        )
+        self._by_field = columns
+
+    def _texts_of(self, name: str) -> Sequence[str | None]:
+        return self.text(name).to_pylist()  # type: ignore[no-any-return]
+
+    def _text_array(self, name: str) -> pa.StringArray:  # noqa: ARG002 - as below
+        return pa.nulls(len(self), pa.string())
+
+    def _numbers_of(self, name: str) -> npt.NDArray[np.float64]:  # noqa: ARG002 - those that are there are cached
+        return np.full(len(self), np.nan)
+
+    def _attributes_of(self, name: str) -> npt.NDArray[np.object_]:
+        attribute = self._by_field.attributes.get(name)
+        return np.full(len(self), None, dtype=np.object_) if attribute is None else _objects(attribute)
+
+    def take(self, order: npt.NDArray[np.integer[Any]]) -> ColumnarPayments:
+        """As PaymentBatch.take."""
+        return ColumnarPayments(self.index[order], self._by_field.take(order), self.rejects)
+
+
+def _objects(attribute: Attribute) -> npt.NDArray[np.object_]:
+    """An attribute's values, object [n]; NaN is None."""
+    if not isinstance(attribute, pa.Array):
+        return attribute
+    found = np.empty(len(attribute), dtype=np.object_)
+    found[:] = attribute.to_pylist()
+    if pa.types.is_floating(attribute.type):
+        found[np.asarray(pc.fill_null(pc.is_nan(attribute), False))] = None
+    return found

@@ -1,0 +1,163 @@
+"""Decisions as a replay stored them, columnar, with each payment's label."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from schemas.currencies import CURRENCY_EXPONENT
+from scorer.errors import FraudScorerError
+from scorer.replay.replay_output import part_files
+
+DAY_MS = 86_400_000
+SEGMENT_FIELDS = ("channel", "country", "mcc")
+# Bounds of the amount bands, major units of the base currency.
+AMOUNT_BANDS = (10.0, 50.0, 100.0, 200.0, 500.0, 1000.0)
+
+
+class BacktestError(FraudScorerError):
+    """Nothing can be measured, or two runs do not fit together; the message states the reason."""
+
+
+@dataclass(frozen=True, eq=False)
+class Decided:
+    """n decided payments in journal order, without repeated ones. Written by `fraud-scorer replay`."""
+
+    table: pa.Table
+    feature_names: list[str]
+    currency: str
+    """The base currency, in which money is counted."""
+    factors: dict[str, float]
+    """Minor units of the base currency for one of each other currency."""
+
+    @classmethod
+    def read(cls, path: Path, feature_names: list[str], currency: str, factors: dict[str, float]) -> Decided:
+        """The rows of a replay's output: a Parquet file or a folder of parts. Raises BacktestError."""
+        files = part_files(path) if path.is_dir() else [path]
+        if not files:
+            raise BacktestError(f"{path} holds no day=*/part-*.parquet: replay into it first")
+        try:
+            table = pa.concat_tables([pq.ParquetFile(file, memory_map=True).read() for file in files])
+        except (pa.ArrowException, OSError) as exc:
+            raise BacktestError(f"{path} is not readable as Parquet: {str(exc).splitlines()[0]}") from exc
+        missing = [name for name in ("payment_id", "margin", "decision", "label") if name not in table.column_names]
+        if missing:
+            raise BacktestError(f"{path} has no column {missing[0]!r}: it is not the output of `fraud-scorer replay`")
+        return cls(table.filter(pc.field("mode") != "duplicate"), feature_names, currency, factors)
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    def take(self, keep: npt.NDArray[np.bool_]) -> Decided:
+        """The rows where bool [n] holds."""
+        return Decided(self.table.filter(pa.array(keep)), self.feature_names, self.currency, self.factors)
+
+    def numbers(self, name: str) -> npt.NDArray[np.generic]:
+        """A column of numbers, [n], NaN or -1 (label, times) where null."""
+        column = self.table[name]
+        if pa.types.is_timestamp(column.type):
+            return np.asarray(pc.fill_null(pc.cast(column, pa.int64()), -1).to_numpy())
+        if name == "label":
+            return np.asarray(pc.fill_null(column, -1).to_numpy())
+        return np.asarray(column.to_numpy())
+
+    def texts(self, name: str) -> list[str | None]:
+        """A column of texts."""
+        return list(self.table[name].to_pylist())
+
+    def codes(self, name: str) -> tuple[npt.NDArray[np.int64], list[str]]:
+        """A column of texts as numbers int64 [n] into its sorted values; "(none)" where null."""
+        filled = pc.fill_null(self.table[name], "(none)").combine_chunks()
+        encoded = filled.dictionary_encode()
+        values = [str(v) for v in encoded.dictionary.to_pylist()]
+        order = sorted(range(len(values)), key=values.__getitem__)
+        rank = np.empty(len(values), dtype=np.int64)
+        rank[order] = np.arange(len(values))
+        return rank[encoded.indices.to_numpy()] if values else np.empty(0, np.int64), sorted(values)
+
+    @cached_property
+    def time_ms(self) -> npt.NDArray[np.int64]:
+        return np.asarray(self.numbers("event_time"), dtype=np.int64)
+
+    @cached_property
+    def day(self) -> npt.NDArray[np.int64]:
+        """Days since 1970, UTC."""
+        return self.time_ms // DAY_MS
+
+    @cached_property
+    def label(self) -> npt.NDArray[np.int8]:
+        return np.asarray(self.numbers("label"), dtype=np.int8)
+
+    @cached_property
+    def fraud(self) -> npt.NDArray[np.bool_]:
+        return np.asarray(self.label == 1)
+
+    @cached_property
+    def margin(self) -> npt.NDArray[np.float32]:
+        return np.asarray(self.numbers("margin"), dtype=np.float32)
+
+    @cached_property
+    def score(self) -> npt.NDArray[np.float64]:
+        return np.asarray(self.numbers("score"), dtype=np.float64)
+
+    @cached_property
+    def flagged(self) -> npt.NDArray[np.bool_]:
+        return np.asarray(pc.equal(self.table["decision"], "flag").to_numpy())
+
+    @cached_property
+    def customer(self) -> npt.NDArray[np.int64]:
+        """A number for each customer, or card where no customer is named."""
+        name = "customer_id" if self.table["customer_id"].null_count < len(self) else "card_token"
+        return self.codes(name)[0]
+
+    @cached_property
+    def money(self) -> npt.NDArray[np.float64]:
+        """Amounts in major units of the base currency; NaN without an exchange rate."""
+        codes, values = self.codes("currency")
+        factor = np.array([self.factors.get(value, np.nan) for value in values])
+        minor = np.asarray(self.numbers("amount_minor"), dtype=np.float64) * factor[codes]
+        return np.asarray(minor / 10 ** CURRENCY_EXPONENT[self.currency])
+
+    def segments(self) -> dict[str, tuple[npt.NDArray[np.int64], list[str]]]:
+        """Codes and names by kind of segment: channel, country, mcc where the payments have them, and amount bands."""
+        found = {name: self.codes(name) for name in SEGMENT_FIELDS if self.table[name].null_count < len(self)}
+        bounds = np.array(AMOUNT_BANDS)
+        names = [f"below {bounds[0]:g}", *(f"{a:g} to {b:g}" for a, b in pairwise(bounds))]
+        found["amount"] = (np.searchsorted(bounds, self.money, side="right"), [*names, f"{bounds[-1]:g} and more"])
+        return found
+
+    @property
+    def columns_of_features(self) -> dict[str, str]:
+        """Feature by name: its column in the table."""
+        there = set(self.table.column_names)
+        return {name: f"feature.{name}" if f"feature.{name}" in there else name for name in self.feature_names}
+
+    def features(self) -> npt.NDArray[np.float32]:
+        """float32 [n, k] in column order."""
+        X = np.empty((len(self), len(self.feature_names)), dtype=np.float32)
+        for i, column in enumerate(self.columns_of_features.values()):
+            X[:, i] = self.table[column].to_numpy()
+        return X
+
+    def matured(self, as_of_ms: int | None) -> Decided:
+        """The payments whose label was known by `as_of_ms` (default: the last event time). Raises BacktestError."""
+        if not len(self):
+            raise BacktestError("no payment lies in the window: check --from and --until")
+        at = int(self.time_ms.max()) if as_of_ms is None else as_of_ms
+        known_at = np.asarray(self.numbers("label_known_at"), dtype=np.int64)
+        keep = (self.label >= 0) & (known_at <= at)
+        if not keep.any():
+            raise BacktestError(
+                f"none of the {len(self)} payments has a label that was known by the end: give a longer file, name the "
+                "label in the mapping, set --as-of to a later day, or, for what was decided live, replay the audit "
+                "rows (--input audit), which have labels; a topic has none"
+            )
+        return self.take(keep)

@@ -1,0 +1,51 @@
+"""The counts of a replay."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from features.window_engine import EngineCounts
+from scorer.pipeline import Outcomes
+
+Progress = Callable[[int], None]
+"""Called after each batch with the number of payments so far."""
+
+
+@dataclass
+class Report:
+    """The counts of one run."""
+
+    payments: int = 0
+    decisions: int = 0
+    dead_letters: int = 0
+    duplicates: int = 0
+    late: int = 0
+    flagged: int = 0
+    batches_checked: int = 0
+    # Labels that the engine had no space for: label features are too low from then on.
+    labels_refused: int = 0
+    # Labels dropped for newer ones before their payment came.
+    labels_unmatched: int = 0
+    # Label records that the contract refuses, such as one whose payment id is a card number.
+    labels_invalid: int = 0
+    reasons_refused: dict[str, int] = field(default_factory=dict)
+
+    def refuse(self, reason: str) -> None:
+        self.dead_letters += 1
+        self.reasons_refused[reason] = self.reasons_refused.get(reason, 0) + 1
+
+    def count_labels(self, counts: EngineCounts) -> None:
+        """Take the label counts of the whole run from the engine."""
+        self.labels_refused, self.labels_unmatched = counts.labels_refused, counts.unmatched_labels_dropped
+
+    def add(self, outcomes: Outcomes) -> None:
+        """Count a batch."""
+        self.payments += len(outcomes.records)
+        self.decisions += len(outcomes.rows)
+        self.duplicates += outcomes.duplicates
+        self.late += outcomes.late
+        self.flagged += int(outcomes.columns.decision.sum())
+        self.labels_invalid += len(outcomes.rejected_control)
+        for item in outcomes.rejected:
+            self.refuse(item.error.reason.value)
