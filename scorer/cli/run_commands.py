@@ -35,6 +35,7 @@ def run(bundle: BundleOption) -> None:
     with drain_on_signals() as stop:
         process_limits.check(process_limits.WORKER_MEMORY_MIB)
         settings = load_settings()
+        structlog.get_logger().info("worker.starting", bundle=str(bundle))
         worker = unless_stopped(stop, lambda: _worker(settings, bundle))
         with HealthServer(
             settings.http.host,

@@ -22,14 +22,19 @@ SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _POLL_S = 0.1
 
 
+def wanted() -> list[signal.Signals]:
+    """SIGNALS, without a SIGHUP that is ignored already: so `nohup` asks for it."""
+    return [n for n in SIGNALS if n != signal.SIGHUP or signal.getsignal(n) is not signal.SIG_IGN]
+
+
 @contextmanager
 def drain_on_signals() -> Iterator[threading.Event]:
     """An event that the first signal sets. The second one ends the process with 128 + its number, whatever it does.
 
-    For the main thread. A SIGHUP that is ignored at the start stays ignored: so `nohup` asks for it.
+    For the main thread.
     """
     stop = threading.Event()
-    numbers = [n for n in SIGNALS if n != signal.SIGHUP or signal.getsignal(n) is not signal.SIG_IGN]
+    numbers = wanted()
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     # The handlers do nothing: with one set, the interpreter writes each signal's number to the pipe.

@@ -82,9 +82,6 @@ class Store:
 
     def _examine(self) -> bool:
         """Whether a pooler stands between. Raises StoreUnavailable where nothing can be written."""
-        driver = self._driver()
-        # Statements prepared on one server connection would be unknown on the next.
-        driver.prepare_threshold = None
         with self._transaction() as connection:
             found = connection.execute(
                 sa.text(
@@ -97,7 +94,7 @@ class Store:
                 "Postgres takes no rows now: "
                 + ("it is a standby" if standby else "its transactions are read only (default_transaction_read_only)")
             )
-        return bool(pid != driver.info.backend_pid)  # a pooler gives a number of its own
+        return bool(pid != self._driver().info.backend_pid)  # a pooler gives a number of its own
 
     def lock(self, partitions: Sequence[int]) -> list[int]:
         """Takes the lock of every partition, held as long as the connection; returns those that another sink holds.

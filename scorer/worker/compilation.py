@@ -5,7 +5,11 @@ It runs on a thread of its own: a compiler cannot be interrupted, and a stop mus
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
+from typing import Any
+
 import structlog
+from numba.core import event
 
 from scorer.bundle import Bundle
 from scorer.pipeline.warm_up import STEPS, warm_up
@@ -19,6 +23,20 @@ _POLL_S = 0.05
 LOGGED_EVERY_S = 5.0
 
 
+class _Kernels(event.Listener):  # type: ignore[misc]  # numba has no types
+    """Hears of each kernel that is compiled, and not read from the cache."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.name = ""
+
+    def on_start(self, event: Any) -> None:
+        self.name = str(getattr(event.data.get("dispatcher"), "__name__", ""))
+
+    def on_end(self, event: Any) -> None:  # noqa: ARG002 - the base class's signature
+        self.count += 1
+
+
 class Compilation:
     """One warm-up. `state` serves any thread."""
 
@@ -26,6 +44,7 @@ class Compilation:
         self._bundle, self._threads = bundle, threads
         self._began_at = threads.monotonic()
         self._step = "loading"
+        self._kernels = _Kernels()
         self._failure: BaseException | None = None
         self.running = False
 
@@ -34,7 +53,10 @@ class Compilation:
         """Where it is, in one line."""
         if not self.running:
             return "compiling: not begun"
-        return f"compiling: {self._step} (step {self._number} of {len(STEPS)}) for {self._seconds:.0f} s"
+        return (
+            f"compiling: {self._step} (step {self._number} of {len(STEPS)}), {self._kernels.count} kernels done, "
+            f"for {self._seconds:.0f} s"
+        )
 
     @property
     def _number(self) -> int:
@@ -59,18 +81,21 @@ class Compilation:
                 logged_at = self._threads.monotonic()
                 log.info(
                     "worker.warming_up", step=self._step, number=self._number, of=len(STEPS),
-                    seconds=round(self._seconds, 1), note="a first start compiles for minutes; later ones do not",
+                    kernels=self._kernels.count, kernel=self._kernels.name, seconds=round(self._seconds, 1),
+                    note="a first start compiles for minutes; later ones do not",
                 )  # fmt: skip
         self.running = False
         if self._failure is not None:
             raise self._failure
-        log.info("worker.compiled", seconds=round(self._seconds, 1))
+        log.info("worker.compiled", kernels=self._kernels.count, seconds=round(self._seconds, 1))
         return True
 
     def _run(self) -> None:
         try:
             fault_points.point("warm_up")
-            warm_up(self._bundle, self._begin)
+            listening: AbstractContextManager[None] = event.install_listener("numba:compile", self._kernels)
+            with listening:
+                warm_up(self._bundle, self._begin)
         except BaseException as exc:  # noqa: BLE001 - raised by `run`
             self._failure = exc
 
