@@ -202,6 +202,7 @@ class AuditSink:
             if self._member is not None and self._member.given != tuple(session.assemblers):
                 raise _PartitionsChanged
             if not session.assemblers:
+                self._offsets.probe([0])  # readiness shows that Kafka is away, also of a sink that stands by
                 stop.wait(_READ_TIMEOUT_S)
                 continue
             events = reader.read(_READ_TIMEOUT_S)

@@ -104,6 +104,7 @@ class RecordSink:
             while store.lock(partitions):  # another sink writes this topic: stand by
                 self._readiness.works()
                 self._lag.begin({})
+                self._offsets.probe(partitions)  # readiness shows that Kafka is away, also of a sink that stands by
                 if stop.wait(_LOCK_RETRY_S):
                     return
             positions = store.positions(partitions)

@@ -93,17 +93,19 @@ def test_a_broker_that_is_away_makes_owner_standby_and_sink_unready_in_seconds(
     settings: Settings, own_services: Services, bundle: Path, tmp_path: Path
 ) -> None:
     """The broker hangs (its connections stay open), and is then killed: each time /readyz of the owner, of a standby
-    that owns nothing, and of the sink turns within 4 s (and the probes' own time), and turns back by itself.
+    that owns nothing, of the sink and of a spare one turns within 4 s (and the probes' own time), and turns back by
+    itself.
 
-    A stop is bounded too while the broker hangs: with nothing in flight all three end with 0.
+    A stop is bounded too while the broker hangs: with nothing in flight all of them end with 0.
     """
     broker = own_services.kafka
     with (
         process("run", ["--bundle", str(bundle)], settings, tmp_path / "owner.log") as owner,
         process("run", ["--bundle", str(bundle)], settings, tmp_path / "standby.log") as standby,
         process("sink", [], settings, tmp_path / "sink.log") as sink,
+        process("sink", [], settings, tmp_path / "spare.log") as spare,
     ):
-        ports = [child.port for child in (owner, standby, sink)]  # type: ignore[attr-defined]
+        ports = [child.port for child in (owner, standby, sink, spare)]  # type: ignore[attr-defined]
         pid = broker.service.pids["service"]  # type: ignore[union-attr]
 
         def all_unready() -> bool:
@@ -111,20 +113,20 @@ def test_a_broker_that_is_away_makes_owner_standby_and_sink_unready_in_seconds(
 
         os.kill(pid, signal.SIGSTOP)
         try:
-            assert seconds_until(all_unready, 20, "all three to be unready while the broker hangs") < 6.0
+            assert seconds_until(all_unready, 20, "all of them to be unready while the broker hangs") < 6.0
             assert all("Kafka" in ready(port)[1] for port in ports), [ready(port) for port in ports]
         finally:
             os.kill(pid, signal.SIGCONT)
-        wait_for(lambda: all(ready(port)[0] for port in ports), 60, "all three to be ready again")
+        wait_for(lambda: all(ready(port)[0] for port in ports), 60, "all of them to be ready again")
         broker.kill()
         try:
-            assert seconds_until(all_unready, 20, "all three to be unready without a broker") < 6.0
+            assert seconds_until(all_unready, 20, "all of them to be unready without a broker") < 6.0
         finally:
             broker.start()
-        wait_for(lambda: all(ready(port)[0] for port in ports), 60, "all three to be ready after the restart")
+        wait_for(lambda: all(ready(port)[0] for port in ports), 60, "all of them to be ready after the restart")
         os.kill(broker.service.pids["service"], signal.SIGSTOP)  # type: ignore[union-attr]
         try:
-            began, children = time.monotonic(), {"standby": standby, "owner": owner, "sink": sink}
+            began, children = time.monotonic(), {"standby": standby, "owner": owner, "sink": sink, "spare": spare}
             for child in children.values():
                 child.send_signal(signal.SIGTERM)
             ended = {name: (child.wait(60), round(time.monotonic() - began, 1)) for name, child in children.items()}
