@@ -127,6 +127,15 @@ class WindowEngine:
         """Largest accepted event time so far, epoch ms; None before the first payment."""
         return self._memory.stream_time_ms
 
+    def begin_at(self, stream_time_ms: int) -> None:
+        """Let stream time, epoch ms, stand here before the first payment: earlier ones are late then.
+
+        Raises FeatureSetError when there have been payments.
+        """
+        if self.stream_time_ms is not None:
+            raise FeatureSetError("stream time is set before the first payment only")
+        self.state.scalars[st.STREAM_MS] = stream_time_ms
+
     def convert(self, batch: PaymentBatch) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
         """Amounts in the set's currency (int64 [n], minor units) and which payments have an exchange rate (bool
         [n])."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from functools import cached_property
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, StringConstraints, ValidationError, model_validator
 
@@ -68,14 +68,16 @@ class Sources(Contract):
 class Change(Contract):
     """What an operator accepted by command (`fraud-scorer recover`) where a log does not hold what it should.
 
-    Such a record decides nothing. accept_loss: the ranges of `inputs` are passed over unread. new_state: the windows
-    begin empty, and reading begins where `inputs` and `control` end.
+    Such a record decides nothing; reading goes on where its `inputs` and `control` end. accept_loss: their ranges are
+    passed over unread. adopt_partitions: `inputs` name partitions that were added to the topic. new_state: the windows
+    begin empty.
     """
 
-    kind: Literal["accept_loss", "new_state"] = Field(description="What was accepted.")
+    kind: Literal["accept_loss", "adopt_partitions", "new_state"] = Field(description="What was accepted.")
     reason: str = Field(min_length=1, max_length=1_000, description="Why, in the operator's words.")
-    signer: str | None = Field(default=None, description="Public key of the signer.", examples=["ed25519:BASE64"])
-    signature: str | None = Field(default=None, description="Ed25519 over what was accepted, base64.")
+    signed: str | None = Field(
+        default=None, max_length=20_000, description="The same as a document signed with the audit key, if one is set."
+    )
 
 
 class JournalRecord(Contract):
@@ -103,6 +105,11 @@ class JournalRecord(Contract):
         default=None, description="Ids of the topics that were read; absent in records of releases before 0.2."
     )
     change: Change | None = Field(default=None, description="What an operator accepted; absent in all other records.")
+
+    def accepted(self) -> dict[str, Any]:
+        """What the document in `change.signed` must say: all that the record moves, and where it stands."""
+        fields = self.model_dump(mode="json", include={"shard", "sequence", "previous", "inputs", "control", "sources"})
+        return fields if self.change is None else fields | {"kind": self.change.kind, "reason": self.change.reason}
 
     @model_validator(mode="after")
     def _chained(self) -> JournalRecord:

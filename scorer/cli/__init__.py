@@ -20,6 +20,7 @@ from scorer.cli import (
     features_commands,
     label_commands,
     prove_command,
+    recover_command,
     replay_command,
     run_commands,
     topic_commands,
@@ -57,6 +58,7 @@ app.add_typer(dead_letter_commands.app, name="dead-letters")
 app.add_typer(audit_commands.app, name="audit")
 app.add_typer(label_commands.app, name="labels")
 app.add_typer(services, name="services")
+app.command()(recover_command.recover)
 app.command()(acls_command.acls)
 app.command()(topic_commands.settings)
 app.command()(topic_commands.schemas)

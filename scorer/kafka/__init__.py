@@ -3,6 +3,7 @@
 It may touch runtime's settings and the client library; what the records mean is not known here.
 """
 
+from scorer.kafka.client_ports import Broker, Clients, Member, Reader, TransactionalProducer
 from scorer.kafka.clients import (
     admin,
     client_config,
@@ -33,7 +34,6 @@ from scorer.kafka.failures import (
     surfaced,
 )
 from scorer.kafka.log_bounds import ends, offsets, partition_count, stable_ends, starts
-from scorer.kafka.ports import Broker, Clients, Member, Reader, TransactionalProducer
 from scorer.kafka.range_reader import read_range, take
 from scorer.kafka.real_clients import RealClients
 from scorer.kafka.topic_identity import METADATA_TIMEOUT_S, NO_ID, SourceChanged, TopicFacts, topic_facts

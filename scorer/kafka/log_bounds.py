@@ -5,11 +5,14 @@ from __future__ import annotations
 import time
 from contextlib import suppress
 
-from confluent_kafka import IsolationLevel, KafkaException, TopicPartition
+from confluent_kafka import IsolationLevel, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from scorer.kafka.failures import DENIED, TRANSIENT, TRANSIENT_RETRY_S, Away, Denied, KafkaFailure, describe
 from scorer.kafka.topic_identity import METADATA_TIMEOUT_S, topic_facts
+
+# A partition that was just added has no leader yet, as far as this client knows.
+_ASK_AGAIN = TRANSIENT | {KafkaError._NOENT}
 
 
 def partition_count(client: AdminClient, topic: str, *, timeout_s: float = METADATA_TIMEOUT_S) -> int:
@@ -39,7 +42,7 @@ def offsets(
             if exc.args[0].code() in DENIED:
                 names = ", ".join(sorted({partition.topic for partition in partitions}))
                 raise Denied(f"Kafka's authoriser refused: missing Read or Write on one of the topics {names}") from exc
-            if exc.args[0].code() not in TRANSIENT:
+            if exc.args[0].code() not in _ASK_AGAIN:
                 raise KafkaFailure(f"offsets cannot be read: {describe(exc)}") from exc
             if time.monotonic() > until:
                 raise Away(f"offsets cannot be read: {describe(exc)}") from exc

@@ -104,10 +104,14 @@ class Pipeline:
         self.lists = _Lists()
         self._use(bundle)
 
-    def restart(self, bundle: Bundle) -> None:
-        """Begin anew with empty windows, lists and dedupe table; the chain of batches goes on."""
+    def restart(self, bundle: Bundle, stream_time_ms: int) -> None:
+        """Begin anew with empty windows, lists and dedupe table. Stream time (-1: none yet) and the chain go on: it
+        never goes back, so that the days of the audit trail follow each other.
+        """
         self.engine.close()
         self._begin(bundle)
+        if stream_time_ms >= 0:
+            self.engine.begin_at(stream_time_ms)
 
     def begin_at(self, record: JournalRecord) -> None:
         """Take `record` for the next batch's: the chain begins there."""

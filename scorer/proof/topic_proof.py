@@ -52,6 +52,8 @@ def prove_topic(
     inputs = journal_reader.inputs_along(records, clients, settings, reader="prove")
     pipeline = Pipeline(bundle, shard=shard)
     pipeline.begin_at(records[0])
+    if records[0].change is not None:
+        pipeline.restart(bundle, records[0].stream_time_ms)
     bundles = Bundles(bundle, settings.bundle.trusted_keys)
     walked = 0
     try:

@@ -46,6 +46,8 @@ def replay_topic(
     inputs = journal_reader.inputs_along(records, clients, settings, reader="replay")
     pipeline, report, bundles = Pipeline(bundle, shard=shard), Report(), Bundles(bundle, settings.bundle.trusted_keys)
     pipeline.begin_at(records[0])
+    if records[0].change is not None:
+        pipeline.restart(bundle, records[0].stream_time_ms)
     same = records[0].bundle == bundle.id
     names = bundle.feature_set.names
     schema = decision_schema(names)

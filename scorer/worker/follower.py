@@ -22,7 +22,7 @@ from features.snapshot_store import SnapshotError
 from schemas.journal_record import FIRST_PREVIOUS, JournalRecord, Sources
 from scorer import kafka
 from scorer.bundle import BundleError
-from scorer.errors import UsageError
+from scorer.errors import PromiseBroken, UsageError
 from scorer.journal import journal_reader
 from scorer.journal.partition_buffers import Deadlines, MissingRange, ShardInputs
 from scorer.journal.rerun import Bundles, rerun
@@ -142,7 +142,10 @@ class Follower:
         # Its own record is read first and must be the one that the state ends with: else it is of another journal.
         journal = self._journal_from(offset, sequence=sequence - 1, previous=None)
         try:
-            last = self._first_record(journal)
+            try:
+                last = self._first_record(journal)
+            except PromiseBroken as exc:  # were it the journal that is wrong, following from its start shows it
+                raise StateMismatch(f"{name} is of another journal: {exc}") from exc
             if last.head != known["head"]:
                 raise StateMismatch(
                     f"{name} ends with head {known['head'][:12]}, the journal has {last.head[:12]} there"
@@ -175,7 +178,7 @@ class Follower:
         while not stop.is_set():
             self._rerun(self._journal.read(WAIT_S))
 
-    def catch_up(self, stop: Event) -> None:
+    def catch_up(self, stop: Event, *, bounds: bool = True) -> None:
         """Decide again up to the journal's end as it is now, or until `stop` is set.
 
         Raises PromiseBroken at the first digest that differs, MissingRange when records are gone, NoProgress when
@@ -190,7 +193,11 @@ class Follower:
         worker_metrics.RECOVERY_OFFSETS.labels(self._label, "all").set(max(0, end - begin))
         shown, batches = monotonic(), 0
         for records in self._journal.until(end, no_progress_s=settings.worker.no_progress_s, wait_s=WAIT_S):
-            batches += self._rerun(records, stop)
+            try:
+                batches += self._rerun(records, stop)
+            except MissingRange:
+                self._check_bounds()  # says which offsets are gone, where it is these
+                raise
             now, done = monotonic(), self._journal.position - begin
             worker_metrics.RECOVERY_OFFSETS.labels(self._label, "done").set(done)
             if stop.is_set():
@@ -201,7 +208,7 @@ class Follower:
                 self._log.info(
                     "shard.recovering", batches=batches, offsets_left=end - begin - done, left_s=round(left, 1)
                 )
-        if not stop.is_set():
+        if bounds and not stop.is_set():
             self._check_bounds()
         seconds = monotonic() - started
         worker_metrics.RECOVERY_SECONDS.labels(self._label).set(seconds)
@@ -266,6 +273,7 @@ class Follower:
         self.release_journal()
         self.inputs.close()
         self.pipeline.close()
+        self._broker.close()
 
     def _inputs(self, at: _Start) -> ShardInputs:
         worker, prefix = self._settings.worker, self._settings.kafka.topic_prefix
@@ -282,16 +290,20 @@ class Follower:
             fresh=at.fresh,
         )
 
-    def take_up(self, payments: int) -> list[int]:
-        """Read partitions of this shard that were added to the payments topic, which has `payments` now.
+    def added(self, payments: int) -> list[int]:
+        """Partitions of this shard that nothing reads yet, where the payments topic has `payments`."""
+        return [p for p in shard_partitions(self._settings, self._shard, payments) if p not in self.inputs.buffers]
 
-        From their beginnings, whatever was sent there meanwhile. The next batch names them in the journal.
+    def take_up(self, added: list[int]) -> dict[int, int]:
+        """Read these partitions as well, from their first records on, whatever was sent there meanwhile.
+
+        The next batch names them in the journal. Gives the offset of each.
         """
-        added = [p for p in shard_partitions(self._settings, self._shard, payments) if p not in self.inputs.buffers]
-        if added:
-            starts = self._broker.starts([TopicPartition(self._topics.payments, p) for p in added])
-            self.inputs.add(dict(zip(added, starts, strict=True)))
-        return added
+        starts = self._broker.starts([TopicPartition(self._topics.payments, p) for p in added]) if added else []
+        positions = dict(zip(added, starts, strict=True))
+        if positions:
+            self.inputs.add(positions)
+        return positions
 
 
 def shard_partitions(settings: Settings, shard: int, payments: int) -> list[int]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -54,7 +55,10 @@ class Committed:
 
 
 class Publisher:
-    """Commits one batch at a time on a thread of its own, while the worker prepares the next one."""
+    """Commits one batch at a time on a thread of its own, while the worker prepares the next one.
+
+    It has the only reference to its producer, which ends with it.
+    """
 
     given_up: ClassVar[int] = 0  # calls of this process that have not come back
 
@@ -102,12 +106,18 @@ class Publisher:
                     raise self._give_up() from None
 
     def close(self) -> None:
-        """Wait for a commit that runs, and stop."""
+        """Wait for a commit that runs, stop, and end the producer, unless one of its calls never comes back."""
         self._work.put(None)
         while self._thread.is_alive() and not self._lost:
             self._thread.join(LATE_S)
             if self.overdue:
                 self._give_up()
+        if not self._lost:
+            # A record that still waits keeps its delivery callback, which keeps this object and the producer.
+            with suppress(KafkaException):  # a fenced one raises its fatal error here once more
+                self._producer.purge()
+                self._producer.poll(0)
+        del self._producer
 
     def _give_up(self) -> KafkaFailure:
         self._lost = True
@@ -169,11 +179,14 @@ class Publisher:
             self._topics.journal, outcomes.journal.to_bytes(), partition=self._shard, on_delivery=self._on_journal
         )
         positions = [TopicPartition(self._topics.payments, r.partition, r.end) for r in outcomes.journal.inputs]
-        if positions:  # fresh group metadata every time: the member's generation changes with each rebalance
+        metadata = self._group_metadata()  # none without a membership: what a command commits
+        if (
+            positions and metadata is not None
+        ):  # fresh group metadata every time: the member's generation changes with each rebalance
             self._due = self._threads.monotonic() + self._offsets_timeout_s + LATE_S
             try:
                 fault_points.point("in_offsets")
-                self._producer.send_offsets_to_transaction(positions, self._group_metadata(), self._offsets_timeout_s)
+                self._producer.send_offsets_to_transaction(positions, metadata, self._offsets_timeout_s)
             finally:
                 self._due = math.inf
             if self._lost:

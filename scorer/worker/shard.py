@@ -85,45 +85,52 @@ class Shard:
         FraudScorerError; then nothing after the last commit took effect.
         """
         self.recovered.clear()
-        owner = f"shard-{self._number}"
-        producer = self._ports.clients.transactional_producer(owner)
-        follower = warm
+        self._payments = 0  # a follower from a snapshot may not know partitions that the one before had taken up
+        follower, publisher = warm, None
         try:
-            try:
-                producer.init_transactions(INIT_TIMEOUT_S)
-            except KafkaException as exc:
-                name = kafka.transactional_id(self._settings, owner)
-                raise kafka.failure(exc, needs=f"Write on transactional-id {name}") from exc
-            follower = follower or Follower(self._settings, self._bundles, self._number, self._ports)
-            follower.catch_up(stop)
-            follower.release_journal()
             publisher = Publisher(
-                producer,
+                self._fencing_producer(),
                 self._topics,
                 self._threads,
                 shard=self._number,
                 group_metadata=self._group_metadata,
                 offsets_timeout_s=self._settings.worker.transaction_timeout_ms / 1000.0,
             )
+            follower = follower or Follower(self._settings, self._bundles, self._number, self._ports)
+            follower.catch_up(stop)
+            follower.release_journal()
             store = self._ports.states.store(self._number)
             if store is not None:
                 self._snapshotter = Snapshotter(
                     self._settings, self._number, store, self._bundles.location, self._ports
                 )
+            if not stop.is_set():
+                self.recovered.set()
+                self._decide(follower, publisher, stop)
+        finally:
+            self.recovered.clear()
+            self._lag.close()
             try:
-                if not stop.is_set():
-                    self.recovered.set()
-                    self._decide(follower, publisher, stop)
-            finally:
-                self.recovered.clear()
-                self._lag.close()
-                publisher.close()
+                if publisher is not None:
+                    publisher.close()
                 if self._snapshotter is not None:
                     self._snapshotter.close()
                     self._snapshotter = None
-        finally:
-            if follower is not None:
-                follower.close()
+            finally:
+                if follower is not None:
+                    follower.close()
+
+    def _fencing_producer(self) -> kafka.TransactionalProducer:
+        """The shard's producer, with which the former owner's can do nothing any more."""
+        owner = f"shard-{self._number}"
+        producer = self._ports.clients.transactional_producer(owner)
+        try:
+            producer.init_transactions(INIT_TIMEOUT_S)
+        except KafkaException as exc:
+            del producer  # the error keeps this frame, and the client's threads would live as long
+            name = kafka.transactional_id(self._settings, owner)
+            raise kafka.failure(exc, needs=f"Write on transactional-id {name}") from exc
+        return producer
 
     def _decide(self, follower: Follower, publisher: Publisher, stop: Event) -> None:
         pipeline, inputs = follower.pipeline, follower.inputs
@@ -172,7 +179,14 @@ class Shard:
 
     def _take_up(self, follower: Follower) -> None:
         self._payments = self._watch.payments
-        added = follower.take_up(self._payments)
+        added = follower.added(self._payments)
+        if added and self._settings.worker.shards > 1 and follower.pipeline.sequence > 0:
+            raise UsageError(
+                f"partitions {added} were added to {self._topics.payments}: with {self._settings.worker.shards} shards "
+                "the payments of one key may now be split between two, and features would not be exact. "
+                "`fraud-scorer recover --adopt-partitions` accepts that"
+            )
+        follower.take_up(added)
         if added:
             self._log.warning("shard.partitions_added", partitions=added)
 

@@ -22,6 +22,8 @@ log = structlog.get_logger()
 REBUILD_BACKOFF_S = 0.2
 REBUILD_BACKOFF_S_MAX = 10.0
 REBUILD_CALM_S = 60.0
+# How often the group is asked again about a shard that it says is not ours, and that has not been released yet.
+ASKED_AGAIN_S = 5.0
 # How often the broker is asked whether a right that it refused is back.
 DENIED_RETRY_S = 2.0
 
@@ -85,10 +87,14 @@ class ShardThread:
                     return
                 worker_metrics.REBUILDS.labels(str(self.number), "fenced").inc()
                 log.warning("shard.rebuild", shard=self.number, reason=f"{exc}, but the group says it is ours")
+        if self._standby is not None:  # released before it was begun
+            self._standby.close()
 
     def _is_ours(self, cause: kafka.KafkaFailure) -> bool:
         """Whether to take the shard up again after `cause`: the group is asked, once Kafka lets it be asked."""
         fault_points.point("after_failure")
+        # Its frames hold the state that is to be dropped, in a cycle with the future of the commit that failed.
+        cause.__traceback__ = None
         denial = cause if isinstance(cause, kafka.Denied) else None
         while True:
             if denial is not None and not self._allowed_again(denial):
@@ -99,8 +105,12 @@ class ShardThread:
             except kafka.Denied as exc:
                 denial = exc
                 continue
-            self._lost(cause)
-            return False
+            if isinstance(cause, kafka.Fenced):  # in a commit: the process ends
+                self.failure = cause
+                return False
+            # It will be released. Or a rebalance came between, and the answer was one of the moment: asked again.
+            if self.stop.wait(ASKED_AGAIN_S):
+                return False
 
     def _allowed_again(self, denial: kafka.Denied) -> bool:
         """Wait until the broker says that nothing is missing, as far as it can be asked; False: given up, or stopped.
@@ -111,7 +121,7 @@ class ShardThread:
             self._denied = self._threads.monotonic(), self.shard.batches_committed
         until = self._denied[0] + self._settings.worker.denied_s
         while not self.stop.wait(DENIED_RETRY_S):
-            lacking = self._ports.clients.broker().lacking_rights()
+            lacking = self._ports.clients.lacking_rights()
             reason = lacking or str(denial)
             if self._threads.monotonic() > until:
                 self.failure = kafka.Denied(f"{reason}. Waited {self._settings.worker.denied_s:g} s for it")
@@ -122,13 +132,6 @@ class ShardThread:
             if not lacking:
                 return True
         return False
-
-    def _lost(self, cause: kafka.KafkaFailure) -> None:
-        """The shard is not ours any more: fenced in a commit, the process ends; else it waits to be released."""
-        if isinstance(cause, kafka.Fenced):
-            self.failure = cause
-        else:
-            self.stop.wait()
 
     def drain(self, seconds: float) -> bool:
         """Ask the shard to finish its batch in flight and wait for it. True when it has ended in time."""

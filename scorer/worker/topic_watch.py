@@ -73,6 +73,8 @@ class TopicWatch:
                 log.debug("topics.not_asked", reason=str(exc))  # readiness shows it, and clients log their own errors
             except KafkaFailure as exc:
                 self._end(SourceChanged(f"{exc}. It was there when this worker began"))
+            except UsageError as exc:  # counts that fitted at the start and do not now: no wrong usage of a command
+                self._end(SourceChanged(str(exc)))
             except FraudScorerError as exc:
                 self._end(exc)
             except BaseException as exc:  # noqa: BLE001 - raised by the threads that check

@@ -175,7 +175,7 @@ class Worker:
             if self._threads.monotonic() - self._denied_logged_at < DENIED_RETRY_S:
                 return
             self._denied_logged_at = self._threads.monotonic()
-            reason = self._ports.clients.broker().lacking_rights() or f"Kafka's authoriser refused ({error.name()})"
+            reason = self._ports.clients.lacking_rights() or f"Kafka's authoriser refused ({error.name()})"
             log.error("worker.denied", reason=reason)
             return
         log.warning("worker.group_error", code=error.name())
@@ -189,7 +189,7 @@ class Worker:
             self._denied_at = None
         if self._denied_at is not None and self._threads.monotonic() - self._denied_at > denied_s:
             raise kafka.Denied(
-                f"{self._ports.clients.broker().lacking_rights() or 'the group refuses this member'}. "
+                f"{self._ports.clients.lacking_rights() or 'the group refuses this member'}. "
                 f"Waited {denied_s:g} s for it"
             )
 

@@ -49,7 +49,7 @@ def test_twenty_thousand_payments_are_decided_once_though_the_worker_is_killed_a
             wait_for(lambda: decisions.fill() >= PAYMENTS, 120, "all decisions")
             second.send_signal(signal.SIGTERM)
             assert second.wait(60) == 0, log.read_text()[-2000:]
-        with psycopg.connect(database) as connection:
+        with psycopg.connect(database, autocommit=True) as connection:
             count = lambda: connection.execute("SELECT count(*), count(DISTINCT payment_id) FROM decisions").fetchone()  # noqa: E731
             wait_for(lambda: count()[0] >= PAYMENTS, 60, "the audit rows")
             assert count() == (PAYMENTS, PAYMENTS)

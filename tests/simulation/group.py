@@ -2,50 +2,58 @@
 
 from __future__ import annotations
 
-SESSION_TIMEOUT_MS = 6_000
+from collections.abc import Callable
+
+from confluent_kafka import KafkaError
+
+SESSION_TIMEOUT_S = 6.0
+Metadata = tuple[str, int]  # member, generation
 
 
 class Group:
-    """Cooperative: a shard goes to another living member only after its owner has let go of it."""
+    """Cooperative: a shard goes to another living member only after its owner has given it up."""
 
-    def __init__(self, shards: int) -> None:
+    def __init__(self, shards: int, changed: Callable[[], None]) -> None:
+        """`changed`: called after each rebalance."""
         self.generation = 0
-        self.members: dict[str, int] = {}  # when the group heard of each last, ms
+        self.members: list[str] = []
         self._owner: dict[int, str | None] = dict.fromkeys(range(shards))
         self._wanted: dict[int, str] = {}
+        self._changed = changed
 
-    def join(self, member: str, now_ms: int) -> None:
-        self.members[member] = now_ms
+    def join(self, member: str) -> None:
+        self.members.append(member)
         self._rebalance()
 
     def leave(self, member: str) -> None:
-        if self.members.pop(member, None) is not None:
+        """By itself, or put out because it was silent for too long."""
+        if member in self.members:
+            self.members.remove(member)
             self._rebalance()
 
-    def known(self, metadata: tuple[str, int]) -> bool:
-        """Whether (member, generation) is what a commit must bring."""
-        return metadata[0] in self.members and metadata[1] == self.generation
-
-    def assigned(self, member: str) -> set[int] | None:
-        """Shards that the member may have now, or None when the group has put it out."""
+    def refusal(self, metadata: Metadata) -> int | None:
+        """What a commit with this metadata is refused with; None when it is taken."""
+        member, generation = metadata
         if member not in self.members:
-            return None
+            return KafkaError.UNKNOWN_MEMBER_ID
+        return None if generation == self.generation else KafkaError.ILLEGAL_GENERATION
+
+    def owner(self, shard: int) -> str | None:
+        return self._owner[shard]
+
+    def assigned(self, member: str) -> set[int]:
+        """Shards that the member may have now."""
         return {s for s, owner in self._owner.items() if owner == member and s not in self._wanted}
 
     def revoked(self, member: str) -> list[int]:
-        """Shards that the member has to let go of."""
+        """Shards that the member has to give up."""
         return [s for s in self._wanted if self._owner[s] == member]
 
     def released(self, member: str, shard: int) -> None:
-        """The member has let go of a shard that it was told to give up."""
+        """The member has given up a shard that was revoked."""
         if self._owner[shard] == member and shard in self._wanted:
             self._owner[shard] = None
             self._rebalance()
-
-    def expire(self, now_ms: int) -> None:
-        """Put out members that were silent for too long."""
-        for member in [m for m, heard_ms in self.members.items() if heard_ms + SESSION_TIMEOUT_MS < now_ms]:
-            self.leave(member)
 
     def move(self, shard: int, choice: float) -> None:
         """Somebody joined elsewhere: another member shall have the shard."""
@@ -63,6 +71,7 @@ class Group:
             if owner in self.members:
                 continue
             self._owner[shard] = self._wanted.pop(shard, None) or self._least_loaded()
+        self._changed()
 
     def _least_loaded(self) -> str | None:
         owners = list(self._owner.values())

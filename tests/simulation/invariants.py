@@ -3,86 +3,123 @@
 from __future__ import annotations
 
 from collections import Counter
-from itertools import pairwise
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from schemas.journal_record import FIRST_PREVIOUS
-from tests.simulation.broker import Log
-from tests.simulation.protocol import Payment, State, decide, read_record
-from tests.simulation.worker import Violation
+from schemas.journal_record import FIRST_PREVIOUS, JournalRecord, Sources
+from tests.simulation.broker import Log, topic_id
+from tests.simulation.shard_state import Read, Row, State, decide
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
+
+read_record = lru_cache(maxsize=4_000)(JournalRecord.from_bytes)
+
+
+class Violation(Exception):
+    """A promise that did not hold."""
 
 
 class Reader:
     """A payment system under read_committed: what it has read, it has acted upon."""
 
     def __init__(self, decisions: list[Log]) -> None:
-        self._logs = decisions
-        self._positions = [0] * len(decisions)
-        self._seen: set[Payment] = set()
+        self._logs = decisions  # grows with the topic
+        self._positions: dict[int, int] = {}
+        self._seen: set[bytes] = set()
 
     def read(self) -> None:
         for n, log in enumerate(self._logs):
             end = log.stable_end
-            for _, payment in log.committed(self._positions[n], end):
+            position = self._positions.get(n, 0)
+            for _, entry in log.committed(position, end):
+                payment = (entry.value or b"").split()[0]
                 if payment in self._seen:
-                    raise Violation(f"a reader sees the decision on payment {payment} twice")
+                    raise Violation(f"a reader sees the decision on payment {payment.decode()} twice")
                 self._seen.add(payment)
-            self._positions[n] = max(self._positions[n], end)
+            self._positions[n] = max(position, end)
 
 
 def all_decided(world: World) -> bool:
-    """Whether as many decisions are committed as there are payments."""
-    return sum(log.visible for log in world.decisions) >= sum(map(len, world.payments))
+    """Whether as many decisions and dead letters are committed as there are payments."""
+    topics = world.broker.topics
+    decided = sum(log.visible for name in ("decisions", "dead-letters") for log in topics[name].logs)
+    return decided >= sum(log.visible for log in topics["payments"].logs)
+
+
+def positions_after(raws: list[bytes]) -> dict[int, int]:
+    """Of each payments partition, after these journal records."""
+    return {r.partition: r.end for raw in raws for r in read_record(raw).inputs}
 
 
 def check(world: World) -> None:
-    """Raise Violation naming the promise that does not hold."""
+    """Raise Violation naming the promise that does not hold.
+
+    Where the payments topic was made anew, what was decided is compared with the topic that it was read from.
+    """
+    letters: Counter[bytes] = Counter()
     for shard in range(world.shards):
-        _check_shard(world, shard)
+        letters += _check_shard(world, shard)
+    found = Counter(entry.value or b"" for _, entry in world.broker.log("dead-letters", 0).committed(0))
+    if found != letters:
+        raise Violation(f"{sum(found.values())} dead letters, the journals say {sum(letters.values())}")
 
 
-def _check_shard(world: World, shard: int) -> None:
-    raws = [raw for _, raw in world.journal[shard].committed(0)]
+def _check_shard(world: World, shard: int) -> Counter[bytes]:
+    log = world.broker.log
+    raws = [entry.value or b"" for _, entry in log("journal", shard).committed(0)]
     head, state = FIRST_PREVIOUS, State(shard)
-    read: Counter[Payment] = Counter()
-    decided: list[Payment] = []
-    ends = dict.fromkeys(world.partitions(shard), 0)
+    taken: Counter[tuple[int, int]] = Counter()
+    letters: Counter[bytes] = Counter()
+    topics = world.broker.topics
+    sources = read_record(raws[0]).sources if raws else None
+    if sources is None:
+        sources = Sources(payments=topic_id(topics["payments"].id), control=topic_id(topics["control"].id))
+    payments = world.broker.logs_of[sources.payments]
+    partitions = range(shard, len(payments), world.shards)
+    expected: dict[int, list[bytes]] = {p: [] for p in partitions}
+    ends, control_end = dict.fromkeys(partitions, 0), 0
     for n, raw in enumerate(raws):
         record = read_record(raw)
         if (record.sequence, record.previous) != (n, head):
             raise Violation(f"journal of shard {shard}: record {n} does not chain (it says {record.sequence})")
         head = record.head
-        ranges = tuple((r.partition, r.start, r.end) for r in record.inputs)
-        for partition, start, end in ranges:
-            if start != ends[partition]:
+        rows: list[Row] = []
+        for r in record.inputs:
+            if r.start != ends[r.partition]:
                 raise Violation(
-                    f"shard {shard} batch {n} begins at {start} of partition {partition}, not {ends[partition]}"
+                    f"shard {shard} batch {n} begins at {r.start} of partition {r.partition}, not {ends[r.partition]}"
                 )
-            ends[partition] = end
-        payments = world.payments_of(ranges)
-        read.update(payments)
-        state, again, decisions = decide(state, ranges, payments)
-        if again != raw:
+            ends[r.partition] = r.end
+            rows += [(r.partition, at, e.value or b"") for at, e in payments[r.partition].committed(r.start, r.end)]
+        if record.control.start != control_end:
+            raise Violation(f"shard {shard} batch {n} begins at {record.control.start} of control, not {control_end}")
+        control_end = record.control.end
+        if record.sources != sources:
+            raise Violation(f"shard {shard} batch {n} names the topics {record.sources}, the first one {sources}")
+        control = tuple(e.value or b"" for _, e in log("control", 0).committed(record.control.start, control_end))
+        taken.update((partition, offset) for partition, offset, _ in rows)
+        decided = decide(
+            state, Read(tuple(rows), record.inputs, control, record.control, record.degraded, record.sources)
+        )
+        state = decided.state
+        if decided.journal.to_bytes() != raw:
             raise Violation(f"shard {shard} batch {n} is not f(journal)")
-        decided += decisions
-    expected = Counter((p, offset) for p in ends for offset in world.payments[p])
-    if read != expected:
-        raise Violation(f"shard {shard}: payments missing {expected - read}, more than once {read - expected}")
-    if [payment for _, payment in world.decisions[shard].committed(0)] != decided:
-        raise Violation(f"shard {shard}: the decisions topic is not what the journal says")
-    if [raw for _, (raw, _) in world.audit[shard].committed(0)] != raws:
+        for i, value in zip(decided.order, decided.values, strict=True):
+            expected[rows[i][0]].append(value)
+        letters.update(rows[i][2] for i in decided.refused)
+    wanted = Counter((p, offset) for p in partitions for offset, _ in payments[p].committed(0))
+    if taken != wanted and not world.made_anew:
+        raise Violation(
+            f"shard {shard}: payments missing {dict(wanted - taken)}, more than once {dict(taken - wanted)}"
+        )
+    for p, end in positions_after(raws).items():
+        known = world.broker.offsets.get(("payments", p), end)  # none, where the group has forgotten it
+        if known != end:
+            raise Violation(f"the group says {known} for partition {p}, the journal of shard {shard} {end}")
+    for p in partitions:
+        if [entry.value for _, entry in log("decisions", p).committed(0)] != expected[p]:
+            raise Violation(f"partition {p}: the decisions topic is not what the journal of shard {shard} says")
+    if [entry.value for _, entry in log("audit", shard).committed(0)] != raws:
         raise Violation(f"shard {shard}: the audit topic is not what the journal says")
-    _check_owners(shard, world.writers[shard])
-
-
-def _check_owners(shard: int, writers: list[str]) -> None:
-    """At most one owner commits: once another has committed, the former never does again."""
-    former: set[str] = set()
-    for before, writer in pairwise(writers):
-        if writer != before:
-            former.add(before)
-        if writer in former:
-            raise Violation(f"shard {shard}: {writer} commits again after {before} has")
+    return letters

@@ -3,230 +3,201 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from typing import Any
 
 from tests.simulation import invariants
-from tests.simulation.broker import Broker, ClientError, Log, TimedOut
-from tests.simulation.group import Group
-from tests.simulation.protocol import Payment, Protocol, Ranges, State
-from tests.simulation.worker import Process, Standing, Thread, Violation
+from tests.simulation.broker import Broker
+from tests.simulation.chaos import Chaos
+from tests.simulation.group import SESSION_TIMEOUT_S, Group
+from tests.simulation.incarnation import Incarnation, settings
+from tests.simulation.invariants import Violation
+from tests.simulation.network import Network
+from tests.simulation.payers import Payers
+from tests.simulation.scheduler import Process, Scheduler, Waiters
+from tests.simulation.shard_state import Kept
 
-CHAOS_STEPS = 130
-HEALING_ROUNDS_MAX = 600
-STRANGER = "a stranger's open transaction"
+CHAOS_STEPS = 450
+HEALING_STEPS_MAX = 12_000
+SPOILT_STEPS = 800  # how long workers may try to go on along a journal that a stranger has written to
+CHECKED_EVERY = 25
+EXPIRED_EVERY = 8
 
 
 class World:
     """All that there is, and the one source of chance."""
 
-    def __init__(self, seed: int, protocol: Protocol | None = None, *, trace: list[str] | None = None) -> None:
-        self._rng = random.Random(seed)
-        self.random = self._rng.random
-        self.protocol = protocol or Protocol()
+    def __init__(self, seed: int, broken: frozenset[str] = frozenset(), *, trace: list[str] | None = None) -> None:
+        """`broken`: rules of tests.simulation.rules that do not hold in this world."""
+        rng = random.Random(seed)
+        self.random = rng.random
+        self.broken = broken
+        self._trace = trace
+        self._steps = 0
+        self.scheduler = Scheduler(rng, self._between)
         self.shards = 1 if self.random() < 0.7 else 2
-        self.group = Group(self.shards)
-        self.broker = Broker(self.group.known)
-        # Offsets that hold a payment, by partition; transaction markers of payment systems lie between them.
-        self.payments: list[list[int]] = [[] for _ in range(2 * self.shards if self.random() < 0.5 else self.shards)]
-        self.decisions, self.audit, self.journal = ([Log() for _ in range(self.shards)] for _ in range(3))
-        self.snapshots: list[list[Standing]] = [[] for _ in range(self.shards)]
-        self.payments_due = int(5 + 7 * self.random())
+        partitions = self.shards * (2 if self.random() < 0.5 else 1)
+        self.group_waiters: Waiters = []
+        self.group = Group(self.shards, lambda: self.scheduler.wake(self.group_waiters))
+        self.broker = Broker(lambda: self.scheduler.now_s, self.group.refusal)
+        for topics, count in (
+            (("payments", "decisions"), partitions),
+            (("journal", "audit"), self.shards),
+            (("control", "dead-letters"), 1),
+        ):
+            for topic in topics:
+                self.broker.create(topic, count)
+        self.keeps_snapshots = self.random() < 0.6
+        self.snapshots: list[list[Kept]] = [[] for _ in range(self.shards)]
+        self._payers = Payers(self.broker, self.random, due=int(6 + 10 * self.random()))
         # Some schedules have a calm network, others none at all.
-        self._network_faults = (0.0, 0.01, 0.06)[int(self.random() * 3)]
-        self._threads: list[tuple[Process, Thread]] = []
-        self._members: list[tuple[Process, Thread]] = []
-        self._processes: list[Process] = []
-        self._late: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []
+        faults = (0.0, 0.01, 0.06)[int(self.random() * 3)]
+        self.network = Network(self.scheduler, self.note, faults=faults, throttled=0.05 if self.random() < 0.2 else 0.0)
+        # By shard: the last epoch that began before a stranger's batch stood in its journal.
+        self.spoilt: dict[int, int] = {}
+        self.made_anew = False  # the payments topic, after something had been decided
+        self.settings = settings(self.shards, standbys=self.random() < 0.5, deadlines=self.random() < 0.3)
+        self._committers: list[list[str]] = [[] for _ in range(self.shards)]
+        self._reader = invariants.Reader(self.broker.topics["decisions"].logs)
+        self._chaos = Chaos(self)
+        self._chaos_until = int(CHAOS_STEPS * (0.6 + 0.8 * self.random()))
+        self._healed = False
+        self.processes: list[Incarnation] = []
+        self._silent: list[Process] = []  # frozen or dead, and perhaps still in the group
         self._incarnations = 0
         self._workers = 2 if self.random() < 0.6 else 3
-        self.standbys = self.random() < 0.5
-        self._trace = trace
-        self.writers: list[list[str]] = [[] for _ in range(self.shards)]
-        self._reader = invariants.Reader(self.decisions)
         for _ in range(self._workers):
-            self._launch()
+            self.launch()
 
-    # what workers call
+    def run(self) -> None:
+        """Chaos, then healing until everything is decided and calm, then the reckoning. Raises Violation."""
+        self.scheduler.run()
+        self._reader.read()
+        if not self.spoilt:
+            invariants.check(self)
 
-    def start(self, process: Process, thread: Thread) -> None:
-        self._threads.append((process, thread))
+    # what the broker does for clients, watched
 
-    def exited(self, process: Process) -> None:
-        """A process ended by itself, loudly."""
-        self.note(process, "exits")
-        self._kill(process)
+    def offsets_sent(self, process: Process, owner: str, epoch: int, offsets: dict[Any, int], metadata: Any) -> None:
+        """TxnOffsetCommit. What the group takes comes from the shard's owner."""
+        if "generation_in_commits" in self.broken:
+            metadata = (self.group.members[0], self.group.generation) if self.group.members else metadata
+        self.broker.send_offsets(owner, epoch, offsets, metadata)
+        rightful = self.group.owner(shard_of(owner))
+        if rightful != process.name:
+            raise Violation(f"{process.name} commits as {owner}, which the group has given to {rightful}")
 
-    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """A request over the network: done and answered; lost; done but the answer lost; or done later."""
-        chance = self.random()
-        if chance >= self._network_faults:
-            return function(*arguments)
-        kind = int(3 * chance / self._network_faults)
-        self.note(None, f"{getattr(function, '__name__', '')} is {('lost', 'done without an answer', 'late')[kind]}")
-        if kind == 1:
-            function(*arguments)
-        elif kind == 2:
-            self._late.append((function, arguments))
-        raise TimedOut
-
-    def crowded(self) -> bool:
-        return self.random() < 0.2
-
-    def committed(self, process: Process, shard: int, ownership: int) -> None:
-        """A worker has heard that its batch is committed."""
-        self.note(process, f"commits to shard {shard}")
-        self.writers[shard].append(f"{process.name}/{ownership}")
+    def committed(self, process: Process, owner: str, epoch: int) -> None:
+        """EndTxn. Once another has committed, the former owner never does again."""
+        self.broker.end(owner, epoch)
+        self.note(process, f"commits as {owner}")
+        shard = shard_of(owner)
+        committer, before = f"{process.name}, epoch {epoch}", self._committers[shard]
+        if epoch > self.spoilt.get(shard, epoch):
+            raise Violation(f"{committer} decides on a journal that does not chain")
+        if committer in before[:-1]:
+            raise Violation(f"{committer} commits as {owner} again after {before[-1]} has")
+        if committer not in before:
+            before.append(committer)
 
     def partitions(self, shard: int) -> list[int]:
-        return list(range(shard, len(self.payments), self.shards))
+        return list(range(shard, self.broker.partition_count("payments"), self.shards))
 
-    def payments_of(self, ranges: Ranges) -> tuple[Payment, ...]:
-        return tuple((p, offset) for p, start, end in ranges for offset in self.payments[p] if start <= offset < end)
+    # processes
+
+    def launch(self) -> None:
+        """Another worker, if one is missing."""
+        if len(self.processes) < self._workers:
+            self._incarnations += 1
+            self.processes.append(Incarnation(self, f"w{self._incarnations}"))
+
+    def kill(self, process: Incarnation) -> None:
+        self.processes.remove(process)
+        self.scheduler.kill(process)
+        process.silent_since_s = self.scheduler.now_s
+        process.worker = None
+        self.silent(process)
+
+    def silent(self, process: Process) -> None:
+        """The group hears nothing of it from now on."""
+        if process not in self._silent:
+            self._silent.append(process)
+
+    def passing(self, point: str) -> None:
+        """scorer.runtime.fault_points.point: between two steps of a batch anything may come."""
+        if self.random() < 0.3:
+            self.scheduler.pause()
 
     def note(self, process: Process | None, what: str) -> None:
         if self._trace is not None:
-            self._trace.append(f"{self.broker.now_ms:>7} ms  {'-' if process is None else process.name:<4} {what}")
+            self._trace.append(f"{self.scheduler.now_s:>8.3f} s  {'-' if process is None else process.name:<4} {what}")
 
     # the schedule
 
-    def run(self) -> None:
-        """Chaos, then healing until everything is decided, then the reckoning. Raises Violation."""
-        for _ in range(CHAOS_STEPS):
-            self._step()
-        self._heal()
-        for _ in range(HEALING_ROUNDS_MAX):
-            self._round()
-            if self.payments_due == 0 and invariants.all_decided(self):
-                break
-        else:
-            invariants.check(self)
-            raise Violation(f"no progress: not everything is decided {HEALING_ROUNDS_MAX} rounds after the last fault")
-        self._reader.read()
-        invariants.check(self)
-
-    def _step(self) -> None:
-        chance = self.random()
-        if chance < 0.60:
-            self._go_on(self._threads)
-        elif chance < 0.74:
-            self._go_on(self._members)
-        elif chance < 0.84:
+    def _between(self) -> None:
+        """Before each choice of who goes on."""
+        self._steps += 1
+        if self.random() < 0.22:
             self.broker.write_marker(self.random())
-        elif chance < 0.90:
-            self._pay()
-        elif chance < 0.92:
-            self._reader.read()
-        elif chance < 0.95:
-            self._deliver_late()
-        elif chance < 0.98:
-            self._pass_time((20, 200, 3_000, 7_000)[int(self.random() * 4)])
+        if self._steps < self._chaos_until:
+            self._disturb(self.random())
+        elif self._healed:
+            self._calm(self.random())
         else:
-            self._fault()
+            self._healed = True
+            self._chaos.heal()
+        if self._steps % EXPIRED_EVERY == 0:
+            self._expire()
 
-    def _round(self) -> None:
-        """Everybody goes on once."""
-        for entry in (*self._threads, *self._members):
-            self._resume(entry)
-        self.broker.write_marker(0.0)
-        self._pay()
-        self._deliver_late()
-        self._pass_time(500)
-        if len(self._processes) < self._workers:
-            self._launch()
+    def _disturb(self, chance: float) -> None:
+        if chance < 0.04:
+            self._payers.pay()
+        elif chance < 0.05:
+            self._reader.read()
+        elif chance < 0.06:
+            self.network.deliver_late()
+        elif chance < 0.075:
+            self.scheduler.pass_time((0.02, 0.2, 3.0, 7.0)[int(self.random() * 4)])
+        elif chance < 0.085:
+            self._chaos.strike()
 
-    def _go_on(self, threads: list[tuple[Process, Thread]]) -> None:
-        if not threads:
-            return
-        entry = threads[int(self.random() * len(threads))]
-        if not entry[0].frozen:
-            self._resume(entry)
+    def _calm(self, chance: float) -> None:
+        if chance > 0.9:
+            self._payers.pay()
+            self.network.deliver_late()
+        if chance > 0.97:
+            self.launch()
+        if self._steps % CHECKED_EVERY == 0:
+            waiting = self._waiting_for()
+            given_up = (self.spoilt or self.made_anew) and self._steps > self._chaos_until + SPOILT_STEPS
+            if waiting is None or (given_up and self.broker.settled):
+                self.scheduler.stop()
+            elif self._steps > self._chaos_until + HEALING_STEPS_MAX:
+                invariants.check(self)
+                raise Violation(f"no progress after the last fault: {waiting}")
 
-    def _resume(self, entry: tuple[Process, Thread]) -> None:
-        try:
-            next(entry[1])
-        except StopIteration:
-            for threads in (self._threads, self._members):
-                if entry in threads:  # a process that exits is taken out whole
-                    threads.remove(entry)
+    def _waiting_for(self) -> str | None:
+        """What is missing until everything is decided and every process is calm."""
+        if self._payers.due or not invariants.all_decided(self):
+            return "not everything is decided"
+        if not self.broker.settled:
+            return "a transaction is open"
+        if len(self.processes) < self._workers:
+            return "a worker is not there"
+        return next(filter(None, (process.unrest() for process in self.processes)), None)
 
-    def _pay(self) -> None:
-        if self.payments_due:
-            log = self.payments[int(self.random() * len(self.payments))]
-            log.append((log[-1] + 1 if log else 0) + (self.random() < 0.2))
-            self.payments_due -= 1
-
-    def _deliver_late(self) -> None:
-        if self._late:
-            function, arguments = self._late.pop(int(self.random() * len(self._late)))
-            try:
-                function(*arguments)
-                self.note(None, f"a late {getattr(function, '__name__', '')} arrives")
-            except ClientError:
-                pass
-
-    def _pass_time(self, ms: int) -> None:
-        self.broker.now_ms += ms
-        members = self.group.members
-        for process in self._processes:
-            if not process.frozen and process.name in members:
-                members[process.name] = self.broker.now_ms
-        self.group.expire(self.broker.now_ms)
+    def _expire(self) -> None:
+        """Members that were silent for too long are put out, transactions that are open for too long aborted."""
+        for process in list(self._silent):
+            since_s = process.silent_since_s
+            if since_s is not None and since_s + SESSION_TIMEOUT_S >= self.scheduler.now_s:
+                continue
+            self._silent.remove(process)
+            if since_s is not None and process.name in self.group.members:
+                self.note(None, f"the group puts {process.name} out")
+                self.group.leave(process.name)
         self.broker.expire()
 
-    def _fault(self) -> None:
-        kind = self.random()
-        process = self._processes[int(self.random() * len(self._processes))] if self._processes else None
-        if kind < 0.25:
-            if len(self._processes) < self._workers:
-                self._launch()
-        elif kind < 0.45 and process is not None:
-            self.note(process, "is killed")
-            self._kill(process)
-        elif kind < 0.75 and process is not None:
-            process.frozen = not process.frozen
-            self.note(process, "is frozen" if process.frozen else "is awake")
-        elif kind < 0.90:
-            self.group.move(int(self.random() * self.shards), self.random())
-        elif kind < 0.93:
-            self.note(None, "the group's offsets expire")
-            self.broker.offsets.clear()
-        elif kind < 0.96:
-            self._spoil_snapshots(int(self.random() * self.shards))
-        else:
-            log = self.journal[int(self.random() * self.shards)]
-            if STRANGER not in log.open:
-                self.note(None, "a stranger leaves a transaction open in the journal")
-                log.append(b"", STRANGER)
 
-    def _spoil_snapshots(self, shard: int) -> None:
-        """The newest one is damaged, or one of another life of the journal lies in its place."""
-        kept = self.snapshots[shard]
-        if kept and self.random() < 0.5:
-            self.note(None, f"the newest snapshot of shard {shard} is damaged")
-            kept.pop()
-            return
-        self.note(None, f"a stranger's snapshot lies among those of shard {shard}")
-        offset = 1 + int(self.random() * self.journal[shard].end)
-        state = State(shard, sequence=offset, head="f" * 64, windows="another life")
-        kept.append(Standing(state, dict.fromkeys(self.partitions(shard), offset), offset))
-
-    def _heal(self) -> None:
-        self.note(None, "from here on nothing fails")
-        self._network_faults = 0.0
-        for process in self._processes:
-            process.frozen = False
-        for log in self.journal:
-            if STRANGER in log.open:
-                log.mark(STRANGER, 2)
-
-    def _launch(self) -> None:
-        self._incarnations += 1
-        process = Process(self, f"w{self._incarnations}")
-        self._processes.append(process)
-        self._members.append((process, process.main()))
-
-    def _kill(self, process: Process) -> None:
-        self._processes.remove(process)
-        for threads in (self._threads, self._members):
-            threads[:] = [entry for entry in threads if entry[0] is not process]
+def shard_of(owner: str) -> int:
+    """Of a transactional id as the worker names its producers."""
+    return int(owner.removeprefix("shard-").partition("@")[0])

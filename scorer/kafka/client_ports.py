@@ -45,7 +45,12 @@ class Member(Protocol):
 
 
 class TransactionalProducer(Protocol):
-    """A producer with a transactional id. Every call may raise KafkaException, those that produce BufferError too."""
+    """A producer with a transactional id. Every call may raise KafkaException, those that produce BufferError too.
+
+    It ends when the last reference to it is gone. Its own close() aborts an open transaction first, and waits without
+    an end for a broker that is away. Before the reference goes: `purge` and `poll(0)`, because a record that waits
+    keeps its callback, and all that the callback holds.
+    """
 
     def init_transactions(self, timeout: float) -> None: ...
     def begin_transaction(self) -> None: ...
@@ -65,7 +70,6 @@ class TransactionalProducer(Protocol):
     def abort_transaction(self, timeout: float) -> None: ...
     def poll(self, timeout: float) -> int: ...
     def purge(self) -> None: ...
-    def close(self) -> Any: ...
 
 
 class Broker(Protocol):
@@ -80,14 +84,16 @@ class Broker(Protocol):
     def ends(self, partitions: list[TopicPartition]) -> list[int]:
         """Offset after the last record or marker, open and aborted transactions included."""
 
-    def lacking_rights(self) -> str:
-        """What the worker is not allowed to do, for people; empty when nothing is missing or the broker cannot say."""
+    def close(self) -> None: ...
 
 
 class Clients(Protocol):
-    """Builds clients. Whoever asks for one closes it."""
+    """Builds clients. Whoever asks for one ends it."""
 
     def reader(self, group: str, *, fetch_wait_ms: int = 5, memory_kib: int = 32_768) -> Reader: ...
     def member(self, group: str) -> Member: ...
     def transactional_producer(self, owner: str) -> TransactionalProducer: ...
     def broker(self) -> Broker: ...
+
+    def lacking_rights(self) -> str:
+        """What the worker is not allowed to do, for people; empty when nothing is missing or the broker cannot say."""

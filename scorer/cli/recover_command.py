@@ -1,0 +1,89 @@
+"""`recover`: what is missing or changed between the journal and the topics, and accepting it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from scorer.audit.signed.signatures import Signer
+from scorer.bundle import Bundle
+from scorer.cli.command_support import Json, out, show
+from scorer.cli.command_support import settings as load_settings
+from scorer.errors import FraudScorerError, UsageError
+from scorer.kafka import Topics
+from scorer.operate.recover import Finding, Loss, Recovery, by_shard, shards
+
+
+class StateUnfit(FraudScorerError):
+    """Something is missing or changed, and was shown."""
+
+
+def recover(
+    bundle: Annotated[Path | None, typer.Option(help="The bundle that decides; needed to accept something.")] = None,
+    accept_loss: Annotated[
+        list[str] | None,
+        typer.Option(help="Pass over offsets that are gone: TOPIC:PARTITION:FROM-TO, as shown; several times."),
+    ] = None,
+    adopt_partitions: Annotated[
+        bool, typer.Option("--adopt-partitions", help="Take up partitions added to the payments topic.")
+    ] = False,
+    new_journal: Annotated[
+        bool,
+        typer.Option(
+            "--new-journal",
+            help="Begin with empty windows. The journal so far stays where it is, and the chain of batches goes on.",
+        ),
+    ] = False,
+    reason: Annotated[str, typer.Option(help="Why; it stands in the journal and in the audit trail.")] = "",
+    as_json: Json = False,
+) -> None:
+    """Show what is missing or changed between journal and topics; accept it, as a record of the journal.
+
+    Exits 1 when something does not fit. A running worker is fenced by what is accepted here and takes it up.
+
+    Example: fraud-scorer recover --bundle bundles/cards --accept-loss payments:0:1200-1350 --reason "retention"
+    """
+    settings = load_settings()
+    asked = [bool(accept_loss), adopt_partitions, new_journal]
+    if not any(asked):
+        found = [finding for shard in shards(settings) for finding in Recovery(settings, shard).survey()]
+        _show(found, as_json=as_json)
+        if any(finding.trouble != "ok" for finding in found):
+            raise StateUnfit("the journal and the topics do not fit each other; see the table for what can be accepted")
+        return
+    if sum(asked) > 1:
+        raise UsageError("accept one thing at a time: --accept-loss, --adopt-partitions or --new-journal")
+    if bundle is None or not reason:
+        raise UsageError("accepting needs --bundle (the one that decides) and --reason")
+    key = settings.audit.signing_key
+    signer = None if key is None else Signer.from_pem(key.get_secret_value())
+    loaded = Bundle.load(bundle, trusted_keys=settings.bundle.trusted_keys)
+    losses = by_shard([Loss.parse(text, Topics.of(settings.kafka)) for text in accept_loss or ()], settings)
+    done: dict[str, object] = {}
+    for shard in losses if accept_loss else shards(settings):
+        recovery = Recovery(settings, shard, signer=signer)
+        if accept_loss:
+            record = recovery.accept_loss(loaded, losses[shard], reason)
+        elif adopt_partitions:
+            adopted = recovery.adopt_partitions(loaded, reason)
+            if adopted is None:
+                done[f"shard {shard}"] = "nothing to adopt"
+                continue
+            record = adopted
+        else:
+            record = recovery.new_state(loaded, reason)
+        done[f"shard {shard}"] = f"batch {record.sequence} of the journal, head {record.head[:12]}"
+    show(done | {"signed": signer is not None}, as_json=as_json, title="Accepted")
+
+
+def _show(found: list[Finding], *, as_json: bool) -> None:
+    if as_json:
+        show({"findings": [vars(finding) for finding in found]}, as_json=True, title="")
+        return
+    table = Table("place", "state", "journal", "broker", "way out")
+    for finding in found:
+        table.add_row(finding.place, finding.trouble, finding.journal, finding.broker, finding.command)
+    out.print(table if found else "The journal is empty: nothing was decided yet.")

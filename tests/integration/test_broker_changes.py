@@ -1,0 +1,265 @@
+"""Topics that change under the worker, on real Kafka: a loud stop or a taken-up change, never a skipped payment."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from confluent_kafka import KafkaException, TopicPartition
+from confluent_kafka.admin import NewPartitions, NewTopic
+
+from scorer import kafka
+from scorer.bundle import Bundle
+from scorer.local_services import Services
+from scorer.operate.setup import setup
+from scorer.replay import replay_topic
+from scorer.runtime.settings import PREFIX, Settings
+from tests.integration.running import TopicReader, environment, metrics, process, test_settings, wait_for
+
+PARTITIONS = 2
+
+
+class Application:
+    """One test's topics, payments and commands."""
+
+    def __init__(self, services: Services, prefix: str, database: str, bundle: Path, folder: Path) -> None:
+        self.settings = test_settings(
+            services.kafka.bootstrap_servers,
+            prefix,
+            postgres={"url": database},
+            worker={"batch_payments_max": 64},
+            topics={"payments_partitions": PARTITIONS},
+        )
+        self.bundle, self.folder = bundle, folder
+        self.topics = kafka.Topics.of(self.settings.kafka)
+        self.admin = kafka.admin(self.settings.kafka)
+        self.log = folder / "worker.log"
+        self.more = {f"{PREFIX}SNAPSHOTS__URL": (folder / "snapshots").as_uri()}
+        setup(self.settings)
+        self.decisions = TopicReader(self.settings, self.topics.decisions)
+
+    def send(self, ids: Iterable[str], *, partitions: int = PARTITIONS) -> None:
+        producer = kafka.plain_producer(self.settings.kafka)
+        for i, name in enumerate(ids):
+            payment = {
+                "payment_id": name, "event_time": int(time.time() * 1000), "amount_minor": 100 + i, "currency": "EUR",
+                "customer_id": f"c{i % 7}", "terminal_id": f"t{i % 5}",
+            }  # fmt: skip
+            producer.produce(self.topics.payments, json.dumps(payment).encode(), partition=i % partitions)
+        assert producer.flush(30) == 0
+
+    def worker(self, **more: str) -> Any:
+        return process("run", ["--bundle", str(self.bundle)], self.settings, self.log, **self.more, **more)
+
+    def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "scorer", *arguments],
+            env=environment(self.settings, **self.more), capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+
+    def decided(self) -> list[str]:
+        self.decisions.fill()
+        return [decision["payment_id"] for decision in self.decisions.json() if decision["mode"] != "duplicate"]
+
+    def wait_decided(self, ids: Iterable[str]) -> None:
+        wanted = set(ids)
+        wait_for(lambda: wanted <= set(self.decided()), 60, f"{len(wanted)} decisions")
+
+    def make_anew(self, topic: str, partitions: int) -> None:
+        self.admin.delete_topics([topic])[topic].result(30)
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                self.admin.create_topics([NewTopic(topic, partitions, 1)])[topic].result(30)
+                return
+            except KafkaException:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+
+
+@pytest.fixture
+def app(services: Services, topics_prefix: str, database: str, bundle: Path, tmp_path: Path) -> Application:
+    return Application(services, topics_prefix, database, bundle, tmp_path)
+
+
+def ids(name: str, count: int) -> list[str]:
+    return [f"{name}-{i}" for i in range(count)]
+
+
+def test_payments_made_anew_stop_the_worker_and_none_of_them_is_skipped(app: Application) -> None:
+    """A payments topic that is deleted, made anew and filled past the old positions stops the worker, which names both
+    ids and the command that helps; a restart is refused; after `recover --new-journal` every payment is decided."""
+    old, new = ids("old", 60), ids("new", 90)
+    before = kafka.topic_facts(app.admin, [app.topics.payments])[app.topics.payments].id
+    with app.worker() as worker:
+        app.send(old)
+        app.wait_decided(old)
+        app.make_anew(app.topics.payments, PARTITIONS)
+        app.send(new)
+        assert worker.wait(60) == 1
+    after = kafka.topic_facts(app.admin, [app.topics.payments])[app.topics.payments].id
+    last = app.log.read_text()[-3000:]
+    assert before in last, last
+    assert after in last
+    assert "fraud-scorer recover" in last
+    again = app.command("run", "--bundle", str(app.bundle))
+    assert again.returncode == 1
+    assert before in again.stderr
+    assert after in again.stderr
+    shown = app.command("recover", "--json")
+    assert shown.returncode == 1
+    findings = json.loads(shown.stdout.splitlines()[-1])["findings"]
+    assert [f["trouble"] for f in findings if f["place"] == app.topics.payments] == ["made anew"]
+    accepted = app.command("recover", "--bundle", str(app.bundle), "--new-journal", "--reason", "the topic was lost")
+    assert accepted.returncode == 0, accepted.stderr
+    with app.worker():
+        app.wait_decided(new)
+        app.send(ids("later", 10))
+        app.wait_decided(ids("later", 10))
+    with (
+        process("sink", [], app.settings, app.folder / "sink.log"),
+        psycopg.connect(app.settings.postgres_url, autocommit=True) as connection,
+    ):
+        count = lambda: connection.execute("SELECT count(DISTINCT payment_id) FROM decisions").fetchone()[0]  # noqa: E731
+        wait_for(lambda: count() == len(old) + len(new) + 10, 60, "the audit rows")
+        verified = app.command("audit", "verify")
+    assert verified.returncode == 0, verified.stdout + verified.stderr
+    report = replay_topic(Bundle.load(app.bundle), app.settings, app.folder / "replay.parquet")
+    assert report.batches_checked > 1
+
+
+def test_partitions_added_to_a_running_worker_are_read_from_their_first_record(app: Application) -> None:
+    """Payments on partitions that are added while one shard owns the topic are decided, before and after a restart."""
+    with app.worker():
+        app.send(ids("first", 20))
+        app.wait_decided(ids("first", 20))
+        for topic in (app.topics.decisions, app.topics.payments):
+            app.admin.create_partitions([NewPartitions(topic, 4)])[topic].result(30)
+        app.decisions = TopicReader(app.settings, app.topics.decisions)
+        app.send(ids("second", 40), partitions=4)
+        app.wait_decided(ids("second", 40))
+    with app.worker():
+        app.send(ids("third", 40), partitions=4)
+        app.wait_decided(ids("third", 40))
+    everything = ids("first", 20) + ids("second", 40) + ids("third", 40)
+    assert sorted(app.decided()) == sorted(everything)
+    report = replay_topic(Bundle.load(app.bundle), app.settings, app.folder / "replay.parquet")
+    assert report.decisions == len(everything)
+
+
+def test_decisions_with_fewer_partitions_than_payments_stop_the_worker_until_they_are_adopted(
+    app: Application,
+) -> None:
+    """More partitions of payments alone are refused loudly, naming the command; it adds what decisions lack."""
+    with app.worker() as worker:
+        app.send(ids("first", 10))
+        app.wait_decided(ids("first", 10))
+        app.admin.create_partitions([NewPartitions(app.topics.payments, 3)])[app.topics.payments].result(30)
+        assert worker.wait(60) == 1
+    assert "recover --adopt-partitions" in app.log.read_text()[-3000:]
+    adopted = app.command("recover", "--bundle", str(app.bundle), "--adopt-partitions", "--reason", "more load")
+    assert adopted.returncode == 0, adopted.stderr
+    app.decisions = TopicReader(app.settings, app.topics.decisions)
+    with app.worker():
+        app.send(ids("second", 30), partitions=3)
+        app.wait_decided(ids("second", 30))
+
+
+def test_deleted_records_that_were_decided_are_no_loss_and_others_are_accepted_by_command(app: Application) -> None:
+    """A worker starts when retention took what was decided already. What was not decided is refused with its range, and
+    `recover --accept-loss` of exactly that range lets it go on."""
+    snapshots = {f"{PREFIX}SNAPSHOTS__EVERY_PAYMENTS": "1"}
+    with app.worker(**snapshots) as worker:
+        app.send(ids("decided", 40))
+        app.wait_decided(ids("decided", 40))
+        wait_snapshot(worker.port)
+    where = [TopicPartition(app.topics.payments, p) for p in range(PARTITIONS)]
+    _delete_before(app.settings, where, kafka.ends(app.admin, where))
+    with app.worker(**snapshots) as worker:
+        app.send(ids("after", 10))
+        app.wait_decided(ids("after", 10))
+        wait_snapshot(worker.port)
+    ends = kafka.ends(app.admin, where)
+    app.send(ids("lost", 10))
+    _delete_before(app.settings, where, [end + 3 for end in ends])
+    refused = app.command("run", "--bundle", str(app.bundle))
+    assert refused.returncode == 1
+    assert f"offsets {ends[0]} to {ends[0] + 2}" in refused.stderr, refused.stderr
+    accept = [f"payments:{p}:{end}-{end + 3}" for p, end in enumerate(ends)]
+    wrong = app.command(
+        "recover", "--bundle", str(app.bundle), "--accept-loss", f"payments:0:{ends[0]}-{ends[0] + 4}", "--reason", "x"
+    )
+    assert wrong.returncode != 0
+    assert f"{ends[0]}-{ends[0] + 3} is missing" in wrong.stderr
+    options = [word for loss in accept for word in ("--accept-loss", loss)]
+    accepted = app.command("recover", "--bundle", str(app.bundle), *options, "--reason", "deleted by mistake")
+    assert accepted.returncode == 0, accepted.stderr
+    with app.worker():
+        app.wait_decided([f"lost-{i}" for i in range(6, 10)])
+    assert app.command("recover").returncode == 0
+    assert not {f"lost-{i}" for i in range(6)} & set(app.decided())
+
+
+def test_lag_reaches_zero_over_markers_and_aborted_records_and_their_removal_is_no_loss(app: Application) -> None:
+    """A transaction that an upstream system aborts leaves nothing to decide: lag is 0, and when retention takes its
+    records and markers, the worker starts again."""
+    producer = kafka.transactional_producer(app.settings, "upstream")
+    producer.init_transactions(30)
+    with app.worker() as worker:
+        app.send(ids("decided", 10))
+        app.wait_decided(ids("decided", 10))
+        producer.begin_transaction()
+        for i in range(6):
+            producer.produce(app.topics.payments, b"{}", partition=i % PARTITIONS)
+        producer.flush(30)
+        producer.abort_transaction(30)
+        lag = 'fraud_scorer_lag_payments{shard="0"}'
+        wait_for(lambda: metrics(worker.port)[lag] == 0, 30, "lag 0")
+        where = [TopicPartition(app.topics.payments, p) for p in range(PARTITIONS)]
+        ends = kafka.ends(app.admin, where)
+        wait_for(lambda: _positions(app) == ends, 30, "positions past the markers")
+    with app.worker(**{f"{PREFIX}SNAPSHOTS__EVERY_PAYMENTS": "1"}) as worker:
+        app.send(ids("again", 4))
+        app.wait_decided(ids("again", 4))
+        wait_snapshot(worker.port)
+    _delete_before(app.settings, where, kafka.ends(app.admin, where))
+    with app.worker():
+        app.send(ids("last", 4))
+        app.wait_decided(ids("last", 4))
+
+
+def wait_snapshot(port: int) -> None:
+    """Wait until a snapshot holds all that was committed."""
+    committed, kept = 'fraud_scorer_journal_sequence{shard="0"}', 'fraud_scorer_snapshot_sequence{shard="0"}'
+
+    def is_there() -> bool:
+        shown = metrics(port)
+        return shown.get(kept, 0) > shown[committed]
+
+    wait_for(is_there, 60, "a snapshot")
+
+
+def _positions(app: Application) -> list[int]:
+    shown = app.command("recover", "--json")
+    findings = json.loads(shown.stdout.splitlines()[-1])["findings"]
+    return [
+        int(finding["journal"].rsplit(" ", 1)[1])
+        for finding in findings
+        if finding["place"].startswith(app.topics.payments + "/")
+    ]
+
+
+def _delete_before(settings: Settings, where: list[TopicPartition], offsets: list[int]) -> None:
+    places = [
+        TopicPartition(place.topic, place.partition, offset) for place, offset in zip(where, offsets, strict=True)
+    ]
+    admin = kafka.admin(settings.kafka)  # kept until its answers are there
+    for future in admin.delete_records(places).values():
+        future.result(30)

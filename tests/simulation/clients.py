@@ -1,0 +1,76 @@
+"""scorer.kafka.client_ports.Clients over the simulated broker.
+
+Every request may be lost, done without an answer, or done late (Network.call); whoever waits hands the baton on.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from confluent_kafka import TopicPartition
+
+from scorer.kafka import Away, TopicFacts
+from tests.simulation.broker import Log, TimedOut
+from tests.simulation.consumers import SimMember, SimReader
+from tests.simulation.producer import SimProducer, Transactions
+
+if TYPE_CHECKING:
+    from tests.simulation.incarnation import Incarnation
+    from tests.simulation.world import World
+
+
+class SimClients:
+    """Clients of one process."""
+
+    def __init__(self, world: World, process: Incarnation) -> None:
+        self._world, self._process = world, process
+
+    def reader(self, group: str, *, fetch_wait_ms: int = 5, memory_kib: int = 32_768) -> SimReader:
+        return SimReader(self._world, self._process)
+
+    def member(self, group: str) -> SimMember:
+        return SimMember(self._world, self._process)
+
+    def transactional_producer(self, owner: str) -> SimProducer:
+        if "one_transactional_id" in self._world.broken:
+            owner = f"{owner}@{self._process.name}"
+        producer = SimProducer(Transactions(self._world, self._process, owner))
+        self._process.producers.append(weakref.ref(producer))
+        return producer
+
+    def broker(self) -> SimQuestions:
+        return SimQuestions(self._world, self._process)
+
+    def lacking_rights(self) -> str:
+        return ""
+
+
+class SimQuestions:
+    """Answers about topics and logs."""
+
+    def __init__(self, world: World, process: Incarnation) -> None:
+        self._world, self._process = world, process
+
+    def topic_facts(self, names: Sequence[str]) -> Mapping[str, TopicFacts]:
+        return self._ask(lambda: self._world.broker.facts(names))
+
+    def starts(self, partitions: list[TopicPartition]) -> list[int]:
+        return self._ask(lambda: [self._log(each).start for each in partitions])
+
+    def ends(self, partitions: list[TopicPartition]) -> list[int]:
+        whole = "journal_read_to_its_end" not in self._world.broken
+        return self._ask(lambda: [self._log(p).end if whole else self._log(p).stable_end for p in partitions])
+
+    def close(self) -> None:
+        self._world.scheduler.check()
+
+    def _log(self, partition: TopicPartition) -> Log:
+        return self._world.broker.log(partition.topic, partition.partition)
+
+    def _ask(self, function: Callable[[], Any]) -> Any:
+        try:
+            return self._world.network.call(function, "question")
+        except TimedOut:
+            raise Away("the broker does not answer") from None

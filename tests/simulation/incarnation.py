@@ -1,0 +1,87 @@
+"""A worker process: the real scorer.worker.worker.Worker on simulated threads, from its start to its end."""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING, Any
+
+from scorer.errors import FraudScorerError, PromiseBroken, UsageError
+from scorer.journal.partition_buffers import MissingRange
+from scorer.kafka import SourceChanged
+from scorer.runtime.settings import KafkaSettings, Settings, SnapshotSettings, WorkerSettings
+from scorer.worker.ports import Ports
+from scorer.worker.worker import Worker
+from tests.simulation.clients import SimClients
+from tests.simulation.invariants import Violation
+from tests.simulation.scheduler import Process
+from tests.simulation.shard_state import BUNDLE, States
+from tests.simulation.threads import SimThreads
+
+if TYPE_CHECKING:
+    from tests.simulation.world import World
+
+# Ends of a process that nothing explains in a world whose journals only workers write.
+_NEVER = (PromiseBroken, MissingRange, SourceChanged, UsageError)
+
+
+class Incarnation(Process):
+    """One life of a worker process: a restart makes another one."""
+
+    def __init__(self, world: World, name: str) -> None:
+        super().__init__(name)
+        self._world = world
+        self.open_consumers: list[Any] = []
+        self.producers: list[weakref.ref[Any]] = []  # those that somebody still has are alive
+        self.hung = 0  # calls that do not come back, each with its thread and producer
+        self.threads_port = SimThreads(world.scheduler, self)
+        self.stop = self.threads_port.event()
+        self.worker: Worker | None = None
+        world.scheduler.spawn(self, self._main, "main")
+
+    def _main(self) -> None:
+        """`fraud-scorer run`, without compiling."""
+        world = self._world
+        ports = Ports(SimClients(world, self), self.threads_port, States(world, self))
+        try:
+            self.worker = Worker(world.settings, BUNDLE, ports)
+            self.worker.take_part(self.stop)
+        except FraudScorerError as exc:
+            world.note(self, f"exits: {type(exc).__name__}: {exc}")
+            if isinstance(exc, _NEVER) and not (world.spoilt or world.made_anew):
+                raise Violation(f"{self.name} ends with {type(exc).__name__}: {exc}") from exc
+        world.kill(self)
+
+    def unrest(self) -> str | None:
+        """What is missing until it is in the group, decides what it owns, and keeps nothing of what it owned before."""
+        worker = self.worker
+        if worker is None or not worker._joined:
+            return f"{self.name} is not in the group"
+        owned, standbys = worker._owned, worker._standbys
+        if not all(each.shard.recovered.is_set_now for each in owned.values()):
+            return f"{self.name} is not ready"
+        if set(owned) != self._world.group.assigned(self.name):
+            return f"{self.name} owns {sorted(owned)}, not what the group says"
+        self.producers = [each for each in self.producers if each() is not None]
+        # Its member; a reader of payments for each shard; journal and payments for each standby; a producer a shard.
+        consumers_max, producers_max = 1 + len(owned) + 2 * len(standbys), len(owned) + self.hung
+        if len(self.open_consumers) > consumers_max or len(self.producers) > producers_max:
+            consumers = ", ".join(type(each).__name__ for each in self.open_consumers)
+            return (
+                f"{self.name} has {len(owned)} shards and {len(standbys)} standbys, and keeps {consumers} and "
+                f"{len(self.producers)} producers"
+            )
+        # Main and the watch over topics; the shard's, its commits' and its snapshots'; the standby's.
+        if len(self.threads) > 2 + 3 * len(owned) + len(standbys) + self.hung:
+            return f"{self.name} keeps threads: {', '.join(each.name for each in self.threads)}"
+        return None
+
+
+def settings(shards: int, *, standbys: bool, deadlines: bool) -> Settings:
+    """Small bounds, so that they are reached. Nothing is read from the environment."""
+    worker = WorkerSettings(
+        shards=shards, standby_shards_max=int(standbys), batch_payments_max=3, deadline_ms=50.0 if deadlines else None
+    )
+    worker = worker.model_copy(update={"buffered_payments_max": 8})
+    return Settings.model_construct(
+        kafka=KafkaSettings(), worker=worker, snapshots=SnapshotSettings(every_payments=3, kept=3)
+    )

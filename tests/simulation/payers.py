@@ -1,0 +1,49 @@
+"""The payment systems: payments, garbage and control records, and transactions of their own on the payments topic."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tests.simulation.broker import ABORTED, COMMITTED, OPEN, Broker, Entry
+from tests.simulation.shard_state import GARBAGE
+
+PAYER = "a payment system"
+LATE_MS_MAX = 5_000
+
+
+class Payers:
+    """Send `due` records in all, one with each call of `pay`."""
+
+    def __init__(self, broker: Broker, random: Callable[[], float], due: int) -> None:
+        self._broker, self._random = broker, random
+        self.due = due
+        self._open: set[int] = set()  # partitions with a transaction that is not over yet
+
+    def pay(self) -> None:
+        """One record, with what stands around it."""
+        if not self.due:
+            for partition in sorted(self._open):
+                self._end(partition)
+            return
+        self.due -= 1
+        random, broker = self._random, self._broker
+        chance = random()
+        if chance < 0.12:
+            broker.append("control", 0, None, b"c%d" % self.due)
+            return
+        partition = int(random() * broker.partition_count("payments"))
+        log = broker.log("payments", partition)
+        self._end(partition)
+        kind = random()
+        if kind < 0.15:  # of a transaction that was over already: a marker alone
+            log.mark(PAYER, COMMITTED)
+        elif kind < 0.3:  # a payment that is taken back, or committed late
+            log.append(Entry(b"k", b"1", OPEN, broker.timestamp_ms()), PAYER)
+            self._open.add(partition)
+        event_time_ms = b"%d" % (broker.timestamp_ms() - int(LATE_MS_MAX * random()))
+        broker.append("payments", partition, b"k", GARBAGE if chance < 0.2 else event_time_ms)
+
+    def _end(self, partition: int) -> None:
+        if partition in self._open:
+            self._open.remove(partition)
+            self._broker.log("payments", partition).mark(PAYER, COMMITTED if self._random() < 0.3 else ABORTED)

@@ -1,0 +1,263 @@
+"""The pure part of a shard, cheap: a stand-in for scorer.pipeline.Pipeline, its snapshots, and their store.
+
+What a batch gives is a function of the state before and of what was read, as with the real one, and the state is a hash
+over everything decided so far, in order. So whatever is read twice, not at all, or in another order shows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from features.snapshot_store import SnapshotDamaged, SnapshotError, SnapshotStoreError
+from schemas.audit_record import AuditContext
+from schemas.contract_error import ContractError, DeadLetterReason
+from schemas.journal_record import FIRST_PREVIOUS, ControlRange, InputRange, JournalRecord, Sources
+from scorer.pipeline import Outcomes
+from scorer.pipeline.ordering import journal_order
+from scorer.pipeline.records import Batch, Rejected
+from tests.simulation.broker import TimedOut
+
+if TYPE_CHECKING:
+    from tests.simulation.incarnation import Incarnation
+    from tests.simulation.world import World
+
+GARBAGE = b"no payment"
+CONTEXT = AuditContext(bundle="b", threshold=0.5, feature_fingerprint="f", feature_names=("x",))
+BUNDLE: Any = SimpleNamespace(
+    id="b", feature_set=SimpleNamespace(max_future_skew=10**15, check_sharding=lambda key, shards: None)
+)
+_ZEROS = SimpleNamespace(
+    keys=0, keys_refused=0, log_rows=0, arena_bytes=0, labels_applied=0, labels_pending=0, unmatched_labels=0,
+    labels_refused=0, unmatched_labels_dropped=0, unmatched_labels_expired=0,
+)  # fmt: skip
+_REFUSED = ContractError(DeadLetterReason("not_json"), None, "garbage")
+
+Row = tuple[int, int, bytes]  # partition, offset, value
+
+
+class State(NamedTuple):
+    """What the next batch's outcome depends on."""
+
+    shard: int
+    sequence: int = 0
+    head: str = FIRST_PREVIOUS
+    windows: str = ""
+
+
+class Decided(NamedTuple):
+    """What came of a batch. `order`: places of the decided rows, in journal order; `refused`: of the others."""
+
+    state: State
+    journal: JournalRecord
+    order: tuple[int, ...]
+    refused: tuple[int, ...]
+    values: tuple[bytes, ...]
+
+
+class Read(NamedTuple):
+    """What a batch reads: everything that its outcome may depend on besides the state."""
+
+    rows: tuple[Row, ...]
+    inputs: tuple[InputRange, ...]
+    control: tuple[bytes, ...]
+    control_range: ControlRange
+    degraded: bool
+    sources: Sources | None
+
+
+@lru_cache(maxsize=4_000)
+def decide(state: State, read: Read) -> Decided:
+    """A function of its arguments, as Pipeline.run is."""
+    good = [i for i, (_, _, value) in enumerate(read.rows) if value != GARBAGE]
+    partition = np.array([read.rows[i][0] for i in good], np.int32)
+    offset = np.array([read.rows[i][1] for i in good], np.int64)
+    event_time_ms = np.array([int(read.rows[i][2]) for i in good], np.int64)
+    order = tuple(good[i] for i in journal_order(partition, offset, event_time_ms).tolist())
+    seen = (state.windows, [read.rows[i] for i in order], read.control, read.degraded)
+    windows = hashlib.sha256(repr(seen).encode()).hexdigest()
+    journal = JournalRecord(
+        shard=state.shard,
+        sequence=state.sequence,
+        inputs=read.inputs,
+        control=read.control_range,
+        stream_time_ms=0,
+        bundle=BUNDLE.id,
+        degraded=read.degraded,
+        decisions=len(order),
+        dead_letters=len(read.rows) - len(order),
+        digest=windows,
+        previous=state.head,
+        sources=read.sources,
+    )
+    values = tuple(b"%d-%d %s" % (*read.rows[i][:2], windows[:12].encode()) for i in order)
+    after = State(state.shard, state.sequence + 1, journal.head, windows)
+    refused = tuple(i for i in range(len(read.rows)) if read.rows[i][2] == GARBAGE)
+    return Decided(after, journal, order, refused, values)
+
+
+class StandIn:
+    """A shard's pipeline."""
+
+    def __init__(self, state: State) -> None:
+        self.state = state
+        self.bundle = BUNDLE
+        self.engine = SimpleNamespace(counts=lambda: _ZEROS, stream_time_ms=0)
+        self.dedupe = _Empty()
+        self.lists = SimpleNamespace(refused=0)
+
+    @property
+    def shard(self) -> int:
+        return self.state.shard
+
+    @property
+    def sequence(self) -> int:
+        return self.state.sequence
+
+    @property
+    def head(self) -> str:
+        return self.state.head
+
+    def run(self, batch: Batch) -> Outcomes:
+        records = batch.records
+        rows = tuple(zip(records.partition.tolist(), records.offset.tolist(), records.values, strict=True))
+        control = tuple(record.value or b"" for record in batch.control)
+        decided = decide(
+            self.state, Read(rows, tuple(batch.inputs), control, batch.control_range, batch.degraded, batch.sources)
+        )
+        self.state = decided.state
+        n, order = len(decided.order), np.array(decided.order, np.int64)
+        zeros: Any = np.zeros(n, np.uint8)
+        columns: Any = SimpleNamespace(
+            decision=zeros, mode=zeros, score=zeros, margin=zeros, reasons=[()] * n, partition=records.partition[order]
+        )
+        return Outcomes(
+            records=records,
+            control=batch.control,
+            rows=order,
+            payments=SimpleNamespace(column=lambda name: np.array(decided.values, object)),  # type: ignore[arg-type]
+            columns=columns,
+            bundles=["b"] * n,
+            rejected=[Rejected(i, _REFUSED) for i in decided.refused],
+            rejected_control=[],
+            journal=decided.journal,
+            duplicates=0,
+            conflicts=0,
+            late=0,
+            context=CONTEXT,
+        )
+
+    def activate(self, bundle: Any) -> None:
+        raise AssertionError("no other bundle is ever activated")
+
+    def close(self) -> None:
+        return
+
+
+class _Empty:
+    evicted_early = 0
+
+    def __len__(self) -> int:
+        return 0
+
+
+# The pure encoders of scorer.worker.publisher and batcher, cheap: what a simulated reader sees.
+
+
+def encode_decisions(values: list[bytes], *columns: Any) -> list[bytes]:
+    return values
+
+
+def encode_audit(columns: Any, header: Any) -> list[bytes]:
+    return [header.journal.encode()]
+
+
+def event_times(values: list[bytes], *, missing: int) -> Any:
+    return np.array([missing if value == GARBAGE else int(value) for value in values], np.int64)
+
+
+# snapshots
+
+
+class Capture:
+    """Of a StandIn: begun between two batches, finished between two later ones."""
+
+    stepping = False
+
+    def __init__(self, pipeline: StandIn, world: World) -> None:
+        self._pipeline, self._world = pipeline, world
+
+    def copy(self) -> None:
+        self._world.scheduler.pause()
+
+    def again(self) -> bool:
+        return self._world.random() < 0.7
+
+    def finish(self) -> Mapping[str, Any] | None:
+        return {"state": self._pipeline.state} if self._world.random() < 0.9 else None
+
+
+class Kept(NamedTuple):
+    sequence: int
+    known: dict[str, Any]
+    parts: dict[str, Any]
+    damaged: bool = False
+
+
+class Store:
+    """A shard's snapshots, the same for all processes."""
+
+    def __init__(self, world: World, process: Incarnation, shard: int) -> None:
+        self._world, self._process, self._kept = world, process, world.snapshots[shard]
+
+    def newest_first(self) -> Iterator[tuple[int, dict[str, Any], dict[str, Any]] | SnapshotError]:
+        try:
+            found = self._world.network.call(lambda: list(self._kept), "snapshots read")
+        except TimedOut:
+            raise SnapshotStoreError("the store does not answer") from None
+        for kept in reversed(found):
+            if kept.damaged:
+                yield SnapshotDamaged("a bit has flipped")
+            else:
+                yield kept.sequence, kept.known, kept.parts
+
+    def write(self, sequence: int, meta: Mapping[str, Any], parts: Mapping[str, Any]) -> Any:
+        kept = Kept(sequence, dict(meta), dict(parts))
+        try:
+            self._world.network.call(lambda: self._kept.append(kept), "snapshot written")
+        except TimedOut:
+            raise SnapshotStoreError("the store does not answer") from None
+        self._world.note(self._process, f"keeps a snapshot after batch {sequence - 1}")
+        return SimpleNamespace(sequence=sequence, bytes=0, bytes_uploaded=0)
+
+    def prune(self, keep: int) -> int:
+        del self._kept[:-keep]
+        return 0
+
+
+class States:
+    """scorer.worker.ports.States with stand-ins."""
+
+    def __init__(self, world: World, process: Incarnation) -> None:
+        self._world, self._process = world, process
+
+    def fresh(self, bundle: Any, shard: int) -> Any:
+        return StandIn(State(shard))
+
+    def restored(self, bundle: Any, shard: int, known: Mapping[str, Any], parts: Mapping[str, Any]) -> Any:
+        self._world.note(self._process, f"takes shard {shard} from the snapshot after batch {known['sequence'] - 1}")
+        return StandIn(parts["state"])
+
+    def capture(self, pipeline: Any) -> Any:
+        return Capture(pipeline, self._world)
+
+    def facts(self, pipeline: Any) -> dict[str, Any]:
+        return {"sequence": pipeline.sequence, "head": pipeline.head, "bundle": pipeline.bundle.id}
+
+    def store(self, shard: int) -> Any:
+        return Store(self._world, self._process, shard) if self._world.keeps_snapshots else None
