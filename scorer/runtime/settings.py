@@ -17,7 +17,7 @@ import re
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -261,6 +261,9 @@ class Settings(BaseSettings):
         env_prefix=PREFIX, env_nested_delimiter="__", extra="forbid", validate_default=True
     )
 
+    # Names of the settings of Postgres whose values came from files.
+    _from_files: frozenset[str] = PrivateAttr(default=frozenset())
+
     kafka: KafkaSettings = KafkaSettings()
     postgres: PostgresSettings = PostgresSettings()
     audit: AuditSettings = AuditSettings()
@@ -309,6 +312,21 @@ def reading_history(settings: Settings) -> Settings:
     return settings.model_copy(update={"kafka": clients})
 
 
+def with_secrets_read_again(settings: Settings) -> Settings:
+    """The same settings, with the address and the password of Postgres as their *_FILE files hold them now.
+
+    For a process that connects anew: passwords are rotated while it runs. What came from elsewhere stays as it is.
+    Raises UsageError naming the variable whose file cannot be read.
+    """
+    if not settings._from_files:
+        return settings
+    now: dict[str, str] = _contents().get("postgres", {})
+    again = {name: SecretStr(now[name]) for name in settings._from_files if name in now}
+    renewed = settings.model_copy(update={"postgres": settings.postgres.model_copy(update=again)})
+    renewed.postgres_url  # noqa: B018 - raises where the new content cannot be read as an address
+    return renewed
+
+
 class _FileSource(PydanticBaseSettingsSource):
     """FRAUD_SCORER_A__B_FILE=/path gives a.b the content of the file, without its last newline."""
 
@@ -320,20 +338,25 @@ class _FileSource(PydanticBaseSettingsSource):
         return None, field_name, False
 
     def __call__(self) -> dict[str, Any]:
-        result: dict[str, Any] = {}
-        for name, target in os.environ.items():
-            if not (name.startswith(PREFIX) and name.endswith("_FILE")):
-                continue
-            try:
-                content = Path(target).read_text(encoding="utf-8").rstrip("\r\n")
-            except OSError as exc:
-                raise UsageError(f"{name}: the file cannot be read: {exc.strerror}") from exc
-            place = result
-            *sections, last = name[len(PREFIX) : -len("_FILE")].lower().split("__")
-            for section in sections:
-                place = place.setdefault(section, {})
-            place[last] = content
-        return result
+        return _contents()
+
+
+def _contents() -> dict[str, Any]:
+    """What the files of all *_FILE variables hold, nested by section."""
+    result: dict[str, Any] = {}
+    for name, target in os.environ.items():
+        if not (name.startswith(PREFIX) and name.endswith("_FILE")):
+            continue
+        try:
+            content = Path(target).read_text(encoding="utf-8").rstrip("\r\n")
+        except OSError as exc:
+            raise UsageError(f"{name}: the file cannot be read: {exc.strerror}") from exc
+        place = result
+        *sections, last = name[len(PREFIX) : -len("_FILE")].lower().split("__")
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[last] = content
+    return result
 
 
 def load(**overrides: Any) -> Settings:
@@ -341,7 +364,9 @@ def load(**overrides: Any) -> Settings:
     Raises UsageError naming the setting, never a secret's value."""
     _refuse_unknown_sections()
     try:
-        return Settings(**overrides)
+        loaded = Settings(**overrides)
+        loaded._from_files = _from_files(loaded)
+        return loaded
     except SettingsError as exc:
         section = re.search(r'field "(\w+)"', str(exc))
         raise UsageError(
@@ -352,6 +377,16 @@ def load(**overrides: Any) -> Settings:
         first = exc.errors(include_input=False, include_url=False)[0]
         name = PREFIX + "__".join(str(part).upper() for part in first["loc"])
         raise UsageError(f"setting {name}: {first['msg']}") from exc
+
+
+def _from_files(settings: Settings) -> frozenset[str]:
+    """Of the settings of Postgres: those that came from a file, not from an override or the environment itself."""
+    found = set()
+    for name, content in _contents().get("postgres", {}).items():
+        value = getattr(settings.postgres, name, None)
+        if isinstance(value, SecretStr) and value.get_secret_value() == content:
+            found.add(name)
+    return frozenset(found)
 
 
 def _refuse_unknown_sections() -> None:

@@ -32,6 +32,7 @@ from scorer.runtime.threads import Event, Future
 from scorer.worker import worker_metrics
 from scorer.worker.batcher import Batcher
 from scorer.worker.follower import Follower
+from scorer.worker.lag_gauges import LagGauges
 from scorer.worker.ports import Ports
 from scorer.worker.publisher import RECORD_OVERHEAD_BYTES, Committed, Publisher
 from scorer.worker.snapshotter import Snapshotter
@@ -73,6 +74,7 @@ class Shard:
         self._bundles = bundles
         self._log = log.bind(shard=number)
         self._gauges_at = 0.0
+        self._lag = LagGauges(number, ports.threads)
         self._snapshotter: Snapshotter | None = None
         self.recovered = self._threads.event()
         self.batches_committed = 0  # batches committed
@@ -110,6 +112,7 @@ class Shard:
                 self._decide(follower, publisher, stop)
         finally:
             self.recovered.clear()
+            self._lag.close()
             try:
                 if publisher is not None:
                     publisher.close()
@@ -260,7 +263,7 @@ class Shard:
             return
         self._gauges_at = now
         label, counts = self._label, pipeline.engine.counts()
-        worker_metrics.LAG.labels(label).set(inputs.lag())
+        self._lag.show(inputs)
         worker_metrics.BUFFERED.labels(label).set(inputs.buffered)
         worker_metrics.LINGER.labels(label).set(batcher.linger_s)
         worker_metrics.STREAM_TIME.labels(label).set((pipeline.engine.stream_time_ms or 0) / 1000.0)

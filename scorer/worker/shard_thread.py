@@ -7,6 +7,7 @@ from __future__ import annotations
 import structlog
 
 from scorer import kafka
+from scorer.runtime import fault_points
 from scorer.runtime.settings import Settings
 from scorer.worker import worker_metrics
 from scorer.worker.group_membership import Membership
@@ -57,6 +58,13 @@ class ShardThread:
         self._thread = ports.threads.spawn(self._run, name=f"shard-{number}")
 
     def _run(self) -> None:
+        try:
+            self._own()
+        except BaseException as exc:  # noqa: BLE001 - handed to the main thread, which ends the process with it
+            self.failure = exc
+
+    def _own(self) -> None:
+        """Decide, and take the shard up again after what a rebuild repairs. Raises anything else."""
         backoff_s = REBUILD_BACKOFF_S
         while not self.stop.is_set():
             began = self._threads.monotonic()
@@ -85,9 +93,6 @@ class ShardThread:
                     return
                 worker_metrics.REBUILDS.labels(str(self.number), "fenced").inc()
                 log.warning("shard.rebuild", shard=self.number, reason=f"{exc}, but the group says it is ours")
-            except BaseException as exc:  # noqa: BLE001 - handed to the main thread, which ends the process with it
-                self.failure = exc
-                return
         if self._standby is not None:  # released before it was begun
             self._standby.close()
 
@@ -114,6 +119,7 @@ class ShardThread:
 
     def _is_ours(self, cause: kafka.KafkaFailure) -> bool:
         """Whether to take the shard up again after `cause`: the group is asked, once Kafka lets it be asked."""
+        fault_points.point("after_failure")
         # Its frames hold the state that is to be dropped, in a cycle with the future of the commit that failed.
         cause.__traceback__ = None
         denial = cause if isinstance(cause, kafka.Denied) else None

@@ -16,11 +16,11 @@ from scorer import kafka
 from scorer.bundle import Bundle
 from scorer.errors import FraudScorerError, UsageError
 from scorer.journal.rerun import Bundles
-from scorer.pipeline.warm_up import warm_up
 from scorer.runtime import fault_points
 from scorer.runtime.settings import Settings
 from scorer.runtime.threads import Event
 from scorer.worker import worker_metrics
+from scorer.worker.compilation import Compilation
 from scorer.worker.group_admission import Admission
 from scorer.worker.group_membership import Membership
 from scorer.worker.ports import Ports
@@ -60,7 +60,7 @@ class Worker:
         self._settings = settings
         self._ports = ports or Ports.real(settings)
         self._threads = self._ports.threads
-        self._bundle = bundle
+        self._compilation = Compilation(bundle, self._threads)
         self._bundles = Bundles(bundle, settings.bundle.trusted_keys)
         self._owned: dict[int, ShardThread] = {}
         self._standbys: dict[int, Standby] = {}
@@ -84,7 +84,7 @@ class Worker:
     def ready(self) -> tuple[bool, str]:
         """Warm, in the group, and every owned shard deciding (a standby owns none and is ready)."""
         if not self._warm:
-            return False, "compiling"
+            return False, self._compilation.state
         if self._denied_at is not None:
             return False, "refused by Kafka's authoriser"
         if self._admission.waits_for:  # a standby of those workers
@@ -102,9 +102,14 @@ class Worker:
     def run(self, stop: Event) -> None:
         """Compile, then take part until `stop` is set. Raises what ended a shard:
         the process must exit non-zero then."""
-        warm_up(self._bundle)
-        _calm_collector()
-        self.take_part(stop)
+        if self._compilation.run(stop):
+            _calm_collector()
+            self.take_part(stop)
+
+    @property
+    def compiling(self) -> bool:
+        """Whether a compiler runs on a thread, which only the end of the process ends."""
+        return self._compilation.running
 
     def take_part(self, stop: Event) -> None:
         """Take part in the group until `stop` is set, then drain and leave. Raises what ended a shard."""
