@@ -11,7 +11,7 @@ The order inside the one transaction of `write`:
 Partitions of new days are made before it, in a transaction of their own: to have one too many is no harm.
 
 Behind a pooler that gives each transaction another server connection (PgBouncer's transaction mode), a lock of a
-session would belong to nobody and stay for ever. There each transaction takes the locks of its partitions for itself,
+session would belong to nothing and stay for ever. There each transaction takes the locks of its partitions for itself,
 and a position that another sink has moved is read again instead of being an error.
 """
 
