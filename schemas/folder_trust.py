@@ -1,7 +1,7 @@
 """Whether code in a folder may be run: who could have put it there.
 
-Trusted are this user, root, and whoever owns `/` (in a container or user namespace that may be neither). A folder is
-safe when it and every folder above it belong to one of them and nobody else may write there; above it a sticky folder
+Trusted are this user, root, and the owner of `/` (in a container or user namespace that may be neither). A folder is
+safe when it and every folder above it belong to one of them and no other user may write there; above it a sticky folder
 (/tmp) is safe too, because an entry of another owner can't be replaced in it.
 """
 

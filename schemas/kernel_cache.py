@@ -1,9 +1,9 @@
 """Where numba keeps compiled kernels: one folder for each state of the sources, in a place that only we can write.
 
-Numba's own places serve two masters badly. Beside the source, files of an earlier release are read (and unpickled)
-before they are compared with anything, and a kernel does not see that a file it calls has changed. And what is read is
-run: a folder that another user may write is an open door. So every package passes here first, before numba is
-imported, and numba gets `<base>/kernels-<digest>`; the digest is that of `schemas.kernel_sources`.
+Beside the source, where numba keeps them by default, files of an earlier release are unpickled before they are compared
+with anything, and a kernel does not see that a file it calls has changed. And what is read is run: who may write the
+folder may run code as this user. So every package passes here first, before numba is imported, and numba gets
+`<base>/kernels-<digest>`; the digest is that of `schemas.kernel_sources`.
 
     base    NUMBA_CACHE_DIR when an operator set it; else <user's cache>/fraud-scorer/numba; else <temporary
             folder>/fraud-scorer-<uid>; else a fresh folder that goes when the process ends. The first that is safe
@@ -31,7 +31,7 @@ from schemas.kernel_sources import digest
 
 VARIABLE: Final = "NUMBA_CACHE_DIR"
 PREFIX: Final = "kernels-"
-KEPT_MAX: Final = 8  # folders of other releases and checkouts; 40 MB each at most
+KEPT_MAX: Final = 24  # folders of other releases and checkouts; about 5 MB each
 _DIGEST_DIGITS: Final = 32
 
 # Open for the life of the process: its lock tells others that the folder is in use.

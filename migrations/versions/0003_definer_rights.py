@@ -3,7 +3,7 @@
 `audit_day` resolved its types by the caller's temporary schema first: a domain named `text` there ran code of the
 writer as owner. Its names are qualified now, its search_path is fixed with pg_temp last, and the right to make
 temporary objects, which every role has by default, is taken from all but the reader: `audit verify` compares views by
-it, and the reader may call no such function.
+it, and the reader may call no such function. (And `set_aside` holds control records, too: its comments say so.)
 """
 
 from __future__ import annotations
@@ -67,6 +67,13 @@ END
 $$;
 """
 
+_COMMENTS = """
+COMMENT ON TABLE set_aside IS
+    'Records of the audit topic that could not be written as decisions, and those of the control topic whose row '
+    'Postgres refused. Every row here is an alert until settled.';
+COMMENT ON COLUMN set_aside.topic IS 'Audit or control topic.';
+"""
+
 _DOWN = """
 DROP FUNCTION audit_day(date);
 DO $$
@@ -85,6 +92,7 @@ def upgrade() -> None:
     others stays: Postgres warns, and `audit verify` reports it."""
     op.execute(FUNCTIONS)
     op.execute(_RIGHTS)
+    op.execute(_COMMENTS)
 
 
 def downgrade() -> None:

@@ -1,4 +1,4 @@
-"""Where compiled kernels are kept: by release, in folders that nobody else can write, or not at all."""
+"""Where compiled kernels are kept: by release, in folders that no other user can write, or not at all."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_what_another_user_could_have_written_is_not_run(installed: Path, tmp_pa
     assert _compiled(folder) == compiled
 
 
-def test_a_private_folder_taken_by_somebody_else_is_left_alone(installed: Path, tmp_path: Path) -> None:
+def test_a_private_folder_taken_by_another_user_is_left_alone(installed: Path, tmp_path: Path) -> None:
     """The name in the temporary folder is taken and open to all: a folder of this process alone serves and goes."""
     taken = tmp_path / f"fraud-scorer-{os.geteuid()}"
     taken.mkdir()
