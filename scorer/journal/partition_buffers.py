@@ -20,7 +20,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 
 from schemas.journal_record import ControlRange, InputRange, Sources
 from scorer.errors import FraudScorerError
-from scorer.kafka import DENIED, TRANSIENT, Denied, KafkaFailure, Reader, SourceChanged, describe, present
+from scorer.kafka import Away, KafkaFailure, OutOfRange, Reader, SourceChanged, describe, present, read_failure
 from scorer.pipeline.records import Batch, ControlRecord, Records
 
 CONSUME_MAX = 4096
@@ -29,8 +29,6 @@ CONTROL_BUFFER_MAX = 20_000
 # Large records are rare; without this bound a topic full of them would fill the memory, 32,768 records at a time.
 BUFFER_BYTES_MAX = 64 * 1024 * 1024
 NO_DEADLINE = math.inf
-# A leader that has just been elected may not know the partition yet.
-_READ_AGAIN = TRANSIENT | {KafkaError.UNKNOWN_TOPIC_OR_PART}
 
 
 class MissingRange(FraudScorerError):
@@ -235,23 +233,22 @@ class ShardInputs:
             buffer = self.buffers[present(message.partition(), "partition")] if is_payment else self.control
             buffer.at_end = True
             buffer.reached = max(buffer.reached, present(message.offset(), "offset"))
-        elif code == KafkaError._LOG_TRUNCATION:
+            return
+        # The client gives no topic for an error that concerns several partitions.
+        topic = message.topic() or self._payments_topic
+        if code == KafkaError._LOG_TRUNCATION:
             raise SourceChanged(
-                f"{message.topic() or self._payments_topic}: the log was cut below what was decided already "
-                f"({error.str()}), by an election of a leader that lacked records. `fraud-scorer recover` shows what "
-                "is missing"
+                f"{topic}: the log was cut below what was decided already ({error.str()}), by an election of a leader "
+                "that lacked records. `fraud-scorer recover` shows what is missing"
             )
-        elif code in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
-            # librdkafka gives no topic for this error when it concerns several partitions.
+        failed = read_failure(error, topic)
+        if isinstance(failed, OutOfRange):
             raise MissingRange(
-                f"a position of {message.topic() or self._payments_topic} is outside the log ({error.str()}): "
-                "records may be gone that were not decided yet. `fraud-scorer recover` shows which, and can accept that"
+                f"{failed}: records may be gone that were not decided yet. `fraud-scorer recover` shows which, and can "
+                "accept that"
             )
-        elif code in DENIED:
-            topic = message.topic() or self._payments_topic
-            raise Denied(f"Kafka's authoriser refused: missing Read on topic {topic}")
-        elif error.fatal() or not (error.retriable() or code in _READ_AGAIN):
-            raise KafkaFailure(f"reading failed: {error.name()}: {error.str()}")
+        if not isinstance(failed, Away):  # what passes by itself is waited for
+            raise failed
 
     def _balance(self) -> None:
         """Pause a full buffer, resume a half-empty one."""

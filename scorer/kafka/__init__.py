@@ -5,8 +5,11 @@ It may touch runtime's settings and the client library; what the records mean is
 
 from scorer.kafka.client_ports import Broker, Clients, Member, Reader, TransactionalProducer
 from scorer.kafka.clients import (
+    BATCH_BYTES_MAX,
     admin,
+    application_of,
     client_config,
+    former_transactional_id,
     member,
     partition_member,
     plain_producer,
@@ -24,11 +27,14 @@ from scorer.kafka.failures import (
     Fatal,
     Fenced,
     KafkaFailure,
+    Kind,
     NoProgress,
     OutOfRange,
     Rebuild,
+    Unfit,
     describe,
     failure,
+    meaning,
     present,
     read_failure,
     surfaced,
@@ -37,9 +43,10 @@ from scorer.kafka.log_bounds import ends, offsets, partition_count, stable_ends,
 from scorer.kafka.range_reader import read_range, take
 from scorer.kafka.real_clients import RealClients
 from scorer.kafka.topic_identity import METADATA_TIMEOUT_S, NO_ID, SourceChanged, TopicFacts, topic_facts
-from scorer.kafka.topics import Topics
+from scorer.kafka.topics import Topics, workers_group
 
 __all__ = [
+    "BATCH_BYTES_MAX",
     "DENIED",
     "METADATA_TIMEOUT_S",
     "NO_ID",
@@ -53,6 +60,7 @@ __all__ = [
     "Fatal",
     "Fenced",
     "KafkaFailure",
+    "Kind",
     "Member",
     "NoProgress",
     "OutOfRange",
@@ -63,11 +71,15 @@ __all__ = [
     "TopicFacts",
     "Topics",
     "TransactionalProducer",
+    "Unfit",
     "admin",
+    "application_of",
     "client_config",
     "describe",
     "ends",
     "failure",
+    "former_transactional_id",
+    "meaning",
     "member",
     "offsets",
     "partition_count",
@@ -84,4 +96,5 @@ __all__ = [
     "topic_facts",
     "transactional_id",
     "transactional_producer",
+    "workers_group",
 ]

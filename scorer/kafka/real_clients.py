@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 
 from confluent_kafka import TopicPartition
 
-from scorer.kafka import client_ports, clients, log_bounds, rights, topic_identity
+from scorer.kafka import client_ports, clients, log_bounds, rights, topic_identity, topic_limits
+from scorer.kafka.group_members import group_clients
 from scorer.kafka.topic_identity import TopicFacts
+from scorer.kafka.topics import Topics
 from scorer.runtime.settings import Settings
 
 
@@ -23,8 +25,10 @@ class RealClients:
     def member(self, group: str) -> client_ports.Member:
         return clients.member(self._settings, group)
 
-    def transactional_producer(self, owner: str) -> client_ports.TransactionalProducer:
-        return clients.transactional_producer(self._settings, owner)
+    def transactional_producer(
+        self, owner: str, *, batch_bytes_max: int = clients.BATCH_BYTES_MAX, former: bool = False
+    ) -> client_ports.TransactionalProducer:
+        return clients.transactional_producer(self._settings, owner, batch_bytes_max=batch_bytes_max, former=former)
 
     def broker(self) -> client_ports.Broker:
         return _Questions(self._settings)
@@ -38,6 +42,8 @@ class _Questions:
 
     def __init__(self, settings: Settings) -> None:
         self._client = clients.admin(settings.kafka)
+        topics = Topics.of(settings.kafka)
+        self._written = (topics.decisions, topics.audit, topics.journal, topics.dead_letters)
 
     def topic_facts(self, names: Sequence[str]) -> Mapping[str, TopicFacts]:
         return topic_identity.topic_facts(self._client, names)
@@ -47,6 +53,15 @@ class _Questions:
 
     def ends(self, partitions: list[TopicPartition]) -> list[int]:
         return log_bounds.ends(self._client, partitions)
+
+    def record_bytes_max(self, names: Sequence[str]) -> Mapping[str, int]:
+        return topic_limits.record_bytes_max(self._client, names)
+
+    def obstacle(self, needed: Mapping[str, int]) -> str:
+        return topic_limits.obstacle(self._client, self._written, needed)
+
+    def group_clients(self, group: str) -> Sequence[str] | None:
+        return group_clients(self._client, group)
 
     def close(self) -> None:
         del self._client  # an admin client ends with its last reference
