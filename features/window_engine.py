@@ -64,6 +64,7 @@ class WindowEngine:
         self._preparer = PaymentPreparer(feature_set, self.plan)
         self._tables = self.plan.tables
         self._memory = EngineMemory(self._tables, Segments(self._tables, folder))
+        self._closed = False
         self._progress = np.zeros(2, dtype=np.int64)
         self._scratch = np.zeros(kt.MEDIAN_MAX, dtype=np.int64)
         self._space = np.zeros(kernel.SPACE_ROWS * len(self._tables.entity), dtype=np.int64)
@@ -110,6 +111,7 @@ class WindowEngine:
 
     def close(self) -> None:
         """Delete the log's files and release the folder. The engine cannot be used afterwards."""
+        self._closed = True
         self._memory.segments.close()
 
     @property
@@ -164,7 +166,9 @@ class WindowEngine:
 
     def apply_prepared(self, rows: npt.NDArray[np.uint64], out: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
         """`apply` for payments that are prepared already (features.prepared_payments), their own columns filled into
-        `out`."""
+        `out`. Raises ValueError on a closed engine: its log is gone."""
+        if self._closed:
+            raise ValueError("the engine is closed: its windows are gone, make a new one")
         late = np.zeros(len(rows), dtype=np.bool_)
         if not len(rows):
             return late
