@@ -46,7 +46,7 @@ class FeatureEngine:
     def __init__(self, feature_set: FeatureSet, *, folder: str | Path | None = None) -> None:
         if not isinstance(feature_set, FeatureSet):
             raise TypeError(
-                f"feature_set is of type {type(feature_set).__name__}, wanted a FeatureSet: FeatureSet.from_yaml(text), "
+                f"feature_set is of type {type(feature_set).__name__}, wanted a FeatureSet: FeatureSet.from_yaml(text) "
                 "or FeatureSet.from_yaml(Path(file))"
             )
         self._engine = WindowEngine(feature_set, folder=None if folder is None else Path(folder))

@@ -208,8 +208,8 @@ def refuse_single_value(values: object) -> None:
     """Raise TypeError where one record, or an iterator, was given in place of a sequence of records."""
     if isinstance(values, bytes | bytearray | memoryview | str | Mapping) or not hasattr(values, "__len__"):
         raise TypeError(
-            f"the records are of type {type(values).__name__}, wanted a sequence such as a list, with the JSON bytes of "
-            "one record in each place"
+            f"the records are of type {type(values).__name__}, wanted a sequence such as a list, with the JSON bytes "
+            "of one record in each place"
         )
 
 
