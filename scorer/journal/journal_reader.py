@@ -118,7 +118,7 @@ class JournalReader:
     def _on_error(self, error: KafkaError, offset: int) -> None:
         if error.code() == KafkaError._PARTITION_EOF:
             self.position = max(self.position, offset)  # the offset that would come next
-        elif error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
+        elif error.code() in kafka.OFFSETS_GONE:
             raise MissingRange(
                 f"{self._partition.topic}/{self._partition.partition}: offset {self.position} is gone, and the journal "
                 f"is needed from there on. {WAY_OUT}"

@@ -20,7 +20,17 @@ from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 
 from schemas.journal_record import ControlRange, InputRange, Sources
 from scorer.errors import FraudScorerError
-from scorer.kafka import DENIED, TRANSIENT, Denied, KafkaFailure, Reader, SourceChanged, describe, present
+from scorer.kafka import (
+    DENIED,
+    OFFSETS_GONE,
+    TRANSIENT_FOR_READERS,
+    Denied,
+    KafkaFailure,
+    Reader,
+    SourceChanged,
+    describe,
+    present,
+)
 from scorer.pipeline.records import Batch, ControlRecord, Records
 
 CONSUME_MAX = 4096
@@ -29,8 +39,6 @@ CONTROL_BUFFER_MAX = 20_000
 # Large records are rare; without this bound a topic full of them would fill the memory, 32,768 records at a time.
 BUFFER_BYTES_MAX = 64 * 1024 * 1024
 NO_DEADLINE = math.inf
-# A leader that has just been elected may not know the partition yet.
-_READ_AGAIN = TRANSIENT | {KafkaError.UNKNOWN_TOPIC_OR_PART}
 
 
 class MissingRange(FraudScorerError):
@@ -241,7 +249,7 @@ class ShardInputs:
                 f"({error.str()}), by an election of a leader that lacked records. `fraud-scorer recover` shows what "
                 "is missing"
             )
-        elif code in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
+        elif code in OFFSETS_GONE:
             # librdkafka gives no topic for this error when it concerns several partitions.
             raise MissingRange(
                 f"a position of {message.topic() or self._payments_topic} is outside the log ({error.str()}): "
@@ -250,7 +258,7 @@ class ShardInputs:
         elif code in DENIED:
             topic = message.topic() or self._payments_topic
             raise Denied(f"Kafka's authoriser refused: missing Read on topic {topic}")
-        elif error.fatal() or not (error.retriable() or code in _READ_AGAIN):
+        elif error.fatal() or not (error.retriable() or code in TRANSIENT_FOR_READERS):
             raise KafkaFailure(f"reading failed: {error.name()}: {error.str()}")
 
     def _balance(self) -> None:
@@ -341,11 +349,6 @@ class ShardInputs:
         buffer = self.buffers[partition]
         _, high = self._consumer.get_watermark_offsets(buffer.partition, cached=True)
         return len(buffer.records) + max(0, high - buffer.reached)
-
-    def oldest_ms(self, partition: int) -> int | None:
-        """Broker timestamp of the oldest record of a payments partition that waits here; None when none does."""
-        records = self.buffers[partition].records
-        return records[0].timestamp_ms if records else None
 
     def close(self) -> None:
         """Leave the consumer."""

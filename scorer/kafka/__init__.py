@@ -15,8 +15,10 @@ from scorer.kafka.clients import (
 )
 from scorer.kafka.failures import (
     DENIED,
+    OFFSETS_GONE,
     OLDER_GENERATION,
     TRANSIENT,
+    TRANSIENT_FOR_READERS,
     TRANSIENT_RETRY_S,
     Away,
     Denied,
@@ -43,8 +45,10 @@ __all__ = [
     "DENIED",
     "METADATA_TIMEOUT_S",
     "NO_ID",
+    "OFFSETS_GONE",
     "OLDER_GENERATION",
     "TRANSIENT",
+    "TRANSIENT_FOR_READERS",
     "TRANSIENT_RETRY_S",
     "Away",
     "Broker",

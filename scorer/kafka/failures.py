@@ -73,8 +73,8 @@ TRANSIENT = {
     KafkaError.BROKER_NOT_AVAILABLE,
 }
 # A broker that has just started does not know its topics for a moment.
-_PASSES_FOR_READERS = TRANSIENT | {KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._MSG_TIMED_OUT}
-_OUT_OF_RANGE = {KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE}
+TRANSIENT_FOR_READERS = TRANSIENT | {KafkaError.UNKNOWN_TOPIC_OR_PART}
+OFFSETS_GONE = {KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE}
 TRANSIENT_RETRY_S = 0.2
 DENIED = {
     KafkaError.TOPIC_AUTHORIZATION_FAILED,
@@ -132,9 +132,9 @@ def read_failure(error: KafkaError, place: str) -> KafkaFailure:
         return Denied(f"Kafka's authoriser refused ({error.name()}): missing Describe on the consumer's group")
     if code in DENIED:
         return Denied(f"Kafka's authoriser refused ({error.name()}): missing Read on topic {place.partition('/')[0]}")
-    if code in _OUT_OF_RANGE:
+    if code in OFFSETS_GONE:
         return OutOfRange(f"a position of {place} is outside the log ({error.str()})")
-    if code in _PASSES_FOR_READERS or error.retriable():
+    if code in TRANSIENT_FOR_READERS or error.retriable():
         return Away(f"reading {place}: {error.name()}")
     return KafkaFailure(f"reading {place} failed ({error.name()}: {error.str()})")
 
