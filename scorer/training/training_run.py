@@ -87,6 +87,14 @@ def train(
     Raises TrainError (data or settings that cannot be trained with), LeakageError, GateError, BundleError,
     FeatureSetError or PolicyError.
     """
+    for argument, value, kind in (
+        ("rows", rows, TrainingRows),
+        ("feature_set_yaml", feature_set_yaml, str),
+        ("policy_yaml", policy_yaml, str),
+        ("settings", settings, TrainingSettings),
+    ):
+        if not isinstance(value, kind):
+            raise TrainError(f"{argument} is of type {type(value).__name__}, wanted {kind.__name__}")
     xgboost = import_xgboost()
     feature_set = FeatureSet.from_yaml(feature_set_yaml)
     names = feature_set.names
