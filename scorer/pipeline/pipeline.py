@@ -1,4 +1,4 @@
-"""The pure heart: a micro-batch of bytes in, outcomes out, the shard's state moved on.
+"""The pure core: a micro-batch of bytes in, outcomes out, the shard's state moved on.
 
     decode → order → duplicates → features → model → policy → outcomes
 

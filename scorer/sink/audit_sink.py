@@ -125,7 +125,7 @@ class AuditSink:
                 try:
                     self._run_session(stop)
                 except _PartitionsChanged:
-                    self._log.info("audit_partitions_changed")
+                    self._log.info("sink.partitions_changed")
                 except StoreUnavailable as exc:
                     self._unavailable("postgres", exc, stop)
                 except KafkaUnavailable as exc:
@@ -134,7 +134,7 @@ class AuditSink:
                     self._ready = False
         except SinkError as exc:
             self._metrics.errors.labels("fatal").inc()
-            self._log.error("sink_stopped", error=type(exc).__name__, reason=str(exc))
+            self._log.error("sink.stopped", error=type(exc).__name__, reason=str(exc))
             raise
         finally:
             self._metrics.postgres_up.set(0)
@@ -144,7 +144,7 @@ class AuditSink:
         self._ready = False
         self._metrics.errors.labels(kind).inc()
         (self._metrics.postgres_up if kind == "postgres" else self._metrics.kafka_up).set(0)
-        self._log.warning("sink_waits", on=kind, reason=str(exc), pause_s=self._pause_s)
+        self._log.warning("sink.waiting", on=kind, reason=str(exc), pause_s=self._pause_s)
         stop.wait(self._pause_s)
         self._pause_s = min(2 * self._pause_s, _PAUSE_MAX_S)
 
@@ -167,7 +167,7 @@ class AuditSink:
             )
             self._ends = {p: position.next_offset for p, position in committed.items()}
             self._ready = True
-            self._log.info("sink_reads", positions={p: position.next_offset for p, position in committed.items()})
+            self._log.info("sink.reading", positions={p: position.next_offset for p, position in committed.items()})
             self._work(reader, store, session, stop)
 
     def _work(self, reader: TopicReader, store: Store, session: _Session, stop: threading.Event) -> None:
@@ -225,7 +225,7 @@ class AuditSink:
             with self._metrics.commit_seconds.time():
                 store.write(session.ready)
         except RowsRefused as exc:
-            self._log.warning("sink_writes_one_by_one", reason=str(exc))
+            self._log.warning("sink.batches_written_singly", reason=str(exc))
             store.forget()
             session.ready = [self._write_alone(store, item) for item in session.ready]
         for item in session.ready:
@@ -276,7 +276,7 @@ class AuditSink:
         logged = False
         while held := store.lock(partitions):
             if not logged:
-                self._log.warning("sink_waits", on="another sink", partitions=held)
+                self._log.warning("sink.waiting", on="another sink", partitions=held)
                 logged = True
             self._metrics.errors.labels("waiting").inc()
             if stop.wait(_LOCK_RETRY_S):

@@ -78,7 +78,7 @@ class RecordSink:
     def _unavailable(self, kind: str, exc: Exception, stop: threading.Event) -> None:
         self._ends = {}
         self._metrics.errors.labels(kind).inc()
-        self._log.warning("sink_waits", on=kind, reason=str(exc), pause_s=self._pause_s)
+        self._log.warning("sink.waiting", on=kind, reason=str(exc), pause_s=self._pause_s)
         stop.wait(self._pause_s)
         self._pause_s = min(2 * self._pause_s, _PAUSE_MAX_S)
 

@@ -1,4 +1,4 @@
-"""Which records make the next micro-batch, and how long to wait for company.
+"""Which records make the next micro-batch, and how long it waits for more (linger).
 
 Waiting: none when payments are rare; up to half a commit when they come faster than commits do, because a broker that
 commits three payments at a time saturates. Choosing: everything buffered, as long as that is one batch and every
@@ -58,7 +58,7 @@ class Batcher:
 
     @property
     def linger_s(self) -> float:
-        """How long a batch waits for company now."""
+        """Linger: how long a batch now waits for more payments."""
         if self._rate * self._commit_s < 1.0:
             return 0.0
         return min(self._gather_s_max, self._commit_s / 2.0)

@@ -1,4 +1,4 @@
-"""A warm standby: a thread that follows the journal of a shard that somebody else owns, to take over at once."""
+"""A warm standby: a thread that follows the journal of a shard that another worker owns, to take over at once."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Standby:
             except (kafka.KafkaFailure, MissingRange, NoProgress) as exc:
                 self._drop()
                 worker_metrics.REBUILDS.labels(str(self._shard), "standby").inc()
-                log.warning("standby.again", shard=self._shard, reason=str(exc), wait_s=RETRY_S)
+                log.warning("standby.restarted", shard=self._shard, reason=str(exc), wait_s=RETRY_S)
                 self._stop.wait(RETRY_S)
             except BaseException as exc:  # noqa: BLE001 - handed to the main thread, which ends the process with it
                 self._drop()

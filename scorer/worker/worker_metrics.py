@@ -27,7 +27,7 @@ COMPUTE = Histogram("fraud_scorer_compute_seconds", "Decode to outcomes, a micro
 COMMIT = Histogram(
     "fraud_scorer_commit_seconds", "Begin to commit of the transaction, a micro-batch.", ["shard"], buckets=_FAST_S
 )
-LINGER = Gauge("fraud_scorer_gather_seconds", "How long a batch waits for company now.", ["shard"])
+LINGER = Gauge("fraud_scorer_gather_seconds", "Linger: seconds that a batch now waits for more payments.", ["shard"])
 LAG = Gauge("fraud_scorer_lag_payments", "Payments on the topic that are not in a batch yet.", ["shard"])
 BUFFERED = Gauge("fraud_scorer_buffered_payments", "Payments read and not in a batch yet.", ["shard"])
 STREAM_TIME = Gauge("fraud_scorer_stream_time_seconds", "Largest accepted event time, epoch seconds.", ["shard"])
