@@ -19,6 +19,7 @@ import numpy.typing as npt
 from features import engine_kernel as kernel
 from features import engine_state as st
 from features import kernel_tables as kt
+from features.currency_conversion import CurrencyConversion
 from features.engine_image import Image, check
 from features.engine_memory import EngineMemory
 from features.feature_set import FeatureSet, FeatureSetError
@@ -61,7 +62,8 @@ class WindowEngine:
     ) -> None:
         self.feature_set = feature_set
         self.plan = lower(feature_set, segment_shift=segment_shift or (MEMORY_SHIFT if folder is None else FILE_SHIFT))
-        self._preparer = PaymentPreparer(feature_set, self.plan)
+        self._conversion = CurrencyConversion(feature_set)
+        self._preparer = PaymentPreparer(self.plan)
         self._tables = self.plan.tables
         self._memory = EngineMemory(self._tables, Segments(self._tables, folder))
         self._closed = False
@@ -141,7 +143,7 @@ class WindowEngine:
     def convert(self, batch: PaymentBatch) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
         """Amounts in the set's currency (int64 [n], minor units) and which payments have an exchange rate (bool
         [n])."""
-        return self._preparer.convert(batch)
+        return self._conversion.convert(batch)
 
     def add_label(self, payment_id: str, *, fraud: bool, known_at_ms: int) -> None:
         """A label of a payment; visible to payments from stream time `known_at_ms` on."""
