@@ -22,9 +22,10 @@ from scorer.runtime.settings import Settings
 from scorer.runtime.threads import Event
 from scorer.worker import worker_metrics
 from scorer.worker.group_membership import Membership
+from scorer.worker.missing_rights import DENIED_RETRY_S
 from scorer.worker.ports import Ports
 from scorer.worker.shard import Shard
-from scorer.worker.shard_thread import DENIED_RETRY_S, ShardThread
+from scorer.worker.shard_thread import ShardThread
 from scorer.worker.standby import Standby
 from scorer.worker.topic_watch import SILENT_S, TopicWatch
 
