@@ -1,7 +1,8 @@
 """The audit record of a micro-batch: its columns, its form on the audit topic (Arrow IPC), and its digest.
 
-On the topic a micro-batch is one or more chunks under 512 KiB, each an Arrow IPC stream (schema, one record batch, end)
-that can be decoded alone: `pyarrow.ipc.open_stream(value)` reads it without this module. The schema's metadata:
+On the topic a micro-batch is one or more chunks under 512 KiB (smaller ones where the topic takes less), each an Arrow
+IPC stream (schema, one record batch, end) that can be decoded alone: `pyarrow.ipc.open_stream(value)` reads it without
+this module. The schema's metadata:
 
     header          compact JSON of `AuditHeader`, without the two below
     feature_names   JSON list, the column order of `features`
@@ -12,6 +13,7 @@ A batch without decisions (dead letters only) is one chunk without rows, so that
 The digest is documented in `schemas.audit_digest`.
 
     AuditError      columns that cannot be audited, or bytes that are not an audit chunk
+    └── ChunkTooSmall   a row that fits no chunk of the size that was asked for
 
 Pure: numpy, pyarrow, hashlib (there) and pydantic only.
 """
@@ -56,6 +58,14 @@ _HEADER_SLACK_BYTES = 64  # digits of chunk, chunks, first_row, which are not kn
 
 class AuditError(ValueError):
     """Columns that cannot be audited, or bytes that are not an audit chunk. Names the column, never a value."""
+
+
+class ChunkTooSmall(AuditError):
+    """One row, with what each chunk says about its batch, is larger than a chunk. `needed`: bytes that would do."""
+
+    def __init__(self, row_bytes: int, room_bytes: int, needed: int) -> None:
+        super().__init__(f"one row takes {row_bytes} bytes; a chunk has room for {room_bytes}")
+        self.needed = needed
 
 
 _FIXED = {
@@ -281,12 +291,13 @@ def canonical_context(context: AuditContext) -> bytes:
     )
 
 
-def encode(columns: AuditColumns, header: AuditHeader) -> list[bytes]:
-    """The batch as one or more chunks, each under 512 KiB, in order.
+def encode(columns: AuditColumns, header: AuditHeader, *, chunk_bytes_max: int = CHUNK_BYTES_MAX) -> list[bytes]:
+    """The batch as one or more chunks, each under `chunk_bytes_max`, in order. The digest does not depend on the split.
 
     `rows`, `first_row`, `chunk` and `chunks` of `header` are set here. Raises AuditError for columns that cannot be
-    audited, and when one row alone fills a chunk.
+    audited, ChunkTooSmall when one row alone fills a chunk.
     """
+    chunk_bytes_max = min(CHUNK_BYTES_MAX, chunk_bytes_max)
     _check_widths(columns, header)
     _ = columns.parts  # checked before anything is written
     batch = columns.record_batch
@@ -299,15 +310,16 @@ def encode(columns: AuditColumns, header: AuditHeader) -> list[bytes]:
         return bytes(described.serialize())
 
     # The schema message without the digits of chunk, chunks and first_row, which the split decides.
-    room = CHUNK_BYTES_MAX - 1 - len(schema_message(0, 0, 1)) - _HEADER_SLACK_BYTES - len(_END_OF_STREAM)
-    slices = _split(batch, room)
+    around = 1 + len(schema_message(0, 0, 1)) + _HEADER_SLACK_BYTES + len(_END_OF_STREAM)
+    room = chunk_bytes_max - around
+    slices = _split(batch, room, around)
     if len(slices) > CHUNKS_MAX:
         raise AuditError(f"the batch needs {len(slices)} chunks, the most is {CHUNKS_MAX}: make batches smaller")
     chunks = []
     first_row = 0
     for number, part in enumerate(slices):
         message = b"".join((schema_message(first_row, number, len(slices)), part.serialize(), _END_OF_STREAM))
-        if len(message) >= CHUNK_BYTES_MAX:
+        if len(message) >= chunk_bytes_max:
             raise AuditError(f"a chunk came to {len(message)} bytes where {room} were planned for its rows")
         chunks.append(message)
         first_row += part.num_rows
@@ -471,18 +483,18 @@ def _check_widths(columns: AuditColumns, context: AuditContext) -> None:
             raise AuditError(f"{name} has the shape {matrix.shape} for {len(names)} names")
 
 
-def _split(batch: pa.RecordBatch, room_bytes: int) -> list[pa.RecordBatch]:
+def _split(batch: pa.RecordBatch, room_bytes: int, around_bytes: int) -> list[pa.RecordBatch]:
     """`batch` in slices whose IPC message is at most `room_bytes`: equal ones, cut again where rows are uneven."""
     size = pa.ipc.get_record_batch_size(batch)
     if size <= room_bytes:
         return [batch]
-    if batch.num_rows == 1:
-        raise AuditError(f"one row takes {size} bytes; a chunk has room for {room_bytes}")
-    count = size // room_bytes + 1  # equal slices, at least two
+    if batch.num_rows <= 1:
+        raise ChunkTooSmall(size, room_bytes, size + around_bytes)
+    count = size // max(1, room_bytes) + 1  # equal slices, at least two
     rows = -(-batch.num_rows // count)
     slices = []
     for start in range(0, batch.num_rows, rows):
-        slices += _split(batch.slice(start, rows), room_bytes)
+        slices += _split(batch.slice(start, rows), room_bytes, around_bytes)
     return slices
 
 

@@ -40,7 +40,13 @@ def is_card_number(text: str) -> bool:
 
 def holds_card_number(text: str) -> bool:
     """Whether `text` is a card number, or one hides in it. The rule for every input."""
+    if len(text) < DIGITS_MIN or (text.isascii() and _ascii_digits(text) < DIGITS_MIN):
+        return False  # by far the most texts: too few digits for either rule
     return is_card_number(text) or next(hidden_spans(text), None) is not None
+
+
+def _ascii_digits(text: str) -> int:
+    return len(text) - len(text.encode("ascii").translate(None, b"0123456789"))
 
 
 def number_is_card_number(value: float) -> bool:

@@ -18,7 +18,7 @@ from schemas.contract_error import ContractError, DeadLetterReason
 VALUE_BYTES_MAX: Final = (
     262_144  # 256 KiB: a quarter of what a broker takes by default, and enough to see what was wrong
 )
-KEY_BYTES_MAX: Final = 4_096
+KEY_BYTES_MAX: Final = 4_096  # part of the contract: a longer key is refused, for a decision has its payment's key
 REDRIVEN: Final = "fraud_scorer.redriven"  # header of a note on the same topic: that a letter was sent again
 
 # Fixed on the topic: it stays as it is wherever the class moves.
@@ -106,29 +106,48 @@ def dead_letter_record(
     error: ContractError,
     *,
     timestamp_ms: int | None = None,
+    value_bytes_max: int = VALUE_BYTES_MAX,
 ) -> tuple[bytes | None, bytes | None, Headers]:
     """Key, value and headers of the dead letter for the record (topic, partition, offset), refused with `error`.
 
+    `value_bytes_max`: where the topic takes less than usual.
     A null value stays null: the dead-letter topic is kept by time, not compacted, so a null deletes nothing there.
     """
     # Mask first, cut after: a number that lies across the cut must not survive in part.
     mask = mask_digits if error.reason is DeadLetterReason.CARD_NUMBER else mask_card_numbers
     key_masked = None if key is None else mask(key)
     value_masked = None if value is None else mask(value)
-    described = DeadLetter(
-        topic=topic,
-        partition=partition,
-        offset=offset,
-        reason=error.reason,
-        field=error.field,
-        message=error.message,
-        timestamp_ms=timestamp_ms,
-        value_bytes=-1 if value is None else len(value),
-        masked=key_masked != key or value_masked != value,
-        truncated=len(key or b"") > KEY_BYTES_MAX or len(value or b"") > VALUE_BYTES_MAX,
-    )
+    # As DeadLetter(...).to_headers() writes them, without the checks of a model: a burst of refused records must cost
+    # little, and every field here is the worker's own. A test compares the two.
+    headers = [
+        ("__connect.errors.topic", topic.encode()),
+        ("__connect.errors.partition", b"%d" % partition),
+        ("__connect.errors.offset", b"%d" % offset),
+        _KEY_STAGE if error.field == "key" else _VALUE_STAGE,
+        _EXCEPTION,
+        ("__connect.errors.exception.message", error.message.encode()),
+        ("fraud_scorer.reason", error.reason.encode()),
+    ]
+    if error.field is not None:
+        headers.append(("fraud_scorer.field", error.field.encode()))
+    if timestamp_ms is not None:
+        headers.append(("fraud_scorer.timestamp_ms", b"%d" % timestamp_ms))
+    headers += [
+        ("fraud_scorer.value_bytes", b"-1" if value is None else b"%d" % len(value)),
+        ("fraud_scorer.masked", _truth(key_masked != key or value_masked != value)),
+        ("fraud_scorer.truncated", _truth(len(key or b"") > KEY_BYTES_MAX or len(value or b"") > value_bytes_max)),
+    ]
     return (
         None if key_masked is None else key_masked[:KEY_BYTES_MAX],
-        None if value_masked is None else value_masked[:VALUE_BYTES_MAX],
-        described.to_headers(),
+        None if value_masked is None else value_masked[:value_bytes_max],
+        headers,
     )
+
+
+_KEY_STAGE: Final = ("__connect.errors.stage", b"KEY_CONVERTER")
+_VALUE_STAGE: Final = ("__connect.errors.stage", b"VALUE_CONVERTER")
+_EXCEPTION: Final = ("__connect.errors.exception.class.name", b"schemas.errors.ContractError")
+
+
+def _truth(value: bool) -> bytes:
+    return b"true" if value else b"false"

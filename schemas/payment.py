@@ -15,6 +15,7 @@ from pydantic import Field
 
 from schemas.card_numbers import key_is_card_number
 from schemas.contract_error import ContractError, DeadLetterReason
+from schemas.dead_letter import KEY_BYTES_MAX
 from schemas.event_time import event_time_ms
 from schemas.field_types import (
     AmountMinor,
@@ -106,12 +107,16 @@ class Payment(Contract):
         Raises ContractError: first for the key, then by schemas.json_document, then by schemas.field_types.
         """
         if key is not None:
-            refuse_card_key(key)
+            check_key(key)
         return check_contract(cls, parse_object(raw, value_bytes_max))
 
 
-def refuse_card_key(key: bytes) -> None:
-    """Raises ContractError when a record's key is a card number."""
+def check_key(key: bytes) -> None:
+    """Raises ContractError for a record's key that is too long, or a card number."""
+    if len(key) > KEY_BYTES_MAX:
+        raise ContractError(
+            DeadLetterReason.KEY_TOO_LARGE, "key", f"a key of {len(key)} bytes; at most {KEY_BYTES_MAX} are taken"
+        )
     if key_is_card_number(key):
         raise ContractError(
             DeadLetterReason.CARD_NUMBER, "key", "the record's key is a card number; key payments by a token or an id"

@@ -21,7 +21,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from schemas.card_numbers import key_candidates
-from schemas.contract_error import ContractError
+from schemas.contract_error import ContractError, without_frames
+from schemas.dead_letter import KEY_BYTES_MAX
 from schemas.field_kinds import DEGREES_MAX, TEXT_KINDS, Kind
 from schemas.field_table import FIELD_NAMES, FIELDS, POSITION_FIELDS, TABLES, TEXT_FIELDS
 from schemas.json_document import VALUE_BYTES_MAX
@@ -190,7 +191,7 @@ def decode_payments(
         try:
             payment = Payment.from_json(value, None if keys is None else keys[i], value_bytes_max=value_bytes_max)
         except ContractError as error:
-            rejects.append(Reject(i, error))
+            rejects.append(Reject(i, without_frames(error)))
             continue
         index.append(i)
         rows.append(PaymentRow(*_as_fields(payment)))
@@ -224,17 +225,31 @@ def event_times(values: Sequence[bytes | None], *, missing: int) -> npt.NDArray[
     times = np.empty(len(values), dtype=np.int64)
     screen(data, offsets, VALUE_BYTES_MAX, TABLES, verdict, times, np.empty(len(values), dtype=np.int64))
     for i in np.flatnonzero(verdict == UNCERTAIN).tolist():
+        value = values[i]
+        if value is None or not _may_be_payment(value):
+            times[i] = missing
+            continue
         try:
-            times[i] = Payment.from_json(values[i]).event_time_ms
+            times[i] = Payment.from_json(value).event_time_ms
         except ContractError:
             times[i] = missing
     return times
+
+
+def _may_be_payment(value: bytes) -> bool:
+    """False for what the reference certainly refuses: whatever it accepts has the fields of a PaymentRow."""
+    try:
+        _decode(value)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return False
+    return True
 
 
 def _suspicious(keys: Sequence[bytes | None]) -> npt.NDArray[np.bool_]:
     data, offsets = _joined(keys)
     found = np.empty(len(keys), dtype=np.bool_)
     key_candidates(data, offsets, found)
+    found |= np.diff(offsets) > KEY_BYTES_MAX
     return found
 
 

@@ -21,6 +21,7 @@ KINDS = {
     "chain_broken": "the batch does not follow the one before it",
     "tombstone_forged": "a tombstone is not valid: not signed by the key, or it does not fit the chain",
     "erasure_forged": "the record of an erasure is not valid: not signed by the key, or it does not fit the batch",
+    "change_forged": "what an operator accepted with `recover` is not signed by the key, or says something else",
     "anchor_forged": "a line of the anchors is not valid: not signed by the key, or not in its place",
     "anchor_deleted": "a row of table anchors is gone, and the file of the anchors has its line",
     "amendment_forged": "a record of retention or erasure is not valid: not signed by the key, or unreadable",
@@ -78,7 +79,8 @@ class Finding:
 
 # Of two findings on one batch the first of these explains more.
 _WEIGHT = {kind: number for number, kind in enumerate((
-    "tombstone_forged", "erasure_forged", "rows_deleted", "rows_inserted", "rows_reordered", "row_edited",
+    "tombstone_forged", "erasure_forged", "change_forged", "rows_deleted", "rows_inserted", "rows_reordered",
+    "row_edited",
     "batch_edited", "forged", "set_aside", "day_dropped", "trail_missing", "tail_cut", "batch_missing",
     "batch_inserted", "chain_broken", "anchor_forged", "anchor_deleted", "amendment_forged", "schema_changed",
     "rights_widened", "position_edited", "bundle_edited", "record_deleted", "record_edited", "record_inserted",

@@ -71,6 +71,9 @@ def main() -> None:
     except FraudScorerError as error:
         print(f"fraud-scorer: {plain(str(error))}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except MemoryError:
+        print("fraud-scorer: out of memory: raise the limit of this process, or give it less to do", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         print("fraud-scorer: interrupted", file=sys.stderr)
         sys.exit(130)

@@ -23,7 +23,7 @@ from schemas.contract_error import ContractError
 from schemas.event_time import event_time_ms
 from scorer.errors import UsageError
 from scorer.files.mapping import Mapping
-from scorer.runtime import logs
+from scorer.runtime import logs, stop_signals
 from scorer.runtime.settings import Settings, load
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")]
@@ -85,7 +85,8 @@ def show(result: dict[str, Any], *, as_json: bool, title: str) -> None:
 
 @contextmanager
 def stop_on_signals() -> Iterator[threading.Event]:
-    """An event that SIGTERM and SIGINT set; the second one ends the process at once."""
+    """An event that SIGTERM, SIGINT and SIGHUP set; the second one ends the process by SystemExit, so that what it has
+    started is ended too. For `run` and `sink` see scorer.runtime.stop_signals."""
     stop = threading.Event()
 
     def handle(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - the signature of a handler
@@ -93,7 +94,7 @@ def stop_on_signals() -> Iterator[threading.Event]:
             raise SystemExit(128 + number)
         stop.set()
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, handle) for number in stop_signals.wanted()}
     try:
         yield stop
     finally:

@@ -1,18 +1,25 @@
-"""`run` and `sink`: the long-running processes. SIGTERM drains."""
+"""`run` and `sink`: the long-running processes. SIGTERM, SIGINT and SIGHUP drain; a second one ends at once.
+
+Exit 0: stopped, and drained where anything was begun; 128 + signal: by a second signal; else what the error says.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import structlog
 import typer
 
-from scorer.bundle.bundle_location import load_bundle
 from scorer.cli.command_support import settings as load_settings
-from scorer.cli.command_support import stop_on_signals
-from scorer.kafka import rights
+from scorer.runtime import process_limits
 from scorer.runtime.health import HealthServer
+from scorer.runtime.settings import Settings
+from scorer.runtime.stop_signals import drain_on_signals, leave, unless_stopped
+
+if TYPE_CHECKING:
+    from scorer.sink import SinkProcess
+    from scorer.worker.worker import Worker
 
 BundleOption = Annotated[
     Path,
@@ -25,24 +32,32 @@ def run(bundle: BundleOption) -> None:
 
     Example: fraud-scorer run --bundle bundles/cards
     """
-    from scorer.worker.worker import Worker  # noqa: PLC0415 - compiles kernels; other commands need not wait for it
-
-    settings = load_settings()
-    log = structlog.get_logger()
-    rights.check(settings, rights.Role.WORKER)
-    worker = Worker(settings, load_bundle(bundle, trusted_keys=settings.bundle.trusted_keys))
-    with (
-        stop_on_signals() as stop,
-        HealthServer(
+    with drain_on_signals() as stop:
+        process_limits.check(process_limits.WORKER_MEMORY_MIB)
+        settings = load_settings()
+        structlog.get_logger().info("worker.starting", bundle=str(bundle))
+        worker = unless_stopped(stop, lambda: _worker(settings, bundle))
+        with HealthServer(
             settings.http.host,
             settings.http.worker_port,
             live=worker.live,
             ready=worker.ready,
             on_failure=stop.set,
-        ) as health,
-    ):
-        log.info("worker.start", metrics=f"{health.address}/metrics", bundle=str(bundle))
-        worker.run(stop)
+        ) as health:
+            structlog.get_logger().info("worker.start", metrics=f"{health.address}/metrics", bundle=str(bundle))
+            worker.run(stop)
+        if worker.compiling:
+            leave(0)
+
+
+def _worker(settings: Settings, bundle: Path) -> Worker:
+    # Imports that take seconds; other commands need not wait for them.
+    from scorer.bundle.bundle_location import load_bundle  # noqa: PLC0415
+    from scorer.kafka import rights  # noqa: PLC0415
+    from scorer.worker.worker import Worker  # noqa: PLC0415
+
+    rights.check(settings, rights.Role.WORKER)
+    return Worker(settings, load_bundle(bundle, trusted_keys=settings.bundle.trusted_keys))
 
 
 def sink() -> None:
@@ -50,31 +65,26 @@ def sink() -> None:
 
     Example: fraud-scorer sink
     """
-    from prometheus_client import REGISTRY  # noqa: PLC0415
-
-    from scorer.sink import AuditSink, RecordSink, RecordTopic, SinkMetrics, SinkThreads  # noqa: PLC0415
-
-    settings = load_settings()
-    log = structlog.get_logger()
-    rights.check(settings, rights.Role.SINK)
-    metrics = SinkMetrics(REGISTRY)
-    writer = AuditSink(settings, metrics=metrics)
-    threads = SinkThreads(
-        {
-            "audit": writer.run,
-            "control": RecordSink(settings, RecordTopic.CONTROL, metrics).run,
-            "dead-letters": RecordSink(settings, RecordTopic.DEAD_LETTERS, metrics).run,
-        }
-    )
-    with (
-        stop_on_signals() as stop,
-        HealthServer(
+    with drain_on_signals() as stop:
+        process_limits.check(process_limits.SINK_MEMORY_MIB)
+        settings = load_settings()
+        writer = unless_stopped(stop, lambda: _sink(settings))
+        with HealthServer(
             settings.http.host,
             settings.http.sink_port,
             live=lambda: (True, "alive"),
-            ready=lambda: (True, "writing") if writer.ready() else (False, "waiting for Kafka or Postgres"),
+            ready=writer.ready,
             on_failure=stop.set,
-        ) as health,
-    ):
-        log.info("sink.start", metrics=f"{health.address}/metrics")
-        threads.run(stop)
+        ) as health:
+            structlog.get_logger().info("sink.start", metrics=f"{health.address}/metrics")
+            writer.run(stop)
+
+
+def _sink(settings: Settings) -> SinkProcess:
+    from prometheus_client import REGISTRY  # noqa: PLC0415
+
+    from scorer.kafka import rights  # noqa: PLC0415
+    from scorer.sink import SinkProcess  # noqa: PLC0415
+
+    rights.check(settings, rights.Role.SINK)
+    return SinkProcess(settings, REGISTRY)

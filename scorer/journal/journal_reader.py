@@ -13,17 +13,13 @@ from confluent_kafka import KafkaError, TopicPartition
 
 from schemas.journal_record import FIRST_PREVIOUS, Change, ControlRange, InputRange, JournalRecord, Sources
 from scorer import kafka
-from scorer.errors import FraudScorerError, PromiseBroken
+from scorer.errors import PromiseBroken
 from scorer.journal.partition_buffers import MissingRange, ShardInputs, records_of
 from scorer.pipeline.records import Batch
 from scorer.runtime.settings import KafkaSettings, Settings
 from scorer.runtime.threads import SYSTEM, Threads
 
 WAY_OUT = "Restore it, or let `fraud-scorer recover` show what is missing and what can be accepted"
-
-
-class NoProgress(FraudScorerError):
-    """Reading stopped moving: a hanging transaction, a truncated log or a broker that does not answer."""
 
 
 class JournalReader:
@@ -94,7 +90,7 @@ class JournalReader:
             if self.position > before:
                 deadline = self._threads.monotonic() + no_progress_s
             elif self._threads.monotonic() > deadline:
-                raise NoProgress(
+                raise kafka.NoProgress(
                     f"{self._partition.topic}/{self._partition.partition}: no progress towards offset {end} for "
                     f"{no_progress_s:.0f} s; an open transaction may hold it up, or the log was truncated"
                 )
@@ -118,15 +114,15 @@ class JournalReader:
     def _on_error(self, error: KafkaError, offset: int) -> None:
         if error.code() == KafkaError._PARTITION_EOF:
             self.position = max(self.position, offset)  # the offset that would come next
-        elif error.code() in kafka.OFFSETS_GONE:
+            return
+        place = f"{self._partition.topic}/{self._partition.partition}"
+        failed = kafka.read_failure(error, place)
+        if isinstance(failed, kafka.OutOfRange):
             raise MissingRange(
-                f"{self._partition.topic}/{self._partition.partition}: offset {self.position} is gone, and the journal "
-                f"is needed from there on. {WAY_OUT}"
+                f"{place}: offset {self.position} is gone, and the journal is needed from there on. {WAY_OUT}"
             )
-        elif error.code() in kafka.DENIED:
-            raise kafka.Denied(f"Kafka's authoriser refused: missing Read on topic {self._partition.topic}")
-        elif error.fatal():
-            raise kafka.KafkaFailure(f"reading {self._partition.topic} failed: {error.str()}")
+        if not isinstance(failed, kafka.Away):  # what passes by itself is waited for
+            raise failed
 
     def close(self) -> None:
         """Stop reading."""
@@ -277,7 +273,7 @@ def reread(record: JournalRecord, inputs: ShardInputs, *, no_progress_s: float, 
         if inputs.fill(0.5):
             deadline = threads.monotonic() + no_progress_s
         if threads.monotonic() > deadline:
-            raise NoProgress(
+            raise kafka.NoProgress(
                 f"batch {record.sequence} of shard {record.shard} cannot be read again: no records for "
                 f"{no_progress_s:.0f} s. {WAY_OUT}"
             )

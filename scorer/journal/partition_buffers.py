@@ -20,17 +20,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 
 from schemas.journal_record import ControlRange, InputRange, Sources
 from scorer.errors import FraudScorerError
-from scorer.kafka import (
-    DENIED,
-    OFFSETS_GONE,
-    TRANSIENT_FOR_READERS,
-    Denied,
-    KafkaFailure,
-    Reader,
-    SourceChanged,
-    describe,
-    present,
-)
+from scorer.kafka import Away, KafkaFailure, OutOfRange, Reader, SourceChanged, describe, present, read_failure
 from scorer.pipeline.records import Batch, ControlRecord, Records
 
 CONSUME_MAX = 4096
@@ -243,23 +233,22 @@ class ShardInputs:
             buffer = self.buffers[present(message.partition(), "partition")] if is_payment else self.control
             buffer.at_end = True
             buffer.reached = max(buffer.reached, present(message.offset(), "offset"))
-        elif code == KafkaError._LOG_TRUNCATION:
+            return
+        # The client gives no topic for an error that concerns several partitions.
+        topic = message.topic() or self._payments_topic
+        if code == KafkaError._LOG_TRUNCATION:
             raise SourceChanged(
-                f"{message.topic() or self._payments_topic}: the log was cut below what was decided already "
-                f"({error.str()}), by an election of a leader that lacked records. `fraud-scorer recover` shows what "
-                "is missing"
+                f"{topic}: the log was cut below what was decided already ({error.str()}), by an election of a leader "
+                "that lacked records. `fraud-scorer recover` shows what is missing"
             )
-        elif code in OFFSETS_GONE:
-            # librdkafka gives no topic for this error when it concerns several partitions.
+        failed = read_failure(error, topic)
+        if isinstance(failed, OutOfRange):
             raise MissingRange(
-                f"a position of {message.topic() or self._payments_topic} is outside the log ({error.str()}): "
-                "records may be gone that were not decided yet. `fraud-scorer recover` shows which, and can accept that"
+                f"{failed}: records may be gone that were not decided yet. `fraud-scorer recover` shows which, and can "
+                "accept that"
             )
-        elif code in DENIED:
-            topic = message.topic() or self._payments_topic
-            raise Denied(f"Kafka's authoriser refused: missing Read on topic {topic}")
-        elif error.fatal() or not (error.retriable() or code in TRANSIENT_FOR_READERS):
-            raise KafkaFailure(f"reading failed: {error.name()}: {error.str()}")
+        if not isinstance(failed, Away):  # what passes by itself is waited for
+            raise failed
 
     def _balance(self) -> None:
         """Pause a full buffer, resume a half-empty one."""
@@ -349,6 +338,11 @@ class ShardInputs:
         buffer = self.buffers[partition]
         _, high = self._consumer.get_watermark_offsets(buffer.partition, cached=True)
         return len(buffer.records) + max(0, high - buffer.reached)
+
+    def oldest_ms(self, partition: int) -> int | None:
+        """Broker timestamp of the oldest record of a payments partition that waits here; None when none does."""
+        records = self.buffers[partition].records
+        return records[0].timestamp_ms if records else None
 
     def close(self) -> None:
         """Leave the consumer."""

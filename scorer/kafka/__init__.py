@@ -3,9 +3,13 @@
 It may touch runtime's settings and the client library; what the records mean is not known here.
 """
 
+from scorer.kafka.client_ports import Broker, Clients, Member, Reader, TransactionalProducer
 from scorer.kafka.clients import (
+    BATCH_BYTES_MAX,
     admin,
+    application_of,
     client_config,
+    former_transactional_id,
     member,
     partition_member,
     plain_producer,
@@ -15,40 +19,39 @@ from scorer.kafka.clients import (
 )
 from scorer.kafka.failures import (
     DENIED,
-    OFFSETS_GONE,
     OLDER_GENERATION,
     TRANSIENT,
-    TRANSIENT_FOR_READERS,
     TRANSIENT_RETRY_S,
     Away,
     Denied,
     Fatal,
     Fenced,
     KafkaFailure,
+    Kind,
     NoProgress,
     OutOfRange,
     Rebuild,
+    Unfit,
     describe,
     failure,
+    meaning,
     present,
     read_failure,
     surfaced,
 )
 from scorer.kafka.log_bounds import ends, offsets, partition_count, stable_ends, starts
-from scorer.kafka.ports import Broker, Clients, Member, Reader, TransactionalProducer
 from scorer.kafka.range_reader import read_range, take
 from scorer.kafka.real_clients import RealClients
 from scorer.kafka.topic_identity import METADATA_TIMEOUT_S, NO_ID, SourceChanged, TopicFacts, topic_facts
-from scorer.kafka.topics import Topics
+from scorer.kafka.topics import Topics, workers_group
 
 __all__ = [
+    "BATCH_BYTES_MAX",
     "DENIED",
     "METADATA_TIMEOUT_S",
     "NO_ID",
-    "OFFSETS_GONE",
     "OLDER_GENERATION",
     "TRANSIENT",
-    "TRANSIENT_FOR_READERS",
     "TRANSIENT_RETRY_S",
     "Away",
     "Broker",
@@ -57,6 +60,7 @@ __all__ = [
     "Fatal",
     "Fenced",
     "KafkaFailure",
+    "Kind",
     "Member",
     "NoProgress",
     "OutOfRange",
@@ -67,11 +71,15 @@ __all__ = [
     "TopicFacts",
     "Topics",
     "TransactionalProducer",
+    "Unfit",
     "admin",
+    "application_of",
     "client_config",
     "describe",
     "ends",
     "failure",
+    "former_transactional_id",
+    "meaning",
     "member",
     "offsets",
     "partition_count",
@@ -88,4 +96,5 @@ __all__ = [
     "topic_facts",
     "transactional_id",
     "transactional_producer",
+    "workers_group",
 ]

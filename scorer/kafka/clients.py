@@ -11,12 +11,15 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
 from confluent_kafka.admin import AdminClient
 
 from scorer.errors import UsageError
-from scorer.kafka.failures import describe
+from scorer.kafka.failures import Kind, describe, meaning
+from scorer.kafka.topics import Topics
 from scorer.runtime.settings import KafkaSettings, Settings
 
 log = structlog.get_logger()
 
 QUIET_S = 5.0
+BATCH_BYTES_MAX = 524_288
+_OF = "@"  # client_id@application
 
 _Client = TypeVar("_Client")
 
@@ -30,6 +33,10 @@ def client_config(settings: KafkaSettings) -> dict[str, Any]:
         "error_cb": _on_error,
         "log_level": 2,  # errors come through error_cb, once and structured
         "socket.keepalive.enable": True,
+        # Before the broker does it (after 10 minutes by default, load balancers after 4): an idle connection that the
+        # broker has closed made the next send_offsets_to_transaction wait for one or two of the broker's idle times,
+        # 5 to 10 s where that was 5 s; one that the client has closed is opened anew within milliseconds.
+        "connections.max.idle.ms": 180_000,
         "reconnect.backoff.ms": 50,
         "reconnect.backoff.max.ms": 2_000,
     }
@@ -61,7 +68,7 @@ def _suppressed(code: int, *, always: bool = False) -> int | None:
 
 def _on_error(error: KafkaError) -> None:
     # Transport errors heal by themselves; they must be seen, not acted upon. Fatal ones also come out of the next call.
-    if error.code() in (KafkaError._AUTHENTICATION, KafkaError.SASL_AUTHENTICATION_FAILED):
+    if meaning(error) is Kind.LOGIN:
         if _suppressed(KafkaError._AUTHENTICATION) is not None:
             log.error(
                 "kafka.login_refused", reason=error.str(), repair="renew the credentials; a new secret is read at start"
@@ -112,6 +119,7 @@ def reader(
             "isolation.level": "read_committed" if committed else "read_uncommitted",
             # A position outside the log is an error with a name, never a silent jump over payments.
             "auto.offset.reset": "error",
+            "allow.auto.create.topics": False,
             "enable.partition.eof": True,
             "fetch.wait.max.ms": fetch_wait_ms,
             # 64 MiB a partition by default: too much to promise bounded memory.
@@ -137,6 +145,7 @@ def partition_member(settings: KafkaSettings, group: str) -> Consumer:
             "session.timeout.ms": 6_000,  # a dead member's partitions move after six seconds, Kafka's own floor
             "heartbeat.interval.ms": 500,  # a cooperative hand-over takes two rounds
             "queued.max.messages.kbytes": 1024,
+            "allow.auto.create.topics": False,
             "topic.metadata.refresh.interval.ms": 60_000,  # new partitions are noticed by then
         },
     )
@@ -147,9 +156,11 @@ def member(settings: Settings, group: str) -> Consumer:
     config = {
         **client_config(settings.kafka),
         "group.id": group,
+        "client.id": member_client_id(settings),
         "enable.auto.commit": False,
         "enable.auto.offset.store": False,
         "auto.offset.reset": "earliest",
+        "allow.auto.create.topics": False,
         # Never below the session timeout: the client refuses that.
         "max.poll.interval.ms": max(settings.worker.max_poll_interval_ms, settings.worker.session_timeout_ms),
         "queued.max.messages.kbytes": 1024,
@@ -167,19 +178,42 @@ def member(settings: Settings, group: str) -> Consumer:
     return _made(Consumer, config)
 
 
+def member_client_id(settings: Settings) -> str:
+    """The client.id of a group member: the group then shows which application each of its members is of."""
+    return f"{settings.kafka.client_id}{_OF}{settings.worker.application}"
+
+
+def application_of(client_id: str) -> str:
+    """The application of a member, by its client.id; the whole of it where that names none."""
+    return client_id.rpartition(_OF)[2]
+
+
 def transactional_id(settings: Settings, owner: str) -> str:
-    """The stable id of `owner`'s producer."""
+    """The stable id of `owner`'s producer. It belongs to the journal and not to the application's name: whoever writes
+    the same journal has the same id, so that of two one is fenced."""
+    return f"{Topics.of(settings.kafka).journal}-{owner}"
+
+
+def former_transactional_id(settings: Settings, owner: str) -> str:
+    """What releases before 0.2 used."""
     return f"{settings.kafka.topic_prefix}{settings.worker.application}-{owner}"
 
 
-def transactional_producer(settings: Settings, owner: str) -> Producer:
+def transactional_producer(
+    settings: Settings, owner: str, *, batch_bytes_max: int = BATCH_BYTES_MAX, former: bool = False
+) -> Producer:
     """The one producer of `owner` (a shard, say). Its id is stable, so that a new owner fences the former one and
-    settles what it left open."""
+    settles what it left open.
+
+    `batch_bytes_max`: what the client gathers in one request for a partition, for the broker's limit of a record is in
+    truth one of such a batch. `former`: under the id of releases before 0.2.
+    """
+    identity = former_transactional_id if former else transactional_id
     return _made(
         Producer,
         {
             **client_config(settings.kafka),
-            "transactional.id": transactional_id(settings, owner),
+            "transactional.id": identity(settings, owner),
             "transaction.timeout.ms": settings.worker.transaction_timeout_ms,
             "enable.idempotence": True,
             "acks": "all",
@@ -187,7 +221,7 @@ def transactional_producer(settings: Settings, owner: str) -> Producer:
             "compression.type": "lz4",
             "queue.buffering.max.messages": 200_000,
             "queue.buffering.max.kbytes": 262_144,
-            "batch.size": 524_288,
+            "batch.size": min(BATCH_BYTES_MAX, batch_bytes_max),
             # After EndTxn the next AddPartitionsToTxn often meets CONCURRENT_TRANSACTIONS, and librdkafka then waits
             # for its back-off: 100 ms by default, on every commit.
             "retry.backoff.ms": 1,

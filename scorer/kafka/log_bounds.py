@@ -42,6 +42,8 @@ def offsets(
             if exc.args[0].code() in DENIED:
                 names = ", ".join(sorted({partition.topic for partition in partitions}))
                 raise Denied(f"Kafka's authoriser refused: missing Read or Write on one of the topics {names}") from exc
+            if exc.args[0].code() not in TRANSIENT:
+                topic_facts(client, sorted({p.topic for p in partitions}))  # its error names a topic that is not there
             if exc.args[0].code() not in _ASK_AGAIN:
                 raise KafkaFailure(f"offsets cannot be read: {describe(exc)}") from exc
             if time.monotonic() > until:

@@ -1,4 +1,4 @@
-"""The real `Clients` of scorer.kafka.ports: confluent-kafka's, made from the settings, without anything around them."""
+"""The real `Clients` of scorer.kafka.client_ports: made from the settings, with nothing around them."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 
 from confluent_kafka import TopicPartition
 
-from scorer.kafka import clients, log_bounds, ports, rights, topic_identity
+from scorer.kafka import client_ports, clients, log_bounds, rights, topic_identity, topic_limits
+from scorer.kafka.group_members import group_clients
 from scorer.kafka.topic_identity import TopicFacts
+from scorer.kafka.topics import Topics
 from scorer.runtime.settings import Settings
 
 
@@ -17,16 +19,18 @@ class RealClients:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
 
-    def reader(self, group: str, *, fetch_wait_ms: int = 5, memory_kib: int = 32_768) -> ports.Reader:
+    def reader(self, group: str, *, fetch_wait_ms: int = 5, memory_kib: int = 32_768) -> client_ports.Reader:
         return clients.reader(self._settings.kafka, group=group, fetch_wait_ms=fetch_wait_ms, memory_kib=memory_kib)
 
-    def member(self, group: str) -> ports.Member:
+    def member(self, group: str) -> client_ports.Member:
         return clients.member(self._settings, group)
 
-    def transactional_producer(self, owner: str) -> ports.TransactionalProducer:
-        return clients.transactional_producer(self._settings, owner)
+    def transactional_producer(
+        self, owner: str, *, batch_bytes_max: int = clients.BATCH_BYTES_MAX, former: bool = False
+    ) -> client_ports.TransactionalProducer:
+        return clients.transactional_producer(self._settings, owner, batch_bytes_max=batch_bytes_max, former=former)
 
-    def broker(self) -> ports.Broker:
+    def broker(self) -> client_ports.Broker:
         return _Questions(self._settings)
 
     def lacking_rights(self) -> str:
@@ -38,6 +42,8 @@ class _Questions:
 
     def __init__(self, settings: Settings) -> None:
         self._client = clients.admin(settings.kafka)
+        topics = Topics.of(settings.kafka)
+        self._written = (topics.decisions, topics.audit, topics.journal, topics.dead_letters)
 
     def topic_facts(self, names: Sequence[str]) -> Mapping[str, TopicFacts]:
         return topic_identity.topic_facts(self._client, names)
@@ -47,6 +53,15 @@ class _Questions:
 
     def ends(self, partitions: list[TopicPartition]) -> list[int]:
         return log_bounds.ends(self._client, partitions)
+
+    def record_bytes_max(self, names: Sequence[str]) -> Mapping[str, int]:
+        return topic_limits.record_bytes_max(self._client, names)
+
+    def obstacle(self, needed: Mapping[str, int]) -> str:
+        return topic_limits.obstacle(self._client, self._written, needed)
+
+    def group_clients(self, group: str) -> Sequence[str] | None:
+        return group_clients(self._client, group)
 
     def close(self) -> None:
         del self._client  # an admin client ends with its last reference

@@ -14,12 +14,15 @@ from typing import Any, Final
 from confluent_kafka import KafkaError, KafkaException, TopicCollection
 from confluent_kafka.admin import AclOperation, AdminClient
 
-from scorer.kafka.clients import admin
+from scorer.kafka.clients import admin, transactional_id
 from scorer.kafka.failures import TRANSIENT, Away, KafkaFailure, describe
-from scorer.kafka.topics import Topics
+from scorer.kafka.topics import Topics, workers_group
 from scorer.runtime.settings import Settings
 
 TIMEOUT_S: Final = 15.0
+_NO_COORDINATOR: Final = frozenset(
+    {KafkaError.NOT_COORDINATOR, KafkaError.COORDINATOR_NOT_AVAILABLE, KafkaError.COORDINATOR_LOAD_IN_PROGRESS}
+)
 
 
 class Role(StrEnum):
@@ -57,7 +60,7 @@ def needed(settings: Settings, role: Role) -> list[Acl]:
     """The least that `role` needs, by the names in `settings`."""
     topics = Topics.of(settings.kafka)
     prefix = settings.kafka.topic_prefix
-    owner = f"{prefix}{settings.worker.application}"
+    application = f"{prefix}{settings.worker.application}"
     # Only the worker's member joins a group, yet the client looks up the coordinator of every consumer's group.
     named = Acl("group", f"{prefix}fraud-scorer-", ("Describe",), prefixed=True)
     every = (topics.payments, topics.decisions, topics.audit, topics.journal, topics.control, topics.dead_letters)
@@ -72,11 +75,16 @@ def needed(settings: Settings, role: Role) -> list[Acl]:
         case Role.WORKER:
             return [
                 *read(topics.payments, topics.control),
-                Acl("topic", topics.journal, ("Read", "Write")),
-                *write(topics.decisions, topics.audit, topics.dead_letters),
-                Acl("group", owner, ("Read",), prefixed=True),
-                *([] if named.name.startswith(owner) else [named]),
-                Acl("transactional-id", f"{owner}-shard-", ("Write",), prefixed=True),
+                Acl("topic", topics.journal, ("Read", "Write", "DescribeConfigs")),
+                *(
+                    Acl("topic", name, ("Write", "DescribeConfigs"))
+                    for name in (topics.decisions, topics.audit, topics.dead_letters)
+                ),
+                Acl("group", workers_group(topics), ("Read",)),
+                # Its readers' names, and the group that releases before 0.2 joined.
+                Acl("group", application, ("Describe",), prefixed=True),
+                *([] if named.name.startswith(application) else [named]),
+                Acl("transactional-id", transactional_id(settings, "shard-"), ("Write",), prefixed=True),
             ]
         case Role.SINK:
             return [
@@ -91,7 +99,7 @@ def needed(settings: Settings, role: Role) -> list[Acl]:
                 Acl("topic", topics.dead_letters, ("Read", "Write")),
                 *write(topics.payments, topics.control),
                 named,
-                Acl("transactional-id", f"{owner}-redrive", ("Write",)),
+                Acl("transactional-id", transactional_id(settings, "redrive"), ("Write",)),
             ]
         case Role.PAYMENTS:
             return [*write(topics.payments, topics.control), *read(topics.decisions)]
@@ -171,6 +179,8 @@ def _results(futures: dict[str, Any], denied: int) -> Iterator[tuple[str, set[st
         except TimeoutError as exc:
             raise Away(f"Kafka does not answer within {TIMEOUT_S:.0f} s") from exc
         except KafkaException as exc:
+            if exc.args[0].code() in _NO_COORDINATOR:
+                continue  # a broker that has just started, or a group that is not there yet: joining waits for it
             if exc.args[0].code() in TRANSIENT:
                 raise Away(f"Kafka does not answer: {describe(exc)}") from exc
             if exc.args[0].code() == denied:

@@ -44,7 +44,7 @@ def topic_facts(
         except KafkaException as exc:
             error = exc.args[0]
             if error.code() == KafkaError._UNSUPPORTED_FEATURE:
-                return _facts_without_ids(client, names)
+                return _facts_without_ids(client, names, timeout_s)
             raise _meaning(name, error, exc) from exc
         except TimeoutError as exc:
             raise Away("Kafka does not answer a question about its topics") from exc
@@ -56,10 +56,10 @@ def _facts(description: TopicDescription) -> TopicFacts:
     return TopicFacts(description.name, name or NO_ID, len(description.partitions))
 
 
-def _facts_without_ids(client: AdminClient, names: Iterable[str]) -> dict[str, TopicFacts]:
+def _facts_without_ids(client: AdminClient, names: Iterable[str], timeout_s: float) -> dict[str, TopicFacts]:
     """By metadata of all topics: asking for one by name would create it where brokers do that."""
     try:
-        topics = client.list_topics(timeout=METADATA_TIMEOUT_S).topics
+        topics = client.list_topics(timeout=timeout_s).topics
     except KafkaException as exc:
         raise Away(f"Kafka does not answer: {describe(exc)}") from exc
     missing = [name for name in names if name not in topics]

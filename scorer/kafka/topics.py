@@ -29,3 +29,9 @@ class Topics:
     def all(self) -> tuple[str, ...]:
         """Every topic of the live engine."""
         return self.payments, self.decisions, self.audit, self.journal, self.control, self.dead_letters
+
+
+def workers_group(topics: Topics) -> str:
+    """The consumer group whose members own the journal's partitions. It belongs to the journal and not to the
+    application's name: two deployments on the same topics are members of one group, and one of them owns a shard."""
+    return f"{topics.journal}-workers"

@@ -199,7 +199,10 @@ def redrive(
     `on_letter` is called with each letter and its fate: "sent", "would be sent", "already sent again", or the reason.
     Raises KafkaFailure; chunks that were committed before stay noted, and running it again goes on after them.
     """
-    topics, known, result = kafka.Topics.of(settings.kafka), history(settings), Redriven()
+    topics = kafka.Topics.of(settings.kafka)
+    # Sending to a topic that does not exist would make it, where the broker does that.
+    kafka.topic_facts(kafka.admin(settings.kafka), [topics.payments, topics.control])
+    known, result = history(settings), Redriven()
 
     def chosen() -> Iterator[tuple[Letter, int]]:
         for letter in letters(settings, wanted):

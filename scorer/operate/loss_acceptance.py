@@ -78,14 +78,15 @@ class Recovery:
         self._ports = Ports.real(settings)
         self._broker = self._ports.clients.broker()
         self._facts = self._broker.topic_facts(self._topics.all)
+        self._sources = journal_reader.sources_of(self._broker, self._topics)
         self._records = journal_reader.read_journal(
             settings.kafka, self._ports.clients, shard, no_progress_s=settings.worker.no_progress_s
         )
 
     @property
-    def sources(self) -> Sources:
-        """Ids of the topics as they are now."""
-        return Sources(payments=self._facts[self._topics.payments].id, control=self._facts[self._topics.control].id)
+    def _noted(self) -> Sources | None:
+        """Ids of the topics that were read last; None in a journal of an earlier release."""
+        return next((record.sources for record in reversed(self._records) if record.sources is not None), None)
 
     @property
     def _last(self) -> JournalRecord:
@@ -120,9 +121,9 @@ class Recovery:
 
     def _topics_found(self) -> list[Finding]:
         found = []
-        named = next((record.sources for record in reversed(self._records) if record.sources is not None), None)
+        noted = self._noted
         for field, topic in (("payments", self._topics.payments), ("control", self._topics.control)):
-            before, now = named and getattr(named, field), self._facts[topic].id
+            before, now = noted and getattr(noted, field), self._facts[topic].id
             anew = before is not None and before != now and kafka.NO_ID not in (before, now)
             found.append(
                 Finding(topic, "made anew", f"id {before}", f"id {now}", "--new-journal")
@@ -176,13 +177,13 @@ class Recovery:
         A topic that is still the one that was read goes on where it was decided to; one made anew begins at its start.
         """
         last, known = self._last, self.positions()
-        named = next((record.sources for record in reversed(self._records) if record.sources is not None), None)
+        noted = self._noted
         payments = self._facts[self._topics.payments].partitions
         where = [
             TopicPartition(self._topics.payments, p) for p in shard_partitions(self._settings, self._shard, payments)
         ]
         starts, ends = self._broker.starts(where), self._broker.ends(where)
-        same = named is None or named.payments == self.sources.payments
+        same = noted is None or noted.payments == self._sources.payments
         inputs = []
         for place, start, end in zip(where, starts, ends, strict=True):
             position = known.get(place.partition, start) if same else start
@@ -253,14 +254,14 @@ class Recovery:
     ) -> JournalRecord:
         change = Change(kind=kind, reason=reason)
         sequence, head = pipeline.sequence, pipeline.head
-        batch = journal_reader.empty_batch(inputs, control, sources=self.sources, change=change)
+        batch = journal_reader.empty_batch(inputs, control, sources=self._sources, change=change)
         outcomes = pipeline.run(batch)
         if self._signer is not None:
             # Signed over the very record; the batch is decided once more with the signature in it.
             signed = self._signer.sign(outcomes.journal.accepted())
             pipeline.sequence, pipeline.head = sequence, head
             change = change.model_copy(update={"signed": signed})
-            outcomes = pipeline.run(journal_reader.empty_batch(inputs, control, sources=self.sources, change=change))
+            outcomes = pipeline.run(journal_reader.empty_batch(inputs, control, sources=self._sources, change=change))
         publisher = Publisher(
             producer or self._producer(),
             self._topics,

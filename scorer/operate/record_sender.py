@@ -52,10 +52,9 @@ class Sender:
     ) -> None:
         """`on_payments` is called with the values that are about to be handed to the client."""
         self._topics = kafka.Topics.of(settings.kafka)
+        # Names `setup` when one does not exist; sending to it would make it, where the broker does that.
+        kafka.topic_facts(kafka.admin(settings.kafka), [self._topics.payments, self._topics.control])
         self._producer: Producer = kafka.plain_producer(settings.kafka)
-        kafka.partition_count(
-            kafka.admin(settings.kafka), self._topics.payments
-        )  # names `setup` when it does not exist
         self._on_payments = on_payments
         self.sent = Sent()
         self._error: str | None = None
@@ -139,7 +138,7 @@ class Sender:
             except BufferError:
                 self._producer.poll(QUEUE_FULL_WAIT_S)
             except KafkaException as exc:
-                raise kafka.KafkaFailure(f"a record for {topic} was refused ({kafka.describe(exc)})") from exc
+                raise kafka.failure(exc, f"a record for {topic} was refused") from exc
 
     def _delivered(self, error: KafkaError | None, _message: Message) -> None:
         if error is not None:

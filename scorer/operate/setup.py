@@ -21,9 +21,10 @@ class TopicPlan:
     """A topic as it should be. `why` is shown to people."""
 
     name: str
-    partitions: int
+    partitions: int  # when it is made
     config: dict[str, str]
     why: str
+    partitions_free: bool = False  # one that exists may have any number of them
 
 
 def topic_plans(settings: Settings) -> list[TopicPlan]:
@@ -72,7 +73,8 @@ def topic_plans(settings: Settings) -> list[TopicPlan]:
             topics.dead_letters,
             wanted.payments_partitions,
             config(wanted.dead_letters_retention_hours),
-            "what could not be decided, with origin and reason",
+            "what could not be decided, with origin and reason; any number of partitions",
+            partitions_free=True,
         ),
     ]
 
@@ -90,7 +92,7 @@ def create_topics(settings: Settings) -> list[tuple[TopicPlan, bool]]:
         ) from exc
     for plan in plans:
         found = existing.get(plan.name)
-        if found is not None and len(found.partitions) != plan.partitions:
+        if found is not None and len(found.partitions) != plan.partitions and not plan.partitions_free:
             raise UsageError(
                 f"topic {plan.name} has {len(found.partitions)} partitions, settings say {plan.partitions}. "
                 "Partitions decide which payments share a shard: change the setting, or start with other topics "

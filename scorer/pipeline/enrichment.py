@@ -125,7 +125,9 @@ class Enricher:
         features, late = self.engine.apply(
             first, amount if all_fresh else amount[fresh], ids if all_fresh else ids[fresh]
         )
-        rejected.sort(key=lambda r: (int(records.partition[r.index]), int(records.offset[r.index])))
+        if rejected:
+            at = np.fromiter((r.index for r in rejected), np.int64, len(rejected))
+            rejected = [rejected[i] for i in np.lexsort((records.offset[at], records.partition[at])).tolist()]
         return Enriched(payments, rows, entry, duplicate, conflict, fresh, first, features, late, rejected)
 
     def _admissible(
@@ -137,10 +139,8 @@ class Enricher:
         admissible = np.ones(len(payments.rows), dtype=np.bool_)
 
         def refuse(which: npt.NDArray[np.bool_], reason: DeadLetterReason, name: str, message: str) -> None:
-            rejected.extend(
-                Rejected(int(payments.index[i]), ContractError(reason, name, message))
-                for i in np.flatnonzero(which & admissible)
-            )
+            error = ContractError(reason, name, message)
+            rejected.extend(Rejected(i, error) for i in payments.index[which & admissible].tolist())
             admissible[which] = False
 
         skewed = payments.event_time_ms > records.timestamp_ms[payments.index] + feature_set.max_future_skew

@@ -4,6 +4,8 @@ a first start costs half a minute, later ones read the cache."""
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from typing import Final
 
 import numpy as np
 
@@ -21,16 +23,21 @@ _TIME_MS = 1_577_836_800_000
 # Every field of the contract but attributes, so that no feature set can refuse it for a missing one.
 _PAYMENT = {field.name: field.example for field in FIELDS if field.kind != Kind.ATTRIBUTES}
 # One payment and several take different ways through model and memory layouts.
-_SIZES = (1, 1, 64)
+_SIZES = {"one payment": 1, "a repeated payment and a label": 1, "a batch of payments": 64}
+STEPS: Final = (*_SIZES, "growing tables", "a snapshot", "contributions", "the degraded model")
 
 
-def warm_up(bundle: Bundle) -> None:
+def warm_up(bundle: Bundle, begin: Callable[[str], object] = len) -> None:
     """Run small batches through a scratch pipeline. Changes no state that serves.
-    Raises PromiseBroken if they are not decided."""
+    Raises PromiseBroken if they are not decided.
+
+    `begin` is called with each of STEPS as it begins; what it raises ends the warm-up.
+    """
     pipeline = Pipeline(bundle)
     label = json.dumps({"type": "label", "payment_id": "warm-up-0", "fraud": True, "known_at": _TIME_MS}).encode()
     start = 0
-    for size in _SIZES:
+    for step, size in _SIZES.items():
+        begin(step)
         ids = [f"warm-up-{i}" for i in range(start, start + size)]
         ids[-1] = "warm-up-0"  # a repeated payment, too
         values = [
@@ -58,15 +65,19 @@ def warm_up(bundle: Bundle) -> None:
         if len(outcomes.rows) != size:
             raise PromiseBroken(f"the warm-up's own payments were refused: {outcomes.rejected[0].error}")
         start += size
+    begin("growing tables")
     grown(new_table(8), 0, 64)
     # A snapshot's kernels, too: the first one must not wait for a compiler while payments wait for it.
+    begin("a snapshot")
     capture = ShardCapture(pipeline)
     capture.copy()
     images = capture.finish()
     if images is not None:
         restored(bundle, facts(pipeline), images)
+    begin("contributions")
     nothing = np.zeros((64, bundle.model.feature_count), np.float32)
     bundle.model.contributions(nothing[:1])
+    begin("the degraded model")
     # The student is asked when time is short already.
     bundle.degraded(nothing[:1])
     bundle.degraded(nothing)

@@ -5,8 +5,10 @@
 
 Points, in the order in which a batch passes them: after_consume, after_compute, in_transaction, in_offsets (within the
 call that the client may not return from), before_commit (all is produced, the commit not asked for), after_commit
-(committed, the reply not yet used); and in_recovery, after_warm_up, and main_loop (before each poll of the group, on
-the process's main thread).
+(committed, the reply not yet used); and in_recovery, warm_up (on the thread that compiles), after_warm_up, main_loop
+(before each poll of the group, on the process's main thread), topic_watch (before each question about the topics),
+after_failure (a shard asks the group whether to go on after a failed transaction), and health (twice a second, on the
+thread that serves /metrics and the probes).
 A snapshot passes snapshot_begin, snapshot_copy (the bulk is copied), snapshot_finish (its images are whole, its batch
 perhaps not committed), snapshot_block and snapshot_manifest (written, not yet renamed into place), snapshot_written
 (older ones not yet deleted). The sink: sink_copy (within COPY), sink_before_commit, sink_after_commit; and, before each
@@ -31,7 +33,7 @@ from scorer.errors import UsageError
 SETTING: Final = "FRAUD_SCORER_FAULT"
 POINTS: Final = frozenset({
     "after_consume", "after_compute", "in_transaction", "in_offsets", "before_commit", "after_commit",
-    "in_recovery", "after_warm_up", "main_loop",
+    "in_recovery", "warm_up", "after_warm_up", "main_loop", "topic_watch", "after_failure", "health",
     "snapshot_begin", "snapshot_copy", "snapshot_finish", "snapshot_block", "snapshot_manifest", "snapshot_written",
     "sink_copy", "sink_before_commit", "sink_after_commit", "sink_control", "sink_dead_letters", "sink_membership",
 })  # fmt: skip

@@ -21,6 +21,7 @@ import structlog
 from prometheus_client import REGISTRY, CollectorRegistry, make_wsgi_app
 
 from scorer.errors import UsageError
+from scorer.runtime import fault_points
 
 Check = Callable[[], tuple[bool, str]]
 log = structlog.get_logger()
@@ -38,6 +39,9 @@ class _Quiet(WSGIRequestHandler):
 
 class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
+
+    def service_actions(self) -> None:
+        fault_points.point("health")
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 - the base class's signature
         error = sys.exception()

@@ -17,7 +17,7 @@ import re
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -50,7 +50,8 @@ class KafkaSettings(Section):
     client_id: str = Field(
         default="fraud-scorer",
         pattern=r"^[A-Za-z0-9._-]{1,100}$",
-        description="client.id of every client: the name in the broker's logs and metrics, and what its quotas go by",
+        description="client.id of every client: the name in the broker's logs and metrics, and what its quotas go by; "
+        "the worker's group member adds @ and its application",
     )
     client_rack: str | None = Field(
         default=None, description="client.rack: the followers of which rack are read from, where the brokers allow it"
@@ -128,7 +129,8 @@ class WorkerSettings(Section):
     application: str = Field(
         default="fraud-scorer",
         pattern=r"^[A-Za-z0-9._-]{1,100}$",
-        description="consumer group and stem of transactional ids",
+        description="name of the deployment: workers on the same topics must have the same; part of the path of "
+        "snapshots and of the readers' names",
     )
     shards: int = Field(
         default=1,
@@ -147,6 +149,14 @@ class WorkerSettings(Section):
         ge=0,
         le=1000,
         description="longest linger: how long a batch waits for more payments before it is closed",
+    )
+    frontier_wait_ms: int = Field(
+        default=2_000,
+        ge=0,
+        le=600_000,
+        description="longest wait of the other partitions for one that is behind and shows nothing, or gains less than "
+        "the clock does; then they are decided without it, and its payments may come late. Five times as long for one "
+        "that was not read yet since the start",
     )
     transaction_timeout_ms: int = Field(
         default=10_000, ge=1000, le=900_000, description="after that the broker aborts a transaction left open"
@@ -254,6 +264,9 @@ class Settings(BaseSettings):
         env_prefix=PREFIX, env_nested_delimiter="__", extra="forbid", validate_default=True
     )
 
+    # Names of the settings of Postgres whose values came from files.
+    _from_files: frozenset[str] = PrivateAttr(default=frozenset())
+
     kafka: KafkaSettings = KafkaSettings()
     postgres: PostgresSettings = PostgresSettings()
     audit: AuditSettings = AuditSettings()
@@ -302,6 +315,21 @@ def reading_history(settings: Settings) -> Settings:
     return settings.model_copy(update={"kafka": clients})
 
 
+def with_secrets_read_again(settings: Settings) -> Settings:
+    """The same settings, with the address and the password of Postgres as their *_FILE files hold them now.
+
+    For a process that connects anew: passwords are rotated while it runs. What came from elsewhere stays as it is.
+    Raises UsageError naming the variable whose file cannot be read.
+    """
+    if not settings._from_files:
+        return settings
+    now: dict[str, str] = _contents().get("postgres", {})
+    again = {name: SecretStr(now[name]) for name in settings._from_files if name in now}
+    renewed = settings.model_copy(update={"postgres": settings.postgres.model_copy(update=again)})
+    renewed.postgres_url  # noqa: B018 - raises where the new content cannot be read as an address
+    return renewed
+
+
 class _FileSource(PydanticBaseSettingsSource):
     """FRAUD_SCORER_A__B_FILE=/path gives a.b the content of the file, without its last newline."""
 
@@ -313,20 +341,25 @@ class _FileSource(PydanticBaseSettingsSource):
         return None, field_name, False
 
     def __call__(self) -> dict[str, Any]:
-        result: dict[str, Any] = {}
-        for name, target in os.environ.items():
-            if not (name.startswith(PREFIX) and name.endswith("_FILE")):
-                continue
-            try:
-                content = Path(target).read_text(encoding="utf-8").rstrip("\r\n")
-            except OSError as exc:
-                raise UsageError(f"{name}: the file cannot be read: {exc.strerror}") from exc
-            place = result
-            *sections, last = name[len(PREFIX) : -len("_FILE")].lower().split("__")
-            for section in sections:
-                place = place.setdefault(section, {})
-            place[last] = content
-        return result
+        return _contents()
+
+
+def _contents() -> dict[str, Any]:
+    """What the files of all *_FILE variables hold, nested by section."""
+    result: dict[str, Any] = {}
+    for name, target in os.environ.items():
+        if not (name.startswith(PREFIX) and name.endswith("_FILE")):
+            continue
+        try:
+            content = Path(target).read_text(encoding="utf-8").rstrip("\r\n")
+        except OSError as exc:
+            raise UsageError(f"{name}: the file cannot be read: {exc.strerror}") from exc
+        place = result
+        *sections, last = name[len(PREFIX) : -len("_FILE")].lower().split("__")
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[last] = content
+    return result
 
 
 def load(**overrides: Any) -> Settings:
@@ -334,7 +367,9 @@ def load(**overrides: Any) -> Settings:
     Raises UsageError naming the setting, never a secret's value."""
     _refuse_unknown_sections()
     try:
-        return Settings(**overrides)
+        loaded = Settings(**overrides)
+        loaded._from_files = _from_files(loaded)
+        return loaded
     except SettingsError as exc:
         section = re.search(r'field "(\w+)"', str(exc))
         raise UsageError(
@@ -345,6 +380,16 @@ def load(**overrides: Any) -> Settings:
         first = exc.errors(include_input=False, include_url=False)[0]
         name = PREFIX + "__".join(str(part).upper() for part in first["loc"])
         raise UsageError(f"setting {name}: {first['msg']}") from exc
+
+
+def _from_files(settings: Settings) -> frozenset[str]:
+    """Of the settings of Postgres: those that came from a file, not from an override or the environment itself."""
+    found = set()
+    for name, content in _contents().get("postgres", {}).items():
+        value = getattr(settings.postgres, name, None)
+        if isinstance(value, SecretStr) and value.get_secret_value() == content:
+            found.add(name)
+    return frozenset(found)
 
 
 def _refuse_unknown_sections() -> None:

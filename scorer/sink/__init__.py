@@ -9,6 +9,7 @@ from scorer.sink.audit_sink import AuditSink
 from scorer.sink.record_sink import RecordSink, RecordTopic
 from scorer.sink.sink_errors import SinkError
 from scorer.sink.sink_metrics import SinkMetrics
+from scorer.sink.sink_process import SinkProcess
 from scorer.sink.sink_threads import SinkThreads
 from scorer.sink.store import set_position
 
@@ -18,6 +19,7 @@ __all__ = [
     "RecordTopic",
     "SinkError",
     "SinkMetrics",
+    "SinkProcess",
     "SinkThreads",
     "set_position",
 ]

@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import structlog
 from prometheus_client import CollectorRegistry
@@ -25,9 +25,18 @@ from scorer import kafka
 from scorer.runtime.settings import Settings
 from scorer.sink.assembler import Assembler, Batch, Position, Quarantined
 from scorer.sink.audit_partitions import AuditPartitions
-from scorer.sink.sink_errors import KafkaUnavailable, RowsRefused, SinkError, StoreUnavailable
+from scorer.sink.postgres_errors import postgres_url_now
+from scorer.sink.readiness import Readiness
+from scorer.sink.sink_errors import (
+    KafkaUnavailable,
+    RowsRefused,
+    SinkError,
+    StatementTooLong,
+    StoreUnavailable,
+)
 from scorer.sink.sink_metrics import SinkMetrics
 from scorer.sink.store import Store
+from scorer.sink.topic_lag import TopicLag
 from scorer.sink.topic_offsets import TopicOffsets
 from scorer.sink.topic_reader import End, Record, TopicReader
 
@@ -37,9 +46,11 @@ _LOCK_RETRY_S = 1.0
 _PAUSE_MIN_S, _PAUSE_MAX_S = 0.1, 10.0
 _PARTITIONS_CHECK_S = 60.0
 _GROUP_WAIT_S = 30.0
-_LAG_S = 1.0  # asked in one round and shown in the next: the lag metric is about two seconds old
+_LAG_S = 0.5  # asked in one round and shown in the next: the lag metric is about a second old
 # Idle this long: positions move over the trailing transaction markers, so that retention may take them.
-_MARKERS_SAVE_S = 5.0
+_MARKERS_SAVE_S = 1.0
+# A transaction that Postgres ended for its length is tried again with half the bytes, down to single batches.
+_TRANSACTION_BYTES_MIN = 1
 
 
 class _PartitionsChanged(Exception):
@@ -55,6 +66,15 @@ class _Session:
     ready: list[Batch | Quarantined] = field(default_factory=list)
     ready_bytes: int = 0
     written_at_s: float = 0.0
+
+    def end_at(self, partition: int, offset: int) -> None:
+        """Nothing but transaction markers and aborted records stands before `offset`, behind the last that is ready."""
+        for number in range(len(self.ready) - 1, -1, -1):
+            item = self.ready[number]
+            if item.partition == partition:
+                if offset > item.after.next_offset:
+                    self.ready[number] = replace(item, after=self.assemblers[partition].advance(offset))
+                return
 
 
 class AuditSink:
@@ -79,33 +99,36 @@ class AuditSink:
         self._settings = settings
         self._topic, self._origin_topic = topics.audit, topics.payments
         self._only = None if partitions is None else sorted(partitions)
-        self._transaction_bytes_max = transaction_bytes_max
+        self._transaction_bytes_max = self._transaction_bytes = transaction_bytes_max
         self._batch_bytes_max = batch_bytes_max
         self._metrics = metrics or SinkMetrics(CollectorRegistry())
         self._log = structlog.get_logger().bind(part="sink", topic=self._topic)
         self._member: AuditPartitions | None = None
         self._offsets = TopicOffsets(settings.kafka, self._topic)
-        self._ready = False
-        self._ends: dict[int, int] = {}  # partition → offset up to which everything is in Postgres
-        self._known_ends: dict[int, int] = {}  # partition → end of the topic as last probed
+        self._readiness = Readiness()
+        self._lag = TopicLag(self._topic, self._metrics)
         self._pause_s = _PAUSE_MIN_S
 
+    def readiness(self) -> tuple[bool, str]:
+        """Whether rows can flow, and if not, why: Postgres and Kafka answer and the partitions are this sink's, be it
+        none of them."""
+        return self._readiness.now(self._offsets.silent_s)
+
     def ready(self) -> bool:
-        """Whether rows can flow: Postgres and Kafka answer and the partitions are this sink's, be it none of them."""
-        return self._ready
+        """The first of `readiness`."""
+        return self.readiness()[0]
 
     def lag(self) -> dict[int, int]:
         """Records not yet in Postgres, by partition, as last probed; empty before the first session."""
-        known = dict(self._known_ends)
-        return {p: max(0, known.get(p, end) - end) for p, end in list(self._ends.items())}
+        return self._lag.records()
 
     def drained(self) -> bool:
         """Whether everything in the topic is in Postgres and no transaction is open on it.
 
         Asks the broker, for up to 10 s; False when it does not answer.
         """
-        ends = dict(self._ends)
-        if not ends or not self._ready:
+        ends = self._lag.done
+        if not ends or not self.ready():
             return False
         try:
             return all(offset <= ends[partition] for partition, offset in self._offsets.ends(ends).items())
@@ -126,33 +149,35 @@ class AuditSink:
                     self._run_session(stop)
                 except _PartitionsChanged:
                     self._log.info("sink.partitions_changed")
+                    self._readiness.waits("the group of sinks has given this one other partitions")
                 except StoreUnavailable as exc:
+                    if isinstance(exc, StatementTooLong):
+                        self._transaction_bytes = max(_TRANSACTION_BYTES_MIN, self._transaction_bytes // 2)
                     self._unavailable("postgres", exc, stop)
                 except KafkaUnavailable as exc:
                     self._unavailable("kafka", exc, stop)
-                finally:
-                    self._ready = False
         except SinkError as exc:
             self._metrics.errors.labels("fatal").inc()
             self._log.error("sink.stopped", error=type(exc).__name__, reason=str(exc))
             raise
         finally:
+            self._readiness.waits("stopped")
             self._metrics.postgres_up.set(0)
             self._metrics.kafka_up.set(0)
 
     def _unavailable(self, kind: str, exc: Exception, stop: threading.Event) -> None:
-        self._ready = False
+        self._readiness.waits(f"waiting for {kind.capitalize()}: {exc}")
         self._metrics.errors.labels(kind).inc()
         (self._metrics.postgres_up if kind == "postgres" else self._metrics.kafka_up).set(0)
         self._log.warning("sink.waiting", on=kind, reason=str(exc), pause_s=self._pause_s)
-        stop.wait(self._pause_s)
+        self._lag.wait(stop, self._pause_s, self._offsets)
         self._pause_s = min(2 * self._pause_s, _PAUSE_MAX_S)
 
     def _run_session(self, stop: threading.Event) -> None:
         """Steps 1 to 3 until `stop`, with a consumer and a connection of its own: what failed is not used again."""
         with (
             closing(TopicReader(self._settings.kafka, self._topic, self._offsets)) as reader,
-            Store(self._settings.postgres_url, self._topic, self._origin_topic) as store,
+            Store(postgres_url_now(self._settings), self._topic, self._origin_topic) as store,
         ):
             partitions = self._partitions(stop)
             if not self._lock(store, partitions, stop):
@@ -165,17 +190,19 @@ class AuditSink:
             session = _Session(
                 {p: Assembler(self._topic, p, at, self._batch_bytes_max) for p, at in committed.items()}, committed
             )
-            self._ends = {p: position.next_offset for p, position in committed.items()}
-            self._ready = True
+            self._lag.begin({p: position.next_offset for p, position in committed.items()})
+            self._readiness.works()
             self._log.info("sink.reading", positions={p: position.next_offset for p, position in committed.items()})
             self._work(reader, store, session, stop)
 
     def _work(self, reader: TopicReader, store: Store, session: _Session, stop: threading.Event) -> None:
         session.written_at_s = checked_at_s = lag_at_s = time.monotonic()
         while not stop.is_set():
+            self._readiness.works()
             if self._member is not None and self._member.given != tuple(session.assemblers):
                 raise _PartitionsChanged
             if not session.assemblers:
+                self._offsets.probe([0])  # readiness shows that Kafka is away, also of a sink that stands by
                 stop.wait(_READ_TIMEOUT_S)
                 continue
             events = reader.read(_READ_TIMEOUT_S)
@@ -187,12 +214,11 @@ class AuditSink:
                 raise
             self._write(store, session)
             for partition, offset in ends.items():
-                self._ends[partition] = max(self._ends[partition], offset)
+                self._lag.written(partition, offset)
             now_s = time.monotonic()
             if now_s - lag_at_s > _LAG_S:
                 lag_at_s = now_s
-                self._known_ends |= self._offsets.probe(session.assemblers)
-                self._show_lag()
+                self._lag.show(self._offsets.probe(session.assemblers))
             if not events and now_s - session.written_at_s > _MARKERS_SAVE_S:
                 self._save_markers(store, session)
                 session.written_at_s = now_s
@@ -203,18 +229,24 @@ class AuditSink:
         self._save_markers(store, session)
 
     def _take(self, store: Store, session: _Session, events: Sequence[Record | End]) -> dict[int, int]:
-        """Puts records together; writes when a transaction is full. Returns ends reached with nothing left half."""
+        """Puts records together; writes when a transaction is full. Returns ends reached with nothing left half.
+
+        What was gathered last before an end takes the end as its position: the markers behind it, which retention may
+        remove before the sink reads again, are then stored as read together with its rows.
+        """
         ends: dict[int, int] = {}
         for event in events:
             assembler = session.assemblers[event.partition]
             if isinstance(event, End):
                 if not assembler.pending_bytes:
                     ends[event.partition] = event.offset
+                    session.end_at(event.partition, event.offset)
                 continue
+            self._lag.read(event.partition, event.offset, event.message.timestamp()[1])
             for item in assembler.add(event.offset, event.value):
                 session.ready.append(item)
                 session.ready_bytes += item.size_bytes if isinstance(item, Batch) else len(item.value or b"")
-            if session.ready_bytes >= self._transaction_bytes_max:
+            if session.ready_bytes >= self._transaction_bytes:
                 self._write(store, session)
         return ends
 
@@ -230,7 +262,7 @@ class AuditSink:
             session.ready = [self._write_alone(store, item) for item in session.ready]
         for item in session.ready:
             session.committed[item.partition] = item.after
-            self._ends[item.partition] = item.after.next_offset
+            self._lag.written(item.partition, item.after.next_offset)
             if isinstance(item, Quarantined):
                 self._metrics.set_aside.labels(item.kind).inc()
                 self._log.error(
@@ -246,6 +278,7 @@ class AuditSink:
         session.ready, session.ready_bytes = [], 0
         session.written_at_s = time.monotonic()
         self._pause_s = _PAUSE_MIN_S
+        self._transaction_bytes = min(self._transaction_bytes_max, 2 * self._transaction_bytes)
 
     def _write_alone(self, store: Store, item: Batch | Quarantined) -> Batch | Quarantined:
         """One item in a transaction of its own; a batch whose rows Postgres refuses goes to quarantine by chunks."""
@@ -263,7 +296,7 @@ class AuditSink:
     def _save_markers(self, store: Store, session: _Session) -> None:
         """Moves positions behind the transaction markers after the last batch, so that retention may remove those."""
         moves = {}
-        for partition, end in self._ends.items():
+        for partition, end in self._lag.done.items():
             before = session.committed[partition]
             if end > before.next_offset and not session.assemblers[partition].pending_bytes:
                 moves[partition] = (before, session.assemblers[partition].advance(end))
@@ -277,6 +310,7 @@ class AuditSink:
         while held := store.lock(partitions):
             if not logged:
                 self._log.warning("sink.waiting", on="another sink", partitions=held)
+                self._readiness.waits(f"another sink writes partitions {held}")
                 logged = True
             self._metrics.errors.labels("waiting").inc()
             if stop.wait(_LOCK_RETRY_S):
@@ -298,7 +332,3 @@ class AuditSink:
                 raise KafkaUnavailable(f"the group of sinks on {self._topic} gives no partitions yet")
             stop.wait(0.02)
         return []
-
-    def _show_lag(self) -> None:
-        for partition, records in self.lag().items():
-            self._metrics.lag_records.labels(str(partition)).set(records)

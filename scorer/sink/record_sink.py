@@ -20,10 +20,13 @@ from scorer import kafka
 from scorer.runtime import fault_points
 from scorer.runtime.settings import Settings
 from scorer.sink.assembler import Position
+from scorer.sink.postgres_errors import postgres_url_now
+from scorer.sink.readiness import Readiness
 from scorer.sink.record_rows import Row, control_row, dead_letter_row
 from scorer.sink.sink_errors import KafkaUnavailable, StoreUnavailable
 from scorer.sink.sink_metrics import SinkMetrics
 from scorer.sink.store import Moves, Store
+from scorer.sink.topic_lag import TopicLag
 from scorer.sink.topic_offsets import TopicOffsets
 from scorer.sink.topic_reader import End, Record, TopicReader
 
@@ -55,49 +58,64 @@ class RecordSink:
         self._offsets = TopicOffsets(settings.kafka, self._topic)
         self._log = structlog.get_logger().bind(part="sink", topic=self._topic)
         self._pause_s = _PAUSE_MIN_S
-        self._ends: dict[int, int] = {}
+        self._readiness = Readiness()
+        self._lag = TopicLag(self._topic, metrics)
+
+    def readiness(self) -> tuple[bool, str]:
+        """Whether rows can flow, or another sink writes the topic; and if not, why."""
+        return self._readiness.now(self._offsets.silent_s)
 
     def drained(self) -> bool:
         """Whether everything in the topic is in Postgres. Asks the broker, for up to 10 s."""
-        ends = dict(self._ends)
+        ends = self._lag.done
+        if not ends or not self.readiness()[0]:
+            return False
         try:
-            return bool(ends) and all(end <= ends[p] for p, end in self._offsets.ends(ends).items())
+            return all(end <= ends[p] for p, end in self._offsets.ends(ends).items())
         except KafkaUnavailable:
             return False
 
     def run(self, stop: threading.Event) -> None:
         """Works until `stop` is set. Raises SinkError when it cannot go on."""
-        while not stop.is_set():
-            try:
-                self._run_session(stop)
-            except StoreUnavailable as exc:
-                self._unavailable("postgres", exc, stop)
-            except KafkaUnavailable as exc:
-                self._unavailable("kafka", exc, stop)
+        try:
+            while not stop.is_set():
+                try:
+                    self._run_session(stop)
+                except StoreUnavailable as exc:
+                    self._unavailable("postgres", exc, stop)
+                except KafkaUnavailable as exc:
+                    self._unavailable("kafka", exc, stop)
+        finally:
+            self._readiness.waits("stopped")
 
     def _unavailable(self, kind: str, exc: Exception, stop: threading.Event) -> None:
-        self._ends = {}
+        self._readiness.waits(f"waiting for {kind.capitalize()}: {exc}")
         self._metrics.errors.labels(kind).inc()
         self._log.warning("sink.waiting", on=kind, reason=str(exc), pause_s=self._pause_s)
-        stop.wait(self._pause_s)
+        self._lag.wait(stop, self._pause_s, self._offsets)
         self._pause_s = min(2 * self._pause_s, _PAUSE_MAX_S)
 
     def _run_session(self, stop: threading.Event) -> None:
         with (
             closing(TopicReader(self._settings.kafka, self._topic, self._offsets)) as reader,
-            Store(self._settings.postgres_url, self._topic) as store,
+            Store(postgres_url_now(self._settings), self._topic) as store,
         ):
             partitions = self._offsets.partitions()
             while store.lock(partitions):  # another sink writes this topic: stand by
+                self._readiness.works()
+                self._lag.begin({})
+                self._offsets.probe(partitions)  # readiness shows that Kafka is away, also of a sink that stands by
                 if stop.wait(_LOCK_RETRY_S):
                     return
             positions = store.positions(partitions)
             reader.assign({p: position.next_offset for p, position in positions.items()})
-            self._ends = {p: position.next_offset for p, position in positions.items()}
+            self._lag.begin({p: position.next_offset for p, position in positions.items()})
             checked_at_s = time.monotonic()
             while not stop.is_set():
+                self._readiness.works()
                 fault_points.point(f"sink_{self._kind.value}")
                 self._write(store, positions, reader.read(_READ_TIMEOUT_S))
+                self._lag.show(self._offsets.probe(partitions))
                 if time.monotonic() - checked_at_s > _PARTITIONS_CHECK_S:
                     checked_at_s = time.monotonic()
                     if self._offsets.partitions() != partitions:
@@ -111,6 +129,7 @@ class RecordSink:
                 after[event.partition] = max(event.offset, after.get(event.partition, 0))
                 continue
             after[event.partition] = event.offset + 1
+            self._lag.read(event.partition, event.offset, event.message.timestamp()[1])
             found = self._kind.row_of(self._topic, event)
             if found is not None:
                 rows.setdefault(found[0], []).append(found[1])
@@ -123,7 +142,8 @@ class RecordSink:
             return
         store.write_records(rows, moves)
         positions |= {p: new for p, (_, new) in moves.items()}
-        self._ends |= {p: new.next_offset for p, (_, new) in moves.items()}
+        for partition, (_, new_position) in moves.items():
+            self._lag.written(partition, new_position.next_offset)
         for table, new in rows.items():
             self._metrics.records.labels(table.name).inc(len(new))
         self._pause_s = _PAUSE_MIN_S

@@ -8,6 +8,7 @@ SinkError (FraudScorerError)       stops: nothing past the last committed batch 
     └── RowsRefused                because of the rows themselves: the batch goes to quarantine, and the sink goes on
 
 StoreUnavailable                   does not stop: retried with growing pauses, not ready meanwhile
+└── StatementTooLong               likewise, with smaller transactions
 KafkaUnavailable                   likewise
 """
 
@@ -48,6 +49,10 @@ class RowsRefused(StoreRefused):
 
 class StoreUnavailable(Exception):
     """Postgres cannot take rows now; the reason holds no value of any row."""
+
+
+class StatementTooLong(StoreUnavailable):
+    """A statement took longer than Postgres lets it."""
 
 
 class KafkaUnavailable(Exception):

@@ -24,8 +24,14 @@ class SinkMetrics:
             self.set_aside.labels(kind)
         self.lag_records = Gauge(
             "fraud_scorer_sink_lag_records",
-            "Records of the audit topic that are not in Postgres yet; transaction markers count.",
-            ["partition"],
+            "Records of a topic that are not in Postgres yet; markers and aborted records count until they are read.",
+            ["topic", "partition"],
+            registry=registry,
+        )
+        self.lag_seconds = Gauge(
+            "fraud_scorer_sink_lag_seconds",
+            "Age of the oldest record that is not in Postgres yet; 0 when there is none.",
+            ["topic", "partition"],
             registry=registry,
         )
         self.commit_seconds = Histogram(

@@ -12,10 +12,14 @@ from collections.abc import Callable, Mapping
 
 import structlog
 
+from scorer.sink.sink_errors import SinkError
+
 _POLL_S = 0.2
 # After an error the others may take this long to close what they have open; a call that hangs then ends with the
 # process. Committed positions make that safe.
 _CLOSE_S = 30.0
+# Draining writes what was read: one transaction a topic. A Postgres that hangs must not keep the process for ever.
+_DRAIN_S = 40.0
 
 Run = Callable[[threading.Event], None]
 
@@ -40,16 +44,16 @@ class SinkThreads:
         while not stop.is_set() and not self._ended.is_set():
             stop.wait(_POLL_S)
         stop.set()
-        until: float | None = None
-        for thread in threads:
-            while thread.is_alive():
-                if self._error is not None and until is None:
-                    until = time.monotonic() + _CLOSE_S
-                if until is not None and time.monotonic() > until:
-                    break
-                thread.join(_POLL_S)
+        until = time.monotonic() + _DRAIN_S
+        bounded = False
+        while any(thread.is_alive() for thread in threads) and time.monotonic() < until:
+            if self._error is not None and not bounded:
+                bounded, until = True, min(until, time.monotonic() + _CLOSE_S)
+            time.sleep(_POLL_S)
         if self._error is not None:
             raise self._error
+        if late := [thread.name for thread in threads if thread.is_alive()]:
+            raise SinkError(f"not drained within {_DRAIN_S:.0f} s: {', '.join(late)}. What is committed is whole")
 
     def _one(self, name: str, run: Run, stop: threading.Event) -> None:
         try:
@@ -57,7 +61,7 @@ class SinkThreads:
             if not stop.is_set():
                 raise RuntimeError(f"the sink of {name} returned before it was stopped")
         except BaseException as exc:  # noqa: BLE001 - raised by `run` in the caller's thread
-            structlog.get_logger().error("sink_thread_failed", sink=name, error=type(exc).__name__)
+            structlog.get_logger().error("sink.thread_failed", sink=name, error=type(exc).__name__)
             self._error = self._error or exc
         finally:
             self._ended.set()

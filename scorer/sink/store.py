@@ -9,11 +9,15 @@ The order inside the one transaction of `write`:
     5. commit
 
 Partitions of new days are made before it, in a transaction of their own: to have one too many is no harm.
+
+Behind a pooler that gives each transaction another server connection (PgBouncer's transaction mode), a lock of a
+session would belong to nothing and stay for ever. There each transaction takes the locks of its partitions for itself,
+and a position that another sink has moved is read again instead of being an error.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
@@ -27,7 +31,7 @@ from scorer.runtime import fault_points
 from scorer.sink.assembler import Batch, Position, Quarantined
 from scorer.sink.batch_rows import batch_row, date_of, position_row, quarantine_row
 from scorer.sink.postgres_errors import postgres_errors
-from scorer.sink.sink_errors import RowsRefused, SchemaMismatch, SinkError
+from scorer.sink.sink_errors import RowsRefused, SchemaMismatch, SinkError, StoreUnavailable
 from scorer.trail import audit_database, audit_tables, copy_encode, copy_format
 
 _KNOWN_MAX = 1024
@@ -45,11 +49,14 @@ class Store:
         self._origin_topic = origin_topic
         self._contexts: dict[str, AuditContext] = {}
         self._days: set[int] = set()
+        self._pooled = False
         with postgres_errors():
             self._connection = audit_database.engine(url).connect()
         try:
+            self._pooled = self._examine()
             with self._transaction() as connection:
-                connection.execute(sa.text(f"SET lock_timeout = '{_LOCK_TIMEOUT}'"))
+                if not self._pooled:
+                    connection.execute(sa.text(f"SET lock_timeout = '{_LOCK_TIMEOUT}'"))
                 revision = audit_database.current_revision(self._connection)
             if revision != audit_database.REVISION:
                 raise SchemaMismatch(
@@ -73,18 +80,38 @@ class Store:
         self._connection.invalidate()
         self._connection.close()
 
+    def _examine(self) -> bool:
+        """Whether a pooler stands between. Raises StoreUnavailable where nothing can be written."""
+        with self._transaction() as connection:
+            found = connection.execute(
+                sa.text(
+                    "SELECT pg_backend_pid(), pg_is_in_recovery(), current_setting('transaction_read_only')::boolean"
+                )
+            ).one()
+        pid, standby, read_only = found
+        if standby or read_only:
+            raise StoreUnavailable(
+                "Postgres takes no rows now: "
+                + ("it is a standby" if standby else "its transactions are read only (default_transaction_read_only)")
+            )
+        return bool(pid != self._driver().info.backend_pid)  # a pooler gives a number of its own
+
     def lock(self, partitions: Sequence[int]) -> list[int]:
         """Takes the lock of every partition, held as long as the connection; returns those that another sink holds.
 
-        All or none: when one is held elsewhere, none is kept.
+        All or none: when one is held elsewhere, none is kept. Behind a pooler the locks end with this call, and each
+        transaction takes its own again.
         """
         with self._transaction() as connection:
-            names = {p: self._lock_name(p) for p in partitions}
-            statement = sa.text("SELECT pg_try_advisory_lock(hashtextextended(:name, 0))")
-            held = [p for p, name in names.items() if not connection.scalar(statement, {"name": name})]
-            if held:
+            held = self._not_locked(connection, partitions)
+            if held and not self._pooled:
                 connection.execute(sa.text("SELECT pg_advisory_unlock_all()"))
         return held
+
+    def _not_locked(self, connection: sa.Connection, partitions: Iterable[int]) -> list[int]:
+        function = "pg_try_advisory_xact_lock" if self._pooled else "pg_try_advisory_lock"
+        statement = sa.text(f"SELECT {function}(hashtextextended(:name, 0))")
+        return [p for p in partitions if not connection.scalar(statement, {"name": self._lock_name(p)})]
 
     def positions(self, partitions: Sequence[int]) -> dict[int, Position]:
         """The position of each partition; one seen for the first time starts at 0."""
@@ -114,12 +141,11 @@ class Store:
         self._make_days({batch.day for batch in batches})
         known = dict(self._contexts)
         with self._transaction() as connection:
-            for partition, (before, after) in moves_of(items).items():
-                self._move(connection, partition, before, after)
+            self._move(connection, moves_of(items))
             for batch in batches:
                 self._context(connection, known, batch)
             if batches:
-                self._copy(connection, batches)
+                self._copy(batches)
                 rows = [batch_row(self._topic, self._origin_topic, batch) for batch in batches]
                 connection.execute(sa.insert(audit_tables.batches), rows)
             if quarantine:
@@ -133,8 +159,7 @@ class Store:
     def write_records(self, rows: Mapping[sa.Table, list[dict[str, Any]]], moves: Moves) -> None:
         """Rows of other tables, keyed by the records they came from, and positions, in one transaction."""
         with self._transaction() as connection:
-            for partition, (before, after) in moves.items():
-                self._move(connection, partition, before, after)
+            self._move(connection, moves)
             for table, new in rows.items():
                 if new:
                     connection.execute(sa.insert(table), new)
@@ -166,7 +191,7 @@ class Store:
                 connection.execute(sa.update(table).where(where).values(**named, gap=bool(connection.scalar(later))))
             known = dict(self._contexts)
             self._context(connection, known, batch)
-            self._copy(connection, [batch])
+            self._copy([batch])
             connection.execute(sa.insert(audit_tables.batches), [batch_row(self._topic, self._origin_topic, batch)])
             bundles = audit_tables.bundles
             connection.execute(
@@ -189,17 +214,20 @@ class Store:
         """Asks the database again for days and bundles, which others may have removed."""
         self._days, self._contexts = set(), {}
 
-    def _copy(self, connection: sa.Connection, batches: Sequence[Batch]) -> None:
-        driver = connection.connection.driver_connection
-        if not isinstance(driver, psycopg.Connection):
-            raise TypeError(f"the sink writes through psycopg, not {type(driver).__name__}")
-        with driver.cursor() as cursor, cursor.copy(copy_format.COPY_IN) as copy:
+    def _copy(self, batches: Sequence[Batch]) -> None:
+        with self._driver().cursor() as cursor, cursor.copy(copy_format.COPY_IN) as copy:
             copy.write(copy_format.HEADER)
             for batch in batches:
                 for header, rows in batch.chunks:
                     copy.write(copy_encode.rows_bytes(header, rows, batch.day).data)
                     fault_points.point("sink_copy")
             copy.write(copy_format.TRAILER)
+
+    def _driver(self) -> psycopg.Connection[Any]:
+        driver = self._connection.connection.driver_connection
+        if not isinstance(driver, psycopg.Connection):
+            raise TypeError(f"the sink writes through psycopg, not {type(driver).__name__}")
+        return driver
 
     def _make_days(self, days: set[int]) -> None:
         """Partitions of the days, in transactions of their own: their locks must not last as long as a COPY."""
@@ -211,17 +239,22 @@ class Store:
     def advance(self, moves: Moves) -> None:
         """Moves positions over transaction markers, where there is nothing to write."""
         with self._transaction() as connection:
-            for partition, (before, after) in moves.items():
-                self._move(connection, partition, before, after)
+            self._move(connection, moves)
 
-    def _move(self, connection: sa.Connection, partition: int, before: Position, after: Position) -> None:
+    def _move(self, connection: sa.Connection, moves: Moves) -> None:
+        if self._pooled and (held := self._not_locked(connection, moves)):
+            raise StoreUnavailable(f"another sink writes {self._topic}, partitions {held}")
         table = audit_tables.positions
-        statement = sa.update(table).where(self._place(partition), table.c.next_offset == before.next_offset)
-        if connection.execute(statement.values(**position_row(after))).rowcount != 1:
-            raise SinkError(
-                f"the position of {self._topic}/{partition} is no longer {before.next_offset}: another writer "
-                f"moved it. Nothing was written; run one sink for a partition and start it again"
+        for partition, (before, after) in moves.items():
+            statement = sa.update(table).where(self._place(partition), table.c.next_offset == before.next_offset)
+            if connection.execute(statement.values(**position_row(after))).rowcount == 1:
+                continue
+            moved = (
+                f"the position of {self._topic}/{partition} is no longer {before.next_offset}: another writer moved it"
             )
+            if self._pooled:
+                raise StoreUnavailable(f"{moved}; it is read again")
+            raise SinkError(f"{moved}. Nothing was written; run one sink for a partition and start it again")
 
     def _context(self, connection: sa.Connection, known: dict[str, AuditContext], batch: Batch) -> None:
         """The feature set and the bundle of a batch, added where they are new. Raises RowsRefused for other names."""
@@ -250,6 +283,8 @@ class Store:
     @contextmanager
     def _transaction(self) -> Iterator[sa.Connection]:
         with postgres_errors(), self._connection.begin():
+            if self._pooled:  # a setting of the session would be that of others
+                self._connection.execute(sa.text(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT}'"))
             yield self._connection
 
 

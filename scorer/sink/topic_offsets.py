@@ -6,6 +6,7 @@ FENCED_LEADER_EPOCH for as long as it was asked.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from typing import Any, TypeVar
@@ -34,6 +35,7 @@ class TopicOffsets:
         self._admin: AdminClient | None = None
         # Futures end only while their client lives.
         self._probe: tuple[AdminClient, dict[TopicPartition, Future[Any]]] | None = None
+        self._unanswered_at_s: float | None = None  # when the first of the probes was asked that had no answer
 
     def partitions(self) -> list[int]:
         """The partitions of the topic. Raises KafkaUnavailable when there is no such topic."""
@@ -56,9 +58,13 @@ class TopicOffsets:
 
     def probe(self, partitions: Iterable[int]) -> dict[int, int]:
         """Stable ends as the last probe found them, or nothing; starts the next one. Never waits. For one thread."""
+        if self._probe is None and not (partitions := list(partitions)):
+            return {}
         if self._probe is None:
             client = self._client()
             wanted = {TopicPartition(self._topic, partition): OffsetSpec.latest() for partition in partitions}
+            if self._unanswered_at_s is None:
+                self._unanswered_at_s = time.monotonic()
             futures = client.list_offsets(
                 wanted, isolation_level=IsolationLevel.READ_COMMITTED, request_timeout=_TIMEOUT_S
             )
@@ -71,7 +77,18 @@ class TopicOffsets:
         if any(future.exception() is not None for future in asked.values()):
             self._drop(client)
             return {}
+        self._unanswered_at_s = None
         return {place.partition: future.result().offset for place, future in asked.items()}
+
+    @property
+    def silent_s(self) -> float:
+        """For how long probes have had no answer; 0 when the last one has, seen or not."""
+        since_s, probe = self._unanswered_at_s, self._probe
+        if since_s is None:
+            return 0.0
+        if probe is not None and all(f.done() and f.exception() is None for f in list(probe[1].values())):
+            return 0.0
+        return time.monotonic() - since_s
 
     def _offsets(self, partitions: Iterable[int], question: Callable[..., list[int]]) -> dict[int, int]:
         numbers = list(partitions)

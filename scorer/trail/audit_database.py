@@ -39,10 +39,14 @@ def connect_text(url: str) -> str:
 
 
 def engine(url: str) -> sa.Engine:
-    """An engine for what `connect_text` takes, without a pool and without values in its error texts."""
+    """An engine for what `connect_text` takes, without a pool and without values in its error texts.
+
+    No statement is prepared: behind a pooler that gives each transaction another server connection (PgBouncer) it
+    would be unknown there.
+    """
     return sa.create_engine(
         "postgresql+psycopg://",
-        creator=lambda: psycopg.connect(connect_text(url)),
+        creator=lambda: psycopg.connect(connect_text(url), prepare_threshold=None),
         poolclass=sa.NullPool,
         hide_parameters=True,
     )

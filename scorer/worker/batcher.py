@@ -1,25 +1,25 @@
-"""Which records make the next micro-batch, and how long it waits for more (linger).
+"""When a batch closes, and with which records.
 
 Waiting: none when payments are rare; up to half a commit when they come faster than commits do, because a broker that
 commits three payments at a time saturates. Choosing: everything buffered, as long as that is one batch and every
-partition is caught up. Otherwise the partitions advance together in event time: a batch takes from each only what is
-not newer than the frontier, the smallest newest buffered time among partitions that are not caught up; so nothing is
-late merely because it was read late.
+partition is caught up. Otherwise scorer.worker.batch_choice chooses, so that partitions advance together in event time
+and none starves another, and scorer.worker.frontier_wait bounds how long one is waited for.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Set
 from dataclasses import replace
 from itertools import islice
 
 import numpy as np
-import numpy.typing as npt
 
 from schemas.payment_decoder import event_times
 from scorer.journal.partition_buffers import PartitionBuffer, ShardInputs
-from scorer.pipeline.ordering import journal_order, running_maximum
 from scorer.pipeline.records import Batch
 from scorer.runtime.threads import Threads
+from scorer.worker.batch_choice import NO_TIME, Rules, Times, choose
+from scorer.worker.frontier_wait import FrontierWait
 
 # A control record with no payment to carry it is committed alone after this long, so that its lag stays small.
 CONTROL_ALONE_S = 1.0
@@ -30,20 +30,38 @@ MARKERS_ALONE_S = 5.0
 IDLE_WAIT_S = 0.1
 # Weight of the newest observation in the running averages: about the last ten batches.
 _WEIGHT = 0.2
-_NO_TIME = -(1 << 62)
 
 
 class Batcher:
     """Closes batches from a shard's inputs."""
 
     def __init__(
-        self, inputs: ShardInputs, threads: Threads, *, batch_max: int, gather_ms_max: float, skew_ms: int
+        self,
+        inputs: ShardInputs,
+        threads: Threads,
+        *,
+        shard: int,
+        batch_max: int,
+        gather_ms_max: float,
+        frontier_wait_ms: int,
+        skew_ms: int,
+        lateness_ms: int,
+        stream_ms: Callable[[], int | None],
     ) -> None:
+        """`skew_ms`, `lateness_ms`: as the feature set allows. `stream_ms`: gives stream time after the last batch."""
         self._inputs = inputs
         self._threads = threads
         self._batch_max = batch_max
         self._gather_s_max = gather_ms_max / 1000.0
         self._skew_ms = skew_ms
+        self._stream_ms = stream_ms
+        self._rules = Rules(batch_max=batch_max, lateness_ms=lateness_ms, ahead_ms=frontier_wait_ms)
+        self._wait = FrontierWait(
+            shard=shard,
+            wait_s=frontier_wait_ms / 1000.0,
+            share=max(1, batch_max // max(1, len(inputs.buffers))),
+            monotonic=threads.monotonic,
+        )
         self._commit_s = 0.005
         self._total_s = 0.01
         self._rate = 0.0
@@ -110,33 +128,36 @@ class Batcher:
         counts = {p: len(buffer.records) for p, buffer in buffers.items()}
         if len(buffers) == 1:
             return {p: min(count, self._batch_max) for p, count in counts.items()}
-        behind = [p for p, buffer in buffers.items() if not self._inputs.caught_up(buffer)]
-        if not behind and sum(counts.values()) <= self._batch_max:
+        behind = {p for p, buffer in buffers.items() if not self._inputs.caught_up(buffer)}
+        total = sum(counts.values())
+        self._wait.see(counts, behind)
+        if total == 0 or (not behind and total <= self._batch_max):
+            self._wait.none()
             return counts
-        if any(counts[p] == 0 for p in behind):
-            return dict.fromkeys(buffers, 0)  # what this partition holds next is not known yet: wait for it
+        # What a silent partition holds next is not known yet: wait for it, but not for ever.
+        silent = {p for p in behind - self._wait.passed if counts[p] == 0}
+        if silent and not self._wait.hold(silent, None):
+            return dict.fromkeys(buffers, 0)
+        if silent - self._wait.passed:
+            return dict.fromkeys(buffers, 0)
         return self._in_time_order(behind)
 
-    def _in_time_order(self, behind: list[int]) -> dict[int, int]:
-        buffers = self._inputs.buffers
+    def _in_time_order(self, behind: Set[int]) -> dict[int, int]:
         # More than a whole batch of one partition cannot be taken anyway.
         times = {
-            p: self._event_times(buffer, min(len(buffer.records), self._batch_max)) for p, buffer in buffers.items()
+            p: self._event_times(buffer, min(len(buffer.records), self._batch_max))
+            for p, buffer in self._inputs.buffers.items()
         }
-        partition = np.repeat(np.fromiter(times, np.int32, len(times)), [len(part) for part in times.values()])
-        place = np.concatenate([np.arange(len(part)) for part in times.values()])
-        reached = running_maximum(partition, np.concatenate(list(times.values())))
-        counts = dict.fromkeys(buffers, 0)
-        chosen = np.arange(len(reached))
-        if behind:
-            frontier = min(int(reached[partition == p][-1]) for p in behind)
-            chosen = np.flatnonzero(reached <= frontier)
-        first = chosen[journal_order(partition[chosen], place[chosen], reached[chosen])][: self._batch_max]
-        for p, count in zip(*np.unique(partition[first], return_counts=True), strict=True):
-            counts[int(p)] = int(count)
-        return counts
+        stream_ms = self._stream_ms()
+        stream_ms = NO_TIME if stream_ms is None else stream_ms
+        choice = choose(times, behind, stream_ms, self._rules, self._wait.passed)
+        if not choice.held:
+            self._wait.none()
+        elif self._wait.hold(choice.holders, choice.frontier_ms):
+            choice = choose(times, behind, stream_ms, self._rules, self._wait.passed)
+        return choice.counts
 
-    def _event_times(self, buffer: PartitionBuffer, count: int) -> npt.NDArray[np.int64]:
+    def _event_times(self, buffer: PartitionBuffer, count: int) -> Times:
         """Event times of the buffer's first records; one that is no payment, or has a poisoned clock,
         takes part without one.
 
@@ -145,8 +166,8 @@ class Batcher:
         known = len(buffer.event_time_ms)
         if known < count:
             rows = list(islice(buffer.records, known, count))
-            times = event_times([raw.value for raw in rows], missing=_NO_TIME)
+            times = event_times([raw.value for raw in rows], missing=NO_TIME)
             stamps = np.fromiter((raw.timestamp_ms for raw in rows), np.int64, len(rows))
-            times[times > stamps + self._skew_ms] = _NO_TIME
+            times[times > stamps + self._skew_ms] = NO_TIME
             buffer.event_time_ms.extend(times.tolist())
         return np.fromiter(islice(buffer.event_time_ms, count), np.int64, count)

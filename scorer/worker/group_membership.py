@@ -39,7 +39,7 @@ class Membership:
         self._threads = ports.threads
         self._broker = ports.clients.broker()
         self._topic = kafka.Topics.of(settings.kafka).journal
-        self.group = f"{settings.kafka.topic_prefix}{settings.worker.application}"
+        self.group = kafka.workers_group(kafka.Topics.of(settings.kafka))
         self.consumer: kafka.Member = ports.clients.member(self.group)
         self.metadata: Any = None
         # One a shard at most.

@@ -7,24 +7,29 @@ before batch n is committed, and after any failure neither the producer nor the 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, ClassVar
 
+import numpy as np
 from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 
-from schemas.audit_record import AuditHeader, encode
-from schemas.dead_letter import dead_letter_record
+from schemas.audit_record import CHUNK_BYTES_MAX, AuditHeader, ChunkTooSmall, encode
+from schemas.dead_letter import VALUE_BYTES_MAX, Headers, dead_letter_record
 from schemas.decision import encode_decisions
+from schemas.json_document import VALUE_BYTES_MAX as DECODED_BYTES_MAX
 from scorer.kafka import (
     OLDER_GENERATION,
     KafkaFailure,
+    Kind,
     Rebuild,
     Topics,
     TransactionalProducer,
-    describe,
+    Unfit,
     failure,
+    meaning,
     present,
 )
 from scorer.pipeline import Outcomes
@@ -39,9 +44,14 @@ COMMIT_TIMEOUT_S = 30.0
 OFFSETS_TIMEOUT_S = 10.0
 LATE_S = 2.0
 GIVEN_UP_MAX = 8
+UNLIMITED_BYTES = 1 << 40  # for a topic whose limit is not known
 # A rebalance changes the group's generation; the batch is committed again under the new one once this member knows it.
 GENERATION_WAIT_S = 5.0
 GENERATION_RETRY_S = 0.05
+# What a record takes beside key, value and headers, with the head of a batch of its own.
+RECORD_OVERHEAD_BYTES = 256
+# No decision is larger: a key of 4 KiB, two ids of 128 characters, 16 reasons.
+DECISION_BYTES_MAX = 8_192
 
 
 @dataclass(frozen=True)
@@ -52,6 +62,18 @@ class Committed:
     commit_s: float
     audit_bytes: int
     journal_offset: int
+
+
+class _Reports:
+    """What the broker reports of a transaction's records. Delivery callbacks hold this and nothing else: a report that
+    never comes keeps what they hold."""
+
+    def __init__(self) -> None:
+        self.journal_offset = -1
+
+    def on_journal(self, error: KafkaError | None, message: Message) -> None:
+        if error is None:
+            self.journal_offset = present(message.offset(), "offset")
 
 
 class Publisher:
@@ -71,15 +93,18 @@ class Publisher:
         shard: int,
         group_metadata: Callable[[], Any],
         offsets_timeout_s: float = OFFSETS_TIMEOUT_S,
+        limits: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
-        """`offsets_timeout_s`: no longer than the transaction's own, for then the broker aborts it anyway."""
+        """`offsets_timeout_s`: no longer than the transaction's own, for then the broker aborts it anyway. `limits`:
+        the largest record of each topic, where it is known."""
+        self._limits = limits
         self._producer = producer
         self._threads = threads
         self._offsets_timeout_s = min(OFFSETS_TIMEOUT_S, offsets_timeout_s)
         self._topics = topics
         self._shard = shard
         self._group_metadata = group_metadata
-        self._journal_offset = -1
+        self._reports = _Reports()
         self._due = math.inf  # when the call that runs must have come back, monotonic
         self._lost = False
         self._work: Queue[tuple[Outcomes, Future[Committed]] | None] = threads.queue()
@@ -113,7 +138,7 @@ class Publisher:
             if self.overdue:
                 self._give_up()
         if not self._lost:
-            # A record that still waits keeps its delivery callback, which keeps this object and the producer.
+            # Records that still wait would keep the client's threads and connections busy while it ends.
             with suppress(KafkaException):  # a fenced one raises its fatal error here once more
                 self._producer.purge()
                 self._producer.poll(0)
@@ -137,22 +162,14 @@ class Publisher:
 
     def _commit(self, outcomes: Outcomes) -> Committed:
         started = self._threads.monotonic()
-        audit = encode(
-            outcomes.columns,
-            AuditHeader(
-                **dict(outcomes.context),
-                shard=self._shard,
-                sequence=outcomes.journal.sequence,
-                journal=outcomes.journal.to_bytes().decode(),
-            ),
-        )
+        audit = self._audit(outcomes)
         until = self._threads.monotonic() + GENERATION_WAIT_S
         while True:
             try:
                 self._transaction(outcomes, audit)
                 self._producer.poll(0)  # delivery reports of what the commit has flushed
                 seconds = self._threads.monotonic() - started
-                return Committed(outcomes, seconds, sum(map(len, audit)), self._journal_offset)
+                return Committed(outcomes, seconds, sum(map(len, audit)), self._reports.journal_offset)
             except KafkaException as exc:
                 if not _of_an_older_generation(exc) or self._threads.monotonic() > until:
                     raise failure(exc) from exc
@@ -160,6 +177,32 @@ class Publisher:
                 self._threads.sleep(GENERATION_RETRY_S)
             except BufferError as exc:
                 raise Rebuild("the producer's queue did not drain") from exc
+
+    def _audit(self, outcomes: Outcomes) -> list[bytes]:
+        """The audit chunks, as large as the topic takes them."""
+        header = AuditHeader(
+            **dict(outcomes.context),
+            shard=self._shard,
+            sequence=outcomes.journal.sequence,
+            journal=outcomes.journal.to_bytes().decode(),
+        )
+        room = min(CHUNK_BYTES_MAX, self._limit(self._topics.audit) - RECORD_OVERHEAD_BYTES)
+        try:
+            return encode(outcomes.columns, header, chunk_bytes_max=room)
+        except ChunkTooSmall as exc:
+            if room == CHUNK_BYTES_MAX:  # not the topic's limit but the contract's
+                raise
+            raise self._unfit(self._topics.audit, exc.needed + RECORD_OVERHEAD_BYTES) from exc
+
+    def _limit(self, topic: str) -> int:
+        return self._limits.get(topic, UNLIMITED_BYTES)
+
+    def _unfit(self, topic: str, size: int) -> Unfit:
+        return Unfit(
+            f"topic {topic}: a record of {size} bytes must be written, and its max.message.bytes is "
+            f"{self._limits[topic]}",
+            {topic: size},
+        )
 
     def _abort(self) -> None:
         """Roll back a transaction that the group refused; the producer and the outcomes can then be used again."""
@@ -176,7 +219,10 @@ class Publisher:
         for chunk in audit:
             self._produce(self._topics.audit, chunk, partition=self._shard)
         self._produce(
-            self._topics.journal, outcomes.journal.to_bytes(), partition=self._shard, on_delivery=self._on_journal
+            self._topics.journal,
+            outcomes.journal.to_bytes(),
+            partition=self._shard,
+            on_delivery=self._reports.on_journal,
         )
         positions = [TopicPartition(self._topics.payments, r.partition, r.end) for r in outcomes.journal.inputs]
         metadata = self._group_metadata()  # none without a membership: what a command commits
@@ -195,10 +241,6 @@ class Publisher:
         self._producer.commit_transaction(COMMIT_TIMEOUT_S)
         fault_points.point("after_commit")
 
-    def _on_journal(self, error: KafkaError | None, message: Message) -> None:
-        if error is None:
-            self._journal_offset = present(message.offset(), "offset")
-
     def _produce_decisions(self, outcomes: Outcomes) -> None:
         """One message per payment, with the payment's own key, to the partition of the same number."""
         columns = outcomes.columns
@@ -213,26 +255,48 @@ class Publisher:
         )
         keys = outcomes.records.keys
         # One call for each partition: the client takes a partition of a single message and then does not heed it.
-        by_partition: dict[int, list[dict[str, bytes | None]]] = {}
+        by_partition: dict[int, list[dict[str, Any]]] = {}
         for value, row, partition in zip(values, outcomes.rows.tolist(), columns.partition.tolist(), strict=True):
             by_partition.setdefault(partition, []).append({"value": value, "key": keys[row]})
+        topic = self._topics.decisions
+        if self._limit(topic) < DECISION_BYTES_MAX + RECORD_OVERHEAD_BYTES:
+            for value, row in zip(values, outcomes.rows.tolist(), strict=True):
+                self._check(topic, value, keys[row])
         for partition, messages in by_partition.items():
-            if self._producer.produce_batch(self._topics.decisions, messages, partition) != len(messages):
+            if self._producer.produce_batch(topic, messages, partition) != len(messages):
+                # A message that was refused has its error in it; a full queue is the usual one.
+                for refused in (m["_error"] for m in messages if "_error" in m):
+                    if refused.code() != KafkaError._QUEUE_FULL:
+                        raise self._refused(topic, refused)
                 raise BufferError
 
     def _produce_dead_letters(self, outcomes: Outcomes) -> None:
-        records = outcomes.records
-        for item in outcomes.rejected:
-            key, value, headers = dead_letter_record(
-                topic=self._topics.payments,
-                partition=int(records.partition[item.index]),
-                offset=int(records.offset[item.index]),
-                key=records.keys[item.index],
-                value=records.values[item.index],
-                error=item.error,
-                timestamp_ms=int(records.timestamp_ms[item.index]),
+        records, rejected = outcomes.records, outcomes.rejected
+        topic = self._topics.dead_letters
+        # What could be sent again is kept whole, whatever the topic takes: a longer value would be refused once more.
+        room = self._limit(topic) - 2 * DECISION_BYTES_MAX
+        value_bytes_max = min(VALUE_BYTES_MAX, max(DECODED_BYTES_MAX, room))
+        if rejected:
+            at = np.fromiter((item.index for item in rejected), np.int64, len(rejected))
+            # Plain numbers from one call each: taking them out of the arrays one by one costs more than the letter.
+            origins = zip(
+                records.partition[at].tolist(),
+                records.offset[at].tolist(),
+                records.timestamp_ms[at].tolist(),
+                strict=True,
             )
-            self._produce(self._topics.dead_letters, value, key=key, headers=headers)
+            for item, (partition, offset, timestamp_ms) in zip(rejected, origins, strict=True):
+                key, value, headers = dead_letter_record(
+                    topic=self._topics.payments,
+                    partition=partition,
+                    offset=offset,
+                    key=records.keys[item.index],
+                    value=records.values[item.index],
+                    error=item.error,
+                    timestamp_ms=timestamp_ms,
+                    value_bytes_max=value_bytes_max,
+                )
+                self._produce(topic, value, key=key, headers=headers)
         # Every shard reads the control topic; one speaks for all, so that a record has one dead letter.
         for item in outcomes.rejected_control if self._shard == 0 else ():
             record = outcomes.control[item.index]
@@ -243,18 +307,38 @@ class Publisher:
                 key=record.key,
                 value=record.value,
                 error=item.error,
+                value_bytes_max=value_bytes_max,
             )
-            self._produce(self._topics.dead_letters, value, key=key, headers=headers)
+            self._produce(topic, value, key=key, headers=headers)
 
-    def _produce(self, topic: str, value: bytes | None, **options: Any) -> None:
+    def _produce(
+        self, topic: str, value: bytes | None, *, key: bytes | None = None, headers: Headers | None = None, **more: Any
+    ) -> None:
+        self._check(topic, value, key, headers)
         try:
-            self._producer.produce(topic, value, **options)
-        except BufferError:
-            # The queue holds several whole batches: it drains in a moment, or the transaction times out.
-            self._producer.poll(1.0)
-            self._producer.produce(topic, value, **options)
-        except KafkaException as exc:  # such as a record above message.max.bytes, which is the client's word against it
-            raise KafkaFailure(f"a record for {topic} was refused ({describe(exc)})") from exc
+            try:
+                self._producer.produce(topic, value, key=key, headers=headers, **more)
+            except BufferError:
+                # The queue holds several whole batches: it drains in a moment, or the transaction times out.
+                self._producer.poll(1.0)
+                self._producer.produce(topic, value, key=key, headers=headers, **more)
+        except KafkaException as exc:
+            raise self._refused(topic, exc.args[0]) from exc
+
+    def _check(self, topic: str, value: bytes | None, key: bytes | None, headers: Headers | None = None) -> None:
+        """Raise Unfit for a record that the topic does not take: the broker would only name a request."""
+        size = len(value or b"") + len(key or b"") + sum(len(name) + len(text) for name, text in headers or ())
+        if size + RECORD_OVERHEAD_BYTES > self._limit(topic):
+            raise self._unfit(topic, size + RECORD_OVERHEAD_BYTES)
+
+    def _refused(self, topic: str, error: KafkaError) -> KafkaFailure:
+        """What it means that the client did not take a record at all."""
+        if meaning(error) is Kind.UNFIT:  # by a setting of this client, which does not pass
+            return KafkaFailure(
+                f"a record for {topic} was refused by the client ({error.name()}): its message.max.bytes, in "
+                "FRAUD_SCORER_KAFKA__SECURITY, is too small"
+            )
+        return failure(error, f"a record for {topic} was refused")
 
 
 def _of_an_older_generation(exc: KafkaException) -> bool:

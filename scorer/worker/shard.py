@@ -8,7 +8,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,8 +32,9 @@ from scorer.runtime.threads import Event, Future
 from scorer.worker import worker_metrics
 from scorer.worker.batcher import Batcher
 from scorer.worker.follower import Follower
+from scorer.worker.lag_gauges import LagGauges
 from scorer.worker.ports import Ports
-from scorer.worker.publisher import Committed, Publisher
+from scorer.worker.publisher import RECORD_OVERHEAD_BYTES, Committed, Publisher
 from scorer.worker.snapshotter import Snapshotter
 from scorer.worker.topic_watch import TopicWatch
 
@@ -72,6 +74,7 @@ class Shard:
         self._bundles = bundles
         self._log = log.bind(shard=number)
         self._gauges_at = 0.0
+        self._lag = LagGauges(number, ports.threads)
         self._snapshotter: Snapshotter | None = None
         self.recovered = self._threads.event()
         self.batches_committed = 0  # batches committed
@@ -86,13 +89,15 @@ class Shard:
         self._payments = 0  # a follower from a snapshot may not know partitions that the one before had taken up
         follower, publisher = warm, None
         try:
+            limits = self._limits()
             publisher = Publisher(
-                self._fencing_producer(),
+                self._fencing_producer(min(limits.values()) - RECORD_OVERHEAD_BYTES),
                 self._topics,
                 self._threads,
                 shard=self._number,
                 group_metadata=self._group_metadata,
                 offsets_timeout_s=self._settings.worker.transaction_timeout_ms / 1000.0,
+                limits=limits,
             )
             follower = follower or Follower(self._settings, self._bundles, self._number, self._ports)
             follower.catch_up(stop)
@@ -107,6 +112,7 @@ class Shard:
                 self._decide(follower, publisher, stop)
         finally:
             self.recovered.clear()
+            self._lag.close()
             try:
                 if publisher is not None:
                     publisher.close()
@@ -117,10 +123,18 @@ class Shard:
                 if follower is not None:
                     follower.close()
 
-    def _fencing_producer(self) -> kafka.TransactionalProducer:
+    def _limits(self) -> Mapping[str, int]:
+        """The largest record that each topic takes which this shard writes to."""
+        topics, broker = self._topics, self._ports.clients.broker()
+        try:
+            return broker.record_bytes_max((topics.decisions, topics.audit, topics.journal, topics.dead_letters))
+        finally:
+            broker.close()
+
+    def _fencing_producer(self, batch_bytes_max: int) -> kafka.TransactionalProducer:
         """The shard's producer, with which the former owner's can do nothing any more."""
         owner = f"shard-{self._number}"
-        producer = self._ports.clients.transactional_producer(owner)
+        producer = self._ports.clients.transactional_producer(owner, batch_bytes_max=max(1, batch_bytes_max))
         try:
             producer.init_transactions(INIT_TIMEOUT_S)
         except KafkaException as exc:
@@ -131,13 +145,17 @@ class Shard:
 
     def _decide(self, follower: Follower, publisher: Publisher, stop: Event) -> None:
         pipeline, inputs = follower.pipeline, follower.inputs
-        worker = self._settings.worker
+        worker, feature_set = self._settings.worker, pipeline.bundle.feature_set
         batcher = Batcher(
             inputs,
             self._threads,
+            shard=self._number,
             batch_max=worker.batch_payments_max,
             gather_ms_max=worker.gather_ms_max,
-            skew_ms=pipeline.bundle.feature_set.max_future_skew,
+            frontier_wait_ms=worker.frontier_wait_ms,
+            skew_ms=feature_set.max_future_skew,
+            lateness_ms=feature_set.allowed_lateness,
+            stream_ms=lambda: pipeline.engine.stream_time_ms,
         )
         self._log.info("shard.deciding", bundle=pipeline.bundle.id, sequence=pipeline.sequence)
         worker_metrics.BUNDLE.labels(self._label, pipeline.bundle.id).set(1)
@@ -208,8 +226,9 @@ class Shard:
             worker_metrics.DECISIONS.labels(label, "flag" if kind % 2 == FLAG else "approve", MODES[kind // 2]).inc(
                 int(kinds[kind])
             )
-        for item in (*outcomes.rejected, *outcomes.rejected_control):
-            worker_metrics.DEAD_LETTERS.labels(label, item.error.reason.value).inc()
+        refused = Counter(item.error.reason.value for item in (*outcomes.rejected, *outcomes.rejected_control))
+        for reason, count in refused.items():
+            worker_metrics.DEAD_LETTERS.labels(label, reason).inc(count)
         for i in np.flatnonzero(outcomes.columns.decision == FLAG).tolist():
             for reason in outcomes.columns.reasons[i]:
                 worker_metrics.REASONS.labels(label, reason).inc()
@@ -244,7 +263,7 @@ class Shard:
             return
         self._gauges_at = now
         label, counts = self._label, pipeline.engine.counts()
-        worker_metrics.LAG.labels(label).set(inputs.lag())
+        self._lag.show(inputs)
         worker_metrics.BUFFERED.labels(label).set(inputs.buffered)
         worker_metrics.LINGER.labels(label).set(batcher.linger_s)
         worker_metrics.STREAM_TIME.labels(label).set((pipeline.engine.stream_time_ms or 0) / 1000.0)

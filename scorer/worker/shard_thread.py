@@ -1,5 +1,5 @@
-"""An owned shard's thread: it rebuilds the shard after a failed transaction, asks the group whose it is, and lets
-scorer.worker.missing_rights wait for rights that were taken away.
+"""An owned shard's thread: it rebuilds the shard after a failed transaction, asks the group whose it is, and waits for
+rights that were taken away (scorer/worker/missing_rights.py) and for topics that do not take what must be written.
 """
 
 from __future__ import annotations
@@ -7,6 +7,7 @@ from __future__ import annotations
 import structlog
 
 from scorer import kafka
+from scorer.runtime import fault_points
 from scorer.runtime.settings import Settings
 from scorer.worker import worker_metrics
 from scorer.worker.group_membership import Membership
@@ -24,10 +25,14 @@ REBUILD_BACKOFF_S_MAX = 10.0
 REBUILD_CALM_S = 60.0
 # How often the group is asked again about a shard that it says is not ours, and that has not been released yet.
 ASKED_AGAIN_S = 5.0
+# How often the topics are looked at again while a setting of theirs keeps a batch from being committed.
+OBSTACLE_RETRY_S = 1.0
+OBSTACLE_LOGGED_S = 15.0
 
 
 class ShardThread:
-    """The thread, by the shard's `number`. `failure`: why it cannot go on; the process ends with it."""
+    """The thread, by the shard's `number`. `failure`: why it cannot go on; the process ends with it. `waits_for`: what
+    an operator must repair before it can; empty when there is nothing."""
 
     def __init__(
         self,
@@ -38,6 +43,7 @@ class ShardThread:
         standby: Standby | None,
         ports: Ports,
     ) -> None:
+        self._ports = ports
         self._threads = ports.threads
         self.shard = shard
         self._missing_rights = MissingRights(settings, number, ports)
@@ -46,9 +52,17 @@ class ShardThread:
         self._standby = standby
         self.stop = ports.threads.event()
         self.failure: BaseException | None = None
+        self.waits_for = ""
         self._thread = ports.threads.spawn(self._run, name=f"shard-{number}")
 
     def _run(self) -> None:
+        try:
+            self._own()
+        except BaseException as exc:  # noqa: BLE001 - handed to the main thread, which ends the process with it
+            self.failure = exc
+
+    def _own(self) -> None:
+        """Decide, and take the shard up again after what a rebuild repairs. Raises anything else."""
         backoff_s = REBUILD_BACKOFF_S
         while not self.stop.is_set():
             began = self._threads.monotonic()
@@ -68,6 +82,7 @@ class ShardThread:
                 )
                 log.warning("shard.rebuild", shard=self.number, reason=str(exc), wait_s=backoff_s)
                 self.stop.wait(backoff_s)
+                self._wait_for_topics(exc)
                 if not self._is_ours(exc):
                     return
             except kafka.Fenced as exc:
@@ -76,14 +91,33 @@ class ShardThread:
                     return
                 worker_metrics.REBUILDS.labels(str(self.number), "fenced").inc()
                 log.warning("shard.rebuild", shard=self.number, reason=f"{exc}, but the group says it is ours")
-            except BaseException as exc:  # noqa: BLE001 - handed to the main thread, which ends the process with it
-                self.failure = exc
-                return
         if self._standby is not None:  # released before it was begun
             self._standby.close()
 
+    def _wait_for_topics(self, cause: kafka.Rebuild) -> None:
+        """Wait as long as a topic's setting keeps the next commit from succeeding as well."""
+        needed = cause.needed if isinstance(cause, kafka.Unfit) else {}
+        logged_at, broker = float("-inf"), self._ports.clients.broker()
+        try:
+            while not self.stop.is_set():
+                try:
+                    self.waits_for = broker.obstacle(needed)
+                except kafka.KafkaFailure as exc:  # then only trying shows it
+                    log.debug("shard.obstacle_unknown", shard=self.number, reason=str(exc))
+                    self.waits_for = ""
+                if not self.waits_for:
+                    return
+                if self._threads.monotonic() - logged_at > OBSTACLE_LOGGED_S:
+                    logged_at = self._threads.monotonic()
+                    log.error("shard.obstacle", shard=self.number, reason=self.waits_for)
+                self.stop.wait(OBSTACLE_RETRY_S)
+        finally:
+            self.waits_for = ""
+            broker.close()
+
     def _is_ours(self, cause: kafka.KafkaFailure) -> bool:
         """Whether to take the shard up again after `cause`: the group is asked, once Kafka lets it be asked."""
+        fault_points.point("after_failure")
         # Its frames hold the state that is to be dropped, in a cycle with the future of the commit that failed.
         cause.__traceback__ = None
         denial = cause if isinstance(cause, kafka.Denied) else None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import structlog
 
 from scorer import kafka
-from scorer.journal.journal_reader import NoProgress
 from scorer.journal.partition_buffers import MissingRange
 from scorer.journal.rerun import Bundles
 from scorer.runtime.settings import Settings
@@ -33,19 +32,25 @@ class Standby:
         self._thread = ports.threads.spawn(self._run, name=f"standby-{shard}")
 
     def _run(self) -> None:
-        while not self._stop.is_set():
-            try:
-                self._follower = Follower(self._settings, self._bundles, self._shard, self._ports)
-                self._follower.follow(self._stop)
-            except (kafka.KafkaFailure, MissingRange, NoProgress) as exc:
-                self._drop()
-                worker_metrics.REBUILDS.labels(str(self._shard), "standby").inc()
-                log.warning("standby.restarted", shard=self._shard, reason=str(exc), wait_s=RETRY_S)
-                self._stop.wait(RETRY_S)
-            except BaseException as exc:  # noqa: BLE001 - handed to the main thread, which ends the process with it
-                self._drop()
-                self.failure = exc
-                return
+        try:
+            while not self._stop.is_set():
+                self._follow()
+        except BaseException as exc:  # noqa: BLE001 - handed to the main thread, which ends the process with it
+            self.failure = exc
+
+    def _follow(self) -> None:
+        """Follow until stopped, or until what a new beginning repairs. Raises anything else."""
+        try:
+            self._follower = Follower(self._settings, self._bundles, self._shard, self._ports)
+            self._follower.follow(self._stop)
+        except (kafka.KafkaFailure, MissingRange) as exc:
+            self._drop()
+            worker_metrics.REBUILDS.labels(str(self._shard), "standby").inc()
+            log.warning("standby.restarted", shard=self._shard, reason=str(exc), wait_s=RETRY_S)
+            self._stop.wait(RETRY_S)
+        except BaseException:
+            self._drop()
+            raise
 
     def _drop(self) -> None:
         if self._follower is not None:

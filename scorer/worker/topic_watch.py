@@ -13,6 +13,7 @@ import structlog
 from scorer import kafka
 from scorer.errors import FraudScorerError, UsageError
 from scorer.kafka import KafkaFailure, SourceChanged, TopicFacts
+from scorer.runtime import fault_points
 from scorer.runtime.settings import Settings
 from scorer.runtime.threads import Thread
 from scorer.worker.follower import check_topics
@@ -21,6 +22,8 @@ from scorer.worker.ports import Ports
 log = structlog.get_logger()
 
 EVERY_S = 1.0
+# A topic that is not there, or too few partitions, must stay so for this long before the worker ends with it.
+UNFIT_S = 3.0
 # So long without an answer and the process counts as cut off from Kafka: not ready.
 SILENT_S = 3.0
 
@@ -36,6 +39,7 @@ class TopicWatch:
         self._stop = ports.threads.event()
         self._first: Mapping[str, TopicFacts] = {}
         self._answered_at = self._threads.monotonic()
+        self._unfit_since: float | None = None
         self.payments = 0
         self.failure: BaseException | None = None
         self._thread: Thread | None = None
@@ -66,19 +70,34 @@ class TopicWatch:
     def _run(self) -> None:
         while not self._stop.wait(EVERY_S):
             try:
+                fault_points.point("topic_watch")
                 self._see(self._broker.topic_facts(self._names))
+                self._unfit_since = None
             except (kafka.Away, kafka.Denied) as exc:
                 log.debug("topics.not_asked", reason=str(exc))  # readiness shows it, and clients log their own errors
             except KafkaFailure as exc:
-                self._end(SourceChanged(f"{exc}. It was there when this worker began"))
+                self._unfit(SourceChanged(f"{exc}. {self._ids()} `fraud-scorer recover` shows what is missing then"))
             except UsageError as exc:  # counts that fitted at the start and do not now: no wrong usage of a command
-                self._end(SourceChanged(str(exc)))
+                self._unfit(SourceChanged(str(exc)))
             except FraudScorerError as exc:
                 self._end(exc)
             except BaseException as exc:  # noqa: BLE001 - raised by the threads that check
-                self._end(exc)
+                self.failure = self.failure or exc
+                return
 
-    def _end(self, failure: BaseException) -> None:
+    def _unfit(self, failure: FraudScorerError) -> None:
+        """End when it stays so: a broker that has just restarted may not know of topics or partitions for a moment."""
+        now = self._threads.monotonic()
+        if self._unfit_since is None:
+            self._unfit_since = now
+        elif now - self._unfit_since >= UNFIT_S:
+            self._end(failure)
+
+    def _ids(self) -> str:
+        known = ", ".join(f"{name} with id {first.id}" for name, first in self._first.items())
+        return f"When this worker began there were {known}."
+
+    def _end(self, failure: FraudScorerError) -> None:
         if self.failure is None:
             log.error("topics.changed", reason=str(failure))
             self.failure = failure
@@ -92,7 +111,7 @@ class TopicWatch:
                     "Nothing more is decided. `fraud-scorer recover` shows what is missing and what can be accepted"
                 )
             if facts[name].partitions < first.partitions:
-                raise SourceChanged(f"topic {name} lost partitions: {first.partitions} → {facts[name].partitions}")
+                raise UsageError(f"topic {name} lost partitions: {first.partitions} → {facts[name].partitions}")
         check_topics(self._settings, facts)
         payments = facts[kafka.Topics.of(self._settings.kafka).payments].partitions
         if self.payments and payments > self.payments:

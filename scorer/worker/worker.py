@@ -16,11 +16,12 @@ from scorer import kafka
 from scorer.bundle import Bundle
 from scorer.errors import FraudScorerError, UsageError
 from scorer.journal.rerun import Bundles
-from scorer.pipeline.warm_up import warm_up
 from scorer.runtime import fault_points
 from scorer.runtime.settings import Settings
 from scorer.runtime.threads import Event
 from scorer.worker import worker_metrics
+from scorer.worker.compilation import Compilation
+from scorer.worker.group_admission import Admission
 from scorer.worker.group_membership import Membership
 from scorer.worker.missing_rights import DENIED_RETRY_S
 from scorer.worker.ports import Ports
@@ -60,7 +61,7 @@ class Worker:
         self._settings = settings
         self._ports = ports or Ports.real(settings)
         self._threads = self._ports.threads
-        self._bundle = bundle
+        self._compilation = Compilation(bundle, self._threads)
         self._bundles = Bundles(bundle, settings.bundle.trusted_keys)
         self._owned: dict[int, ShardThread] = {}
         self._standbys: dict[int, Standby] = {}
@@ -73,6 +74,7 @@ class Worker:
         self._denied_logged_at = self._denied_until = float("-inf")
         self._frozen_until = float("-inf")
         self._membership = Membership(settings, self._ports)
+        self._admission = Admission(settings, self._ports, self._membership.group)
         self._watch = TopicWatch(settings, self._ports)
 
     def live(self) -> tuple[bool, str]:
@@ -83,11 +85,16 @@ class Worker:
     def ready(self) -> tuple[bool, str]:
         """Warm, in the group, and every owned shard deciding (a standby owns none and is ready)."""
         if not self._warm:
-            return False, "compiling"
+            return False, self._compilation.state
         if self._denied_at is not None:
             return False, "refused by Kafka's authoriser"
+        if self._admission.waits_for:  # a standby of those workers
+            return True, self._admission.waits_for
         if not self._joined:
             return False, "joining the group"
+        obstacles = [o.waits_for for o in list(self._owned.values()) if o.waits_for]
+        if obstacles:
+            return False, obstacles[0]
         if self._watch.silent_s > SILENT_S:
             return False, f"Kafka has not answered for {self._watch.silent_s:.0f} s"
         waiting = [o.number for o in list(self._owned.values()) if not o.shard.recovered.is_set()]
@@ -96,9 +103,14 @@ class Worker:
     def run(self, stop: Event) -> None:
         """Compile, then take part until `stop` is set. Raises what ended a shard:
         the process must exit non-zero then."""
-        warm_up(self._bundle)
-        _calm_collector()
-        self.take_part(stop)
+        if self._compilation.run(stop):
+            _calm_collector()
+            self.take_part(stop)
+
+    @property
+    def compiling(self) -> bool:
+        """Whether a compiler runs on a thread, which only the end of the process ends."""
+        return self._compilation.running
 
     def take_part(self, stop: Event) -> None:
         """Take part in the group until `stop` is set, then drain and leave. Raises what ended a shard."""
@@ -106,6 +118,7 @@ class Worker:
         self._warm = True
         topic = kafka.Topics.of(self._settings.kafka).journal
         self._watch.start()
+        self._admission.wait(stop)
         member = self._membership.consumer
         member.subscribe([topic], on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost)
         # From here on the group expects to hear of this member. That compiling may have taken minutes is no freeze.
@@ -116,6 +129,7 @@ class Worker:
                 self._poll(member)
                 self._raise_failures()
                 if self._joined:
+                    self._admission.check_once()
                     self._keep_standbys()
         finally:
             # Committing needs the membership, so shards end before the member leaves.

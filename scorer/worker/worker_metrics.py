@@ -28,7 +28,22 @@ COMMIT = Histogram(
     "fraud_scorer_commit_seconds", "Begin to commit of the transaction, a micro-batch.", ["shard"], buckets=_FAST_S
 )
 LINGER = Gauge("fraud_scorer_gather_seconds", "Linger: seconds that a batch now waits for more payments.", ["shard"])
+FRONTIER_WAITS = Counter(
+    "fraud_scorer_frontier_waits_total",
+    "Waits for a partition that is behind: it caught up, or was passed because it was silent or slower than the clock.",
+    ["shard", "outcome"],
+)
 LAG = Gauge("fraud_scorer_lag_payments", "Payments on the topic that are not in a batch yet.", ["shard"])
+LAG_RECORDS = Gauge(
+    "fraud_scorer_lag_records",
+    "Records of a payments partition that are not in a batch yet; markers and aborted records do not count.",
+    ["shard", "partition"],
+)
+LAG_SECONDS = Gauge(
+    "fraud_scorer_lag_seconds",
+    "Age of the oldest record of a payments partition that is not in a batch yet; 0 when there is none.",
+    ["shard", "partition"],
+)
 BUFFERED = Gauge("fraud_scorer_buffered_payments", "Payments read and not in a batch yet.", ["shard"])
 STREAM_TIME = Gauge("fraud_scorer_stream_time_seconds", "Largest accepted event time, epoch seconds.", ["shard"])
 SEQUENCE = Gauge("fraud_scorer_journal_sequence", "Number of the last committed batch.", ["shard"])

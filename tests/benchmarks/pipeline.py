@@ -1,11 +1,16 @@
 """Worker against echo: CPU per payment, payments/s, latency.
-`python -m tests.benchmarks.pipeline [--quick]` prints one JSON object.
+`python -m tests.benchmarks.pipeline [--quick]` prints one JSON object; `--rates 0.2,1,10 --no-backlog` measures latency
+at these rates alone.
 
 Both get the same simulated payments on topics of their own, on one real broker, one after the other, several times in
 turn; a figure is the median of its rounds. CPU is user and system time of the whole process (the client's threads
 included) over a backlog in batches of 4,096, kernels compiled before. Latency runs from a payment handed to the client
-until its decision has been read under read_committed, at a steady rate; broker, sender and reader share the machine
-with what is measured.
+until its decision has been read under read_committed, at a steady rate, from one payment in five seconds on; broker,
+sender and reader share the machine with what is measured. A rate is measured for `--seconds`, a slow one for longer, so
+that a percentile is of some payments (`payments` says how many), but for no more than a minute.
+
+`refused` is the worker over a backlog in which nothing can be decided: CPU µs for each kind of refusal, dead letters
+committed, over that of a decided payment.
 """
 
 from __future__ import annotations
@@ -18,6 +23,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,8 +40,19 @@ from scorer.simulate import World
 from tests.benchmarks.echo import Echo
 
 BATCH = 4096
-READY_S = 120.0
+RATES = (0.2, 1.0, 10.0, 100.0, 200.0, 2000.0)
+SLOW_SECONDS_MAX = 60.0  # how long a slow rate is measured
+SLOW_PAYMENTS = 30  # how many payments it should have by then
+WARM_RATE_MIN = 20.0
 DRAIN_S = 120.0
+
+
+REFUSED = {
+    "text": b"garbage %d",
+    "not_a_payment": b'{"order": %d, "state": "shipped", "lines": [1, 2, 3]}',
+    "wrong_amount": b'{"payment_id": "p%d", "event_time": "2026-01-01T00:00:00Z", "amount_minor": -5, '
+    b'"currency": "EUR", "customer_id": "c_000042", "terminal_id": "t_3311"}',
+}
 
 
 def _settings(bootstrap: str, prefix: str) -> Settings:
@@ -113,10 +130,11 @@ def _part(part: str, bootstrap: str, prefix: str) -> None:
 
 
 def _committed() -> int:
-    """Decisions of committed batches, by the worker's own metric."""
+    """Decisions and dead letters of committed batches, by the worker's own metrics."""
     from scorer.worker import worker_metrics  # noqa: PLC0415
 
-    return int(sum(s.value for m in worker_metrics.DECISIONS.collect() for s in m.samples if s.name.endswith("_total")))
+    counters = (worker_metrics.DECISIONS, worker_metrics.DEAD_LETTERS)
+    return int(sum(s.value for c in counters for m in c.collect() for s in m.samples if s.name.endswith("_total")))
 
 
 def _topics(bootstrap: str, name: str) -> Settings:
@@ -131,6 +149,23 @@ def backlog(bootstrap: str, name: str, part: str, payments: int) -> dict[str, fl
     blocks = live_blocks(World(LIVE_SEED, customers=CUSTOMERS))
     # Without labels: an echo has nothing to do with them.
     Sender(settings).run(blocks, stop=threading.Event(), limit=payments, with_labels=False)
+    return _drained(settings, bootstrap, part, payments)
+
+
+def refusals(bootstrap: str, kind: str, records: int) -> dict[str, float]:
+    """CPU µs and wall of the worker over a backlog of records that it refuses."""
+    settings = _topics(bootstrap, f"refused-{kind}")
+    producer = kafka.plain_producer(settings.kafka)
+    topic = kafka.Topics.of(settings.kafka).payments
+    for i in range(records):
+        producer.produce(topic, REFUSED[kind] % i)
+        if i % 10_000 == 0:
+            producer.flush(30)
+    producer.flush(30)
+    return _drained(settings, bootstrap, "worker", records)
+
+
+def _drained(settings: Settings, bootstrap: str, part: str, payments: int) -> dict[str, float]:
     with _Child(part, bootstrap, settings.kafka.topic_prefix) as child:
         child.hear()
         child.tell("go")
@@ -143,7 +178,7 @@ def backlog(bootstrap: str, name: str, part: str, payments: int) -> dict[str, fl
 
 
 def latency(bootstrap: str, name: str, part: str, rate: float, seconds: float) -> dict[str, float]:
-    """Percentiles in ms at a steady rate, without the first two seconds."""
+    """Percentiles in ms at a steady rate, without the payments that warm up."""
     settings = _topics(bootstrap, name)
     with _Child(part, bootstrap, settings.kafka.topic_prefix) as child:
         child.hear()
@@ -152,12 +187,14 @@ def latency(bootstrap: str, name: str, part: str, rate: float, seconds: float) -
         sender = Sender(settings, on_payments=reader.sending)
         stop = threading.Event()
         # Warm: broker, group and connections; not counted.
-        sender.run(live_blocks(World(LIVE_SEED, customers=CUSTOMERS)), stop=stop, rate=rate, limit=int(2 * rate))
+        warm = max(WARM_RATE_MIN, rate)
+        sender.run(live_blocks(World(LIVE_SEED, customers=CUSTOMERS)), stop=stop, rate=warm, limit=int(2 * warm))
         _wait_decided(reader, sender.sent.payments)
         reader.seen.latencies_ms.clear()
         more = Sender(settings, on_payments=reader.sending)
+        lasting = max(seconds, min(SLOW_SECONDS_MAX, SLOW_PAYMENTS / rate))
         more.run(
-            live_blocks(World(LIVE_SEED + 1, customers=CUSTOMERS)), stop=stop, rate=rate, limit=int(seconds * rate)
+            live_blocks(World(LIVE_SEED + 1, customers=CUSTOMERS)), stop=stop, rate=rate, limit=int(lasting * rate)
         )
         _wait_decided(reader, sender.sent.payments + more.sent.payments)
         values = np.array(reader.seen.latencies_ms)
@@ -165,7 +202,8 @@ def latency(bootstrap: str, name: str, part: str, rate: float, seconds: float) -
         child.tell("stop")
         child.process.wait(90)
     _delete(settings)
-    return {f"p{q:g}_ms": round(float(np.percentile(values, q)), 2) for q in (50, 99, 99.9)}
+    found = {f"p{q:g}_ms": round(float(np.percentile(values, q)), 2) for q in (50, 99, 99.9)}
+    return {"payments": len(values), **found}
 
 
 def _wait_decided(reader: DecisionReader, count: int) -> None:
@@ -183,49 +221,78 @@ def _delete(settings: Settings) -> None:
         future.exception(10)
 
 
-def measure(payments: int, rounds: int, rates: list[float], seconds: float) -> dict[str, Any]:
-    """The whole benchmark."""
+def measure(payments: int, rounds: int, rates: Sequence[float], seconds: float) -> dict[str, Any]:
+    """The whole benchmark; without rounds only the latencies."""
     report = lambda line: print(line, file=sys.stderr)  # noqa: E731
     demo_bundle(load().cache.expanduser(), report)
     with local_services(postgres=False, report=report) as services:
         at = services.kafka.bootstrap_servers
-        runs: dict[str, list[dict[str, float]]] = {"worker": [], "echo": []}
-        for n in range(rounds):
-            for part, results in runs.items():
-                results.append(backlog(at, f"{n}-{part}", part, payments))
-                report(f"{part}: {results[-1]}")
-        cpu = {part: statistics.median(r["cpu_us"] for r in results) for part, results in runs.items()}
-        speed = {part: statistics.median(r["payments_per_s"] for r in results) for part, results in runs.items()}
-        latencies: dict[str, Any] = {}
+        found: dict[str, Any] = {"broker": services.kafka.kind}
+        if rounds:
+            found |= _throughput(at, payments, rounds, report)
+        found["latency"] = {}
         for rate in rates:
-            found = {part: latency(at, f"{rate:g}-{part}", part, rate, seconds) for part in ("echo", "worker")}
-            report(f"{rate:g}/s: {found}")
-            ratio = {q: round(found["worker"][q] / found["echo"][q], 2) for q in found["echo"]}
-            latencies[f"{rate:g}_per_s"] = {**found, "worker_over_echo": ratio}
+            both = {part: latency(at, f"{rate:g}-{part}", part, rate, seconds) for part in ("echo", "worker")}
+            report(f"{rate:g}/s: {both}")
+            ratio = {q: round(both["worker"][q] / both["echo"][q], 2) for q in both["echo"] if q != "payments"}
+            found["latency"][f"{rate:g}_per_s"] = {**both, "worker_over_echo": ratio}
+    return found
+
+
+def _throughput(at: str, payments: int, rounds: int, report: Callable[[str], None]) -> dict[str, Any]:
+    runs: dict[str, list[dict[str, float]]] = {"worker": [], "echo": []}
+    for n in range(rounds):
+        for part, results in runs.items():
+            results.append(backlog(at, f"{n}-{part}", part, payments))
+            report(f"{part}: {results[-1]}")
+    cpu = {part: statistics.median(r["cpu_us"] for r in results) for part, results in runs.items()}
+    speed = {part: statistics.median(r["payments_per_s"] for r in results) for part, results in runs.items()}
+    refused = {}
+    for kind in REFUSED:
+        result = refusals(at, kind, payments // 4)
+        report(f"{kind}: {result}")
+        refused[kind] = {
+            "cpu_us": round(result["cpu_us"], 2),
+            "records_per_s": round(result["payments_per_s"]),
+            "over_decided": round(result["cpu_us"] / cpu["worker"], 2),
+        }
     return {
         "payments": payments,
         "batch": BATCH,
         "rounds": rounds,
-        "broker": services.kafka.kind,
         "cpu_us_per_payment": {part: round(value, 2) for part, value in cpu.items()},
         "cpu_worker_over_echo": round(cpu["worker"] / cpu["echo"], 2),
         "payments_per_s": {part: round(value) for part, value in speed.items()},
-        "latency": latencies,
+        "refused": refused,
     }
+
+
+def _rates(text: str) -> list[float]:
+    rates = [float(rate) for rate in text.split(",") if rate]
+    if not all(rate > 0 for rate in rates):
+        raise argparse.ArgumentTypeError("rates are above zero")
+    return rates
 
 
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one round, fewer payments")
+    parser.add_argument("--quick", action="store_true", help="one round, fewer payments, shorter rates")
+    parser.add_argument(
+        "--rates",
+        type=_rates,
+        help=f"payments a second at which latency is measured, comma separated (default {RATES}; 200 with --quick)",
+    )
+    parser.add_argument("--seconds", type=float, help="how long each rate is measured (default 15; 5 with --quick)")
+    parser.add_argument("--no-backlog", action="store_true", help="only latency")
     parser.add_argument("--part", nargs=3, metavar=("PART", "BOOTSTRAP", "PREFIX"), help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.part:
         _part(*given.part)
-    elif given.quick:
-        print(json.dumps(measure(60_000, 1, [200.0], 5.0)))
-    else:
-        print(json.dumps(measure(200_000, 3, [200.0, 2000.0], 15.0)))
+        return
+    payments, rounds, rates, seconds = (60_000, 1, [200.0], 5.0) if given.quick else (200_000, 3, RATES, 15.0)
+    rates = rates if given.rates is None else given.rates
+    print(json.dumps(measure(payments, 0 if given.no_backlog else rounds, rates, given.seconds or seconds)))
 
 
 if __name__ == "__main__":

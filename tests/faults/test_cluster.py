@@ -1,4 +1,4 @@
-"""FAULTS.md, row 13: all three nodes of a cluster are restarted in turn while payments flow."""
+"""FAULTS.md, rows 13 and 28: nodes of a cluster are restarted in turn, or missing, while payments flow."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import threading
 from pathlib import Path
 
 from confluent_kafka import KafkaException
+from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
 
 from scorer import kafka
 from tests.faults.broker import Cluster, OwnBroker
@@ -13,6 +14,7 @@ from tests.faults.nursery import Nursery
 from tests.faults.payments import payments
 from tests.faults.run import Application
 from tests.faults.test_rows import decided, stream
+from tests.integration.running import readiness
 
 
 def test_row_13_all_three_nodes_of_a_cluster_are_rolled(nursery: Nursery, bundle: Path, tmp_path: Path) -> None:
@@ -38,6 +40,57 @@ def test_row_13_all_three_nodes_of_a_cluster_are_rolled(nursery: Nursery, bundle
             app.check()
         finally:
             app.close()
+
+
+def test_row_28_too_few_replicas_in_sync_are_named_and_waited_for(
+    nursery: Nursery, bundle: Path, tmp_path: Path
+) -> None:
+    """With all three replicas wanted and one node away, the worker is not ready and names topic and setting; when the
+    node is back it goes on by itself, and the outcome is equal."""
+    with Cluster() as cluster:
+        app = Application(cluster, nursery, tmp_path, bundle, replicas_in_sync=3)
+        try:
+            worker = app.start("a")
+            app.ready("a")
+            app.pay(payments(62, 100))
+            decided(app, 100)
+            cluster.nodes[2].kill()
+            # To a topic that takes them: the payments' own needs all three as well.
+            app.wait(
+                lambda: len(_replicas_in_sync(app)) > 0 and min(_replicas_in_sync(app)) == 2,
+                30,
+                "the node to be missed",
+            )
+            _lower(app, app.topics.payments)
+            app.pay(payments(63, 100))
+            app.wait(lambda: "min.insync.replicas is 3" in readiness(worker.port), 60, "the setting to be named")
+            cluster.nodes[2].start()
+            decided(app, 200)
+            app.ready("a")
+            assert worker.poll() is None, worker.log_end()
+            app.finish(supervised=False)
+            app.check()
+        finally:
+            app.close()
+
+
+def _lower(app: Application, topic: str) -> None:
+    resource = ConfigResource(
+        ResourceType.TOPIC,
+        topic,
+        incremental_configs=[ConfigEntry("min.insync.replicas", "1", incremental_operation=AlterConfigOpType.SET)],
+    )
+    client = kafka.admin(app.settings.kafka)  # its futures end with it
+    client.incremental_alter_configs([resource])[resource].result(15)
+
+
+def _replicas_in_sync(app: Application) -> list[int]:
+    """Of each partition of the decisions topic."""
+    try:
+        topic = kafka.admin(app.settings.kafka).list_topics(timeout=5).topics[app.topics.decisions]
+    except (KafkaException, KeyError):
+        return []
+    return [len(partition.isrs) for partition in topic.partitions.values()]
 
 
 def _roll(node: OwnBroker) -> None:

@@ -27,9 +27,9 @@ LOGIN_MS = 2_000
 RIGHTS = {
     "decisions": ("topic", "decisions"),
     "payments": ("topic", "payments"),
-    "group": ("group", "fraud-scorer"),
+    "group": ("group", "journal-workers"),
     "journal": ("topic", "journal"),
-    "transactional-id": ("transactional-id", "fraud-scorer-shard-"),
+    "transactional-id": ("transactional-id", "journal-shard-"),
 }
 TAKEN = os.environ.get("FAULT_RIGHTS", "decisions,group").split(",")
 Make = Callable[..., Application]

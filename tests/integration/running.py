@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -70,6 +71,17 @@ def is_ready(port: int) -> bool:
             return True
     except OSError:
         return False
+
+
+def readiness(port: int) -> str:
+    """What /readyz answers while a process is not ready; empty while it is, or does not answer."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=2):
+            return ""
+    except urllib.error.HTTPError as answer:
+        return str(answer.read().decode())
+    except OSError:
+        return ""
 
 
 def metrics(port: int) -> dict[str, float]:

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Self
 
 import psycopg
 import sqlalchemy as sa
@@ -38,7 +39,17 @@ class Running:
     """A sink in a thread of its own."""
 
     def __init__(self, servers: str, topic: str, url: str, **settings: object) -> None:
-        self.sink = AuditSink(sink_settings(servers, topic, url), **settings)
+        self._start(AuditSink(sink_settings(servers, topic, url), **settings))
+
+    @classmethod
+    def of(cls, sink: AuditSink) -> Self:
+        """A given sink, started."""
+        self = cls.__new__(cls)
+        self._start(sink)
+        return self
+
+    def _start(self, sink: AuditSink) -> None:
+        self.sink = sink
         self.error: BaseException | None = None
         self.stop = threading.Event()
         self.thread = threading.Thread(target=self._run, daemon=True)

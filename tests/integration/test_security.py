@@ -169,9 +169,7 @@ def test_a_worker_without_its_transactional_id_says_so(
             port,
             log,
         )
-        wait_for(
-            lambda: f"Write on transactional-id {prefix}fraud-scorer-shard-0" in log.read_text(), 30, "the message"
-        )
+        wait_for(lambda: f"Write on transactional-id {prefix}journal-shard-0" in log.read_text(), 30, "the message")
         assert not is_ready(port)
         secured.grant("User:worker", grants)
         wait_for(lambda: is_ready(port), 40, "the worker to go on")

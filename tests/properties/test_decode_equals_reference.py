@@ -12,7 +12,7 @@ from payment_texts import FIELDS, GOOD, TOKENS, junk, keys, mutated, records, to
 
 from schemas.contract_error import ContractError
 from schemas.payment import Payment
-from schemas.payment_decoder import PaymentRow, decode_payments
+from schemas.payment_decoder import PaymentRow, decode_payments, event_times
 
 BYTES_MAX = 4_096
 
@@ -77,6 +77,24 @@ def test_decode_equals_reference_on_payments(batch: list[tuple[bytes, bytes | No
 def test_decode_equals_reference_on_broken_bytes(values: list[bytes | None]) -> None:
     """Bytes that were payments once, and bytes that never were, are refused for the same reason by both."""
     assert_equal(values)
+
+
+@checked
+@given(st.lists(records() | mutated() | junk, min_size=1, max_size=6))
+def test_event_times_are_those_of_accepted_payments(values: list[bytes | None]) -> None:
+    """Whatever the reference accepts takes part in the order of a batch with its own time, however it is written."""
+    for value, time_ms in zip(values, event_times(values, missing=-1).tolist(), strict=True):
+        try:
+            expected = Payment.from_json(value).event_time_ms
+        except ContractError:
+            continue
+        assert time_ms == expected
+
+
+def test_kept_refusals_hold_no_frames() -> None:
+    """A batch of refusals keeps reasons only, not the texts and tables of the calls that found them."""
+    errors = [reject.error for reject in decode_payments([b"junk", b"{}", written(tokens_of(GOOD)) + b","]).rejects]
+    assert [(error.__traceback__, error.__context__, error.__cause__) for error in errors] == [(None, None, None)] * 3
 
 
 @pytest.mark.parametrize("field", FIELDS)

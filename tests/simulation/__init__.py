@@ -19,5 +19,5 @@ Batcher, Follower, Standby, Snapshotter, JournalReader, ShardInputs), over the p
 
 A change of the protocol comes with the fault that it is there for (chaos, network), what must hold then (invariants, or
 a check in World where the broker does it), and the rule that is found when it is broken (rules). A new call of a Kafka
-client stands in scorer.kafka.ports first, and here it goes through Network.call.
+client stands in scorer.kafka.client_ports first, and here it goes through Network.call.
 """

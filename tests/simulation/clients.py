@@ -1,4 +1,4 @@
-"""scorer.kafka.ports.Clients over the simulated broker.
+"""scorer.kafka.client_ports.Clients over the simulated broker.
 
 Every request may be lost, done without an answer, or done late (Network.call); whoever waits hands the baton on.
 """
@@ -33,7 +33,7 @@ class SimClients:
     def member(self, group: str) -> SimMember:
         return SimMember(self._world, self._process)
 
-    def transactional_producer(self, owner: str) -> SimProducer:
+    def transactional_producer(self, owner: str, *, batch_bytes_max: int = 0, former: bool = False) -> SimProducer:
         if "one_transactional_id" in self._world.broken:
             owner = f"{owner}@{self._process.name}"
         producer = SimProducer(Transactions(self._world, self._process, owner))
@@ -62,6 +62,15 @@ class SimQuestions:
     def ends(self, partitions: list[TopicPartition]) -> list[int]:
         whole = "journal_read_to_its_end" not in self._world.broken
         return self._ask(lambda: [self._log(p).end if whole else self._log(p).stable_end for p in partitions])
+
+    def record_bytes_max(self, names: Sequence[str]) -> Mapping[str, int]:
+        return dict.fromkeys(names, 1_048_588)
+
+    def obstacle(self, needed: Mapping[str, int]) -> str:
+        return ""
+
+    def group_clients(self, group: str) -> Sequence[str] | None:
+        return None
 
     def close(self) -> None:
         self._world.scheduler.check()

@@ -67,7 +67,7 @@ def _same_producer_after_a_timeout(stack: ExitStack) -> None:
                 except KafkaException as refused:
                     if refused.args[0].code() != KafkaError.INVALID_TXN_STATE:
                         raise kafka.failure(refused) from refused
-                    return Committed(outcomes, 0.0, 0, self._journal_offset)
+                    return Committed(outcomes, 0.0, 0, self._reports.journal_offset)
 
     stack.enter_context(patch.object(Publisher, "_commit", commit))
 

@@ -30,7 +30,10 @@ if TYPE_CHECKING:
 GARBAGE = b"no payment"
 CONTEXT = AuditContext(bundle="b", threshold=0.5, feature_fingerprint="f", feature_names=("x",))
 BUNDLE: Any = SimpleNamespace(
-    id="b", feature_set=SimpleNamespace(max_future_skew=10**15, check_sharding=lambda key, shards: None)
+    id="b",
+    feature_set=SimpleNamespace(
+        max_future_skew=10**15, allowed_lateness=10**15, check_sharding=lambda key, shards: None
+    ),
 )
 _ZEROS = SimpleNamespace(
     keys=0, keys_refused=0, log_rows=0, arena_bytes=0, labels_applied=0, labels_pending=0, unmatched_labels=0,
@@ -173,7 +176,7 @@ def encode_decisions(values: list[bytes], *columns: Any) -> list[bytes]:
     return values
 
 
-def encode_audit(columns: Any, header: Any) -> list[bytes]:
+def encode_audit(columns: Any, header: Any, **_: int) -> list[bytes]:
     return [header.journal.encode()]
 
 

@@ -231,6 +231,20 @@ def test_chunks_stay_small_and_whole(rows: int, text: str) -> None:
     assert audit_record.digest_chunks(parts) == digest(given, context(2))
 
 
+def test_chunks_fit_a_topic_with_a_small_limit() -> None:
+    """Under any limit that one row fits, a batch has the same digest; under a smaller one the error says how much it
+    takes, and so much is enough."""
+    given = plain(40, "x" * 50)
+    for limit in (4_000, 20_000):
+        chunks = encode(given, header(2), chunk_bytes_max=limit)
+        assert all(len(chunk) < limit for chunk in chunks)
+        assert audit_record.digest_chunks([decode_parts(chunk) for chunk in chunks]) == digest(given, context(2))
+    with pytest.raises(audit_record.ChunkTooSmall) as caught:
+        encode(given, header(2), chunk_bytes_max=100)
+    chunks = encode(given, header(2), chunk_bytes_max=caught.value.needed)
+    assert audit_record.digest_chunks([decode_parts(chunk) for chunk in chunks]) == digest(given, context(2))
+
+
 def test_chunk_is_an_arrow_stream() -> None:
     """A stranger reads a chunk with Arrow alone."""
     (chunk,) = encode(plain(3), header(2))

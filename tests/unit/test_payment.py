@@ -9,7 +9,7 @@ import pytest
 from schemas.card_numbers import is_card_number
 from schemas.contract_error import ContractError, DeadLetterReason
 from schemas.control_record import Activate, ListAdd, ListRemove, parse_control
-from schemas.dead_letter import dead_letter_record
+from schemas.dead_letter import KEY_BYTES_MAX, dead_letter_record
 from schemas.label_record import Label
 from schemas.payment import Payment
 from schemas.payment_decoder import decode_payments
@@ -108,7 +108,7 @@ def test_refused_with_its_reason(reason: DeadLetterReason, field: str | None, ra
 
 def test_every_reason_has_an_example() -> None:
     """No reason is without an example; those of control, clock and feature set have tests of their own."""
-    elsewhere = {R.EVENT_TIME_IN_FUTURE, R.INVALID_CONTROL, R.NO_EXCHANGE_RATE}
+    elsewhere = {R.EVENT_TIME_IN_FUTURE, R.INVALID_CONTROL, R.KEY_TOO_LARGE, R.NO_EXCHANGE_RATE}
     assert {reason for reason, _, _ in REFUSED} | elsewhere == set(DeadLetterReason)
     assert all(reason.sentence.endswith(".") for reason in DeadLetterReason)
 
@@ -183,6 +183,21 @@ def test_card_number_as_a_time_is_out_of_range() -> None:
 def test_card_number_as_key(key: bytes) -> None:
     """A record keyed by a card number is refused although its value is good."""
     assert_card_refused(with_(), key, "key", key.decode().strip('"'))
+
+
+def test_a_key_longer_than_its_decision_may_carry() -> None:
+    """A key of 4 KiB is taken and a longer one refused, by the reference and in a batch, and its dead letter has 4 KiB
+    of it."""
+    longest = b"k" * KEY_BYTES_MAX
+    assert Payment.from_json(with_(), longest).payment_id == "p_1"
+    with pytest.raises(ContractError) as caught:
+        Payment.from_json(with_(), longest + b"k")
+    assert (caught.value.reason, caught.value.field) == (R.KEY_TOO_LARGE, "key")
+    batch = decode_payments([with_(), with_()], [longest, longest + b"k"])
+    assert (batch.index.tolist(), batch.rejects[0].error) == ([0], caught.value)
+    key, _, headers = dead_letter_record("payments", 0, 7, longest + b"k", with_(), caught.value)
+    assert key == longest
+    assert dict(headers)["fraud_scorer.truncated"] == b"true"
 
 
 def test_card_number_as_a_name() -> None:

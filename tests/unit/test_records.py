@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -198,6 +198,36 @@ def test_dead_letter_keeps_value_and_origin() -> None:
     assert dead_letter_record("payments", 3, 99, None, None, ERROR)[:2] == (None, None)
     with pytest.raises(ValueError, match=r"__connect\.errors\.topic"):
         DeadLetter.from_headers(None)
+
+
+@settings(deadline=None)  # the first example may compile the mask
+@given(
+    st.none() | st.binary(max_size=40),
+    st.none() | st.binary(max_size=40) | st.just(b"4111111111111111") | st.just(b"x" * (VALUE_BYTES_MAX + 1)),
+    st.sampled_from(DeadLetterReason),
+    st.none() | st.sampled_from(["key", "currency"]),
+    st.text(st.characters(codec="utf-8"), max_size=20),
+    st.none() | st.integers(-1, 2**53),
+)
+def test_dead_letter_headers_are_the_models(
+    key: bytes | None,
+    value: bytes | None,
+    reason: DeadLetterReason,
+    field: str | None,
+    message: str,
+    timestamp_ms: int | None,
+) -> None:
+    """The headers that the worker writes are those of the documented model, whatever was refused and why."""
+    kept_key, kept_value, headers = dead_letter_record(
+        "payments", 3, 99, key, value, ContractError(reason, field, message), timestamp_ms=timestamp_ms
+    )
+    described = DeadLetter.from_headers(headers)
+    assert described.to_headers() == headers
+    assert (described.reason, described.field, described.message) == (reason, field, message)
+    assert described.timestamp_ms == timestamp_ms
+    assert described.value_bytes == (-1 if value is None else len(value))
+    assert described.truncated == (len(value or b"") > VALUE_BYTES_MAX)
+    assert described.masked == (kept_key != key or kept_value != (None if value is None else value[:VALUE_BYTES_MAX]))
 
 
 def test_dead_letter_is_bounded() -> None:

@@ -102,6 +102,10 @@ def _batch(result: Checked, batch: Any, rows: Rows, begin: int, end: int, verifi
     if changed is not None:
         found("batch_edited", changed)
         result.edited.add(batch.sequence)
+    elif verifier is not None and "change" in batch.journal:
+        forged = _change_difference(JournalRecord.from_bytes(_canonical(batch.journal)), verifier)
+        if forged is not None:
+            found("change_forged", forged)
     if batch.feature_names is None:
         found("batch_edited", f"feature set {batch.feature_fingerprint} is not in feature_sets")
         return
@@ -174,12 +178,26 @@ def _context(batch: Any) -> bytes:
     )
 
 
+def _canonical(journal: Any) -> bytes:
+    return json.dumps(journal, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def _change_difference(record: JournalRecord, verifier: Verifier) -> str | None:
+    """Why the record of an accepted change is not what the key signed; None when it is."""
+    change = record.change
+    if change is None or change.signed is None:
+        return "it is not signed"
+    try:
+        body = body_of(change.signed, verifier)
+    except SignatureBroken as exc:
+        return str(exc)
+    return None if body == record.accepted() else "what was signed is not what the record says"
+
+
 def _journal_difference(batch: Any) -> str | None:
     """How the batch's columns contradict its journal record, or the record its head."""
     try:
-        record = JournalRecord.from_bytes(
-            json.dumps(batch.journal, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
-        )
+        record = JournalRecord.from_bytes(_canonical(batch.journal))
     except JournalError as exc:
         return f"its journal record cannot be read: {exc}"
     if record.head != batch.head:

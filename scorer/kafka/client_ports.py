@@ -11,6 +11,7 @@ from typing import Any, Literal, Protocol
 
 from confluent_kafka import KafkaError, Message, TopicPartition
 
+from scorer.kafka.clients import BATCH_BYTES_MAX
 from scorer.kafka.topic_identity import TopicFacts
 
 OnDelivery = Callable[[KafkaError | None, Message], None]
@@ -84,6 +85,17 @@ class Broker(Protocol):
     def ends(self, partitions: list[TopicPartition]) -> list[int]:
         """Offset after the last record or marker, open and aborted transactions included."""
 
+    def record_bytes_max(self, names: Sequence[str]) -> Mapping[str, int]:
+        """The largest record that each topic takes, its max.message.bytes; Kafka's default where it is not shown."""
+
+    def obstacle(self, needed: Mapping[str, int]) -> str:
+        """What settings of the topics that the worker writes to keep a transaction from being committed, for people:
+        fewer replicas in sync than min.insync.replicas, a max.message.bytes below `needed` (bytes by topic). Empty when
+        there is nothing, or nothing is shown."""
+
+    def group_clients(self, group: str) -> Sequence[str] | None:
+        """The client.id of each member of a group; None when the broker knows no such group."""
+
     def close(self) -> None: ...
 
 
@@ -92,7 +104,9 @@ class Clients(Protocol):
 
     def reader(self, group: str, *, fetch_wait_ms: int = 5, memory_kib: int = 32_768) -> Reader: ...
     def member(self, group: str) -> Member: ...
-    def transactional_producer(self, owner: str) -> TransactionalProducer: ...
+    def transactional_producer(
+        self, owner: str, *, batch_bytes_max: int = BATCH_BYTES_MAX, former: bool = False
+    ) -> TransactionalProducer: ...
     def broker(self) -> Broker: ...
 
     def lacking_rights(self) -> str:

@@ -1,0 +1,72 @@
+"""What a topic's own settings let in: the size of a record, and how many replicas must be in sync for a write."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from confluent_kafka import KafkaException, TopicCollection
+from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType
+
+from scorer.kafka.failures import Away, Kind, failure, meaning
+
+TIMEOUT_S: Final = 15.0
+RECORD_BYTES_MAX: Final = 1_048_588  # Kafka's own default of max.message.bytes
+_SIZE, _IN_SYNC = "max.message.bytes", "min.insync.replicas"
+
+
+def record_bytes_max(client: AdminClient, names: Sequence[str]) -> dict[str, int]:
+    """The max.message.bytes of each topic; Kafka's default where this client may not see it.
+
+    Raises KafkaFailure when the broker does not answer.
+    """
+    return {name: found.get(_SIZE, RECORD_BYTES_MAX) for name, found in _settings(client, names).items()}
+
+
+def obstacle(client: AdminClient, names: Sequence[str], needed: Mapping[str, int]) -> str:
+    """What of the topics' settings keeps a transaction from being committed, for people; empty when nothing is found.
+
+    `needed`: by topic, the size of a record that it must take. Raises KafkaFailure when the broker does not answer.
+    """
+    settings = _settings(client, names)
+    for name, size in needed.items():
+        limit = settings[name].get(_SIZE, RECORD_BYTES_MAX)
+        if limit < size:
+            return f"topic {name}: a record of {size} bytes must be written, and its {_SIZE} is {limit}. Raise it"
+    futures = client.describe_topics(TopicCollection(list(names)), request_timeout=TIMEOUT_S)
+    for name, future in futures.items():
+        try:
+            partitions = future.result(TIMEOUT_S + 5.0).partitions
+        except TimeoutError as exc:
+            raise Away("Kafka does not answer a question about its topics") from exc
+        except KafkaException as exc:
+            raise failure(exc, f"topic {name} cannot be described", needs=f"Write on topic {name}") from exc
+        for partition in partitions:
+            # As the broker does: a topic with fewer replicas than the setting is content with those.
+            wanted = min(settings[name].get(_IN_SYNC, 1), len(partition.replicas))
+            if len(partition.isr) < wanted:
+                return (
+                    f"{name}/{partition.id} has {len(partition.isr)} of {len(partition.replicas)} replicas in sync, "
+                    f"and its {_IN_SYNC} is {settings[name][_IN_SYNC]}: start the brokers that are missing, or lower it"
+                )
+    return ""
+
+
+def _settings(client: AdminClient, names: Sequence[str]) -> dict[str, dict[str, int]]:
+    """The two settings of each topic, as far as they are shown."""
+    found: dict[str, dict[str, int]] = {}
+    resources = [ConfigResource(ResourceType.TOPIC, name) for name in names]
+    for resource, future in client.describe_configs(resources, request_timeout=TIMEOUT_S).items():
+        found[resource.name] = {}
+        try:
+            entries = future.result(TIMEOUT_S + 5.0)
+        except TimeoutError as exc:
+            raise Away("Kafka does not answer a question about its topics") from exc
+        except KafkaException as exc:
+            if meaning(exc.args[0]) is Kind.DENIED:
+                continue  # the right DescribeConfigs is missing; `acls worker --check` names it
+            raise failure(exc, f"the settings of topic {resource.name} cannot be read") from exc
+        for name in (_SIZE, _IN_SYNC):
+            if name in entries and entries[name].value is not None:
+                found[resource.name][name] = int(entries[name].value)
+    return found
