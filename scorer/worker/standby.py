@@ -5,8 +5,8 @@ from __future__ import annotations
 import structlog
 
 from scorer import kafka
+from scorer.journal.activated_bundles import Bundles
 from scorer.journal.partition_buffers import MissingRange
-from scorer.journal.rerun import Bundles
 from scorer.runtime.settings import Settings
 from scorer.worker import worker_metrics
 from scorer.worker.follower import Follower

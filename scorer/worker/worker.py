@@ -15,7 +15,7 @@ from features.feature_set import FeatureSetError
 from scorer import kafka
 from scorer.bundle import Bundle
 from scorer.errors import FraudScorerError, UsageError
-from scorer.journal.rerun import Bundles
+from scorer.journal.activated_bundles import Bundles
 from scorer.runtime import fault_points
 from scorer.runtime.settings import Settings
 from scorer.runtime.threads import Event
