@@ -315,7 +315,7 @@ def test_the_public_names_are_these() -> None:
 
 
 def test_the_model_room_imports_no_other_room_and_has_no_circle() -> None:
-    """scorer/model knows of this project only scorer.errors and schemas' folder check, and its modules import one way."""
+    """scorer/model knows scorer.errors and the folder check of schemas alone, and its modules import one way."""
     root = Path(__file__).resolve().parents[2]
     modules = {
         ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__"): path
