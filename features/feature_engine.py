@@ -44,6 +44,11 @@ class FeatureEngine:
     """
 
     def __init__(self, feature_set: FeatureSet, *, folder: str | Path | None = None) -> None:
+        if not isinstance(feature_set, FeatureSet):
+            raise TypeError(
+                f"feature_set is of type {type(feature_set).__name__}, wanted a FeatureSet: FeatureSet.from_yaml(text) "
+                "or FeatureSet.from_yaml(Path(file))"
+            )
         self._engine = WindowEngine(feature_set, folder=None if folder is None else Path(folder))
         self._base_currency = feature_set.currency
 
@@ -71,8 +76,9 @@ class FeatureEngine:
         twice: the windows would count it twice. A payment later than the set's `allowed_lateness` gets its features
         and changes no window.
 
-        Raises ValueError for a record that is not a payment and for a currency without exchange rate, and SegmentError
-        when the disk is full; then nothing has changed.
+        Raises ValueError for a record that is not a payment, for a currency without exchange rate and on a closed
+        engine, TypeError for what is no sequence of bytes, and SegmentError when the disk is full; then nothing has
+        changed.
         """
         payments = batch if isinstance(batch, PaymentBatch) else decode_payments(batch)
         if payments is not batch and payments.rejects:
@@ -92,7 +98,17 @@ class FeatureEngine:
         return features
 
     def add_label(self, payment_id: str, *, fraud: bool, known_at_ms: int) -> None:
-        """Whether a payment was fraud; features see it from stream time `known_at_ms` on, not earlier."""
+        """Whether a payment was fraud; features see it from stream time `known_at_ms` on, not earlier.
+
+        Raises TypeError for a value of another type.
+        """
+        for name, value, kind in (
+            ("payment_id", payment_id, str),
+            ("fraud", fraud, bool | np.bool_),
+            ("known_at_ms", known_at_ms, int | np.integer),
+        ):
+            if not isinstance(value, kind):
+                raise TypeError(f"{name} is of type {type(value).__name__}, wanted {getattr(kind, '__name__', kind)}")
         self._engine.add_label(payment_id, fraud=fraud, known_at_ms=known_at_ms)
 
     def close(self) -> None:

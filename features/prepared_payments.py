@@ -1,4 +1,4 @@
-"""Payments prepared for the kernel: hashed keys, converted amounts, filter bits, and the payment's own columns."""
+"""Payments prepared for the kernel: hashed keys, filter bits, and the payment's own columns."""
 
 from __future__ import annotations
 
@@ -11,18 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from features import kernel_tables as kt
-from features.feature_set import Feature, FeatureSet
+from features.feature_set import Feature
 from features.filters import KEY_FIELDS, Range
 from features.hashing import hash_into, joined, mix, siphash_128
 from features.window_plan import Plan
-from schemas.currencies import CURRENCY_EXPONENT
 from schemas.field_table import POSITION_FIELDS
-from schemas.field_types import AMOUNT_MINOR_END
 from schemas.payment_decoder import PaymentBatch
 
-# The contract's own bound holds after conversion, too. Below 2^53 every minor unit is a double of its own; and an int64
-# holds the sum of 9.2 million payments of this size in one window of one key, 92 quadrillion euros.
-AMOUNT_BASE_MAX = AMOUNT_MINOR_END
 # Up to here a loop over rows is quicker than arrays.
 ROWS_FEW = 4
 
@@ -30,11 +25,9 @@ ROWS_FEW = 4
 class PaymentPreparer:
     """Prepares batches for one plan. Stateless: the same batch gives the same columns."""
 
-    def __init__(self, feature_set: FeatureSet, plan: Plan) -> None:
+    def __init__(self, plan: Plan) -> None:
         self._plan = plan
         self._minor_units = float(plan.tables.minor_units[0])
-        self._factors = conversion_factors(feature_set)
-        self._base = feature_set.currency
         self._clauses = [[(name, _test(condition)) for name, condition in clause.items()] for clause in plan.wheres]
         fields = sorted({f for keys in plan.entities for f in keys} | set(plan.distinct_fields))
         self._fields = fields
@@ -44,19 +37,6 @@ class PaymentPreparer:
         self._distinct_fields = np.array([fields.index(f) for f in plan.distinct_fields], dtype=np.int64)
         self.width = kt.B_KEYS + 2 * len(plan.entities) + len(plan.distinct_fields)
         self._nowhere = np.zeros(0, dtype=np.float64)
-
-    def convert(self, batch: PaymentBatch) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-        """Amounts in minor units of the set's currency, int64 [n], and which of them could be converted, bool [n].
-
-        Half-even rounding of one IEEE product: the same on every machine.
-        """
-        currencies = batch.text("currency").to_pylist()
-        if currencies.count(self._base) == len(currencies):
-            return batch.amount_minor, np.ones(len(currencies), dtype=np.bool_)
-        factors = np.array([self._factors.get(c, np.nan) for c in currencies], dtype=np.float64)
-        converted = np.rint(batch.amount_minor * factors)
-        possible = converted < AMOUNT_BASE_MAX  # False for NaN too
-        return np.where(possible, converted, 0).astype(np.int64), possible
 
     def prepare(
         self, batch: PaymentBatch, amount: npt.NDArray[np.int64], ids: npt.NDArray[np.uint64]
@@ -186,16 +166,6 @@ def _pack(  # type: ignore[no-untyped-def]
             first, second = hashes[distinct_fields[d], i, 0], hashes[distinct_fields[d], i, 1]
             missing = first == 0 and second == 0
             rows[i, kt.B_KEYS + 2 * entities + d] = np.uint64(0) if missing else max(first, np.uint64(1))
-
-
-def conversion_factors(feature_set: FeatureSet) -> dict[str, float]:
-    """Minor units of the set's currency per minor unit of each currency it can convert."""
-    base = CURRENCY_EXPONENT[feature_set.currency]
-    factors = {feature_set.currency: 1.0}
-    for code, rate in (feature_set.rates.per_unit if feature_set.rates else {}).items():
-        if code != feature_set.currency:
-            factors[code] = rate * 10.0 ** (base - CURRENCY_EXPONENT[code])
-    return factors
 
 
 def _numbers(values: npt.NDArray[Any]) -> npt.NDArray[np.float64]:

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from features import engine_kernel as kernel
 from features import engine_state as st
 from features import kernel_tables as kt
+from features.currency_conversion import CurrencyConversion
 from features.engine_image import Image, check
 from features.engine_memory import EngineMemory
 from features.feature_set import FeatureSet, FeatureSetError
@@ -61,9 +62,11 @@ class WindowEngine:
     ) -> None:
         self.feature_set = feature_set
         self.plan = lower(feature_set, segment_shift=segment_shift or (MEMORY_SHIFT if folder is None else FILE_SHIFT))
-        self._preparer = PaymentPreparer(feature_set, self.plan)
+        self._conversion = CurrencyConversion(feature_set)
+        self._preparer = PaymentPreparer(self.plan)
         self._tables = self.plan.tables
         self._memory = EngineMemory(self._tables, Segments(self._tables, folder))
+        self._closed = False
         self._progress = np.zeros(2, dtype=np.int64)
         self._scratch = np.zeros(kt.MEDIAN_MAX, dtype=np.int64)
         self._space = np.zeros(kernel.SPACE_ROWS * len(self._tables.entity), dtype=np.int64)
@@ -110,6 +113,7 @@ class WindowEngine:
 
     def close(self) -> None:
         """Delete the log's files and release the folder. The engine cannot be used afterwards."""
+        self._closed = True
         self._memory.segments.close()
 
     @property
@@ -139,7 +143,7 @@ class WindowEngine:
     def convert(self, batch: PaymentBatch) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
         """Amounts in the set's currency (int64 [n], minor units) and which payments have an exchange rate (bool
         [n])."""
-        return self._preparer.convert(batch)
+        return self._conversion.convert(batch)
 
     def add_label(self, payment_id: str, *, fraud: bool, known_at_ms: int) -> None:
         """A label of a payment; visible to payments from stream time `known_at_ms` on."""
@@ -164,7 +168,9 @@ class WindowEngine:
 
     def apply_prepared(self, rows: npt.NDArray[np.uint64], out: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
         """`apply` for payments that are prepared already (features.prepared_payments), their own columns filled into
-        `out`."""
+        `out`. Raises ValueError on a closed engine: its log is gone."""
+        if self._closed:
+            raise ValueError("the engine is closed: its windows are gone, make a new one")
         late = np.zeros(len(rows), dtype=np.bool_)
         if not len(rows):
             return late

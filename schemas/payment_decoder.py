@@ -10,7 +10,7 @@ everything else goes to the reference, which alone may reject. Around 2 µs for 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
@@ -159,8 +159,9 @@ def decode_payments(
 ) -> PaymentBatch:
     """Decode the values (and check the keys) of up to 2^31 - 1 records.
 
-    Raises ValueError when there are not as many keys as values.
+    Raises TypeError for what is no sequence of bytes, and ValueError when there are not as many keys as values.
     """
+    refuse_single_value(values)
     count = len(values)
     if keys is not None and len(keys) != count:
         raise ValueError(f"{count} values but {len(keys)} keys")
@@ -204,6 +205,15 @@ def decode_payments(
     )
 
 
+def refuse_single_value(values: object) -> None:
+    """Raise TypeError where one record, or an iterator, was given in place of a sequence of records."""
+    if isinstance(values, bytes | bytearray | memoryview | str | Mapping) or not hasattr(values, "__len__"):
+        raise TypeError(
+            f"the records are of type {type(values).__name__}, wanted a sequence such as a list, with the JSON bytes "
+            "of one record in each place"
+        )
+
+
 def event_times(values: Sequence[bytes | None], *, missing: int) -> npt.NDArray[np.int64]:
     """Event time of each value, int64 [n], epoch ms; `missing` for what is certainly no payment.
 
@@ -245,7 +255,15 @@ def _suspicious(keys: Sequence[bytes | None]) -> npt.NDArray[np.bool_]:
 
 def _joined(values: Sequence[bytes | None]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
     """All bytes one after the other (a null as none), and where each value begins, int64 [n + 1]."""
-    array = pa.array(values, type=pa.large_binary())
+    try:
+        array = pa.array(values, type=pa.large_binary())
+    except (pa.ArrowTypeError, pa.ArrowInvalid) as exc:
+        wrong = ((i, v) for i, v in enumerate(values) if not isinstance(v, bytes | bytearray | memoryview | str | None))
+        for i, value in wrong:
+            raise TypeError(
+                f"record {i} is of type {type(value).__name__}, wanted bytes: json.dumps(payment).encode() makes them"
+            ) from exc
+        raise
     _, offsets, data = array.buffers()
     if not values:
         return np.zeros(1, dtype=np.uint8), np.zeros(1, dtype=np.int64)

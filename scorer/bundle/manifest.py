@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Annotated, Self
+from typing import Annotated, Final, Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -22,6 +22,8 @@ _CHALLENGER = re.compile(r"^challenger-([a-z0-9_-]{1,62})\.(ubj|json|txt|tl)$")
 # Years 1 to 9999: the range of dates.
 EpochMs = Annotated[int, Field(ge=-62_135_596_800_000, le=253_402_300_799_999)]
 Count = Annotated[int, Field(ge=0, le=2**63 - 1)]
+NAME_PATTERN: Final = r"^[a-z][a-z0-9_-]{0,62}$"
+CREATED_AT_MAX: Final = 64
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -67,8 +69,8 @@ class Manifest(_Strict):
     """manifest.json. Field order there is alphabetical; the file's own sha256 names the bundle."""
 
     format_version: int
-    name: str = Field(pattern=r"^[a-z][a-z0-9_-]{0,62}$")
-    created_at: str = Field(min_length=1, max_length=64)
+    name: str = Field(pattern=NAME_PATTERN)
+    created_at: str = Field(min_length=1, max_length=CREATED_AT_MAX)
     files: dict[str, Sha256] = Field(max_length=16)
     feature_fingerprint: Sha256
     feature_names: list[str] = Field(min_length=1, max_length=65_536)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from features.prepared_payments import conversion_factors
+from features.currency_conversion import conversion_factors
 from scorer.backtest import Decided, backtest, what_if, write_page
 from scorer.backtest.measurement import Backtest
 from scorer.bundle import Bundle

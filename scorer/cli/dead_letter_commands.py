@@ -125,10 +125,10 @@ def redrive_(
     before: Until = None,
     key: Key = None,
     everything: Annotated[bool, typer.Option("--all", help="Yes, every letter: needed without a filter.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be sent, and send nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be sent, and send nothing.")] = False,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Send so many at most.")] = None,
     times_max: Annotated[
-        int, typer.Option("--times-max", min=1, help="Leave alone what came back so often after being sent again.")
+        int, typer.Option("--times-max", min=1, help="Leave out what was refused again after so many redrives.")
     ] = 3,
     as_json: Json = False,
 ) -> None:

@@ -14,7 +14,7 @@ from scorer.cli.command_support import Json, out, show
 from scorer.cli.command_support import settings as load_settings
 from scorer.errors import FraudScorerError, UsageError
 from scorer.kafka import Topics
-from scorer.operate.recover import Finding, Loss, Recovery, by_shard, shards
+from scorer.operate.loss_acceptance import Finding, Loss, Recovery, by_shard, shards
 
 
 class StateUnfit(FraudScorerError):

@@ -48,7 +48,7 @@ def list_(
 
 @app.command("redrive")
 def redrive_(
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be written, and write nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be written; write nothing.")] = False,
     offline: Offline = False,
     as_json: Json = False,
 ) -> None:

@@ -16,7 +16,7 @@ from schemas.json_schemas import json_schemas
 from scorer.cli.command_support import Json, err, out, parse_time_ms, read_mapping, show, stop_on_signals
 from scorer.cli.command_support import settings as load_settings
 from scorer.errors import UsageError
-from scorer.operate.send import Outgoing, Sender, outgoing_pairs
+from scorer.operate.record_sender import Outgoing, Sender, outgoing_pairs
 from scorer.runtime.settings_listing import described
 
 DAY_MS = 86_400_000

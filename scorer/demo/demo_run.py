@@ -29,7 +29,7 @@ from scorer.demo.demo_processes import command, end, environment_of, free_ports,
 from scorer.demo.trained_bundle import CUSTOMERS, LIVE_SEED, Report, demo_bundle, live_blocks
 from scorer.errors import FraudScorerError, PromiseBroken
 from scorer.local_services import local_services
-from scorer.operate.send import Sender
+from scorer.operate.record_sender import Sender
 from scorer.operate.setup import setup
 from scorer.runtime.settings import load
 from scorer.simulate import World

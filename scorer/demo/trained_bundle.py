@@ -16,7 +16,7 @@ from scorer.bundle import Bundle, BundleError
 from scorer.bundle.manifest import FORMAT_VERSION
 from scorer.errors import FraudScorerError
 from scorer.files.file_columns import json_block
-from scorer.operate.send import Outgoing, outgoing_pairs
+from scorer.operate.record_sender import Outgoing, outgoing_pairs
 from scorer.replay import chained, training_table
 from scorer.runtime import assets
 from scorer.simulate import World

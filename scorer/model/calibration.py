@@ -62,6 +62,8 @@ class Calibration(BaseModel):
         """float64 [n]: the score of each margin (float32 [n]) of a model with this link; NaN stays NaN."""
         if self.kind == "identity":
             return link_function.scores(margins, model_link)
+        if not isinstance(margins, np.ndarray):
+            raise ModelInputError(f"margins are of type {type(margins).__name__}, wanted a numpy array of float32")
         if margins.dtype != np.float32 or margins.ndim != 1:
             raise ModelInputError(f"margins are {margins.dtype} with {margins.ndim} dimensions, wanted float32 with 1")
         wide = margins.astype(np.float64)

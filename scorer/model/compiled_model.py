@@ -35,6 +35,11 @@ class CompiledModel:
 
         `vector` false keeps to the plain evaluator: for tests, and for machines whose LLVM misbehaves.
         """
+        if not isinstance(table, Table):
+            raise ModelInputError(
+                f"table is of type {type(table).__name__}, wanted packed trees; CompiledModel.from_file(path) loads "
+                "a file"
+            )
         self.table = table
         self.plan = Plan(table, vector=vector)
         self._unexplained = contributions.first_bad_cover(table)
@@ -66,6 +71,8 @@ class CompiledModel:
     @classmethod
     def from_bytes(cls, data: bytes, *, base_margin: float | None = None, vector: bool = True) -> CompiledModel:
         """As `from_file`, for bytes in memory (whose hash was checked, for example); the content shows the format."""
+        if not isinstance(data, bytes):
+            raise ModelInputError(f"the model is of type {type(data).__name__}, wanted the bytes of a model file")
         stored = None if base_margin is None else np.float32(base_margin)
         if len(data) > MODEL_BYTES_MAX:
             raise ModelFormatError(f"the model has {len(data)} bytes, more than the {MODEL_BYTES_MAX} allowed")

@@ -1,4 +1,4 @@
-"""The first half of the pure heart: bytes to payments in journal order with their features, the windows moved on.
+"""The first half of the pure core: bytes to payments in journal order with their features, the windows moved on.
 
 The training export stops here; the pipeline goes on to score and decide. Both run this very code.
 """

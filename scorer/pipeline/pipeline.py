@@ -1,4 +1,4 @@
-"""The pure heart: a micro-batch of bytes in, outcomes out, the shard's state moved on.
+"""The pure core: a micro-batch of bytes in, outcomes out, the shard's state moved on.
 
     decode → order → duplicates → features → model → policy → outcomes
 
@@ -88,8 +88,10 @@ class Pipeline:
         """`images`: of engine and dedupe table, to go on from (see scorer.pipeline.state_image). `folder`: for the
         event log. `selector`: decide only the payments that it chooses.
 
-        Raises StateMismatch or SegmentError.
+        Raises StateMismatch or SegmentError, and TypeError for what is no bundle.
         """
+        if not isinstance(bundle, Bundle):
+            raise TypeError(f"bundle is of type {type(bundle).__name__}, wanted a Bundle: Bundle.load(folder)")
         self.shard = shard
         self._folder = folder
         self.sequence = 0
@@ -147,6 +149,8 @@ class Pipeline:
 
     def run(self, batch: Batch) -> Outcomes:
         """Decide a micro-batch. Every record of it ends as exactly one row of `columns` or one entry of `rejected`."""
+        if not isinstance(batch, Batch):
+            raise TypeError(f"batch is of type {type(batch).__name__}, wanted a Batch: Batch.of_payments(values)")
         rejected_control = self._apply_control(batch)
         records = batch.records
         enriched = self._enricher.enrich(records)

@@ -14,7 +14,7 @@ from features.hashing import hash_strings
 from schemas.contract_error import ContractError
 from schemas.control_record import Control, parse_control
 from schemas.journal_record import Change, ControlRange, InputRange, Sources
-from schemas.payment_decoder import PaymentBatch, decode_payments
+from schemas.payment_decoder import PaymentBatch, decode_payments, refuse_single_value
 
 # The timestamp of records that no broker has stamped: no event time is later than it allows.
 NO_CLOCK_MS = 1 << 62
@@ -85,8 +85,9 @@ class Batch:
     def of_payments(cls, values: Sequence[bytes | None], *, first_offset: int = 0) -> Batch:
         """Payments as JSON, without a broker: one partition, offsets from `first_offset` on, no control records.
 
-        Without a broker's clock no event time is too far in the future.
+        Without a broker's clock no event time is too far in the future. Raises TypeError for a single payment.
         """
+        refuse_single_value(values)
         n = len(values)
         records = Records(
             partition=np.zeros(n, np.int32),

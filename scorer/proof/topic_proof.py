@@ -13,7 +13,7 @@ from scorer.audit.topic_history import audit_rows
 from scorer.bundle import Bundle
 from scorer.errors import FraudScorerError
 from scorer.journal import journal_reader
-from scorer.journal.rerun import Bundles
+from scorer.journal.activated_bundles import Bundles
 from scorer.pipeline import Outcomes, Pipeline
 from scorer.pipeline.records import Batch
 from scorer.proof import comparison as compare

@@ -9,7 +9,8 @@ from scorer import kafka
 from scorer.bundle import Bundle
 from scorer.errors import FraudScorerError, UsageError
 from scorer.journal import journal_reader
-from scorer.journal.rerun import Bundles, rerun
+from scorer.journal.activated_bundles import Bundles
+from scorer.journal.rerun import rerun
 from scorer.pipeline import Pipeline
 from scorer.replay.replay_output import ALL, Open, Window, decision_schema, decision_table, opened
 from scorer.replay.replay_report import Progress, Report

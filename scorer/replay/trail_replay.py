@@ -22,7 +22,7 @@ import pyarrow as pa
 from psycopg.rows import namedtuple_row
 
 from schemas.audit_record import NULLABLE, AuditColumns
-from schemas.decision import MODES
+from schemas.decision import DEGRADED, DUPLICATE, LATE
 from schemas.payment_columns import ColumnarPayments, PaymentColumns
 from scorer.bundle import Bundle
 from scorer.errors import FraudScorerError, UsageError
@@ -33,7 +33,6 @@ from scorer.replay.replay_report import Progress, Report
 from scorer.trail.audit_database import connect_text
 from scorer.trail.copy_decode import Lists, Rows, Texts, read_rows
 
-_DEGRADED, _DUPLICATE, _LATE = (MODES.index(mode) for mode in ("degraded", "duplicate", "late"))
 _FIELDS = ("payment_id", "currency", *NULLABLE)
 _ROWS_PER_READ = 65_536
 
@@ -160,7 +159,7 @@ class _Decider:
         `control_end`."""
         self._lists.advance(control_end)
         mode = rows.codes["mode"][begin:end]
-        kept = np.flatnonzero(mode != _DUPLICATE)
+        kept = np.flatnonzero(mode != DUPLICATE)
         mode, places = mode[kept], kept + begin
         columns = PaymentColumns(
             rows.event_time_ms[places],
@@ -169,7 +168,7 @@ class _Decider:
         )
         payments = ColumnarPayments(np.arange(len(kept), dtype=np.int32), columns)
         features = np.ascontiguousarray(rows.matrices["features"][places]).view(np.float32)
-        degraded, late = mode == _DEGRADED, mode == _LATE
+        degraded, late = mode == DEGRADED, mode == LATE
         late[degraded] = [LATE_REASON in _words(rows.lists["reasons"], i) for i in places[degraded].tolist()]
         margins, scores, verdicts = self._verdicts(payments, features, degraded, late)
         text = payments.text

@@ -145,7 +145,10 @@ class WorkerSettings(Section):
     )
     batch_payments_max: int = Field(default=4096, ge=1, le=65_536, description="payments in one transaction at most")
     gather_ms_max: float = Field(
-        default=15.0, ge=0, le=1000, description="longest wait for company before a batch is closed"
+        default=15.0,
+        ge=0,
+        le=1000,
+        description="longest linger: how long a batch waits for more payments before it is closed",
     )
     frontier_wait_ms: int = Field(
         default=2_000,

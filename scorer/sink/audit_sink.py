@@ -148,7 +148,7 @@ class AuditSink:
                 try:
                     self._run_session(stop)
                 except _PartitionsChanged:
-                    self._log.info("audit_partitions_changed")
+                    self._log.info("sink.partitions_changed")
                     self._readiness.waits("the group of sinks has given this one other partitions")
                 except StoreUnavailable as exc:
                     if isinstance(exc, StatementTooLong):
@@ -158,7 +158,7 @@ class AuditSink:
                     self._unavailable("kafka", exc, stop)
         except SinkError as exc:
             self._metrics.errors.labels("fatal").inc()
-            self._log.error("sink_stopped", error=type(exc).__name__, reason=str(exc))
+            self._log.error("sink.stopped", error=type(exc).__name__, reason=str(exc))
             raise
         finally:
             self._readiness.waits("stopped")
@@ -169,7 +169,7 @@ class AuditSink:
         self._readiness.waits(f"waiting for {kind.capitalize()}: {exc}")
         self._metrics.errors.labels(kind).inc()
         (self._metrics.postgres_up if kind == "postgres" else self._metrics.kafka_up).set(0)
-        self._log.warning("sink_waits", on=kind, reason=str(exc), pause_s=self._pause_s)
+        self._log.warning("sink.waiting", on=kind, reason=str(exc), pause_s=self._pause_s)
         self._lag.wait(stop, self._pause_s, self._offsets)
         self._pause_s = min(2 * self._pause_s, _PAUSE_MAX_S)
 
@@ -192,7 +192,7 @@ class AuditSink:
             )
             self._lag.begin({p: position.next_offset for p, position in committed.items()})
             self._readiness.works()
-            self._log.info("sink_reads", positions={p: position.next_offset for p, position in committed.items()})
+            self._log.info("sink.reading", positions={p: position.next_offset for p, position in committed.items()})
             self._work(reader, store, session, stop)
 
     def _work(self, reader: TopicReader, store: Store, session: _Session, stop: threading.Event) -> None:
@@ -257,7 +257,7 @@ class AuditSink:
             with self._metrics.commit_seconds.time():
                 store.write(session.ready)
         except RowsRefused as exc:
-            self._log.warning("sink_writes_one_by_one", reason=str(exc))
+            self._log.warning("sink.batches_written_singly", reason=str(exc))
             store.forget()
             session.ready = [self._write_alone(store, item) for item in session.ready]
         for item in session.ready:
@@ -311,7 +311,7 @@ class AuditSink:
         logged = False
         while held := store.lock(partitions):
             if not logged:
-                self._log.warning("sink_waits", on="another sink", partitions=held)
+                self._log.warning("sink.waiting", on="another sink", partitions=held)
                 self._readiness.waits(f"another sink writes partitions {held}")
                 logged = True
             self._metrics.errors.labels("waiting").inc()

@@ -91,7 +91,7 @@ class RecordSink:
     def _unavailable(self, kind: str, exc: Exception, stop: threading.Event) -> None:
         self._readiness.waits(f"waiting for {kind.capitalize()}: {exc}")
         self._metrics.errors.labels(kind).inc()
-        self._log.warning("sink_waits", on=kind, reason=str(exc), pause_s=self._pause_s)
+        self._log.warning("sink.waiting", on=kind, reason=str(exc), pause_s=self._pause_s)
         self._lag.wait(stop, self._pause_s, self._offsets)
         self._pause_s = min(2 * self._pause_s, _PAUSE_MAX_S)
 

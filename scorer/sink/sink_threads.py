@@ -61,7 +61,7 @@ class SinkThreads:
             if not stop.is_set():
                 raise RuntimeError(f"the sink of {name} returned before it was stopped")
         except BaseException as exc:  # noqa: BLE001 - raised by `run` in the caller's thread
-            structlog.get_logger().error("sink_thread_failed", sink=name, error=type(exc).__name__)
+            structlog.get_logger().error("sink.thread_failed", sink=name, error=type(exc).__name__)
             self._error = self._error or exc
         finally:
             self._ended.set()

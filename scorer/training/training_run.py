@@ -87,6 +87,8 @@ def train(
     Raises TrainError (data or settings that cannot be trained with), LeakageError, GateError, BundleError,
     FeatureSetError or PolicyError.
     """
+    _check_types(rows=(rows, TrainingRows), settings=(settings, TrainingSettings))
+    _check_types(feature_set_yaml=(feature_set_yaml, str), policy_yaml=(policy_yaml, str))
     xgboost = import_xgboost()
     feature_set = FeatureSet.from_yaml(feature_set_yaml)
     names = feature_set.names
@@ -149,6 +151,13 @@ def train(
         trials=trials,
         features=features,
     )
+
+
+def _check_types(**arguments: tuple[object, type]) -> None:
+    """Raise TrainError for the first argument, given with the type wanted, that is of another."""
+    for name, (value, kind) in arguments.items():
+        if not isinstance(value, kind):
+            raise TrainError(f"{name} is of type {type(value).__name__}, wanted {kind.__name__}")
 
 
 def _parts(rows: TrainingRows, split: Split, names: list[str]) -> Data:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
 
+from scorer.bundle.manifest import CREATED_AT_MAX, NAME_PATTERN
 from scorer.training.training_errors import TrainError
 
 
@@ -30,6 +32,9 @@ class TrainingRows:
 
     def check(self, names: list[str]) -> None:
         """Raise TrainError where shapes, dtypes or label values are not what training takes."""
+        for column, values in vars(self).items():
+            if not isinstance(values, np.ndarray):
+                raise TrainError(f"{column} is of type {type(values).__name__}, wanted a numpy array")
         if self.X.ndim != 2 or self.X.dtype != np.float32:
             raise TrainError(f"X is {self.X.dtype} with {self.X.ndim} dimensions, wanted float32 with 2")
         if self.X.shape[1] != len(names):
@@ -72,7 +77,11 @@ class TrainingSettings:
     """Features that may separate fraud from genuine by themselves."""
 
     def check(self) -> None:
-        """Raise TrainError for a number out of its range."""
+        """Raise TrainError for a value that no bundle can be trained or written with."""
+        if not re.fullmatch(NAME_PATTERN, self.name):
+            raise TrainError(f"name does not match {NAME_PATTERN}; it becomes the first part of the bundle's id")
+        if not 0 < len(self.created_at) <= CREATED_AT_MAX:
+            raise TrainError(f"created_at has {len(self.created_at)} characters, wanted 1 to {CREATED_AT_MAX}")
         for name, value, wanted, valid in (
             ("threads", self.threads, "at least 1", self.threads >= 1),
             ("validation_share", self.validation_share, "between 0 and 1", 0.0 < self.validation_share < 1.0),

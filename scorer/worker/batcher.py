@@ -76,7 +76,7 @@ class Batcher:
 
     @property
     def linger_s(self) -> float:
-        """How long a batch waits for company now."""
+        """Linger: how long a batch now waits for more payments."""
         if self._rate * self._commit_s < 1.0:
             return 0.0
         return min(self._gather_s_max, self._commit_s / 2.0)

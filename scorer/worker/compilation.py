@@ -24,7 +24,7 @@ LOGGED_EVERY_S = 5.0
 
 
 class _Kernels(event.Listener):  # type: ignore[misc]  # numba has no types
-    """Hears of each kernel that is compiled, and not read from the cache."""
+    """Counts the kernels that are compiled and not read from the cache."""
 
     def __init__(self) -> None:
         self.count = 0

@@ -24,8 +24,9 @@ from scorer import kafka
 from scorer.bundle import BundleError
 from scorer.errors import PromiseBroken, UsageError
 from scorer.journal import journal_reader
+from scorer.journal.activated_bundles import Bundles
 from scorer.journal.partition_buffers import Deadlines, MissingRange, ShardInputs
-from scorer.journal.rerun import Bundles, rerun
+from scorer.journal.rerun import rerun
 from scorer.pipeline import Pipeline
 from scorer.runtime import fault_points
 from scorer.runtime.settings import Settings
@@ -229,7 +230,7 @@ class Follower:
             if buffer.position > end:
                 raise kafka.SourceChanged(
                     f"{name}: everything before offset {buffer.position} was decided, and the log ends at {end}: it "
-                    f"was cut, by an election of a leader that lacked records, say. {journal_reader.WAY_OUT}"
+                    f"was cut, for example by an election of a leader that lacked records. {journal_reader.WAY_OUT}"
                 )
 
     def _rerun(self, records: list[tuple[int, JournalRecord]], stop: Event | None = None) -> int:

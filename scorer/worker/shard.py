@@ -21,8 +21,8 @@ from schemas.decision import MODES
 from scorer import kafka
 from scorer.bundle import BundleError
 from scorer.errors import FraudScorerError, UsageError
+from scorer.journal.activated_bundles import Bundles
 from scorer.journal.partition_buffers import ShardInputs
-from scorer.journal.rerun import Bundles
 from scorer.pipeline import Pipeline
 from scorer.pipeline.records import Batch
 from scorer.policy import FLAG

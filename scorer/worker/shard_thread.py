@@ -1,5 +1,5 @@
 """An owned shard's thread: it rebuilds the shard after a failed transaction, asks the group whose it is, and waits for
-rights that were taken away, and for topics that do not take what must be written.
+rights that were taken away (scorer/worker/missing_rights.py) and for topics that do not take what must be written.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from scorer.runtime import fault_points
 from scorer.runtime.settings import Settings
 from scorer.worker import worker_metrics
 from scorer.worker.group_membership import Membership
+from scorer.worker.missing_rights import MissingRights
 from scorer.worker.ports import Ports
 from scorer.worker.shard import Shard
 from scorer.worker.standby import Standby
@@ -24,8 +25,6 @@ REBUILD_BACKOFF_S_MAX = 10.0
 REBUILD_CALM_S = 60.0
 # How often the group is asked again about a shard that it says is not ours, and that has not been released yet.
 ASKED_AGAIN_S = 5.0
-# How often the broker is asked whether a right that it refused is back.
-DENIED_RETRY_S = 2.0
 # How often the topics are looked at again while a setting of theirs keeps a batch from being committed.
 OBSTACLE_RETRY_S = 1.0
 OBSTACLE_LOGGED_S = 15.0
@@ -44,11 +43,10 @@ class ShardThread:
         standby: Standby | None,
         ports: Ports,
     ) -> None:
-        self._settings = settings
         self._ports = ports
         self._threads = ports.threads
         self.shard = shard
-        self._denied: tuple[float, int] | None = None  # since when, and how many batches had been committed by then
+        self._missing_rights = MissingRights(settings, number, ports)
         self._membership = membership
         self.number = number
         self._standby = standby
@@ -124,8 +122,10 @@ class ShardThread:
         cause.__traceback__ = None
         denial = cause if isinstance(cause, kafka.Denied) else None
         while True:
-            if denial is not None and not self._allowed_again(denial):
-                return False
+            if denial is not None:
+                self.failure = self._missing_rights.outlasted(denial, self.shard.batches_committed, self.stop)
+                if self.failure is not None or self.stop.is_set():
+                    return False
             try:
                 if self._membership.confirmed(self.number, self.stop):
                     return True
@@ -138,27 +138,6 @@ class ShardThread:
             # It will be released. Or a rebalance came between, and the answer was one of the moment: asked again.
             if self.stop.wait(ASKED_AGAIN_S):
                 return False
-
-    def _allowed_again(self, denial: kafka.Denied) -> bool:
-        """Wait until the broker says that nothing is missing, as far as it can be asked; False: given up, or stopped.
-
-        Nothing is tried meanwhile: a transaction that is bound to fail would make this worker look ready for a moment.
-        """
-        if self._denied is None or self._denied[1] != self.shard.batches_committed:
-            self._denied = self._threads.monotonic(), self.shard.batches_committed
-        until = self._denied[0] + self._settings.worker.denied_s
-        while not self.stop.wait(DENIED_RETRY_S):
-            lacking = self._ports.clients.lacking_rights()
-            reason = lacking or str(denial)
-            if self._threads.monotonic() > until:
-                self.failure = kafka.Denied(f"{reason}. Waited {self._settings.worker.denied_s:g} s for it")
-                return False
-            log.error(
-                "shard.denied", shard=self.number, reason=reason, ends_in_s=round(until - self._threads.monotonic(), 1)
-            )
-            if not lacking:
-                return True
-        return False
 
     def drain(self, seconds: float) -> bool:
         """Ask the shard to finish its batch in flight and wait for it. True when it has ended in time."""

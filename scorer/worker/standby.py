@@ -1,12 +1,12 @@
-"""A warm standby: a thread that follows the journal of a shard that somebody else owns, to take over at once."""
+"""A warm standby: a thread that follows the journal of a shard that another worker owns, to take over at once."""
 
 from __future__ import annotations
 
 import structlog
 
 from scorer import kafka
+from scorer.journal.activated_bundles import Bundles
 from scorer.journal.partition_buffers import MissingRange
-from scorer.journal.rerun import Bundles
 from scorer.runtime.settings import Settings
 from scorer.worker import worker_metrics
 from scorer.worker.follower import Follower
@@ -46,7 +46,7 @@ class Standby:
         except (kafka.KafkaFailure, MissingRange) as exc:
             self._drop()
             worker_metrics.REBUILDS.labels(str(self._shard), "standby").inc()
-            log.warning("standby.again", shard=self._shard, reason=str(exc), wait_s=RETRY_S)
+            log.warning("standby.restarted", shard=self._shard, reason=str(exc), wait_s=RETRY_S)
             self._stop.wait(RETRY_S)
         except BaseException:
             self._drop()

@@ -15,7 +15,7 @@ from features.feature_set import FeatureSetError
 from scorer import kafka
 from scorer.bundle import Bundle
 from scorer.errors import FraudScorerError, UsageError
-from scorer.journal.rerun import Bundles
+from scorer.journal.activated_bundles import Bundles
 from scorer.runtime import fault_points
 from scorer.runtime.settings import Settings
 from scorer.runtime.threads import Event
@@ -23,9 +23,10 @@ from scorer.worker import worker_metrics
 from scorer.worker.compilation import Compilation
 from scorer.worker.group_admission import Admission
 from scorer.worker.group_membership import Membership
+from scorer.worker.missing_rights import DENIED_RETRY_S
 from scorer.worker.ports import Ports
 from scorer.worker.shard import Shard
-from scorer.worker.shard_thread import DENIED_RETRY_S, ShardThread
+from scorer.worker.shard_thread import ShardThread
 from scorer.worker.standby import Standby
 from scorer.worker.topic_watch import SILENT_S, TopicWatch
 

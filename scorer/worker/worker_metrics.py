@@ -27,7 +27,7 @@ COMPUTE = Histogram("fraud_scorer_compute_seconds", "Decode to outcomes, a micro
 COMMIT = Histogram(
     "fraud_scorer_commit_seconds", "Begin to commit of the transaction, a micro-batch.", ["shard"], buckets=_FAST_S
 )
-LINGER = Gauge("fraud_scorer_gather_seconds", "How long a batch waits for company now.", ["shard"])
+LINGER = Gauge("fraud_scorer_gather_seconds", "Linger: seconds that a batch now waits for more payments.", ["shard"])
 FRONTIER_WAITS = Counter(
     "fraud_scorer_frontier_waits_total",
     "Waits for a partition that is behind: it caught up, or was passed because it was silent or slower than the clock.",

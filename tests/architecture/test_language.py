@@ -36,3 +36,16 @@ def test_no_text_uses_a_word_that_has_to_be_translated() -> None:
                 text = text.replace(foreign, "")
             found += [f"{name}:{number}: {match[0]}" for match in AVOIDED.finditer(text)]
     assert not found, f"{len(found)} places:\n" + "\n".join(found)
+
+
+def test_every_log_event_names_its_part_and_what_happened() -> None:
+    """A log event reads `part.what_happened`, in one form for all, so that people can search and filter by part."""
+    event = re.compile(r"(?:\blog|get_logger\(\))\.(?:debug|info|warning|error|exception)\(\s*\"([^\"]+)\"")
+    found = [
+        f"{path.relative_to(ROOT)}: {name}"
+        for path in sorted((ROOT / "scorer").rglob("*.py"))
+        for name in event.findall(path.read_text(encoding="utf-8"))
+    ]
+    assert len(found) > 20
+    wrong = [name for name in found if not re.search(r": [a-z]+\.[a-z]+(_[a-z]+)*$", name)]
+    assert not wrong, wrong

@@ -23,7 +23,7 @@ from confluent_kafka import TopicPartition
 from scorer import kafka
 from scorer.demo import CUSTOMERS, LIVE_SEED, live_blocks
 from scorer.demo.trained_bundle import LIVE_START_MS
-from scorer.operate.send import Outgoing, Sender
+from scorer.operate.record_sender import Outgoing, Sender
 from scorer.runtime.settings import Settings
 from scorer.simulate import World
 from tests.benchmarks.workers import Worker, made_settings, snapshots

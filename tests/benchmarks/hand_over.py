@@ -25,7 +25,7 @@ import numpy as np
 from scorer import kafka
 from scorer.demo import CUSTOMERS, LIVE_SEED, demo_bundle, free_ports, live_blocks
 from scorer.local_services import local_services
-from scorer.operate.send import Sender
+from scorer.operate.record_sender import Sender
 from scorer.operate.setup import create_topics
 from scorer.runtime.settings import load
 from scorer.simulate import World

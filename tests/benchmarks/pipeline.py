@@ -32,7 +32,7 @@ from scorer import kafka
 from scorer.bundle import Bundle
 from scorer.demo import CUSTOMERS, LIVE_SEED, DecisionReader, demo_bundle, live_blocks
 from scorer.local_services import local_services
-from scorer.operate.send import Sender
+from scorer.operate.record_sender import Sender
 from scorer.operate.setup import create_topics
 from scorer.runtime.logs import configure
 from scorer.runtime.settings import Settings, load

@@ -24,7 +24,7 @@ import numpy as np
 
 from scorer.demo import CUSTOMERS, LIVE_SEED, DecisionReader, demo_bundle, live_blocks
 from scorer.local_services import local_services
-from scorer.operate.send import Sender
+from scorer.operate.record_sender import Sender
 from scorer.runtime.settings import load
 from scorer.simulate import World
 from tests.benchmarks.first_decision import first_decision

@@ -25,7 +25,7 @@ from typing import Any
 
 from scorer.demo import CUSTOMERS, LIVE_SEED, demo_bundle, live_blocks
 from scorer.local_services import local_services
-from scorer.operate.send import Sender
+from scorer.operate.record_sender import Sender
 from scorer.runtime.settings import PREFIX, Settings, load
 from scorer.simulate import World
 from tests.benchmarks.pipeline import _Child, _topics, latency

@@ -13,8 +13,8 @@ from schemas.journal_record import ControlRange, InputRange, JournalRecord
 from scorer.sink.assembler import Assembler, Position
 from scorer.sink.store import Store
 from scorer.trail import audit_database
-from scorer.trail.batch_reader import read_batch
 from tests.integration.audit_batches import CONTEXT, rows
+from tests.integration.stored_batch import read_batch
 
 DAY_MS = 86_400_000
 START_MS = 1_767_225_600_000  # 2026-01-01

@@ -13,7 +13,7 @@ from features.feature_set import FeatureSet
 from scorer.files.file_columns import undecoded
 from scorer.files.file_reader import label_records, read_payments
 from scorer.files.mapping import Mapping
-from scorer.operate.send import Outgoing, outgoing_pairs
+from scorer.operate.record_sender import Outgoing, outgoing_pairs
 from scorer.replay import chained, training_table
 from scorer.training import TrainingRows, TrainingSettings, train
 from tests import handbook_data

@@ -15,9 +15,9 @@ from schemas.audit_record import digest
 from scorer.runtime.settings import Settings
 from scorer.sink import AuditSink, SinkError
 from scorer.trail import audit_database, audit_tables
-from scorer.trail.batch_reader import read_batch
 from tests.integration.audit_batches import CONTEXT, Shard
 from tests.integration.running import test_settings
+from tests.integration.stored_batch import read_batch
 
 DEADLINE_S = 60.0
 

@@ -12,7 +12,7 @@ from scorer import kafka
 from scorer.bundle import Bundle, write_bundle
 from scorer.local_services import Services
 from scorer.operate.activation import send_activation
-from scorer.operate.send import Sender
+from scorer.operate.record_sender import Sender
 from scorer.operate.setup import setup
 from scorer.replay import replay_topic
 from scorer.runtime.settings import Settings

@@ -223,7 +223,7 @@ def test_lag_reaches_zero_over_markers_and_aborted_records_and_their_removal_is_
         wait_for(lambda: metrics(worker.port)[lag] == 0, 30, "lag 0")
         where = [TopicPartition(app.topics.payments, p) for p in range(PARTITIONS)]
         ends = kafka.ends(app.admin, where)
-        wait_for(lambda: _positions(app) == ends, 30, "positions past the markers")
+        wait_for(lambda: _positions(app) == ends, 60, "positions past the markers")
     with app.worker(**{f"{PREFIX}SNAPSHOTS__EVERY_PAYMENTS": "1"}) as worker:
         app.send(ids("again", 4))
         app.wait_decided(ids("again", 4))

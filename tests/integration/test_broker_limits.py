@@ -18,7 +18,7 @@ from scorer.bundle import Bundle
 from scorer.cli.label_commands import _send as send_labels
 from scorer.operate.activation import send_activation
 from scorer.operate.dead_letters import Filter, redrive
-from scorer.operate.send import Sender
+from scorer.operate.record_sender import Sender
 from scorer.operate.setup import create_topics
 from scorer.replay import replay_topic
 from scorer.runtime.settings import PREFIX, load

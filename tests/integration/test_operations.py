@@ -21,7 +21,7 @@ from confluent_kafka import Producer, TopicPartition
 from scorer import kafka
 from scorer.demo import free_ports
 from scorer.local_services import Services
-from scorer.operate.send import Sender
+from scorer.operate.record_sender import Sender
 from scorer.operate.setup import setup
 from scorer.runtime.fault_points import SETTING
 from scorer.runtime.settings import PREFIX, Settings

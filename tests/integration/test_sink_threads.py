@@ -51,7 +51,7 @@ def test_an_unexpected_exception_in_any_thread_ends_the_sink(settings: Settings,
     )
     assert done.returncode == 1, done.stderr[-3000:]
     assert f"RuntimeError: fault at {point.split(':', maxsplit=1)[0]}" in done.stderr
-    assert "sink_thread_failed" in done.stderr
+    assert "sink.thread_failed" in done.stderr
 
 
 def test_a_stopped_sink_still_ends_with_success(settings: Settings, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from scorer import kafka
 from scorer.bundle import Bundle
 from scorer.local_services import Services
-from scorer.operate.send import Sender
+from scorer.operate.record_sender import Sender
 from scorer.operate.setup import setup
 from scorer.replay import replay_topic
 from tests.integration.handbook import handbook

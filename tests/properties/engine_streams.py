@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
+from features.currency_conversion import conversion_factors
 from features.feature_set import FeatureSet
 from features.hashing import hash_strings
-from features.prepared_payments import conversion_factors
 from features.window_engine import WindowEngine
 from schemas.payment_decoder import decode_payments
 

@@ -119,3 +119,41 @@ def test_a_number_of_the_kernels_that_is_not_its_field_stops_the_import(monkeypa
     monkeypatch.setattr(kernel_tables, "O_SUM", kernel_tables.O_SQUARES)
     with pytest.raises(AssertionError, match="O_SUM"):
         kernel_tables._check("O_", names, kernel_tables.OP_WORDS)
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        ([{"payment_id": "p1"}], "record 0 is of type dict, wanted bytes"),
+        ([record(1), 5], "record 1 is of type int, wanted bytes"),
+        (record(1), "the records are of type bytes, wanted a sequence"),
+        ({"payment_id": "p1"}, "the records are of type dict, wanted a sequence"),
+        ((value for value in [record(1)]), "the records are of type generator, wanted a sequence"),
+        (None, "the records are of type NoneType, wanted a sequence"),
+    ],
+)
+def test_what_is_no_list_of_records_is_refused_with_its_type(batch: Any, message: str) -> None:
+    """One payment, a dict or an iterator in place of a list of bytes gives an error that names type and way out."""
+    with FeatureEngine(CARDS) as engine, pytest.raises(TypeError, match=message):
+        engine.apply(batch)
+
+
+def test_an_engine_is_made_of_a_feature_set() -> None:
+    """YAML text in place of a feature set gives an error that names the call which reads it."""
+    with pytest.raises(TypeError, match=r"feature_set is of type str, wanted a FeatureSet: FeatureSet.from_yaml"):
+        FeatureEngine("name: cards")  # type: ignore[arg-type]
+
+
+def test_a_closed_engine_computes_no_features(tmp_path: Path) -> None:
+    """After `close` the windows are gone: an engine that went on would give features of an empty history."""
+    engine = FeatureEngine(CARDS, folder=tmp_path / "log")
+    engine.apply([record(1)])
+    engine.close()
+    with pytest.raises(ValueError, match="the engine is closed"):
+        engine.apply([record(2)])
+
+
+def test_a_label_of_another_type_is_refused() -> None:
+    """A verdict as text would count as fraud, whatever it says."""
+    with FeatureEngine(CARDS) as engine, pytest.raises(TypeError, match="fraud is of type str"):
+        engine.add_label("p1", fraud="no", known_at_ms=T0)  # type: ignore[arg-type]

@@ -250,6 +250,14 @@ def test_wrong_rows_are_refused(booster: Any, rows: np.ndarray, message: str) ->
             call(rows)
 
 
+def test_a_path_or_text_in_place_of_a_model_is_refused() -> None:
+    """A path given to the constructor, or text in place of bytes, gives an error that names the way in."""
+    with pytest.raises(ModelInputError, match=r"table is of type str, .* CompiledModel.from_file"):
+        CompiledModel("model.ubj")  # type: ignore[arg-type]
+    with pytest.raises(ModelInputError, match="the model is of type str, wanted the bytes"):
+        CompiledModel.from_bytes("{}")  # type: ignore[arg-type]
+
+
 def test_no_rows_and_strided_rows(booster: Any) -> None:
     """No row gives no margin; rows in another memory layout, or read-only, give the same margins."""
     model = CompiledModel.from_bytes(bytes(booster.save_raw("ubj")))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from features.feature_set import FeatureSet
 from scorer.bundle import Bundle
 from scorer.model import CompiledModel
+from scorer.pipeline import Batch, Pipeline
 from scorer.training import (
     GateError,
     LeakageError,
@@ -358,3 +360,44 @@ def test_threshold_is_the_lowest_that_keeps_the_share(values: list[float], share
     lower = scores[scores < threshold]
     if len(lower):
         assert (scores >= lower.max()).mean() > share
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"name": "Cards 1"}, "name does not match"),
+        ({"created_at": ""}, "created_at has 0 characters"),
+        ({"feature_set_yaml": Path("cards.yaml")}, "feature_set_yaml is of type PosixPath, wanted str"),
+    ],
+)
+def test_what_no_bundle_can_be_written_with_is_refused_before_training(
+    data: TrainingRows, tmp_path: Path, changed: dict[str, Any], message: str
+) -> None:
+    """A name that the manifest refuses costs no training run first."""
+    rounds: list[int] = []
+    with pytest.raises(TrainError, match=message):
+        _train(data, tmp_path / "bundle", progress=lambda *_: rounds.append(1), **changed)
+    assert not rounds
+
+
+def test_columns_that_are_no_arrays_are_refused_by_name(data: TrainingRows, tmp_path: Path) -> None:
+    """A list of labels gives an error that names the column."""
+    with pytest.raises(TrainError, match="label is of type list, wanted a numpy array"):
+        _train(replace(data, label=data.label.tolist()), tmp_path / "bundle")
+
+
+def test_a_pipeline_names_what_it_takes(trained: tuple[TrainingReport, Any]) -> None:
+    """A path in place of a bundle, and payments in place of a batch, give errors that name the call to make."""
+    with pytest.raises(TypeError, match=r"bundle is of type str, wanted a Bundle: Bundle.load"):
+        Pipeline("bundles/cards")  # type: ignore[arg-type]
+    pipeline = Pipeline(Bundle.load(trained[0].output))
+    with pytest.raises(TypeError, match=r"batch is of type list, wanted a Batch: Batch.of_payments"):
+        pipeline.run([b"{}"])  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="the records are of type bytes"):
+        Batch.of_payments(b"{}")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="record 0 is of type dict"):
+        pipeline.run(Batch.of_payments([{}]))  # type: ignore[list-item]
+    payment = {"payment_id": "p1", "event_time": DAY_MS * 20_000, "amount_minor": 1, "currency": "EUR"}
+    pipeline.close()
+    with pytest.raises(ValueError, match="the engine is closed"):
+        pipeline.run(Batch.of_payments([json.dumps({**payment, "customer_id": "c"}).encode()]))

@@ -11,7 +11,8 @@ from scorer import kafka
 from scorer.bundle import Bundle
 from scorer.errors import UsageError
 from scorer.journal import journal_reader
-from scorer.journal.rerun import Bundles, rerun
+from scorer.journal.activated_bundles import Bundles
+from scorer.journal.rerun import rerun
 from scorer.pipeline import Outcomes, Pipeline
 from scorer.runtime.settings import Settings
 

@@ -111,7 +111,7 @@ def not_in_table(connection: psycopg.Connection, file: AnchorFile, bodies: list[
         return []
     detail = (
         f"{len(gone)} rows that {file.place} has lines of are gone, the first of batch {gone[0]['shard']}/"
-        f"{gone[0]['sequence']}; `fraud-scorer audit anchor` notes them again (after a restore, say)"
+        f"{gone[0]['sequence']}; `fraud-scorer audit anchor` notes them again (after a restore, for example)"
     )
     return [Finding.at("table anchors", "anchor_deleted", detail)]
 

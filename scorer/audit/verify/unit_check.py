@@ -23,7 +23,7 @@ from psycopg.types.datetime import TimestamptzLoader
 
 from schemas.audit_digest import context_bytes, digest_parts
 from schemas.audit_record import EVENT_TIME_MS_MAX
-from schemas.decision import MODES
+from schemas.decision import DEGRADED, DUPLICATE, LATE, MODES
 from schemas.journal_record import JournalError, JournalRecord
 from scorer.audit.findings import Finding
 from scorer.audit.signed.signatures import SignatureBroken, Verifier, body_of
@@ -237,9 +237,9 @@ def _undigested_columns(batch: Any, rows: Rows, begin: int, end: int) -> tuple[s
     times = rows.event_time_ms[begin:end]
     for name, ours, theirs in (
         ("flagged", batch.flagged, int(rows.codes["decision"][begin:end].sum())),
-        ("duplicates", batch.duplicates, int(modes[MODES.index("duplicate")])),
-        ("late", batch.late, int(modes[MODES.index("late")])),
-        ("degraded", batch.degraded, int(modes[MODES.index("degraded")])),
+        ("duplicates", batch.duplicates, int(modes[DUPLICATE])),
+        ("late", batch.late, int(modes[LATE])),
+        ("degraded", batch.degraded, int(modes[DEGRADED])),
         ("event_time_min", _us(batch.event_time_min), 1000 * int(times.min()) if n else None),
         ("event_time_max", _us(batch.event_time_max), 1000 * int(times.max()) if n else None),
     ):

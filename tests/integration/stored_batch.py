@@ -1,4 +1,4 @@
-"""A micro-batch read back from Postgres, so that its digest can be recomputed from the rows alone."""
+"""A micro-batch read back from Postgres row by row: the plain way, by which tests check the sink and its digests."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from scorer.audit.signed.signatures import Signer
 from scorer.bundle import Bundle
 from scorer.errors import UsageError
 from scorer.journal import journal_reader
-from scorer.journal.rerun import Bundles
+from scorer.journal.activated_bundles import Bundles
 from scorer.kafka import Topics
 from scorer.pipeline import Pipeline
 from scorer.runtime.settings import Settings
