@@ -3,7 +3,7 @@
 Beside the source, where numba keeps them by default, files of an earlier release are unpickled before they are compared
 with anything, and a kernel does not see that a file it calls has changed. And what is read is run: who may write the
 folder may run code as this user. So every package passes here first, before numba is imported, and numba gets
-`<base>/kernels-<digest>`; the digest is that of `schemas.kernel_sources`.
+`<base>/kernels-<digest>`; the digest is that of `schemas.source_digest`.
 
     base    NUMBA_CACHE_DIR when an operator set it; else <user's cache>/fraud-scorer/numba; else <temporary
             folder>/fraud-scorer-<uid>; else a fresh folder that goes when the process ends. The first that is safe
@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Final
 
 from schemas.folder_trust import make_private, unsafe_content, unsafe_reason
-from schemas.kernel_sources import digest
+from schemas.source_digest import digest
 
 VARIABLE: Final = "NUMBA_CACHE_DIR"
 PREFIX: Final = "kernels-"

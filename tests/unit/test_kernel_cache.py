@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from schemas import kernel_cache, kernel_sources
+from schemas import kernel_cache, source_digest
 
 ROOT = Path(__file__).resolve().parents[2]
 SUM = (
@@ -184,13 +184,13 @@ def test_folders_of_old_releases_go_but_never_one_in_use(base: Path) -> None:
 
 def test_the_digest_covers_what_kernels_import_and_costs_milliseconds() -> None:
     """Every file with a kernel and the files it imports count; reading them is short beside starting Python."""
-    sources = kernel_sources._sources(ROOT)
-    reached = kernel_sources._with_imports(sources)
+    sources = source_digest._sources(ROOT)
+    reached = source_digest._with_imports(sources)
     assert {"features.hashing", "features.engine_kernel", "schemas.byte_codes", "schemas.currencies"} <= reached
     assert {name for name, text in sources.items() if b"njit(" in text} <= reached
     seconds = []
     for _ in range(5):
         start = time.process_time()
-        kernel_sources.digest(ROOT)
+        source_digest.digest(ROOT)
         seconds.append(time.process_time() - start)
     assert min(seconds) < 0.05
