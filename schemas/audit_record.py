@@ -31,6 +31,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
+from schemas.arrow_framing import FramingError, check_description, check_stream
 from schemas.audit_digest import (
     NAN32_BITS,
     NAN64_BITS,
@@ -122,11 +123,13 @@ class AuditContext(BaseModel):
 class AuditHeader(AuditContext):
     """What a chunk says about itself and its batch. `encode` sets the last four; whoever encodes leaves them out."""
 
-    shard: int = Field(ge=0, description="Shard that decided.")
-    sequence: int = Field(ge=0, description="Number of the micro-batch in the shard's journal.")
+    shard: int = Field(ge=0, lt=2**31, description="Shard that decided.")
+    sequence: int = Field(ge=0, lt=2**63, description="Number of the micro-batch in the shard's journal.")
     journal: str = Field(description="The batch's JournalRecord as JSON text, as on the journal topic.")
-    rows: int = Field(default=0, ge=0, description="Rows of the whole batch.")
-    first_row: int = Field(default=0, ge=0, description="Number, within the batch, of this chunk's first row.")
+    rows: int = Field(default=0, ge=0, lt=2**31, description="Rows of the whole batch.")
+    first_row: int = Field(
+        default=0, ge=0, lt=2**31, description="Number, within the batch, of this chunk's first row."
+    )
     chunk: int = Field(default=0, ge=0, lt=CHUNKS_MAX, description="Number of this chunk, from 0.")
     chunks: int = Field(default=1, ge=1, le=CHUNKS_MAX, description="Chunks of the batch.")
 
@@ -350,21 +353,22 @@ def decode_parts(value: bytes) -> Chunk:
 
     Raises AuditError when the bytes are not a valid audit chunk.
     """
+    _check_framing(value)
     try:
         with pa.ipc.open_stream(pa.BufferReader(value)) as stream:
-            schema = stream.schema
-            batches = list(stream)
+            header = _header(stream.schema)
+            expected = arrow_schema(len(header.feature_names), len(header.challengers))
+            # Before the rows are read: other columns could be larger than their bytes.
+            if not stream.schema.equals(expected, check_metadata=False):
+                raise AuditError(
+                    f"the columns are not those of an audit record with {len(header.feature_names)} features and "
+                    f"{len(header.challengers)} challengers"
+                )
+            batch = stream.read_next_batch().replace_schema_metadata(None)
+    except AuditError:
+        raise
     except (pa.ArrowException, OSError, ValueError, TypeError) as exc:
         raise AuditError(f"value of {len(value)} bytes is not an Arrow IPC stream ({type(exc).__name__})") from exc
-    header = _header(schema)
-    if len(batches) != 1:
-        raise AuditError(f"a chunk holds one record batch, this one holds {len(batches)}")
-    if not schema.equals(arrow_schema(len(header.feature_names), len(header.challengers)), check_metadata=False):
-        raise AuditError(
-            f"the columns are not those of an audit record with {len(header.feature_names)} features and "
-            f"{len(header.challengers)} challengers"
-        )
-    batch = batches[0].replace_schema_metadata(None)
     if not (header.chunk < header.chunks and header.first_row + batch.num_rows <= header.rows):
         raise AuditError(f"chunk {header.chunk} of {header.chunks} does not fit a batch of {header.rows} rows")
     try:
@@ -381,12 +385,23 @@ def decode_header(value: bytes) -> AuditHeader:
 
     Raises AuditError when there is none.
     """
+    _check_framing(value, rows=False)
     try:
         with pa.ipc.open_stream(pa.BufferReader(value)) as stream:
             schema = stream.schema
     except (pa.ArrowException, OSError, ValueError, TypeError) as exc:
         raise AuditError(f"value of {len(value)} bytes is not an Arrow IPC stream ({type(exc).__name__})") from exc
     return _header(schema)
+
+
+def _check_framing(value: bytes, *, rows: bool = True) -> None:
+    """Refuses what could take far more memory than its own bytes, before Arrow reads it."""
+    if len(value) >= CHUNK_BYTES_MAX:
+        raise AuditError(f"value of {len(value)} bytes; a chunk has less than {CHUNK_BYTES_MAX}")
+    try:
+        (check_stream if rows else check_description)(value, columns_max=len(COLUMN_NAMES))
+    except FramingError as exc:
+        raise AuditError(f"value of {len(value)} bytes is not an Arrow IPC stream of an audit chunk: {exc}") from exc
 
 
 def _header(schema: pa.Schema) -> AuditHeader:
@@ -523,6 +538,6 @@ def _names_json(names: tuple[str, ...]) -> bytes:
 @lru_cache(maxsize=64)
 def _names_from_json(raw: bytes) -> tuple[str, ...]:
     names = json.loads(raw)
-    if not isinstance(names, list):
-        raise ValueError("feature_names is not a list")
+    if not isinstance(names, list) or len(names) > FEATURES_MAX:  # what is returned stays in memory
+        raise ValueError("feature_names is not a list, or too long")
     return tuple(names)

@@ -1,69 +1,158 @@
-"""Where numba keeps compiled kernels when neither of its own places can be written: a private folder.
+"""Where numba keeps compiled kernels: one folder for each state of the sources, in a place that only we can write.
 
-numba wants to write beside the source or below the user's cache, and a kernel declared with cache=True fails to import
-where it can do neither: a service account without a home, on an installation that it may not change. Every package
-passes here first, before numba is imported. The cache holds code, so the folder belongs to this user alone.
+Beside the source, where numba keeps them by default, files of an earlier release are unpickled before they are compared
+with anything, and a kernel does not see that a file it calls has changed. And what is read is run: who may write the
+folder may run code as this user. So every package passes here first, before numba is imported, and numba gets
+`<base>/kernels-<digest>`; the digest is that of `schemas.kernel_sources`.
+
+    base    NUMBA_CACHE_DIR when an operator set it; else <user's cache>/fraud-scorer/numba; else <temporary
+            folder>/fraud-scorer-<uid>; else a fresh folder that goes when the process ends. The first that is safe
+            (`schemas.folder_trust`) and can be written.
+
+A folder that is safe, complete and read-only (built beforehand, mounted) is used through links in a fresh private
+folder: numba insists on writing, and what it adds stays there.
 """
 
 from __future__ import annotations
 
 import atexit
+import contextlib
+import fcntl
 import os
 import shutil
-import stat
 import sys
 import tempfile
+import warnings
 from pathlib import Path
+from typing import Final
 
-VARIABLE = "NUMBA_CACHE_DIR"
-_PACKAGES = ("schemas", "features", "scorer")
+from schemas.folder_trust import make_private, unsafe_content, unsafe_reason
+from schemas.kernel_sources import digest
+
+VARIABLE: Final = "NUMBA_CACHE_DIR"
+PREFIX: Final = "kernels-"
+KEPT_MAX: Final = 24  # folders of other releases and checkouts; about 5 MB each
+_DIGEST_DIGITS: Final = 32
+
+# Open for the life of the process: its lock tells others that the folder is in use.
+_held: list[int] = []
+
+
+class UnsafeCacheError(RuntimeError):
+    """No folder for compiled kernels can be trusted here."""
 
 
 def ensure() -> None:
-    """Set NUMBA_CACHE_DIR where numba would find no place of its own; an operator's own setting stays."""
-    if os.environ.get(VARIABLE) or _user_cache_writable() or _packages_writable():
-        return
-    folder = str(_private_folder())
+    """Sets NUMBA_CACHE_DIR to the folder of these sources. Raises UnsafeCacheError where there is no safe place."""
+    name = PREFIX + digest(Path(__file__).resolve().parents[1])
+    folder = str(_folder(name))
     os.environ[VARIABLE] = folder
     if (config := sys.modules.get("numba.core.config")) is not None:  # numba came first: it has read the variable
         config.CACHE_DIR = folder  # type: ignore[attr-defined]
 
 
-def _user_cache_writable() -> bool:
-    # As numba finds it (appdirs); an unknown home leaves the tilde, which would become a folder of that name.
+def _folder(name: str) -> Path:
+    temporary = Path(tempfile.gettempdir()).resolve() / f"fraud-scorer-{os.geteuid()}"
+    named = _named_base()
+    for base in (named, _user_base(), temporary):
+        if base is None:
+            continue
+        try:
+            return _usable(base, name)
+        except OSError as error:
+            if base == named:
+                warnings.warn(f"{VARIABLE} is not used: {error}", RuntimeWarning, stacklevel=3)
+    return _fresh(name)
+
+
+def _named_base() -> Path | None:
+    """The operator's folder. A parent process of ours passes on the folder it chose: then the one above."""
+    if not (named := os.environ.get(VARIABLE)):
+        return None
+    base = Path(named).resolve()
+    ours = base.name.startswith(PREFIX) and len(base.name) == len(PREFIX) + _DIGEST_DIGITS
+    return base.parent if ours else base
+
+
+def _user_base() -> Path | None:
+    # An unknown home leaves the tilde, which would become a folder of that name.
     usual = "~/Library/Caches" if sys.platform == "darwin" else os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     base = os.path.expanduser(usual)  # noqa: PTH111 - pathlib raises for an unknown home
-    return not base.startswith("~") and _writable(Path(base) / "numba")
+    return None if base.startswith("~") else Path(base).resolve() / "fraud-scorer" / "numba"
 
 
-def _packages_writable() -> bool:
-    root = Path(__file__).resolve().parents[1]
-    folders = {source.parent for name in _PACKAGES for source in (root / name).rglob("*.py")}
-    return all(_writable(folder / "__pycache__") for folder in folders)
+def _usable(base: Path, name: str) -> Path:
+    """The folder `name` in `base`, made where it is missing, or links to it where it is read-only.
 
-
-def _writable(folder: Path) -> bool:
-    """Whether the folder can be written, or made: nothing is made to find out."""
-    try:
-        nearest = next(place for place in (folder, *folder.parents) if place.exists())
-    except OSError:  # a place on the way that may not be looked into
-        return False
-    effective = os.access in os.supports_effective_ids
-    return nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK, effective_ids=effective)
-
-
-def _private_folder() -> Path:
-    folder = Path(tempfile.gettempdir()) / f"fraud-scorer-{os.geteuid()}"
-    try:
-        folder.mkdir(mode=0o700)
-    except OSError:
-        # It is there from an earlier start, or somebody else has taken the name.
-        try:
-            found = folder.lstat()
-        except OSError:
-            found = None
-        mine = found is not None and stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()
-        if found is None or not mine or found.st_mode & 0o077:
-            folder = Path(tempfile.mkdtemp(prefix="fraud-scorer-"))
-            atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    Raises OSError when it is not safe, can't be written and is not there, or can't be locked.
+    """
+    folder = base / name
+    if (why := unsafe_reason(base)) is not None:
+        raise PermissionError(why)
+    if made := not folder.is_dir():
+        make_private(folder)
+    if (why := unsafe_reason(folder) or unsafe_content(folder)) is not None:
+        raise PermissionError(why)
+    if not os.access(folder, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
+        return _linked(folder)
+    _hold(folder)
+    if made:
+        _prune(base, name)
     return folder
+
+
+def _linked(folder: Path) -> Path:
+    private = _fresh(folder.name)
+    for place, _, names in os.walk(folder):
+        beside = private / Path(place).relative_to(folder)
+        beside.mkdir(mode=0o700, exist_ok=True)
+        for name in names:
+            (beside / name).symlink_to(Path(place) / name)
+    return private
+
+
+def _fresh(name: str) -> Path:
+    """A new private folder of this name, removed when this process ends."""
+    above = Path(tempfile.gettempdir()).resolve()
+    if (why := unsafe_reason(above / "fraud-scorer")) is not None:
+        raise UnsafeCacheError(
+            f"no safe folder for compiled kernels: {why}. Set {VARIABLE} to a folder that only this user may write, "
+            f"below folders that no other user may write"
+        )
+    private = Path(tempfile.mkdtemp(prefix="fraud-scorer-", dir=above))
+    atexit.register(_remove, private, os.getpid())
+    (private / name).mkdir(mode=0o700)
+    return private / name
+
+
+def _remove(private: Path, owner: int) -> None:
+    if os.getpid() == owner:  # a fork of this process ends with the same list of calls
+        shutil.rmtree(private, ignore_errors=True)
+
+
+def _hold(folder: Path) -> None:
+    """Marks the folder as in use by this process. Raises OSError when another one is removing it."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        if not os.path.samestat(os.fstat(handle), folder.lstat()):
+            raise FileNotFoundError(f"{folder} was removed by another process")
+        os.utime(handle)  # the order in which folders go
+    except OSError:
+        os.close(handle)
+        raise
+    _held.append(handle)
+
+
+def _prune(base: Path, name: str) -> None:
+    """Removes the folders of other releases that were not used for longest, but never one in use."""
+    others = [entry for entry in base.glob(f"{PREFIX}*") if entry.name != name]
+    others.sort(key=lambda entry: entry.lstat().st_mtime, reverse=True)
+    for folder in others[KEPT_MAX:]:
+        with contextlib.suppress(OSError):  # in use, or gone already
+            handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(handle)

@@ -31,7 +31,7 @@ KINDS = {
     "position_edited": "a position of the sink was changed by something else",
     "bundle_edited": "a row of bundles or feature_sets differs from the batches",
     "schema_changed": "a table, view, function, trigger, rule or policy differs from what the migrations made",
-    "rights_widened": "a role that only adds or reads may change or remove",
+    "rights_widened": "a role that only adds or reads may change, remove or make objects",
 }
 
 

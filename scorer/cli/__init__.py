@@ -1,7 +1,7 @@
 """The command `fraud-scorer`: options read, rooms called, results on stdout, logs on stderr.
 
-It may touch every room. The worker, the audit trail and the demo are imported in the command that runs. Exit
-0: done; 1: failed; 2: wrong usage; 3: a promise is broken.
+It may touch every room. The worker, the audit trail and the demo are imported in the command that runs. Exit 0: done;
+1: failed; 2: wrong usage; 3: a promise is broken.
 """
 
 from __future__ import annotations

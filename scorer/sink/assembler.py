@@ -97,6 +97,10 @@ class Quarantined:
     before: Position
     after: Position
 
+    def without_content(self, reason: str) -> Quarantined:
+        """What is left to write when Postgres refuses the row of a quarantined record."""
+        return replace(self, reason=reason, value=None, shard=None, sequence=None)
+
 
 @dataclass
 class Assembler:

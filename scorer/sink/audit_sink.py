@@ -286,7 +286,9 @@ class AuditSink:
             store.write([item])
         except RowsRefused as exc:
             if isinstance(item, Quarantined):
-                raise
+                # Its place and the reason alone; the record itself stays on the topic.
+                store.write([item.without_content(str(exc))])
+                return item
             # In the chain it has its place: the next batch follows it, though its rows are not in the tables.
             chunks = item.quarantined("refused", str(exc))
             store.write(chunks)

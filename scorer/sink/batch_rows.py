@@ -15,23 +15,31 @@ from scorer.sink.assembler import Batch, Position, Quarantined
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _DIGITS = re.compile(r"(?:\d(?:\W|_){0,3}){13,}")
+_REASON_CHARACTERS_MAX = 2_000
 _COUNTED = (("duplicates", "duplicate"), ("late", "late"), ("degraded", "degraded"))
 
 
 def quarantine_row(topic: str, item: Quarantined) -> dict[str, object]:
+    """The row of table set_aside, which Postgres takes whatever the record holds."""
     masked = None if item.value is None else masked_value(item.kind, item.value)
     return {
         "topic": topic,
         "partition": item.partition,
         "offset": item.offset,
         "kind": item.kind,
-        "reason": item.reason,
+        "reason": _for_people(item.reason),
         "shard": item.shard,
         "sequence": item.sequence,
         "value": masked,
         "value_sha256": None if item.value is None else hashlib.sha256(item.value).hexdigest(),
         "masked": masked != item.value,
     }
+
+
+def _for_people(reason: str) -> str:
+    """A reason may name a field as the record has it: a NUL, half a character or a card number in it is not kept."""
+    shown = "".join(c if c.isprintable() else "?" for c in reason[:_REASON_CHARACTERS_MAX])
+    return mask_card_numbers(shown.encode()).decode()
 
 
 def masked_value(kind: str, value: bytes) -> bytes:

@@ -67,7 +67,11 @@ def postgres_errors() -> Iterator[None]:
             raise StoreUnavailable(f"Postgres refuses the login ({name}, SQLSTATE {state}): {_reason(origin)}") from exc
         table = getattr(getattr(origin, "diag", None), "table_name", None)
         constraint = getattr(getattr(origin, "diag", None), "constraint_name", None)
-        kind = RowsRefused if state is not None and state.startswith(_ROWS) else StoreRefused
-        raise kind(
+        # Without a state: the client refused a value before it sent it, such as a NUL in a text.
+        in_rows = isinstance(origin, psycopg.DataError) if state is None else state.startswith(_ROWS)
+        refused = (RowsRefused if in_rows else StoreRefused)(
             f"Postgres refuses the audit rows: {name}, SQLSTATE {state}, table {table}, constraint {constraint}"
-        ) from exc
+        )
+        if isinstance(refused, RowsRefused):
+            refused.key = state is not None and state.startswith("23")
+        raise refused from exc

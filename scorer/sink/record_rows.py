@@ -2,23 +2,34 @@
 
 control         labels, activations, control_changes; what is no control record is a dead letter of the worker's
 dead-letters    dead_letters: reason and origin; the refused value stays on its topic
+
+Whatever a record holds, its row is one that Postgres takes: a time past the year 9999 stands as the end of that year,
+and a dead letter with a value that its table can't hold (a NUL, partition 2^40) is an unreadable one. Should Postgres
+refuse a row all the same, `refused_row` is what stands for it.
 """
 
 from __future__ import annotations
 
+import hashlib
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Final
 
 import sqlalchemy as sa
 
+from schemas.audit_record import EVENT_TIME_MS_MAX
 from schemas.contract_error import ContractError
 from schemas.control_record import Activate, parse_control
 from schemas.dead_letter import REDRIVEN, DeadLetter
 from schemas.label_record import Label
+from scorer.sink.batch_rows import masked_value
 from scorer.sink.topic_reader import Record
 from scorer.trail import audit_tables
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+# The index on the origin holds rows of 2,700 bytes; the names that Kafka takes have 249 characters.
+_TOPIC_CHARACTERS_MAX: Final = 249
+_TEXT_CHARACTERS_MAX: Final = 10_000
+_FIELD_CHARACTERS_MAX: Final = 500
 
 Row = tuple[sa.Table, dict[str, Any]]
 
@@ -49,29 +60,15 @@ def control_row(topic: str, record: Record) -> Row | None:
 def dead_letter_row(topic: str, record: Record) -> Row | None:
     """Table and row of a dead letter; one that is not ours is kept too, as what it is. None for the note that a letter
     was sent again."""
-    headers: Any = record.message.headers() or []  # a list of (name, bytes)
-    if any(name == REDRIVEN for name, _ in headers):
-        return None
-    key = {
-        "topic": topic,
-        "partition": record.partition,
-        "offset": record.offset,
-        "recorded_at": _recorded_at(record),
-    }
     try:
+        headers: Any = record.message.headers() or []  # a list of (name, bytes); names that are no UTF-8 raise
+        if any(name == REDRIVEN for name, _ in headers):
+            return None
         letter = DeadLetter.from_headers(headers)
+        _check_fits(letter)
     except ValueError:
-        return audit_tables.dead_letters, key | {
-            "origin_topic": topic,
-            "origin_partition": record.partition,
-            "origin_offset": record.offset,
-            "reason": "unreadable",
-            "field": None,
-            "message": "not a dead letter of fraud-scorer",
-            "value_bytes": -1 if record.value is None else len(record.value),
-            "masked": False,
-        }
-    return audit_tables.dead_letters, key | {
+        return _unreadable(topic, record)
+    return audit_tables.dead_letters, _dead_letter_key(topic, record) | {
         "origin_topic": letter.topic,
         "origin_partition": letter.partition,
         "origin_offset": letter.offset,
@@ -83,10 +80,61 @@ def dead_letter_row(topic: str, record: Record) -> Row | None:
     }
 
 
+def refused_row(table: sa.Table, topic: str, record: Record, reason: str) -> Row:
+    """What stands for a record whose row Postgres refused: an unreadable dead letter, or a row of table set_aside."""
+    if table is audit_tables.dead_letters:
+        return _unreadable(topic, record)
+    value = None if record.value is None else masked_value("refused", record.value)
+    return audit_tables.set_aside, {
+        "topic": topic,
+        "partition": record.partition,
+        "offset": record.offset,
+        "kind": "refused",
+        "reason": reason,
+        "value": value,
+        "value_sha256": None if record.value is None else hashlib.sha256(record.value).hexdigest(),
+        "masked": value != record.value,
+    }
+
+
+def _unreadable(topic: str, record: Record) -> Row:
+    return audit_tables.dead_letters, _dead_letter_key(topic, record) | {
+        "origin_topic": topic,
+        "origin_partition": record.partition,
+        "origin_offset": record.offset,
+        "reason": "unreadable",
+        "field": None,
+        "message": "not a dead letter of fraud-scorer",
+        "value_bytes": -1 if record.value is None else len(record.value),
+        "masked": False,
+    }
+
+
+def _dead_letter_key(topic: str, record: Record) -> dict[str, Any]:
+    return {
+        "topic": topic,
+        "partition": record.partition,
+        "offset": record.offset,
+        "recorded_at": _recorded_at(record),
+    }
+
+
+def _check_fits(letter: DeadLetter) -> None:
+    """Raises ValueError for what the table can't hold."""
+    numbers = ((letter.partition, 2**31), (letter.offset, 2**63), (letter.value_bytes, 2**63))
+    texts = (
+        (letter.topic, _TOPIC_CHARACTERS_MAX),
+        (letter.field or "", _FIELD_CHARACTERS_MAX),
+        (letter.message, _TEXT_CHARACTERS_MAX),
+    )
+    if any(number >= end for number, end in numbers) or any(len(text) > most or "\0" in text for text, most in texts):
+        raise ValueError("a dead letter that its table can't hold")
+
+
 def _recorded_at(record: Record) -> datetime:
     kind, timestamp_ms = record.message.timestamp()
     return _time(max(0, timestamp_ms) if kind else 0)
 
 
 def _time(epoch_ms: int) -> datetime:
-    return _EPOCH + timedelta(milliseconds=epoch_ms)
+    return _EPOCH + timedelta(milliseconds=min(epoch_ms, EVENT_TIME_MS_MAX))

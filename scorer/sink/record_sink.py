@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from enum import StrEnum
@@ -22,8 +22,8 @@ from scorer.runtime.settings import Settings
 from scorer.sink.assembler import Position
 from scorer.sink.postgres_errors import postgres_url_now
 from scorer.sink.readiness import Readiness
-from scorer.sink.record_rows import Row, control_row, dead_letter_row
-from scorer.sink.sink_errors import KafkaUnavailable, StoreUnavailable
+from scorer.sink.record_rows import Row, control_row, dead_letter_row, refused_row
+from scorer.sink.sink_errors import KafkaUnavailable, RowsRefused, StoreUnavailable
 from scorer.sink.sink_metrics import SinkMetrics
 from scorer.sink.store import Moves, Store
 from scorer.sink.topic_lag import TopicLag
@@ -122,7 +122,7 @@ class RecordSink:
                         return
 
     def _write(self, store: Store, positions: dict[int, Position], events: Sequence[Record | End]) -> None:
-        rows: dict[sa.Table, list[dict[str, Any]]] = {}
+        made: list[tuple[Record, Row]] = []
         after: dict[int, int] = {}
         for event in events:
             if isinstance(event, End):
@@ -132,7 +132,7 @@ class RecordSink:
             self._lag.read(event.partition, event.offset, event.message.timestamp()[1])
             found = self._kind.row_of(self._topic, event)
             if found is not None:
-                rows.setdefault(found[0], []).append(found[1])
+                made.append((event, found))
         moves: Moves = {
             p: (positions[p], replace(positions[p], next_offset=offset, head=None))
             for p, offset in after.items()
@@ -140,10 +140,36 @@ class RecordSink:
         }
         if not moves:
             return
-        store.write_records(rows, moves)
+        try:
+            rows = _by_table(row for _, row in made)
+            store.write_records(rows, moves)
+        except RowsRefused as exc:
+            self._log.warning("sink_writes_one_by_one", reason=str(exc))
+            rows = _by_table(self._accepted(store, record, row) for record, row in made)
+            store.write_records(rows, moves)
         positions |= {p: new for p, (_, new) in moves.items()}
         for partition, (_, new_position) in moves.items():
             self._lag.written(partition, new_position.next_offset)
         for table, new in rows.items():
             self._metrics.records.labels(table.name).inc(len(new))
         self._pause_s = _PAUSE_MIN_S
+
+    def _accepted(self, store: Store, record: Record, row: Row) -> Row:
+        """The row, if Postgres takes it (tried and rolled back); else the one that stands for its record."""
+        try:
+            store.try_record(*row)
+        except RowsRefused as exc:
+            if exc.key:  # written before: its position was moved back, and it is for an operator to say why
+                raise
+            self._metrics.set_aside.labels("refused").inc()
+            place = {"partition": record.partition, "offset": record.offset}
+            self._log.error("record_set_aside", **place, reason=str(exc))
+            return refused_row(row[0], self._topic, record, str(exc))
+        return row
+
+
+def _by_table(rows: Iterable[Row]) -> dict[sa.Table, list[dict[str, Any]]]:
+    tables: dict[sa.Table, list[dict[str, Any]]] = {}
+    for table, row in rows:
+        tables.setdefault(table, []).append(row)
+    return tables

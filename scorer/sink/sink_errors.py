@@ -44,7 +44,12 @@ class StoreRefused(SinkError):
 
 
 class RowsRefused(StoreRefused):
-    """Postgres refuses these very rows: a value, a key or a size. Others may go in."""
+    """Postgres refuses these very rows: a value, a key or a size. Others may go in.
+
+    `key`: they contradict rows that are there already.
+    """
+
+    key = False
 
 
 class StoreUnavailable(Exception):

@@ -164,6 +164,12 @@ class Store:
                 if new:
                     connection.execute(sa.insert(table), new)
 
+    def try_record(self, table: sa.Table, row: dict[str, Any]) -> None:
+        """Writes a row and takes it back. Raises RowsRefused when Postgres would not take it."""
+        with postgres_errors(), self._connection.begin() as transaction:
+            self._connection.execute(sa.insert(table), row)
+            transaction.rollback()
+
     def write_late(self, batch: Batch) -> None:
         """A batch from quarantine, in one transaction; its position was passed before, and moves only where no
         later batch was written since. Needs the owner's login: the writer may not correct a bundle's first batch.

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import psycopg
 import pytest
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from scorer.audit.signed.signatures import Signer
 from scorer.audit.verify.database_structure import made
@@ -59,6 +60,16 @@ OWNER: dict[str, tuple[str, str, str, str]] = {
         "LANGUAGE plpgsql SECURITY DEFINER AS 'BEGIN END'",
         "DROP FUNCTION audit_day(date); ALTER FUNCTION kept(date) RENAME TO audit_day",
         "schema_changed", "function audit_day",
+    ),
+    "function's search_path": (
+        "ALTER FUNCTION audit_day(date) SET search_path = public, pg_catalog",
+        "ALTER FUNCTION audit_day(date) SET search_path = pg_catalog, public, pg_temp",
+        "schema_changed", "function audit_day",
+    ),
+    "another function of the owner": (
+        "CREATE FUNCTION helper() RETURNS void LANGUAGE sql SECURITY DEFINER AS 'DELETE FROM decisions'",
+        "DROP FUNCTION helper()",
+        "schema_changed", "function helper",
     ),
     "trigger": (
         "CREATE FUNCTION nothing() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'; "
@@ -173,19 +184,19 @@ def test_a_batch_of_no_day_is_found(trail: str, day: str) -> None:
 
 def test_a_reader_verifies_all_of_it(trail: str) -> None:
     """The read-only role is enough, views included; where it may not make temporary tables, the report shows it."""
-    name, database = f"test_{secrets.token_hex(4)}", trail.rsplit("/", 1)[1]
-    url = trail.replace("postgres@", f"{name}:test@", 1) if "postgres@" in trail else trail
+    name, database = f"test_{secrets.token_hex(4)}", conninfo_to_dict(trail)["dbname"]
+    url = make_conninfo(trail, user=name, password="test")
     with psycopg.connect(trail, autocommit=True) as admin:
         admin.execute(f"CREATE ROLE {name} LOGIN PASSWORD 'test'")
         admin.execute(f"GRANT fraud_scorer_reader TO {name}")
         try:
             report = verify(url, parallel=2)
             assert (report.good, report.views_compared) == (True, True)
-            admin.execute(f"REVOKE TEMPORARY ON DATABASE {database} FROM PUBLIC")
+            admin.execute(f"REVOKE TEMPORARY ON DATABASE {database} FROM fraud_scorer_reader")
             report = verify(url)
             assert (report.good, report.views_compared) == (True, False)
         finally:
-            admin.execute(f"GRANT TEMPORARY ON DATABASE {database} TO PUBLIC")
+            admin.execute(f"GRANT TEMPORARY ON DATABASE {database} TO fraud_scorer_reader")
             admin.execute(f"DROP OWNED BY {name}")
             admin.execute(f"DROP ROLE {name}")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import secrets
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,6 +11,7 @@ import psycopg
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from psycopg.conninfo import make_conninfo
 from sqlalchemy.exc import ProgrammingError
 
 from schemas.audit_record import AuditColumns
@@ -346,7 +346,7 @@ def test_an_anchor_that_the_database_refuses_is_not_written(trail: str, tmp_path
         admin.execute(f"CREATE ROLE {name} LOGIN PASSWORD 'test'")
         admin.execute(f"GRANT fraud_scorer_reader TO {name}")
         try:
-            url = re.sub("//[^@]*@", f"//{name}:test@", trail)
+            url = make_conninfo(trail, user=name, password="test")
             with pytest.raises(ProgrammingError, match="permission denied"):
                 anchor(url, AnchorFile(str(path)), None)
         finally:

@@ -31,10 +31,12 @@ _FINDINGS_MAX = 100  # for each shard
 def compare_audit_topic(evidence: Evidence, scope: Scope) -> None:
     """Compares every batch's offset, and everything in quarantine, with the topic. Raises KafkaFailure."""
     settings = evidence.settings
-    topic = kafka.Topics.of(settings.kafka).audit
+    topics = kafka.Topics.of(settings.kafka)
+    topic = topics.audit
     count = kafka.partition_count(kafka.admin(settings.kafka), topic)
     if scope.whole:
-        find_foreign_rows(evidence.connection, audit_tables.set_aside, topic, count, evidence.report)
+        also = (topics.control, topics.dead_letters)
+        find_foreign_rows(evidence.connection, audit_tables.set_aside, topic, count, evidence.report, also=also)
     # Of a shard without batches records may be in quarantine.
     for shard in range(count):
         bounds = scope.bounds(shard)

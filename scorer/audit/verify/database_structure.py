@@ -95,12 +95,23 @@ def _functions(connection: psycopg.Connection, functions: dict[str, str]) -> lis
     findings = []
     for name, body in functions.items():
         found = connection.execute(
-            "SELECT prosrc, prosecdef FROM pg_proc WHERE proname = %s AND pg_function_is_visible(oid)", (name,)
+            "SELECT prosrc, prosecdef, proconfig, quote_ident(nspname) "
+            "FROM pg_proc JOIN pg_namespace n ON n.oid = pronamespace "
+            "WHERE proname = %s AND pg_function_is_visible(pg_proc.oid)",
+            (name,),
         ).fetchall()
-        if found != [(body, True)]:
+        meant = [(body, True, [f"search_path=pg_catalog, {schema}, pg_temp"]) for *_, schema in found]
+        if len(found) != 1 or [row[:3] for row in found] != meant:
             detail = "it is not the one that the migrations made" if found else "it is gone"
             findings.append(Finding.at(f"function {name}", "schema_changed", detail))
-    return findings
+    # With the owner's rights for whoever calls it: none but the migrations' own beside the tables.
+    others = connection.execute(
+        "SELECT DISTINCT proname FROM pg_proc WHERE prosecdef AND proname <> ALL (%s) "
+        "AND pronamespace = (SELECT relnamespace FROM pg_class WHERE oid = to_regclass('positions')) ORDER BY 1",
+        (list(functions),),
+    ).fetchall()
+    detail = "it runs with its owner's rights, and no migration makes it"
+    return findings + [Finding.at(f"function {name}", "schema_changed", detail) for (name,) in others]
 
 
 # Our tables and their partitions.
@@ -139,4 +150,18 @@ def _rights(connection: psycopg.Connection) -> list[Finding]:
         "AND (grantee = 0 OR grantee::regrole::text = ANY (%(roles)s)) ORDER BY 1, 2, 3",
         {"tables": list(_TABLES), "roles": list(_OURS)},
     ).fetchall()
-    return [Finding.at(f"table {table}", "rights_widened", f"{role} may {what}") for table, role, what in rows]
+    findings = [Finding.at(f"table {table}", "rights_widened", f"{role} may {what}") for table, role, what in rows]
+    return [*findings, *_rights_to_make(connection)]
+
+
+def _rights_to_make(connection: psycopg.Connection) -> list[Finding]:
+    """The writer makes no objects: neither temporary ones nor any beside the tables."""
+    rows = connection.execute(
+        "SELECT 'database ' || current_database(), 'TEMPORARY' WHERE EXISTS (SELECT 1 FROM pg_roles "
+        "WHERE rolname = %(writer)s AND has_database_privilege(oid, current_database(), 'TEMPORARY')) "
+        "UNION ALL SELECT 'schema ' || nspname, 'CREATE' FROM pg_namespace n, pg_roles r WHERE r.rolname = %(writer)s "
+        "AND n.oid = (SELECT relnamespace FROM pg_class WHERE oid = to_regclass('positions')) "
+        "AND has_schema_privilege(r.oid, n.oid, 'CREATE')",
+        {"writer": _OURS[0]},
+    ).fetchall()
+    return [Finding.at(place, "rights_widened", f"{_OURS[0]} may {what}") for place, what in rows]

@@ -79,17 +79,23 @@ def _record(message: Message) -> Record:
 
 
 def find_foreign_rows(
-    connection: psycopg.Connection, table: sa.Table, topic: str, partitions: int, report: Report
+    connection: psycopg.Connection,
+    table: sa.Table,
+    topic: str,
+    partitions: int,
+    report: Report,
+    *,
+    also: tuple[str, ...] = (),
 ) -> None:
-    """Rows that name another topic, or a partition that it does not have."""
+    """Rows that name another topic (`also` aside), or a partition that it does not have."""
     other = sql.SQL("topic <> %s") if "partition" not in table.c else sql.SQL(
         "topic <> %s OR partition < 0 OR partition >= {}"
     ).format(sql.Literal(partitions))  # fmt: skip
     found = connection.execute(
-        sql.SQL('SELECT count(*), min(topic), min("offset") FROM {} WHERE {}').format(
+        sql.SQL('SELECT count(*), min(topic), min("offset") FROM {} WHERE ({}) AND topic <> ALL (%s)').format(
             sql.Identifier(table.name), other
         ),
-        (topic,),
+        (topic, list(also)),
     ).fetchone()
     if found is not None and found[0]:
         detail = f"{found[0]} rows do not name {topic}, such as {found[1]} offset {found[2]}"

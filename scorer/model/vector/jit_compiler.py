@@ -1,9 +1,9 @@
 """Compiling IR for the host's own CPU, and keeping the object code on disk: the only file access of the model package.
 
-The cache holds code, so it is trusted like the installation itself: a folder and files that belong to this user and
-that no other user may write to, or no cache at all. A kernel is a function of its text, LLVM's version, the CPU and the
-passes; the file's name is the hash of all four, and the file begins with the hash of its content, so a torn write is
-compiled again. So is code that does not load.
+The cache holds code, so it is trusted like the installation itself: files of this user or root, in a folder where no
+other user may write, nor in those above it (`schemas.folder_trust`), or no cache at all. A kernel is a function of its
+text, LLVM's version, the CPU and the passes; the file's name is the hash of all four, and the file begins with the hash
+of its content, so a torn write is compiled again. So is code that does not load.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from typing import Any
 
 import llvmlite
 import llvmlite.binding as llvm
+
+from schemas import folder_trust
 
 CACHE_VARIABLE = "FRAUD_SCORER_KERNEL_CACHE"
 """Environment variable: folder of the compiled kernels; empty turns the cache off."""
@@ -135,17 +137,17 @@ def _folder() -> Path | None:
     if named == "":
         return None
     try:
-        folder = Path(named) if named else _default_folder()
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = folder.stat()
+        folder = (Path(named) if named else _default_folder()).resolve()
+        if folder_trust.unsafe_reason(folder) is None:
+            folder_trust.make_private(folder)
+        return folder if folder_trust.unsafe_reason(folder) is None else None
     except (OSError, RuntimeError):
         return None  # a read-only or unknown home: compile in memory
-    return folder if _private(found) else None
 
 
 def _private(found: os.stat_result) -> bool:
-    """Whether what was found belongs to this user, and no other user may write to it."""
-    return found.st_uid == os.geteuid() and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    """Whether what was found belongs to this user or root, and no other user may write to it."""
+    return folder_trust.trusted_owner(found) and not found.st_mode & folder_trust.OTHERS_WRITE
 
 
 def _default_folder() -> Path:
