@@ -24,7 +24,7 @@ from numba import types
 
 from scorer.model import path_contributions
 from scorer.model.tree_table import Table
-from scorer.model.vector import jit_compiler, kernel_sources
+from scorer.model.vector import jit_compiler, kernel_modules
 from scorer.model.vector.kernel_layout import CONTRIBUTION_FEATURES_MAX, CONTRIBUTION_WORDS
 from scorer.model.vector.lane_tables import packed_words
 from scorer.model.vector.native_call import call_kernel
@@ -166,7 +166,7 @@ class Explainer:
         if too_large or not 0 < len(columns) <= CONTRIBUTION_FEATURES_MAX:
             return
         try:
-            text = kernel_sources.contributions()
+            text = kernel_modules.contributions()
             self._kernel = jit_compiler.addresses(text, ("contributions",), jit_compiler.host())["contributions"]
         except jit_compiler.JitUnavailableError:
             return  # the classic algorithm serves

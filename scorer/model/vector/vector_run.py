@@ -7,7 +7,7 @@ import numpy as np
 from numba import types
 
 from scorer.model.tree_table import Table
-from scorer.model.vector import jit_compiler, kernel_sources
+from scorer.model.vector import jit_compiler, kernel_modules
 from scorer.model.vector.lane_tables import Descriptor, Ranks, describe, with_stages
 from scorer.model.vector.native_call import call_kernel
 
@@ -38,7 +38,7 @@ class VectorRun:
         """Trees first … last - 1 of `table`. Raises jit_compiler.JitUnavailableError where LLVM cannot compile here."""
         self._descriptor = describe(table, ranks, first, last)
         self.first, self.trees = first, last - first
-        text, names = kernel_sources.scoring(self._descriptor.depth, self._descriptor.planes, table.wide, machine)
+        text, names = kernel_modules.scoring(self._descriptor.depth, self._descriptor.planes, table.wide, machine)
         kernels = jit_compiler.addresses(text, names, machine)
         self.descriptor = self._descriptor.address
         self.batch = kernels["batch"]
@@ -58,7 +58,7 @@ class EarlyRun:
     def __init__(self, run: VectorRun, ends: np.ndarray, bounds: np.ndarray, machine: jit_compiler.Host) -> None:
         """ends int32 [stages], bounds float32 [stages, 2]. Raises jit_compiler.JitUnavailableError."""
         self._descriptor = with_stages(run.table, ends, bounds)
-        text = kernel_sources.early(run.table.depth, machine.permutes)
+        text = kernel_modules.early(run.table.depth, machine.permutes)
         self.kernel = jit_compiler.addresses(text, ("early",), machine)["early"]
         self.descriptor = self._descriptor.address
 
