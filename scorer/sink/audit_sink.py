@@ -266,7 +266,7 @@ class AuditSink:
             if isinstance(item, Quarantined):
                 self._metrics.set_aside.labels(item.kind).inc()
                 self._log.error(
-                    "audit_record_set_aside",
+                    "sink.record_set_aside",
                     partition=item.partition,
                     offset=item.offset,
                     kind=item.kind,

@@ -144,7 +144,7 @@ class RecordSink:
             rows = _by_table(row for _, row in made)
             store.write_records(rows, moves)
         except RowsRefused as exc:
-            self._log.warning("sink_writes_one_by_one", reason=str(exc))
+            self._log.warning("sink.records_written_singly", reason=str(exc))
             rows = _by_table(self._accepted(store, record, row) for record, row in made)
             store.write_records(rows, moves)
         positions |= {p: new for p, (_, new) in moves.items()}
@@ -163,7 +163,7 @@ class RecordSink:
                 raise
             self._metrics.set_aside.labels("refused").inc()
             place = {"partition": record.partition, "offset": record.offset}
-            self._log.error("record_set_aside", **place, reason=str(exc))
+            self._log.error("sink.record_set_aside", **place, reason=str(exc))
             return refused_row(row[0], self._topic, record, str(exc))
         return row
 

@@ -40,7 +40,7 @@ def test_no_text_uses_a_word_that_has_to_be_translated() -> None:
 
 def test_every_log_event_names_its_part_and_what_happened() -> None:
     """A log event reads `part.what_happened`, in one form for all, so that people can search and filter by part."""
-    event = re.compile(r"(?:\blog|get_logger\(\))\.(?:debug|info|warning|error|exception)\(\s*\"([^\"]+)\"")
+    event = re.compile(r"(?:log|get_logger\(\))\.(?:debug|info|warning|error|exception)\(\s*\"([^\"]+)\"")
     found = [
         f"{path.relative_to(ROOT)}: {name}"
         for path in sorted((ROOT / "scorer").rglob("*.py"))
