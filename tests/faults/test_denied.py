@@ -124,7 +124,7 @@ def test_row_13_a_right_that_stays_away_ends_the_worker(application: Make, secur
     app.pay(payments(53, 10))
     assert worker.wait(60) == 1, worker.log_end()
     last = worker.log_end().splitlines()[-1]
-    assert f"missing Write on topic {app.topics.decisions}" in last
+    assert f"missing Write and DescribeConfigs on topic {app.topics.decisions}" in last
     assert "kafka-acls.sh --add" in last
     assert "Waited 3 s" in last
 

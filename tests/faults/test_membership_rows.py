@@ -43,7 +43,7 @@ def test_row_4_a_member_with_another_assignor_is_refused(application: Make) -> N
     stranger = Consumer(
         {
             "bootstrap.servers": app.settings.kafka.bootstrap_servers,
-            "group.id": f"{app.settings.kafka.topic_prefix}{app.settings.worker.application}",
+            "group.id": f"{app.topics.journal}-workers",
             "partition.assignment.strategy": "range",
             "log_level": 0,
         }
@@ -67,7 +67,9 @@ def test_row_4_a_worker_that_finds_another_assignor_in_its_group_says_so(applica
     stranger = Consumer(
         {
             "bootstrap.servers": app.settings.kafka.bootstrap_servers,
-            "group.id": f"{app.settings.kafka.topic_prefix}{app.settings.worker.application}",
+            "group.id": f"{app.topics.journal}-workers",
+            # As a member of the same application: another one would be refused before it joins.
+            "client.id": f"stranger@{app.settings.worker.application}",
             "partition.assignment.strategy": "range",
         }
     )
