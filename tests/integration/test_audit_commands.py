@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import re
 from collections.abc import Iterator
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 import psycopg
 import pytest
 import xgboost as xgb
+from psycopg.conninfo import make_conninfo
 
 from scorer import kafka
 from scorer.audit.signed.signatures import Signer
@@ -431,7 +431,7 @@ def test_an_anchor_that_may_not_be_noted_is_one_line(running: Running) -> None:
         admin.execute(f"CREATE ROLE {name} LOGIN PASSWORD 'test'")
         admin.execute(f"GRANT fraud_scorer_reader TO {name}")
         try:
-            url = {f"{PREFIX}POSTGRES__URL": re.sub("//[^@]*@", f"//{name}:test@", running.database)}
+            url = {f"{PREFIX}POSTGRES__URL": make_conninfo(running.database, user=name, password="test")}
             error = running.command("audit", "anchor", "--anchors", str(file), code=1, **url)["error"]
         finally:
             admin.execute(f"DROP OWNED BY {name}")
