@@ -36,6 +36,8 @@ log = structlog.get_logger()
 POLL_S = 0.05
 # How often it is logged that the group has not let this worker in.
 WAITING_LOGGED_S = 15.0
+# Two intervals of heartbeats (see scorer.kafka.clients): so much less than the session may be enough to lose a shard.
+HEARTBEATS_MS = 1000
 # Deciding may end in the middle of a commit, which takes at most its timeout.
 HAND_OVER_S = 35.0
 
@@ -240,8 +242,9 @@ class Worker:
     def _note_freeze(self, still_s: float) -> None:
         """Remember that nothing was polled for longer than the session: this process was stopped, or starved."""
         worker = self._settings.worker
-        # Beyond max.poll.interval the client itself leaves the group, and joins again: that repairs itself.
-        if worker.session_timeout_ms <= still_s * 1000.0 < worker.max_poll_interval_ms:
+        # The group counts from the last heartbeat, which was sent up to 0.5 s before the process stood still; 1 s with
+        # the time that a request takes. Beyond max.poll.interval the client itself leaves the group, and joins again.
+        if worker.session_timeout_ms - HEARTBEATS_MS <= still_s * 1000.0 < worker.max_poll_interval_ms:
             self._frozen_until = self._threads.monotonic()
 
     def _lost(self, consumer: kafka.Member, partitions: list[TopicPartition]) -> None:
