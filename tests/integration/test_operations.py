@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from confluent_kafka import Producer, TopicPartition
+from confluent_kafka import KafkaException, Producer, TopicPartition
 
 from scorer import kafka
 from scorer.demo import free_ports
@@ -85,6 +85,14 @@ def seconds_until(condition: Callable[[], bool], limit_s: float, what: str) -> f
     return time.monotonic() - began
 
 
+@pytest.fixture(autouse=True)
+def _hang_up_ends() -> Iterator[None]:
+    """Children inherit what SIGHUP does: also where these tests themselves run under nohup, it must not be ignored."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 def send(settings: Settings, count: int = PAYMENTS) -> None:
     Sender(settings).run(handbook(count), stop=threading.Event())
 
@@ -134,6 +142,9 @@ def test_a_broker_that_is_away_makes_owner_standby_and_sink_unready_in_seconds(
             assert max(seconds for _, seconds in ended.values()) < 40, ended
         finally:
             os.kill(broker.service.pids["service"], signal.SIGCONT)  # type: ignore[union-attr]
+    # Others use this broker too: it has to take transactions again.
+    topic = kafka.Topics.of(settings.kafka).control
+    wait_for(lambda: commits(settings, topic), 120, "the broker to commit a transaction again")
 
 
 def test_lag_is_shown_by_partition_and_reaches_zero_past_markers_and_aborted_records(
@@ -173,6 +184,14 @@ def test_lag_is_shown_by_partition_and_reaches_zero_past_markers_and_aborted_rec
         assert at_end()
         worker.send_signal(signal.SIGTERM)
         assert worker.wait(60) == 0
+
+
+def commits(settings: Settings, topic: str) -> bool:
+    try:
+        in_transaction(settings, topic, [b"{}"], commit=True)
+    except KafkaException:
+        return False
+    return True
 
 
 def in_transaction(settings: Settings, topic: str, values: list[bytes], *, commit: bool) -> None:
