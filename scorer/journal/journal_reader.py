@@ -6,7 +6,7 @@ in the order in which it did.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from confluent_kafka import KafkaError, TopicPartition
@@ -206,9 +206,8 @@ def last_new_state(reader: JournalReader, end: int, *, no_progress_s: float) -> 
     return found
 
 
-def sources_of(broker: kafka.Broker, topics: kafka.Topics) -> Sources:
-    """Ids of the topics that a shard reads, as they are now."""
-    facts = broker.topic_facts([topics.payments, topics.control])
+def sources_of(facts: Mapping[str, kafka.TopicFacts], topics: kafka.Topics) -> Sources:
+    """Ids of the topics that a shard reads, from what the broker answered about them."""
     return Sources(payments=facts[topics.payments].id, control=facts[topics.control].id)
 
 
@@ -221,7 +220,7 @@ def inputs_along(
     """
     topics = kafka.Topics.of(settings.kafka)
     broker = clients.broker()
-    sources = sources_of(broker, topics)
+    sources = sources_of(broker.topic_facts([topics.payments, topics.control]), topics)
     named = next((record.sources for record in records if record.sources is not None), None)
     if named is not None:
         check_sources(named, sources, f"the journal of shard {records[0].shard}")

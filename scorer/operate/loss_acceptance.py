@@ -70,7 +70,7 @@ class Loss:
 
 
 class Recovery:
-    """Looks at one shard, and writes what an operator accepts to its journal. Close it."""
+    """Looks at one shard, and writes what an operator accepts to its journal."""
 
     def __init__(self, settings: Settings, shard: int, *, signer: Signer | None = None) -> None:
         self._settings, self._shard, self._signer = settings, shard, signer
@@ -78,7 +78,7 @@ class Recovery:
         self._ports = Ports.real(settings)
         self._broker = self._ports.clients.broker()
         self._facts = self._broker.topic_facts(self._topics.all)
-        self._sources = journal_reader.sources_of(self._broker, self._topics)
+        self._sources = journal_reader.sources_of(self._facts, self._topics)
         self._records = journal_reader.read_journal(
             settings.kafka, self._ports.clients, shard, no_progress_s=settings.worker.no_progress_s
         )

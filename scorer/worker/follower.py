@@ -68,7 +68,7 @@ class Follower:
         facts = self._broker.topic_facts(self._topics.all)
         check_topics(settings, facts)
         payments = facts[self._topics.payments]
-        self._sources = Sources(payments=payments.id, control=facts[self._topics.control].id)
+        self._sources = journal_reader.sources_of(facts, self._topics)
         partitions = shard_partitions(settings, shard, payments.partitions)
         self._journal_start, self._journal_end = journal_reader.journal_bounds(settings.kafka, self._broker, shard)
         self._released = False
