@@ -43,7 +43,9 @@ class FeatureEngine:
     Raises SegmentError when the folder cannot be used.
     """
 
-    def __init__(self, feature_set: FeatureSet, *, folder: str | Path | None = None) -> None:
+    def __init__(
+        self, feature_set: FeatureSet, *, folder: str | Path | None = None, pseudonym_key: bytes | None = None
+    ) -> None:
         if not isinstance(feature_set, FeatureSet):
             raise TypeError(
                 f"feature_set is of type {type(feature_set).__name__}, wanted a FeatureSet: FeatureSet.from_yaml(text) "
@@ -51,6 +53,7 @@ class FeatureEngine:
             )
         self._engine = WindowEngine(feature_set, folder=None if folder is None else Path(folder))
         self._base_currency = feature_set.currency
+        self._cards = feature_set.cards.with_key(pseudonym_key)
 
     @property
     def feature_set(self) -> FeatureSet:
@@ -80,7 +83,7 @@ class FeatureEngine:
         engine, TypeError for what is no sequence of bytes, and SegmentError when the disk is full; then nothing has
         changed.
         """
-        payments = batch if isinstance(batch, PaymentBatch) else decode_payments(batch)
+        payments = batch if isinstance(batch, PaymentBatch) else decode_payments(batch, cards=self._cards)
         if payments is not batch and payments.rejects:
             first = payments.rejects[0]
             raise ValueError(

@@ -24,9 +24,12 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from features.filters import CALENDAR_FIELDS, KEY_FIELDS, Condition, check, is_field
 from features.yaml_model import PlacedError, Strict, closest, read_yaml_model
+from schemas.card_fields import ATTRIBUTE, KEY, CardFields
 from schemas.currencies import CURRENCY_EXPONENT
 from schemas.durations import parse_duration_ms
-from schemas.field_table import POSITION_FIELDS
+from schemas.field_kinds import Kind
+from schemas.field_table import KINDS, POSITION_FIELDS
+from schemas.field_types import ATTRIBUTE_NAME
 
 # With a `window`, or without one (then over the whole life of the key).
 WINDOWED = ("count", "sum", "mean", "std", "min", "max", "median", "distinct", "fraud_count", "fraud_rate")
@@ -216,6 +219,8 @@ class FeatureSet(Strict):
     keys_max: int = Field(50_000_000, ge=1, le=1_000_000_000)
     required: list[str] = Field(default_factory=list)
     rates: Rates | None = None
+    # What may hold a card number (schemas.card_fields), by field, attributes.NAME, or key for the record's key.
+    card_numbers: dict[str, Literal["opaque", "token", "refuse"]] = Field(default_factory=dict, max_length=64)
     entities: dict[Name, Annotated[list[str], Field(min_length=1, max_length=4)]] = Field(
         default_factory=dict, max_length=ENTITIES_MAX
     )
@@ -247,6 +252,7 @@ class FeatureSet(Strict):
                 "required",
                 self.required.index(unknown[0]),
             )
+        self._check_card_numbers()
         if self.rates is not None:
             unknown = [c for c in self.rates.per_unit if c not in CURRENCY_EXPONENT]
             if unknown:
@@ -272,6 +278,29 @@ class FeatureSet(Strict):
                 f"theirs"
             )
         return self
+
+    def _check_card_numbers(self) -> None:
+        known = [*(name for name, kind in KINDS.items() if kind is Kind.IDENTIFIER), KEY]
+        for name, rule in self.card_numbers.items():
+            place = ("card_numbers", name)
+            attribute = name.startswith(ATTRIBUTE) and ATTRIBUTE_NAME.fullmatch(name.removeprefix(ATTRIBUTE))
+            if name not in known and not attribute:
+                near = closest(name, known)
+                raise PlacedError(
+                    f"card_numbers: unknown field {name!r}; {near}known are {', '.join(known)} and attributes.NAME",
+                    *place,
+                )
+            if name == "payment_id" and rule == "token":
+                raise PlacedError(
+                    "card_numbers.payment_id: decisions and labels name a payment by its id, so it cannot be a token; "
+                    "give payments an id of their own (opaque), or refuse",
+                    *place,
+                )
+
+    @property
+    def cards(self) -> CardFields:
+        """What may hold a card number, without the key for pseudonyms."""
+        return CardFields.of(self.card_numbers)
 
     def _check_where(self, index: int, feature: Feature, seen: set[str]) -> None:
         """A filter names a field of the payment, or a feature that stands before it and is then a number; and some
@@ -325,6 +354,8 @@ class FeatureSet(Strict):
         count."""
         # A constraint on training changes no value.
         document = self.model_dump(mode="json", exclude={"features": {"__all__": {"monotone"}}})
+        if not self.card_numbers:  # sets of earlier releases keep their fingerprints
+            del document["card_numbers"]
         canonical = json.dumps(document, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from schemas.card_fields import UNDECLARED, CardFields, CardRule
 from schemas.card_numbers import SAFE_DIGITS_MAX, holds_card_number
 from schemas.event_time import EVENT_TIME_MS_END, EVENT_TIME_MS_MIN
 from schemas.field_kinds import DEGREES_MAX, Kind
@@ -44,8 +45,8 @@ class Checked:
     payload: npt.NDArray[np.uint64]
 
 
-def check(columns: PaymentColumns) -> Checked:
-    """What is certain of each row. Texts must be valid UTF-8."""
+def check(columns: PaymentColumns, cards: CardFields = UNDECLARED) -> Checked:
+    """What is certain of each row. Texts must be valid UTF-8. `cards` declares which may look like a card number."""
     n = len(columns)
     time, amount = columns.event_time_ms, columns.amount_minor
     certain = (time >= EVENT_TIME_MS_MIN) & (time < EVENT_TIME_MS_END) & (amount >= 0) & (amount < AMOUNT_MINOR_END)
@@ -58,7 +59,7 @@ def check(columns: PaymentColumns) -> Checked:
     _mix_words(time, 1, payload)
     _mix_words(amount, 2, payload)
     for name, text in columns.texts.items():
-        _check(text, int(KINDS[name]), certain, size, payload)
+        _check(text, int(KINDS[name]), certain, size, payload, tested=cards.rule(name) is CardRule.REFUSE)
     for name, numbers in columns.numbers.items():
         certain &= np.isnan(numbers) | (np.abs(numbers) <= DEGREES_MAX[KINDS[name]])
         _mix_words(_words(numbers), 3, payload)
@@ -93,6 +94,8 @@ def _check(
     certain: npt.NDArray[np.bool_],
     size: npt.NDArray[np.int64],
     payload: npt.NDArray[np.uint64],
+    *,
+    tested: bool = True,
 ) -> None:
     if len(text) == 0:
         return
@@ -100,7 +103,7 @@ def _check(
     offsets = np.frombuffer(offsets_buffer, np.int32, count=len(text) + 1, offset=4 * text.offset)
     data = np.frombuffer(buffer, np.uint8) if buffer is not None and buffer.size else np.zeros(1, np.uint8)
     tables = TABLES.texts
-    _check_texts(data, offsets, _present(text), kind, tables.currency, tables.weight, certain, size, payload)
+    _check_texts(data, offsets, _present(text), kind, tables.currency, tables.weight, tested, certain, size, payload)
 
 
 def _check_attribute(
@@ -144,6 +147,7 @@ def _check_texts(
     kind: int,
     currency: npt.NDArray[np.bool_],
     weight: npt.NDArray[np.int64],
+    tested: bool,
     certain: npt.NDArray[np.bool_],
     size: npt.NDArray[np.int64],
     payload: npt.NDArray[np.uint64],
@@ -156,7 +160,7 @@ def _check_texts(
             size[i] += end - start
             if end - start > TEXT_BYTES_MAX:  # what is hashed of it does not matter: the row goes as JSON
                 certain[i], end = False, start
-            elif certain_text_end(data, start, end, kind, weight, currency) != end:
+            elif certain_text_end(data, start, end, kind, weight, currency, tested) != end:
                 certain[i] = False
             for p in range(start, end):
                 hashed = (hashed ^ np.uint64(data[p])) * np.uint64(0x100000001B3)  # FNV-1a

@@ -6,6 +6,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import Field, StringConstraints, TypeAdapter
 
+from schemas.card_fields import LIST, UNDECLARED, CardFields, CardRule
 from schemas.contract_error import ContractError, DeadLetterReason, shape
 from schemas.field_types import Contract, Identifier, check_contract
 from schemas.json_document import VALUE_BYTES_MAX, parse_object
@@ -55,8 +56,12 @@ _TYPES: Final[dict[str, type[Label] | type[ListAdd] | type[ListRemove] | type[Ac
 }
 
 
-def parse_control(raw: bytes | None, *, value_bytes_max: int = VALUE_BYTES_MAX) -> Control:
+def parse_control(
+    raw: bytes | None, *, value_bytes_max: int = VALUE_BYTES_MAX, cards: CardFields = UNDECLARED
+) -> Control:
     """The record in a control message's value. Raises ContractError.
+
+    `cards`: what payment ids and the values of lists (lists.NAME) are; a value of a list of tokens is replaced.
 
     Its reasons are those of schemas.json_document, then invalid_control, then those of schemas.field_types.
     """
@@ -67,4 +72,11 @@ def parse_control(raw: bytes | None, *, value_bytes_max: int = VALUE_BYTES_MAX) 
         raise ContractError(
             DeadLetterReason.INVALID_CONTROL, "type", f"expected one of {', '.join(_TYPES)}, found {shape(kind)}"
         )
-    return check_contract(contract, document)
+    if contract not in (ListAdd, ListRemove):
+        return check_contract(contract, document, cards=cards)
+    name = document.get("list")
+    rule = cards.rule(f"{LIST}{name}")
+    listed = check_contract(contract, document, cards=cards.with_rules({"value": rule}))
+    if rule is CardRule.TOKEN and isinstance(listed, ListAdd | ListRemove):
+        return listed.model_copy(update={"value": cards.replaced(listed.value)})
+    return listed

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final, NamedTuple, get_args, get_origin, get_type_hints
 
 import numba as nb
@@ -13,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from schemas.byte_codes import Integer
+from schemas.card_fields import CardFields, CardRule
 from schemas.currencies import known_indices
 from schemas.field_kinds import DEGREES_MAX, TEXT_KINDS, Kind
 from schemas.payment import Payment
@@ -116,3 +118,14 @@ TABLES: Final = Tables(
     required=sum(1 << number for number, field in enumerate(FIELDS) if field.required),
     texts=Texts(byte_weights(), known_indices()),
 )
+
+
+def card_checks(cards: CardFields) -> npt.NDArray[np.bool_]:
+    """bool [fields]: whether a field's value must be no card number."""
+    return _card_checks(cards.declared)
+
+
+@lru_cache(maxsize=64)
+def _card_checks(declared: tuple[tuple[str, CardRule], ...]) -> npt.NDArray[np.bool_]:
+    cards = CardFields(declared)
+    return np.array([cards.rule(name) is CardRule.REFUSE for name in FIELD_NAMES], dtype=np.bool_)

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, PlainValidator, StringConstra
 from pydantic.functional_validators import AfterValidator, BeforeValidator
 from pydantic_core import ErrorDetails, PydanticCustomError
 
+from schemas.card_fields import ATTRIBUTE, UNDECLARED, CardFields, CardRule
 from schemas.card_numbers import SAFE_DIGITS_MAX, holds_card_number, number_is_card_number
 from schemas.contract_error import ContractError, DeadLetterReason, shape
 from schemas.currencies import CURRENCY_EXPONENT
@@ -209,15 +210,19 @@ Attributes = Annotated[
 
 
 def check_contract(
-    contract: type[C], document: dict[str, Any], times: frozenset[str] = frozenset({"event_time", "known_at"})
+    contract: type[C],
+    document: dict[str, Any],
+    times: frozenset[str] = frozenset({"event_time", "known_at"}),
+    cards: CardFields = UNDECLARED,
 ) -> C:
     """`document` as a record of `contract`. Raises ContractError by the precedence above.
 
     A null equals an absent field. Integers in the fields named in `times` are not taken for card numbers: one in ten
-    13-digit times passes the Luhn check.
+    13-digit times passes the Luhn check. Values of fields that `cards` declares opaque or token are not tested; nothing
+    is replaced here.
     """
     fields = contract.model_fields  # a property of pydantic's: asked for once, it costs a microsecond each time
-    _refuse_card_numbers(fields, document, times)
+    _refuse_card_numbers(fields, document, times, cards)
     for name in document:
         if name not in fields:
             raise _unknown_field(contract, name)
@@ -227,11 +232,28 @@ def check_contract(
         raise _contract_error(contract, exc.errors(include_url=False)) from None
 
 
-def _refuse_card_numbers(fields: Container[str], document: dict[str, Any], times: frozenset[str]) -> None:
+def _refuse_card_numbers(
+    fields: Container[str], document: dict[str, Any], times: frozenset[str], cards: CardFields
+) -> None:
     for name, value in document.items():
-        if holds_card_number(name) or _holds_card_number(value, numbers=name not in times):
+        if name == "attributes" and isinstance(value, dict):
+            found = any(
+                holds_card_number(key)
+                or (_tested(cards, ATTRIBUTE + key, item) and _holds_card_number(item, numbers=True))
+                for key, item in value.items()
+            )
+        else:
+            found = _tested(cards, name, value) and _holds_card_number(value, numbers=name not in times)
+        if found or holds_card_number(name):
             message = "a card number (13 to 19 digits that pass the Luhn check); send a token instead"
             raise ContractError(DeadLetterReason.CARD_NUMBER, name if name in fields else None, message)
+
+
+def _tested(cards: CardFields, name: str, value: object) -> bool:
+    """Whether a value is tested at all: what a field cannot be anyway (a list, a number where text stands) is."""
+    if isinstance(value, str) or (name.startswith(ATTRIBUTE) and isinstance(value, int | float)):
+        return cards.rule(name) is CardRule.REFUSE
+    return True
 
 
 def _holds_card_number(value: object, *, numbers: bool) -> bool:

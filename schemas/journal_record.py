@@ -106,6 +106,11 @@ class JournalRecord(Contract):
     )
     change: Change | None = Field(default=None, description="What an operator accepted; absent in all other records.")
 
+    pseudonym_key: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}$")] | None = Field(
+        default=None,
+        description="Id of the key that values of token fields were replaced with; absent where no field is one.",
+    )
+
     def accepted(self) -> dict[str, Any]:
         """What the document in `change.signed` must say: all that the record moves, and where it stands."""
         fields = self.model_dump(mode="json", include={"shard", "sequence", "previous", "inputs", "control", "sources"})
@@ -126,7 +131,7 @@ class JournalRecord(Contract):
     def _canonical(self) -> bytes:
         fields = self.model_dump(mode="json")
         # Later fields are left out where they are empty: records of earlier releases keep their bytes and heads.
-        for name in ("sources", "change"):
+        for name in ("sources", "change", "pseudonym_key"):
             if fields[name] is None:
                 del fields[name]
         for entry in fields["inputs"]:

@@ -9,10 +9,14 @@ accepts only what it is certain of and gives everything else to this one.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import suppress
 from functools import cached_property
+from typing import Any
 
 from pydantic import Field
 
+from schemas.card_fields import ATTRIBUTE, UNDECLARED, CardFields, CardRule
 from schemas.card_numbers import key_is_card_number
 from schemas.contract_error import ContractError, DeadLetterReason
 from schemas.dead_letter import KEY_BYTES_MAX
@@ -39,7 +43,7 @@ class Payment(Contract):
     """One payment, as it stands on the payments topic. Null equals absent; unknown fields are refused."""
 
     payment_id: Identifier = Field(
-        description="Unique id of the payment. Not bare digits: one in ten looks like a card number.",
+        description="Unique id of the payment.",
         examples=["p_7f3a19"],
     )
     event_time: EventTime = Field(
@@ -55,7 +59,9 @@ class Payment(Contract):
         default=None, description="The account that is charged.", examples=["a_000042"]
     )
     card_token: Identifier | None = Field(
-        default=None, description="Token of the card, never its number.", examples=["tok_5e1f00c2"]
+        default=None,
+        description="Token of the card; its number only where the feature set declares the field as token.",
+        examples=["tok_5e1f00c2"],
     )
     merchant_id: Identifier | None = Field(default=None, description="Who is paid.", examples=["m_0815"])
     terminal_id: Identifier | None = Field(
@@ -100,24 +106,83 @@ class Payment(Contract):
 
     @classmethod
     def from_json(
-        cls, raw: bytes | None, key: bytes | None = None, *, value_bytes_max: int = VALUE_BYTES_MAX
+        cls,
+        raw: bytes | None,
+        key: bytes | None = None,
+        *,
+        value_bytes_max: int = VALUE_BYTES_MAX,
+        cards: CardFields = UNDECLARED,
     ) -> Payment:
-        """The payment in a record's value.
+        """The payment in a record's value, values of token fields as they came (`with_pseudonyms` replaces them).
 
         Raises ContractError: first for the key, then by schemas.json_document, then by schemas.field_types.
         """
         if key is not None:
-            check_key(key)
-        return check_contract(cls, parse_object(raw, value_bytes_max))
+            _check_key(key, raw, value_bytes_max, cards)
+        return check_contract(cls, parse_object(raw, value_bytes_max), cards=cards)
+
+    def with_pseudonyms(self, cards: CardFields) -> Payment:
+        """The same payment, with the pseudonyms of what `cards` declares as token."""
+        return self.model_copy(update=pseudonyms_of(self, cards))
 
 
-def check_key(key: bytes) -> None:
-    """Raises ContractError for a record's key that is too long, or a card number."""
+def pseudonyms_of(payment: Any, cards: CardFields) -> dict[str, Any]:
+    """The fields of a payment that are replaced, by name, with their new values."""
+    changed: dict[str, Any] = {}
+    for name in cards.tokens:
+        if name.startswith(ATTRIBUTE):
+            attributes: Mapping[str, Any] = changed.get("attributes", payment.attributes) or {}
+            value = attributes.get(name.removeprefix(ATTRIBUTE))
+            if value is not None and not isinstance(value, bool):
+                changed["attributes"] = {**attributes, name.removeprefix(ATTRIBUTE): cards.replaced(value)}
+        elif (text := getattr(payment, name)) is not None:
+            changed[name] = cards.replaced(text)
+    return changed
+
+
+def replaced_key(key: bytes | None, payment: Any, cards: CardFields) -> bytes | None:
+    """The key under which a payment's decision goes: its pseudonym where the key is declared as token, or is the value
+    of such a field in `payment` (before that was replaced)."""
+    if key is None:
+        return None
+    text = key_text(key)
+    if cards.key_rule is CardRule.TOKEN:
+        return cards.replaced(text).encode()
+    if cards.key_rule is None and any(
+        not name.startswith(ATTRIBUTE) and getattr(payment, name) == text for name in cards.tokens
+    ):
+        return cards.replaced(text).encode()
+    return key
+
+
+def key_text(key: bytes) -> str:
+    """A record's key as text, also when it is a JSON string with its quotes."""
+    return key.strip(b' \t\r\n"').decode("utf-8", "replace")
+
+
+def is_declared_value(key: bytes, fields: Mapping[str, Any], cards: CardFields) -> bool:
+    """Whether the key is the value of a field that is opaque or token: then it is what that field is."""
+    text = key_text(key)
+    return any(
+        isinstance(value, str) and value == text and cards.rule(name) is not CardRule.REFUSE
+        for name, value in fields.items()
+        if name in Payment.model_fields
+    )
+
+
+def _check_key(key: bytes, raw: bytes | None, value_bytes_max: int, cards: CardFields) -> None:
+    """Raises ContractError for a record's key that is too long, or a card number where it must not be one."""
     if len(key) > KEY_BYTES_MAX:
         raise ContractError(
             DeadLetterReason.KEY_TOO_LARGE, "key", f"a key of {len(key)} bytes; at most {KEY_BYTES_MAX} are taken"
         )
-    if key_is_card_number(key):
+    if cards.key_rule in (CardRule.OPAQUE, CardRule.TOKEN) or not key_is_card_number(key):
+        return
+    document: dict[str, Any] = {}
+    if cards.key_rule is None:
+        with suppress(ContractError):  # what is no object has no field that the key could be the value of
+            document = parse_object(raw, value_bytes_max)
+    if not is_declared_value(key, document, cards):
         raise ContractError(
             DeadLetterReason.CARD_NUMBER, "key", "the record's key is a card number; key payments by a token or an id"
         )

@@ -7,7 +7,7 @@ columns ──▶ schemas.column_check ──certain──▶ ColumnarPayments
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias, overload
 
 import numpy as np
@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from schemas.card_fields import ATTRIBUTE, CardFields
 from schemas.payment_decoder import PaymentBatch, PaymentRow
 
 Attribute: TypeAlias = "pa.Array | npt.NDArray[np.object_]"
@@ -50,6 +51,39 @@ class PaymentColumns:
                 for name, column in self.attributes.items()
             },
         )
+
+
+def with_pseudonyms(columns: PaymentColumns, cards: CardFields) -> PaymentColumns:
+    """The same payments, with the pseudonyms of what `cards` declares as token."""
+    texts, attributes = dict(columns.texts), dict(columns.attributes)
+    for name in cards.tokens:
+        if not name.startswith(ATTRIBUTE):
+            if (text := texts.get(name)) is not None:
+                texts[name] = _replaced_text(text, cards)
+        elif (found := attributes.get(name.removeprefix(ATTRIBUTE))) is not None:
+            attributes[name.removeprefix(ATTRIBUTE)] = _replaced_attribute(found, cards)
+    return replace(columns, texts=texts, attributes=attributes)
+
+
+def _replaced_text(text: pa.StringArray, cards: CardFields) -> pa.StringArray:
+    """Each different text once: a card pays often."""
+    encoded = pc.dictionary_encode(text)
+    shown = [cards.replaced(value) for value in encoded.dictionary.to_pylist()]
+    return pa.array(shown, pa.string()).take(encoded.indices)
+
+
+def _replaced_attribute(attribute: Attribute, cards: CardFields) -> Attribute:
+    if isinstance(attribute, pa.Array) and pa.types.is_string(attribute.type):
+        return _replaced_text(attribute, cards)
+    if isinstance(attribute, pa.Array) and pa.types.is_boolean(attribute.type):
+        return attribute
+    shown = [
+        value if value is None or isinstance(value, bool) else cards.replaced(value)
+        for value in _objects(attribute).tolist()
+    ]
+    found = np.empty(len(shown), dtype=np.object_)
+    found[:] = shown
+    return found
 
 
 class ColumnRows(Sequence[PaymentRow]):

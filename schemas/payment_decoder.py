@@ -20,13 +20,14 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from schemas.card_fields import UNDECLARED, CardFields, CardRule
 from schemas.card_numbers import key_candidates
 from schemas.contract_error import ContractError, without_frames
 from schemas.dead_letter import KEY_BYTES_MAX
 from schemas.field_kinds import DEGREES_MAX, TEXT_KINDS, Kind
-from schemas.field_table import FIELD_NAMES, FIELDS, POSITION_FIELDS, TABLES, TEXT_FIELDS
+from schemas.field_table import FIELD_NAMES, FIELDS, POSITION_FIELDS, TABLES, TEXT_FIELDS, card_checks
 from schemas.json_document import VALUE_BYTES_MAX
-from schemas.payment import Payment
+from schemas.payment import Payment, is_declared_value, pseudonyms_of, replaced_key
 from schemas.payment_screen import CERTAIN_WITH_NULL_ATTRIBUTE, UNCERTAIN, screen
 
 _TEXTS: Final = frozenset(TEXT_FIELDS)
@@ -83,6 +84,8 @@ class PaymentBatch:
     event_time_ms: npt.NDArray[np.int64]  # [n] epoch ms, UTC
     amount_minor: npt.NDArray[np.int64]  # [n]
     rejects: list[Reject]  # by ascending index
+    # By index: the record's key where a pseudonym stands for it.
+    keys: Mapping[int, bytes] = field(default_factory=dict)
     _columns: dict[str, npt.NDArray[Any]] = field(default_factory=dict, repr=False)
     _texts: dict[str, pa.StringArray] = field(default_factory=dict, repr=False)
 
@@ -146,6 +149,7 @@ class PaymentBatch:
             event_time_ms=self.event_time_ms[order],
             amount_minor=self.amount_minor[order],
             rejects=self.rejects,
+            keys=self.keys,
             _columns={name: column[order] for name, column in self._columns.items()},
             _texts={name: column.take(pa.array(order)) for name, column in self._texts.items()},
         )
@@ -156,10 +160,14 @@ def decode_payments(
     keys: Sequence[bytes | None] | None = None,
     *,
     value_bytes_max: int = VALUE_BYTES_MAX,
+    cards: CardFields = UNDECLARED,
 ) -> PaymentBatch:
     """Decode the values (and check the keys) of up to 2^31 - 1 records.
 
-    Raises TypeError for what is no sequence of bytes, and ValueError when there are not as many keys as values.
+    `cards` declares what may hold a card number; values of its token fields are replaced by their pseudonyms.
+
+    Raises TypeError for what is no sequence of bytes, ValueError when there are not as many keys as values, and
+    PseudonymKeyError for a token field without a key.
     """
     refuse_single_value(values)
     count = len(values)
@@ -169,9 +177,10 @@ def decode_payments(
     verdict = np.empty(count, dtype=np.uint8)
     event_time_ms = np.empty(count, dtype=np.int64)
     amount_minor = np.empty(count, dtype=np.int64)
-    screen(data, offsets, value_bytes_max, TABLES, verdict, event_time_ms, amount_minor)
+    screen(data, offsets, value_bytes_max, TABLES, card_checks(cards), verdict, event_time_ms, amount_minor)
+    suspicious: frozenset[int] = frozenset()
     if keys is not None:
-        verdict[_suspicious(keys)] = UNCERTAIN
+        suspicious = frozenset(_suspicious(keys, verdict, cards).tolist())
 
     index: list[int] = []
     rows: list[PaymentRow] = []
@@ -183,13 +192,16 @@ def decode_payments(
             except (msgspec.MsgspecError, UnicodeDecodeError):
                 pass  # not certain after all: the reference below decides
             else:
-                if certainty == CERTAIN_WITH_NULL_ATTRIBUTE:
-                    row = _without_null_attributes(row)
-                index.append(i)
-                rows.append(row)
-                continue
+                if i not in suspicious or _is_declared_key(keys[i], row, cards):
+                    if certainty == CERTAIN_WITH_NULL_ATTRIBUTE:
+                        row = _without_null_attributes(row)
+                    index.append(i)
+                    rows.append(row)
+                    continue
         try:
-            payment = Payment.from_json(value, None if keys is None else keys[i], value_bytes_max=value_bytes_max)
+            payment = Payment.from_json(
+                value, None if keys is None else keys[i], value_bytes_max=value_bytes_max, cards=cards
+            )
         except ContractError as error:
             rejects.append(Reject(i, without_frames(error)))
             continue
@@ -200,9 +212,33 @@ def decode_payments(
     positions = np.array(index, dtype=np.int32)
     if rejects:
         event_time_ms, amount_minor = event_time_ms[positions], amount_minor[positions]
+    replaced_keys = _with_pseudonyms(rows, index, keys, cards) if cards.need_key else {}
     return PaymentBatch(
-        index=positions, rows=rows, event_time_ms=event_time_ms, amount_minor=amount_minor, rejects=rejects
+        index=positions,
+        rows=rows,
+        event_time_ms=event_time_ms,
+        amount_minor=amount_minor,
+        rejects=rejects,
+        keys=replaced_keys,
     )
+
+
+def _with_pseudonyms(
+    rows: list[PaymentRow], index: list[int], keys: Sequence[bytes | None] | None, cards: CardFields
+) -> dict[int, bytes]:
+    """Replace in `rows` what is declared as token; gives the keys that are replaced with them."""
+    replaced: dict[int, bytes] = {}
+    for place, (i, row) in enumerate(zip(index, rows, strict=True)):
+        key = None if keys is None else keys[i]
+        if key is not None and (shown := replaced_key(key, row, cards)) is not None and shown != key:
+            replaced[i] = shown
+        if changed := pseudonyms_of(row, cards):
+            rows[place] = msgspec.structs.replace(row, **changed)
+    return replaced
+
+
+def _is_declared_key(key: bytes | None, row: PaymentRow, cards: CardFields) -> bool:
+    return key is not None and is_declared_value(key, dict(zip(FIELD_NAMES, _as_fields(row), strict=True)), cards)
 
 
 def refuse_single_value(values: object) -> None:
@@ -214,7 +250,9 @@ def refuse_single_value(values: object) -> None:
         )
 
 
-def event_times(values: Sequence[bytes | None], *, missing: int) -> npt.NDArray[np.int64]:
+def event_times(
+    values: Sequence[bytes | None], *, missing: int, cards: CardFields = UNDECLARED
+) -> npt.NDArray[np.int64]:
     """Event time of each value, int64 [n], epoch ms; `missing` for what is certainly no payment.
 
     A quarter of the work of `decode_payments`, for callers that only need an order: a value whose flaw the screening
@@ -223,14 +261,15 @@ def event_times(values: Sequence[bytes | None], *, missing: int) -> npt.NDArray[
     data, offsets = _joined(values)
     verdict = np.empty(len(values), dtype=np.uint8)
     times = np.empty(len(values), dtype=np.int64)
-    screen(data, offsets, VALUE_BYTES_MAX, TABLES, verdict, times, np.empty(len(values), dtype=np.int64))
+    unused = np.empty(len(values), dtype=np.int64)
+    screen(data, offsets, VALUE_BYTES_MAX, TABLES, card_checks(cards), verdict, times, unused)
     for i in np.flatnonzero(verdict == UNCERTAIN).tolist():
         value = values[i]
         if value is None or not _may_be_payment(value):
             times[i] = missing
             continue
         try:
-            times[i] = Payment.from_json(value).event_time_ms
+            times[i] = Payment.from_json(value, cards=cards).event_time_ms
         except ContractError:
             times[i] = missing
     return times
@@ -245,12 +284,17 @@ def _may_be_payment(value: bytes) -> bool:
     return True
 
 
-def _suspicious(keys: Sequence[bytes | None]) -> npt.NDArray[np.bool_]:
+def _suspicious(
+    keys: Sequence[bytes | None], verdict: npt.NDArray[np.uint8], cards: CardFields
+) -> npt.NDArray[np.int64]:
+    """The records whose key may be a card number; of one that is too long the verdict is taken back."""
     data, offsets = _joined(keys)
+    verdict[np.diff(offsets) > KEY_BYTES_MAX] = UNCERTAIN
+    if cards.key_rule in (CardRule.OPAQUE, CardRule.TOKEN):
+        return np.empty(0, dtype=np.int64)
     found = np.empty(len(keys), dtype=np.bool_)
     key_candidates(data, offsets, found)
-    found |= np.diff(offsets) > KEY_BYTES_MAX
-    return found
+    return np.flatnonzero(found)
 
 
 def _joined(values: Sequence[bytes | None]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:

@@ -77,11 +77,15 @@ def screen(
     offsets: Words,
     value_bytes_max: int,
     tables: Tables,
+    tested: Flags,
     verdict: npt.NDArray[np.uint8],
     event_time_ms: Words,
     amount_minor: Words,
 ) -> None:
-    """For each value data[offsets[i]:offsets[i+1]] its verdict, and where that is not UNCERTAIN its time and amount."""
+    """For each value data[offsets[i]:offsets[i+1]] its verdict, and where that is not UNCERTAIN its time and amount.
+
+    tested: by field, whether its value must be no card number (schemas.card_fields).
+    """
     # Array by array: taking one out of a tuple costs numba a reference count each time, so `_payment` takes no tuple.
     slot, multiplier, names, lengths = tables.names
     kinds, required = tables.kind, tables.required
@@ -94,8 +98,9 @@ def screen(
         verdict[i] = UNCERTAIN
         if end - start <= bytes_max:
             verdict[i], event_time_ms[i], amount_minor[i] = _payment(
-                data, start, end, slot, multiplier, names, lengths, kinds, required, weight, currency, following, hashes
-            )
+                data, start, end, slot, multiplier, names, lengths, kinds, tested, required, weight, currency,
+                following, hashes,
+            )  # fmt: skip
 
 
 @reader
@@ -108,6 +113,7 @@ def _payment(
     names: Bytes,
     lengths: Words,
     kinds: Words,
+    tested: Flags,
     required: int,
     weight: Words,
     currency: Flags,
@@ -153,7 +159,7 @@ def _payment(
                 if null_seen:
                     verdict = CERTAIN_WITH_NULL_ATTRIBUTE
             else:
-                p = _string(data, p, end, kind, weight, currency)
+                p = _string(data, p, end, kind, weight, currency, tested[field])
         if p < 0:
             return uncertain
         p = _separator(data, p, end)
@@ -256,11 +262,11 @@ def _time(data: Bytes, p: int, end: int) -> tuple[Integer, int]:
 
 
 @inlined_reader
-def _string(data: Bytes, p: int, end: int, kind: Integer, weight: Words, currency: Flags) -> int:
+def _string(data: Bytes, p: int, end: int, kind: Integer, weight: Words, currency: Flags, tested: bool) -> int:
     """Past a string that a field of this kind certainly takes."""
     if data[p] != QUOTE:
         return -1
-    p = certain_text_end(data, p + 1, end, kind, weight, currency)
+    p = certain_text_end(data, p + 1, end, kind, weight, currency, tested)
     return p + 1 if 0 <= p < end and data[p] == QUOTE else -1
 
 
@@ -327,7 +333,7 @@ def _attribute_name(data: Bytes, p: int, end: int) -> tuple[np.uint64, int]:
 def _attribute_value(data: Bytes, p: int, end: int, weight: Words, currency: Flags) -> int:
     b = data[p]
     if b == QUOTE:
-        return _string(data, p, end, _ATTRIBUTES, weight, currency)
+        return _string(data, p, end, _ATTRIBUTES, weight, currency, True)
     if b in (LOWER_N, LOWER_T, LOWER_F):
         return _token(data, p, end)
     # Up to 12 digits before the point, no exponent: below any card number, and an integer of 64 bits.

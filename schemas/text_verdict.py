@@ -59,13 +59,19 @@ def byte_weights() -> npt.NDArray[np.int64]:
 
 @inlined_reader
 def certain_text_end(
-    data: Bytes, start: int, end: int, kind: Integer, weight: npt.NDArray[np.int64], currency: npt.NDArray[np.bool_]
+    data: Bytes,
+    start: int,
+    end: int,
+    kind: Integer,
+    weight: npt.NDArray[np.int64],
+    currency: npt.NDArray[np.bool_],
+    tested: bool,
 ) -> int:
     """The position after the text that begins at `start`, when a field of this kind certainly takes it; else -1.
 
     A text ends before a quote, a backslash, a control character or `end`: the caller checks which of these it is.
-    kind ATTRIBUTES: the text is an attribute's value. At most TEXT_BYTES_MAX bytes. One table load and one addition a
-    byte.
+    kind ATTRIBUTES: the text is an attribute's value. tested: whether it must be no card number (else its field is
+    opaque or token). At most TEXT_BYTES_MAX bytes. One table load and one addition a byte.
     """
     sums = np.int64(0)
     p = start
@@ -82,7 +88,7 @@ def certain_text_end(
         return -1
     # Digits of other scripts have one continuation byte at least: with fewer than 13 of both there is no card number.
     continuation = p - start - characters
-    if digits + continuation >= DIGITS_MIN and may_hold_card_number(data, start, p, digits, bare):
+    if tested and digits + continuation >= DIGITS_MIN and may_hold_card_number(data, start, p, digits, bare):
         return -1
     return p
 

@@ -13,6 +13,7 @@ from scorer.backtest import Decided, backtest, what_if, write_page
 from scorer.backtest.measurement import Backtest
 from scorer.bundle import Bundle
 from scorer.cli.command_support import Json, counting, parse_time_ms, read_mapping, show
+from scorer.cli.command_support import settings as load_settings
 from scorer.cli.risk_options import InputOption, MappingOption
 from scorer.errors import UsageError
 from scorer.policy import Policy
@@ -55,12 +56,13 @@ def backtest_command(
     other = Bundle.load(against) if against is not None else None
     second_policy = None if policy is None else Policy.from_yaml(policy)
     begin_ms, until_ms = parse_time_ms(begin, "--from"), parse_time_ms(until, "--until")
+    keys = load_settings().pseudonym_keys
     with tempfile.TemporaryDirectory(dir=output.resolve().parent, prefix=".backtest-") as folder:
         runs = []
         for number, one in enumerate(item for item in (loaded, other) if item is not None):
             stored = Path(folder) / f"{number}.parquet"
             with counting(f"payments with {one.id}", quiet=as_json) as progress:
-                replay_file(one, file, read_mapping(mapping), stored, until_ms=until_ms, progress=progress)
+                replay_file(one, file, read_mapping(mapping), stored, until_ms=until_ms, keys=keys, progress=progress)
             runs.append(_read(one, stored))
         first, second, reasons = runs[0], runs[1] if other else None, None
         names = (loaded.id, other.id if other else "")

@@ -305,11 +305,13 @@ def _require(verdict: Verdict, folder: Path) -> None:
 def _held_out(
     folder: Path, file: Path, mapping: Path | None, begin: str | None, until: str | None, *, quiet: bool
 ) -> tuple[np.ndarray, np.ndarray]:
+    from scorer.pipeline.card_keys import cards_of  # noqa: PLC0415 - as below
     from scorer.replay import file_batches, training_table  # noqa: PLC0415 - the whole pipeline
 
-    declared = Bundle.load(folder).feature_set
+    declared, keys = Bundle.load(folder).feature_set, load_settings().pseudonym_keys
     with counting("payments", quiet=quiet) as progress:
-        table = training_table(declared, file_batches(file, read_mapping(mapping)), source=file, progress=progress)
+        batches = file_batches(file, read_mapping(mapping), cards=cards_of(declared, keys))
+        table = training_table(declared, batches, source=file, keys=keys, progress=progress)
     keep = table.label >= 0
     for bound, option, after in ((begin, "--from", True), (until, "--until", False)):
         at = parse_time_ms(bound, option)

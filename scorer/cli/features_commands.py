@@ -13,8 +13,10 @@ from rich.table import Table
 
 from features.feature_description import describe, duration, json_schema
 from scorer.cli.command_support import Json, check_output, counting, out, read_mapping, show
+from scorer.cli.command_support import settings as load_settings
 from scorer.cli.risk_options import MappingOption, read_feature_set, with_report
 from scorer.errors import UsageError
+from scorer.pipeline.card_keys import cards_of
 from scorer.replay import file_batches, training_table, write_training_table
 
 app = typer.Typer(
@@ -51,9 +53,10 @@ def export(
         ]
         raise UsageError(f"features needs {', '.join(missing)}; `fraud-scorer features --help` shows an example")
     check_output(output)
-    declared = read_feature_set(feature_set)
+    declared, keys = read_feature_set(feature_set), load_settings().pseudonym_keys
     with counting("payments", quiet=as_json) as progress:
-        table = training_table(declared, file_batches(file, read_mapping(mapping)), source=file, progress=progress)
+        batches = file_batches(file, read_mapping(mapping), cards=cards_of(declared, keys))
+        table = training_table(declared, batches, source=file, keys=keys, progress=progress)
     write_training_table(table, declared.names, output)
     result = {
         "rows": len(table.payment_id),

@@ -62,7 +62,8 @@ def prove(
             elif Path(source).is_file():
                 prove_file(
                     loaded, Path(source), read_mapping(mapping), settings.postgres_url, found,
-                    begin_ms=begin_ms, until_ms=until_ms, progress=progress, expect=progress.expect,
+                    begin_ms=begin_ms, until_ms=until_ms, keys=settings.pseudonym_keys, progress=progress,
+                    expect=progress.expect,
                 )  # fmt: skip
             else:
                 raise UsageError(f"--input {source}: neither a file nor `topic`")

@@ -100,6 +100,7 @@ def _replayed(
     if window.offsets:
         raise UsageError("--offsets are of topics; with a file use --from and --until")
     times: dict[str, Any] = {"begin_ms": window.begin_ms, "until_ms": window.until_ms}
+    times["keys"] = load_settings().pseudonym_keys
     if processes > 1:
         shared = read_mapping(mapping)
         return replay_shares(folder, Path(source), shared, target, processes=processes, **times, **options)

@@ -16,8 +16,10 @@ from rich.table import Table
 
 from schemas.durations import parse_duration_ms
 from scorer.cli.command_support import Json, counting, err, out, parse_time_ms, read_mapping, read_text, show
+from scorer.cli.command_support import settings as load_settings
 from scorer.cli.risk_options import InputOption, MappingOption, SetOption, read_feature_set, with_report
 from scorer.errors import UsageError
+from scorer.pipeline.card_keys import cards_of
 from scorer.replay import TrainingTable, file_batches, training_table
 from scorer.training.leakage_suspects import DOUBTFUL_PRECISION
 from scorer.training.training_run import TrainingReport
@@ -79,9 +81,10 @@ def train(
     begin_ms, end_ms = parse_time_ms(begin, "--from"), parse_time_ms(until, "--until")
     if begin_ms is not None and end_ms is not None and begin_ms >= end_ms:
         raise UsageError(f"--from {begin} is not before --until {until}")
+    keys = load_settings().pseudonym_keys
     with counting("payments", quiet=as_json) as progress:
-        batches = file_batches(file, read_mapping(mapping), until_ms=end_ms)
-        table = training_table(declared, batches, source=file, progress=progress)
+        batches = file_batches(file, read_mapping(mapping), until_ms=end_ms, cards=cards_of(declared, keys))
+        table = training_table(declared, batches, source=file, keys=keys, progress=progress)
     kept = _inside(table, begin_ms, end_ms)
     rows = TrainingRows(
         table.features[kept], table.label[kept], table.event_time_ms[kept], table.label_known_at_ms[kept]

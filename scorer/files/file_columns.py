@@ -19,11 +19,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from features.hashing import hash_strings
+from schemas.card_fields import UNDECLARED, CardFields
 from schemas.column_check import Checked, check
 from schemas.currencies import CURRENCY_EXPONENT
 from schemas.event_time import EVENT_TIME_MS_END, EVENT_TIME_MS_MIN
 from schemas.field_table import POSITION_FIELDS, TEXT_FIELDS
-from schemas.payment_columns import Attribute, ColumnarPayments, PaymentColumns
+from schemas.payment_columns import Attribute, ColumnarPayments, PaymentColumns, with_pseudonyms
 from schemas.payment_decoder import PaymentBatch, Reject, decode_payments
 from scorer.files import cells
 from scorer.files.cells import CellError, Column
@@ -48,18 +49,22 @@ class DecodedBlock:
     label_known_at_ms: npt.NDArray[np.int64]
 
 
-def decoded_blocks(path: Path, mapping: Mapping | None, rows_per_block: int) -> Iterator[DecodedBlock] | None:
+def decoded_blocks(
+    path: Path, mapping: Mapping | None, rows_per_block: int, cards: CardFields = UNDECLARED
+) -> Iterator[DecodedBlock] | None:
     """The payments of a Parquet or CSV file, block by block; None for files that are not made of columns.
+
+    `cards`: as schemas.payment_decoder.decode_payments takes it.
 
     Raises what scorer.files.file_reader.read_payments raises, of the same rows.
     """
     read = None if mapping is None else parts(path, mapping, rows_per_block)
-    return None if mapping is None or read is None else (_block(mapping, part) for part in read)
+    return None if mapping is None or read is None else (_block(mapping, part, cards) for part in read)
 
 
-def _block(mapping: Mapping, part: Part) -> DecodedBlock:
+def _block(mapping: Mapping, part: Part, cards: CardFields) -> DecodedBlock:
     try:
-        return _decoded(mapping, part)
+        return _decoded(mapping, part, cards)
     except CellError:
         return undecoded(part.block())  # which raises the error of the file's first such cell
 
@@ -83,7 +88,7 @@ def json_block(
     return DecodedBlock(records, control, label, label_known_at_ms)
 
 
-def _decoded(mapping: Mapping, part: Part) -> DecodedBlock:
+def _decoded(mapping: Mapping, part: Part, cards: CardFields) -> DecodedBlock:
     count, columns, of_text = len(part.rows), part.columns, part.of_text
 
     def column(source: str | Constant) -> Column:
@@ -108,10 +113,10 @@ def _decoded(mapping: Mapping, part: Part) -> DecodedBlock:
     }
     time = _times(column(mapping.event_time))
     fields = PaymentColumns(time, amount, texts, numbers, attributes)
-    checked = check(fields)
-    payments = ColumnarPayments(np.arange(count, dtype=np.int32), fields)
+    checked = check(fields, cards)
+    payments = ColumnarPayments(np.arange(count, dtype=np.int32), with_pseudonyms(fields, cards))
     if not checked.certain.all():
-        payments = _merged(payments, checked, mapping, part)
+        payments = _merged(payments, checked, mapping, part, cards)
     label, known_at = _labels(mapping, columns, texts["payment_id"], time)
     records = DecodedRecords(
         partition=np.zeros(count, np.int32),
@@ -126,13 +131,15 @@ def _decoded(mapping: Mapping, part: Part) -> DecodedBlock:
     return DecodedBlock(records, labels, label, known_at)
 
 
-def _merged(payments: ColumnarPayments, checked: Checked, mapping: Mapping, part: Part) -> ColumnarPayments:
+def _merged(
+    payments: ColumnarPayments, checked: Checked, mapping: Mapping, part: Part, cards: CardFields
+) -> ColumnarPayments:
     """The rows that are certain and those that the decoder accepts of the rest, with its refusals."""
     uncertain = np.flatnonzero(~checked.certain)
     places = pa.array(uncertain)
     taken: dict[str, Column] = {name: column.take(places) for name, column in part.columns.items()}
     slow = mapped_block(mapping, uncertain, taken, of_text=part.of_text)
-    decoded = decode_payments(slow.values, slow.keys)
+    decoded = decode_payments(slow.values, slow.keys, cards=cards)
     accepted = uncertain[decoded.index]
     # Texts and numbers are what their cells say either way; an amount may be one that only the careful way can tell.
     payments.amount_minor[accepted] = decoded.amount_minor
@@ -154,7 +161,7 @@ class DecodedRecords(Records):
     accepted: PaymentBatch
     payloads: npt.NDArray[np.uint64]
 
-    def decode(self) -> PaymentBatch:
+    def decode(self, cards: CardFields = UNDECLARED) -> PaymentBatch:  # noqa: ARG002 - decoded with them already
         """As Records.decode."""
         return self.accepted
 

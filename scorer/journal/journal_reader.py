@@ -277,7 +277,7 @@ def reread(record: JournalRecord, inputs: ShardInputs, *, no_progress_s: float, 
                 f"{no_progress_s:.0f} s. {WAY_OUT}"
             )
     batch = inputs.batch_again(record.inputs, record.control)
-    return replace(batch, degraded=record.degraded, sources=record.sources)
+    return replace(batch, degraded=record.degraded, sources=record.sources, pseudonym_key=record.pseudonym_key)
 
 
 def empty_batch(

@@ -18,6 +18,7 @@ from features.engine_image import Image
 from features.feature_set import FeatureSet
 from features.hashing import hash_strings
 from features.window_engine import WindowEngine
+from schemas.card_fields import CardFields
 from schemas.contract_error import ContractError, DeadLetterReason
 from schemas.field_table import POSITION_FIELDS
 from schemas.payment_decoder import PaymentBatch
@@ -99,9 +100,12 @@ class Enricher:
             self.engine = WindowEngine.restore(feature_set, images["engine"], folder=folder)
         self._selector = selector
 
-    def enrich(self, records: Records) -> Enriched:
-        """Decode, order, find repeated payments, compute features. Every record ends in `payments` or in `rejected`."""
-        decoded = records.decode()
+    def enrich(self, records: Records, cards: CardFields) -> Enriched:
+        """Decode, order, find repeated payments, compute features. Every record ends in `payments` or in `rejected`.
+
+        `cards`: the feature set's, with the key of this batch.
+        """
+        decoded = records.decode(cards)
         rejected = [Rejected(r.index, r.error) for r in decoded.rejects]
         payments, amount = self._admissible(decoded, records, rejected)
         order = journal_order(records.partition[payments.index], records.offset[payments.index], payments.event_time_ms)

@@ -17,14 +17,17 @@ import numpy.typing as npt
 
 from features.engine_image import Image
 from schemas.audit_record import NULLABLE, AuditColumns, AuditContext, digest
+from schemas.card_fields import LIST, CardFields
 from schemas.contract_error import ContractError
 from schemas.control_record import ListAdd, ListRemove
 from schemas.decision import DEGRADED, DUPLICATE, LATE, NORMAL
 from schemas.journal_record import FIRST_PREVIOUS, JournalRecord
 from schemas.label_record import Label
 from schemas.payment_decoder import PaymentBatch
+from schemas.pseudonym import PseudonymKeys, id_of_key
 from scorer.bundle import Bundle
 from scorer.errors import PromiseBroken, UsageError
+from scorer.pipeline.card_keys import NO_KEYS, cards_of
 from scorer.pipeline.dedupe import Outcome
 from scorer.pipeline.enrichment import Enricher, RowSelector
 from scorer.pipeline.records import Batch, ControlRecord, KnownLabel, Records, Rejected, control_verdicts
@@ -84,15 +87,18 @@ class Pipeline:
         images: Mapping[str, Image] | None = None,
         folder: Path | None = None,
         selector: RowSelector | None = None,
+        keys: PseudonymKeys = NO_KEYS,
     ) -> None:
         """`images`: of engine and dedupe table, to go on from (see scorer.pipeline.state_image). `folder`: for the
-        event log. `selector`: decide only the payments that it chooses.
+        event log. `selector`: decide only the payments that it chooses. `keys`: for the pseudonyms of token fields.
 
-        Raises StateMismatch or SegmentError, and TypeError for what is no bundle.
+        Raises StateMismatch or SegmentError, UsageError where a key is needed and there is none, and TypeError for
+        what is no bundle.
         """
         if not isinstance(bundle, Bundle):
             raise TypeError(f"bundle is of type {type(bundle).__name__}, wanted a Bundle: Bundle.load(folder)")
         self.shard = shard
+        self._keys = keys
         self._folder = folder
         self.sequence = 0
         self.head = FIRST_PREVIOUS
@@ -135,6 +141,9 @@ class Pipeline:
 
     def _use(self, bundle: Bundle) -> None:
         self.bundle = bundle
+        cards = cards_of(bundle.feature_set, self._keys)
+        # A list holds values of its field, and what that field is, they are.
+        self._cards = cards.with_rules({f"{LIST}{item.name}": cards.rule(item.field) for item in bundle.policy.lists})
         self._policy = PolicyRunner(bundle.policy, bundle.feature_set.names, float(bundle.threshold_margin))
         self._context = AuditContext(
             bundle=bundle.id,
@@ -151,9 +160,10 @@ class Pipeline:
         """Decide a micro-batch. Every record of it ends as exactly one row of `columns` or one entry of `rejected`."""
         if not isinstance(batch, Batch):
             raise TypeError(f"batch is of type {type(batch).__name__}, wanted a Batch: Batch.of_payments(values)")
-        rejected_control = self._apply_control(batch)
+        cards = self._cards.with_key(self._pseudonym_key(batch))
+        rejected_control = self._apply_control(batch, cards)
         records = batch.records
-        enriched = self._enricher.enrich(records)
+        enriched = self._enricher.enrich(records, cards)
         payments, rows, fresh = enriched.payments, enriched.rows, enriched.fresh
         n = len(rows)
         features = enriched.features
@@ -187,7 +197,7 @@ class Pipeline:
             features=features,
             challenger_margins=shadow,
         )
-        journal = self._journal(batch, columns, len(enriched.rejected) + len(rejected_control))
+        journal = self._journal(batch, cards, columns, len(enriched.rejected) + len(rejected_control))
         return Outcomes(
             records=records,
             control=batch.control,
@@ -210,11 +220,17 @@ class Pipeline:
             return np.full((len(features), len(self.bundle.challengers)), np.nan, dtype=np.float32)
         return self.bundle.shadow_margins(features)
 
-    def _apply_control(self, batch: Batch) -> list[Rejected]:
+    def _pseudonym_key(self, batch: Batch) -> bytes | None:
+        """The key of this batch: the one that it was read with before, else the first. Raises UsageError."""
+        if batch.change is not None:
+            return None
+        return cards_of(self.bundle.feature_set, self._keys, batch.pseudonym_key).pseudonym_key
+
+    def _apply_control(self, batch: Batch, cards: CardFields) -> list[Rejected]:
         """Labels and lists change state; an activation is the shell's business,
         which names the bundle of each batch in the journal."""
         rejected = []
-        for i, record in enumerate(control_verdicts(batch)):
+        for i, record in enumerate(control_verdicts(batch, cards)):
             if isinstance(record, ContractError):
                 rejected.append(Rejected(i, record))
             elif isinstance(record, Label | KnownLabel):
@@ -259,7 +275,7 @@ class Pipeline:
             outcomes[i] = number(Outcome(int(decision[i]), mode, reasons, verdicts.fired[i], bundle))
         return outcomes
 
-    def _journal(self, batch: Batch, columns: AuditColumns, dead_letters: int) -> JournalRecord:
+    def _journal(self, batch: Batch, cards: CardFields, columns: AuditColumns, dead_letters: int) -> JournalRecord:
         stream_ms = self.engine.stream_time_ms
         record = JournalRecord(
             shard=self.shard,
@@ -275,6 +291,7 @@ class Pipeline:
             previous=self.head,
             sources=batch.sources,
             change=batch.change,
+            pseudonym_key=None if cards.pseudonym_key is None else id_of_key(cards.pseudonym_key),
         )
         self.sequence += 1
         self.head = record.head

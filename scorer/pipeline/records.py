@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from features.hashing import hash_strings
+from schemas.card_fields import UNDECLARED, CardFields
 from schemas.contract_error import ContractError
 from schemas.control_record import Control, parse_control
 from schemas.journal_record import Change, ControlRange, InputRange, Sources
@@ -36,9 +37,9 @@ class Records:
     def __len__(self) -> int:
         return len(self.values)
 
-    def decode(self) -> PaymentBatch:
-        """The payments among them, and the refusals."""
-        return decode_payments(self.values, self.keys)
+    def decode(self, cards: CardFields = UNDECLARED) -> PaymentBatch:
+        """The payments among them, and the refusals; `cards` declares what may hold a card number."""
+        return decode_payments(self.values, self.keys, cards=cards)
 
     def payload(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
         """A hash of the bytes of each of `rows`, uint64, which tells a payment sent again from another of its id."""
@@ -67,6 +68,7 @@ class Batch:
     """What one micro-batch consumes: records, control records that apply before them, and the positions they move.
 
     `degraded`: decide without the model, because a deadline is near. A clock's choice, so it comes in as data.
+    `pseudonym_key`: id of the key that token fields were replaced with before; None: the first one known.
     `sources`: ids of the topics that were read. `change`: what an operator accepted; then there is nothing to decide.
     `known_labels`: of each control record the label that it is known to hold, so that it need not be parsed, or None;
     empty when nothing is known.
@@ -80,6 +82,7 @@ class Batch:
     sources: Sources | None = None
     change: Change | None = None
     known_labels: Sequence[KnownLabel | None] = ()
+    pseudonym_key: str | None = None
 
     @classmethod
     def of_payments(cls, values: Sequence[bytes | None], *, first_offset: int = 0) -> Batch:
@@ -100,7 +103,7 @@ class Batch:
         return cls(records, inputs, (), ControlRange(start=0, end=0))
 
 
-def control_verdicts(batch: Batch) -> Iterator[Control | KnownLabel | ContractError]:
+def control_verdicts(batch: Batch, cards: CardFields = UNDECLARED) -> Iterator[Control | KnownLabel | ContractError]:
     """What each control record of the batch says, or why it is refused, in order."""
     known: Iterable[KnownLabel | None] = batch.known_labels or repeat(None, len(batch.control))
     for i, label in enumerate(known):
@@ -108,7 +111,7 @@ def control_verdicts(batch: Batch) -> Iterator[Control | KnownLabel | ContractEr
             yield label
             continue
         try:
-            yield parse_control(batch.control[i].value)
+            yield parse_control(batch.control[i].value, cards=cards)
         except ContractError as error:
             yield error
 

@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from features.engine_image import Image, StateMismatch, strings_as_arrays, strings_from_arrays
+from schemas.pseudonym import PseudonymKeys
 from scorer.bundle import Bundle
+from scorer.pipeline.card_keys import NO_KEYS
 from scorer.pipeline.pipeline import Pipeline
 
 FORMAT = 1
@@ -71,11 +73,17 @@ def facts(pipeline: Pipeline) -> dict[str, Any]:
 
 
 def restored(
-    bundle: Bundle, known: Mapping[str, Any], parts: Mapping[str, Image], *, folder: Path | None = None
+    bundle: Bundle,
+    known: Mapping[str, Any],
+    parts: Mapping[str, Image],
+    *,
+    folder: Path | None = None,
+    keys: PseudonymKeys = NO_KEYS,
 ) -> Pipeline:
-    """A pipeline with the state behind `parts`, deciding with `bundle`; `folder` is for the event log.
+    """A pipeline with the state behind `parts`, deciding with `bundle`; `folder` is for the event log, `keys` for
+    pseudonyms.
 
-    Raises StateMismatch or SegmentError.
+    Raises StateMismatch or SegmentError, and UsageError where a key is needed and there is none.
     """
     try:
         lists = parts["lists"]
@@ -87,7 +95,7 @@ def restored(
                 f"this shard computes {bundle.feature_set.fingerprint[:12]}"
             )
         values = dict(json.loads(text) for text in strings_from_arrays(lists.arrays))
-        pipeline = Pipeline(bundle, shard=int(known["shard"]), images=parts, folder=folder)
+        pipeline = Pipeline(bundle, shard=int(known["shard"]), images=parts, folder=folder, keys=keys)
         pipeline.lists.values = {name: set(members) for name, members in values.items()}
         pipeline.lists.refused = int(lists.meta["refused"])
         pipeline.sequence, pipeline.head = int(known["sequence"]), str(known["head"])

@@ -13,6 +13,7 @@ from features.hash_table import grown, new_table
 from schemas.field_kinds import Kind
 from schemas.field_table import FIELDS
 from schemas.journal_record import ControlRange, InputRange
+from schemas.pseudonym import PseudonymKeys
 from scorer.bundle import Bundle
 from scorer.errors import PromiseBroken
 from scorer.pipeline.pipeline import Pipeline
@@ -22,6 +23,8 @@ from scorer.pipeline.state_image import ShardCapture, facts, restored
 _TIME_MS = 1_577_836_800_000
 # Every field of the contract but attributes, so that no feature set can refuse it for a missing one.
 _PAYMENT = {field.name: field.example for field in FIELDS if field.kind != Kind.ATTRIBUTES}
+# Nothing of the warm-up leaves it.
+_KEYS = PseudonymKeys((b"\0" * 32,))
 # One payment and several take different ways through model and memory layouts.
 _SIZES = {"one payment": 1, "a repeated payment and a label": 1, "a batch of payments": 64}
 STEPS: Final = (*_SIZES, "growing tables", "a snapshot", "contributions", "the degraded model")
@@ -33,7 +36,7 @@ def warm_up(bundle: Bundle, begin: Callable[[str], object] = len) -> None:
 
     `begin` is called with each of STEPS as it begins; what it raises ends the warm-up.
     """
-    pipeline = Pipeline(bundle)
+    pipeline = Pipeline(bundle, keys=_KEYS)
     label = json.dumps({"type": "label", "payment_id": "warm-up-0", "fraud": True, "known_at": _TIME_MS}).encode()
     start = 0
     for step, size in _SIZES.items():
@@ -73,7 +76,7 @@ def warm_up(bundle: Bundle, begin: Callable[[str], object] = len) -> None:
     capture.copy()
     images = capture.finish()
     if images is not None:
-        restored(bundle, facts(pipeline), images)
+        restored(bundle, facts(pipeline), images, keys=_KEYS)
     begin("contributions")
     nothing = np.zeros((64, bundle.model.feature_count), np.float32)
     bundle.model.contributions(nothing[:1])

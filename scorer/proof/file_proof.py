@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from schemas.pseudonym import PseudonymKeys
 from scorer.bundle import Bundle
 from scorer.files.file_reader import row_count
 from scorer.files.mapping import Mapping
 from scorer.pipeline import DUPLICATE, Outcomes, Pipeline
+from scorer.pipeline.card_keys import NO_KEYS, cards_of
 from scorer.proof import comparison as compare
 from scorer.proof.differences import Cause, Difference, Differences
 from scorer.proof.live_trail import LiveBatch, Trail
@@ -33,6 +35,7 @@ def prove_file(
     *,
     begin_ms: int | None = None,
     until_ms: int | None = None,
+    keys: PseudonymKeys = NO_KEYS,
     progress: Progress = lambda _: None,
     expect: Progress = lambda _: None,
 ) -> None:
@@ -40,11 +43,11 @@ def prove_file(
 
     The file must reach back as far as the longest window. Raises FileError and MappingError.
     """
-    pipeline, done = Pipeline(bundle), 0
+    pipeline, done, cards = Pipeline(bundle, keys=keys), 0, cards_of(bundle.feature_set, keys)
     expect(row_count(path) or 0)
     with Trail(url) as trail:
         proof = _File(trail, bundle, found)
-        for labelled in file_batches(path, mapping, until_ms=until_ms):
+        for labelled in file_batches(path, mapping, until_ms=until_ms, cards=cards):
             outcomes = pipeline.run(labelled.batch)
             times, modes = outcomes.columns.event_time_ms, outcomes.columns.mode
             inside = modes != DUPLICATE

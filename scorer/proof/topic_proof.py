@@ -50,7 +50,7 @@ def prove_topic(
     records = journal_reader.since_new_state(records)
     expect(sum(record.decisions for record in records))
     inputs = journal_reader.inputs_along(records, clients, settings, reader="prove")
-    pipeline = Pipeline(bundle, shard=shard)
+    pipeline = Pipeline(bundle, shard=shard, keys=settings.pseudonym_keys)
     pipeline.begin_at(records[0])
     if records[0].change is not None:
         pipeline.restart(bundle, records[0].stream_time_ms)

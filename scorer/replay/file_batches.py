@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from schemas.card_fields import UNDECLARED, CardFields
 from schemas.journal_record import ControlRange, InputRange
 from scorer.files.file_columns import DecodedBlock, FileLabels, decoded_blocks, undecoded
 from scorer.files.file_reader import read_payments, rows_before
@@ -30,14 +31,20 @@ class LabelledBatch:
 
 
 def file_batches(
-    path: Path, mapping: Mapping | None, *, rows: int = BATCH_ROWS, until_ms: int | None = None
+    path: Path,
+    mapping: Mapping | None,
+    *,
+    rows: int = BATCH_ROWS,
+    until_ms: int | None = None,
+    cards: CardFields = UNDECLARED,
 ) -> Iterator[LabelledBatch]:
     """A file's payments as batches, labels as the control records that come with them (each known at its own time).
 
+    `cards`: of the feature set that decides (scorer.pipeline.card_keys.cards_of).
     With `until_ms` (epoch ms) reading may stop after the last payment before that time: later rows cannot change what
     was computed before.
     """
-    blocks = decoded_blocks(path, mapping, rows)
+    blocks = decoded_blocks(path, mapping, rows, cards)
     if blocks is None:
         blocks = map(undecoded, read_payments(path, mapping, rows_per_block=rows))
     rows_max = None if until_ms is None or mapping is None else rows_before(path, mapping, until_ms)

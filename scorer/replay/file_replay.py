@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from schemas.pseudonym import PseudonymKeys
 from scorer.bundle import Bundle
 from scorer.files.file_reader import row_count
 from scorer.files.mapping import Mapping
 from scorer.pipeline import Pipeline
+from scorer.pipeline.card_keys import NO_KEYS, cards_of
 from scorer.replay.file_batches import file_batches
 from scorer.replay.replay_output import Open, Window, decision_schema, decision_table, opened
 from scorer.replay.replay_report import Progress, Report
@@ -21,6 +23,7 @@ def replay_file(
     *,
     begin_ms: int | None = None,
     until_ms: int | None = None,
+    keys: PseudonymKeys = NO_KEYS,
     progress: Progress = lambda _: None,
     expect: Progress = lambda _: None,
 ) -> Report:
@@ -32,10 +35,11 @@ def replay_file(
     """
     names = bundle.feature_set.names
     window = Window(begin_ms, until_ms)
-    pipeline, report, schema = Pipeline(bundle), Report(), decision_schema(names)
+    pipeline, report, schema = Pipeline(bundle, keys=keys), Report(), decision_schema(names)
+    cards = cards_of(bundle.feature_set, keys)
     expect(row_count(path) or 0)
     with opened(output, names, described(bundle, path, mapping, window)) as writer:
-        for labelled in file_batches(path, mapping, until_ms=until_ms):
+        for labelled in file_batches(path, mapping, until_ms=until_ms, cards=cards):
             outcomes = pipeline.run(labelled.batch)
             report.add(outcomes)
             if writer is not None:

@@ -25,13 +25,16 @@ import pyarrow as pa
 
 from features.feature_set import FeatureSet
 from features.hashing import hash_strings
+from schemas.card_fields import CardFields
 from schemas.payment_decoder import PaymentBatch
+from schemas.pseudonym import PseudonymKeys
 from scorer.bundle import Bundle
 from scorer.errors import FraudScorerError, UsageError
 from scorer.files.file_columns import FileLabels
 from scorer.files.file_reader import row_count
 from scorer.files.mapping import Mapping
 from scorer.pipeline import Pipeline
+from scorer.pipeline.card_keys import NO_KEYS, cards_of
 from scorer.pipeline.dedupe import Dedupe
 from scorer.pipeline.records import Batch
 from scorer.replay.file_batches import LabelledBatch, file_batches
@@ -122,6 +125,7 @@ def replay_shares(
     processes: int,
     begin_ms: int | None = None,
     until_ms: int | None = None,
+    keys: PseudonymKeys = NO_KEYS,
     progress: Progress = lambda _: None,
     expect: Progress = lambda _: None,
 ) -> Report:
@@ -140,7 +144,9 @@ def replay_shares(
     try:
         for number in range(processes):
             ours, theirs = context.Pipe(duplex=False)
-            part = _Part(bundle_folder, path, mapping, until_ms, Share(number, processes, fields), output is not None)
+            part = _Part(
+                bundle_folder, path, mapping, until_ms, Share(number, processes, fields), output is not None, keys
+            )
             worker = context.Process(target=_work, args=(theirs, part), daemon=True)
             worker.start()
             theirs.close()
@@ -190,6 +196,7 @@ class _Part:
     until_ms: int | None
     share: Share
     with_rows: bool
+    keys: PseudonymKeys
 
 
 def _work(pipe: Connection, part: _Part) -> None:
@@ -201,11 +208,12 @@ def _work(pipe: Connection, part: _Part) -> None:
     with suppress(BrokenPipeError):  # the parent has ended
         try:
             bundle = Bundle.load(part.bundle_folder)
-            pipeline = Pipeline(bundle, selector=ShareSelector(part.share, bundle.feature_set))
+            pipeline = Pipeline(bundle, selector=ShareSelector(part.share, bundle.feature_set), keys=part.keys)
+            cards = cards_of(bundle.feature_set, part.keys)
             report = Report()
             schema = decision_schema(bundle.feature_set.names)
-            for labelled in file_batches(part.path, part.mapping, until_ms=part.until_ms):
-                outcomes = pipeline.run(_own_labels(labelled, part.share))
+            for labelled in file_batches(part.path, part.mapping, until_ms=part.until_ms, cards=cards):
+                outcomes = pipeline.run(_own_labels(labelled, part.share, cards))
                 report.add(outcomes)
                 rows = None
                 if part.with_rows:
@@ -218,10 +226,10 @@ def _work(pipe: Connection, part: _Part) -> None:
             send("error", exc)
 
 
-def _own_labels(labelled: LabelledBatch, share: Share) -> Batch:
+def _own_labels(labelled: LabelledBatch, share: Share, cards: CardFields) -> Batch:
     """The batch with the labels of the share's own payments alone; those of refused ones are the first share's."""
     batch = labelled.batch
-    payments = batch.records.decode()
+    payments = batch.records.decode(cards)
     owner = np.zeros(len(batch.records), dtype=np.int64)
     owner[payments.index] = share.of(payments)
     own = owner == share.number

@@ -14,7 +14,9 @@ import pyarrow.parquet as pq
 from features.feature_set import FeatureSet
 from schemas.contract_error import ContractError
 from schemas.label_record import Label
+from schemas.pseudonym import PseudonymKeys
 from scorer.errors import UsageError
+from scorer.pipeline.card_keys import NO_KEYS, cards_of
 from scorer.pipeline.enrichment import Enricher
 from scorer.pipeline.records import KnownLabel, control_verdicts
 from scorer.replay.file_batches import LabelledBatch
@@ -42,21 +44,22 @@ def training_table(
     batches: Iterable[LabelledBatch],
     *,
     source: object = None,
+    keys: PseudonymKeys = NO_KEYS,
     progress: Progress = lambda _: None,
 ) -> TrainingTable:
     """Run history through the live engine and keep every feature value with its label.
     Repeated payments are left out. `source` names the input in the UsageError that an empty one gives."""
-    enricher, report = Enricher(feature_set), Report()
+    enricher, report, cards = Enricher(feature_set), Report(), cards_of(feature_set, keys)
     parts: list[
         tuple[list[str], npt.NDArray[np.int64], npt.NDArray[np.float32], npt.NDArray[np.int8], npt.NDArray[np.int64]]
     ] = []
     for labelled in batches:
-        for verdict in control_verdicts(labelled.batch):
+        for verdict in control_verdicts(labelled.batch, cards):
             if isinstance(verdict, ContractError):
                 report.labels_invalid += 1
             elif isinstance(verdict, Label | KnownLabel):
                 enricher.engine.add_label(verdict.payment_id, fraud=verdict.fraud, known_at_ms=verdict.known_at_ms)
-        enriched = enricher.enrich(labelled.batch.records)
+        enriched = enricher.enrich(labelled.batch.records, cards)
         report.payments += len(labelled.batch.records)
         report.duplicates += int(enriched.duplicate.sum())
         report.late += int(enriched.late.sum())

@@ -26,6 +26,7 @@ from pydantic_settings import (
     SettingsError,
 )
 
+from schemas.pseudonym import PseudonymKeyError, PseudonymKeys
 from scorer.errors import UsageError
 from scorer.runtime import postgres_address
 
@@ -207,6 +208,16 @@ class WorkerSettings(Section):
     )
 
 
+class CardSettings(Section):
+    """Pseudonyms, for fields that the feature set declares as token (`card_numbers`)."""
+
+    keys: SecretStr | None = Field(
+        default=None,
+        description="keys of the pseudonyms, best from KEYS_FILE: one a line, each of 64 hexadecimal digits or more. "
+        "The first is for what comes in now; the others for what was read with them, kept as long as the journal",
+    )
+
+
 class BundleSettings(Section):
     """Which bundles a worker accepts."""
 
@@ -272,6 +283,7 @@ class Settings(BaseSettings):
     audit: AuditSettings = AuditSettings()
     topics: TopicSettings = TopicSettings()
     worker: WorkerSettings = WorkerSettings()
+    cards: CardSettings = CardSettings()
     bundle: BundleSettings = BundleSettings()
     snapshots: SnapshotSettings = SnapshotSettings()
     replay: ReplaySettings = ReplaySettings()
@@ -296,6 +308,16 @@ class Settings(BaseSettings):
         if isinstance(env_settings, EnvSettingsSource):
             env_settings.env_vars = {k: v for k, v in env_settings.env_vars.items() if not k.upper().endswith("_FILE")}
         return init_settings, env_settings, _FileSource(settings_cls)
+
+    @property
+    def pseudonym_keys(self) -> PseudonymKeys:
+        """The keys for token fields; none are given where none are set. Raises UsageError, never with a key."""
+        if self.cards.keys is None:
+            return PseudonymKeys()
+        try:
+            return PseudonymKeys.from_text(self.cards.keys.get_secret_value())
+        except PseudonymKeyError as exc:
+            raise UsageError(f"setting {PREFIX}CARDS__KEYS: {exc}") from None
 
     @property
     def postgres_url(self) -> str:

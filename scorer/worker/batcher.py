@@ -14,6 +14,7 @@ from itertools import islice
 
 import numpy as np
 
+from schemas.card_fields import UNDECLARED, CardFields
 from schemas.payment_decoder import event_times
 from scorer.journal.partition_buffers import PartitionBuffer, ShardInputs
 from scorer.pipeline.records import Batch
@@ -47,10 +48,13 @@ class Batcher:
         skew_ms: int,
         lateness_ms: int,
         stream_ms: Callable[[], int | None],
+        cards: CardFields = UNDECLARED,
     ) -> None:
-        """`skew_ms`, `lateness_ms`: as the feature set allows. `stream_ms`: gives stream time after the last batch."""
+        """`skew_ms`, `lateness_ms`, `cards`: as the feature set says. `stream_ms`: gives stream time after the last
+        batch."""
         self._inputs = inputs
         self._threads = threads
+        self._cards = cards
         self._batch_max = batch_max
         self._gather_s_max = gather_ms_max / 1000.0
         self._skew_ms = skew_ms
@@ -166,7 +170,7 @@ class Batcher:
         known = len(buffer.event_time_ms)
         if known < count:
             rows = list(islice(buffer.records, known, count))
-            times = event_times([raw.value for raw in rows], missing=NO_TIME)
+            times = event_times([raw.value for raw in rows], missing=NO_TIME, cards=self._cards)
             stamps = np.fromiter((raw.timestamp_ms for raw in rows), np.int64, len(rows))
             times[times > stamps + self._skew_ms] = NO_TIME
             buffer.event_time_ms.extend(times.tolist())

@@ -84,10 +84,12 @@ class PipelineStates:
         self._settings = settings
 
     def fresh(self, bundle: Bundle, shard: int) -> Pipeline:
-        return self._in_log_folder(shard, lambda folder: Pipeline(bundle, shard=shard, folder=folder))
+        keys = self._settings.pseudonym_keys
+        return self._in_log_folder(shard, lambda folder: Pipeline(bundle, shard=shard, folder=folder, keys=keys))
 
     def restored(self, bundle: Bundle, shard: int, known: Mapping[str, Any], parts: Mapping[str, Image]) -> Pipeline:
-        return self._in_log_folder(shard, lambda folder: restored(bundle, known, parts, folder=folder))
+        keys = self._settings.pseudonym_keys
+        return self._in_log_folder(shard, lambda folder: restored(bundle, known, parts, folder=folder, keys=keys))
 
     def _in_log_folder(self, shard: int, make: Callable[[Path | None], Pipeline]) -> Pipeline:
         """What `make` gives for the first folder of the shard that no other engine holds; in memory without a setting.

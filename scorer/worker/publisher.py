@@ -253,15 +253,15 @@ class Publisher:
             columns.mode,
             outcomes.bundles,
         )
-        keys = outcomes.records.keys
+        keys, pseudonyms = outcomes.records.keys, outcomes.payments.keys
         # One call for each partition: the client takes a partition of a single message and then does not heed it.
         by_partition: dict[int, list[dict[str, Any]]] = {}
         for value, row, partition in zip(values, outcomes.rows.tolist(), columns.partition.tolist(), strict=True):
-            by_partition.setdefault(partition, []).append({"value": value, "key": keys[row]})
+            by_partition.setdefault(partition, []).append({"value": value, "key": pseudonyms.get(row, keys[row])})
         topic = self._topics.decisions
         if self._limit(topic) < DECISION_BYTES_MAX + RECORD_OVERHEAD_BYTES:
             for value, row in zip(values, outcomes.rows.tolist(), strict=True):
-                self._check(topic, value, keys[row])
+                self._check(topic, value, pseudonyms.get(row, keys[row]))
         for partition, messages in by_partition.items():
             if self._producer.produce_batch(topic, messages, partition) != len(messages):
                 # A message that was refused has its error in it; a full queue is the usual one.

@@ -155,6 +155,7 @@ class Shard:
             frontier_wait_ms=worker.frontier_wait_ms,
             skew_ms=feature_set.max_future_skew,
             lateness_ms=feature_set.allowed_lateness,
+            cards=feature_set.cards,
             stream_ms=lambda: pipeline.engine.stream_time_ms,
         )
         self._log.info("shard.deciding", bundle=pipeline.bundle.id, sequence=pipeline.sequence)
