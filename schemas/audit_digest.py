@@ -16,7 +16,7 @@ Byte by byte, so that an auditor can write it again in any language. All numbers
                 terminal_id     string      mcc             string      channel         string
                 country         string
                 decision        uint8 (0 approve, 1 flag)
-                mode            uint8 (0 normal, 1 degraded, 2 duplicate, 3 late)
+                mode            uint8 (0 normal, 1 degraded, 2 duplicate, 3 late, 4 refused)
                 margin          float32     score           float64     reasons         list        fired   list
                 features        float32, n times k, row by row
                 challenger_margins          float32, n times c, row by row; nothing when c is 0

@@ -118,6 +118,13 @@ class AuditContext(BaseModel):
         max_length=CHALLENGERS_MAX,
         description="Ids of the bundles that scored beside it, in the order of `challenger_margins`.",
     )
+    opaque: tuple[Annotated[str, Field(min_length=1, max_length=256)], ...] = Field(
+        default=(),
+        strict=False,
+        max_length=64,
+        description="Columns whose values may look like card numbers and are none, as the feature set declares; not "
+        "digested.",
+    )
 
 
 class AuditHeader(AuditContext):

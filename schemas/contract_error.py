@@ -9,6 +9,7 @@ fields that the contract does not know are payload too, and are not repeated eit
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Any
 
 
 class DeadLetterReason(StrEnum):
@@ -76,6 +77,9 @@ class ContractError(Exception):
         self.reason = reason
         self.field = field
         self.message = message
+        # Of a refused payment, where it can be read; and until it is, the document, where there is one.
+        self.payment_id: str | None = None
+        self.document: dict[str, Any] | None = None
 
     def __str__(self) -> str:
         return (

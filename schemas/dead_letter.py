@@ -7,13 +7,16 @@ that tools for those read these.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from schemas.card_fields import ATTRIBUTE, UNDECLARED, CardFields, CardRule
 from schemas.card_mask import mask_card_numbers, mask_digits
 from schemas.contract_error import ContractError, DeadLetterReason
+from schemas.pseudonym import is_pseudonym
 
 VALUE_BYTES_MAX: Final = (
     262_144  # 256 KiB: a quarter of what a broker takes by default, and enough to see what was wrong
@@ -46,7 +49,8 @@ class DeadLetter(BaseModel):
     )
     value_bytes: int = Field(ge=-1, description="Size of the refused value; -1 when it was null.", examples=[271])
     masked: bool = Field(
-        description="Whether digits of the key or value were replaced because they formed a card number."
+        description="Whether digits of the key or value were replaced because they formed a card number; pseudonyms of "
+        "token fields do not count: with those it can be sent again."
     )
     truncated: bool = Field(description="Whether the key or the value was cut to its limit.")
 
@@ -107,16 +111,26 @@ def dead_letter_record(
     *,
     timestamp_ms: int | None = None,
     value_bytes_max: int = VALUE_BYTES_MAX,
+    cards: CardFields = UNDECLARED,
 ) -> tuple[bytes | None, bytes | None, Headers]:
     """Key, value and headers of the dead letter for the record (topic, partition, offset), refused with `error`.
 
-    `value_bytes_max`: where the topic takes less than usual.
+    `value_bytes_max`: where the topic takes less than usual. `cards`: what may hold a card number: opaque values stay,
+    and pseudonyms stand for those of tokens, so that a letter can be sent again.
     A null value stays null: the dead-letter topic is kept by time, not compacted, so a null deletes nothing there.
     """
     # Mask first, cut after: a number that lies across the cut must not survive in part.
     mask = mask_digits if error.reason is DeadLetterReason.CARD_NUMBER else mask_card_numbers
-    key_masked = None if key is None else mask(key)
-    value_masked = None if value is None else mask(value)
+    key_masked, value_masked = key, value
+    masked = False
+    if value is not None:
+        value_masked = mask(value)
+        masked = value_masked != value
+        if error.reason is not DeadLetterReason.CARD_NUMBER and (masked or cards.need_key):
+            value_masked, masked = _declared_kept(value, cards)
+    if key is not None:
+        key_masked = _masked_key(key, value, error, cards)
+        masked |= key_masked != key and not is_pseudonym(key_masked.decode("utf-8", "replace"))
     # As DeadLetter(...).to_headers() writes them, without the checks of a model: a burst of refused records must cost
     # little, and every field here is the worker's own. A test compares the two.
     headers = [
@@ -134,7 +148,7 @@ def dead_letter_record(
         headers.append(("fraud_scorer.timestamp_ms", b"%d" % timestamp_ms))
     headers += [
         ("fraud_scorer.value_bytes", b"-1" if value is None else b"%d" % len(value)),
-        ("fraud_scorer.masked", _truth(key_masked != key or value_masked != value)),
+        ("fraud_scorer.masked", _truth(masked)),
         ("fraud_scorer.truncated", _truth(len(key or b"") > KEY_BYTES_MAX or len(value or b"") > value_bytes_max)),
     ]
     return (
@@ -144,6 +158,58 @@ def dead_letter_record(
     )
 
 
+def _declared_kept(value: bytes, cards: CardFields) -> tuple[bytes, bool]:
+    """`value` masked, but for what is declared: texts of opaque fields as they are, pseudonyms for those of tokens; and
+    whether anything of the rest was masked.
+
+    Only a text that stands in the JSON plainly, without escapes, is found; all else is masked.
+    """
+    kept: list[bytes] = []
+    last, masked = 0, False
+    for found in _TEXT.finditer(value):
+        rule, text = _rule(found[1].decode(), cards), found[2]
+        if rule is CardRule.REFUSE:
+            continue
+        shown = text if rule is CardRule.OPAQUE else cards.replaced(text.decode("utf-8", "replace")).encode()
+        before = value[last : found.start(2)]
+        kept += [mask_card_numbers(before), shown]
+        masked |= kept[-2] != before
+        last = found.end(2)
+    rest = mask_card_numbers(value[last:])
+    return b"".join([*kept, rest]), masked or rest != value[last:]
+
+
+def answer_key(key: bytes | None, value: bytes | None, error: ContractError, cards: CardFields) -> bytes | None:
+    """The key of the answer to a refused record: as its dead letter's; none where the key itself was refused."""
+    return None if key is None or error.field == "key" else _masked_key(key, value, error, cards)
+
+
+def _masked_key(key: bytes, value: bytes | None, error: ContractError, cards: CardFields) -> bytes:
+    masked = mask_digits(key) if error.reason is DeadLetterReason.CARD_NUMBER else mask_card_numbers(key)
+    if error.field != "key" and (masked != key or cards.need_key):
+        return _key_as_declared(key, value, cards, masked)
+    return masked
+
+
+def _key_as_declared(key: bytes, value: bytes | None, cards: CardFields, masked: bytes) -> bytes:
+    text = key.strip(b' \t\r\n"')
+    if cards.key_rule is not None:
+        rules = {cards.key_rule}
+    else:
+        rules = {_rule(found[1].decode(), cards) for found in _TEXT.finditer(value or b"") if found[2] == text}
+    if CardRule.TOKEN in rules:
+        return cards.replaced(text.decode("utf-8", "replace")).encode()
+    return key if CardRule.OPAQUE in rules else masked
+
+
+def _rule(name: str, cards: CardFields) -> CardRule:
+    """What a name in a record is, be it a field or an attribute."""
+    rule = cards.rule(name)
+    return cards.rule(f"{ATTRIBUTE}{name}") if rule is CardRule.REFUSE else rule
+
+
+# A name and its text, where JSON writes both without an escape.
+_TEXT: Final = re.compile(rb'"([A-Za-z_][A-Za-z0-9_.]{0,63})"[ \t\r\n]*:[ \t\r\n]*"([^"\\\x00-\x1f]*)"')
 _KEY_STAGE: Final = ("__connect.errors.stage", b"KEY_CONVERTER")
 _VALUE_STAGE: Final = ("__connect.errors.stage", b"VALUE_CONVERTER")
 _EXCEPTION: Final = ("__connect.errors.exception.class.name", b"schemas.errors.ContractError")

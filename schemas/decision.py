@@ -19,10 +19,10 @@ from schemas.field_types import Contract, Identifier
 
 # The only place where decisions and modes stand: names as on the topics, their positions as the codes of columns.
 DecisionName = Literal["approve", "flag"]
-ModeName = Literal["normal", "degraded", "duplicate", "late"]
+ModeName = Literal["normal", "degraded", "duplicate", "late", "refused"]
 DECISIONS: Final[tuple[DecisionName, ...]] = get_args(DecisionName)
 MODES: Final[tuple[ModeName, ...]] = get_args(ModeName)
-NORMAL, DEGRADED, DUPLICATE, LATE = range(len(MODES))
+NORMAL, DEGRADED, DUPLICATE, LATE, REFUSED = range(len(MODES))
 REASONS_MAX: Final = 16
 
 ReasonCode = Annotated[str, StringConstraints(pattern=r"^[A-Z][A-Z0-9_]{0,63}$")]
@@ -46,7 +46,8 @@ class Decision(Contract):
     bundle: Identifier = Field(description="Id of the bundle that decided.", examples=["cards-3f9c2a11d07b"])
     mode: ModeName = Field(
         description="normal; degraded (the deadline left no time for the model); duplicate (seen before, same "
-        "decision); late (scored, state unchanged)."
+        "decision); late (scored, state unchanged); refused (the record is no payment: the policy's default, "
+        "replaced by the decision on a right record of the same id)."
     )
 
     def to_bytes(self) -> bytes:

@@ -209,6 +209,12 @@ Attributes = Annotated[
 ]
 
 
+def is_identifier(text: str) -> bool:
+    """Whether `text` has the form of an id; card numbers aside."""
+    long = 1 <= len(text) <= IDENTIFIER_CHARACTERS_MAX
+    return long and _CONTROL_CHARACTER.search(text) is None and _encodable(text)
+
+
 def check_contract(
     contract: type[C],
     document: dict[str, Any],

@@ -106,6 +106,11 @@ class JournalRecord(Contract):
     )
     change: Change | None = Field(default=None, description="What an operator accepted; absent in all other records.")
 
+    refused: Count | None = Field(
+        default=None,
+        description="How many of the dead letters are answered as well, being records that name their payment; absent "
+        "in records of releases before 0.3, which answered none.",
+    )
     pseudonym_key: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}$")] | None = Field(
         default=None,
         description="Id of the key that values of token fields were replaced with; absent where no field is one.",
@@ -125,13 +130,15 @@ class JournalRecord(Contract):
             raise ValueError("the first record of a journal has 64 zeros for its previous head")
         if self.change is not None and (self.decisions or self.dead_letters):
             raise ValueError("a record of a change decides nothing")
+        if (self.refused or 0) > min(self.decisions, self.dead_letters):
+            raise ValueError("more refused records are answered than there are")
         return self
 
     @cached_property
     def _canonical(self) -> bytes:
         fields = self.model_dump(mode="json")
         # Later fields are left out where they are empty: records of earlier releases keep their bytes and heads.
-        for name in ("sources", "change", "pseudonym_key"):
+        for name in ("sources", "change", "refused", "pseudonym_key"):
             if fields[name] is None:
                 del fields[name]
         for entry in fields["inputs"]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from typing import Any, Final
 
 from schemas.contract_error import ContractError, DeadLetterReason, shape
@@ -34,12 +35,13 @@ class _Findings:
     it stands."""
 
     def __init__(self) -> None:
-        self.duplicate_key = False
+        self.twice: set[str] = set()
         self.not_finite = False
 
     def pairs(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         document = dict(pairs)
-        self.duplicate_key |= len(document) != len(pairs)
+        if len(document) != len(pairs):
+            self.twice |= {name for name, count in Counter(name for name, _ in pairs).items() if count > 1}
         return document
 
     def constant(self, _: str) -> float:
@@ -92,12 +94,17 @@ def _parse(text: str) -> dict[str, Any]:
         raise _refused(DeadLetterReason.NOT_JSON, f"{phrase} at character {exc.pos} of {len(text)}") from None
     if not isinstance(document, dict):
         raise _refused(DeadLetterReason.NOT_AN_OBJECT, f"expected an object, found {shape(document)}")
-    if findings.duplicate_key:
-        raise _refused(DeadLetterReason.DUPLICATE_KEY, "a name stands twice in one object")
-    if findings.not_finite:
-        raise _refused(
+    error: ContractError | None = None
+    if findings.twice:
+        error = _refused(DeadLetterReason.DUPLICATE_KEY, "a name stands twice in one object")
+    elif findings.not_finite:
+        error = _refused(
             DeadLetterReason.NOT_FINITE, "a number is NaN, infinite or beyond a double; leave the field out instead"
         )
+    if error is not None:
+        # What stands twice is not known; the rest is as it would be.
+        error.document = {name: value for name, value in document.items() if name not in findings.twice}
+        raise error
     return document
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import Field
 
 from schemas.card_fields import ATTRIBUTE, UNDECLARED, CardFields, CardRule
-from schemas.card_numbers import key_is_card_number
+from schemas.card_numbers import holds_card_number, key_is_card_number
 from schemas.contract_error import ContractError, DeadLetterReason
 from schemas.dead_letter import KEY_BYTES_MAX
 from schemas.event_time import event_time_ms
@@ -35,6 +35,7 @@ from schemas.field_types import (
     Longitude,
     MerchantCategory,
     check_contract,
+    is_identifier,
 )
 from schemas.json_document import VALUE_BYTES_MAX, parse_object
 
@@ -115,11 +116,21 @@ class Payment(Contract):
     ) -> Payment:
         """The payment in a record's value, values of token fields as they came (`with_pseudonyms` replaces them).
 
-        Raises ContractError: first for the key, then by schemas.json_document, then by schemas.field_types.
+        Raises ContractError: first for the key, then by schemas.json_document, then by schemas.field_types; it holds
+        the payment id where that can be read.
         """
-        if key is not None:
-            _check_key(key, raw, value_bytes_max, cards)
-        return check_contract(cls, parse_object(raw, value_bytes_max), cards=cards)
+        document: dict[str, Any] = {}
+        try:
+            if key is not None:
+                _check_key(key, raw, value_bytes_max, cards)
+            document = parse_object(raw, value_bytes_max)
+            return check_contract(cls, document, cards=cards)
+        except ContractError as error:
+            if error.field == "key":
+                with suppress(ContractError):
+                    document = parse_object(raw, value_bytes_max)
+            error.payment_id, error.document = _readable_id(error.document or document, cards), None
+            raise
 
     def with_pseudonyms(self, cards: CardFields) -> Payment:
         """The same payment, with the pseudonyms of what `cards` declares as token."""
@@ -153,6 +164,14 @@ def replaced_key(key: bytes | None, payment: Any, cards: CardFields) -> bytes | 
     ):
         return cards.replaced(text).encode()
     return key
+
+
+def _readable_id(document: Mapping[str, Any], cards: CardFields) -> str | None:
+    """The payment id of a refused record, if that alone is as the contract wants it: then it can be answered."""
+    text = document.get("payment_id")
+    if not isinstance(text, str) or not is_identifier(text):
+        return None
+    return None if cards.rule("payment_id") is CardRule.REFUSE and holds_card_number(text) else text
 
 
 def key_text(key: bytes) -> str:

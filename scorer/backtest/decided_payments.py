@@ -51,7 +51,7 @@ class Decided:
         missing = [name for name in ("payment_id", "margin", "decision", "label") if name not in table.column_names]
         if missing:
             raise BacktestError(f"{path} has no column {missing[0]!r}: it is not the output of `fraud-scorer replay`")
-        return cls(table.filter(pc.field("mode") != "duplicate"), feature_names, currency, factors)
+        return cls(table.filter(~pc.field("mode").isin(["duplicate", "refused"])), feature_names, currency, factors)
 
     def __len__(self) -> int:
         return int(self.table.num_rows)

@@ -29,12 +29,15 @@ def with_report(result: dict[str, Any], report: Report) -> dict[str, Any]:
     counts = {
         "payments": report.payments,
         "dead_letters": report.dead_letters,
+        "refused": report.refused,
         "duplicates": report.duplicates,
         "late": report.late,
         "labels_refused": report.labels_refused,
         "labels_unmatched": report.labels_unmatched,
         "labels_invalid": report.labels_invalid,
     }
+    for share in () if report.card_shares is None else report.card_shares.found():
+        typer.echo(f"warning: {share.sentence()} (`card_numbers` in the feature set)", err=True)
     if report.labels_refused:
         typer.echo(
             f"warning: {report.labels_refused} labels exceeded the engine's capacity, so label features are too "

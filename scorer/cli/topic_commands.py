@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -12,11 +12,15 @@ import numpy as np
 import typer
 from rich.table import Table
 
+from schemas.card_fields import UNDECLARED
 from schemas.json_schemas import json_schemas
+from schemas.payment_decoder import decode_payments
 from scorer.cli.command_support import Json, err, out, parse_time_ms, read_mapping, show, stop_on_signals
 from scorer.cli.command_support import settings as load_settings
 from scorer.errors import UsageError
 from scorer.operate.record_sender import Outgoing, Sender, outgoing_pairs
+from scorer.pipeline.card_shares import PAYMENTS_MAX, CardShares
+from scorer.pipeline.records import Rejected
 from scorer.runtime.settings_listing import described
 
 DAY_MS = 86_400_000
@@ -143,7 +147,9 @@ def send(
         raise UsageError("give --rate or --speed, not both")
 
     def blocks() -> Iterator[Outgoing]:
-        for block in read_payments(file, read_mapping(mapping)):
+        for number, block in enumerate(read_payments(file, read_mapping(mapping))):
+            if number == 0:
+                _warn_of_cards(block.keys, block.values)
             known = block.label_known_at_ms[np.asarray(block.label) >= 0]
             yield Outgoing(block.keys, block.values, block.event_time_ms, outgoing_pairs(label_records(block), known))
 
@@ -152,6 +158,15 @@ def send(
             blocks(), stop=stop, rate=rate, speed=speed, limit=count, with_labels=not no_labels
         )
     show({"payments": sent.payments, "labels": sent.labels}, as_json=as_json, title="Sent")
+
+
+def _warn_of_cards(keys: Sequence[bytes | None], values: Sequence[bytes]) -> None:
+    """Print what the feature set should declare of the fields, by what the first payments have in them."""
+    shares = CardShares(UNDECLARED)
+    found = decode_payments(values[:PAYMENTS_MAX], keys[:PAYMENTS_MAX])
+    shares.add(found, [Rejected(reject.index, reject.error) for reject in found.rejects])
+    for share in shares.found():
+        typer.echo(f"warning: without a declaration {share.sentence()} (`card_numbers` in the feature set)", err=True)
 
 
 def settings(as_json: Json = False) -> None:

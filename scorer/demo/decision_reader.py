@@ -25,6 +25,7 @@ class Seen:
 
     decisions: int = 0
     dead_letters: int = 0
+    refused: int = 0
     flagged: int = 0
     duplicate_decisions: int = 0
     latencies_ms: deque[float] = field(default_factory=lambda: deque(maxlen=LATENCIES_MAX))
@@ -82,6 +83,7 @@ class DecisionReader:
         value = kafka.present(message_value, "value")
         decided = json.loads(value)
         self.seen.decisions += 1
+        self.seen.refused += decided["mode"] == "refused"
         began = self._handed_over.pop(decided["payment_id"], None)
         if began is None:
             self.seen.duplicate_decisions += 1

@@ -48,6 +48,7 @@ class Result:
     payments: int
     decisions: int
     dead_letters: int
+    refused: int
     audit_rows: int
     flagged: int
     latency_p50_ms: float
@@ -55,7 +56,8 @@ class Result:
 
     @property
     def reconciles(self) -> bool:
-        return self.payments == self.decisions + self.dead_letters and self.decisions == self.audit_rows
+        """Every payment has its answer, and every answer its row."""
+        return self.payments == self.decisions + self.dead_letters - self.refused and self.decisions == self.audit_rows
 
 
 class Demo:
@@ -135,7 +137,9 @@ class Demo:
         self.check()
         payments = self._payments_on_topic()
         seen = self.reader.seen
-        self._wait(lambda: seen.decisions + seen.dead_letters >= payments, f"{payments} payments to be decided")
+        self._wait(
+            lambda: seen.decisions + seen.dead_letters - seen.refused >= payments, f"{payments} payments to be decided"
+        )
         if end(self.worker) != 0:
             raise FraudScorerError(f"the worker ended with {self.worker.returncode}\n{self._tail('worker')}")
         self._wait(lambda: self._audit_rows() >= seen.decisions, "the audit rows")
@@ -143,7 +147,13 @@ class Demo:
             raise FraudScorerError(f"the sink ended with {self.sink.returncode}\n{self._tail('sink')}")
         time.sleep(0.5)  # a decision too many would still be on its way to the reader
         result = Result(
-            payments, seen.decisions, seen.dead_letters, self._audit_rows(), seen.flagged, *self.reader.latency_ms()
+            payments,
+            seen.decisions,
+            seen.dead_letters,
+            seen.refused,
+            self._audit_rows(),
+            seen.flagged,
+            *self.reader.latency_ms(),
         )
         if not result.reconciles or seen.duplicate_decisions:
             raise PromiseBroken(f"the counts do not reconcile: {result}")

@@ -277,7 +277,13 @@ def reread(record: JournalRecord, inputs: ShardInputs, *, no_progress_s: float, 
                 f"{no_progress_s:.0f} s. {WAY_OUT}"
             )
     batch = inputs.batch_again(record.inputs, record.control)
-    return replace(batch, degraded=record.degraded, sources=record.sources, pseudonym_key=record.pseudonym_key)
+    return replace(
+        batch,
+        degraded=record.degraded,
+        sources=record.sources,
+        pseudonym_key=record.pseudonym_key,
+        answer_refused=record.refused is not None,
+    )
 
 
 def empty_batch(

@@ -3,8 +3,8 @@
 It may touch schemas, features, model, policy and loaded bundles; it knows no Kafka, no clock and no logger.
 """
 
-from schemas.decision import DEGRADED, DUPLICATE, LATE, NORMAL
+from schemas.decision import DEGRADED, DUPLICATE, LATE, NORMAL, REFUSED
 from scorer.pipeline.pipeline import Outcomes, Pipeline, explained
 from scorer.pipeline.records import Batch
 
-__all__ = ["DEGRADED", "DUPLICATE", "LATE", "NORMAL", "Batch", "Outcomes", "Pipeline", "explained"]
+__all__ = ["DEGRADED", "DUPLICATE", "LATE", "NORMAL", "REFUSED", "Batch", "Outcomes", "Pipeline", "explained"]

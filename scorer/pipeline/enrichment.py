@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from features.engine_image import Image
@@ -22,9 +24,11 @@ from schemas.card_fields import CardFields
 from schemas.contract_error import ContractError, DeadLetterReason
 from schemas.field_table import POSITION_FIELDS
 from schemas.payment_decoder import PaymentBatch
+from scorer.errors import UsageError
 from scorer.pipeline.dedupe import Dedupe
 from scorer.pipeline.ordering import journal_order
 from scorer.pipeline.records import Records, Rejected
+from scorer.pipeline.refused_answers import Refusals, known_before, placed
 
 _NO_STREAM_TIME = -(1 << 62)
 
@@ -35,7 +39,8 @@ class Enriched:
 
     rows int64 [n]: place of each in the batch's records · entry int64 [n], duplicate and conflict bool [n]: from the
     dedupe table · fresh int64 [m]: positions of the fresh ones · first: the fresh payments · features float32 [m, F]
-    and late bool [m] belong to those
+    and late bool [m] belong to those · rejected: the refused records, refusals: those that name their payment ·
+    stream_ms: stream time before the batch, -1 for none
     """
 
     payments: PaymentBatch
@@ -48,6 +53,8 @@ class Enriched:
     features: npt.NDArray[np.float32]
     late: npt.NDArray[np.bool_]
     rejected: list[Rejected]
+    refusals: Refusals
+    stream_ms: int
 
 
 class RowSelector(Protocol):
@@ -106,7 +113,7 @@ class Enricher:
         `cards`: the feature set's, with the key of this batch.
         """
         decoded = records.decode(cards)
-        rejected = [Rejected(r.index, r.error) for r in decoded.rejects]
+        rejected = [Rejected(r.index, r.error, r.error.payment_id) for r in decoded.rejects]
         payments, amount = self._admissible(decoded, records, rejected)
         order = journal_order(records.partition[payments.index], records.offset[payments.index], payments.event_time_ms)
         if (order[1:] < order[:-1]).any():
@@ -117,22 +124,32 @@ class Enricher:
         selector = self._selector
         stream_ms = self.engine.stream_time_ms if selector is None else selector.stream_time_ms
         stream_ms = _NO_STREAM_TIME if stream_ms is None else stream_ms
+        at = np.fromiter((r.index for r in rejected), np.int64, len(rejected))
+        rejected = [rejected[i] for i in np.lexsort((records.offset[at], records.partition[at])).tolist()]
+        refusals = known_before(rejected, self.dedupe, stream_ms)
         entry, duplicate, conflict = self.dedupe.scan(ids, records.payload(rows), payments.event_time_ms, stream_ms)
+        refusals = placed(refusals, records, rows, payments.text("payment_id"), entry)
         if selector is not None:
+            if (refusals.known >= 0).any():
+                raise UsageError(
+                    "a refused row has the payment id of another row: what was decided of that one is known to one "
+                    "process alone; use one process"
+                )
             own = selector.select(payments, ids, duplicate, stream_ms)
             payments, amount, ids, rows = payments.take(own), amount[own], ids[own], rows[own]
             entry, duplicate, conflict = entry[own], duplicate[own], conflict[own]
-            rejected = rejected if selector.reports_rejected else []
+            if not selector.reports_rejected:
+                rejected, refusals = [], known_before([], self.dedupe, stream_ms)
         fresh = np.flatnonzero(~duplicate)
         all_fresh = len(fresh) == len(rows)
         first = payments if all_fresh else payments.take(fresh)
         features, late = self.engine.apply(
             first, amount if all_fresh else amount[fresh], ids if all_fresh else ids[fresh]
         )
-        if rejected:
-            at = np.fromiter((r.index for r in rejected), np.int64, len(rejected))
-            rejected = [rejected[i] for i in np.lexsort((records.offset[at], records.partition[at])).tolist()]
-        return Enriched(payments, rows, entry, duplicate, conflict, fresh, first, features, late, rejected)
+        return Enriched(
+            payments, rows, entry, duplicate, conflict, fresh, first, features, late, rejected, refusals,
+            max(-1, stream_ms),
+        )  # fmt: skip
 
     def _admissible(
         self, payments: PaymentBatch, records: Records, rejected: list[Rejected]
@@ -144,7 +161,9 @@ class Enricher:
 
         def refuse(which: npt.NDArray[np.bool_], reason: DeadLetterReason, name: str, message: str) -> None:
             error = ContractError(reason, name, message)
-            rejected.extend(Rejected(i, error) for i in payments.index[which & admissible].tolist())
+            which &= admissible
+            ids = payments.text("payment_id").filter(pa.array(which)).to_pylist()
+            rejected.extend(map(Rejected, payments.index[which].tolist(), repeat(error), ids))
             admissible[which] = False
 
         skewed = payments.event_time_ms > records.timestamp_ms[payments.index] + feature_set.max_future_skew

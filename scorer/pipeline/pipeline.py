@@ -14,12 +14,14 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from features.engine_image import Image
 from schemas.audit_record import NULLABLE, AuditColumns, AuditContext, digest
-from schemas.card_fields import LIST, CardFields
+from schemas.card_fields import LIST, CardFields, CardRule
 from schemas.contract_error import ContractError
 from schemas.control_record import ListAdd, ListRemove
+from schemas.dead_letter import answer_key
 from schemas.decision import DEGRADED, DUPLICATE, LATE, NORMAL
 from schemas.journal_record import FIRST_PREVIOUS, JournalRecord
 from schemas.label_record import Label
@@ -31,6 +33,7 @@ from scorer.pipeline.card_keys import NO_KEYS, cards_of
 from scorer.pipeline.dedupe import Outcome
 from scorer.pipeline.enrichment import Enricher, RowSelector
 from scorer.pipeline.records import Batch, ControlRecord, KnownLabel, Records, Rejected, control_verdicts
+from scorer.pipeline.refused_answers import NO_REFUSALS, answered
 from scorer.policy import APPROVE, LATE_REASON, PolicyRunner, Verdicts
 
 LIST_VALUES_MAX = 1_000_000
@@ -40,12 +43,17 @@ _Decided = tuple[npt.NDArray[np.float32], npt.NDArray[np.float64], npt.NDArray[n
 
 @dataclass(frozen=True)
 class Outcomes:
-    """All that came of a micro-batch. Rows are in journal order; `rows[i]` is the place of row i in `records`."""
+    """All that came of a micro-batch. Rows are in journal order; `rows[i]` is the place of row i in `records`.
+
+    payments: the n accepted ones · payment int64 [rows]: the place of each row among them, -1 for a refused record that
+    is answered
+    """
 
     records: Records
     control: Sequence[ControlRecord]
     rows: npt.NDArray[np.int64]
     payments: PaymentBatch
+    payment: npt.NDArray[np.int64]
     columns: AuditColumns
     bundles: list[str]
     rejected: list[Rejected]
@@ -55,6 +63,30 @@ class Outcomes:
     conflicts: int
     late: int
     context: AuditContext
+    cards: CardFields
+
+    def text(self, name: str) -> pa.StringArray:
+        """A text field of each row; null for a refused record."""
+        column = self.payments.text(name)
+        if len(column) == len(self.rows):
+            return column
+        return column.take(pa.array(self.payment, mask=self.payment < 0))
+
+    def keys(self) -> list[bytes | None]:
+        """The key of each row's decision: the record's own, or a pseudonym; masked as in the dead letter where the
+        record is refused, none where its key is what was refused."""
+        keys, pseudonyms, rows = self.records.keys, self.payments.keys, self.rows.tolist()
+        found = [pseudonyms.get(row, keys[row]) for row in rows]
+        if self.refused:
+            errors = {item.index: item.error for item in self.rejected}
+            for i in np.flatnonzero(self.payment < 0).tolist():
+                found[i] = answer_key(keys[rows[i]], self.records.values[rows[i]], errors[rows[i]], self.cards)
+        return found
+
+    @property
+    def refused(self) -> int:
+        """How many refused records are answered."""
+        return self.journal.refused or 0
 
 
 @dataclass
@@ -151,6 +183,7 @@ class Pipeline:
             feature_fingerprint=bundle.feature_set.fingerprint,
             feature_names=tuple(bundle.feature_set.names),
             challengers=tuple(challenger.id for challenger in bundle.challengers),
+            opaque=tuple(name for name in ("payment_id", *NULLABLE) if cards.rule(name) is CardRule.OPAQUE),
         )
         for item in bundle.policy.lists:
             for value in item.values:
@@ -197,21 +230,37 @@ class Pipeline:
             features=features,
             challenger_margins=shadow,
         )
-        journal = self._journal(batch, cards, columns, len(enriched.rejected) + len(rejected_control))
+        refusals = enriched.refusals if batch.answer_refused else NO_REFUSALS
+        all_ = answered(
+            columns,
+            list(map([o.bundle for o in decided].__getitem__, each)),
+            rows,
+            refusals,
+            dedupe=self.dedupe,
+            records=records,
+            stream_ms=enriched.stream_ms,
+            decision=self._policy.refused,
+            bundle=self.bundle.id,
+        )
+        refused = len(refusals) if batch.answer_refused and batch.change is None else None
+        journal = self._journal(batch, cards, all_.columns, len(enriched.rejected) + len(rejected_control), refused)
+        repeated = int((refusals.known >= 0).sum())
         return Outcomes(
             records=records,
             control=batch.control,
-            rows=rows,
+            rows=all_.rows,
             payments=payments,
-            columns=columns,
-            bundles=list(map([o.bundle for o in decided].__getitem__, each)),
+            payment=all_.payment,
+            columns=all_.columns,
+            bundles=all_.bundles,
             rejected=enriched.rejected,
             rejected_control=rejected_control,
             journal=journal,
-            duplicates=int(enriched.duplicate.sum()),
-            conflicts=int(enriched.conflict.sum()),
+            duplicates=int(enriched.duplicate.sum()) + repeated,
+            conflicts=int(enriched.conflict.sum()) + repeated,
             late=int(enriched.late.sum()),
             context=self._context,
+            cards=cards,
         )
 
     def _shadow_margins(self, features: npt.NDArray[np.float32], degraded: bool) -> npt.NDArray[np.float32]:
@@ -275,7 +324,9 @@ class Pipeline:
             outcomes[i] = number(Outcome(int(decision[i]), mode, reasons, verdicts.fired[i], bundle))
         return outcomes
 
-    def _journal(self, batch: Batch, cards: CardFields, columns: AuditColumns, dead_letters: int) -> JournalRecord:
+    def _journal(
+        self, batch: Batch, cards: CardFields, columns: AuditColumns, dead_letters: int, refused: int | None
+    ) -> JournalRecord:
         stream_ms = self.engine.stream_time_ms
         record = JournalRecord(
             shard=self.shard,
@@ -287,6 +338,7 @@ class Pipeline:
             degraded=batch.degraded,
             decisions=len(columns.payment_id),
             dead_letters=dead_letters,
+            refused=refused,
             digest=digest(columns, self._context),
             previous=self.head,
             sources=batch.sources,

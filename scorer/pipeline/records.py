@@ -69,6 +69,7 @@ class Batch:
 
     `degraded`: decide without the model, because a deadline is near. A clock's choice, so it comes in as data.
     `pseudonym_key`: id of the key that token fields were replaced with before; None: the first one known.
+    `answer_refused`: refused records that name their payment are answered; releases before 0.3 did not.
     `sources`: ids of the topics that were read. `change`: what an operator accepted; then there is nothing to decide.
     `known_labels`: of each control record the label that it is known to hold, so that it need not be parsed, or None;
     empty when nothing is known.
@@ -83,6 +84,7 @@ class Batch:
     change: Change | None = None
     known_labels: Sequence[KnownLabel | None] = ()
     pseudonym_key: str | None = None
+    answer_refused: bool = True
 
     @classmethod
     def of_payments(cls, values: Sequence[bytes | None], *, first_offset: int = 0) -> Batch:
@@ -118,7 +120,9 @@ def control_verdicts(batch: Batch, cards: CardFields = UNDECLARED) -> Iterator[C
 
 @dataclass(frozen=True)
 class Rejected:
-    """A record that could not become a payment or a control record: which, and why."""
+    """A record that could not become a payment or a control record: which, and why; of a payment the id, where it can
+    be read."""
 
     index: int
     error: ContractError
+    payment_id: str | None = None

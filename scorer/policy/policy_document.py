@@ -26,6 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from features.feature_set import Name
 from features.filters import KEY_FIELDS
 from features.yaml_model import read_yaml_model
+from schemas.contract_error import DeadLetterReason
 from scorer.errors import UsageError
 
 # Reason of a flagged score when no reason group raised the margin.
@@ -34,6 +35,9 @@ LATE_REASON = "LATE"
 # Reason of a payment that was flagged without the model because of a deadline: by the policy; with SCORE_REASON before
 # it, by the bundle's student.
 DEGRADED_REASON = "DEGRADED"
+
+# Before the reason of a dead letter, in capitals: of an answer in mode refused.
+REFUSED_PREFIX = "REFUSED_"
 
 Code = Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_]{0,47}$")]
 
@@ -126,6 +130,12 @@ class Degraded(_Strict):
     otherwise: Literal["approve", "flag"] = "approve"
 
 
+class Refused(_Strict):
+    """What answers a record that is no payment but names one (mode refused)."""
+
+    otherwise: Literal["approve", "flag"] = "flag"
+
+
 class Policy(_Strict):
     """The whole policy. It names features; `check` compares those with a feature set's."""
 
@@ -136,6 +146,7 @@ class Policy(_Strict):
     reasons: list[ReasonGroup] = Field(default_factory=list, max_length=128)
     reason_count_max: int = Field(4, ge=1, le=16)
     degraded: Degraded = Degraded()
+    refused: Refused = Refused()
 
     @model_validator(mode="after")
     def _check(self) -> Policy:
@@ -183,6 +194,9 @@ class Policy(_Strict):
         for item in deciding:
             if item.reason == code:
                 return f"{'Rule' if isinstance(item, Rule) else 'List'} {item.name} applies."
+        if code.startswith(REFUSED_PREFIX):
+            known = {reason.value: reason.sentence for reason in DeadLetterReason}
+            return known.get(code.removeprefix(REFUSED_PREFIX).lower(), code)
         return {
             SCORE_REASON: "The model's score is above the threshold.",
             LATE_REASON: "The payment came too late to enter the windows.",

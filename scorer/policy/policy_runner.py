@@ -50,6 +50,11 @@ class PolicyRunner:
         self._column = {name: i for i, name in enumerate(feature_names)}
         self._groups = [(group.code, np.array([self._column[f] for f in group.features])) for group in policy.reasons]
 
+    @property
+    def refused(self) -> int:
+        """The decision on a record that is no payment but names one: 0 approve, 1 flag."""
+        return FLAG if self.policy.refused.otherwise == "flag" else APPROVE
+
     def decide(
         self,
         batch: PaymentBatch,

@@ -14,7 +14,7 @@ from schemas.pseudonym import PseudonymKeys
 from scorer.bundle import Bundle
 from scorer.files.file_reader import row_count
 from scorer.files.mapping import Mapping
-from scorer.pipeline import DUPLICATE, Outcomes, Pipeline
+from scorer.pipeline import DUPLICATE, REFUSED, Outcomes, Pipeline
 from scorer.pipeline.card_keys import NO_KEYS, cards_of
 from scorer.proof import comparison as compare
 from scorer.proof.differences import Cause, Difference, Differences
@@ -50,7 +50,7 @@ def prove_file(
         for labelled in file_batches(path, mapping, until_ms=until_ms, cards=cards):
             outcomes = pipeline.run(labelled.batch)
             times, modes = outcomes.columns.event_time_ms, outcomes.columns.mode
-            inside = modes != DUPLICATE
+            inside = (modes != DUPLICATE) & (modes != REFUSED)
             if begin_ms is not None:
                 inside &= times >= begin_ms
             if until_ms is not None:
@@ -79,8 +79,8 @@ class _File:
     def compare(self, outcomes: Outcomes, numbers: Sequence[int]) -> None:
         """Compare some rows of a batch of the file."""
         proof = self._found.proof
-        payment_ids = outcomes.payments.column("payment_id")
-        live = self._trail.of_payments([payment_ids[i] for i in numbers])
+        payment_ids = outcomes.columns.record_batch.column("payment_id")
+        live = self._trail.of_payments([payment_ids[i].as_py() for i in numbers])
         for number in numbers:
             proof.compared += 1
             again = compare.as_live(outcomes.columns.row(number))

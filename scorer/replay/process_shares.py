@@ -250,7 +250,16 @@ def _bytes(table: pa.Table) -> bytes:
 def _together(reports: Sequence[Report]) -> Report:
     """The counts of all; every process has read every payment."""
     total = Report(payments=reports[0].payments, dead_letters=reports[0].dead_letters)
-    total.reasons_refused = reports[0].reasons_refused
-    for name in ("decisions", "duplicates", "late", "flagged", "labels_refused", "labels_unmatched", "labels_invalid"):
+    total.reasons_refused, total.card_shares = reports[0].reasons_refused, reports[0].card_shares
+    for name in (
+        "decisions",
+        "duplicates",
+        "refused",
+        "late",
+        "flagged",
+        "labels_refused",
+        "labels_unmatched",
+        "labels_invalid",
+    ):
         setattr(total, name, sum(getattr(report, name) for report in reports))
     return total

@@ -17,7 +17,6 @@ import pyarrow.parquet as pq
 
 from schemas.audit_record import AuditColumns
 from schemas.decision import DECISIONS, MODES
-from schemas.payment_decoder import PaymentBatch
 from scorer.errors import UsageError
 from scorer.pipeline import Outcomes
 
@@ -60,24 +59,25 @@ def decision_table(
     rows = outcomes.rows
     known = np.full(len(rows), -1, np.int8) if label is None else label[rows]
     known_at = np.full(len(rows), -1, np.int64) if label_known_at_ms is None else label_known_at_ms[rows]
-    return decided_table(outcomes.columns, outcomes.payments, outcomes.bundles, schema, known, known_at)
+    return decided_table(outcomes.columns, outcomes.text, outcomes.bundles, schema, known, known_at)
 
 
 def decided_table(
     c: AuditColumns,
-    payments: PaymentBatch,
+    text: Callable[[str], pa.StringArray],
     bundles: Sequence[str],
     schema: pa.Schema,
     label: npt.NDArray[np.int8],
     label_known_at_ms: npt.NDArray[np.int64],
 ) -> pa.Table:
-    """Decided payments with label int8 [n] and label_known_at_ms int64 [n], as in TrainingTable."""
-    time, text, audited = pa.timestamp("ms", tz="UTC"), payments.text, c.record_batch
+    """Decided payments, `text` giving their fields, with label int8 [n] and label_known_at_ms int64 [n], as in
+    TrainingTable."""
+    time, audited = pa.timestamp("ms", tz="UTC"), c.record_batch
     decisions = pa.DictionaryArray.from_arrays(pa.array(c.decision.astype(np.int8)), pa.array(list(DECISIONS)))
     modes = pa.DictionaryArray.from_arrays(pa.array(c.mode.astype(np.int8)), pa.array(list(MODES)))
     columns = [
-        text("payment_id"), pa.array(c.event_time_ms, time),
-        pa.array(c.partition), pa.array(c.offset), pa.array(c.amount_minor), text("currency"),
+        audited.column("payment_id"), pa.array(c.event_time_ms, time),
+        pa.array(c.partition), pa.array(c.offset), pa.array(c.amount_minor), audited.column("currency"),
         *map(text, KEPT_FIELDS),
         decisions.cast(pa.string()), modes.cast(pa.string()), pa.array(c.score), pa.array(c.margin),
         _lists(audited.column("reasons")), _lists(audited.column("fired")),

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from features.window_engine import EngineCounts
+from schemas.card_fields import CardFields
+from schemas.payment_decoder import PaymentBatch
 from scorer.pipeline import Outcomes
+from scorer.pipeline.card_shares import CardShares
+from scorer.pipeline.records import Rejected
 
 Progress = Callable[[int], None]
 """Called after each batch with the number of payments so far."""
@@ -22,6 +26,8 @@ class Report:
     duplicates: int = 0
     late: int = 0
     flagged: int = 0
+    # Refused records that name their payment, and are answered; among decisions and among dead letters.
+    refused: int = 0
     batches_checked: int = 0
     # Labels that the engine had no space for: label features are too low from then on.
     labels_refused: int = 0
@@ -30,6 +36,7 @@ class Report:
     # Label records that the contract refuses, such as one whose payment id is a card number.
     labels_invalid: int = 0
     reasons_refused: dict[str, int] = field(default_factory=dict)
+    card_shares: CardShares | None = None
 
     def refuse(self, reason: str) -> None:
         self.dead_letters += 1
@@ -39,12 +46,19 @@ class Report:
         """Take the label counts of the whole run from the engine."""
         self.labels_refused, self.labels_unmatched = counts.labels_refused, counts.unmatched_labels_dropped
 
+    def look_for_cards(self, cards: CardFields, payments: PaymentBatch, rejected: Sequence[Rejected]) -> None:
+        """Count what looks like card numbers, to say what should be declared."""
+        self.card_shares = self.card_shares or CardShares(cards)
+        self.card_shares.add(payments, rejected)
+
     def add(self, outcomes: Outcomes) -> None:
         """Count a batch."""
+        self.look_for_cards(outcomes.cards, outcomes.payments, outcomes.rejected)
         self.payments += len(outcomes.records)
         self.decisions += len(outcomes.rows)
         self.duplicates += outcomes.duplicates
         self.late += outcomes.late
+        self.refused += outcomes.refused
         self.flagged += int(outcomes.columns.decision.sum())
         self.labels_invalid += len(outcomes.rejected_control)
         for item in outcomes.rejected:

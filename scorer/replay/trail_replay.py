@@ -3,7 +3,8 @@
 The windows are not computed again: a row holds the features that the live engine computed, so a bundle with another
 model, calibration or policy over the same feature set is tried on them exactly, in seconds and without Kafka. A bundle
 with another feature set is refused; that needs the payments themselves (`--input topic` or a file). Lists are those of
-each batch, by the list changes in the trail. Repeated payments are left out: their row has no features.
+each batch, by the list changes in the trail. Repeated payments and refused records are left out: their rows have no
+features.
 
 The rows are not verified here: that is what `audit verify` is for.
 """
@@ -22,7 +23,7 @@ import pyarrow as pa
 from psycopg.rows import namedtuple_row
 
 from schemas.audit_record import NULLABLE, AuditColumns
-from schemas.decision import DEGRADED, DUPLICATE, LATE
+from schemas.decision import DEGRADED, DUPLICATE, LATE, REFUSED
 from schemas.payment_columns import ColumnarPayments, PaymentColumns
 from scorer.bundle import Bundle
 from scorer.errors import FraudScorerError, UsageError
@@ -155,11 +156,11 @@ class _Decider:
         self._lists = _Lists(connection, bundle)
 
     def table(self, rows: Rows, begin: int, end: int, control_end: int) -> pa.Table:
-        """The batch of rows [begin, end), without its repeated payments; it had read the control topic up to
-        `control_end`."""
+        """The batch of rows [begin, end), without its repeated payments and its refusals; it had read the control
+        topic up to `control_end`."""
         self._lists.advance(control_end)
         mode = rows.codes["mode"][begin:end]
-        kept = np.flatnonzero(mode != DUPLICATE)
+        kept = np.flatnonzero((mode != DUPLICATE) & (mode != REFUSED))
         mode, places = mode[kept], kept + begin
         columns = PaymentColumns(
             rows.event_time_ms[places],
@@ -189,9 +190,9 @@ class _Decider:
             features=features,
             challenger_margins=np.empty((len(kept), 0), np.float32),
         )
-        self._count(decided, end - begin, late)
+        self._count(decided, rows.codes["mode"][begin:end], late)
         label, known_at = _labels(self._connection, text("payment_id").to_pylist())
-        return decided_table(decided, payments, [self._bundle.id] * len(kept), self._schema, label, known_at)
+        return decided_table(decided, payments.text, [self._bundle.id] * len(kept), self._schema, label, known_at)
 
     def _verdicts(
         self,
@@ -217,11 +218,12 @@ class _Decider:
             verdicts.reasons[i] = (*verdicts.reasons[i], LATE_REASON)
         return margins, scores, verdicts
 
-    def _count(self, decided: AuditColumns, rows: int, late: npt.NDArray[np.bool_]) -> None:
-        """Count a batch of so many rows, repeated ones included."""
+    def _count(self, decided: AuditColumns, modes: npt.NDArray[np.uint8], late: npt.NDArray[np.bool_]) -> None:
+        """Count a batch with rows of these modes."""
         report = self._report
-        report.payments += rows
-        report.duplicates += rows - len(decided)
+        report.payments += len(modes)
+        report.duplicates += int((modes == DUPLICATE).sum())
+        report.refused += int((modes == REFUSED).sum())
         report.decisions += len(decided)
         report.late += int(late.sum())
         report.flagged += int((decided.decision != APPROVE).sum())

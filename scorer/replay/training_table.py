@@ -61,6 +61,7 @@ def training_table(
                 enricher.engine.add_label(verdict.payment_id, fraud=verdict.fraud, known_at_ms=verdict.known_at_ms)
         enriched = enricher.enrich(labelled.batch.records, cards)
         report.payments += len(labelled.batch.records)
+        report.look_for_cards(cards, enriched.payments, enriched.rejected)
         report.duplicates += int(enriched.duplicate.sum())
         report.late += int(enriched.late.sum())
         for item in enriched.rejected:

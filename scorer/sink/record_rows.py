@@ -18,7 +18,7 @@ import sqlalchemy as sa
 
 from schemas.audit_record import EVENT_TIME_MS_MAX
 from schemas.contract_error import ContractError
-from schemas.control_record import Activate, parse_control
+from schemas.control_record import Activate, parse_control_masked
 from schemas.dead_letter import REDRIVEN, DeadLetter
 from schemas.label_record import Label
 from scorer.sink.batch_rows import masked_value
@@ -37,7 +37,7 @@ Row = tuple[sa.Table, dict[str, Any]]
 def control_row(topic: str, record: Record) -> Row | None:
     """Table and row of a control record; None for bytes that are none."""
     try:
-        parsed = parse_control(record.value)
+        parsed = parse_control_masked(record.value)
     except ContractError:
         return None
     key: dict[str, Any] = {"topic": topic, "offset": record.offset, "recorded_at": _recorded_at(record)}

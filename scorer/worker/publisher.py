@@ -7,13 +7,14 @@ before batch n is committed, and after any failure neither the producer nor the 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar
 
 import numpy as np
+import pyarrow as pa
 from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 
 from schemas.audit_record import CHUNK_BYTES_MAX, AuditHeader, ChunkTooSmall, encode
@@ -242,10 +243,10 @@ class Publisher:
         fault_points.point("after_commit")
 
     def _produce_decisions(self, outcomes: Outcomes) -> None:
-        """One message per payment, with the payment's own key, to the partition of the same number."""
+        """One message per answer, with the payment's own key, to the partition of the same number."""
         columns = outcomes.columns
         values = encode_decisions(
-            outcomes.payments.column("payment_id").tolist(),
+            _texts(columns.payment_id),
             columns.decision,
             columns.score,
             columns.margin,
@@ -253,15 +254,15 @@ class Publisher:
             columns.mode,
             outcomes.bundles,
         )
-        keys, pseudonyms = outcomes.records.keys, outcomes.payments.keys
+        keys = outcomes.keys()
         # One call for each partition: the client takes a partition of a single message and then does not heed it.
         by_partition: dict[int, list[dict[str, Any]]] = {}
-        for value, row, partition in zip(values, outcomes.rows.tolist(), columns.partition.tolist(), strict=True):
-            by_partition.setdefault(partition, []).append({"value": value, "key": pseudonyms.get(row, keys[row])})
+        for value, key, partition in zip(values, keys, columns.partition.tolist(), strict=True):
+            by_partition.setdefault(partition, []).append({"value": value, "key": key})
         topic = self._topics.decisions
         if self._limit(topic) < DECISION_BYTES_MAX + RECORD_OVERHEAD_BYTES:
-            for value, row in zip(values, outcomes.rows.tolist(), strict=True):
-                self._check(topic, value, pseudonyms.get(row, keys[row]))
+            for value, key in zip(values, keys, strict=True):
+                self._check(topic, value, key)
         for partition, messages in by_partition.items():
             if self._producer.produce_batch(topic, messages, partition) != len(messages):
                 # A message that was refused has its error in it; a full queue is the usual one.
@@ -295,6 +296,7 @@ class Publisher:
                     error=item.error,
                     timestamp_ms=timestamp_ms,
                     value_bytes_max=value_bytes_max,
+                    cards=outcomes.cards,
                 )
                 self._produce(topic, value, key=key, headers=headers)
         # Every shard reads the control topic; one speaks for all, so that a record has one dead letter.
@@ -345,3 +347,7 @@ def _of_an_older_generation(exc: KafkaException) -> bool:
     """Whether the group refused the offsets because a rebalance is on or has just been; all else is well."""
     error = exc.args[0]
     return error.txn_requires_abort() and error.code() in OLDER_GENERATION | {KafkaError.REBALANCE_IN_PROGRESS}
+
+
+def _texts(column: Sequence[str]) -> list[str]:
+    return column.to_pylist() if isinstance(column, pa.Array) else list(column)

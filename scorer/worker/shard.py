@@ -31,6 +31,7 @@ from scorer.runtime.settings import Settings
 from scorer.runtime.threads import Event, Future
 from scorer.worker import worker_metrics
 from scorer.worker.batcher import Batcher
+from scorer.worker.card_watch import CardWatch
 from scorer.worker.follower import Follower
 from scorer.worker.lag_gauges import LagGauges
 from scorer.worker.ports import Ports
@@ -160,6 +161,7 @@ class Shard:
         )
         self._log.info("shard.deciding", bundle=pipeline.bundle.id, sequence=pipeline.sequence)
         worker_metrics.BUNDLE.labels(self._label, pipeline.bundle.id).set(1)
+        cards = CardWatch(feature_set.cards, self._log)
         in_flight: _InFlight | None = None
         while not stop.is_set():
             self._watch.check()
@@ -183,6 +185,7 @@ class Shard:
             except SegmentError as exc:  # the disk is full, say: nothing of this batch was committed
                 raise FraudScorerError(str(exc)) from exc
             fault_points.point("after_compute")
+            cards.see(outcomes)
             worker_metrics.COMPUTE.labels(self._label).observe(self._threads.monotonic() - started)
             if in_flight is not None:
                 self._finish(in_flight, publisher, batcher)
@@ -230,6 +233,7 @@ class Shard:
         refused = Counter(item.error.reason.value for item in (*outcomes.rejected, *outcomes.rejected_control))
         for reason, count in refused.items():
             worker_metrics.DEAD_LETTERS.labels(label, reason).inc(count)
+        worker_metrics.UNANSWERED.labels(label).inc(len(outcomes.rejected) - outcomes.refused)
         for i in np.flatnonzero(outcomes.columns.decision == FLAG).tolist():
             for reason in outcomes.columns.reasons[i]:
                 worker_metrics.REASONS.labels(label, reason).inc()

@@ -7,7 +7,10 @@ from prometheus_client import Counter, Gauge, Histogram
 _FAST_S = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1, 2, 5)
 
 DECISIONS = Counter("fraud_scorer_decisions_total", "Payments decided and committed.", ["shard", "decision", "mode"])
-DEAD_LETTERS = Counter("fraud_scorer_dead_letters_total", "Records that could not be decided.", ["shard", "reason"])
+DEAD_LETTERS = Counter("fraud_scorer_dead_letters_total", "Records that were refused.", ["shard", "reason"])
+UNANSWERED = Counter(
+    "fraud_scorer_unanswered_total", "Refused payments records that name no payment: dead letters alone.", ["shard"]
+)
 REASONS = Counter("fraud_scorer_reasons_total", "Reason codes given to flagged payments.", ["shard", "reason"])
 CONFLICTS = Counter("fraud_scorer_duplicate_conflicts_total", "Payment ids seen again with other bytes.", ["shard"])
 BATCHES = Counter("fraud_scorer_batches_total", "Micro-batches committed.", ["shard"])

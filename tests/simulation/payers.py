@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tests.simulation.broker import ABORTED, COMMITTED, OPEN, Broker, Entry
-from tests.simulation.shard_state import GARBAGE
+from tests.simulation.shard_state import GARBAGE, NAMED
 
 PAYER = "a payment system"
 LATE_MS_MAX = 5_000
@@ -41,7 +41,9 @@ class Payers:
             log.append(Entry(b"k", b"1", OPEN, broker.timestamp_ms()), PAYER)
             self._open.add(partition)
         event_time_ms = b"%d" % (broker.timestamp_ms() - int(LATE_MS_MAX * random()))
-        broker.append("payments", partition, b"k", GARBAGE if chance < 0.2 else event_time_ms)
+        broker.append(
+            "payments", partition, b"k", GARBAGE if chance < 0.16 else NAMED if chance < 0.2 else event_time_ms
+        )
 
     def _end(self, partition: int) -> None:
         if partition in self._open:

@@ -9,13 +9,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 
 from features.snapshot_store import SnapshotDamaged, SnapshotError, SnapshotStoreError
 from schemas.audit_record import AuditContext
+from schemas.card_fields import UNDECLARED, CardFields
 from schemas.contract_error import ContractError, DeadLetterReason
 from schemas.journal_record import FIRST_PREVIOUS, ControlRange, InputRange, JournalRecord, Sources
 from scorer.pipeline import Outcomes
@@ -28,11 +30,15 @@ if TYPE_CHECKING:
     from tests.simulation.world import World
 
 GARBAGE = b"no payment"
+NAMED = b"no payment, but its id"  # answered beside its dead letter
 CONTEXT = AuditContext(bundle="b", threshold=0.5, feature_fingerprint="f", feature_names=("x",))
 BUNDLE: Any = SimpleNamespace(
     id="b",
     feature_set=SimpleNamespace(
-        max_future_skew=10**15, allowed_lateness=10**15, check_sharding=lambda key, shards: None
+        max_future_skew=10**15,
+        allowed_lateness=10**15,
+        cards=UNDECLARED,
+        check_sharding=lambda key, shards: None,
     ),
 )
 _ZEROS = SimpleNamespace(
@@ -51,6 +57,24 @@ class State(NamedTuple):
     sequence: int = 0
     head: str = FIRST_PREVIOUS
     windows: str = ""
+
+
+class Payments:
+    """As much of a batch's payments as the worker asks for."""
+
+    keys: Mapping[int, bytes] = MappingProxyType({})
+
+    def __init__(self, values: list[Any]) -> None:
+        self._values = values
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def column(self, _name: str) -> Any:
+        return np.array(self._values, object)
+
+    def text(self, _name: str) -> pa.StringArray:
+        return pa.nulls(len(self), pa.string())
 
 
 class Decided(NamedTuple):
@@ -77,11 +101,12 @@ class Read(NamedTuple):
 @lru_cache(maxsize=4_000)
 def decide(state: State, read: Read) -> Decided:
     """A function of its arguments, as Pipeline.run is."""
-    good = [i for i, (_, _, value) in enumerate(read.rows) if value != GARBAGE]
+    good = [i for i, (_, _, value) in enumerate(read.rows) if value not in (GARBAGE, NAMED)]
     partition = np.array([read.rows[i][0] for i in good], np.int32)
     offset = np.array([read.rows[i][1] for i in good], np.int64)
     event_time_ms = np.array([int(read.rows[i][2]) for i in good], np.int64)
-    order = tuple(good[i] for i in journal_order(partition, offset, event_time_ms).tolist())
+    named = [i for i, (_, _, value) in enumerate(read.rows) if value == NAMED]
+    order = (*(good[i] for i in journal_order(partition, offset, event_time_ms).tolist()), *named)
     seen = (state.windows, [read.rows[i] for i in order], read.control, read.degraded)
     windows = hashlib.sha256(repr(seen).encode()).hexdigest()
     journal = JournalRecord(
@@ -93,14 +118,15 @@ def decide(state: State, read: Read) -> Decided:
         bundle=BUNDLE.id,
         degraded=read.degraded,
         decisions=len(order),
-        dead_letters=len(read.rows) - len(order),
+        dead_letters=len(read.rows) - len(good),
+        refused=len(named),
         digest=windows,
         previous=state.head,
         sources=read.sources,
     )
     values = tuple(b"%d-%d %s" % (*read.rows[i][:2], windows[:12].encode()) for i in order)
     after = State(state.shard, state.sequence + 1, journal.head, windows)
-    refused = tuple(i for i in range(len(read.rows)) if read.rows[i][2] == GARBAGE)
+    refused = tuple(i for i in range(len(read.rows)) if read.rows[i][2] in (GARBAGE, NAMED))
     return Decided(after, journal, order, refused, values)
 
 
@@ -137,13 +163,20 @@ class StandIn:
         n, order = len(decided.order), np.array(decided.order, np.int64)
         zeros: Any = np.zeros(n, np.uint8)
         columns: Any = SimpleNamespace(
-            decision=zeros, mode=zeros, score=zeros, margin=zeros, reasons=[()] * n, partition=records.partition[order]
+            payment_id=list(decided.values),
+            decision=zeros,
+            mode=zeros,
+            score=zeros,
+            margin=zeros,
+            reasons=[()] * n,
+            partition=records.partition[order],
         )
         return Outcomes(
             records=records,
             control=batch.control,
             rows=order,
-            payments=SimpleNamespace(column=lambda name: np.array(decided.values, object)),  # type: ignore[arg-type]
+            payment=np.where([records.values[i] == NAMED for i in order.tolist()], -1, np.arange(n)),
+            payments=Payments(decided.values),  # type: ignore[arg-type]
             columns=columns,
             bundles=["b"] * n,
             rejected=[Rejected(i, _REFUSED) for i in decided.refused],
@@ -153,6 +186,7 @@ class StandIn:
             conflicts=0,
             late=0,
             context=CONTEXT,
+            cards=UNDECLARED,
         )
 
     def activate(self, bundle: Any) -> None:
@@ -180,8 +214,8 @@ def encode_audit(columns: Any, header: Any, **_: int) -> list[bytes]:
     return [header.journal.encode()]
 
 
-def event_times(values: list[bytes], *, missing: int) -> Any:
-    return np.array([missing if value == GARBAGE else int(value) for value in values], np.int64)
+def event_times(values: list[bytes], *, missing: int, cards: CardFields) -> Any:
+    return np.array([missing if value in (GARBAGE, NAMED) else int(value) for value in values], np.int64)
 
 
 # snapshots

@@ -30,6 +30,7 @@ _MODES = {
     "degraded": " Decided in degraded mode, without the model, because the deadline was near.",
     "duplicate": " The payment id had been decided before: the same decision was given again.",
     "late": " It came later than the windows allow: scored, without entering them.",
+    "refused": "",
 }
 
 
@@ -119,6 +120,10 @@ def prove(explanation: Explanation, bundle: Bundle) -> None:
     if bundle.id != row["bundle"]:
         raise UsageError(f"bundle {row['bundle']} decided, {bundle.id} was given: give the folder of that one")
     explanation.reasons = [(code, bundle.policy.sentence(code)) for code in row["reasons"]]
+    if row["mode"] == "refused":
+        explanation.notes.append("The record was no payment (see its dead letter): nothing was computed.")
+        explanation.checks.append(_equal("decision", row["decision"], bundle.policy.refused.otherwise))
+        return
     if row["mode"] == "duplicate":
         explanation.notes.append("A repeated decision is not computed; the first one is explained on its own.")
         return
@@ -207,6 +212,11 @@ def _decide(
 
 
 def _sentence(row: dict[str, Any]) -> str:
+    if row["mode"] == "refused":
+        return (
+            f"{row['event_time']:%Y-%m-%d %H:%M:%S} UTC: the record was refused as no payment, and answered with "
+            f"{row['decision']} by the policy of bundle {row['bundle']}. A right record of the same id is decided anew."
+        )
     exponent = CURRENCY_EXPONENT.get(row["currency"], 0)
     amount = f"{row['amount_minor'] / 10**exponent:,.{exponent}f} {row['currency']}"
     who = f" of customer {row['customer_id']}" if row["customer_id"] else ""

@@ -83,13 +83,13 @@ def windows_of(again: Again, row_number: int) -> list[Window]:
 
     One entry for each windowed feature whose key the payment has; features of one window share what they count.
     """
-    engine, payments = again.pipeline.engine, again.outcomes.payments
+    engine = again.pipeline.engine
     minor_units = 10.0 ** CURRENCY_EXPONENT[engine.feature_set.currency]
     found = []
     for feature in engine.feature_set.features:
         if feature.entity is None or feature.window is None:
             continue
-        key = [payments.text(name)[row_number].as_py() for name in engine.feature_set.entities[feature.entity]]
+        key = [again.outcomes.text(name)[row_number].as_py() for name in engine.feature_set.entities[feature.entity]]
         if None in key:
             continue
         rows = engine.payments_in_window(key, feature.name)

@@ -23,7 +23,7 @@ from psycopg.types.datetime import TimestamptzLoader
 
 from schemas.audit_digest import context_bytes, digest_parts
 from schemas.audit_record import EVENT_TIME_MS_MAX
-from schemas.decision import DEGRADED, DUPLICATE, LATE, MODES
+from schemas.decision import DEGRADED, DUPLICATE, LATE, MODES, REFUSED
 from schemas.journal_record import JournalError, JournalRecord
 from scorer.audit.findings import Finding
 from scorer.audit.signed.signatures import SignatureBroken, Verifier, body_of
@@ -245,6 +245,12 @@ def _undigested_columns(batch: Any, rows: Rows, begin: int, end: int) -> tuple[s
     ):
         if ours != theirs:
             return "batch_edited", f"column {name} is {ours}, by its rows it is {theirs}"
+    answered = batch.journal.get("refused") or 0  # some as duplicates of what was decided before
+    if modes[REFUSED] > answered:
+        return (
+            "batch_edited",
+            f"{modes[REFUSED]} rows are in mode refused, its journal record has {answered}",
+        )
     return None
 
 
