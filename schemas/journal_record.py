@@ -109,7 +109,7 @@ class JournalRecord(Contract):
     refused: Count | None = Field(
         default=None,
         description="How many of the dead letters are answered as well, being records that name their payment; absent "
-        "in records of releases before 0.3, which answered none.",
+        "in records of releases before 0.2, which answered none.",
     )
     pseudonym_key: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}$")] | None = Field(
         default=None,

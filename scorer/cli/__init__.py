@@ -20,6 +20,7 @@ from scorer.cli import (
     features_commands,
     label_commands,
     prove_command,
+    pseudonym_command,
     recover_command,
     replay_command,
     run_commands,
@@ -60,6 +61,7 @@ app.add_typer(label_commands.app, name="labels")
 app.add_typer(services, name="services")
 app.command()(recover_command.recover)
 app.command()(acls_command.acls)
+app.command("pseudonym")(pseudonym_command.pseudonym_command)
 app.command()(topic_commands.settings)
 app.command()(topic_commands.schemas)
 

@@ -69,7 +69,7 @@ class Batch:
 
     `degraded`: decide without the model, because a deadline is near. A clock's choice, so it comes in as data.
     `pseudonym_key`: id of the key that token fields were replaced with before; None: the first one known.
-    `answer_refused`: refused records that name their payment are answered; releases before 0.3 did not.
+    `answer_refused`: refused records that name their payment are answered; releases before 0.2 did not.
     `sources`: ids of the topics that were read. `change`: what an operator accepted; then there is nothing to decide.
     `known_labels`: of each control record the label that it is known to hold, so that it need not be parsed, or None;
     empty when nothing is known.
