@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from schemas.card_fields import DEFAULTS, UNDECLARED, CardFields
 from schemas.card_numbers import is_card_number
 from schemas.contract_error import ContractError, DeadLetterReason
 from schemas.control_record import Activate, ListAdd, ListRemove, parse_control
@@ -28,9 +29,9 @@ def token(field: str, text: str) -> bytes:
     return with_(**{field: "@"}).replace(b'"@"', text.encode())
 
 
-def refusal(raw: bytes | None, key: bytes | None = None) -> ContractError:
+def refusal(raw: bytes | None, key: bytes | None = None, cards: CardFields = UNDECLARED) -> ContractError:
     with pytest.raises(ContractError) as caught:
-        Payment.from_json(raw, key)
+        Payment.from_json(raw, key, cards=cards)
     return caught.value
 
 
@@ -137,10 +138,14 @@ CARDS = (
 )
 
 
+# Also the ids that are opaque unless they are declared.
+REFUSING = CardFields.of(dict.fromkeys(DEFAULTS, "refuse"))
+
+
 def assert_card_refused(raw: bytes, key: bytes | None, field: str | None, digits: str) -> None:
-    error = refusal(raw, key)
+    error = refusal(raw, key, REFUSING)
     assert (error.reason, error.field) == (R.CARD_NUMBER, field)
-    assert decode_payments([raw], [key]).rejects == [(0, error)]
+    assert decode_payments([raw], [key], cards=REFUSING).rejects == [(0, error)]
     dead_key, dead_value, headers = dead_letter_record("payments", 0, 7, key, raw, error)
     left = b" ".join([dead_key or b"", dead_value or b"", *(text for _, text in headers)]) + str(error).encode()
     assert digits.strip().encode() not in left
