@@ -58,7 +58,8 @@ def make_bundle(folder: Path) -> Path:
 
 
 def payments(seed: int, count: int) -> list[Payment]:
-    """Payments of 60 customers in a few hours of event time; some late, repeated, repeated with other bytes, broken."""
+    """Payments of 60 customers in a few hours of event time; some late, repeated, repeated with other bytes, broken
+    with and without an id."""
     rng = random.Random(seed)
     made: list[Payment] = []
     at_ms = START_MS
@@ -75,7 +76,8 @@ def payments(seed: int, count: int) -> list[Payment]:
         }
         chance = rng.random()
         if chance < 0.01:
-            made.append((customer.encode(), b"no json"))
+            broken = b"no json" if chance < 0.005 else json.dumps(fields | {"currency": "EUX"}).encode()
+            made.append((customer.encode(), broken))
             continue
         if chance < 0.03 and made:
             made.append(made[rng.randrange(max(0, len(made) - 200), len(made))])

@@ -200,8 +200,13 @@ class Application:
         return self._producer.flush(0.05) == 0
 
     def decided(self) -> int:
-        """Decisions and dead letters seen so far."""
-        return self.decisions.fill() + self.dead_letters.fill()
+        """Payments answered, and dead letters without an answer, seen so far."""
+        self.dead_letters.fill()
+        return self.decisions.fill() + self._unanswered()
+
+    def _unanswered(self) -> int:
+        """Dead letters that name no payment."""
+        return sum(not _names_payment(message.value()) for message in self.dead_letters.messages)
 
     def wait(self, condition: Callable[[], object], seconds: float, what: str, *, supervised: bool = False) -> None:
         deadline = time.monotonic() + seconds
@@ -244,7 +249,7 @@ class Application:
         """Raise Torn unless decisions, audit rows, dead letters and journal are those of an undisturbed run."""
         self.decisions.read_to_end()
         self.dead_letters.read_to_end()
-        _same("records decided", len(self.decisions.messages) + len(self.dead_letters.messages), len(self.sent))
+        _same("records answered", len(self.decisions.messages) + self._unanswered(), len(self.sent))
         bundle = Bundle.load(self._bundle)
         rows = self._audit_rows(bundle)
         replayed: list[dict[str, Any]] = []
@@ -297,6 +302,14 @@ class Application:
                     rows[key] = (r["payment_id"], float(r["score"]), float(r["margin"]), tuple(r["reasons"]),
                                  tuple(_bits(r["features"])))  # fmt: skip
         return rows
+
+
+def _names_payment(value: bytes | None) -> bool:
+    try:
+        document = json.loads(value or b"")
+    except ValueError:
+        return False
+    return isinstance(document, dict) and isinstance(document.get("payment_id"), str)
 
 
 def _identity(value: bytes) -> str:

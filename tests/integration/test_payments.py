@@ -6,6 +6,7 @@ import json
 import signal
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -114,15 +115,23 @@ MALFORMED: list[tuple[str, bytes | None]] = [
     ("missing_field", b'{"payment_id":"bad","event_time":"2026-01-01T00:00:00Z","currency":"EUR"}'),
     ("unknown_field", broken(surprise=1)),
     ("wrong_type", broken(payment_id=7)),
-    ("card_number", broken(merchant_id=CARD)),
+    ("card_number", broken(customer_id=CARD)),
 ]
+
+
+# Those that name their payment.
+ANSWERED = {
+    "not_finite", "amount_negative", "amount_overflow", "amount_minor_units", "unknown_currency", "no_exchange_rate",
+    "event_time_invalid", "event_time_out_of_range", "event_time_in_future", "missing_field", "unknown_field",
+    "card_number",
+}  # fmt: skip
 
 
 def test_every_malformed_record_becomes_a_dead_letter_and_the_next_one_is_decided(
     services: Services, topics_prefix: str, database: str, bundle: Path, tmp_path: Path
 ) -> None:
-    """Each malformed record ends in the dead-letter topic with its origin and reason, no card number survives anywhere,
-    and the payment right after it is decided."""
+    """Each malformed record ends in the dead-letter topic with its origin and reason, answered in mode refused where it
+    names its payment; no card number survives anywhere, and the payment right after it is decided."""
     settings = test_settings(
         services.kafka.bootstrap_servers, topics_prefix, postgres={"url": database}, topics={"payments_partitions": 1}
     )
@@ -135,9 +144,10 @@ def test_every_malformed_record_becomes_a_dead_letter_and_the_next_one_is_decide
     assert producer.flush(30) == 0
     dead, decisions = TopicReader(settings, topics.dead_letters), TopicReader(settings, topics.decisions)
     log = tmp_path / "worker.log"
+    answered = sum(reason in ANSWERED for reason, _ in MALFORMED)
     with process("run", ["--bundle", str(bundle)], settings, log) as worker:
         wait_for(
-            lambda: (dead.fill() >= len(MALFORMED)) & (decisions.fill() >= len(MALFORMED)),
+            lambda: (dead.fill() >= len(MALFORMED)) & (decisions.fill() >= len(MALFORMED) + answered),
             60,
             "dead letters and decisions",
         )
@@ -149,7 +159,16 @@ def test_every_malformed_record_becomes_a_dead_letter_and_the_next_one_is_decide
     assert [(by_offset[2 * i].reason.value, by_offset[2 * i].topic) for i in range(len(MALFORMED))] == [
         (reason, topics.payments) for reason, _ in MALFORMED
     ]
-    assert sorted(d["payment_id"] for d in decisions.json()) == sorted(f"good-{i}" for i in range(len(MALFORMED)))
+    decided = [d for d in decisions.json() if d["mode"] == "normal"]
+    assert sorted(d["payment_id"] for d in decided) == sorted(f"good-{i}" for i in range(len(MALFORMED)))
+    refused = [d for d in decisions.json() if d["mode"] == "refused"]
+    assert Counter(d["reasons"][0] for d in refused) == Counter(
+        f"REFUSED_{reason.upper()}" for reason, _ in MALFORMED if reason in ANSWERED
+    )
+    assert {d["decision"] for d in refused} == {"flag"}
+    assert len(decided) + len(refused) == len(decisions.messages)
+    unanswered = sum(value for name, value in counted.items() if name.startswith("fraud_scorer_unanswered_total"))
+    assert len(decided) + len(refused) + unanswered == 2 * len(MALFORMED)
     assert sum(value for name, value in counted.items() if name.startswith("fraud_scorer_dead_letters_total")) == len(
         MALFORMED
     )

@@ -122,12 +122,12 @@ def test_one_verdict_on_a_text_from_every_input(texts: list[str]) -> None:
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
-@given(st.lists(disguises() | st.text(max_size=20), min_size=1, max_size=4))
-@example(["4111.1111.1111.1111", "x4111111111111111y", "", "tok_1"])
+@given(st.lists(disguises() | st.text(st.characters(exclude_categories=("Cs",)), max_size=20), min_size=1, max_size=4))
+@example(["4111.1111.1111.1111", "x4111111111111111y", "tok_1"])
 def test_one_verdict_on_declared_fields_from_every_input(texts: list[str]) -> None:
-    """Opaque texts are taken as they are, pseudonyms stand for those of token fields, and all else is tested: alike from
-    JSON, Parquet and CSV, and as the reference says."""
-    texts = [text for text in texts if text.isprintable() and text.strip() == text]  # CSV trims, and knows no NUL
+    """Opaque texts are taken as they are, pseudonyms stand for those of token fields, and all else is tested: alike
+    from JSON and Parquet, and as the reference says."""
+    texts = [text for text in texts if text]  # an empty cell is an absent field
     rows = payments(texts)
     cards = DECLARED.with_key(bytes(32))
     plain = of_json(rows, escaped=False, cards=cards)
@@ -136,12 +136,12 @@ def test_one_verdict_on_declared_fields_from_every_input(texts: list[str]) -> No
         assert of_file(rows, Path(folder), "parquet", cards=cards) == plain
     for row, verdict in zip(rows, plain, strict=True):
         raw = json.dumps({name: row[name] for name in NAMES} | {"attributes": {"note": row["note"]}}).encode()
-        try:
-            reference = Payment.from_json(raw, cards=cards)
-        except ContractError as error:
-            assert verdict == (error.reason.value, error.field)
+        if isinstance(verdict, tuple):
+            with pytest.raises(ContractError) as caught:
+                Payment.from_json(raw, cards=cards)
+            assert verdict == (caught.value.reason.value, caught.value.field)
             continue
-        changed = reference.with_pseudonyms(cards)
+        changed = Payment.from_json(raw, cards=cards).with_pseudonyms(cards)
         assert verdict == [getattr(changed, name) for name in TEXT_FIELDS]
         assert is_pseudonym(changed.card_token or "")
         opaque = [place for place in TEXT_FIELDS if cards.rule(place) is CardRule.OPAQUE]
