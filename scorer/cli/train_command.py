@@ -92,7 +92,7 @@ def train(
     with _progress(quiet=as_json) as (rounds, tried):
         report = fit(rows, text, policy_text, output, settings, progress=rounds, trial_progress=tried)
     document = dataclasses.asdict(report) | {"output": str(report.output), "training": report.training.model_dump()}
-    document["history"] = dataclasses.asdict(table.report)
+    document["history"] = table.report.counts()
     if report_file is not None:
         report_file.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     result: dict[str, Any] = {

@@ -28,7 +28,7 @@ from scorer.errors import UsageError
 from scorer.pipeline.dedupe import Dedupe
 from scorer.pipeline.ordering import journal_order
 from scorer.pipeline.records import Records, Rejected
-from scorer.pipeline.refused_answers import Refusals, known_before, placed
+from scorer.pipeline.refused_answers import NO_REFUSALS, Refusals, known_before, placed
 
 _NO_STREAM_TIME = -(1 << 62)
 
@@ -138,8 +138,10 @@ class Enricher:
             own = selector.select(payments, ids, duplicate, stream_ms)
             payments, amount, ids, rows = payments.take(own), amount[own], ids[own], rows[own]
             entry, duplicate, conflict = entry[own], duplicate[own], conflict[own]
-            if not selector.reports_rejected:
-                rejected, refusals = [], known_before([], self.dedupe, stream_ms)
+            if selector.reports_rejected:
+                refusals = refusals.among(own)
+            else:
+                rejected, refusals = [], NO_REFUSALS
         fresh = np.flatnonzero(~duplicate)
         all_fresh = len(fresh) == len(rows)
         first = payments if all_fresh else payments.take(fresh)

@@ -47,6 +47,10 @@ class Refusals:
     def payment_ids(self) -> list[str]:
         return [item.payment_id or "" for item in self.items]
 
+    def among(self, own: npt.NDArray[np.int64]) -> Refusals:
+        """The same among some of the payments: those at the places `own`, rising."""
+        return replace(self, rank=np.searchsorted(own, self.rank) - 0.5)
+
     def index(self) -> npt.NDArray[np.int64]:
         """Place of each in the batch's records, int64 [r]."""
         return np.fromiter((item.index for item in self.items), np.int64, len(self.items))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 from features.window_engine import EngineCounts
 from schemas.card_fields import CardFields
@@ -37,6 +38,10 @@ class Report:
     labels_invalid: int = 0
     reasons_refused: dict[str, int] = field(default_factory=dict)
     card_shares: CardShares | None = None
+
+    def counts(self) -> dict[str, Any]:
+        """All counts by name."""
+        return {item.name: getattr(self, item.name) for item in fields(self) if item.name != "card_shares"}
 
     def refuse(self, reason: str) -> None:
         self.dead_letters += 1

@@ -29,6 +29,8 @@ features:
   - {name: pair_count_1h, entity: pair, aggregate: count, window: 1h}
   - {name: customer_gap, entity: customer, aggregate: since_last}
 """
+# The same features, of cards whose numbers are replaced.
+TOKENS = FEATURES.replace("customer_id", "card_token") + "card_numbers: {card_token: token, attributes.pan: token}\n"
 POLICY = """
 name: faults
 flag: {score: 0.6}
@@ -42,7 +44,7 @@ START_MS = 1_767_225_600_000
 Payment = tuple[bytes, bytes]  # key, value
 
 
-def make_bundle(folder: Path) -> Path:
+def make_bundle(folder: Path, *, features: str = FEATURES, policy: str = POLICY) -> Path:
     """Written once; a model that flags some and has both trees and features to explain."""
     rng = np.random.default_rng(5)
     rows = np.column_stack([rng.uniform(1, 500, 2000), rng.integers(0, 9, 2000), rng.uniform(1, 500, 2000),
@@ -52,7 +54,7 @@ def make_bundle(folder: Path) -> Path:
     booster = xgb.train({"objective": "binary:logistic", "max_depth": 4, "nthread": 1}, data, 12)
     write_bundle(
         folder, name="faults", created_at="2026-01-01T00:00:00Z", model=bytes(booster.save_raw("ubj")),
-        feature_set_yaml=FEATURES, policy_yaml=POLICY, threshold_score=0.6, metrics={}, versions={"xgboost": "3"},
+        feature_set_yaml=features, policy_yaml=policy, threshold_score=0.6, metrics={}, versions={"xgboost": "3"},
     )  # fmt: skip
     return folder
 

@@ -16,35 +16,20 @@ from schemas.audit_record import AuditHeader, decode_parts, digest_chunks, encod
 from schemas.decision import DECISIONS, MODES, encode_decisions
 from schemas.journal_record import ControlRange, InputRange, JournalRecord
 from schemas.pseudonym import PseudonymKeys, is_pseudonym, pseudonym
-from scorer.bundle import Bundle, write_bundle
+from scorer.bundle import Bundle
 from scorer.errors import UsageError
 from scorer.pipeline import Outcomes, Pipeline
 from scorer.pipeline.records import Batch, Records
 from scorer.pipeline.state_image import ShardCapture, facts, restored
-from tests.faults.payments import FEATURES, POLICY, START_MS, make_bundle
+from tests.faults.payments import POLICY, START_MS, TOKENS, make_bundle
 
 CARD = "4111111111111111"
 KEY, OTHER = bytes(range(32)), bytes(32)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_bundle(tmp_path_factory.mktemp("refused") / "plain")
-
-
-@pytest.fixture(scope="module")
-def bundle(folder: Path) -> Bundle:
-    return Bundle.load(folder)
-
-
-def with_texts(folder: Path, to: Path, *, features: str = FEATURES, policy: str = POLICY) -> Bundle:
-    """The same model with another feature set or policy."""
-    model = (folder / "model.ubj").read_bytes()
-    write_bundle(
-        to, name="other", created_at="2026-01-01T00:00:00Z", model=model, feature_set_yaml=features,
-        policy_yaml=policy, threshold_score=0.6, metrics={}, versions={},
-    )  # fmt: skip
-    return Bundle.load(to)
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return Bundle.load(make_bundle(tmp_path_factory.mktemp("refused") / "plain"))
 
 
 def payment(payment_id: str, minute: int = 0, **fields: Any) -> bytes:
@@ -135,9 +120,9 @@ def test_every_refusal_that_names_its_payment_is_answered(bundle: Bundle) -> Non
     assert json.loads(bodies[0])["mode"] == "refused"
 
 
-def test_the_policy_says_which_default(folder: Path, tmp_path: Path) -> None:
+def test_the_policy_says_which_default(tmp_path: Path) -> None:
     """`refused: {otherwise: approve}` approves what cannot be read."""
-    lenient = with_texts(folder, tmp_path / "b", policy=POLICY + "refused: {otherwise: approve}\n")
+    lenient = Bundle.load(make_bundle(tmp_path / "b", policy=POLICY + "refused: {otherwise: approve}\n"))
     (answer,) = answers(decide(Pipeline(lenient), [ANSWERED["MISSING_FIELD"]]))
     assert answer[2:4] == ("approve", "refused")
 
@@ -244,13 +229,9 @@ def test_a_refused_key_is_in_no_answer(bundle: Bundle) -> None:
     assert key == b"k **"
 
 
-TOKENS = FEATURES.replace("[customer_id]", "[card_token]").replace("[customer_id, terminal_id]", "[card_token]")
-TOKENS += "card_numbers: {card_token: token, attributes.pan: token}\n"
-
-
 @pytest.fixture(scope="module")
-def of_tokens(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return with_texts(folder, tmp_path_factory.mktemp("tokens") / "b", features=TOKENS)
+def of_tokens(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return Bundle.load(make_bundle(tmp_path_factory.mktemp("tokens") / "b", features=TOKENS))
 
 
 def test_a_card_number_in_a_token_field_is_decided_and_goes_nowhere(of_tokens: Bundle) -> None:
