@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Final
 
-from schemas.pseudonym import PseudonymKeyError, pseudonym
+from schemas.pseudonym import PseudonymKeyError, is_pseudonym, pseudonym, ungrouped
 
 KEY: Final = "key"  # the record's key, beside the names of fields
 ATTRIBUTE: Final = "attributes."
@@ -88,6 +88,15 @@ class CardFields:
         if self.pseudonym_key is None:
             raise PseudonymKeyError("a field is declared as token, and no key was given to replace its values with")
         return pseudonym(self.pseudonym_key, token_text(value))
+
+    def is_value(self, text: str, value: str, rule: CardRule) -> bool:
+        """Whether `text`, such as a record's key, is the `value` of a field of this rule: of a token field in any
+        grouping, and also where its pseudonym came in."""
+        if rule is not CardRule.TOKEN or text == value:
+            return text == value
+        if is_pseudonym(value):
+            return self.pseudonym_key is not None and self.replaced(text) == value
+        return ungrouped(text) == ungrouped(value)
 
 
 def token_text(value: str | int | float) -> str:

@@ -170,7 +170,7 @@ def _declared_kept(value: bytes, cards: CardFields) -> tuple[bytes, bool]:
         rule, text = _rule(found[1].decode(), cards), found[2]
         if rule is CardRule.REFUSE:
             continue
-        shown = text if rule is CardRule.OPAQUE else cards.replaced(text.decode("utf-8", "replace")).encode()
+        shown = text if rule is CardRule.OPAQUE else cards.replaced(_decoded(text)).encode()
         before = value[last : found.start(2)]
         kept += [mask_card_numbers(before), shown]
         masked |= kept[-2] != before
@@ -196,10 +196,15 @@ def _key_as_declared(key: bytes, value: bytes | None, cards: CardFields, masked:
     if cards.key_rule is not None:
         rules = {cards.key_rule}
     else:
-        rules = {_rule(found[1].decode(), cards) for found in _TEXT.finditer(value or b"") if found[2] == text}
+        named = [(_rule(found[1].decode(), cards), found[2]) for found in _TEXT.finditer(value or b"")]
+        rules = {rule for rule, other in named if cards.is_value(_decoded(text), _decoded(other), rule)}
     if CardRule.TOKEN in rules:
-        return cards.replaced(text.decode("utf-8", "replace")).encode()
+        return cards.replaced(_decoded(text)).encode()
     return key if CardRule.OPAQUE in rules else masked
+
+
+def _decoded(text: bytes) -> str:
+    return text.decode("utf-8", "replace")
 
 
 def _rule(name: str, cards: CardFields) -> CardRule:

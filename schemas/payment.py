@@ -160,7 +160,10 @@ def replaced_key(key: bytes | None, payment: Any, cards: CardFields) -> bytes | 
     if cards.key_rule is CardRule.TOKEN:
         return cards.replaced(text).encode()
     if cards.key_rule is None and any(
-        not name.startswith(ATTRIBUTE) and getattr(payment, name) == text for name in cards.tokens
+        not name.startswith(ATTRIBUTE)
+        and (value := getattr(payment, name)) is not None
+        and cards.is_value(text, value, CardRule.TOKEN)
+        for name in cards.tokens
     ):
         return cards.replaced(text).encode()
     return key
@@ -183,7 +186,9 @@ def is_declared_value(key: bytes, fields: Mapping[str, Any], cards: CardFields) 
     """Whether the key is the value of a field that is opaque or token: then it is what that field is."""
     text = key_text(key)
     return any(
-        isinstance(value, str) and value == text and cards.rule(name) is not CardRule.REFUSE
+        (rule := cards.rule(name)) is not CardRule.REFUSE
+        and isinstance(value, str)
+        and cards.is_value(text, value, rule)
         for name, value in fields.items()
         if name in Payment.model_fields
     )

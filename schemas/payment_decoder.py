@@ -192,7 +192,7 @@ def decode_payments(
             except (msgspec.MsgspecError, UnicodeDecodeError):
                 pass  # not certain after all: the reference below decides
             else:
-                if i not in suspicious or _is_declared_key(keys[i], row, cards):
+                if i not in suspicious or (keys is not None and _is_declared_key(keys[i], row, cards)):
                     if certainty == CERTAIN_WITH_NULL_ATTRIBUTE:
                         row = _without_null_attributes(row)
                     index.append(i)

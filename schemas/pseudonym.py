@@ -30,10 +30,13 @@ def pseudonym(key: bytes, text: str) -> str:
     """
     if is_pseudonym(text):
         return text
-    if _GROUPED.fullmatch(text) is not None:
-        text = text.replace(" ", "").replace("-", "")
-    digest = hmac.digest(key, text.encode("utf-8", "surrogatepass"), "sha256").hex()
+    digest = hmac.digest(key, ungrouped(text).encode("utf-8", "surrogatepass"), "sha256").hex()
     return PREFIX + digest[:_LETTERS].translate(_LETTER)
+
+
+def ungrouped(text: str) -> str:
+    """Digits in groups as one number; any other text as it is."""
+    return text.replace(" ", "").replace("-", "") if _GROUPED.fullmatch(text) is not None else text
 
 
 def is_pseudonym(text: str) -> bool:
