@@ -4,7 +4,7 @@
     token      may be a card number: every value is replaced by its pseudonym before anything else sees it
     refuse     must not be one: a value that is or holds a card number is refused
 
-A card number cannot be told from a long numeric id: one in ten of those passes the Luhn check. So it is the field that
+A card number cannot be distinguished from a long numeric id: one in ten of those passes the Luhn check. So the field
 decides. Without a declaration the ids that payment systems and networks assign are opaque, and all else is refused.
 """
 

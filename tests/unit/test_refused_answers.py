@@ -128,7 +128,7 @@ def test_the_policy_says_which_default(tmp_path: Path) -> None:
 
 
 def test_a_right_record_after_a_refused_one_is_decided(bundle: Bundle) -> None:
-    """The refusal said nothing of the payment: corrected and sent again, it is decided as any other."""
+    """The refusal is no decision on the payment: corrected and sent again, it is decided as any other."""
     for together in (True, False):
         pipeline, values = Pipeline(bundle), [ANSWERED["UNKNOWN_CURRENCY"], payment("p")]
         parts = [values] if together else [[value] for value in values]
