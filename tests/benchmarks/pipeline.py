@@ -130,10 +130,10 @@ def _part(part: str, bootstrap: str, prefix: str) -> None:
 
 
 def _committed() -> int:
-    """Decisions and dead letters of committed batches, by the worker's own metrics."""
+    """Payments answered, and dead letters without an answer, of committed batches, by the worker's own metrics."""
     from scorer.worker import worker_metrics  # noqa: PLC0415
 
-    counters = (worker_metrics.DECISIONS, worker_metrics.DEAD_LETTERS)
+    counters = (worker_metrics.DECISIONS, worker_metrics.UNANSWERED)
     return int(sum(s.value for c in counters for m in c.collect() for s in m.samples if s.name.endswith("_total")))
 
 
