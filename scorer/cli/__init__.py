@@ -18,6 +18,7 @@ from scorer.cli import (
     dead_letter_commands,
     demo_command,
     features_commands,
+    import_command,
     label_commands,
     prove_command,
     recover_command,
@@ -53,6 +54,7 @@ app.command()(replay_command.replay)
 app.command()(prove_command.prove)
 app.command("backtest")(backtest_commands.backtest_command)
 app.command("what-if")(backtest_commands.what_if_command)
+bundle_commands.app.command("import")(import_command.import_bundle)
 app.add_typer(bundle_commands.app, name="bundle")
 app.add_typer(dead_letter_commands.app, name="dead-letters")
 app.add_typer(audit_commands.app, name="audit")

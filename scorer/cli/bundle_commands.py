@@ -1,4 +1,4 @@
-"""`bundle show|verify|sign|activate|compile|challenge|export`: everything about bundles after training."""
+"""`bundle show|verify|sign|activate|compile|challenge|export`: everything about bundles once they are made."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ from scorer.cli.command_support import Json, counting, out, parse_time_ms, read_
 from scorer.cli.command_support import settings as load_settings
 from scorer.errors import PromiseBroken, UsageError
 
-app = typer.Typer(help="Show, verify, sign, activate, compile, challenge and export bundles.", no_args_is_help=True)
+app = typer.Typer(
+    help="Show, verify, sign, activate, import, compile, challenge and export bundles.", no_args_is_help=True
+)
 
 Folder = Annotated[Path, typer.Argument(exists=True, file_okay=False, help="The bundle's folder.")]
 TrustedKeys = Annotated[
@@ -91,7 +93,7 @@ def verify(folder: Folder, trusted_key: TrustedKeys = None, as_json: Json = Fals
     """
     verdict = run_gate(folder, trusted_keys=_keys(trusted_key))
     _report(verdict, folder, as_json=as_json)
-    _require(verdict, folder)
+    require(verdict, folder)
 
 
 @app.command()
@@ -105,7 +107,7 @@ def sign(
 
     Example: fraud-scorer bundle sign bundles/cards --key signing.pem --new-key
     """
-    _require(run_gate(folder), folder)
+    require(run_gate(folder), folder)
     if new_key:
         private = new_private_key(key)
     else:
@@ -136,7 +138,7 @@ def activate(
     from scorer.operate.activation import send_activation  # noqa: PLC0415 - needs a Kafka client
 
     verdict = run_gate(folder, trusted_keys=_keys(trusted_key))
-    _require(verdict, folder)
+    require(verdict, folder)
     bundle = Bundle.load(folder)
     place = location or str(folder.resolve())
     offset = send_activation(load_settings(), bundle.id, place)
@@ -296,7 +298,8 @@ def _report(verdict: Verdict, folder: Path, *, as_json: bool) -> None:
     out.print(table)
 
 
-def _require(verdict: Verdict, folder: Path) -> None:
+def require(verdict: Verdict, folder: Path) -> None:
+    """Raise PromiseBroken for a bundle that fails its gate."""
     failed = [check for check in verdict.checks if not check.passed]
     if failed:
         raise PromiseBroken(f"{folder} fails its gate ({failed[0].name}): {failed[0].detail}")

@@ -9,11 +9,13 @@ import typer
 
 from features.feature_set import FeatureSet, FeatureSetError
 from scorer.errors import UsageError
+from scorer.policy import Policy
 from scorer.replay import Report
 
 InputOption = Annotated[Path, typer.Option("--input", exists=True, dir_okay=False, help="Parquet, CSV or JSON lines.")]
 MappingOption = Annotated[Path | None, typer.Option("--mapping", help="Which column is which field (YAML).")]
 SetOption = Annotated[Path, typer.Option("--feature-set", exists=True, dir_okay=False, help="The feature set (YAML).")]
+PolicyOption = Annotated[Path, typer.Option("--policy", exists=True, dir_okay=False, help="The policy (YAML).")]
 
 
 def read_feature_set(path: Path) -> FeatureSet:
@@ -22,6 +24,14 @@ def read_feature_set(path: Path) -> FeatureSet:
         return FeatureSet.from_yaml(path)
     except (FeatureSetError, OSError, UnicodeDecodeError) as exc:
         raise UsageError(str(exc)) from exc
+
+
+def read_policy(path: Path) -> Policy:
+    """The policy that the user named. Raises UsageError with file, line and what to write instead."""
+    try:
+        return Policy.from_yaml(path)
+    except (OSError, UnicodeDecodeError) as exc:
+        raise UsageError(f"policy {path} cannot be read: {exc}") from exc
 
 
 def with_report(result: dict[str, Any], report: Report) -> dict[str, Any]:

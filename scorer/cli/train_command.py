@@ -16,7 +16,15 @@ from rich.table import Table
 
 from schemas.durations import parse_duration_ms
 from scorer.cli.command_support import Json, counting, err, out, parse_time_ms, read_mapping, read_text, show
-from scorer.cli.risk_options import InputOption, MappingOption, SetOption, read_feature_set, with_report
+from scorer.cli.risk_options import (
+    InputOption,
+    MappingOption,
+    PolicyOption,
+    SetOption,
+    read_feature_set,
+    read_policy,
+    with_report,
+)
 from scorer.errors import UsageError
 from scorer.replay import TrainingTable, file_batches, training_table
 from scorer.training.leakage_suspects import DOUBTFUL_PRECISION
@@ -25,7 +33,7 @@ from scorer.training.training_run import TrainingReport
 
 def train(
     feature_set: SetOption,
-    policy: Annotated[Path, typer.Option("--policy", exists=True, dir_okay=False, help="The policy (YAML).")],
+    policy: PolicyOption,
     file: InputOption,
     output: Annotated[Path, typer.Option(help="Folder of the bundle to write.")],
     mapping: MappingOption = None,
@@ -65,6 +73,7 @@ def train(
 
     text, policy_text = read_text(feature_set, "feature set"), read_text(policy, "policy")
     declared = read_feature_set(feature_set)
+    read_policy(policy)
     settings = TrainingSettings(
         name=name or declared.name,
         created_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

@@ -9,7 +9,13 @@ from __future__ import annotations
 
 from scorer.model.compiled_model import CompiledModel
 from scorer.model.link_function import margin_for_score, sigmoid
-from scorer.model.model_errors import ModelError, ModelFormatError, ModelInputError, ModelUnsupportedError
+from scorer.model.model_errors import (
+    ModelError,
+    ModelFormatError,
+    ModelInputError,
+    ModelUnsupportedError,
+    library_reason,
+)
 
 __all__ = [
     "CompiledModel",
@@ -17,6 +23,7 @@ __all__ = [
     "ModelFormatError",
     "ModelInputError",
     "ModelUnsupportedError",
+    "library_reason",
     "margin_for_score",
     "sigmoid",
 ]
