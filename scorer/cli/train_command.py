@@ -90,7 +90,7 @@ def train(
         raise UsageError(f"--from {begin} is not before --until {until}")
     with counting("payments", quiet=as_json) as progress:
         batches = file_batches(file, read_mapping(mapping), until_ms=end_ms)
-        table = training_table(declared, batches, source=file, progress=progress)
+        table = training_table(declared, batches, source=file, as_of_ms=settings.as_of_ms, progress=progress)
     kept = _inside(table, begin_ms, end_ms)
     rows = TrainingRows(
         table.features[kept], table.label[kept], table.event_time_ms[kept], table.label_known_at_ms[kept]

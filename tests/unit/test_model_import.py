@@ -325,8 +325,8 @@ UNSUPPORTED: dict[str, tuple[Callable[[], bytes], str]] = {
         r"num_class is 3: multi-class models are not served",
     ),
     "categories of LightGBM": (
-        lambda: _text(*rows(missing=0), categories=["hour"], min_data_per_group=1, cat_smooth=1),
-        r"splits on feature 3 by category",
+        lambda: _text(*rows(missing=0), categories=["customer_count_1h"], min_data_per_group=1, cat_smooth=1),
+        r"splits on feature 2 by category",
     ),
     "a forest of several classes": (
         lambda: bytes(

@@ -1,0 +1,100 @@
+"""Labels of repeated payments, corrected labels and rows without one mean the same in features, target and backtest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import xgboost as xgb
+
+from features.feature_set import FeatureSet
+from scorer.backtest.decided_payments import Decided
+from scorer.bundle import Bundle, write_bundle
+from scorer.files.mapping import Mapping
+from scorer.replay import TrainingTable, file_batches, replay_file, training_table
+
+FEATURE_SET = """
+name: cards
+currency: EUR
+entities: {terminal: [terminal_id]}
+features:
+  - {name: amount, payment: amount}
+  - {name: terminal_frauds_30d, entity: terminal, aggregate: fraud_count, window: 30d}
+"""
+MAPPING = Mapping.from_yaml("""
+payment_id: id
+event_time: at
+amount: paid
+currency: {constant: EUR}
+terminal_id: terminal
+label: fraud
+label_delay: 1d
+""")
+DAY_MS = 86_400_000
+# payment, day, label; one terminal. The last row looks at what is known by then.
+HISTORY: dict[str, tuple[list[tuple[str, int, int | None]], dict[str, int], int]] = {
+    "a repeated row brings the label": ([("p", 0, None), ("p", 2, 1), ("q", 5, 0)], {"p": 1, "q": 0}, 1),
+    "a repeated row corrects the label": ([("p", 0, 0), ("p", 2, 1), ("q", 5, 0)], {"p": 1, "q": 0}, 1),
+    "a correction takes a fraud back": ([("p", 0, 1), ("p", 2, 0), ("q", 5, 0)], {"p": 0, "q": 0}, 0),
+    "a repeated row without a label changes nothing": ([("p", 0, 1), ("p", 2, None), ("q", 5, 0)], {"p": 1, "q": 0}, 1),
+    "of one time the later row counts": ([("p", 0, 0), ("p", 0, 1), ("q", 5, 0)], {"p": 1, "q": 0}, 1),
+    "without a label a payment is neither": ([("p", 0, None), ("r", 1, 1), ("q", 5, 0)], {"p": -1, "r": 1, "q": 0}, 1),
+}
+
+
+def _file(folder: Path, history: list[tuple[str, int, int | None]]) -> Path:
+    ids, days, labels = zip(*history, strict=True)
+    times = pa.array([1_767_225_600_000 + day * DAY_MS for day in days], pa.timestamp("ms", tz="UTC"))
+    table = {"id": ids, "at": times, "paid": [5.0] * len(ids), "terminal": ["t"] * len(ids)}
+    pq.write_table(pa.table(table | {"fraud": pa.array(labels, pa.int8())}), folder / "history.parquet")
+    return folder / "history.parquet"
+
+
+def _table(file: Path, rows: int = 16_384, as_of_ms: int | None = None) -> TrainingTable:
+    return training_table(FeatureSet.from_yaml(FEATURE_SET), file_batches(file, MAPPING, rows=rows), as_of_ms=as_of_ms)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    X = np.random.default_rng(1).normal(size=(200, 2)).astype(np.float32)
+    booster = xgb.train({"objective": "binary:logistic", "nthread": 1}, xgb.DMatrix(X, X[:, 0] > 1, nthread=1), 2)
+    return write_bundle(
+        tmp_path_factory.mktemp("labels") / "b", name="cards", created_at="x", model=bytes(booster.save_raw("ubj")),
+        feature_set_yaml=FEATURE_SET, policy_yaml="name: cards\nflag: {score: 0.5}\n", threshold_score=0.5,
+        golden=(X[:20], booster.inplace_predict(X[:20], predict_type="margin")),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("batch_rows", [1, 16_384])
+@pytest.mark.parametrize("case", HISTORY)
+def test_features_target_and_backtest_agree_on_a_label(
+    case: str, batch_rows: int, tmp_path: Path, bundle: Bundle
+) -> None:
+    """What the windows count as fraud is what the model learns as fraud and what the backtest counts as fraud, whatever
+    the file says in however many rows."""
+    history, wanted, counted = HISTORY[case]
+    file = _file(tmp_path, history)
+    table = _table(file, batch_rows)
+    assert dict(zip(table.payment_id, table.label.tolist(), strict=True)) == wanted
+    assert table.features[-1, 1] == counted
+    replay_file(bundle, file, MAPPING, tmp_path / "decided.parquet")
+    decided = Decided.read(tmp_path / "decided.parquet", bundle.feature_set.names, "EUR", {"EUR": 1.0})
+    assert dict(zip(decided.texts("payment_id"), decided.label.tolist(), strict=True)) == wanted
+    assert decided.numbers("label_known_at").tolist() == table.label_known_at_ms.tolist()
+
+
+def test_a_correction_counts_from_the_time_it_is_known(tmp_path: Path, bundle: Bundle) -> None:
+    """Trained or measured as of a day before the correction, a payment has the label of that day."""
+    file = _file(tmp_path, [("p", 0, 0), ("p", 2, 1), ("q", 5, 0)])
+    replay_file(bundle, file, MAPPING, tmp_path / "decided.parquet")
+    decided = Decided.read(tmp_path / "decided.parquet", bundle.feature_set.names, "EUR", {"EUR": 1.0})
+    start = int(decided.time_ms[0])
+    for as_of, wanted in ((2 * DAY_MS, {"p": 0}), (4 * DAY_MS, {"p": 1}), (6 * DAY_MS, {"p": 1, "q": 0})):
+        matured = decided.matured(start + as_of)
+        assert dict(zip(matured.texts("payment_id"), matured.label.tolist(), strict=True)) == wanted
+        table = _table(file, as_of_ms=start + as_of)
+        known = {name: label for name, label in zip(table.payment_id, table.label.tolist(), strict=True) if label >= 0}
+        assert known == wanted
