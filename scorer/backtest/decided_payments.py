@@ -64,6 +64,16 @@ class Decided:
             fresh = _labelled(fresh, corrections, None)
         return cls(fresh, feature_names, currency, factors, corrections)
 
+    def genuine_after(self, delay_ms: int) -> Decided:
+        """The payments with those of unknown label as genuine, known so long after their event time."""
+        unknown = self.label < 0
+        known_at = np.where(unknown, self.time_ms + delay_ms, self.numbers("label_known_at"))
+        table = self.table
+        for name, values in (("label", np.maximum(self.label, 0)), ("label_known_at", known_at)):
+            column = pa.array(values).cast(table.schema.field(name).type)
+            table = table.set_column(table.column_names.index(name), name, column)
+        return replace(self, table=table)
+
     def __len__(self) -> int:
         return int(self.table.num_rows)
 

@@ -38,6 +38,9 @@ def plain(text: str) -> str:
     return _UNPRINTABLE.sub("?", text)
 
 
+_PIPE_COLUMNS = 1_000
+
+
 class PlainConsole(Console):
     """Shows text as it is: brackets are brackets (a file may be called `[/x]`), and control characters are harmless.
 
@@ -46,6 +49,25 @@ class PlainConsole(Console):
 
     def __init__(self, *, stderr: bool = False, file: IO[str] | None = None) -> None:
         super().__init__(stderr=stderr, file=file, highlight=False, markup=False, emoji=False)
+
+    @property
+    def width(self) -> int:
+        """Of a terminal its columns; a pipe or a file has no such bound, and names there are searched for."""
+        return super().width if self.is_terminal or self._width is not None else _PIPE_COLUMNS
+
+    @width.setter
+    def width(self, width: int) -> None:
+        self._width = width
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """As rich's, but a table's cells are never cut: what is too wide goes on in the next line, and names, in the
+        first column, keep theirs."""
+        for table in objects:
+            if isinstance(table, Table):
+                for number, column in enumerate(table.columns):
+                    column.overflow = "fold"
+                    column.no_wrap = column.no_wrap or number == 0
+        super().print(*objects, **options)
 
     def render_str(self, text: str, **options: Any) -> Text:
         """As rich's, of the plain text."""

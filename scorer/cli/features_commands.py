@@ -13,7 +13,7 @@ from rich.table import Table
 
 from features.feature_description import describe, duration, json_schema
 from scorer.cli.command_support import Json, check_output, counting, out, read_mapping, show
-from scorer.cli.risk_options import MappingOption, read_feature_set, with_report
+from scorer.cli.risk_options import LabelsOption, MappingOption, read_feature_set, with_report
 from scorer.errors import UsageError
 from scorer.replay import file_batches, training_table, write_training_table
 
@@ -35,6 +35,7 @@ def export(
     ] = None,
     output: Annotated[Path | None, typer.Option(help="Parquet to write.")] = None,
     mapping: MappingOption = None,
+    labels: LabelsOption = None,
     as_json: Json = False,
 ) -> None:
     """Training export: the live engine's own feature values, plus label.
@@ -53,7 +54,8 @@ def export(
     check_output(output)
     declared = read_feature_set(feature_set)
     with counting("payments", quiet=as_json) as progress:
-        table = training_table(declared, file_batches(file, read_mapping(mapping)), source=file, progress=progress)
+        batches = file_batches(file, read_mapping(mapping), labels=labels)
+        table = training_table(declared, batches, source=file, progress=progress)
     write_training_table(table, declared.names, output)
     result = {
         "rows": len(table.payment_id),

@@ -28,8 +28,8 @@ def import_bundle(
         typer.Option(
             exists=True,
             dir_okay=False,
-            help="Real rows of features (Parquet, CSV), such as `fraud-scorer features` writes; columns margin and score "
-            "are compared where they are there.",
+            help="Real rows of features (Parquet, CSV), such as `fraud-scorer features` writes; columns margin and "
+            "score are compared where they are there.",
         ),
     ] = None,
     missing: Annotated[

@@ -17,10 +17,13 @@ from rich.table import Table
 from schemas.durations import parse_duration_ms
 from scorer.cli.command_support import Json, counting, err, out, parse_time_ms, read_mapping, read_text, show
 from scorer.cli.risk_options import (
+    GenuineOption,
     InputOption,
+    LabelsOption,
     MappingOption,
     PolicyOption,
     SetOption,
+    parse_duration_option,
     read_feature_set,
     read_policy,
     with_report,
@@ -37,6 +40,8 @@ def train(
     file: InputOption,
     output: Annotated[Path, typer.Option(help="Folder of the bundle to write.")],
     mapping: MappingOption = None,
+    labels: LabelsOption = None,
+    genuine_after: GenuineOption = None,
     begin: Annotated[
         str | None, typer.Option("--from", help="First day to learn from; earlier payments only fill the windows.")
     ] = None,
@@ -86,11 +91,14 @@ def train(
         accepted=accept or (),
     )
     begin_ms, end_ms = parse_time_ms(begin, "--from"), parse_time_ms(until, "--until")
+    genuine_ms = parse_duration_option(genuine_after, "--genuine-after")
     if begin_ms is not None and end_ms is not None and begin_ms >= end_ms:
         raise UsageError(f"--from {begin} is not before --until {until}")
     with counting("payments", quiet=as_json) as progress:
-        batches = file_batches(file, read_mapping(mapping), until_ms=end_ms)
+        batches = file_batches(file, read_mapping(mapping), until_ms=end_ms, labels=labels)
         table = training_table(declared, batches, source=file, as_of_ms=settings.as_of_ms, progress=progress)
+    if genuine_ms is not None:
+        table = table.genuine_after(genuine_ms)
     kept = _inside(table, begin_ms, end_ms)
     rows = TrainingRows(
         table.features[kept], table.label[kept], table.event_time_ms[kept], table.label_known_at_ms[kept]

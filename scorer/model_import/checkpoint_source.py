@@ -4,8 +4,8 @@
     exported.get_header_accessor().set_field("attributes", json.dumps({"feature_names": list(model.feature_names_in_)}))
     exported.serialize("model.tl")
 
-treelite's own reader trusts the lengths in the file, so it is given only bytes that scorer.model.treelite_checkpoint has
-read to the last one.
+treelite's own reader trusts the lengths in the file, so it is given only bytes that scorer.model.treelite_checkpoint
+has read to the last one.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Rows of features from a file: what an imported model is tried on, with its library's own results where they are given.
+"""Rows of features from a file: what an imported model is tried on, with its library's own results if they are given.
 
-Parquet or CSV; a column for each feature, and optionally `margin` or `score`. What `fraud-scorer features` writes is one.
+Parquet or CSV; a column for each feature, and optionally `margin` or `score`. `fraud-scorer features` writes one.
 """
 
 from __future__ import annotations

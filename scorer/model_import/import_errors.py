@@ -1,7 +1,7 @@
 """Why no bundle was made of a model from elsewhere.
 
-ModelImportError                (UsageError)      names, missing values or rows do not fit; the message says what to give
-└── SourceMarginsError          (exit code 3)     the model gives other margins here than in its own library
+ModelImportError              (UsageError)     names, missing values or rows do not fit; the message says what to give
+└── SourceMarginsError        (exit code 3)    the model gives other margins here than in its own library
 """
 
 from __future__ import annotations

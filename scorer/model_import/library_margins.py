@@ -16,8 +16,8 @@ _ROWS = 65_536
 
 
 def library_margins(source: SourceModel, rows: np.ndarray, rounds: int) -> np.ndarray | None:
-    """float32 [n]: margins of rows float32 [n, k], in the model's own columns, by `rounds` of its rounds; None where the
-    library is not installed, or where the file does not tell which it was.
+    """float32 [n]: margins of rows float32 [n, k], in the model's own columns, by `rounds` of its rounds; None where
+    the library is not installed, or where the file does not tell which it was.
 
     Raises ModelImportError where the library refuses the file.
     """

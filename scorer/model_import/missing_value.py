@@ -17,8 +17,8 @@ import numpy as np
 from scorer.model_import.import_errors import ModelImportError
 
 HOW_TO_SAY = (
-    "--missing nan (missing values were NaN), --missing declared:-999 (a number that was declared to the library, as in "
-    "DMatrix(missing=-999)) or --missing fill:-999 (a number that replaced missing values before training, as "
+    "--missing nan (missing values were NaN), --missing declared:-999 (a number that was declared to the library, as "
+    "in DMatrix(missing=-999)) or --missing fill:-999 (a number that replaced missing values before training, as "
     "fillna(-999) does)"
 )
 
@@ -68,8 +68,9 @@ class MissingValue:
                 f"{self.value:g} as a value of its own"
             )
         for column in np.flatnonzero((rows == self.value).any(axis=0)):
+            count = int((rows[:, column] == self.value).sum())
             raise ModelImportError(
-                f"--missing {self}: feature {names[column]} is {self.value:g} on {int((rows[:, column] == self.value).sum())}"
-                f" of {len(rows)} rows. The model takes that as missing, here it is a value: such a model is not served; "
-                "train it with NaN for missing values"
+                f"--missing {self}: feature {names[column]} is {self.value:g} on {count} of {len(rows)} rows. The model "
+                "takes that as missing, here it is a value: such a model is not served; train it with NaN for missing "
+                "values"
             )

@@ -91,7 +91,7 @@ def read_source(path: Path) -> SourceModel:
 def import_model(
     model: Path, feature_set_yaml: str, policy_yaml: str, output: Path, options: ImportOptions
 ) -> Imported:
-    """Write the bundle. Raises ModelImportError, SourceMarginsError, ModelError or BundleError; then nothing is written."""
+    """Write the bundle, or nothing. Raises ModelImportError, SourceMarginsError, ModelError or BundleError."""
     feature_set, policy = FeatureSet.from_yaml(feature_set_yaml), Policy.from_yaml(policy_yaml)
     policy.check(feature_set.names)
     source = read_source(model)
@@ -157,8 +157,8 @@ def _placement(source: SourceModel, names: list[str], options: ImportOptions) ->
         columns = list(names)
     if columns is None:
         raise ModelImportError(
-            f"the file does not name the model's {source.feature_count} columns. Give --columns FILE, one name a line in "
-            f"the order of the training data, or --same-order if that was the feature set's: {', '.join(names)}"
+            f"the file does not name the model's {source.feature_count} columns. Give --columns FILE, one name a line "
+            f"in the order of the training data, or --same-order if that was the feature set's: {', '.join(names)}"
         )
     if len(columns) != source.feature_count:
         raise ModelImportError(
@@ -238,8 +238,8 @@ def _compare_given(given: GoldenFile, ours: np.ndarray, scores: np.ndarray) -> d
             )
             raise SourceMarginsError(
                 f"the golden file's {name} differs on {len(beyond)} of {count} rows, first on row {row}: "
-                f"{values[row]!r} here, {theirs[row]!r} there; no bundle was written.{hint} Is the order of the columns, "
-                "the missing value or the best iteration another?"
+                f"{values[row]!r} here, {theirs[row]!r} there; no bundle was written.{hint} Is the order of the "
+                "columns, the missing value or the best iteration another?"
             )
     return found
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import struct
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -62,12 +63,7 @@ def _round_starts(model: dict[str, Any], trees: int) -> list[int]:
     pointer = model.get("iteration_indptr")
     if pointer is not None:
         starts = [int(at) for at in pointer]
-        if (
-            not starts
-            or starts[0] != 0
-            or starts[-1] != trees
-            or any(b < a for a, b in zip(starts, starts[1:], strict=False))
-        ):
+        if not starts or starts[0] != 0 or starts[-1] != trees or any(b < a for a, b in pairwise(starts)):
             raise ModelFormatError(f"iteration_indptr does not lead from 0 to the {trees} trees")
         return starts
     parallel = int(model["gbtree_model_param"].get("num_parallel_tree", 1) or 1)

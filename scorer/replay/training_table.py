@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +36,16 @@ class TrainingTable:
     label: npt.NDArray[np.int8]
     label_known_at_ms: npt.NDArray[np.int64]
     report: Report
+
+    def genuine_after(self, delay_ms: int) -> TrainingTable:
+        """The table with payments of unknown label as genuine ones, known so long after their event time: where only
+        frauds are reported. The features are the same: they count known frauds."""
+        unknown = self.label < 0
+        return replace(
+            self,
+            label=np.where(unknown, 0, self.label).astype(np.int8),
+            label_known_at_ms=np.where(unknown, self.event_time_ms + delay_ms, self.label_known_at_ms),
+        )
 
 
 def training_table(

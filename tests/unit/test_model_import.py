@@ -98,7 +98,8 @@ def test_an_xgboost_model_in_another_column_order_gives_its_own_margins(tmp_path
     X, _ = rows(seed=7)
     theirs = source.inplace_predict(np.ascontiguousarray(X[:, ORDER]), predict_type="margin")
     assert (bundle.model.margins(X) == theirs).all()
-    assert bundle.golden is not None and len(bundle.golden) == 256
+    assert bundle.golden is not None
+    assert len(bundle.golden) == 256
 
 
 def test_only_the_rounds_up_to_the_best_iteration_are_kept(tmp_path: Path) -> None:
@@ -137,8 +138,8 @@ def _lightgbm(y: np.ndarray, X: np.ndarray, *, categories: str = "auto", **param
     ids=["plain", "sigmoid", "forest", "dart"],
 )
 def test_a_lightgbm_model_gives_its_own_margins_and_scores(tmp_path: Path, parameters: dict[str, Any]) -> None:
-    """Thresholds are doubles, compared by <=: every float32 beside each of them goes LightGBM's way; its sigmoid's slope
-    and the mean of a forest reach the score."""
+    """Thresholds are doubles, compared by <=: every float32 beside each of them goes LightGBM's way; its sigmoid's
+    slope and the mean of a forest reach the score."""
     X, y = rows()
     source = _lightgbm(y, X, **parameters)
     source.save_model(tmp_path / "model.txt")
@@ -168,7 +169,7 @@ def test_a_lightgbm_model_gives_its_own_margins_and_scores(tmp_path: Path, param
     ids=["forest", "gradient boosting", "histogram boosting"],
 )
 def test_a_scikit_learn_model_comes_as_a_checkpoint_without_a_pickle(tmp_path: Path, make: Callable[[], Any]) -> None:
-    """The documented three lines export it with its names; its scores are predict_proba's, prior and averaging included."""
+    """The documented three lines export it with its names; its scores are predict_proba's, prior and mean included."""
     X, y = rows(missing=0)
     model = make().fit(X[:, ORDER], y)
     exported = treelite.sklearn.import_model(model)
@@ -249,7 +250,7 @@ def test_a_missing_value_that_was_filled_is_decided_as_its_number(tmp_path: Path
 
 
 def test_a_declared_missing_value_must_be_no_value_of_a_feature(tmp_path: Path) -> None:
-    """DMatrix(missing=0) takes a count of zero as missing, which is refused on real rows that show it; -999 is served."""
+    """DMatrix(missing=0) takes a count of zero as missing, which real rows show, and is refused; -999 is served."""
     booster().save_model(tmp_path / "model.ubj")
     X, _ = rows(seed=2)
     golden = golden_file(tmp_path / "golden.parquet", X)
@@ -351,7 +352,8 @@ def test_kinds_that_are_not_served_are_refused_by_name(
         imported(tmp_path / "model", tmp_path)
     printed = capfd.readouterr()
     for text in (str(refused.value), printed.out, printed.err):
-        assert ".cc" not in text and "/src/" not in text
+        assert ".cc" not in text
+        assert "/src/" not in text
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
