@@ -150,7 +150,7 @@ def write_bundle(
     policy_yaml: str,
     threshold_score: float,
     calibration: Calibration | None = None,
-    golden: tuple[np.ndarray, np.ndarray] | None = None,
+    golden: tuple[np.ndarray, np.ndarray] | None,
     challengers: Sequence[NewChallenger] = (),
     student: str | None = None,
     training: TrainingWindow | None = None,
@@ -159,17 +159,20 @@ def write_bundle(
 ) -> Bundle:
     """Write a bundle to the folder `output` (which must not exist) and return it, loaded back and checked.
 
-    `golden`: rows float32 [n, k] and the margins float32 [n] that the source model itself gave them. `student`: id of
-    the challenger that decides in degraded mode.
+    `golden`: rows float32 [n, k] and the margins float32 [n] that the source model itself gave them; none is a
+    BundleGateError, as the gate would refuse the bundle. `student`: id of the challenger that decides in degraded mode.
     All or nothing. `created_at` is data, so the same inputs give the same bytes and the same id. Raises BundleError.
     """
+    if golden is None or not len(golden[0]):
+        raise BundleGateError(
+            "a bundle needs golden rows: rows of features and the margins that the source model gave them"
+        )
     contents = {model_file: model, FEATURE_SET: feature_set_yaml.encode(), POLICY: policy_yaml.encode()}
     for item in challengers:
         contents[f"challenger-{item.id}{item.suffix}"] = item.model
         if item.golden is not None:
             contents[f"golden-{item.id}.f32"] = np.column_stack(item.golden).astype("<f4").tobytes()
-    if golden is not None:
-        contents[GOLDEN] = np.column_stack(golden).astype("<f4").tobytes()
+    contents[GOLDEN] = np.column_stack(golden).astype("<f4").tobytes()
     curve = calibration or Calibration()
     try:
         feature_set = FeatureSet.from_yaml(feature_set_yaml)
@@ -186,7 +189,7 @@ def write_bundle(
             threshold_score=threshold_score,
             threshold_margin=float(curve.margin_for(threshold_score, compiled.link)),
             calibration=curve,
-            golden_rows=0 if golden is None else len(golden[0]),
+            golden_rows=len(golden[0]),
             challengers=[
                 ChallengerInfo(
                     id=item.id,

@@ -14,7 +14,7 @@ from types import FrameType
 from typing import IO, Annotated, Any
 
 import typer
-from rich.console import Console
+from rich.console import Console, ConsoleOptions
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
@@ -52,12 +52,20 @@ class PlainConsole(Console):
 
     @property
     def width(self) -> int:
-        """Of a terminal its columns; a pipe or a file has no such bound, and names there are searched for."""
-        return super().width if self.is_terminal or self._width is not None else _PIPE_COLUMNS
+        """Columns of a terminal, or as many as a line may need in a pipe or a file."""
+        return super().width if self.is_terminal else _PIPE_COLUMNS
 
     @width.setter
     def width(self, width: int) -> None:
         self._width = width
+
+    @property
+    def options(self) -> ConsoleOptions:
+        """As rich's, without a bound of the width for a pipe or a file: names there are searched for."""
+        options = super().options
+        if not self.is_terminal:
+            options.max_width = _PIPE_COLUMNS
+        return options
 
     def print(self, *objects: Any, **options: Any) -> None:
         """As rich's, but a table's cells are never cut: what is too wide goes on in the next line, and names, in the

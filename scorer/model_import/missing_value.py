@@ -70,7 +70,7 @@ class MissingValue:
         for column in np.flatnonzero((rows == self.value).any(axis=0)):
             count = int((rows[:, column] == self.value).sum())
             raise ModelImportError(
-                f"--missing {self}: feature {names[column]} is {self.value:g} on {count} of {len(rows)} rows. The model "
-                "takes that as missing, here it is a value: such a model is not served; train it with NaN for missing "
-                "values"
+                f"--missing {self}: feature {names[column]} is {self.value:g} on {count} of {len(rows)} rows. "
+                "The model takes that as missing, here it is a value: such a model is not served; train it with NaN "
+                "for missing values"
             )

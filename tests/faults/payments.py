@@ -16,6 +16,7 @@ from schemas.journal_record import ControlRange, InputRange
 from scorer.bundle import Bundle, write_bundle
 from scorer.pipeline import Pipeline
 from scorer.pipeline.records import Batch, Records
+from tests.golden_rows import golden_rows
 
 FEATURES = """
 name: faults
@@ -53,6 +54,7 @@ def make_bundle(folder: Path) -> Path:
     write_bundle(
         folder, name="faults", created_at="2026-01-01T00:00:00Z", model=bytes(booster.save_raw("ubj")),
         feature_set_yaml=FEATURES, policy_yaml=POLICY, threshold_score=0.6, metrics={}, versions={"xgboost": "3"},
+        golden=golden_rows(bytes(booster.save_raw("ubj"))),
     )  # fmt: skip
     return folder
 

@@ -325,10 +325,20 @@ def test_the_gate_passes_a_sound_bundle(folder: Path) -> None:
     ]
 
 
-def test_the_gate_fails_without_golden_rows(tmp_path: Path) -> None:
+@pytest.mark.parametrize("golden", [None, (np.zeros((0, 3), np.float32), np.zeros(0, np.float32))])
+def test_no_bundle_is_written_without_golden_rows(tmp_path: Path, golden: Any) -> None:
+    """What the gate would refuse later is refused when it is written, and nothing is left behind."""
+    with pytest.raises(BundleGateError, match="a bundle needs golden rows"):
+        _write(tmp_path / "b", golden=golden)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_gate_fails_without_golden_rows(folder: Path) -> None:
     """A bundle that carries no evidence of its source's margins does not pass."""
-    _write(tmp_path / "b", golden=None)
-    verdict = verify(tmp_path / "b")
+    files = json.loads((folder / "manifest.json").read_text())["files"]
+    _manifest(folder, golden_rows=0, files={name: digest for name, digest in files.items() if name != "golden.f32"})
+    (folder / "golden.f32").unlink()
+    verdict = verify(folder)
     assert not verdict.passed
     assert [check.name for check in verdict.checks if not check.passed] == ["golden rows"]
 

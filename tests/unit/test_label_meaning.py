@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +15,10 @@ import xgboost as xgb
 from features.feature_set import FeatureSet
 from scorer.backtest.decided_payments import Decided
 from scorer.bundle import Bundle, write_bundle
+from scorer.errors import UsageError
 from scorer.files.mapping import Mapping
 from scorer.replay import TrainingTable, file_batches, replay_file, training_table
+from scorer.runtime.assets import path
 
 FEATURE_SET = """
 name: cards
@@ -34,6 +38,9 @@ label: fraud
 label_delay: 1d
 """)
 DAY_MS = 86_400_000
+RATES = """rates:
+  version: test-1
+  per_unit: {GBP: 1.16, CHF: 1.05, SEK: 0.088, PLN: 0.235, USD: 0.92, TRY: 0.024, THB: 0.026, JPY: 0.0061}"""
 # payment, day, label; one terminal. The last row looks at what is known by then.
 HISTORY: dict[str, tuple[list[tuple[str, int, int | None]], dict[str, int], int]] = {
     "a repeated row brings the label": ([("p", 0, None), ("p", 2, 1), ("q", 5, 0)], {"p": 1, "q": 0}, 1),
@@ -98,3 +105,36 @@ def test_a_correction_counts_from_the_time_it_is_known(tmp_path: Path, bundle: B
         table = _table(file, as_of_ms=start + as_of)
         known = {name: label for name, label in zip(table.payment_id, table.label.tolist(), strict=True) if label >= 0}
         assert known == wanted
+
+
+def _simulated(tmp_path: Path, *more: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "scorer", "simulate", "--customers", "200", "--count", "4000", "--from", "2025-01-01", *more],
+        cwd=tmp_path, check=False, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_simulate_writes_can_be_trained_on(tmp_path: Path) -> None:
+    """A table fits the demo's mapping, column for column; label records beside JSON lines give the same frauds."""
+    _simulated(tmp_path, "--output", "h.parquet")
+    _simulated(tmp_path, "--output", "h.jsonl", "--labels", "l.jsonl")
+    declared = FeatureSet.from_yaml(FEATURE_SET.replace("currency: EUR", f"currency: EUR\n{RATES}"))
+    mapping = Mapping.from_yaml(Path(path("deploy/examples/demo/mapping.yaml")))
+    table = training_table(declared, file_batches(tmp_path / "h.parquet", mapping))
+    lines = training_table(declared, file_batches(tmp_path / "h.jsonl", None, labels=tmp_path / "l.jsonl"))
+    assert table.payment_id == lines.payment_id
+    assert table.report.payments == 4_000
+    assert not table.report.dead_letters
+    assert (lines.label < 0).any()
+    everything = lines.genuine_after(7 * DAY_MS)
+    assert ((everything.label == 1) == (table.label == 1)).all()
+    assert (table.label == 1).sum() > 5
+    (tmp_path / "none.jsonl").write_text('{"type":"label","payment_id":"x","fraud":true,"known_at":1}\n')
+    with pytest.raises(UsageError, match="none of the 1 payments there is one of the payments read"):
+        training_table(declared, file_batches(tmp_path / "h.jsonl", None, labels=tmp_path / "none.jsonl"))
+    (tmp_path / "bad.jsonl").write_text('\n{"type":"label","payment_id":"x"}\n')
+    with pytest.raises(UsageError, match=r"bad\.jsonl:2: "):
+        training_table(declared, file_batches(tmp_path / "h.jsonl", None, labels=tmp_path / "bad.jsonl"))
+    with pytest.raises(UsageError, match="the mapping names a label too"):
+        training_table(declared, file_batches(tmp_path / "h.parquet", mapping, labels=tmp_path / "l.jsonl"))

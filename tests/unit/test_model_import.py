@@ -308,8 +308,13 @@ def _text(X: np.ndarray, y: np.ndarray, **parameters: Any) -> bytes:
 
 
 UNSUPPORTED: dict[str, tuple[Callable[[], bytes], str]] = {
-    "gblinear": (lambda: bytes(booster(booster="gblinear", max_depth=None).save_raw("json")), r"booster 'gblinear' is not served"),
-    "regression": (lambda: bytes(booster(objective="reg:squarederror").save_raw("ubj")), r"objective 'reg:squarederror'"),
+    "gblinear": (
+        lambda: bytes(booster(booster="gblinear", max_depth=None).save_raw("json")),
+        r"booster 'gblinear' is not served",
+    ),
+    "regression": (
+        lambda: bytes(booster(objective="reg:squarederror").save_raw("ubj")), r"objective 'reg:squarederror'",
+    ),
     "several classes": (
         lambda: bytes(booster(objective="multi:softprob", num_class=3).save_raw("ubj")), r"objective 'multi:softprob'",
     ),
