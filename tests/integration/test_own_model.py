@@ -12,17 +12,14 @@ import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
-from scorer.local_services.ports import free_ports
 
+from scorer.demo.demo_processes import free_ports
 from scorer.local_services import Services
 from tests.integration.running import environment, test_settings
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "deploy" / "examples"
-BLOCKS = re.findall(
-    r"^```(sh|python)\n(.*?)^```$",
-    (EXAMPLES / "own_model" / "README.md").read_text(encoding="utf-8"),
-    re.MULTILINE | re.DOTALL,
-)
+PAGE = (EXAMPLES / "own_model" / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(sh|python)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 
 
 def test_the_tutorial_leads_from_a_model_to_live_decisions(

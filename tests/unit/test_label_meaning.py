@@ -108,10 +108,9 @@ def test_a_correction_counts_from_the_time_it_is_known(tmp_path: Path, bundle: B
 
 
 def _simulated(tmp_path: Path, *more: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "scorer", "simulate", "--customers", "200", "--count", "4000", "--from", "2025-01-01", *more],
-        cwd=tmp_path, check=False, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+    world = ["--customers", "200", "--count", "4000", "--from", "2025-01-01"]
+    command = [sys.executable, "-m", "scorer", "simulate", *world, *more]
+    done = subprocess.run(command, cwd=tmp_path, check=False, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
 
 
@@ -130,7 +129,7 @@ def test_what_simulate_writes_can_be_trained_on(tmp_path: Path) -> None:
     everything = lines.genuine_after(7 * DAY_MS)
     assert ((everything.label == 1) == (table.label == 1)).all()
     assert (table.label == 1).sum() > 5
-    (tmp_path / "none.jsonl").write_text('{"type":"label","payment_id":"x","fraud":true,"known_at":1}\n')
+    (tmp_path / "none.jsonl").write_text('{"type":"label","payment_id":"x","fraud":true,"known_at":1767225600000}\n')
     with pytest.raises(UsageError, match="none of the 1 payments there is one of the payments read"):
         training_table(declared, file_batches(tmp_path / "h.jsonl", None, labels=tmp_path / "none.jsonl"))
     (tmp_path / "bad.jsonl").write_text('\n{"type":"label","payment_id":"x"}\n')
