@@ -61,7 +61,7 @@ def backtest_command(
         raise UsageError("give --against (another bundle) or --policy (this bundle, another policy), not both")
     loaded = Bundle.load(bundle)
     other = Bundle.load(against) if against is not None else None
-    second_policy = None if policy is None else read_policy(policy)
+    second_policy = None if policy is None else read_policy(policy, loaded.feature_set.names)
     genuine_ms = parse_duration_option(genuine_after, "--genuine-after")
     begin_ms, until_ms = parse_time_ms(begin, "--from"), parse_time_ms(until, "--until")
     with tempfile.TemporaryDirectory(dir=output.resolve().parent, prefix=".backtest-") as folder:
@@ -114,7 +114,7 @@ def what_if_command(
     stored = _read(loaded, decided)
     if until_ms is not None:
         stored = stored.take(stored.time_ms < until_ms)
-    changed = what_if(stored, loaded, read_policy(policy))
+    changed = what_if(stored, loaded, read_policy(policy, loaded.feature_set.names))
     names = (loaded.id, f"policy {changed.policy}")
     result = backtest(
         stored,

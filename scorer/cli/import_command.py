@@ -62,7 +62,7 @@ def import_bundle(
 
     declared = read_feature_set(feature_set)
     text, policy_text = read_text(feature_set, "feature set"), read_text(policy, "policy")
-    read_policy(policy)
+    read_policy(policy, declared.names)
     options = ImportOptions(
         name=name or declared.name,
         created_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +11,7 @@ import typer
 from features.feature_set import FeatureSet, FeatureSetError
 from schemas.durations import parse_duration_ms
 from scorer.errors import UsageError
-from scorer.policy import Policy
+from scorer.policy import Policy, PolicyError
 from scorer.replay import Report
 
 InputOption = Annotated[Path, typer.Option("--input", exists=True, dir_okay=False, help="Parquet, CSV or JSON lines.")]
@@ -40,12 +41,17 @@ def read_feature_set(path: Path) -> FeatureSet:
         raise UsageError(str(exc)) from exc
 
 
-def read_policy(path: Path) -> Policy:
-    """The policy that the user named. Raises UsageError with file, line and what to write instead."""
+def read_policy(path: Path, feature_names: Sequence[str]) -> Policy:
+    """The policy that the user named, for these features. Raises UsageError with the file and what to write instead."""
     try:
-        return Policy.from_yaml(path)
+        policy = Policy.from_yaml(path)
     except (OSError, UnicodeDecodeError) as exc:
         raise UsageError(f"policy {path} cannot be read: {exc}") from exc
+    try:
+        policy.check(feature_names)
+    except PolicyError as exc:
+        raise UsageError(f"{path}: {exc}") from exc
+    return policy
 
 
 def parse_duration_option(text: str | None, option: str) -> int | None:

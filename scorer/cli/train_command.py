@@ -78,7 +78,7 @@ def train(
 
     text, policy_text = read_text(feature_set, "feature set"), read_text(policy, "policy")
     declared = read_feature_set(feature_set)
-    read_policy(policy)
+    read_policy(policy, declared.names)
     settings = TrainingSettings(
         name=name or declared.name,
         created_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

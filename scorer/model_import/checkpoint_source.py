@@ -39,7 +39,7 @@ def read_checkpoint(data: bytes) -> SourceModel:
 
 
 def _names(data: bytes, features: int) -> list[str] | None:
-    text = treelite.Model.deserialize_bytes(data).get_header_accessor().get_field("attributes")
+    text = str(treelite.Model.deserialize_bytes(data).get_header_accessor().get_field("attributes"))
     try:
         attributes = json.loads(text) if text else {}
     except (ValueError, RecursionError) as error:

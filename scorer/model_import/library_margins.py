@@ -57,7 +57,7 @@ def _lightgbm(source: SourceModel, rounds: int) -> Any:
     booster = lightgbm.Booster(model_str=text)
     # In random forest mode the raw score is the sum, what is given out is made of the mean.
     divisor = float(rounds) if "\naverage_output" in text.split("\nTree=", 1)[0] else 1.0
-    return lambda rows: booster.predict(rows.astype(np.float64), raw_score=True, num_threads=1) / divisor
+    return lambda rows: np.asarray(booster.predict(rows.astype(np.float64), raw_score=True, num_threads=1)) / divisor
 
 
 def _interpreter(source: SourceModel, rounds: int) -> Any:  # noqa: ARG001 - as the others

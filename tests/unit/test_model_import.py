@@ -420,3 +420,8 @@ def test_the_command_imports_and_prints_what_it_compared(
     (tmp_path / "policy.yaml").write_text("name: cards\nflag: {score: 0.5, shaer: 0.1}\n")
     assert command(monkeypatch, *common, "--missing", "nan") == 2
     assert f"{tmp_path / 'policy.yaml'}:2: flag.shaer: " in capsys.readouterr().err
+    (tmp_path / "policy.yaml").write_text(POLICY + "reasons: [{code: A, sentence: a, features: [amuont]}]\n")
+    assert command(monkeypatch, *common, "--missing", "nan") == 2
+    assert f"{tmp_path / 'policy.yaml'}: policy cards: reason A names the unknown feature 'amuont'" in (
+        capsys.readouterr().err
+    )
