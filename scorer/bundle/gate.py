@@ -18,9 +18,10 @@ from scorer.bundle.bundle import Bundle
 from scorer.bundle.bundle_errors import BundleError
 from scorer.bundle.bundle_folder import checked
 from scorer.bundle.sample_rows import sample_rows
-from scorer.model import CompiledModel, ModelError, library_reason
+from scorer.model import CompiledModel, ModelError
 from scorer.model.calibration import Calibration
 from scorer.model.lightgbm_text import is_lightgbm
+from scorer.model.model_errors import library_reason
 from scorer.model.treelite_checkpoint import is_checkpoint
 from scorer.model.xgboost_document import is_ubj
 

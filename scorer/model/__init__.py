@@ -9,13 +9,7 @@ from __future__ import annotations
 
 from scorer.model.compiled_model import CompiledModel
 from scorer.model.link_function import margin_for_score, sigmoid
-from scorer.model.model_errors import (
-    ModelError,
-    ModelFormatError,
-    ModelInputError,
-    ModelUnsupportedError,
-    library_reason,
-)
+from scorer.model.model_errors import ModelError, ModelFormatError, ModelInputError, ModelUnsupportedError
 
 __all__ = [
     "CompiledModel",
@@ -23,7 +17,6 @@ __all__ = [
     "ModelFormatError",
     "ModelInputError",
     "ModelUnsupportedError",
-    "library_reason",
     "margin_for_score",
     "sigmoid",
 ]

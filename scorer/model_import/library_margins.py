@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import treelite
 
-from scorer.model import library_reason
+from scorer.model.model_errors import library_reason
 from scorer.model_import.import_errors import ModelImportError
 from scorer.model_import.source_model import SourceModel
 

@@ -21,7 +21,8 @@ from sklearn.ensemble import GradientBoostingClassifier, HistGradientBoostingCla
 from scorer.bundle import Bundle
 from scorer.bundle.gate import verify
 from scorer.cli import main
-from scorer.model import ModelFormatError, ModelUnsupportedError, library_reason
+from scorer.model import ModelFormatError, ModelUnsupportedError
+from scorer.model.model_errors import library_reason
 from scorer.model_import import ImportOptions, MissingValue, ModelImportError, SourceMarginsError, import_model
 from scorer.model_import import model_import as importing
 
