@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from schemas.card_mask import mask_card_numbers, mask_digits
 from schemas.contract_error import ContractError, DeadLetterReason
+from schemas.verification_names import names_verification
 
 VALUE_BYTES_MAX: Final = (
     262_144  # 256 KiB: a quarter of what a broker takes by default, and enough to see what was wrong
@@ -114,7 +115,9 @@ def dead_letter_record(
     A null value stays null: the dead-letter topic is kept by time, not compacted, so a null deletes nothing there.
     """
     # Mask first, cut after: a number that lies across the cut must not survive in part.
-    mask = mask_digits if error.reason is DeadLetterReason.CARD_NUMBER else mask_card_numbers
+    # A verification code is not to be known from other digits, and may stand in a record refused for something else.
+    all_digits = error.reason in _ALL_DIGITS or (value is not None and names_verification(value))
+    mask = mask_digits if all_digits else mask_card_numbers
     key_masked = None if key is None else mask(key)
     value_masked = None if value is None else mask(value)
     # As DeadLetter(...).to_headers() writes them, without the checks of a model: a burst of refused records must cost
@@ -144,6 +147,7 @@ def dead_letter_record(
     )
 
 
+_ALL_DIGITS: Final = frozenset({DeadLetterReason.CARD_NUMBER, DeadLetterReason.CARD_VERIFICATION})
 _KEY_STAGE: Final = ("__connect.errors.stage", b"KEY_CONVERTER")
 _VALUE_STAGE: Final = ("__connect.errors.stage", b"VALUE_CONVERTER")
 _EXCEPTION: Final = ("__connect.errors.exception.class.name", b"schemas.errors.ContractError")
