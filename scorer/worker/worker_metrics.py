@@ -85,7 +85,11 @@ LABELS_APPLIED = Gauge("fraud_scorer_labels_applied", "Labels that reached their
 LABELS_WAITING = Gauge(
     "fraud_scorer_labels_waiting", "Labels that stream time has not reached, or whose payment has not come.", ["shard"]
 )
-LABELS_REFUSED = Gauge("fraud_scorer_labels_refused", "Labels dropped because a bounded queue was full.", ["shard"])
+LABELS_REFUSED = Gauge(
+    "fraud_scorer_labels_refused",
+    "Labels dropped: a bounded queue was full, or they are dated years ahead of stream time.",
+    ["shard"],
+)
 LABELS_EXPIRED = Gauge(
     "fraud_scorer_labels_expired", "Labels given up because their payment did not come within the horizon.", ["shard"]
 )
