@@ -17,7 +17,16 @@ import re
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -255,6 +264,31 @@ class HttpSettings(Section):
     host: str = Field(default="127.0.0.1", description="address of /metrics, /livez and /readyz")
     worker_port: int = Field(default=9464, ge=0, le=65_535, description="0: any free port, printed at start")
     sink_port: int = Field(default=9465, ge=0, le=65_535, description="0: any free port, printed at start")
+    certificate: Path | None = Field(
+        default=None, description="PEM file of the port's certificate and its chain: then it speaks TLS; needs key"
+    )
+    key: Path | None = Field(default=None, description="PEM file of the certificate's private key")
+    key_password: SecretStr | None = Field(
+        default=None, description="password of an encrypted key, best from KEY_PASSWORD_FILE"
+    )
+    user: str | None = Field(
+        default=None,
+        min_length=1,
+        pattern="^[^:]*$",
+        description="name for basic authentication of /metrics; needs password. /livez and /readyz then answer others "
+        "with their status alone, without a reason",
+    )
+    password: SecretStr | None = Field(
+        default=None, description="password for basic authentication, best from PASSWORD_FILE"
+    )
+
+    @model_validator(mode="after")
+    def _pairs(self) -> HttpSettings:
+        if (self.certificate is None) != (self.key is None):
+            raise ValueError("certificate and key belong together: give both for TLS, or neither")
+        if (self.user is None) != (self.password is None):
+            raise ValueError("user and password belong together: give both for basic authentication, or neither")
+        return self
 
 
 class Settings(BaseSettings):
