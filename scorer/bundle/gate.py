@@ -18,6 +18,7 @@ from scorer.bundle.bundle import Bundle
 from scorer.bundle.bundle_errors import BundleError
 from scorer.bundle.bundle_folder import checked
 from scorer.bundle.sample_rows import sample_rows
+from scorer.errors import PromiseBroken
 from scorer.model import CompiledModel, ModelError
 from scorer.model.calibration import Calibration
 from scorer.model.lightgbm_text import is_lightgbm
@@ -64,6 +65,12 @@ class Verdict:
     @property
     def passed(self) -> bool:
         return all(check.passed for check in self.checks)
+
+    def require(self, folder: Path) -> None:
+        """Raise PromiseBroken with the first check that failed; `folder` is the bundle's, for the message."""
+        failed = [check for check in self.checks if not check.passed]
+        if failed:
+            raise PromiseBroken(f"{folder} fails its gate ({failed[0].name}): {failed[0].detail}")
 
 
 def verify(path: str | Path, *, trusted_keys: Iterable[str] | None = None, rows: int = RANDOM_ROWS) -> Verdict:

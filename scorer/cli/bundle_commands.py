@@ -20,11 +20,13 @@ from scorer.bundle.signature import new_private_key, public_name, read_private_k
 from scorer.bundle.signature import sign as add_signature
 from scorer.cli.command_support import Json, counting, out, parse_time_ms, read_mapping, show
 from scorer.cli.command_support import settings as load_settings
-from scorer.errors import PromiseBroken, UsageError
+from scorer.cli.import_command import import_bundle
+from scorer.errors import UsageError
 
 app = typer.Typer(
     help="Show, verify, sign, activate, import, compile, challenge and export bundles.", no_args_is_help=True
 )
+app.command("import")(import_bundle)
 
 Folder = Annotated[Path, typer.Argument(exists=True, file_okay=False, help="The bundle's folder.")]
 TrustedKeys = Annotated[
@@ -93,7 +95,7 @@ def verify(folder: Folder, trusted_key: TrustedKeys = None, as_json: Json = Fals
     """
     verdict = run_gate(folder, trusted_keys=_keys(trusted_key))
     _report(verdict, folder, as_json=as_json)
-    require(verdict, folder)
+    verdict.require(folder)
 
 
 @app.command()
@@ -107,7 +109,7 @@ def sign(
 
     Example: fraud-scorer bundle sign bundles/cards --key signing.pem --new-key
     """
-    require(run_gate(folder), folder)
+    run_gate(folder).require(folder)
     if new_key:
         private = new_private_key(key)
     else:
@@ -138,7 +140,7 @@ def activate(
     from scorer.operate.activation import send_activation  # noqa: PLC0415 - needs a Kafka client
 
     verdict = run_gate(folder, trusted_keys=_keys(trusted_key))
-    require(verdict, folder)
+    verdict.require(folder)
     bundle = Bundle.load(folder)
     place = location or str(folder.resolve())
     offset = send_activation(load_settings(), bundle.id, place)
@@ -296,13 +298,6 @@ def _report(verdict: Verdict, folder: Path, *, as_json: bool) -> None:
     for check in verdict.checks:
         table.add_row(check.name, "passed" if check.passed else "FAILED", check.detail)
     out.print(table)
-
-
-def require(verdict: Verdict, folder: Path) -> None:
-    """Raise PromiseBroken for a bundle that fails its gate."""
-    failed = [check for check in verdict.checks if not check.passed]
-    if failed:
-        raise PromiseBroken(f"{folder} fails its gate ({failed[0].name}): {failed[0].detail}")
 
 
 def _held_out(

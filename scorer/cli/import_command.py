@@ -8,7 +8,6 @@ from typing import Annotated, Any
 
 import typer
 
-from scorer.cli.bundle_commands import require
 from scorer.cli.command_support import Json, read_text, show
 from scorer.cli.risk_options import PolicyOption, SetOption, read_feature_set, read_policy
 
@@ -75,7 +74,7 @@ def import_bundle(
         golden=golden,
     )
     made = import_model(model, text, policy_text, output, options)
-    require(verify(output), output)
+    verify(output).require(output)
     result: dict[str, Any] = {
         "bundle": made.bundle.id,
         "output": str(output),
