@@ -118,13 +118,13 @@ def test_what_librdkafka_repeats_of_its_settings_is_hidden(monkeypatch: pytest.M
             }
         ),
     )
-    said: list[KafkaError] = []
-    client = Producer({**client_config(settings.load().kafka), "error_cb": said.append})
+    errors: list[KafkaError] = []
+    client = Producer({**client_config(settings.load().kafka), "error_cb": errors.append})
     give_up = time.monotonic() + 5
-    while not said and time.monotonic() < give_up:
+    while not errors and time.monotonic() < give_up:
         client.poll(0.05)
-    assert "s3cret-oauth" in said[0].str(), "librdkafka no longer repeats it: this test has lost its case"
-    assert "s3cret-oauth" not in without_secrets(said[0].str())
+    assert "s3cret-oauth" in errors[0].str(), "librdkafka no longer repeats it: this test has lost its case"
+    assert "s3cret-oauth" not in without_secrets(errors[0].str())
     monkeypatch.setenv("FRAUD_SCORER_KAFKA__SECURITY", '{"sasl.oauthbearer.method": "s3cret-choice"}')
     with pytest.raises(UsageError, match=r"sasl\.oauthbearer\.method"):
         admin(settings.load().kafka)

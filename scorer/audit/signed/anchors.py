@@ -43,7 +43,7 @@ class AnchorFile:
         """
         if holds_secret(place):
             raise UsageError(
-                f"anchors {shown_address(place)}: give a URL without credentials and query, since it is written into the "
+                f"anchors {shown_address(place)}: give a URL without credentials and query, for it is written into the "
                 "audit trail; fsspec reads them from FSSPEC_<PROTOCOL>_<NAME> variables or its own configuration"
             )
         self.place, self.given = place, given
