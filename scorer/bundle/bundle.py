@@ -74,6 +74,8 @@ class Bundle:
     """float32 [rows, features + 1]: inputs and the source model's margins."""
     student: Challenger | None = None
     """One of the challengers, small: it decides when a deadline leaves no time for the model."""
+    manifest_bytes: bytes = b""
+    """The manifest as it was read: what a signature is made over."""
 
     @property
     def threshold_margin(self) -> np.float32:
@@ -113,8 +115,10 @@ class Bundle:
         return float(self.student.calibration.margin_for(self.manifest.threshold_score, self.student.model.link))
 
     @classmethod
-    def load(cls, path: str | Path, *, trusted_keys: Iterable[str] | None = None) -> Bundle:
+    def load(cls, path: str | Path, *, trusted_keys: Iterable[str] | None = None, wanted: str | None = None) -> Bundle:
         """Load and check the folder at `path` (which may itself be a symlink to it).
+
+        With `wanted` it must have that id.
 
         With `trusted_keys` ("ed25519:BASE64") a bundle that none of them signed is refused; without, a signature must
         fit if there is one. Golden rows must give the stored margins, bit for bit. Raises BundleContentError,
@@ -129,7 +133,7 @@ class Bundle:
         keys = tuple(trusted_keys or ())
         if keys:  # before anything else of the bundle is read
             require_trusted(raw, signature, keys)
-        manifest = _parse_manifest(raw, folder)
+        manifest = parse_manifest(raw, folder, wanted=wanted)
         expected = {MANIFEST, *manifest.files}
         if extra := sorted(names - expected - {SIGNATURE}):
             raise BundleContentError(f"{folder} holds {extra[0]!r}, which its manifest does not name; remove it")
@@ -246,8 +250,9 @@ def _assemble(manifest: Manifest, raw: bytes, contents: dict[str, bytes], signed
         challengers.append(Challenger(item.id, shadow, item.calibration, rows))
     golden = _golden(contents, GOLDEN, manifest.golden_rows, model) if manifest.golden_rows else None
     student = next((item for item in challengers if item.id == manifest.student), None)
-    bundle_id = f"{manifest.name}-{hashlib.sha256(raw).hexdigest()[:12]}"
-    made = Bundle(bundle_id, manifest, model, feature_set, policy, tuple(challengers), signed_by, golden, student)
+    made = Bundle(
+        _id(manifest, raw), manifest, model, feature_set, policy, tuple(challengers), signed_by, golden, student, raw
+    )
     try:
         _ = made.student_threshold_margin
     except ModelError as error:
@@ -278,7 +283,14 @@ def _golden(contents: dict[str, bytes], file: str, rows: int, model: CompiledMod
     return golden
 
 
-def _parse_manifest(raw: bytes, folder: Path) -> Manifest:
+def _id(manifest: Manifest, raw: bytes) -> str:
+    return f"{manifest.name}-{hashlib.sha256(raw).hexdigest()[:12]}"
+
+
+def parse_manifest(raw: bytes, folder: Path, *, wanted: str | None = None) -> Manifest:
+    """The manifest of the bundle in `folder`; with `wanted` it must give that id. Raises BundleManifestError or
+    BundleMismatchError.
+    """
     try:
         document = json.loads(raw)
     except (ValueError, RecursionError) as error:
@@ -290,9 +302,12 @@ def _parse_manifest(raw: bytes, folder: Path) -> Manifest:
             f"{MANIFEST} in {folder} has format_version {version!r:.40}, this program reads {FORMAT_VERSION}"
         )
     try:
-        return Manifest.model_validate(document)
+        manifest = Manifest.model_validate(document)
     except ValidationError as error:
         raise BundleManifestError(f"{folder / MANIFEST}: {_reason(error)}") from error
+    if wanted is not None and _id(manifest, raw) != wanted:
+        raise BundleMismatchError(f"{folder} holds bundle {_id(manifest, raw)}, wanted is {wanted}")
+    return manifest
 
 
 def _reason(error: Exception) -> str:

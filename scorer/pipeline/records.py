@@ -13,7 +13,7 @@ import numpy.typing as npt
 from features.hashing import hash_strings
 from schemas.contract_error import ContractError
 from schemas.control_record import Control, parse_control
-from schemas.journal_record import Change, ControlRange, InputRange, Sources
+from schemas.journal_record import ActivationVerdict, Change, ControlRange, InputRange, Sources
 from schemas.payment_decoder import PaymentBatch, decode_payments, refuse_single_value
 
 # The timestamp of records that no broker has stamped: no event time is later than it allows.
@@ -69,7 +69,8 @@ class Batch:
     `degraded`: decide without the model, because a deadline is near. A clock's choice, so it comes in as data.
     `sources`: ids of the topics that were read. `change`: what an operator accepted; then there is nothing to decide.
     `known_labels`: of each control record the label that it is known to hold, so that it need not be parsed, or None;
-    empty when nothing is known.
+    empty when nothing is known. `activations`: what became of the activations among `control`; whoever runs the batch
+    has let the one that was taken decide.
     """
 
     records: Records
@@ -80,6 +81,7 @@ class Batch:
     sources: Sources | None = None
     change: Change | None = None
     known_labels: Sequence[KnownLabel | None] = ()
+    activations: Sequence[ActivationVerdict] = ()
 
     @classmethod
     def of_payments(cls, values: Sequence[bytes | None], *, first_offset: int = 0) -> Batch:

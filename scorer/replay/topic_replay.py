@@ -45,7 +45,7 @@ def replay_topic(
     records = _up_to(journal_reader.since_new_state(records), window)
     expect(sum(record.decisions + record.dead_letters for record in records))
     inputs = journal_reader.inputs_along(records, clients, settings, reader="replay")
-    pipeline, report, bundles = Pipeline(bundle, shard=shard), Report(), Bundles(bundle, settings.bundle.trusted_keys)
+    pipeline, report, bundles = Pipeline(bundle, shard=shard), Report(), Bundles(bundle, settings.bundle)
     pipeline.begin_at(records[0])
     if records[0].change is not None:
         pipeline.restart(bundle, records[0].stream_time_ms)

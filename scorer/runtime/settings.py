@@ -221,7 +221,26 @@ class BundleSettings(Section):
 
     trusted_keys: list[str] = Field(
         default_factory=list,
-        description='JSON list of public keys ("ed25519:BASE64"); one must have signed a bundle. Empty: none need have',
+        description='JSON list of public keys ("ed25519:BASE64"); one must have signed a bundle and an activation. '
+        "Empty: bundles need no signature, and no activation is taken",
+    )
+    locations: list[str] = Field(
+        default_factory=list,
+        max_length=64,
+        description="JSON list of the folders and URLs below which an activated bundle may lie, such as "
+        '["/srv/bundles", "s3://bundles/cards"]. Empty: nowhere, and no activation is taken',
+    )
+    fetch_timeout_s: float = Field(
+        default=30.0,
+        gt=0,
+        le=600,
+        description="an activated bundle that is not loaded after so long is refused; payments are decided meanwhile, "
+        "labels and lists behind the activation wait",
+    )
+    unsigned_activations: bool = Field(
+        default=False,
+        description="take activations that no key signed, where no trusted keys are set: whoever may write to the "
+        "control topic then chooses the model. For trials",
     )
 
 

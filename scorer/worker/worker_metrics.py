@@ -71,7 +71,9 @@ SNAPSHOT_PAUSE = Histogram(
 STANDBYS = Gauge("fraud_scorer_standby_shards", "Shards that this worker follows warm without owning them.")
 BUNDLE = Gauge("fraud_scorer_bundle_info", "1 for the bundle that decides.", ["shard", "bundle"])
 BUNDLES_REFUSED = Counter(
-    "fraud_scorer_bundles_refused_total", "Activations refused because the bundle is unfit.", ["shard"]
+    "fraud_scorer_bundles_refused_total",
+    "Activations refused, by reason: the signature, the number, the expiry, the place, or the bundle itself.",
+    ["shard", "reason"],
 )
 KEYS = Gauge("fraud_scorer_feature_keys", "Live entity keys.", ["shard"])
 KEYS_REFUSED = Gauge(
