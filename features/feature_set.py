@@ -22,7 +22,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from features.filters import CALENDAR_FIELDS, KEY_FIELDS, Condition, check, is_field
+from features.filters import CALENDAR_FIELDS, KEY_FIELDS, Condition, check, check_attribute, is_field
 from features.yaml_model import PlacedError, Strict, closest, read_yaml_model
 from schemas.card_fields import ATTRIBUTE, KEY, CardFields
 from schemas.currencies import CURRENCY_EXPONENT
@@ -150,7 +150,9 @@ class Feature(Strict):
         elif field in CALENDAR_FIELDS + POSITION_FIELDS:
             if self.categories is not None:
                 raise ValueError(f"feature {self.name}: {field} is a number and takes no categories")
-        elif not field.startswith("attributes."):
+        elif field.startswith("attributes."):
+            check_attribute(field)
+        else:
             known = ", ".join(CALENDAR_FIELDS + POSITION_FIELDS + KEY_FIELDS)
             raise ValueError(
                 f"feature {self.name}: unknown payment field {field!r}; known are {known} and attributes.NAME"

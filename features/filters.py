@@ -14,6 +14,7 @@ from features.yaml_model import PlacedError, Strict, closest
 from schemas.field_kinds import DEGREES_MAX
 from schemas.field_table import KINDS, POSITION_FIELDS, TEXT_FIELDS
 from schemas.field_types import TEXT_TYPES
+from schemas.verification_names import FORBIDDEN, is_verification_name
 
 # Currency last: the order is in published documents.
 KEY_FIELDS = (*(name for name in TEXT_FIELDS if name != "currency"), "currency")
@@ -104,9 +105,17 @@ def intervals(condition: object) -> list[tuple[float, float]]:
     return [(float(np.float32(value)), float(np.float32(value))) for value in _values(condition)]
 
 
+def check_attribute(name: str) -> None:
+    """Refuse attributes.NAME where no payment may have such an attribute. Raises ValueError."""
+    if is_verification_name(name.removeprefix("attributes.")):
+        raise ValueError(f"{name} is {FORBIDDEN}")
+
+
 def check(name: str, condition: object) -> None:
     """Refuse a condition on the field or feature `name` that no payment can meet. Raises ValueError with what to
     write."""
+    if name.startswith("attributes."):
+        check_attribute(name)
     if name in _TEXTS:
         _check_text(name, condition)
     elif isinstance(condition, Range):

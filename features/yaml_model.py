@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
+from features.yaml_limits import check_limits
+
 
 class PlacedError(ValueError):
     """A refusal that knows its place: the keys that lead to it from the value that was being checked."""
@@ -70,13 +72,20 @@ def read_yaml_model(model: type[M], text: str, *, where: str, error: type[Except
     """Parse YAML `text` into `model`; any mistake becomes `error` naming `where`, the line and what to write
     instead."""
     try:
-        data = yaml.load(text, Loader=_LineLoader)  # noqa: S506 - a SafeLoader
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        check_limits(text)
+        loader = _LineLoader(text)
+        node = loader.get_single_node()
+        data = None if node is None else loader.construct_document(node)
     except yaml.MarkedYAMLError as exc:
         line = exc.problem_mark.line + 1 if exc.problem_mark else "?"
         raise error(f"{where}:{line}: not readable as YAML: {exc.problem}") from exc
     except yaml.YAMLError as exc:
         raise error(f"{where}: not readable as YAML: {exc}") from exc
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, ArithmeticError, RecursionError) as exc:
+        # PyYAML's own constructors, on a value that is not what its tag or form claims: a date of month 13, !!bool 3
+        raise error(
+            f"{where}: a value is not what YAML reads it as ({type(exc).__name__}); write texts in quotation marks"
+        ) from exc
     if data is None:
         raise error(f"{where}: the file is empty; it must hold a mapping of settings")
     if not isinstance(data, dict):

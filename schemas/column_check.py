@@ -26,6 +26,7 @@ from schemas.field_types import AMOUNT_MINOR_END
 from schemas.payment_columns import Attribute, PaymentColumns
 from schemas.text_kernels import Bytes
 from schemas.text_verdict import certain_text_end
+from schemas.verification_names import is_verification_name
 
 # Below every card number, and exact as a double.
 NUMBER_END: Final = 10**SAFE_DIGITS_MAX
@@ -64,7 +65,8 @@ def check(columns: PaymentColumns, cards: CardFields = UNDECLARED) -> Checked:
         certain &= np.isnan(numbers) | (np.abs(numbers) <= DEGREES_MAX[KINDS[name]])
         _mix_words(_words(numbers), 3, payload)
     for name, attribute in columns.attributes.items():
-        if holds_card_number(name):  # then the reference refuses each row that has a value for it
+        # Then the reference refuses each row that has a value for it.
+        if holds_card_number(name) or is_verification_name(name):
             certain &= ~_has_value(attribute)
         _check_attribute(attribute, certain, size, payload)
     certain &= size <= TEXT_BYTES_MAX

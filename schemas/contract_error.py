@@ -39,6 +39,10 @@ class DeadLetterReason(StrEnum):
     DUPLICATE_KEY = "duplicate_key", "A name stands twice in one object, so that it is unclear which value is meant."
     NOT_FINITE = "not_finite", "A number is NaN, infinite, or too large for a double."
     CARD_NUMBER = "card_number", "A value is a plain card number; cards must arrive as tokens."
+    CARD_VERIFICATION = (
+        "card_verification",
+        "A name says that the value is a card verification code, a magnetic stripe or a PIN block; it must not arrive.",
+    )
     UNKNOWN_FIELD = (
         "unknown_field",
         "The record has a field that the contract does not; further data belongs in `attributes`.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Final, Literal
 
 from pydantic import Field, StringConstraints, TypeAdapter
@@ -44,6 +45,38 @@ class Activate(Contract):
         description="Folder or object-store URL of the bundle, without credentials.",
         examples=["s3://bundles/cards-3f9c2a11d07b"],
     )
+    number: int | None = Field(
+        default=None,
+        ge=1,
+        lt=2**53,
+        description="Rises with every activation of a deployment: one that was read once is never taken again.",
+        examples=[1_767_225_600_000],
+    )
+    expires_ms: int | None = Field(
+        default=None, ge=0, lt=2**53, description="Not taken after this time, epoch ms.", examples=[1_767_312_000_000]
+    )
+    deployment: str | None = Field(
+        default=None,
+        pattern=r"^[A-Za-z0-9._@-]{1,300}$",
+        description="Whose activation it is: name of the journal topic, @, its id. Others refuse it.",
+        examples=["journal@aGJcXuZ8TG2ZNvHdEVzpOQ"],
+    )
+    public_key: str | None = Field(
+        default=None,
+        pattern=r"^ed25519:[A-Za-z0-9+/]{43}=$",
+        description='The key that signed, "ed25519:" and base64; one of the trusted keys.',
+    )
+    signature: str | None = Field(
+        default=None,
+        pattern=r"^[A-Za-z0-9+/]{86}==$",
+        description="Ed25519 signature over all other fields but the key, base64.",
+    )
+
+    @property
+    def signed_bytes(self) -> bytes:
+        """What the signature is over: canonical JSON of all fields but `public_key` and `signature`."""
+        fields = self.model_dump(mode="json", exclude={"public_key", "signature"})
+        return json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()
 
 
 Control = Label | ListAdd | ListRemove | Activate
@@ -55,6 +88,8 @@ _TYPES: Final[dict[str, type[Label] | type[ListAdd] | type[ListRemove] | type[Ac
     "list_remove": ListRemove,
     "activate": Activate,
 }
+# Integers of 13 digits that are no card numbers: see check_contract.
+_TIMES: Final = frozenset({"event_time", "known_at", "number", "expires_ms"})
 
 
 def parse_control(
@@ -74,10 +109,10 @@ def parse_control(
             DeadLetterReason.INVALID_CONTROL, "type", f"expected one of {', '.join(_TYPES)}, found {shape(kind)}"
         )
     if contract not in (ListAdd, ListRemove):
-        return check_contract(contract, document, cards=cards)
+        return check_contract(contract, document, _TIMES, cards)
     name = document.get("list")
     rule = cards.rule(f"{LIST}{name}")
-    listed = check_contract(contract, document, cards=cards.with_rules({"value": rule}))
+    listed = check_contract(contract, document, _TIMES, cards.with_rules({"value": rule}))
     if rule is CardRule.TOKEN and isinstance(listed, ListAdd | ListRemove):
         return listed.model_copy(update={"value": cards.replaced(listed.value)})
     return listed
@@ -93,4 +128,4 @@ def parse_control_masked(raw: bytes | None) -> Control:
             raise
     document = parse_object(raw)
     document["value"] = mask_digits(str(document["value"]).encode("utf-8", "surrogatepass")).decode()
-    return check_contract(_TYPES[document["type"]], document)
+    return check_contract(_TYPES[document["type"]], document, _TIMES)

@@ -8,7 +8,7 @@ that tools for those read these.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -17,6 +17,7 @@ from schemas.card_fields import ATTRIBUTE, UNDECLARED, CardFields, CardRule
 from schemas.card_mask import mask_card_numbers, mask_digits
 from schemas.contract_error import ContractError, DeadLetterReason
 from schemas.pseudonym import is_pseudonym
+from schemas.verification_names import names_verification
 
 VALUE_BYTES_MAX: Final = (
     262_144  # 256 KiB: a quarter of what a broker takes by default, and enough to see what was wrong
@@ -120,13 +121,13 @@ def dead_letter_record(
     A null value stays null: the dead-letter topic is kept by time, not compacted, so a null deletes nothing there.
     """
     # Mask first, cut after: a number that lies across the cut must not survive in part.
-    mask = mask_digits if error.reason is DeadLetterReason.CARD_NUMBER else mask_card_numbers
+    mask = _mask(value, error)
     key_masked, value_masked = key, value
     masked = False
     if value is not None:
         value_masked = mask(value)
         masked = value_masked != value
-        if error.reason is not DeadLetterReason.CARD_NUMBER and (masked or cards.need_key):
+        if mask is mask_card_numbers and (masked or cards.need_key):
             value_masked, masked = _declared_kept(value, cards)
     if key is not None:
         key_masked = _masked_key(key, value, error, cards)
@@ -179,13 +180,20 @@ def _declared_kept(value: bytes, cards: CardFields) -> tuple[bytes, bool]:
     return b"".join([*kept, rest]), masked or rest != value[last:]
 
 
+def _mask(value: bytes | None, error: ContractError) -> Callable[[bytes], bytes]:
+    """What masks a record refused with `error`."""
+    # A verification code is not to be known from other digits, and may stand in a record refused for something else.
+    all_digits = error.reason in _ALL_DIGITS or (value is not None and names_verification(value))
+    return mask_digits if all_digits else mask_card_numbers
+
+
 def answer_key(key: bytes | None, value: bytes | None, error: ContractError, cards: CardFields) -> bytes | None:
     """The key of the answer to a refused record: as its dead letter's; none where the key itself was refused."""
     return None if key is None or error.field == "key" else _masked_key(key, value, error, cards)
 
 
 def _masked_key(key: bytes, value: bytes | None, error: ContractError, cards: CardFields) -> bytes:
-    masked = mask_digits(key) if error.reason is DeadLetterReason.CARD_NUMBER else mask_card_numbers(key)
+    masked = _mask(value, error)(key)
     if error.field != "key" and (masked != key or cards.need_key):
         return _key_as_declared(key, value, cards, masked)
     return masked
@@ -215,6 +223,7 @@ def _rule(name: str, cards: CardFields) -> CardRule:
 
 # A name and its text, where JSON writes both without an escape.
 _TEXT: Final = re.compile(rb'"([A-Za-z_][A-Za-z0-9_.]{0,63})"[ \t\r\n]*:[ \t\r\n]*"([^"\\\x00-\x1f]*)"')
+_ALL_DIGITS: Final = frozenset({DeadLetterReason.CARD_NUMBER, DeadLetterReason.CARD_VERIFICATION})
 _KEY_STAGE: Final = ("__connect.errors.stage", b"KEY_CONVERTER")
 _VALUE_STAGE: Final = ("__connect.errors.stage", b"VALUE_CONVERTER")
 _EXCEPTION: Final = ("__connect.errors.exception.class.name", b"schemas.errors.ContractError")

@@ -4,8 +4,9 @@ record.
 Of several things wrong in one object the reason is the first in this order, whatever the order of its fields in the
 JSON text:
 
-    1. card_number, anywhere, in a value or in a name      3. missing_field, in the contract's order
-    2. unknown_field                                       4. the first wrong field, in the contract's order
+    1. card_number, anywhere, in a value or in a name      4. missing_field, in the contract's order
+    2. card_verification, by a name anywhere               5. the first wrong field, in the contract's order
+    3. unknown_field
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from schemas.contract_error import ContractError, DeadLetterReason, shape
 from schemas.currencies import CURRENCY_EXPONENT
 from schemas.event_time import EVENT_TIME_MS_END, EVENT_TIME_MS_MIN, event_time_ms
 from schemas.field_kinds import DEGREES_MAX, Kind
+from schemas.verification_names import FORBIDDEN, is_verification_name
 
 IDENTIFIER_CHARACTERS_MAX: Final = 128
 CHANNEL_BYTES_MAX: Final = 32
@@ -229,6 +231,7 @@ def check_contract(
     """
     fields = contract.model_fields  # a property of pydantic's: asked for once, it costs a microsecond each time
     _refuse_card_numbers(fields, document, times, cards)
+    _refuse_verification(fields, document)
     for name in document:
         if name not in fields:
             raise _unknown_field(contract, name)
@@ -260,6 +263,22 @@ def _tested(cards: CardFields, name: str, value: object) -> bool:
     if isinstance(value, str) or (name.startswith(ATTRIBUTE) and isinstance(value, int | float)):
         return cards.rule(name) is CardRule.REFUSE
     return True
+
+
+def _refuse_verification(fields: Container[str], document: dict[str, Any]) -> None:
+    for name, value in document.items():
+        if value is not None and (is_verification_name(name) or _names_verification(value)):
+            raise ContractError(DeadLetterReason.CARD_VERIFICATION, name if name in fields else None, FORBIDDEN)
+
+
+def _names_verification(value: object) -> bool:
+    # As deep as documents.DEPTH_MAX at most.
+    if isinstance(value, dict):
+        return any(
+            item is not None and (is_verification_name(name) or _names_verification(item))
+            for name, item in value.items()
+        )
+    return isinstance(value, list) and any(_names_verification(item) for item in value)
 
 
 def _holds_card_number(value: object, *, numbers: bool) -> bool:

@@ -16,12 +16,17 @@ from schemas.field_types import Contract, Identifier
 
 FIRST_PREVIOUS: Final = "0" * 64
 INPUTS_MAX: Final = 4_096  # partitions of one shard
+ACTIVATIONS_MAX: Final = 64  # of one batch
 _INT64_END: Final = 2**63
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Offset = Annotated[int, Field(ge=0, lt=_INT64_END)]
 Count = Annotated[int, Field(ge=0, lt=_INT64_END)]
 TopicId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{22}$")]
+
+Refusal = Literal[
+    "unsigned", "untrusted", "other_deployment", "number_used", "expired", "place", "unreachable", "unfit"
+]
 
 
 class JournalError(ValueError):
@@ -80,6 +85,22 @@ class Change(Contract):
     )
 
 
+class ActivationVerdict(Contract):
+    """What became of one activation among the control records of a batch. Clock, keys and places are the worker's own,
+    so the verdict is data: recovery, standby, replay and proof take it from here.
+    """
+
+    offset: Offset = Field(description="Offset of the activation on the control topic.", examples=[118])
+    bundle: Identifier = Field(description="The bundle that it names.", examples=["cards-3f9c2a11d07b"])
+    number: Count | None = Field(
+        default=None, description="Its number, where a trusted key signed it for this deployment; used from here on."
+    )
+    refused: Refusal | None = Field(default=None, description="Why it was refused; absent when it was taken.")
+    location: str | None = Field(
+        default=None, max_length=1_024, description="Where the bundle was found; absent when it was refused."
+    )
+
+
 class JournalRecord(Contract):
     """What one micro-batch read, and the digest of what came of it."""
 
@@ -105,6 +126,15 @@ class JournalRecord(Contract):
         default=None, description="Ids of the topics that were read; absent in records of releases before 0.2."
     )
     change: Change | None = Field(default=None, description="What an operator accepted; absent in all other records.")
+    activations: tuple[ActivationVerdict, ...] = Field(
+        default=(),
+        strict=False,
+        max_length=ACTIVATIONS_MAX,
+        description="What became of the activations among the control records; the one taken decides from here on.",
+    )
+    activation_number: Count = Field(
+        default=0, description="Largest number of a signed activation so far; absent before the first."
+    )
 
     refused: Count | None = Field(
         default=None,
@@ -132,7 +162,14 @@ class JournalRecord(Contract):
             raise ValueError("a record of a change decides nothing")
         if (self.refused or 0) > min(self.decisions, self.dead_letters):
             raise ValueError("more refused records are answered than there are")
+        if sum(verdict.refused is None for verdict in self.activations) > 1:
+            raise ValueError("one activation is taken in a batch at most")
         return self
+
+    @property
+    def taken(self) -> ActivationVerdict | None:
+        """The activation from which this batch's bundle comes; None where the bundle is that of the batch before."""
+        return next((verdict for verdict in self.activations if verdict.refused is None), None)
 
     @cached_property
     def _canonical(self) -> bytes:
@@ -141,9 +178,12 @@ class JournalRecord(Contract):
         for name in ("sources", "change", "refused", "pseudonym_key"):
             if fields[name] is None:
                 del fields[name]
-        for entry in fields["inputs"]:
-            if entry["epoch"] is None:
-                del entry["epoch"]
+        for name in ("activations", "activation_number"):
+            if not fields[name]:
+                del fields[name]
+        fields |= {"inputs": [_present(entry) for entry in fields["inputs"]]}
+        if self.activations:
+            fields["activations"] = [_present(entry) for entry in fields["activations"]]
         return json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
     @property
@@ -171,3 +211,7 @@ class JournalRecord(Contract):
         if record.to_bytes() != raw:
             raise JournalError(f"a value of {len(raw)} bytes is a journal record, but not in its canonical form")
         return record
+
+
+def _present(fields: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if value is not None}

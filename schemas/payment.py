@@ -96,7 +96,9 @@ class Payment(Contract):
     )
     attributes: Attributes | None = Field(
         default=None,
-        description="Further data by name: text, number or truth value. A null is the same as no such attribute.",
+        description="Further data by name: text, number or truth value. A null is the same as no such attribute. "
+        "A card verification code (cvv, cvc2, card_security_code …) is refused by its name; the result of its check is "
+        "taken.",
         examples=[{"basket_size": 3, "new_address": True, "wallet": "none"}],
     )
 

@@ -53,6 +53,7 @@ from schemas.field_types import AMOUNT_DIGITS_MAX, ATTRIBUTE_NAME_BYTES_MAX, ATT
 from schemas.kernel_decorators import inlined_reader, reader
 from schemas.text_kernels import Bytes, rfc3339_ms, skip_space
 from schemas.text_verdict import TEXT_BYTES_MAX, certain_text_end
+from schemas.verification_names import may_end_verification
 
 UNCERTAIN: Final = 0
 CERTAIN: Final = 1
@@ -63,6 +64,8 @@ _TIME, _AMOUNT, _ATTRIBUTES = int(Kind.TIME), int(Kind.AMOUNT), int(Kind.ATTRIBU
 _LATITUDE, _LONGITUDE = int(Kind.LATITUDE), int(Kind.LONGITUDE)
 _TIME_DIGITS_MAX = 13
 _TIME_MIN, _TIME_END = np.int64(EVENT_TIME_MS_MIN), np.int64(EVENT_TIME_MS_END)
+_LETTER_BITS = np.uint64(8)
+_LOWER_CASE = np.uint8(32)  # the bit that makes a capital letter small
 _FNV_START = np.uint64(0xCBF29CE484222325)
 _FNV_PRIME = np.uint64(0x100000001B3)
 
@@ -315,9 +318,14 @@ def _attribute_name(data: Bytes, p: int, end: int) -> tuple[np.uint64, int]:
     start = p + 1
     p = start
     digits = 0
+    letters = np.uint64(0)  # the last eight, small
     while p < end and data[p] != QUOTE:
         b = data[p]
-        if not (is_letter(b) or b == UNDERSCORE):
+        if is_letter(b):
+            letters = (letters << _LETTER_BITS) | np.uint64(b | _LOWER_CASE)
+            if may_end_verification(letters):  # the reference says whether it is such a name
+                return hashed, -1
+        elif b != UNDERSCORE:
             if p == start or not (is_digit(b) or b == POINT):
                 return hashed, -1
             digits += b != POINT

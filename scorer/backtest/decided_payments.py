@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -27,6 +27,10 @@ class BacktestError(FraudScorerError):
     """Nothing can be measured, or two runs do not fit together; the message states the reason."""
 
 
+Corrections = dict[str, list[tuple[int, int]]]
+"""known_at (epoch ms) and label (1 fraud, 0 genuine)."""
+
+
 @dataclass(frozen=True, eq=False)
 class Decided:
     """n decided payments in journal order, without repeated ones. Written by `fraud-scorer replay`."""
@@ -37,6 +41,8 @@ class Decided:
     """The base currency, in which money is counted."""
     factors: dict[str, float]
     """Minor units of the base currency for one of each other currency."""
+    corrections: Corrections = field(default_factory=dict)
+    """Labels by payment id, with the time each became known, of payments that had several: in order of that time."""
 
     @classmethod
     def read(cls, path: Path, feature_names: list[str], currency: str, factors: dict[str, float]) -> Decided:
@@ -51,14 +57,30 @@ class Decided:
         missing = [name for name in ("payment_id", "margin", "decision", "label") if name not in table.column_names]
         if missing:
             raise BacktestError(f"{path} has no column {missing[0]!r}: it is not the output of `fraud-scorer replay`")
-        return cls(table.filter(~pc.field("mode").isin(["duplicate", "refused"])), feature_names, currency, factors)
+        table = table.filter(pc.field("mode") != "refused")  # no payments
+        fresh = table.filter(pc.field("mode") != "duplicate")
+        corrections: Corrections = {}
+        if len(fresh) < len(table) and "label_known_at" in table.column_names:
+            corrections = _corrections(table)
+            fresh = _labelled(fresh, corrections, None)
+        return cls(fresh, feature_names, currency, factors, corrections)
+
+    def genuine_after(self, delay_ms: int) -> Decided:
+        """The payments with those of unknown label as genuine, known so long after their event time."""
+        unknown = self.label < 0
+        known_at = np.where(unknown, self.time_ms + delay_ms, self.numbers("label_known_at"))
+        table = self.table
+        for name, values in (("label", np.maximum(self.label, 0)), ("label_known_at", known_at)):
+            column = pa.array(values).cast(table.schema.field(name).type)
+            table = table.set_column(table.column_names.index(name), name, column)
+        return replace(self, table=table)
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
 
     def take(self, keep: npt.NDArray[np.bool_]) -> Decided:
         """The rows where bool [n] holds."""
-        return Decided(self.table.filter(pa.array(keep)), self.feature_names, self.currency, self.factors)
+        return replace(self, table=self.table.filter(pa.array(keep)))
 
     def numbers(self, name: str) -> npt.NDArray[np.generic]:
         """A column of numbers, [n], NaN or -1 (label, times) where null."""
@@ -152,6 +174,9 @@ class Decided:
         if not len(self):
             raise BacktestError("no payment lies in the window: check --from and --until")
         at = int(self.time_ms.max()) if as_of_ms is None else as_of_ms
+        if self.corrections:
+            labelled = replace(self, table=_labelled(self.table, self.corrections, at), corrections={})
+            return labelled.matured(at)
         known_at = np.asarray(self.numbers("label_known_at"), dtype=np.int64)
         keep = (self.label >= 0) & (known_at <= at)
         if not keep.any():
@@ -161,3 +186,33 @@ class Decided:
                 "rows (--input audit), which have labels; a topic has none"
             )
         return self.take(keep)
+
+
+def _corrections(table: pa.Table) -> Corrections:
+    """The labels of payments that came more than once. The windows count the one that became known last."""
+    repeated = table.filter(pc.field("mode") == "duplicate")["payment_id"]
+    ids, labels = table["payment_id"], table["label"]
+    rows = table.filter(pc.and_(pc.is_in(ids, value_set=pc.unique(repeated)), pc.is_valid(labels)))
+    found: Corrections = {}
+    known_at = pc.cast(rows["label_known_at"], pa.int64()).to_pylist()
+    for payment_id, at, label in zip(rows["payment_id"].to_pylist(), known_at, rows["label"].to_pylist(), strict=True):
+        found.setdefault(payment_id, []).append((at, label))
+    for history in found.values():
+        history.sort(key=lambda item: item[0])  # stable: of equal times the later row
+    return found
+
+
+def _labelled(table: pa.Table, corrections: Corrections, as_of_ms: int | None) -> pa.Table:
+    """The table with those payments' labels as known at `as_of_ms`; None: at the end."""
+    if not corrections:
+        return table
+    places = np.flatnonzero(pc.is_in(table["payment_id"], value_set=pa.array(list(corrections))).to_numpy())
+    label, known_at = table["label"].to_pylist(), pc.cast(table["label_known_at"], pa.int64()).to_pylist()
+    ids = table["payment_id"].take(pa.array(places)).to_pylist()
+    for place, payment_id in zip(places.tolist(), ids, strict=True):
+        known = [item for item in corrections[payment_id] if as_of_ms is None or item[0] <= as_of_ms]
+        known_at[place], label[place] = known[-1] if known else (None, None)
+    for name, values in (("label", label), ("label_known_at", known_at)):
+        kind = table.schema.field(name).type
+        table = table.set_column(table.column_names.index(name), name, pa.array(values, kind))
+    return table

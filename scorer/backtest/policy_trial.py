@@ -6,7 +6,7 @@ policy's file, without what control records added while workers ran.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import numpy as np
@@ -84,5 +84,5 @@ def what_if(decided: Decided, bundle: Bundle, policy: Policy) -> WhatIf:
     fired = pa.array([list(names) for names in verdicts.fired], pa.list_(pa.string()))
     table = decided.table.set_column(place, "decision", column)
     table = table.set_column(table.schema.get_field_index("fired"), "fired", fired)
-    after = Decided(table, decided.feature_names, decided.currency, decided.factors)
+    after = replace(decided, table=table)
     return WhatIf(policy.name, float(threshold), after, reasons)

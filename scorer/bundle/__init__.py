@@ -8,8 +8,8 @@
     golden.f32          rows and the source model's margins (little-endian float32 [rows, features + 1])
     challenger-ID.ubj   models that score in shadow
 
-Data only: nothing in a bundle is ever executed. The room may touch model, policy and feature sets, and files (a fetched
-bundle through fsspec); it knows no Kafka and no Postgres.
+Data only: nothing in a bundle is ever executed. The room may touch model, policy and feature sets, files, and the URL
+of a bundle that is fetched; it knows no Kafka and no Postgres.
 """
 
 from __future__ import annotations

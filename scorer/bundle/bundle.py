@@ -74,6 +74,8 @@ class Bundle:
     """float32 [rows, features + 1]: inputs and the source model's margins."""
     student: Challenger | None = None
     """One of the challengers, small: it decides when a deadline leaves no time for the model."""
+    manifest_bytes: bytes = b""
+    """The manifest as it was read: what a signature is made over."""
 
     @property
     def threshold_margin(self) -> np.float32:
@@ -113,8 +115,10 @@ class Bundle:
         return float(self.student.calibration.margin_for(self.manifest.threshold_score, self.student.model.link))
 
     @classmethod
-    def load(cls, path: str | Path, *, trusted_keys: Iterable[str] | None = None) -> Bundle:
+    def load(cls, path: str | Path, *, trusted_keys: Iterable[str] | None = None, wanted: str | None = None) -> Bundle:
         """Load and check the folder at `path` (which may itself be a symlink to it).
+
+        With `wanted` it must have that id.
 
         With `trusted_keys` ("ed25519:BASE64") a bundle that none of them signed is refused; without, a signature must
         fit if there is one. Golden rows must give the stored margins, bit for bit. Raises BundleContentError,
@@ -129,7 +133,7 @@ class Bundle:
         keys = tuple(trusted_keys or ())
         if keys:  # before anything else of the bundle is read
             require_trusted(raw, signature, keys)
-        manifest = _parse_manifest(raw, folder)
+        manifest = parse_manifest(raw, folder, wanted=wanted)
         expected = {MANIFEST, *manifest.files}
         if extra := sorted(names - expected - {SIGNATURE}):
             raise BundleContentError(f"{folder} holds {extra[0]!r}, which its manifest does not name; remove it")
@@ -150,7 +154,7 @@ def write_bundle(
     policy_yaml: str,
     threshold_score: float,
     calibration: Calibration | None = None,
-    golden: tuple[np.ndarray, np.ndarray] | None = None,
+    golden: tuple[np.ndarray, np.ndarray] | None,
     challengers: Sequence[NewChallenger] = (),
     student: str | None = None,
     training: TrainingWindow | None = None,
@@ -159,17 +163,20 @@ def write_bundle(
 ) -> Bundle:
     """Write a bundle to the folder `output` (which must not exist) and return it, loaded back and checked.
 
-    `golden`: rows float32 [n, k] and the margins float32 [n] that the source model itself gave them. `student`: id of
-    the challenger that decides in degraded mode.
+    `golden`: rows float32 [n, k] and the margins float32 [n] that the source model itself gave them; none is a
+    BundleGateError, as the gate would refuse the bundle. `student`: id of the challenger that decides in degraded mode.
     All or nothing. `created_at` is data, so the same inputs give the same bytes and the same id. Raises BundleError.
     """
+    if golden is None or not len(golden[0]):
+        raise BundleGateError(
+            "a bundle needs golden rows: rows of features and the margins that the source model gave them"
+        )
     contents = {model_file: model, FEATURE_SET: feature_set_yaml.encode(), POLICY: policy_yaml.encode()}
     for item in challengers:
         contents[f"challenger-{item.id}{item.suffix}"] = item.model
         if item.golden is not None:
             contents[f"golden-{item.id}.f32"] = np.column_stack(item.golden).astype("<f4").tobytes()
-    if golden is not None:
-        contents[GOLDEN] = np.column_stack(golden).astype("<f4").tobytes()
+    contents[GOLDEN] = np.column_stack(golden).astype("<f4").tobytes()
     curve = calibration or Calibration()
     try:
         feature_set = FeatureSet.from_yaml(feature_set_yaml)
@@ -186,7 +193,7 @@ def write_bundle(
             threshold_score=threshold_score,
             threshold_margin=float(curve.margin_for(threshold_score, compiled.link)),
             calibration=curve,
-            golden_rows=0 if golden is None else len(golden[0]),
+            golden_rows=len(golden[0]),
             challengers=[
                 ChallengerInfo(
                     id=item.id,
@@ -243,8 +250,9 @@ def _assemble(manifest: Manifest, raw: bytes, contents: dict[str, bytes], signed
         challengers.append(Challenger(item.id, shadow, item.calibration, rows))
     golden = _golden(contents, GOLDEN, manifest.golden_rows, model) if manifest.golden_rows else None
     student = next((item for item in challengers if item.id == manifest.student), None)
-    bundle_id = f"{manifest.name}-{hashlib.sha256(raw).hexdigest()[:12]}"
-    made = Bundle(bundle_id, manifest, model, feature_set, policy, tuple(challengers), signed_by, golden, student)
+    made = Bundle(
+        _id(manifest, raw), manifest, model, feature_set, policy, tuple(challengers), signed_by, golden, student, raw
+    )
     try:
         _ = made.student_threshold_margin
     except ModelError as error:
@@ -275,7 +283,14 @@ def _golden(contents: dict[str, bytes], file: str, rows: int, model: CompiledMod
     return golden
 
 
-def _parse_manifest(raw: bytes, folder: Path) -> Manifest:
+def _id(manifest: Manifest, raw: bytes) -> str:
+    return f"{manifest.name}-{hashlib.sha256(raw).hexdigest()[:12]}"
+
+
+def parse_manifest(raw: bytes, folder: Path, *, wanted: str | None = None) -> Manifest:
+    """The manifest of the bundle in `folder`; with `wanted` it must give that id. Raises BundleManifestError or
+    BundleMismatchError.
+    """
     try:
         document = json.loads(raw)
     except (ValueError, RecursionError) as error:
@@ -287,9 +302,12 @@ def _parse_manifest(raw: bytes, folder: Path) -> Manifest:
             f"{MANIFEST} in {folder} has format_version {version!r:.40}, this program reads {FORMAT_VERSION}"
         )
     try:
-        return Manifest.model_validate(document)
+        manifest = Manifest.model_validate(document)
     except ValidationError as error:
         raise BundleManifestError(f"{folder / MANIFEST}: {_reason(error)}") from error
+    if wanted is not None and _id(manifest, raw) != wanted:
+        raise BundleMismatchError(f"{folder} holds bundle {_id(manifest, raw)}, wanted is {wanted}")
+    return manifest
 
 
 def _reason(error: Exception) -> str:

@@ -2,8 +2,10 @@
 
 BundleError                     (FraudScorerError)
 ├── BundleContentError          a file is missing, unknown, not a plain file, too large, or has another hash
+│   └── BundleFetchError        a URL does not give it: not there, too late, too large
 ├── BundleManifestError         the manifest cannot be read, or is of another format version
 ├── BundleMismatchError         two parts contradict each other; the message names both sides
+├── BundlePlaceError            it lies where none may be fetched from
 ├── BundleSignatureError        no trusted key signed it, or a signature does not fit
 ├── BundleGateError             the compiled model does not give the margins that its source gave
 └── BundleExistsError           the output folder exists already
@@ -22,6 +24,10 @@ class BundleContentError(BundleError):
     """The folder does not hold what its manifest states."""
 
     exit_code = 3
+
+
+class BundleFetchError(BundleContentError):
+    """The bundle cannot be copied from its URL."""
 
 
 class BundleManifestError(BundleError):
@@ -48,3 +54,7 @@ class BundleGateError(BundleError):
 
 class BundleExistsError(BundleError):
     """The output exists; bundles are never overwritten."""
+
+
+class BundlePlaceError(BundleError):
+    """The location is not one from which a bundle may be fetched."""

@@ -41,9 +41,14 @@ def listing(folder: Path) -> set[str]:
         raise BundleContentError(f"{folder} cannot be read as a folder: {error.strerror}") from error
 
 
+def bytes_max(name: str) -> int:
+    """How large a bundle's file of this name may be."""
+    return _BYTES_MAX.get(name, MODEL_BYTES_MAX)
+
+
 def read(folder: Path, name: str) -> bytes:
     """A file's bytes. Raises BundleContentError."""
-    limit = _BYTES_MAX.get(name, MODEL_BYTES_MAX)
+    limit = bytes_max(name)
     try:
         # O_NOFOLLOW: the kernel refuses a symlink put there after the listing. O_NONBLOCK: no wait on a pipe.
         handle = os.open(folder / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from scorer.bundle.bundle import Bundle, NewChallenger, write_bundle
-from scorer.bundle.bundle_errors import BundleMismatchError
+from scorer.bundle.bundle_errors import BundleGateError, BundleMismatchError
 from scorer.bundle.bundle_folder import checked
 from scorer.bundle.manifest import CHALLENGER_ID_MAX, CHALLENGERS_MAX, FEATURE_SET, POLICY
 from scorer.errors import UsageError
@@ -46,6 +46,9 @@ def with_challengers(
         shadows.append(NewChallenger(other.id, data, Path(name).suffix, other.manifest.calibration, _rows(other)))
     if len({item.id for item in shadows}) < len(shadows):
         raise UsageError("two challengers are the same bundle")
+    golden = _rows(bundle)
+    if golden is None:
+        raise BundleGateError(f"{bundle.id} has no golden rows, written by an older version; train or import it anew")
     manifest = bundle.manifest
     read = {name: checked(champion, name, manifest.files[name]) for name in (manifest.model_file, FEATURE_SET, POLICY)}
     return write_bundle(
@@ -58,7 +61,7 @@ def with_challengers(
         policy_yaml=read[POLICY].decode(),
         threshold_score=manifest.threshold_score,
         calibration=manifest.calibration,
-        golden=_rows(bundle),
+        golden=golden,
         challengers=shadows,
         student=None if student is None else shadows[-1].id,
         training=manifest.training,

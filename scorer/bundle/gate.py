@@ -17,14 +17,16 @@ import treelite
 from scorer.bundle.bundle import Bundle
 from scorer.bundle.bundle_errors import BundleError
 from scorer.bundle.bundle_folder import checked
+from scorer.bundle.sample_rows import sample_rows
+from scorer.errors import PromiseBroken
 from scorer.model import CompiledModel, ModelError
 from scorer.model.calibration import Calibration
 from scorer.model.lightgbm_text import is_lightgbm
+from scorer.model.model_errors import library_reason
 from scorer.model.treelite_checkpoint import is_checkpoint
 from scorer.model.xgboost_document import is_ubj
 
 RANDOM_ROWS = 2_000
-_SEED = 20_250_101
 # treelite's interpreter starts at 0 and adds xgboost's base last: each of the additions may round by half a unit in the
 # last place of the largest partial sum.
 _UNIT = float(np.finfo(np.float32).eps)
@@ -64,6 +66,12 @@ class Verdict:
     def passed(self) -> bool:
         return all(check.passed for check in self.checks)
 
+    def require(self, folder: Path) -> None:
+        """Raise PromiseBroken with the first check that failed; `folder` is the bundle's, for the message."""
+        failed = [check for check in self.checks if not check.passed]
+        if failed:
+            raise PromiseBroken(f"{folder} fails its gate ({failed[0].name}): {failed[0].detail}")
+
 
 def verify(path: str | Path, *, trusted_keys: Iterable[str] | None = None, rows: int = RANDOM_ROWS) -> Verdict:
     """Load the bundle and run every check on it. Raises nothing for a bad bundle: the verdict has the reason."""
@@ -87,7 +95,7 @@ def verify(path: str | Path, *, trusted_keys: Iterable[str] | None = None, rows:
         Check("feature set", True, f"fingerprint {manifest.feature_fingerprint[:12]} is that of feature_set.yaml"),
         *_checks(champion, rows),
         _run("calibration", lambda: _calibration(champion, bundle.threshold_margin, manifest.threshold_score)),
-        _run("explanations", lambda: _explanations(champion, _random_rows(champion, rows))),
+        _run("explanations", lambda: _explanations(champion, sample_rows(champion.model, rows))),
     ]
     # A challenger decides nothing, but its margins go to the audit trail: the same checks apply.
     for info, shadow in zip(manifest.challengers, bundle.challengers, strict=True):
@@ -113,7 +121,7 @@ def verify(path: str | Path, *, trusted_keys: Iterable[str] | None = None, rows:
 
 def _checks(subject: _Subject, rows: int) -> list[Check]:
     """The checks of every model, champion or challenger."""
-    golden, sample = subject.golden, _random_rows(subject, rows)
+    golden, sample = subject.golden, sample_rows(subject.model, rows)
     return [
         Check(
             "golden rows",
@@ -130,29 +138,11 @@ def _checks(subject: _Subject, rows: int) -> list[Check]:
 def _run(name: str, check: Callable[[], tuple[bool, str]]) -> Check:
     try:
         passed, detail = check()
-    except (ModelError, BundleError, treelite.TreeliteError) as error:
+    except treelite.TreeliteError as error:
+        passed, detail = False, library_reason(error)
+    except (ModelError, BundleError) as error:
         passed, detail = False, str(error)
     return Check(name, passed, detail)
-
-
-def _random_rows(subject: _Subject, count: int) -> np.ndarray:
-    """Values at and around the model's cuts, far ones, and missing ones: the same rows for the same model."""
-    rng = np.random.default_rng(_SEED)
-    table = subject.model.table
-    rows = rng.normal(size=(count, subject.model.feature_count)).astype(np.float32)
-    for column in range(rows.shape[1]):
-        cuts = table.threshold[table.feature == column]
-        cuts = cuts[np.isfinite(cuts)]
-        if not len(cuts):
-            continue
-        with np.errstate(over="ignore"):
-            pool = np.concatenate(
-                [cuts, np.nextafter(cuts, np.float32(np.inf)), np.nextafter(cuts, np.float32(-np.inf))]
-            )
-        rows[:, column] = rng.choice(pool, count)
-    rows[rng.random(rows.shape) < 0.1] = np.nan
-    rows[rng.random(rows.shape) < 0.02] = np.float32(3e38)
-    return rows
 
 
 def _source(bundle: Bundle, path: Path, name: str) -> bytes:

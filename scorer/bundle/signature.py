@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from scorer.bundle.bundle_errors import BundleSignatureError
+from scorer.bundle.bundle_errors import BundleContentError, BundleSignatureError
 from scorer.bundle.bundle_folder import listing, read, sync_folder
 from scorer.bundle.manifest import MANIFEST, SIGNATURE
 from scorer.errors import UsageError
@@ -126,13 +126,14 @@ def require_trusted(manifest: bytes, raw: bytes | None, trusted: Iterable[str]) 
     raise BundleSignatureError(f"the bundle is signed by {names[0]}, which is none of the {len(known)} trusted keys")
 
 
-def sign(folder: Path, key: Ed25519PrivateKey) -> str:
-    """Add a signature to a bundle's folder and give the public key's name. The caller has verified the bundle.
+def sign(folder: Path, key: Ed25519PrivateKey, manifest: bytes) -> str:
+    """Add a signature over `manifest`, the bytes that the caller has verified, and give the public key's name.
 
-    The file is replaced in one step; a signature by the same key is replaced. Raises BundleContentError or
-    BundleSignatureError.
+    The file is replaced in one step; a signature by the same key is replaced. Raises BundleContentError, also
+    when the folder's manifest is not the one that was verified, or BundleSignatureError.
     """
-    manifest = read(folder, MANIFEST)
+    if read(folder, MANIFEST) != manifest:
+        raise BundleContentError(f"{MANIFEST} in {folder} was changed after it was verified; nothing was signed")
     name = public_name(key.public_key())
     kept: list[_Signature] = []
     if SIGNATURE in listing(folder):

@@ -14,9 +14,15 @@ from scorer.backtest.measurement import Backtest
 from scorer.bundle import Bundle
 from scorer.cli.command_support import Json, counting, parse_time_ms, read_mapping, show
 from scorer.cli.command_support import settings as load_settings
-from scorer.cli.risk_options import InputOption, MappingOption
+from scorer.cli.risk_options import (
+    GenuineOption,
+    InputOption,
+    LabelsOption,
+    MappingOption,
+    parse_duration_option,
+    read_policy,
+)
 from scorer.errors import UsageError
-from scorer.policy import Policy
 from scorer.replay import replay_file
 
 BundleOption = Annotated[Path, typer.Option("--bundle", exists=True, file_okay=False, help="The bundle.")]
@@ -35,6 +41,8 @@ def backtest_command(
     file: InputOption,
     output: Annotated[Path, typer.Option(help="HTML to write; the figures go to a folder next to it.")],
     mapping: MappingOption = None,
+    labels: LabelsOption = None,
+    genuine_after: GenuineOption = None,
     against: Annotated[Path | None, typer.Option(exists=True, file_okay=False, help="A second bundle.")] = None,
     policy: PolicyOption = None,
     begin: FromOption = None,
@@ -54,7 +62,8 @@ def backtest_command(
         raise UsageError("give --against (another bundle) or --policy (this bundle, another policy), not both")
     loaded = Bundle.load(bundle)
     other = Bundle.load(against) if against is not None else None
-    second_policy = None if policy is None else Policy.from_yaml(policy)
+    second_policy = None if policy is None else read_policy(policy, loaded.feature_set.names)
+    genuine_ms = parse_duration_option(genuine_after, "--genuine-after")
     begin_ms, until_ms = parse_time_ms(begin, "--from"), parse_time_ms(until, "--until")
     keys = load_settings().pseudonym_keys
     with tempfile.TemporaryDirectory(dir=output.resolve().parent, prefix=".backtest-") as folder:
@@ -62,8 +71,12 @@ def backtest_command(
         for number, one in enumerate(item for item in (loaded, other) if item is not None):
             stored = Path(folder) / f"{number}.parquet"
             with counting(f"payments with {one.id}", quiet=as_json) as progress:
-                replay_file(one, file, read_mapping(mapping), stored, until_ms=until_ms, keys=keys, progress=progress)
-            runs.append(_read(one, stored))
+                replay_file(
+                    one, file, read_mapping(mapping), stored, until_ms=until_ms, labels=labels, keys=keys,
+                    progress=progress,
+                )  # fmt: skip
+            run = _read(one, stored)
+            runs.append(run if genuine_ms is None else run.genuine_after(genuine_ms))
         first, second, reasons = runs[0], runs[1] if other else None, None
         names = (loaded.id, other.id if other else "")
         if second_policy is not None:
@@ -104,7 +117,7 @@ def what_if_command(
     stored = _read(loaded, decided)
     if until_ms is not None:
         stored = stored.take(stored.time_ms < until_ms)
-    changed = what_if(stored, loaded, Policy.from_yaml(policy))
+    changed = what_if(stored, loaded, read_policy(policy, loaded.feature_set.names))
     names = (loaded.id, f"policy {changed.policy}")
     result = backtest(
         stored,

@@ -1,4 +1,4 @@
-"""`bundle show|verify|sign|activate|compile|challenge|export`: everything about bundles after training."""
+"""`bundle show|verify|sign|activate|compile|challenge|export`: everything about bundles once they are made."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import typer
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from rich.table import Table
 
 from scorer.bundle import Bundle
+from scorer.bundle.bundle_places import Places
 from scorer.bundle.challengers import with_challengers
 from scorer.bundle.gate import Verdict
 from scorer.bundle.gate import verify as run_gate
@@ -20,9 +22,13 @@ from scorer.bundle.signature import new_private_key, public_name, read_private_k
 from scorer.bundle.signature import sign as add_signature
 from scorer.cli.command_support import Json, counting, out, parse_time_ms, read_mapping, show
 from scorer.cli.command_support import settings as load_settings
-from scorer.errors import PromiseBroken, UsageError
+from scorer.cli.import_command import import_bundle
+from scorer.errors import UsageError
 
-app = typer.Typer(help="Show, verify, sign, activate, compile, challenge and export bundles.", no_args_is_help=True)
+app = typer.Typer(
+    help="Show, verify, sign, activate, import, compile, challenge and export bundles.", no_args_is_help=True
+)
+app.command("import")(import_bundle)
 
 Folder = Annotated[Path, typer.Argument(exists=True, file_okay=False, help="The bundle's folder.")]
 TrustedKeys = Annotated[
@@ -91,7 +97,7 @@ def verify(folder: Folder, trusted_key: TrustedKeys = None, as_json: Json = Fals
     """
     verdict = run_gate(folder, trusted_keys=_keys(trusted_key))
     _report(verdict, folder, as_json=as_json)
-    _require(verdict, folder)
+    verdict.require(folder)
 
 
 @app.command()
@@ -105,13 +111,11 @@ def sign(
 
     Example: fraud-scorer bundle sign bundles/cards --key signing.pem --new-key
     """
-    _require(run_gate(folder), folder)
-    if new_key:
-        private = new_private_key(key)
-    else:
-        password = os.environ.get(PASSWORD_VARIABLE)
-        private = read_private_key(key, password.encode() if password else None)
-    name = add_signature(folder, private)
+    verdict = run_gate(folder)
+    verdict.require(folder)
+    assert verdict.bundle is not None
+    private = new_private_key(key) if new_key else _private_key(key)
+    name = add_signature(folder, private, verdict.bundle.manifest_bytes)
     show(
         {"id": Bundle.load(folder, trusted_keys=[name]).id, "signed_by": public_name(private.public_key())},
         as_json=as_json,
@@ -122,25 +126,58 @@ def sign(
 @app.command()
 def activate(
     folder: Folder,
+    key: Annotated[
+        Path | None, typer.Option(help="Ed25519 private key (PEM) that signs the activation; workers trust its key.")
+    ] = None,
     trusted_key: TrustedKeys = None,
     location: Annotated[
-        str | None, typer.Option(help="Where workers find the bundle; the folder's absolute path by default.")
+        str | None,
+        typer.Option(
+            help="Where workers find the bundle, below one of FRAUD_SCORER_BUNDLE__LOCATIONS; the folder's absolute "
+            "path by default."
+        ),
+    ] = None,
+    valid_minutes: Annotated[
+        float, typer.Option(min=0.1, max=525_600, help="A worker that reads it later than this refuses it.")
+    ] = 60.0,
+    number: Annotated[
+        int | None, typer.Option(min=1, max=2**53 - 1, help="Larger than any before; the time in ms by default.")
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Verify a bundle, then activate it: every shard decides with it from one position of its journal on. To roll back,
     activate the older bundle.
 
-    Example: fraud-scorer bundle activate bundles/cards-2
-    """
-    from scorer.operate.activation import send_activation  # noqa: PLC0415 - needs a Kafka client
+    The activation is signed for this deployment, with a number that is used once and an expiry.
 
-    verdict = run_gate(folder, trusted_keys=_keys(trusted_key))
-    _require(verdict, folder)
-    bundle = Bundle.load(folder)
-    place = location or str(folder.resolve())
-    offset = send_activation(load_settings(), bundle.id, place)
-    show({"bundle": bundle.id, "location": place, "control_offset": offset}, as_json=as_json, title="Activation sent")
+    Example: fraud-scorer bundle activate bundles/cards-2 --key signing.pem
+    """
+    from scorer.operate.activation import new_activation, send_activation  # noqa: PLC0415 - needs a Kafka client
+
+    settings = load_settings()
+    verdict = run_gate(folder, trusted_keys=_keys(trusted_key) or settings.bundle.trusted_keys)
+    verdict.require(folder)
+    assert verdict.bundle is not None
+    if key is None and not settings.bundle.unsigned_activations:
+        raise UsageError(
+            "--key: workers take an activation that a key of FRAUD_SCORER_BUNDLE__TRUSTED_KEYS has signed (for trials "
+            "without keys set FRAUD_SCORER_BUNDLE__UNSIGNED_ACTIVATIONS=true here and for the workers)"
+        )
+    place = Places(settings.bundle.locations).of(location or str(folder.resolve())).text
+    private = None if key is None else _private_key(key)
+    record = new_activation(settings, verdict.bundle.id, place, private, number=number, valid_s=valid_minutes * 60.0)
+    offset = send_activation(settings, record)
+    show(
+        {
+            "bundle": record.bundle,
+            "location": place,
+            "number": record.number,
+            "signed_by": record.public_key or "none: workers take it only where unsigned activations are allowed",
+            "control_offset": offset,
+        },
+        as_json=as_json,
+        title="Activation sent",
+    )
 
 
 @app.command("compile")
@@ -270,6 +307,11 @@ def _days(begin_ms: int, end_ms: int) -> str:
     return " to ".join(time.strftime("%Y-%m-%d", time.gmtime(at / 1000)) for at in (begin_ms, end_ms))
 
 
+def _private_key(path: Path) -> Ed25519PrivateKey:
+    password = os.environ.get(PASSWORD_VARIABLE)
+    return read_private_key(path, password.encode() if password else None)
+
+
 def _keys(given: list[str] | None) -> list[str]:
     """Keys as written, or as the text of PEM files."""
     keys = []
@@ -294,12 +336,6 @@ def _report(verdict: Verdict, folder: Path, *, as_json: bool) -> None:
     for check in verdict.checks:
         table.add_row(check.name, "passed" if check.passed else "FAILED", check.detail)
     out.print(table)
-
-
-def _require(verdict: Verdict, folder: Path) -> None:
-    failed = [check for check in verdict.checks if not check.passed]
-    if failed:
-        raise PromiseBroken(f"{folder} fails its gate ({failed[0].name}): {failed[0].detail}")
 
 
 def _held_out(

@@ -14,7 +14,7 @@ from types import FrameType
 from typing import IO, Annotated, Any
 
 import typer
-from rich.console import Console
+from rich.console import Console, ConsoleOptions
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
@@ -38,6 +38,9 @@ def plain(text: str) -> str:
     return _UNPRINTABLE.sub("?", text)
 
 
+_PIPE_COLUMNS = 1_000
+
+
 class PlainConsole(Console):
     """Shows text as it is: brackets are brackets (a file may be called `[/x]`), and control characters are harmless.
 
@@ -46,6 +49,33 @@ class PlainConsole(Console):
 
     def __init__(self, *, stderr: bool = False, file: IO[str] | None = None) -> None:
         super().__init__(stderr=stderr, file=file, highlight=False, markup=False, emoji=False)
+
+    @property
+    def width(self) -> int:
+        """Columns of a terminal, or as many as a line may need in a pipe or a file."""
+        return super().width if self.is_terminal else _PIPE_COLUMNS
+
+    @width.setter
+    def width(self, width: int) -> None:
+        self._width = width
+
+    @property
+    def options(self) -> ConsoleOptions:
+        """As rich's, without a bound of the width for a pipe or a file: names there are searched for."""
+        options = super().options
+        if not self.is_terminal:
+            options.max_width = _PIPE_COLUMNS
+        return options
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """As rich's, but a table's cells are never cut: what is too wide goes on in the next line, and names, in the
+        first column, keep theirs."""
+        for table in objects:
+            if isinstance(table, Table):
+                for number, column in enumerate(table.columns):
+                    column.overflow = "fold"
+                    column.no_wrap = column.no_wrap or number == 0
+        super().print(*objects, **options)
 
     def render_str(self, text: str, **options: Any) -> Text:
         """As rich's, of the plain text."""

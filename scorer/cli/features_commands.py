@@ -14,7 +14,7 @@ from rich.table import Table
 from features.feature_description import describe, duration, json_schema
 from scorer.cli.command_support import Json, check_output, counting, out, read_mapping, show
 from scorer.cli.command_support import settings as load_settings
-from scorer.cli.risk_options import MappingOption, read_feature_set, with_report
+from scorer.cli.risk_options import LabelsOption, MappingOption, read_feature_set, with_report
 from scorer.errors import UsageError
 from scorer.pipeline.card_keys import cards_of
 from scorer.replay import file_batches, training_table, write_training_table
@@ -37,6 +37,7 @@ def export(
     ] = None,
     output: Annotated[Path | None, typer.Option(help="Parquet to write.")] = None,
     mapping: MappingOption = None,
+    labels: LabelsOption = None,
     as_json: Json = False,
 ) -> None:
     """Training export: the live engine's own feature values, plus label.
@@ -55,7 +56,7 @@ def export(
     check_output(output)
     declared, keys = read_feature_set(feature_set), load_settings().pseudonym_keys
     with counting("payments", quiet=as_json) as progress:
-        batches = file_batches(file, read_mapping(mapping), cards=cards_of(declared, keys))
+        batches = file_batches(file, read_mapping(mapping), labels=labels, cards=cards_of(declared, keys))
         table = training_table(declared, batches, source=file, keys=keys, progress=progress)
     write_training_table(table, declared.names, output)
     result = {

@@ -10,7 +10,9 @@ from scorer.errors import UsageError
 
 
 def pseudonym_command() -> None:
-    """The pseudonym of each line of stdin, by the first key of FRAUD_SCORER_CARDS__KEYS; values are never arguments.
+    """The pseudonym of each line of stdin, by the first key of FRAUD_SCORER_CARDS__KEYS.
+
+    Values are never arguments: those stand in the shell's history.
 
     Example: fraud-scorer pseudonym < card.txt
     """

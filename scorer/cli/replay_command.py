@@ -11,7 +11,7 @@ import typer
 from scorer.bundle import Bundle
 from scorer.cli.command_support import Counting, Json, check_output, counting, parse_time_ms, read_mapping, show
 from scorer.cli.command_support import settings as load_settings
-from scorer.cli.risk_options import MappingOption, with_report
+from scorer.cli.risk_options import LabelsOption, MappingOption, with_report
 from scorer.errors import UsageError
 from scorer.replay import Open, Report, Window, replay_audit, replay_file, replay_shares, replay_topic
 from scorer.replay.process_shares import PROCESSES_MAX
@@ -38,6 +38,7 @@ def replay(
         ),
     ] = None,
     mapping: MappingOption = None,
+    labels: LabelsOption = None,
     begin: Annotated[
         str | None, typer.Option("--from", help="Write payments from this time on; earlier ones fill windows.")
     ] = None,
@@ -69,7 +70,7 @@ def replay(
     window = Window(parse_time_ms(begin, "--from"), parse_time_ms(until, "--until"), _ranges(offsets or []))
     target = _target(output)
     with counting("payments", quiet=as_json) as progress:
-        report = _replayed(loaded, bundle, source, target, mapping, window, shard, processes, progress)
+        report = _replayed(loaded, bundle, source, target, mapping, window, shard, processes, progress, labels)
     result: dict[str, Any] = {"decisions": report.decisions, "flagged": report.flagged}
     if source == "topic":
         result["batches_equal"] = report.batches_checked
@@ -86,10 +87,13 @@ def _replayed(
     shard: int,
     processes: int,
     progress: Counting,
+    labels: Path | None,
 ) -> Report:
     options: dict[str, Any] = {"progress": progress, "expect": progress.expect}
     if processes > 1 and source in ("topic", "audit"):
         raise UsageError("--processes is for files; of a topic, replay each --shard by its own command")
+    if labels is not None and (processes > 1 or source in ("topic", "audit")):
+        raise UsageError("--labels is for a file that one process replays; topic and audit have their own labels")
     if source == "topic":
         settings = reading_history(load_settings())
         return replay_topic(bundle, settings, target, shard=shard, window=window, **options)
@@ -104,7 +108,7 @@ def _replayed(
     if processes > 1:
         shared = read_mapping(mapping)
         return replay_shares(folder, Path(source), shared, target, processes=processes, **times, **options)
-    return replay_file(bundle, Path(source), read_mapping(mapping), target, **times, **options)
+    return replay_file(bundle, Path(source), read_mapping(mapping), target, labels=labels, **times, **options)
 
 
 def _target(output: str | None) -> Path | Open | None:

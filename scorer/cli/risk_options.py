@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from features.feature_set import FeatureSet, FeatureSetError
+from schemas.durations import parse_duration_ms
 from scorer.errors import UsageError
+from scorer.policy import Policy, PolicyError
 from scorer.replay import Report
 
 InputOption = Annotated[Path, typer.Option("--input", exists=True, dir_okay=False, help="Parquet, CSV or JSON lines.")]
 MappingOption = Annotated[Path | None, typer.Option("--mapping", help="Which column is which field (YAML).")]
 SetOption = Annotated[Path, typer.Option("--feature-set", exists=True, dir_okay=False, help="The feature set (YAML).")]
+LabelsOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--labels", exists=True, dir_okay=False, help="Label records (JSON lines), as `simulate --labels` writes them."
+    ),
+]
+GenuineOption = Annotated[
+    str | None,
+    typer.Option(
+        "--genuine-after",
+        help="A payment without a label counts as genuine after so long (7d): only frauds are reported.",
+    ),
+]
+PolicyOption = Annotated[Path, typer.Option("--policy", exists=True, dir_okay=False, help="The policy (YAML).")]
 
 
 def read_feature_set(path: Path) -> FeatureSet:
@@ -22,6 +39,27 @@ def read_feature_set(path: Path) -> FeatureSet:
         return FeatureSet.from_yaml(path)
     except (FeatureSetError, OSError, UnicodeDecodeError) as exc:
         raise UsageError(str(exc)) from exc
+
+
+def read_policy(path: Path, feature_names: Sequence[str]) -> Policy:
+    """The policy that the user named, for these features. Raises UsageError with the file and what to write instead."""
+    try:
+        policy = Policy.from_yaml(path)
+    except (OSError, UnicodeDecodeError) as exc:
+        raise UsageError(f"policy {path} cannot be read: {exc}") from exc
+    try:
+        policy.check(feature_names)
+    except PolicyError as exc:
+        raise UsageError(f"{path}: {exc}") from exc
+    return policy
+
+
+def parse_duration_option(text: str | None, option: str) -> int | None:
+    """A duration such as 7d in ms; None for none. Raises UsageError naming the option."""
+    try:
+        return None if text is None else parse_duration_ms(text)
+    except ValueError as exc:
+        raise UsageError(f"{option}: {exc}") from exc
 
 
 def with_report(result: dict[str, Any], report: Report) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import typer
 
 from scorer.cli.command_support import settings as load_settings
 from scorer.runtime import process_limits
-from scorer.runtime.health import HealthServer
+from scorer.runtime.health import Access, HealthServer
 from scorer.runtime.settings import Settings
 from scorer.runtime.stop_signals import drain_on_signals, leave, unless_stopped
 
@@ -36,6 +36,7 @@ def run(bundle: BundleOption) -> None:
         process_limits.check(process_limits.WORKER_MEMORY_MIB)
         settings = load_settings()
         structlog.get_logger().info("worker.starting", bundle=str(bundle))
+        access = Access.of(settings.http)
         worker = unless_stopped(stop, lambda: _worker(settings, bundle))
         with HealthServer(
             settings.http.host,
@@ -43,6 +44,7 @@ def run(bundle: BundleOption) -> None:
             live=worker.live,
             ready=worker.ready,
             on_failure=stop.set,
+            access=access,
         ) as health:
             structlog.get_logger().info("worker.start", metrics=f"{health.address}/metrics", bundle=str(bundle))
             worker.run(stop)
@@ -68,6 +70,7 @@ def sink() -> None:
     with drain_on_signals() as stop:
         process_limits.check(process_limits.SINK_MEMORY_MIB)
         settings = load_settings()
+        access = Access.of(settings.http)
         writer = unless_stopped(stop, lambda: _sink(settings))
         with HealthServer(
             settings.http.host,
@@ -75,6 +78,7 @@ def sink() -> None:
             live=lambda: (True, "alive"),
             ready=writer.ready,
             on_failure=stop.set,
+            access=access,
         ) as health:
             structlog.get_logger().info("sink.start", metrics=f"{health.address}/metrics")
             writer.run(stop)

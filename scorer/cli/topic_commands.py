@@ -13,6 +13,7 @@ import typer
 from rich.table import Table
 
 from schemas.card_fields import UNDECLARED
+from schemas.field_table import POSITION_FIELDS, TEXT_FIELDS
 from schemas.json_schemas import json_schemas
 from schemas.payment_decoder import decode_payments
 from scorer.cli.command_support import Json, err, out, parse_time_ms, read_mapping, show, stop_on_signals
@@ -24,6 +25,7 @@ from scorer.pipeline.records import Rejected
 from scorer.runtime.settings_listing import described
 
 DAY_MS = 86_400_000
+SIMULATED_TEXTS = tuple(name for name in TEXT_FIELDS if name not in ("payment_id", "account_id"))
 
 
 def setup(
@@ -73,9 +75,15 @@ def simulate(
     speed: Annotated[float | None, typer.Option(min=0.001, help="Times real time.")] = None,
     count: Annotated[int | None, typer.Option(min=1, help="Stop after so many payments.")] = None,
     seconds: Annotated[float | None, typer.Option(min=0.1, help="Stop after so many seconds.")] = None,
-    output: Annotated[Path | None, typer.Option(help="Write JSON lines here instead of Kafka (needs --count).")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write a file instead of onto Kafka (needs --count): NAME.parquet, a table with the column fraud, for "
+            "deploy/examples/demo/mapping.yaml; otherwise JSON lines in the contract's form."
+        ),
+    ] = None,
     labels: Annotated[
-        Path | None, typer.Option(help="With --output: control records of the labels, JSON lines.")
+        Path | None, typer.Option(help="With --output: label records, JSON lines, which `train --labels` takes.")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -95,7 +103,8 @@ def simulate(
     if output is not None:
         if count is None:
             raise UsageError("--output needs --count: the simulation itself has no end")
-        show(_write(blocks, count, output, labels), as_json=as_json, title="Simulated")
+        write = write_table if output.suffix == ".parquet" else _write
+        show(write(blocks, count, output, labels), as_json=as_json, title="Simulated")
         return
     with stop_on_signals() as stop:
         sender = Sender(load_settings())
@@ -108,6 +117,36 @@ def simulated(world: object, start_ms: int) -> Iterator[Outgoing]:
     for batch in world.stream(start_ms):  # type: ignore[attr-defined]
         known = batch.label_known_at_ms[batch.label_known_at_ms >= 0]
         yield Outgoing(batch.keys(), batch.to_json(), batch.event_time_ms, outgoing_pairs(batch.labels_json(), known))
+
+
+def write_table(blocks: Iterator[Outgoing], count: int, output: Path, labels: Path | None) -> dict[str, int]:
+    """Payments as a table, a column a field; fraud is 1 where a fraud was reported and 0 otherwise."""
+    import pyarrow as pa  # noqa: PLC0415
+    import pyarrow.parquet as pq  # noqa: PLC0415
+
+    if labels is not None:
+        raise UsageError("--labels: a table has its labels in the column fraud; leave --labels out")
+    rows: list[dict[str, object]] = []
+    frauds: set[str] = set()
+    for block in blocks:
+        for value in block.values[: count - len(rows)]:
+            payment = json.loads(value or b"{}")
+            rows.append({**payment, **payment.pop("attributes", {})})
+        for _, label in block.labels:
+            record = json.loads(label)
+            if record["fraud"]:
+                frauds.add(record["payment_id"])
+        if len(rows) >= count:
+            break
+    kinds = {
+        "payment_id": pa.string(), "event_time": pa.string(), "amount_minor": pa.int64(),
+        **dict.fromkeys(SIMULATED_TEXTS, pa.string()), **dict.fromkeys(POSITION_FIELDS, pa.float64()),
+        "three_ds": pa.bool_(),
+    }  # fmt: skip
+    columns = {name: pa.array([row.get(name) for row in rows], kind) for name, kind in kinds.items()}
+    fraud = [int(row["payment_id"] in frauds) for row in rows]
+    pq.write_table(pa.table({**columns, "fraud": pa.array(fraud, pa.int8())}), output)
+    return {"payments": len(rows), "frauds": sum(fraud)}
 
 
 def _write(blocks: Iterator[Outgoing], count: int, output: Path, labels: Path | None) -> dict[str, int]:

@@ -17,7 +17,18 @@ from rich.table import Table
 from schemas.durations import parse_duration_ms
 from scorer.cli.command_support import Json, counting, err, out, parse_time_ms, read_mapping, read_text, show
 from scorer.cli.command_support import settings as load_settings
-from scorer.cli.risk_options import InputOption, MappingOption, SetOption, read_feature_set, with_report
+from scorer.cli.risk_options import (
+    GenuineOption,
+    InputOption,
+    LabelsOption,
+    MappingOption,
+    PolicyOption,
+    SetOption,
+    parse_duration_option,
+    read_feature_set,
+    read_policy,
+    with_report,
+)
 from scorer.errors import UsageError
 from scorer.pipeline.card_keys import cards_of
 from scorer.replay import TrainingTable, file_batches, training_table
@@ -27,10 +38,12 @@ from scorer.training.training_run import TrainingReport
 
 def train(
     feature_set: SetOption,
-    policy: Annotated[Path, typer.Option("--policy", exists=True, dir_okay=False, help="The policy (YAML).")],
+    policy: PolicyOption,
     file: InputOption,
     output: Annotated[Path, typer.Option(help="Folder of the bundle to write.")],
     mapping: MappingOption = None,
+    labels: LabelsOption = None,
+    genuine_after: GenuineOption = None,
     begin: Annotated[
         str | None, typer.Option("--from", help="First day to learn from; earlier payments only fill the windows.")
     ] = None,
@@ -67,6 +80,7 @@ def train(
 
     text, policy_text = read_text(feature_set, "feature set"), read_text(policy, "policy")
     declared = read_feature_set(feature_set)
+    read_policy(policy, declared.names)
     settings = TrainingSettings(
         name=name or declared.name,
         created_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -79,12 +93,17 @@ def train(
         accepted=accept or (),
     )
     begin_ms, end_ms = parse_time_ms(begin, "--from"), parse_time_ms(until, "--until")
+    genuine_ms = parse_duration_option(genuine_after, "--genuine-after")
     if begin_ms is not None and end_ms is not None and begin_ms >= end_ms:
         raise UsageError(f"--from {begin} is not before --until {until}")
     keys = load_settings().pseudonym_keys
     with counting("payments", quiet=as_json) as progress:
-        batches = file_batches(file, read_mapping(mapping), until_ms=end_ms, cards=cards_of(declared, keys))
-        table = training_table(declared, batches, source=file, keys=keys, progress=progress)
+        batches = file_batches(
+            file, read_mapping(mapping), until_ms=end_ms, labels=labels, cards=cards_of(declared, keys)
+        )
+        table = training_table(declared, batches, source=file, as_of_ms=settings.as_of_ms, keys=keys, progress=progress)
+    if genuine_ms is not None:
+        table = table.genuine_after(genuine_ms)
     kept = _inside(table, begin_ms, end_ms)
     rows = TrainingRows(
         table.features[kept], table.label[kept], table.event_time_ms[kept], table.label_known_at_ms[kept]

@@ -25,6 +25,7 @@ from features.yaml_model import read_yaml_model
 from schemas.durations import parse_duration_ms
 from schemas.field_table import FIELD_NAMES
 from schemas.field_types import ATTRIBUTE_NAME, ATTRIBUTES_MAX
+from schemas.verification_names import FORBIDDEN, is_verification_column, is_verification_name
 from scorer.errors import UsageError
 
 LABEL_DELAY_MS = 7 * 86_400_000
@@ -70,6 +71,8 @@ def _attribute_names(value: dict[str, str | Constant]) -> dict[str, str | Consta
             raise ValueError(
                 f"attribute name {name[:64]!r}: letters, digits, _ and . with a letter first, at most 64 characters"
             )
+        if is_verification_name(name):
+            raise ValueError(f"attribute {name!r} is {FORBIDDEN}")
     return value
 
 
@@ -129,6 +132,9 @@ class Mapping(_Sources):
             )
         if self.amount is None and self.amount_minor is None:
             raise ValueError("neither amount (major units, 12.34) nor amount_minor (minor units, 1234) is given")
+        for column in self.columns:
+            if is_verification_column(column):
+                raise ValueError(f"column {column[:64]!r} is {FORBIDDEN}")
         if "label_delay" in self.model_fields_set and self.label is None:
             raise ValueError("label_delay is given without label: name the label's column too")
         return self

@@ -211,6 +211,12 @@ def sources_of(facts: Mapping[str, kafka.TopicFacts], topics: kafka.Topics) -> S
     return Sources(payments=facts[topics.payments].id, control=facts[topics.control].id)
 
 
+def deployment_of(facts: Mapping[str, kafka.TopicFacts], topics: kafka.Topics) -> str:
+    """Whose an activation is: the journal topic's name and id, which a topic made anew does not have."""
+    journal = facts[topics.journal]
+    return journal.name if journal.id == kafka.NO_ID else f"{journal.name}@{journal.id}"
+
+
 def inputs_along(
     records: Sequence[JournalRecord], clients: kafka.Clients, settings: Settings, *, reader: str
 ) -> ShardInputs:
@@ -281,6 +287,7 @@ def reread(record: JournalRecord, inputs: ShardInputs, *, no_progress_s: float, 
         batch,
         degraded=record.degraded,
         sources=record.sources,
+        activations=record.activations,
         pseudonym_key=record.pseudonym_key,
         answer_refused=record.refused is not None,
     )

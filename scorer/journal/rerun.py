@@ -12,9 +12,9 @@ from scorer.pipeline.records import Batch
 def rerun(pipeline: Pipeline, record: JournalRecord, batch: Batch, bundles: Bundles) -> Outcomes:
     """Decide a journalled batch again. Raises PromiseBroken when the outcome is not what the journal says."""
     if record.change is not None and record.change.kind == "new_state":
-        pipeline.restart(bundles.of(record.bundle, batch), record.stream_time_ms)
+        pipeline.restart(bundles.of(record, batch), record.stream_time_ms)
     elif record.bundle != pipeline.bundle.id:
-        pipeline.activate(bundles.of(record.bundle, batch))
+        pipeline.activate(bundles.of(record, batch))
     outcomes = pipeline.run(batch)
     if outcomes.journal.head != record.head:
         raise PromiseBroken(

@@ -13,6 +13,7 @@ from confluent_kafka.admin import AdminClient
 from scorer.errors import UsageError
 from scorer.kafka.failures import Kind, describe, meaning
 from scorer.kafka.topics import Topics
+from scorer.runtime.secret_text import without_secrets
 from scorer.runtime.settings import KafkaSettings, Settings
 
 log = structlog.get_logger()
@@ -29,7 +30,7 @@ def client_config(settings: KafkaSettings) -> dict[str, Any]:
     config: dict[str, Any] = {
         "bootstrap.servers": settings.bootstrap_servers,
         "client.id": settings.client_id,
-        **settings.security,
+        **{name: value.get_secret_value() for name, value in settings.security.items()},
         "error_cb": _on_error,
         "log_level": 2,  # errors come through error_cb, once and structured
         "socket.keepalive.enable": True,
@@ -84,7 +85,9 @@ def _made(kind: Callable[[dict[str, Any]], _Client], config: dict[str, Any]) -> 
     try:
         return kind(config)
     except KafkaException as exc:
-        raise UsageError(f"{describe(exc)}; FRAUD_SCORER_KAFKA__SECURITY holds librdkafka's settings") from exc
+        raise UsageError(
+            f"{without_secrets(describe(exc))}; FRAUD_SCORER_KAFKA__SECURITY holds librdkafka's settings"
+        ) from None
 
 
 def reader(

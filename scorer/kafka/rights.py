@@ -121,7 +121,7 @@ def check(settings: Settings, role: Role) -> None:
 def refusal(settings: Settings, role: Role, lacking: Iterable[Acl]) -> str:
     """One line for people: what is missing, and the command that grants it."""
     user = settings.kafka.security.get("sasl.username")
-    principal = f"User:{user}" if user else "User:…"
+    principal = f"User:{user.get_secret_value()}" if user else "User:…"
     grants = list(lacking)
     return (
         f"Kafka's ACLs do not let {principal} be the {role.value}: missing {', '.join(map(str, grants))}. "

@@ -8,7 +8,7 @@ outlive it writes so to the pipe, once it has noted where to find it. SIGTERM st
 service have sessions of their own: Ctrl-C in the caller's terminal reaches neither, so a worker can drain before its
 broker goes.
 
-Runs as a plain file (`python -I -S guard.py SPEC`) on the standard library alone, so it starts at once and stays small.
+Runs as a plain file (`python -I -S guard.py`) on the standard library alone, so it starts at once and stays small.
 It lives exactly as long as its service: to wait for the guard is to wait for the service.
 """
 
@@ -37,7 +37,8 @@ _EXIT_NOT_STARTED = 127
 
 
 class Spec(TypedDict):
-    """One service, as the caller describes it to the guard (JSON, in its argument list: never a secret in it)."""
+    """One service, as the caller describes it to the guard: a line of JSON, the first on the guard's standard input.
+    Not in its argument list, which every user of the machine can read: an environment holds secrets."""
 
     argv: list[str]
     environment: dict[str, str]
@@ -175,5 +176,17 @@ def main(spec: Spec) -> int:
     return 1 if ended_by_itself else 0
 
 
+def read_spec() -> Spec:
+    """The first line of standard input, read byte by byte: what comes after it is not ours yet."""
+    line = bytearray()
+    while not line.endswith(b"\n"):
+        byte = os.read(0, 1)
+        if not byte:
+            sys.exit(_EXIT_NOT_STARTED)  # the caller is gone already
+        line += byte
+    spec: Spec = json.loads(line)
+    return spec
+
+
 if __name__ == "__main__":
-    sys.exit(main(json.loads(sys.argv[1])))
+    sys.exit(main(read_spec()))

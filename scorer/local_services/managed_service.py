@@ -223,7 +223,7 @@ class ManagedService:
         reading, writing = os.pipe()
         try:
             self._guard = subprocess.Popen(
-                [sys.executable, "-I", "-S", guard.__file__, json.dumps(self._spec())],
+                [sys.executable, "-I", "-S", guard.__file__],
                 stdin=reading,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
@@ -237,6 +237,10 @@ class ManagedService:
         finally:
             os.close(reading)
         self._lifeline = writing
+        spec = memoryview(json.dumps(self._spec()).encode() + b"\n")
+        with contextlib.suppress(BrokenPipeError):  # the guard has ended: `_wait` reports it
+            while spec:  # a pipe takes 64 KiB at a time
+                spec = spec[os.write(writing, spec) :]
         assert self._guard.stdout is not None
         with self._guard.stdout as answer, selectors.DefaultSelector() as selector:
             selector.register(answer, selectors.EVENT_READ)

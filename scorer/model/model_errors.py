@@ -8,7 +8,12 @@ ModelError                      (FraudScorerError)
 
 from __future__ import annotations
 
+import re
+
 from scorer.errors import FraudScorerError
+
+# "[12:00:00] /build/src/file.cc:90: Check failed …": a library's clock and a place in its source.
+_SOURCE_PLACE = re.compile(r"^\s*(\[[\d:]+\]\s*)?(\S+\.(cc|cpp|cu|h|hpp):\d+:\s*)?")
 
 
 class ModelError(FraudScorerError):
@@ -25,3 +30,9 @@ class ModelUnsupportedError(ModelError):
 
 class ModelInputError(ModelError):
     """The caller's array has the wrong shape or dtype; the message names both sides."""
+
+
+def library_reason(error: BaseException) -> str:
+    """The first line of a library's error, without the place in C++ that raised it."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return (_SOURCE_PLACE.sub("", lines[0])[:300] if lines else "") or "no reason given"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import math
 from typing import Any
 
@@ -10,7 +12,7 @@ import numpy as np
 import treelite
 
 from scorer.model import xgboost_document
-from scorer.model.model_errors import ModelFormatError, ModelUnsupportedError
+from scorer.model.model_errors import ModelFormatError, ModelUnsupportedError, library_reason
 from scorer.model.tree_table import FEATURES_MAX, TREES_MAX, RawTree, Table, Tree, join, lower_tree
 
 _FLOAT32 = 2  # treelite's TypeInfo::kFloat32
@@ -66,16 +68,15 @@ def checked_base(computed: np.float32, stored: np.float32) -> np.float32:
 
 def _read_treelite(data: bytes) -> Any:
     try:
-        if xgboost_document.is_ubj(data):
-            return treelite.frontend.from_xgboost_ubjson(data)
-        return treelite.frontend.from_xgboost_json(data)
+        # treelite prints its reason as well, with the place in its source.
+        with contextlib.redirect_stdout(io.StringIO()):
+            if xgboost_document.is_ubj(data):
+                return treelite.frontend.from_xgboost_ubjson(data)
+            return treelite.frontend.from_xgboost_json(data)
     except UnicodeDecodeError as error:  # treelite quotes the file in its message, and may cut a character in two
         raise ModelFormatError("treelite refuses the model, for a reason that is not readable as text") from error
     except treelite.TreeliteError as error:
-        lines = str(error).strip().splitlines()
-        raise ModelFormatError(
-            f"treelite refuses the model: {lines[0][:300] if lines else 'no reason given'}"
-        ) from error
+        raise ModelFormatError(f"treelite refuses the model: {library_reason(error)}") from error
 
 
 def _check_header(model: Any, facts: xgboost_document.ModelFacts) -> None:

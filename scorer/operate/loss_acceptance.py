@@ -195,6 +195,7 @@ class Recovery:
         try:
             pipeline.restart(bundle, last.stream_time_ms)
             pipeline.sequence, pipeline.head = last.sequence + 1, last.head
+            pipeline.activation_number = last.activation_number
             return self._commit(
                 pipeline, inputs, ControlRange(start=control, end=control), "new_state", reason, producer=producer
             )
@@ -203,7 +204,7 @@ class Recovery:
 
     def _follower(self, bundle: Bundle) -> Follower:
         """The shard's state at the journal's end, where snapshot and topics still give it."""
-        bundles = Bundles(bundle, self._settings.bundle.trusted_keys)
+        bundles = Bundles(bundle, self._settings.bundle)
         follower = Follower(self._settings, bundles, self._shard, self._ports)
         try:
             follower.catch_up(threading.Event(), bounds=False)

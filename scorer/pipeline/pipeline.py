@@ -134,6 +134,7 @@ class Pipeline:
         self._folder = folder
         self.sequence = 0
         self.head = FIRST_PREVIOUS
+        self.activation_number = 0  # the largest of a signed activation so far
         self._begin(bundle, images=images, selector=selector)
 
     def _begin(
@@ -156,6 +157,7 @@ class Pipeline:
     def begin_at(self, record: JournalRecord) -> None:
         """Take `record` for the next batch's: the chain begins there."""
         self.sequence, self.head = record.sequence, record.previous
+        self.activation_number = record.activation_number
 
     def close(self) -> None:
         """Give the event log's folder back. The pipeline is of no use afterwards."""
@@ -328,6 +330,7 @@ class Pipeline:
         self, batch: Batch, cards: CardFields, columns: AuditColumns, dead_letters: int, refused: int | None
     ) -> JournalRecord:
         stream_ms = self.engine.stream_time_ms
+        self.activation_number = max(self.activation_number, *(v.number or 0 for v in batch.activations), 0)
         record = JournalRecord(
             shard=self.shard,
             sequence=self.sequence,
@@ -344,6 +347,8 @@ class Pipeline:
             sources=batch.sources,
             change=batch.change,
             pseudonym_key=None if cards.pseudonym_key is None else id_of_key(cards.pseudonym_key),
+            activations=tuple(batch.activations),
+            activation_number=self.activation_number,
         )
         self.sequence += 1
         self.head = record.head

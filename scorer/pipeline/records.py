@@ -14,7 +14,7 @@ from features.hashing import hash_strings
 from schemas.card_fields import UNDECLARED, CardFields
 from schemas.contract_error import ContractError
 from schemas.control_record import Control, parse_control
-from schemas.journal_record import Change, ControlRange, InputRange, Sources
+from schemas.journal_record import ActivationVerdict, Change, ControlRange, InputRange, Sources
 from schemas.payment_decoder import PaymentBatch, decode_payments, refuse_single_value
 
 # The timestamp of records that no broker has stamped: no event time is later than it allows.
@@ -72,7 +72,8 @@ class Batch:
     `answer_refused`: refused records that name their payment are answered; releases before 0.2 did not.
     `sources`: ids of the topics that were read. `change`: what an operator accepted; then there is nothing to decide.
     `known_labels`: of each control record the label that it is known to hold, so that it need not be parsed, or None;
-    empty when nothing is known.
+    empty when nothing is known. `activations`: what became of the activations among `control`; whoever runs the batch
+    has let the one that was taken decide.
     """
 
     records: Records
@@ -85,6 +86,7 @@ class Batch:
     known_labels: Sequence[KnownLabel | None] = ()
     pseudonym_key: str | None = None
     answer_refused: bool = True
+    activations: Sequence[ActivationVerdict] = ()
 
     @classmethod
     def of_payments(cls, values: Sequence[bytes | None], *, first_offset: int = 0) -> Batch:

@@ -54,7 +54,7 @@ def prove_topic(
     pipeline.begin_at(records[0])
     if records[0].change is not None:
         pipeline.restart(bundle, records[0].stream_time_ms)
-    bundles = Bundles(bundle, settings.bundle.trusted_keys)
+    bundles = Bundles(bundle, settings.bundle)
     walked = 0
     try:
         with Trail(settings.postgres_url) as trail:
@@ -91,7 +91,7 @@ def _use(pipeline: Pipeline, record: JournalRecord, batch: Batch, bundles: Bundl
     if record.bundle == pipeline.bundle.id:
         return
     try:
-        pipeline.activate(bundles.of(record.bundle, batch))
+        pipeline.activate(bundles.of(record, batch))
     except FraudScorerError:
         return  # the bundle in use stays; differences get the cause OTHER_BUNDLE
 

@@ -16,6 +16,7 @@ from scorer.files.file_columns import DecodedBlock, FileLabels, decoded_blocks, 
 from scorer.files.file_reader import read_payments, rows_before
 from scorer.files.mapping import Mapping
 from scorer.pipeline.records import NO_CLOCK_MS, Batch
+from scorer.replay.label_file import with_labels
 
 BATCH_ROWS = 16_384
 
@@ -37,12 +38,13 @@ def file_batches(
     rows: int = BATCH_ROWS,
     until_ms: int | None = None,
     cards: CardFields = UNDECLARED,
+    labels: Path | None = None,
 ) -> Iterator[LabelledBatch]:
     """A file's payments as batches, labels as the control records that come with them (each known at its own time).
 
     `cards`: of the feature set that decides (scorer.pipeline.card_keys.cards_of).
     With `until_ms` (epoch ms) reading may stop after the last payment before that time: later rows cannot change what
-    was computed before.
+    was computed before. `labels`: a file of label records, for payments whose own file has none.
     """
     blocks = decoded_blocks(path, mapping, rows, cards)
     if blocks is None:
@@ -50,7 +52,7 @@ def file_batches(
     rows_max = None if until_ms is None or mapping is None else rows_before(path, mapping, until_ms)
     if rows_max is not None:
         blocks = itertools.islice(blocks, -(-rows_max // rows))
-    return chained(blocks)
+    return chained(blocks if labels is None else with_labels(blocks, labels))
 
 
 def chained(blocks: Iterable[DecodedBlock]) -> Iterator[LabelledBatch]:

@@ -24,6 +24,7 @@ def replay_file(
     begin_ms: int | None = None,
     until_ms: int | None = None,
     keys: PseudonymKeys = NO_KEYS,
+    labels: Path | None = None,
     progress: Progress = lambda _: None,
     expect: Progress = lambda _: None,
 ) -> Report:
@@ -31,15 +32,15 @@ def replay_file(
     file, a folder by day (an interrupted run is resumed), or the output that it opens.
 
     Payments of [begin_ms, until_ms), epoch ms, are written; earlier ones fill the windows. `expect` is called with the
-    number of payments, where it is known.
+    number of payments, where it is known. `labels`: as file_batches takes them.
     """
     names = bundle.feature_set.names
     window = Window(begin_ms, until_ms)
     pipeline, report, schema = Pipeline(bundle, keys=keys), Report(), decision_schema(names)
     cards = cards_of(bundle.feature_set, keys)
     expect(row_count(path) or 0)
-    with opened(output, names, described(bundle, path, mapping, window)) as writer:
-        for labelled in file_batches(path, mapping, until_ms=until_ms, cards=cards):
+    with opened(output, names, described(bundle, path, mapping, window) | _labels(labels)) as writer:
+        for labelled in file_batches(path, mapping, until_ms=until_ms, labels=labels, cards=cards):
             outcomes = pipeline.run(labelled.batch)
             report.add(outcomes)
             if writer is not None:
@@ -48,6 +49,10 @@ def replay_file(
             progress(report.payments)
     report.count_labels(pipeline.engine.counts())
     return report
+
+
+def _labels(path: Path | None) -> dict[str, object]:
+    return {} if path is None else {"labels": path.name, "labels_changed_ns": path.stat().st_mtime_ns}
 
 
 def described(bundle: Bundle, path: Path, mapping: Mapping | None, window: Window) -> dict[str, object]:

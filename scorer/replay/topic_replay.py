@@ -46,7 +46,7 @@ def replay_topic(
     expect(sum(record.decisions + record.dead_letters for record in records))
     inputs = journal_reader.inputs_along(records, clients, settings, reader="replay")
     pipeline, report = Pipeline(bundle, shard=shard, keys=settings.pseudonym_keys), Report()
-    bundles = Bundles(bundle, settings.bundle.trusted_keys)
+    bundles = Bundles(bundle, settings.bundle)
     pipeline.begin_at(records[0])
     if records[0].change is not None:
         pipeline.restart(bundle, records[0].stream_time_ms)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from scorer.pipeline.card_keys import NO_KEYS, cards_of
 from scorer.pipeline.enrichment import Enricher
 from scorer.pipeline.records import KnownLabel, control_verdicts
 from scorer.replay.file_batches import LabelledBatch
+from scorer.replay.label_ledger import LabelLedger
 from scorer.replay.replay_report import Progress, Report
 
 
@@ -38,27 +39,40 @@ class TrainingTable:
     label_known_at_ms: npt.NDArray[np.int64]
     report: Report
 
+    def genuine_after(self, delay_ms: int) -> TrainingTable:
+        """The table with payments of unknown label as genuine ones, known so long after their event time: where only
+        frauds are reported. The features are the same: they count known frauds."""
+        unknown = self.label < 0
+        return replace(
+            self,
+            label=np.where(unknown, 0, self.label).astype(np.int8),
+            label_known_at_ms=np.where(unknown, self.event_time_ms + delay_ms, self.label_known_at_ms),
+        )
+
 
 def training_table(
     feature_set: FeatureSet,
     batches: Iterable[LabelledBatch],
     *,
     source: object = None,
+    as_of_ms: int | None = None,
     keys: PseudonymKeys = NO_KEYS,
     progress: Progress = lambda _: None,
 ) -> TrainingTable:
     """Run history through the live engine and keep every feature value with its label.
-    Repeated payments are left out. `source` names the input in the UsageError that an empty one gives."""
-    enricher, report, cards = Enricher(feature_set), Report(), cards_of(feature_set, keys)
-    parts: list[
-        tuple[list[str], npt.NDArray[np.int64], npt.NDArray[np.float32], npt.NDArray[np.int8], npt.NDArray[np.int64]]
-    ] = []
+    Repeated payments are left out; their labels count, for the features and here alike. `as_of_ms`: labels that became
+    known later are left out. `source` names the input in the UsageError that an empty one gives."""
+    enricher, report, ledger = Enricher(feature_set), Report(), LabelLedger(as_of_ms)
+    cards = cards_of(feature_set, keys)
+    parts: list[tuple[list[str], npt.NDArray[np.int64], npt.NDArray[np.float32]]] = []
     for labelled in batches:
+        labels: list[Label | KnownLabel] = []
         for verdict in control_verdicts(labelled.batch, cards):
             if isinstance(verdict, ContractError):
                 report.labels_invalid += 1
             elif isinstance(verdict, Label | KnownLabel):
                 enricher.engine.add_label(verdict.payment_id, fraud=verdict.fraud, known_at_ms=verdict.known_at_ms)
+                labels.append(verdict)
         enriched = enricher.enrich(labelled.batch.records, cards)
         report.payments += len(labelled.batch.records)
         report.look_for_cards(cards, enriched.payments, enriched.rejected)
@@ -66,24 +80,20 @@ def training_table(
         report.late += int(enriched.late.sum())
         for item in enriched.rejected:
             report.refuse(item.error.reason.value)
-        rows = enriched.rows[enriched.fresh]
-        parts.append((
-            enriched.first.column("payment_id").tolist(),
-            enriched.first.event_time_ms,
-            enriched.features,
-            labelled.label[rows],
-            labelled.label_known_at_ms[rows],
-        ))  # fmt: skip
+        payment_ids = enriched.first.column("payment_id").tolist()
+        ledger.add(payment_ids, labels)
+        parts.append((payment_ids, enriched.first.event_time_ms, enriched.features))
         progress(report.payments)
     if not parts:
         raise UsageError(f"{source or 'the input'}: no payments to learn from")
     report.count_labels(enricher.engine.counts())
+    label, known_at_ms = ledger.columns()
     return TrainingTable(
         payment_id=[payment_id for part in parts for payment_id in part[0]],
         event_time_ms=np.concatenate([part[1] for part in parts]),
         features=np.concatenate([part[2] for part in parts]),
-        label=np.concatenate([part[3] for part in parts]),
-        label_known_at_ms=np.concatenate([part[4] for part in parts]),
+        label=label,
+        label_known_at_ms=known_at_ms,
         report=report,
     )
 

@@ -1,15 +1,26 @@
 """The process's own port: /metrics for Prometheus, /livez (the process works), /readyz (it can do its job now).
 
+Its threads are bounded, and so is the time of a connection: when all are taken, the oldest connection is closed for the
+new one, so that idle clients cannot keep a probe out. With a certificate it speaks TLS; with a name and a password
+/metrics is for those who have them, and others get a probe's status without its reason.
+
 A request that fails is answered with 500 and logged; the others are served. A server that ends by itself ends the
 process: `on_failure` is called at once, and leaving the `with` block raises what ended it.
 """
 
 from __future__ import annotations
 
+import base64
+import contextlib
+import hmac
 import io
+import socket
+import ssl
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from http import HTTPStatus
 from socketserver import ThreadingMixIn
 from types import TracebackType
@@ -22,7 +33,11 @@ from prometheus_client import REGISTRY, CollectorRegistry, make_wsgi_app
 
 from scorer.errors import UsageError
 from scorer.runtime import fault_points
+from scorer.runtime.settings import HttpSettings
 
+CONNECTIONS_MAX = 16  # threads; a scrape takes milliseconds
+CONNECTION_S_MAX = 10.0
+_THREAD_WAIT_S = 0.25  # for the thread of a connection that was closed
 Check = Callable[[], tuple[bool, str]]
 log = structlog.get_logger()
 
@@ -37,11 +52,101 @@ class _Quiet(WSGIRequestHandler):
         return io.StringIO()  # wsgiref writes its traceback there; `HealthServer` has logged the failure as JSON
 
 
+@dataclass(frozen=True)
+class Access:
+    """Who may read, and whether it is encrypted."""
+
+    tls: ssl.SSLContext | None = None
+    login: bytes | None = None  # user:password
+
+    @classmethod
+    def of(cls, settings: HttpSettings) -> Access:
+        """Raises UsageError for a certificate or key that cannot be used."""
+        context = None
+        if settings.certificate is not None and settings.key is not None:
+            context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+            password = settings.key_password.get_secret_value() if settings.key_password is not None else ""
+            try:
+                context.load_cert_chain(settings.certificate, settings.key, password)
+            except (OSError, ValueError) as exc:  # ssl.SSLError is an OSError
+                raise UsageError(
+                    f"FRAUD_SCORER_HTTP__CERTIFICATE {settings.certificate} and FRAUD_SCORER_HTTP__KEY {settings.key} "
+                    f"cannot be used ({type(exc).__name__}): give PEM files of one pair, and KEY_PASSWORD if encrypted"
+                ) from None
+        if settings.user is None or settings.password is None:
+            return cls(context)
+        return cls(context, f"{settings.user}:{settings.password.get_secret_value()}".encode())
+
+    def allows(self, header: str) -> bool:
+        """Whether an Authorization header has the name and the password. Takes as long for any wrong one."""
+        if self.login is None:
+            return True
+        scheme, _, coded = header.partition(" ")
+        return scheme.lower() == "basic" and hmac.compare_digest(
+            coded.strip().encode("utf-8", "replace"), base64.b64encode(self.login)
+        )
+
+
 class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
+    tls: ssl.SSLContext | None = None
+
+    def __init__(self, *arguments: Any) -> None:
+        self._free = threading.BoundedSemaphore(CONNECTIONS_MAX)
+        self._open: dict[socket.socket, float] = {}  # by age
+        self._guard = threading.Lock()
+        super().__init__(*arguments)
 
     def service_actions(self) -> None:
+        """Called between requests and every half second."""
         fault_points.point("health")
+        with self._guard:
+            for connection, since in list(self._open.items()):
+                if time.monotonic() - since > CONNECTION_S_MAX:
+                    self._end(connection)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if not self._free.acquire(blocking=False):
+            with self._guard:
+                if self._open:
+                    self._end(next(iter(self._open)))
+            if not self._free.acquire(timeout=_THREAD_WAIT_S):
+                self.shutdown_request(request)
+                return
+        with self._guard:
+            self._open[request] = time.monotonic()
+        try:
+            super().process_request(request, client_address)
+        except RuntimeError:  # no thread can be started
+            self._left(request)
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._left(request)
+
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        if self.tls is None:
+            super().finish_request(request, client_address)
+            return
+        request.settimeout(_Quiet.timeout)
+        # A copy of the descriptor: this one stays, so that the connection can be ended from outside.
+        with self.tls.wrap_socket(request.dup(), server_side=True) as encrypted:
+            super().finish_request(encrypted, client_address)
+            with contextlib.suppress(OSError):
+                encrypted.unwrap()
+
+    def _left(self, request: socket.socket) -> None:
+        with self._guard:
+            self._open.pop(request, None)
+        self._free.release()
+
+    def _end(self, connection: socket.socket) -> None:
+        self._open.pop(connection, None)
+        with contextlib.suppress(OSError):  # it has ended by itself
+            connection.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 - the base class's signature
         error = sys.exception()
@@ -60,6 +165,7 @@ class HealthServer:
         live: Check,
         ready: Check,
         registry: CollectorRegistry = REGISTRY,
+        access: Access = Access(),
         on_failure: Callable[[], None] = lambda: None,
     ) -> None:
         metrics: WSGIApplication = make_wsgi_app(registry)
@@ -75,6 +181,10 @@ class HealthServer:
 
         def app(environ: dict[str, Any], start: StartResponse) -> Iterable[bytes]:
             path = environ.get("PATH_INFO", "")
+            known = access.allows(environ.get("HTTP_AUTHORIZATION", ""))
+            if path == "/metrics" and not known:
+                start("401 Unauthorized", [("WWW-Authenticate", 'Basic realm="fraud-scorer"')])
+                return [b"/metrics needs a name and a password\n"]
             if path == "/metrics":
                 return metrics(environ, start)
             check = {"/livez": live, "/readyz": ready}.get(path)
@@ -84,7 +194,7 @@ class HealthServer:
             good, why = check()
             status = HTTPStatus.OK if good else HTTPStatus.SERVICE_UNAVAILABLE
             start(f"{status.value} {status.phrase}", [("Content-Type", "text/plain")])
-            return [f"{why}\n".encode()]
+            return [f"{why if known else status.phrase}\n".encode()]
 
         try:
             self._server = make_server(host, port, logged, server_class=_Server, handler_class=_Quiet)
@@ -93,6 +203,8 @@ class HealthServer:
                 f"port {port} on {host} cannot be used ({exc.strerror}); "
                 "set FRAUD_SCORER_HTTP__… to another, or to 0 for any"
             ) from exc
+        self._server.tls = access.tls
+        self._scheme = "http" if access.tls is None else "https"
         self._thread = threading.Thread(target=self._serve, name="health", daemon=True)
         self._thread.start()
 
@@ -106,10 +218,10 @@ class HealthServer:
 
     @property
     def address(self) -> str:
-        """http://host:port"""
+        """http://host:port, or https"""
         name = self._server.server_name
         host = "127.0.0.1" if name == "0.0.0.0" else name  # noqa: S104 - compared, not bound
-        return f"http://{host}:{self._server.server_port}"
+        return f"{self._scheme}://{host}:{self._server.server_port}"
 
     def close(self) -> None:
         """Stop serving and free the port."""

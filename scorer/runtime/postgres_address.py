@@ -17,6 +17,8 @@ from scorer.errors import UsageError
 HIDDEN: Final = "********"
 _SQLALCHEMY_SCHEME = re.compile(r"^postgres(?:ql)?\+\w+://")  # postgresql+psycopg://, as other programs write it
 _PORTS = re.compile(r"[\d,]*")
+# Hidden though libpq shows them: keys that log in without the password, and options, which others read secrets from.
+_SECRET_TOO = frozenset({b"options", b"scram_client_key", b"scram_server_key"})
 _STRAY_AT = re.compile(r"[^,]@")  # at the start of a host it is an abstract socket
 
 
@@ -47,11 +49,26 @@ def connection_text(address: str, password: str | None = None) -> str:
 
 
 def shown(address: str) -> str:
-    """`address` for people, as `name=value` pairs: what libpq itself calls a secret is hidden."""
+    """`address` for people, as `name=value` pairs: what libpq itself calls a secret is hidden, and so is what may hold
+    one for others on the way (poolers and hosted services read passwords out of `options`)."""
     try:
         text = connection_text(address)
     except UsageError:
         return HIDDEN
-    options = Conninfo.parse(text.encode())
-    secrets = {option.keyword.decode(): HIDDEN for option in options if option.val and option.dispchar == b"*"}
-    return make_conninfo(text, **secrets)
+    return make_conninfo(text, **dict.fromkeys(_secret_parts(text), HIDDEN))
+
+
+def secrets_of(address: str) -> list[str]:
+    """What `shown` hides of an address; none where libpq cannot read it."""
+    try:
+        return list(_secret_parts(connection_text(address)).values())
+    except UsageError:
+        return []
+
+
+def _secret_parts(text: str) -> dict[str, str]:
+    return {
+        option.keyword.decode(): option.val.decode()
+        for option in Conninfo.parse(text.encode())
+        if option.val and (option.dispchar == b"*" or option.keyword in _SECRET_TOO)
+    }

@@ -17,7 +17,16 @@ import re
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -28,7 +37,7 @@ from pydantic_settings import (
 
 from schemas.pseudonym import PseudonymKeyError, PseudonymKeys
 from scorer.errors import UsageError
-from scorer.runtime import postgres_address
+from scorer.runtime import postgres_address, secret_text
 
 PREFIX = "FRAUD_SCORER_"
 
@@ -57,7 +66,7 @@ class KafkaSettings(Section):
     client_rack: str | None = Field(
         default=None, description="client.rack: the followers of which rack are read from, where the brokers allow it"
     )
-    security: dict[str, str] = Field(
+    security: dict[str, SecretStr] = Field(
         default_factory=dict, description="librdkafka settings passed through: security.protocol, sasl.*, ssl.*"
     )
     sasl_password: SecretStr | None = Field(default=None, description="sasl.password, best from SASL_PASSWORD_FILE")
@@ -70,7 +79,7 @@ class KafkaSettings(Section):
 
     @field_validator("security")
     @classmethod
-    def _only_security(cls, given: dict[str, str]) -> dict[str, str]:
+    def _only_security(cls, given: dict[str, SecretStr]) -> dict[str, SecretStr]:
         # Anything else, such as enable.idempotence, would break what delivery rests on.
         for name in given:
             if not name.startswith(("security.", "sasl.", "ssl.", "enable.ssl.", "enable.sasl.", "https.")):
@@ -223,14 +232,33 @@ class BundleSettings(Section):
 
     trusted_keys: list[str] = Field(
         default_factory=list,
-        description='JSON list of public keys ("ed25519:BASE64"); one must have signed a bundle. Empty: none need have',
+        description='JSON list of public keys ("ed25519:BASE64"); one must have signed a bundle and an activation. '
+        "Empty: bundles need no signature, and no activation is taken",
+    )
+    locations: list[str] = Field(
+        default_factory=list,
+        max_length=64,
+        description="JSON list of the folders and URLs below which an activated bundle may lie, such as "
+        '["/srv/bundles", "s3://bundles/cards"]. Empty: nowhere, and no activation is taken',
+    )
+    fetch_timeout_s: float = Field(
+        default=30.0,
+        gt=0,
+        le=600,
+        description="an activated bundle that is not loaded after so long is refused; payments are decided meanwhile, "
+        "labels and lists behind the activation wait",
+    )
+    unsigned_activations: bool = Field(
+        default=False,
+        description="take activations that no key signed, where no trusted keys are set: whoever may write to the "
+        "control topic then chooses the model. For trials",
     )
 
 
 class SnapshotSettings(Section):
     """Snapshots of a shard's state, so that recovery re-runs minutes of the journal and not its whole life."""
 
-    url: str | None = Field(
+    url: SecretStr | None = Field(
         default=None,
         description="fsspec URL, such as s3://bucket/snapshots or file:///var/lib/fraud; the cache by default",
     )
@@ -266,6 +294,31 @@ class HttpSettings(Section):
     host: str = Field(default="127.0.0.1", description="address of /metrics, /livez and /readyz")
     worker_port: int = Field(default=9464, ge=0, le=65_535, description="0: any free port, printed at start")
     sink_port: int = Field(default=9465, ge=0, le=65_535, description="0: any free port, printed at start")
+    certificate: Path | None = Field(
+        default=None, description="PEM file of the port's certificate and its chain: then it speaks TLS; needs key"
+    )
+    key: Path | None = Field(default=None, description="PEM file of the certificate's private key")
+    key_password: SecretStr | None = Field(
+        default=None, description="password of an encrypted key, best from KEY_PASSWORD_FILE"
+    )
+    user: str | None = Field(
+        default=None,
+        min_length=1,
+        pattern="^[^:]*$",
+        description="name for basic authentication of /metrics; needs password. /livez and /readyz then answer others "
+        "with their status alone, without a reason",
+    )
+    password: SecretStr | None = Field(
+        default=None, description="password for basic authentication, best from PASSWORD_FILE"
+    )
+
+    @model_validator(mode="after")
+    def _pairs(self) -> HttpSettings:
+        if (self.certificate is None) != (self.key is None):
+            raise ValueError("certificate and key belong together: give both for TLS, or neither")
+        if (self.user is None) != (self.password is None):
+            raise ValueError("user and password belong together: give both for basic authentication, or neither")
+        return self
 
 
 class Settings(BaseSettings):
@@ -349,6 +402,7 @@ def with_secrets_read_again(settings: Settings) -> Settings:
     again = {name: SecretStr(now[name]) for name in settings._from_files if name in now}
     renewed = settings.model_copy(update={"postgres": settings.postgres.model_copy(update=again)})
     renewed.postgres_url  # noqa: B018 - raises where the new content cannot be read as an address
+    secret_text.hide(renewed)
     return renewed
 
 
@@ -391,17 +445,18 @@ def load(**overrides: Any) -> Settings:
     try:
         loaded = Settings(**overrides)
         loaded._from_files = _from_files(loaded)
+        secret_text.hide(loaded)
         return loaded
     except SettingsError as exc:
         section = re.search(r'field "(\w+)"', str(exc))
         raise UsageError(
             f"settings {PREFIX}{section[1].upper() if section else ''}__…: a list or mapping is written as JSON, such "
             f'as ["customer_id"] or {{"security.protocol": "SSL"}}'
-        ) from exc
+        ) from None  # the cause repeats the value
     except ValidationError as exc:
         first = exc.errors(include_input=False, include_url=False)[0]
         name = PREFIX + "__".join(str(part).upper() for part in first["loc"])
-        raise UsageError(f"setting {name}: {first['msg']}") from exc
+        raise UsageError(f"setting {name}: {first['msg']}") from None  # the cause repeats the value
 
 
 def _from_files(settings: Settings) -> frozenset[str]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from pydantic import SecretStr
 
-from scorer.runtime import postgres_address
+from scorer.runtime import postgres_address, secret_text
 from scorer.runtime.postgres_address import HIDDEN
 from scorer.runtime.settings import PREFIX, Section, Settings
 
@@ -19,21 +19,27 @@ def described(settings: Settings) -> Iterator[tuple[str, str, str, str]]:
         if isinstance(value, Section):
             for inner, inner_field in type(value).model_fields.items():
                 key = f"{PREFIX}{name}__{inner}".upper()
-                yield key, _shown(inner, getattr(value, inner)), _source(key), inner_field.description or ""
+                yield key, _shown(name, inner, getattr(value, inner)), _source(key), inner_field.description or ""
         else:
             key = f"{PREFIX}{name}".upper()
-            yield key, _shown(name, value), _source(key), field.description or ""
+            yield key, _shown("", name, value), _source(key), field.description or ""
 
 
-def _shown(name: str, value: object) -> str:
+def _shown(section: str, name: str, value: object) -> str:
     if isinstance(value, SecretStr):
-        if name == "url":
-            return postgres_address.shown(value.get_secret_value())
-        return HIDDEN
+        if name != "url":
+            return HIDDEN
+        show = postgres_address.shown if section == "postgres" else secret_text.shown_address
+        return show(value.get_secret_value())
     if isinstance(value, dict):
-        secret = ("password", "secret", "key.pem", "jaas")
-        return str({k: HIDDEN if any(word in k for word in secret) else v for k, v in value.items()})
-    return "" if value is None else str(value)
+        return str(
+            {
+                key: secret_text.shown_security(key, held.get_secret_value()) if isinstance(held, SecretStr) else held
+                for key, held in value.items()
+            }
+        )
+    # Whatever else is an address may hold what its author did not mean to show.
+    return "" if value is None else secret_text.shown_address(str(value))
 
 
 def _source(key: str) -> str:

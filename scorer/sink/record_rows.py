@@ -51,7 +51,7 @@ def control_row(topic: str, record: Record) -> Row | None:
             "source": parsed.source,
             "analyst": parsed.analyst,
         }
-    document = parsed.model_dump(mode="json")
+    document = parsed.model_dump(mode="json", exclude_none=True)  # as before an activation had a signature
     if isinstance(parsed, Activate):
         return audit_tables.activations, key | {"bundle": parsed.bundle, "record": document}
     return audit_tables.control_changes, key | {"type": document["type"], "record": document}

@@ -8,7 +8,7 @@ and none starves another, and scorer.worker.frontier_wait bounds how long one is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Set
+from collections.abc import Callable, Sequence, Set
 from dataclasses import replace
 from itertools import islice
 
@@ -16,7 +16,7 @@ import numpy as np
 
 from schemas.card_fields import UNDECLARED, CardFields
 from schemas.payment_decoder import event_times
-from scorer.journal.partition_buffers import PartitionBuffer, ShardInputs
+from scorer.journal.partition_buffers import PartitionBuffer, RawRecord, ShardInputs
 from scorer.pipeline.records import Batch
 from scorer.runtime.threads import Threads
 from scorer.worker.batch_choice import NO_TIME, Rules, Times, choose
@@ -49,9 +49,11 @@ class Batcher:
         lateness_ms: int,
         stream_ms: Callable[[], int | None],
         cards: CardFields = UNDECLARED,
+        takeable: Callable[[Sequence[RawRecord]], int] = len,
     ) -> None:
         """`skew_ms`, `lateness_ms`, `cards`: as the feature set says. `stream_ms`: gives stream time after the last
-        batch."""
+        batch. `takeable`: how many of the control records a batch may begin with.
+        """
         self._inputs = inputs
         self._threads = threads
         self._cards = cards
@@ -59,6 +61,7 @@ class Batcher:
         self._gather_s_max = gather_ms_max / 1000.0
         self._skew_ms = skew_ms
         self._stream_ms = stream_ms
+        self._takeable = takeable
         self._rules = Rules(batch_max=batch_max, lateness_ms=lateness_ms, ahead_ms=frontier_wait_ms)
         self._wait = FrontierWait(
             shard=shard,
@@ -102,7 +105,7 @@ class Batcher:
             inputs.fill(
                 IDLE_WAIT_S
             )  # a partition that is behind has shown nothing yet: the others wait for it, and it must be read
-        control = len(inputs.control.records)
+        control = self._takeable(inputs.control.records) if inputs.control.records else 0
         now = self._threads.monotonic()
         if payments == 0 and not self._alone(now, control):
             return None
@@ -118,7 +121,8 @@ class Batcher:
         """Whether a batch without payments is due: for control records, or to move positions past markers."""
         if control:
             self._control_since = self._control_since or now
-            return now - self._control_since >= CONTROL_ALONE_S or control >= CONTROL_PER_BATCH_MAX
+            more_behind = control < len(self._inputs.control.records)
+            return now - self._control_since >= CONTROL_ALONE_S or more_behind or control >= CONTROL_PER_BATCH_MAX
         self._control_since = None
         if self._inputs.buffered or not self._inputs.beyond_records:
             self._markers_since = None

@@ -10,7 +10,8 @@ Reads only. Nothing here writes to Kafka, so any number of standbys may follow o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import structlog
@@ -21,10 +22,10 @@ from features.log_segments import SegmentError
 from features.snapshot_store import SnapshotError
 from schemas.journal_record import FIRST_PREVIOUS, JournalRecord, Sources
 from scorer import kafka
-from scorer.bundle import BundleError
+from scorer.bundle import Bundle
 from scorer.errors import PromiseBroken, UsageError
 from scorer.journal import journal_reader
-from scorer.journal.activated_bundles import Bundles
+from scorer.journal.activated_bundles import Bundles, BundleUnavailable
 from scorer.journal.partition_buffers import Deadlines, MissingRange, ShardInputs
 from scorer.journal.rerun import rerun
 from scorer.pipeline import Pipeline
@@ -39,6 +40,9 @@ log = structlog.get_logger()
 
 PROGRESS_EVERY_S = 2.0
 WAIT_S = 0.2
+# How often a bundle that cannot be had is asked for again.
+BUNDLE_RETRY_S = 2.0
+BUNDLE_LOGGED_S = 15.0
 
 
 class _Start(NamedTuple):
@@ -55,8 +59,22 @@ class _Start(NamedTuple):
 class Follower:
     """Pipeline, inputs and journal position of one shard, moved together."""
 
-    def __init__(self, settings: Settings, bundles: Bundles, shard: int, ports: Ports) -> None:
-        """Raises UsageError when the topics do not fit the settings, KafkaFailure when Kafka does not answer."""
+    def __init__(
+        self,
+        settings: Settings,
+        bundles: Bundles,
+        shard: int,
+        ports: Ports,
+        *,
+        stop: Event | None = None,
+        waits: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """`stop`: ends a wait for a bundle. `waits` is called with what is waited for, and with "" afterwards.
+
+        Raises UsageError when the topics do not fit the settings, KafkaFailure when Kafka does not answer.
+        """
+        self.waits = waits
+        self._stop = stop or ports.threads.event()
         self._settings = settings
         self._bundles = bundles
         self._shard = shard
@@ -69,6 +87,8 @@ class Follower:
         check_topics(settings, facts)
         payments = facts[self._topics.payments]
         self._sources = journal_reader.sources_of(facts, self._topics)
+        self.deployment = journal_reader.deployment_of(facts, self._topics)
+        self._left: deque[JournalRecord] = deque()  # read, and not decided again yet
         partitions = shard_partitions(settings, shard, payments.partitions)
         self._journal_start, self._journal_end = journal_reader.journal_bounds(settings.kafka, self._broker, shard)
         self._released = False
@@ -124,7 +144,7 @@ class Follower:
             for stored in newest_first(store, self._shard):
                 try:
                     return self._start_of(stored)
-                except (StateMismatch, SegmentError, BundleError, UsageError, MissingRange) as exc:
+                except (StateMismatch, SegmentError, BundleUnavailable, UsageError, MissingRange) as exc:
                     refused(self._shard, str(exc))
                 except kafka.SourceChanged as exc:
                     if self._new_state() is None:
@@ -153,9 +173,12 @@ class Follower:
                 )
             if known.get("sources") is not None:
                 journal_reader.check_sources(Sources(**known["sources"]), self._sources, name)
-            bundle = self._bundles.at(str(known["bundle"]), str(known["bundle_location"]))
+            if known["bundle"] != last.bundle:
+                raise StateMismatch(f"{name} is of another bundle than the journal's {last.bundle}")
+            bundle = self._snapshot_bundle(last.bundle, str(known["bundle_location"]))
             started = self._ports.threads.monotonic()
             pipeline = self._ports.states.restored(bundle, self._shard, known, stored.parts)
+            pipeline.activation_number = last.activation_number
         except BaseException:
             journal.close()
             raise
@@ -167,6 +190,30 @@ class Follower:
         epochs = {int(p): int(epoch) for p, epoch in known.get("epochs", {}).items()}
         return _Start(pipeline, journal, positions, int(known["control_position"]), fresh=False, epochs=epochs)
 
+    def _snapshot_bundle(self, bundle_id: str, hint: str) -> Bundle:
+        """The bundle that decided a snapshot's last batch. Raises BundleUnavailable when nothing names its place."""
+        try:
+            return self._bundles.at(bundle_id, hint, self._stop.is_set)
+        except BundleUnavailable:
+            # A snapshot may be wrong about the place, the journal is not; it is read once more, for that alone.
+            location = self._journalled_location(bundle_id)
+            if not location:
+                raise
+        return self._bundle(bundle_id, location, self._stop)
+
+    def _journalled_location(self, bundle_id: str) -> str:
+        """Where the bundle lay when it was last activated; empty when the journal does not have it."""
+        journal = self._journal_from(self._journal_start, sequence=0, previous=None, containing=b'"location"')
+        location = ""
+        try:
+            for found in journal.until(self._journal_end, no_progress_s=self._settings.worker.no_progress_s):
+                for _, record in found:
+                    if record.taken is not None and record.taken.bundle == bundle_id:
+                        location = record.taken.location or ""
+        finally:
+            journal.close()
+        return location
+
     def _first_record(self, journal: journal_reader.JournalReader) -> JournalRecord:
         patience_s = self._settings.worker.no_progress_s
         for found in journal.until(self._journal_end, no_progress_s=patience_s, wait_s=WAIT_S, records_max=1):
@@ -177,7 +224,7 @@ class Follower:
     def follow(self, stop: Event) -> None:
         """Decide again whatever is committed, until `stop` is set. Raises as `catch_up` does, but for NoProgress."""
         while not stop.is_set():
-            self._rerun(self._journal.read(WAIT_S))
+            self._rerun(self._journal.read(WAIT_S), stop)
 
     def catch_up(self, stop: Event, *, bounds: bool = True) -> None:
         """Decide again up to the journal's end as it is now, or until `stop` is set.
@@ -189,10 +236,11 @@ class Follower:
         started = monotonic()
         begin = self._journal.position
         _, end = journal_reader.journal_bounds(settings.kafka, self._broker, self._shard)
+        batches = self._rerun([], stop)  # what a standby has read and not decided again yet
         if self.pipeline.sequence == 0 and self._journal_start > 0 and self._journal_start == end:
             raise journal_reader.emptied(settings.kafka, self._shard, end)
         worker_metrics.RECOVERY_OFFSETS.labels(self._label, "all").set(max(0, end - begin))
-        shown, batches = monotonic(), 0
+        shown = monotonic()
         for records in self._journal.until(end, no_progress_s=settings.worker.no_progress_s, wait_s=WAIT_S):
             try:
                 batches += self._rerun(records, stop)
@@ -233,21 +281,50 @@ class Follower:
                     f"was cut, for example by an election of a leader that lacked records. {journal_reader.WAY_OUT}"
                 )
 
-    def _rerun(self, records: list[tuple[int, JournalRecord]], stop: Event | None = None) -> int:
-        """Decide again what the journal has given; gives how many batches. Not to its end when `stop` is set: then
-        this state is not used any more.
+    def _rerun(self, records: list[tuple[int, JournalRecord]], stop: Event) -> int:
+        """Decide again what the journal has given; gives how many batches. What is left when `stop` is set waits for
+        the next call.
         """
-        for n, (_, record) in enumerate(records):
-            if stop is not None and stop.is_set():
-                return n
+        self._left.extend(record for _, record in records)
+        count = 0
+        while self._left and not stop.is_set():
+            record = self._left[0]
+            taken = record.taken
+            if taken is not None and record.bundle != self.pipeline.bundle.id:
+                try:
+                    self._bundle(record.bundle, taken.location or "", stop)
+                except BundleUnavailable:  # stopped
+                    break
             self._check(record)
             batch = journal_reader.reread(
                 record, self.inputs, no_progress_s=self._settings.worker.no_progress_s, threads=self._ports.threads
             )
             rerun(self.pipeline, record, batch, self._bundles)
+            self._left.popleft()
+            count += 1
             fault_points.point("in_recovery")
         worker_metrics.FOLLOWED.labels(self._label).set(self.pipeline.sequence)
-        return len(records)
+        return count
+
+    def _bundle(self, bundle_id: str, location: str, stop: Event) -> Bundle:
+        """The bundle with which the journal goes on. While it cannot be had it is waited for, and logged: no other may
+        decide. Raises BundleUnavailable once `stop` is set.
+        """
+        logged_at = float("-inf")
+        try:
+            while True:
+                try:
+                    return self._bundles.at(bundle_id, location, stop.is_set)
+                except BundleUnavailable as exc:
+                    if stop.is_set():
+                        raise
+                    self.waits(str(exc))
+                    if self._ports.threads.monotonic() - logged_at > BUNDLE_LOGGED_S:
+                        logged_at = self._ports.threads.monotonic()
+                        self._log.error("bundle.awaited", reason=str(exc))
+                stop.wait(BUNDLE_RETRY_S)
+        finally:
+            self.waits("")
 
     def _check(self, record: JournalRecord) -> None:
         new = {r.partition: r.start for r in record.inputs if r.partition not in self.inputs.buffers}

@@ -121,7 +121,7 @@ def store_of(settings: Settings, shard: int) -> SnapshotStore | None:
     where = settings.snapshots
     if not where.every_payments and not where.every_s:
         return None
-    url = where.url or f"{(settings.cache.expanduser() / 'snapshots').as_uri()}"
+    url = where.url.get_secret_value() if where.url else f"{(settings.cache.expanduser() / 'snapshots').as_uri()}"
     name = f"{settings.kafka.topic_prefix}{settings.worker.application}"
     try:
         return SnapshotStore(f"{url.rstrip('/')}/{name}/shard-{shard}", on_step=fault_points.point)

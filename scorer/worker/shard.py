@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +20,6 @@ from confluent_kafka import KafkaException
 from features.log_segments import SegmentError
 from schemas.decision import MODES
 from scorer import kafka
-from scorer.bundle import BundleError
 from scorer.errors import FraudScorerError, UsageError
 from scorer.journal.activated_bundles import Bundles
 from scorer.journal.partition_buffers import ShardInputs
@@ -30,6 +30,7 @@ from scorer.runtime import fault_points
 from scorer.runtime.settings import Settings
 from scorer.runtime.threads import Event, Future
 from scorer.worker import worker_metrics
+from scorer.worker.activator import Activator
 from scorer.worker.batcher import Batcher
 from scorer.worker.card_watch import CardWatch
 from scorer.worker.follower import Follower
@@ -77,6 +78,7 @@ class Shard:
         self._gauges_at = 0.0
         self._lag = LagGauges(number, ports.threads)
         self._snapshotter: Snapshotter | None = None
+        self.waits_for = ""  # what keeps it from recovering, for people
         self.recovered = self._threads.event()
         self.batches_committed = 0  # batches committed
 
@@ -100,7 +102,10 @@ class Shard:
                 offsets_timeout_s=self._settings.worker.transaction_timeout_ms / 1000.0,
                 limits=limits,
             )
-            follower = follower or Follower(self._settings, self._bundles, self._number, self._ports)
+            follower = follower or Follower(
+                self._settings, self._bundles, self._number, self._ports, stop=stop, waits=self._wait
+            )
+            follower.waits = self._wait
             follower.catch_up(stop)
             follower.release_journal()
             store = self._ports.states.store(self._number)
@@ -123,6 +128,9 @@ class Shard:
             finally:
                 if follower is not None:
                     follower.close()
+
+    def _wait(self, reason: str) -> None:
+        self.waits_for = reason
 
     def _limits(self) -> Mapping[str, int]:
         """The largest record that each topic takes which this shard writes to."""
@@ -147,6 +155,15 @@ class Shard:
     def _decide(self, follower: Follower, publisher: Publisher, stop: Event) -> None:
         pipeline, inputs = follower.pipeline, follower.inputs
         worker, feature_set = self._settings.worker, pipeline.bundle.feature_set
+        activator = Activator(
+            self._settings.bundle,
+            self._bundles,
+            self._number,
+            self._threads,
+            deployment=follower.deployment,
+            number=pipeline.activation_number,
+            fingerprint=feature_set.fingerprint,
+        )
         batcher = Batcher(
             inputs,
             self._threads,
@@ -158,6 +175,7 @@ class Shard:
             lateness_ms=feature_set.allowed_lateness,
             cards=feature_set.cards,
             stream_ms=lambda: pipeline.engine.stream_time_ms,
+            takeable=activator.takeable,
         )
         self._log.info("shard.deciding", bundle=pipeline.bundle.id, sequence=pipeline.sequence)
         worker_metrics.BUNDLE.labels(self._label, pipeline.bundle.id).set(1)
@@ -178,7 +196,7 @@ class Shard:
                     self._snapshotter.between_batches(pipeline, inputs, 0)
                 continue
             fault_points.point("after_consume")
-            self._activate(pipeline, batch)
+            batch = self._activate(pipeline, activator, batch)
             started = self._threads.monotonic()
             try:
                 outcomes = pipeline.run(batch)
@@ -243,24 +261,16 @@ class Shard:
                 "payments.conflicting_duplicates", count=outcomes.conflicts, sequence=outcomes.journal.sequence
             )
 
-    def _activate(self, pipeline: Pipeline, batch: Batch) -> None:
-        """Swap to the bundle that the batch's control records name;
-        an unfit one is refused and the old one serves on."""
-        if not batch.control:
-            return
-        try:
-            bundle = self._bundles.activation(batch.control)
-            if bundle is None or bundle.id == pipeline.bundle.id:
-                return
-            before = pipeline.bundle.id
+    def _activate(self, pipeline: Pipeline, activator: Activator, batch: Batch) -> Batch:
+        """The batch with what became of its activations; the bundle of the one that was taken decides from it on."""
+        verdicts, bundle = activator.of(batch.control_range)
+        before = pipeline.bundle.id
+        if bundle is not None and bundle.id != before:
             pipeline.activate(bundle)
-        except (BundleError, UsageError) as exc:
-            worker_metrics.BUNDLES_REFUSED.labels(self._label).inc()
-            self._log.error("bundle.refused", reason=str(exc), serving=pipeline.bundle.id)
-            return
-        worker_metrics.BUNDLE.labels(self._label, before).set(0)
-        worker_metrics.BUNDLE.labels(self._label, bundle.id).set(1)
-        self._log.info("bundle.activated", bundle=bundle.id, before=before, sequence=pipeline.sequence)
+            worker_metrics.BUNDLE.labels(self._label, before).set(0)
+            worker_metrics.BUNDLE.labels(self._label, bundle.id).set(1)
+            self._log.info("bundle.activated", bundle=bundle.id, before=before, sequence=pipeline.sequence)
+        return replace(batch, activations=verdicts) if verdicts else batch
 
     def _gauges(self, pipeline: Pipeline, inputs: ShardInputs, batcher: Batcher) -> None:
         now = self._threads.monotonic()

@@ -41,7 +41,7 @@ class Standby:
     def _follow(self) -> None:
         """Follow until stopped, or until what a new beginning repairs. Raises anything else."""
         try:
-            self._follower = Follower(self._settings, self._bundles, self._shard, self._ports)
+            self._follower = Follower(self._settings, self._bundles, self._shard, self._ports, stop=self._stop)
             self._follower.follow(self._stop)
         except (kafka.KafkaFailure, MissingRange) as exc:
             self._drop()

@@ -64,7 +64,7 @@ class Worker:
         self._ports = ports or Ports.real(settings)
         self._threads = self._ports.threads
         self._compilation = Compilation(bundle, self._threads)
-        self._bundles = Bundles(bundle, settings.bundle.trusted_keys)
+        self._bundles = Bundles(bundle, settings.bundle, self._threads)
         self._owned: dict[int, ShardThread] = {}
         self._standbys: dict[int, Standby] = {}
         self._joined = False
@@ -94,7 +94,8 @@ class Worker:
             return True, self._admission.waits_for
         if not self._joined:
             return False, "joining the group"
-        obstacles = [o.waits_for for o in list(self._owned.values()) if o.waits_for]
+        owned = list(self._owned.values())
+        obstacles = [reason for o in owned for reason in (o.waits_for, o.shard.waits_for) if reason]
         if obstacles:
             return False, obstacles[0]
         if self._watch.silent_s > SILENT_S:
@@ -118,6 +119,12 @@ class Worker:
         """Take part in the group until `stop` is set, then drain and leave. Raises what ended a shard."""
         fault_points.point("after_warm_up")
         self._warm = True
+        if self._settings.bundle.unsigned_activations and not self._settings.bundle.trusted_keys:
+            log.warning(
+                "activation.unsigned_allowed",
+                reason="FRAUD_SCORER_BUNDLE__UNSIGNED_ACTIVATIONS is set and no keys are trusted: whoever may write to "
+                "the control topic chooses the model",
+            )
         topic = kafka.Topics.of(self._settings.kafka).journal
         self._watch.start()
         self._admission.wait(stop)

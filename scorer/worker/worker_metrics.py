@@ -74,7 +74,9 @@ SNAPSHOT_PAUSE = Histogram(
 STANDBYS = Gauge("fraud_scorer_standby_shards", "Shards that this worker follows warm without owning them.")
 BUNDLE = Gauge("fraud_scorer_bundle_info", "1 for the bundle that decides.", ["shard", "bundle"])
 BUNDLES_REFUSED = Counter(
-    "fraud_scorer_bundles_refused_total", "Activations refused because the bundle is unfit.", ["shard"]
+    "fraud_scorer_bundles_refused_total",
+    "Activations refused, by reason: the signature, the number, the expiry, the place, or the bundle itself.",
+    ["shard", "reason"],
 )
 KEYS = Gauge("fraud_scorer_feature_keys", "Live entity keys.", ["shard"])
 KEYS_REFUSED = Gauge(
@@ -88,7 +90,11 @@ LABELS_APPLIED = Gauge("fraud_scorer_labels_applied", "Labels that reached their
 LABELS_WAITING = Gauge(
     "fraud_scorer_labels_waiting", "Labels that stream time has not reached, or whose payment has not come.", ["shard"]
 )
-LABELS_REFUSED = Gauge("fraud_scorer_labels_refused", "Labels dropped because a bounded queue was full.", ["shard"])
+LABELS_REFUSED = Gauge(
+    "fraud_scorer_labels_refused",
+    "Labels dropped: a bounded queue was full, or they are dated years ahead of stream time.",
+    ["shard"],
+)
 LABELS_EXPIRED = Gauge(
     "fraud_scorer_labels_expired", "Labels given up because their payment did not come within the horizon.", ["shard"]
 )

@@ -99,6 +99,7 @@ def write_bench_bundle(folder: Path, declared: str) -> None:
     write_bundle(
         folder, name="bench", created_at="2024-01-01T00:00:00Z", model=bytes(booster.save_raw("ubj")),
         feature_set_yaml=declared, policy_yaml="name: bench\nflag: {score: 0.999}\n", threshold_score=0.999,
+        golden=(X[:64], booster.inplace_predict(X[:64], predict_type="margin")),
     )  # fmt: skip
 
 

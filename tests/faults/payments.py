@@ -16,6 +16,7 @@ from schemas.journal_record import ControlRange, InputRange
 from scorer.bundle import Bundle, write_bundle
 from scorer.pipeline import Pipeline
 from scorer.pipeline.records import Batch, Records
+from tests.golden_rows import golden_rows
 
 FEATURES = """
 name: faults
@@ -55,6 +56,7 @@ def make_bundle(folder: Path, *, features: str = FEATURES, policy: str = POLICY)
     write_bundle(
         folder, name="faults", created_at="2026-01-01T00:00:00Z", model=bytes(booster.save_raw("ubj")),
         feature_set_yaml=features, policy_yaml=policy, threshold_score=0.6, metrics={}, versions={"xgboost": "3"},
+        golden=golden_rows(bytes(booster.save_raw("ubj"))),
     )  # fmt: skip
     return folder
 

@@ -29,6 +29,7 @@ from scorer.errors import FraudScorerError, UsageError
 from scorer.local_services import Services
 from scorer.operate.setup import setup
 from scorer.runtime.settings import PREFIX, Settings
+from tests.golden_rows import golden_rows
 from tests.integration.audit_trail import forge
 from tests.integration.running import environment, process, test_settings, wait_for
 
@@ -70,6 +71,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_bundle(
         folder, name="audit", created_at="2026-01-01T00:00:00Z", model=bytes(model.save_raw("ubj")),
         feature_set_yaml=FEATURES, policy_yaml=POLICY, threshold_score=0.7,
+        golden=golden_rows(bytes(model.save_raw("ubj"))),
     )  # fmt: skip
     return folder
 

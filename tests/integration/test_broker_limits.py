@@ -16,7 +16,7 @@ from schemas.label_record import Label
 from scorer import kafka
 from scorer.bundle import Bundle
 from scorer.cli.label_commands import _send as send_labels
-from scorer.operate.activation import send_activation
+from scorer.operate.activation import new_activation
 from scorer.operate.dead_letters import Filter, redrive
 from scorer.operate.record_sender import Sender
 from scorer.operate.setup import create_topics
@@ -214,7 +214,7 @@ def test_nothing_is_created_by_asking_for_it(broker: OwnBroker, nursery: Nursery
         attempts: list[Callable[[], Any]] = [
             lambda: Sender(settings),
             lambda: redrive(settings, Filter(), dry_run=False),
-            lambda: send_activation(settings, "faults-1", "/bundles/faults"),
+            lambda: new_activation(settings, "faults-1", "/bundles/faults", None),
             lambda: send_labels([label]),
             lambda: replay_topic(Bundle.load(bundle), settings, None),
         ]

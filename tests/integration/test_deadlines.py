@@ -19,6 +19,7 @@ from scorer.local_services import Services
 from scorer.operate.record_sender import Sender
 from scorer.operate.setup import setup
 from scorer.replay import replay_topic
+from tests.golden_rows import golden_rows
 from tests.integration.handbook import FEATURES, POLICY, handbook
 from tests.integration.running import TopicReader, metrics, process, test_settings, wait_for
 
@@ -31,6 +32,7 @@ def with_student(bundle: Path, folder: Path) -> Path:
     write_bundle(
         folder / "small", name="small", created_at="2026-01-01T00:00:00Z", model=bytes(booster.save_raw("ubj")),
         feature_set_yaml=FEATURES, policy_yaml=POLICY, threshold_score=0.5,
+        golden=golden_rows(bytes(booster.save_raw("ubj"))),
     )  # fmt: skip
     with_challengers(bundle, [], folder / "both", created_at="2026-01-01T00:00:00Z", student=folder / "small")
     return folder / "both"

@@ -158,7 +158,8 @@ def test_a_paused_partition_holds_the_others_for_the_bounded_wait(log: Log) -> N
             taken.extend(zip(batch.records.partition.tolist(), batch.records.offset.tolist(), strict=True))
         return len(taken)
 
-    wait_for(lambda: take() >= 100, 30, "the first records")
+    # Its end too: shown after the pause, it would say that nothing is to be waited for.
+    wait_for(lambda: take() >= 100 and inputs.buffers[0].at_end, 30, "the first records and their end")
     paused = inputs.buffers[0].partition
     consumer.pause([paused])
     log.send(0, payments("more", [now_ms() + i for i in range(100)]))

@@ -27,6 +27,7 @@ from scorer.files.mapping import Mapping
 from scorer.local_services import Services
 from scorer.operate.setup import setup
 from scorer.runtime.settings import PREFIX
+from tests.golden_rows import golden_rows
 from tests.integration.running import process, test_settings, wait_for
 from tests.integration.test_audit_commands import FEATURES, POLICY, Running
 
@@ -45,6 +46,7 @@ def write(folder: Path, name: str, *, seed: int, features: str = FEATURES, width
     write_bundle(
         folder / name, name=name, created_at="2026-01-01T00:00:00Z", model=bytes(model.save_raw("ubj")),
         feature_set_yaml=features, policy_yaml=POLICY, threshold_score=0.7,
+        golden=golden_rows(bytes(model.save_raw("ubj"))),
     )  # fmt: skip
     return folder / name
 

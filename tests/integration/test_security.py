@@ -17,6 +17,7 @@ from pathlib import Path
 import psycopg
 import pytest
 from confluent_kafka import KafkaException
+from pydantic import SecretStr
 
 from scorer import kafka
 from scorer.demo import free_ports
@@ -201,7 +202,7 @@ def test_mutual_tls_passes_through(secured: Secured, prefix: str) -> None:
     producer = kafka.plain_producer(settings.kafka)
     producer.produce(kafka.Topics.of(settings.kafka).payments, b"x")
     assert producer.flush(15) == 0
-    without = {name: tls[name] for name in ("security.protocol", "ssl.ca.location")}
+    without = {name: SecretStr(tls[name]) for name in ("security.protocol", "ssl.ca.location")}
     bare = settings.kafka.model_copy(update={"security": without, "ssl_key_password": None})
     with pytest.raises(KafkaException):
         kafka.admin(bare).list_topics(timeout=3)

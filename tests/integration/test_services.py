@@ -199,11 +199,13 @@ def test_killed_caller_leaves_nothing_behind() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux signals a process whose parent died")
 def test_killed_guard_takes_its_service_along(place: Place) -> None:
-    """Even the guard's own SIGKILL leaves no Postgres behind, and a caller that checks learns of it."""
+    """Even the guard's own SIGKILL leaves no Postgres behind, and a caller that checks learns of it. What the guard was
+    asked to do, environments with their secrets included, stands in no argument list, which every user can read."""
     postgres = start_postgres(place, fsync=False)
     services = Services(None, postgres, place.log_folder)
     services.check()
     pids = postgres.service.pids
+    assert psutil.Process(pids["guard"]).cmdline()[-1].endswith("guard.py")
     os.kill(pids["guard"], signal.SIGKILL)
     eventually(lambda: not alive(pids["service"]), "Postgres ends")
     with pytest.raises(ServicesError, match=r"postgres has ended; see .*postgres\.log"):

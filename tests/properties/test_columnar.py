@@ -25,6 +25,7 @@ from scorer.files.file_reader import FileError, label_records, read_payments
 from scorer.files.mapping import Mapping
 from scorer.pipeline import Outcomes, Pipeline
 from scorer.replay import LabelledBatch, chained, file_batches
+from tests.golden_rows import golden_rows
 
 xgboost = pytest.importorskip("xgboost")
 
@@ -242,6 +243,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     write_bundle(
         folder, name="columns", created_at="2026-01-01T00:00:00Z", model=bytes(booster.save_raw("ubj")),
         feature_set_yaml=FEATURES, policy_yaml=POLICY, threshold_score=0.5,
+        golden=golden_rows(bytes(booster.save_raw("ubj"))),
     )  # fmt: skip
     return Bundle.load(folder)
 

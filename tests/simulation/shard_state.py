@@ -35,6 +35,7 @@ CONTEXT = AuditContext(bundle="b", threshold=0.5, feature_fingerprint="f", featu
 BUNDLE: Any = SimpleNamespace(
     id="b",
     feature_set=SimpleNamespace(
+        fingerprint="f",
         max_future_skew=10**15,
         allowed_lateness=10**15,
         cards=UNDECLARED,
@@ -136,6 +137,7 @@ class StandIn:
     def __init__(self, state: State) -> None:
         self.state = state
         self.bundle = BUNDLE
+        self.activation_number = 0
         self.engine = SimpleNamespace(counts=lambda: _ZEROS, stream_time_ms=0)
         self.dedupe = _Empty()
         self.lists = SimpleNamespace(refused=0)

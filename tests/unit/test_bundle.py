@@ -22,6 +22,7 @@ from scorer.bundle import (
     write_bundle,
 )
 from scorer.model import margin_for_score
+from tests.golden_rows import golden_rows
 
 xgb = pytest.importorskip("xgboost")
 
@@ -61,6 +62,7 @@ def _write(output: Path, model: bytes, /, **changed: Any) -> Bundle:
         "metrics": {"auc": 0.9},
         "versions": {"xgboost": "3"},
     }
+    arguments["golden"] = golden_rows(model)
     return write_bundle(output, **(arguments | changed))
 
 
@@ -218,7 +220,8 @@ def test_loads_what_was_written(folder: Path, model: bytes) -> None:
     assert bundle.policy.flag.score == 0.5
     assert bundle.threshold_margin == margin_for_score(0.5)
     assert bundle.manifest.metrics == {"auc": 0.9}
-    assert sorted(p.name for p in folder.iterdir()) == ["feature_set.yaml", "manifest.json", "model.ubj", "policy.yaml"]
+    names = ["feature_set.yaml", "golden.f32", "manifest.json", "model.ubj", "policy.yaml"]
+    assert sorted(p.name for p in folder.iterdir()) == names
     digest = hashlib.sha256((folder / "manifest.json").read_bytes()).hexdigest()
     assert bundle.id == f"cards-{digest[:12]}"
     assert (folder / "model.ubj").read_bytes() == model

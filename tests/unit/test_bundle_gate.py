@@ -132,7 +132,7 @@ def test_a_signed_bundle_loads_for_those_who_trust_the_key(folder: Path, key: Ed
     """The trusted key opens it, its id stays, and a second signer is added beside the first."""
     before = Bundle.load(folder)
     assert before.signed_by == ()
-    name = sign(folder, key)
+    name = sign(folder, key, (folder / "manifest.json").read_bytes())
     assert name == public_name(key.public_key())
     pem = key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
     for trusted in (name, pem.decode()):
@@ -141,15 +141,15 @@ def test_a_signed_bundle_loads_for_those_who_trust_the_key(folder: Path, key: Ed
         assert loaded.signed_by == (name,)
     other = Ed25519PrivateKey.generate()
     assert Bundle.load(folder).signed_by == (name,)
-    sign(folder, other)
-    sign(folder, key)  # again: replaced, not doubled
+    sign(folder, other, (folder / "manifest.json").read_bytes())
+    sign(folder, key, (folder / "manifest.json").read_bytes())  # again: replaced, not doubled
     assert set(Bundle.load(folder, trusted_keys=[public_name(other.public_key())]).signed_by) == {
         name, public_name(other.public_key())
     }  # fmt: skip
 
 
 def _other_manifest(folder: Path, key: Ed25519PrivateKey) -> None:
-    sign(folder, key)
+    sign(folder, key, (folder / "manifest.json").read_bytes())
     _manifest(folder, created_at="2026-01-01T00:00:00Z")
 
 
@@ -161,7 +161,7 @@ def _raw_signature(folder: Path, key: Ed25519PrivateKey) -> None:
 
 
 def _flipped(folder: Path, key: Ed25519PrivateKey) -> None:
-    sign(folder, key)
+    sign(folder, key, (folder / "manifest.json").read_bytes())
     document = json.loads((folder / "manifest.sig").read_text())
     raw = bytearray(base64.b64decode(document["signatures"][0]["signature"]))
     raw[5] ^= 1
@@ -171,7 +171,10 @@ def _flipped(folder: Path, key: Ed25519PrivateKey) -> None:
 
 UNTRUSTED: dict[str, tuple[Callable[[Path, Ed25519PrivateKey], Any], str]] = {
     "unsigned": (lambda f, k: None, "is not signed, and 1 trusted keys are set"),
-    "signed by another": (lambda f, k: sign(f, Ed25519PrivateKey.generate()), "none of the 1 trusted keys"),
+    "signed by another": (
+        lambda f, k: sign(f, Ed25519PrivateKey.generate(), (f / "manifest.json").read_bytes()),
+        "none of the 1 trusted keys",
+    ),
     "manifest changed": (_other_manifest, "does not fit manifest.json"),
     "signature of something else": (_raw_signature, "does not fit manifest.json"),
     "signature flipped": (_flipped, "does not fit manifest.json"),
@@ -325,10 +328,20 @@ def test_the_gate_passes_a_sound_bundle(folder: Path) -> None:
     ]
 
 
-def test_the_gate_fails_without_golden_rows(tmp_path: Path) -> None:
+@pytest.mark.parametrize("golden", [None, (np.zeros((0, 3), np.float32), np.zeros(0, np.float32))])
+def test_no_bundle_is_written_without_golden_rows(tmp_path: Path, golden: Any) -> None:
+    """What the gate would refuse later is refused when it is written, and nothing is left behind."""
+    with pytest.raises(BundleGateError, match="a bundle needs golden rows"):
+        _write(tmp_path / "b", golden=golden)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_gate_fails_without_golden_rows(folder: Path) -> None:
     """A bundle that carries no evidence of its source's margins does not pass."""
-    _write(tmp_path / "b", golden=None)
-    verdict = verify(tmp_path / "b")
+    files = json.loads((folder / "manifest.json").read_text())["files"]
+    _manifest(folder, golden_rows=0, files={name: digest for name, digest in files.items() if name != "golden.f32"})
+    (folder / "golden.f32").unlink()
+    verdict = verify(folder)
     assert not verdict.passed
     assert [check.name for check in verdict.checks if not check.passed] == ["golden rows"]
 

@@ -372,3 +372,45 @@ def test_a_new_label_costs_little_however_many_wait() -> None:
 def test_a_row_of_the_benchmark_set_takes_at_most_64_bytes() -> None:
     """Row, label and index entry together, for four entities."""
     assert describe(FeatureSet.from_yaml(bench_set())).bytes_per_payment <= 64
+
+
+def test_labels_dated_far_ahead_take_no_room_from_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A source that dates its labels 2096 neither fills the memory nor keeps out labels that are right; each
+    dropped one is counted, and how labels arrived in batches changes nothing."""
+    far, now = 3_999_999_999_999, 1_767_270_600_250
+    monkeypatch.setattr(pending_labels, "LABELS_PENDING_MAX", 64)
+    ends = []
+    for gathered_every in (1, 7, 1_000):
+        waiting = pending_labels.PendingLabels()
+        for k in range(200):
+            waiting.add(f"far{k}", fraud=True, known_at_ms=far)
+            if k % 10 == 0:
+                waiting.add(f"p{k}", fraud=True, known_at_ms=now + k)
+            if k % gathered_every == 0:
+                waiting.gather()
+        assert len(waiting) <= 64
+        waiting.gather()
+        known = waiting.due(now + 1_000)
+        assert known[:, 0].tolist() == [now + k for k in range(0, 200, 10)]
+        assert len(waiting) == 0, "what is dated 2096 is gone with the first payment"
+        assert waiting.refused == 200
+        ends.append(known.tolist())
+    assert ends[0] == ends[1] == ends[2]
+
+
+def test_of_too_many_labels_the_last_known_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When there is no room the labels that become known first stay, of equal ones those that came first."""
+    monkeypatch.setattr(pending_labels, "LABELS_PENDING_MAX", 16)
+    generator = np.random.default_rng(5)
+    waiting, plain = pending_labels.PendingLabels(), []
+    for k, known in enumerate(generator.integers(0, 20, 200).tolist()):
+        waiting.add(f"p{k}", fraud=True, known_at_ms=known)
+        plain.append((known, k))
+        if len(plain) > 16:
+            plain = sorted(plain)[:14]
+        if k % 9 == 0:
+            waiting.gather()
+    assert len(waiting) == len(plain)
+    ids = hash_strings([f"p{k}" for _, k in sorted(plain)])[0].view(np.int64).tolist()
+    assert waiting.due(100)[:, 1:3].tolist() == ids
+    assert waiting.refused == 200 - len(plain)

@@ -24,6 +24,7 @@ from scorer.model import CompiledModel
 from scorer.model.early_exit import EarlyExit
 from scorer.model.tree_table import Table
 from scorer.training import average_precision
+from tests.golden_rows import golden_rows
 from tests.properties.test_model_vector import _rows, _table
 
 xgb = pytest.importorskip("xgboost")
@@ -209,6 +210,7 @@ def _bundles(tmp_path: Path, folder: Path) -> dict[str, Bundle]:
         made[kind] = write_bundle(
             tmp_path / kind, name="cards", created_at="x", model=bytes(booster.save_raw("ubj")),
             feature_set_yaml=FEATURE_SET, policy_yaml=POLICY, threshold_score=0.4, calibration=curve,
+            golden=golden_rows(bytes(booster.save_raw("ubj"))),
         )  # fmt: skip
     return made
 
@@ -278,6 +280,7 @@ def test_a_forest_exports_too(tmp_path: Path) -> None:
     bundle = write_bundle(
         tmp_path / "forest", name="forest", created_at="x", model=bytes(model.serialize_bytes()), model_file="model.tl",
         feature_set_yaml=FEATURE_SET, policy_yaml=POLICY, threshold_score=0.4,
+        golden=golden_rows(bytes(model.serialize_bytes())),
         challengers=[NewChallenger("same", bytes(model.serialize_bytes()), suffix=".tl")],
     )  # fmt: skip
     rows = np.nan_to_num(_odd_rows(bundle, 80), posinf=9, neginf=-9)
@@ -319,6 +322,7 @@ def test_a_model_without_trees_exports_and_nan_stays_nan(tmp_path: Path, curve: 
     bundle = write_bundle(
         tmp_path / "bare", name="bare", created_at="x", model=bytes(booster.save_raw("ubj")),
         feature_set_yaml=FEATURE_SET, policy_yaml=POLICY, threshold_score=0.4, calibration=curve,
+            golden=golden_rows(bytes(booster.save_raw("ubj"))),
     )  # fmt: skip
     (tmp_path / "m.c").write_text(to_c(bundle))
     flags = ["-std=c99", "-Wall", "-Werror", "-pedantic-errors", "-O1", "-ffp-contract=off", "-shared", "-fPIC"]

@@ -70,7 +70,8 @@ ANSWERED = {
     "AMOUNT_MINOR_UNITS": payment("p", amount_minor=1.5),
     "WRONG_TYPE": payment("p", merchant_id=7),
     "INVALID_VALUE": payment("p", country="Germany"),
-    "UNKNOWN_FIELD": payment("p", cvv="123"),
+    "UNKNOWN_FIELD": payment("p", surprise="123"),
+    "CARD_VERIFICATION": payment("p", cvv="123"),
     "CARD_NUMBER": payment("p", customer_id=CARD),
     "EVENT_TIME_INVALID": payment("p", event_time="yesterday"),
     "EVENT_TIME_OUT_OF_RANGE": payment("p", event_time=1),
@@ -107,11 +108,11 @@ def test_every_refusal_that_names_its_payment_is_answered(bundle: Bundle) -> Non
         *UNANSWERED, "unknown_field",
     }  # fmt: skip
     journal = outcomes.journal
-    assert (journal.decisions, journal.dead_letters, journal.refused) == (15, 25, 15)
+    assert (journal.decisions, journal.dead_letters, journal.refused) == (16, 26, 16)
     assert len(outcomes.records) == journal.decisions + journal.dead_letters - journal.refused
     assert pipeline.engine.stream_time_ms is None  # it entered nothing
     assert len(pipeline.dedupe) == 0
-    assert outcomes.columns.event_time_ms.tolist() == [START_MS + 600_000] * 15
+    assert outcomes.columns.event_time_ms.tolist() == [START_MS + 600_000] * 16
     sentences = [bundle.policy.sentence(code) for (code,) in outcomes.columns.reasons]
     assert all(sentence.endswith(".") for sentence in sentences)
     c = outcomes.columns

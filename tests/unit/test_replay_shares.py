@@ -13,6 +13,7 @@ from scorer.bundle import Bundle, write_bundle
 from scorer.errors import UsageError
 from scorer.files.mapping import Mapping
 from scorer.replay import replay_file, replay_shares
+from tests.golden_rows import golden_rows
 
 xgboost = pytest.importorskip("xgboost")
 
@@ -84,6 +85,7 @@ def _bundle(folder: Path, features: str) -> None:
     write_bundle(
         folder, name="shares", created_at="2026-01-01T00:00:00Z", model=bytes(booster.save_raw("ubj")),
         feature_set_yaml=features, policy_yaml=POLICY, threshold_score=0.4,
+        golden=golden_rows(bytes(booster.save_raw("ubj"))),
     )  # fmt: skip
 
 

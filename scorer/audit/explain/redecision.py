@@ -62,7 +62,8 @@ def replay_until(
             "the topics it read are not there any more"
         )
     inputs = journal_reader.inputs_along(records, clients, settings, reader="explain")
-    pipeline, bundles = Pipeline(bundle, shard=shard, keys=settings.pseudonym_keys), Bundles(bundle)
+    pipeline = Pipeline(bundle, shard=shard, keys=settings.pseudonym_keys)
+    bundles = Bundles(bundle, settings.bundle)
     pipeline.begin_at(records[0])
     outcomes: Outcomes | None = None
     try:

@@ -26,6 +26,7 @@ from sqlalchemy.dialects import postgresql
 from scorer.audit.findings import Finding
 from scorer.audit.signed.signatures import SignatureBroken, Signer, Verifier, body_of, canonical, unsigned
 from scorer.errors import UsageError
+from scorer.runtime.secret_text import holds_secret, shown_address
 from scorer.trail import audit_database, audit_tables
 
 FIRST = "0" * 64
@@ -36,7 +37,15 @@ class AnchorFile:
     """The lines at a path or fsspec URL."""
 
     def __init__(self, place: str, *, given: bool = False) -> None:
-        """`given`: a person named it just now, so it is to be there when it is to be read."""
+        """`given`: a person named it just now, so it is to be there when it is to be read.
+
+        Raises UsageError for a URL with credentials: the place is stored in Postgres and in signed documents.
+        """
+        if holds_secret(place):
+            raise UsageError(
+                f"anchors {shown_address(place)}: give a URL without credentials and query, for it is written into the "
+                "audit trail; fsspec reads them from FSSPEC_<PROTOCOL>_<NAME> variables or its own configuration"
+            )
         self.place, self.given = place, given
 
     def lines(self) -> list[str]:

@@ -1,0 +1,139 @@
+"""Labels of repeated payments, corrected labels and rows without one mean the same in features, target and backtest."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import xgboost as xgb
+
+from features.feature_set import FeatureSet
+from scorer.backtest.decided_payments import Decided
+from scorer.bundle import Bundle, write_bundle
+from scorer.errors import UsageError
+from scorer.files.mapping import Mapping
+from scorer.replay import TrainingTable, file_batches, replay_file, training_table
+from scorer.runtime.assets import path
+
+FEATURE_SET = """
+name: cards
+currency: EUR
+entities: {terminal: [terminal_id]}
+features:
+  - {name: amount, payment: amount}
+  - {name: terminal_frauds_30d, entity: terminal, aggregate: fraud_count, window: 30d}
+"""
+MAPPING = Mapping.from_yaml("""
+payment_id: id
+event_time: at
+amount: paid
+currency: {constant: EUR}
+terminal_id: terminal
+label: fraud
+label_delay: 1d
+""")
+DAY_MS = 86_400_000
+RATES = """rates:
+  version: test-1
+  per_unit: {GBP: 1.16, CHF: 1.05, SEK: 0.088, PLN: 0.235, USD: 0.92, TRY: 0.024, THB: 0.026, JPY: 0.0061}"""
+# payment, day, label; one terminal. The last row looks at what is known by then.
+HISTORY: dict[str, tuple[list[tuple[str, int, int | None]], dict[str, int], int]] = {
+    "a repeated row brings the label": ([("p", 0, None), ("p", 2, 1), ("q", 5, 0)], {"p": 1, "q": 0}, 1),
+    "a repeated row corrects the label": ([("p", 0, 0), ("p", 2, 1), ("q", 5, 0)], {"p": 1, "q": 0}, 1),
+    "a correction takes a fraud back": ([("p", 0, 1), ("p", 2, 0), ("q", 5, 0)], {"p": 0, "q": 0}, 0),
+    "a repeated row without a label changes nothing": ([("p", 0, 1), ("p", 2, None), ("q", 5, 0)], {"p": 1, "q": 0}, 1),
+    "of one time the later row counts": ([("p", 0, 0), ("p", 0, 1), ("q", 5, 0)], {"p": 1, "q": 0}, 1),
+    "without a label a payment is neither": ([("p", 0, None), ("r", 1, 1), ("q", 5, 0)], {"p": -1, "r": 1, "q": 0}, 1),
+}
+
+
+def _file(folder: Path, history: list[tuple[str, int, int | None]]) -> Path:
+    ids, days, labels = zip(*history, strict=True)
+    times = pa.array([1_767_225_600_000 + day * DAY_MS for day in days], pa.timestamp("ms", tz="UTC"))
+    table = {"id": ids, "at": times, "paid": [5.0] * len(ids), "terminal": ["t"] * len(ids)}
+    pq.write_table(pa.table(table | {"fraud": pa.array(labels, pa.int8())}), folder / "history.parquet")
+    return folder / "history.parquet"
+
+
+def _table(file: Path, rows: int = 16_384, as_of_ms: int | None = None) -> TrainingTable:
+    return training_table(FeatureSet.from_yaml(FEATURE_SET), file_batches(file, MAPPING, rows=rows), as_of_ms=as_of_ms)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    X = np.random.default_rng(1).normal(size=(200, 2)).astype(np.float32)
+    booster = xgb.train({"objective": "binary:logistic", "nthread": 1}, xgb.DMatrix(X, X[:, 0] > 1, nthread=1), 2)
+    return write_bundle(
+        tmp_path_factory.mktemp("labels") / "b", name="cards", created_at="x", model=bytes(booster.save_raw("ubj")),
+        feature_set_yaml=FEATURE_SET, policy_yaml="name: cards\nflag: {score: 0.5}\n", threshold_score=0.5,
+        golden=(X[:20], booster.inplace_predict(X[:20], predict_type="margin")),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("batch_rows", [1, 16_384])
+@pytest.mark.parametrize("case", HISTORY)
+def test_features_target_and_backtest_agree_on_a_label(
+    case: str, batch_rows: int, tmp_path: Path, bundle: Bundle
+) -> None:
+    """What the windows count as fraud is what the model learns as fraud and what the backtest counts as fraud, whatever
+    the file says in however many rows."""
+    history, wanted, counted = HISTORY[case]
+    file = _file(tmp_path, history)
+    table = _table(file, batch_rows)
+    assert dict(zip(table.payment_id, table.label.tolist(), strict=True)) == wanted
+    assert table.features[-1, 1] == counted
+    replay_file(bundle, file, MAPPING, tmp_path / "decided.parquet")
+    decided = Decided.read(tmp_path / "decided.parquet", bundle.feature_set.names, "EUR", {"EUR": 1.0})
+    assert dict(zip(decided.texts("payment_id"), decided.label.tolist(), strict=True)) == wanted
+    assert decided.numbers("label_known_at").tolist() == table.label_known_at_ms.tolist()
+
+
+def test_a_correction_counts_from_the_time_it_is_known(tmp_path: Path, bundle: Bundle) -> None:
+    """Trained or measured as of a day before the correction, a payment has the label of that day."""
+    file = _file(tmp_path, [("p", 0, 0), ("p", 2, 1), ("q", 5, 0)])
+    replay_file(bundle, file, MAPPING, tmp_path / "decided.parquet")
+    decided = Decided.read(tmp_path / "decided.parquet", bundle.feature_set.names, "EUR", {"EUR": 1.0})
+    start = int(decided.time_ms[0])
+    for as_of, wanted in ((2 * DAY_MS, {"p": 0}), (4 * DAY_MS, {"p": 1}), (6 * DAY_MS, {"p": 1, "q": 0})):
+        matured = decided.matured(start + as_of)
+        assert dict(zip(matured.texts("payment_id"), matured.label.tolist(), strict=True)) == wanted
+        table = _table(file, as_of_ms=start + as_of)
+        known = {name: label for name, label in zip(table.payment_id, table.label.tolist(), strict=True) if label >= 0}
+        assert known == wanted
+
+
+def _simulated(tmp_path: Path, *more: str) -> None:
+    world = ["--customers", "200", "--count", "4000", "--from", "2025-01-01"]
+    command = [sys.executable, "-m", "scorer", "simulate", *world, *more]
+    done = subprocess.run(command, cwd=tmp_path, check=False, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_simulate_writes_can_be_trained_on(tmp_path: Path) -> None:
+    """A table fits the demo's mapping, column for column; label records beside JSON lines give the same frauds."""
+    _simulated(tmp_path, "--output", "h.parquet")
+    _simulated(tmp_path, "--output", "h.jsonl", "--labels", "l.jsonl")
+    declared = FeatureSet.from_yaml(FEATURE_SET.replace("currency: EUR", f"currency: EUR\n{RATES}"))
+    mapping = Mapping.from_yaml(Path(path("deploy/examples/demo/mapping.yaml")))
+    table = training_table(declared, file_batches(tmp_path / "h.parquet", mapping))
+    lines = training_table(declared, file_batches(tmp_path / "h.jsonl", None, labels=tmp_path / "l.jsonl"))
+    assert table.payment_id == lines.payment_id
+    assert table.report.payments == 4_000
+    assert not table.report.dead_letters
+    assert (lines.label < 0).any()
+    everything = lines.genuine_after(7 * DAY_MS)
+    assert ((everything.label == 1) == (table.label == 1)).all()
+    assert (table.label == 1).sum() > 5
+    (tmp_path / "none.jsonl").write_text('{"type":"label","payment_id":"x","fraud":true,"known_at":1767225600000}\n')
+    with pytest.raises(UsageError, match="none of the 1 payments there is one of the payments read"):
+        training_table(declared, file_batches(tmp_path / "h.jsonl", None, labels=tmp_path / "none.jsonl"))
+    (tmp_path / "bad.jsonl").write_text('\n{"type":"label","payment_id":"x"}\n')
+    with pytest.raises(UsageError, match=r"bad\.jsonl:2: "):
+        training_table(declared, file_batches(tmp_path / "h.jsonl", None, labels=tmp_path / "bad.jsonl"))
+    with pytest.raises(UsageError, match="the mapping names a label too"):
+        training_table(declared, file_batches(tmp_path / "h.parquet", mapping, labels=tmp_path / "l.jsonl"))
