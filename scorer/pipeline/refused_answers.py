@@ -49,7 +49,7 @@ class Refusals:
 
     def among(self, own: npt.NDArray[np.int64]) -> Refusals:
         """The same among some of the payments: those at the places `own`, rising."""
-        return replace(self, rank=np.searchsorted(own, self.rank) - 0.5)
+        return replace(self, rank=np.searchsorted(own, self.rank).astype(np.float64) - 0.5)
 
     def index(self) -> npt.NDArray[np.int64]:
         """Place of each in the batch's records, int64 [r]."""
@@ -92,7 +92,7 @@ def placed(
             rank[i] = before[-1] + 0.5
     known = refusals.known.copy()
     ids = refusals.payment_ids
-    first = {}
+    first: dict[str, int] = {}
     wanted = set(ids)
     for place, text in enumerate(payment_id.to_pylist()):
         if text in wanted:
