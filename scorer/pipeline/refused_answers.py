@@ -84,12 +84,15 @@ def placed(
     if not len(refusals):
         return refusals
     index = refusals.index()
-    partition, offset = records.partition[rows], records.offset[rows]
+    partition, offset = records.partition[index], records.offset[index]
     rank = np.full(len(index), -0.5)
-    for i, at in enumerate(index.tolist()):
-        before = np.flatnonzero((partition == records.partition[at]) & (offset < records.offset[at]))
-        if len(before):
-            rank[i] = before[-1] + 0.5
+    for p in np.unique(partition):
+        places = np.flatnonzero(records.partition[rows] == p)
+        if not len(places):
+            continue
+        own = partition == p
+        before = np.searchsorted(records.offset[rows[places]], offset[own])  # offsets rise along a partition's places
+        rank[own] = np.where(before > 0, places[before - 1] + 0.5, -0.5)
     known = refusals.known.copy()
     ids = refusals.payment_ids
     first: dict[str, int] = {}
