@@ -20,6 +20,8 @@ _FIRST_ENTRIES = 1 << 12
 _COLUMNS = ("_ids", "_payload", "_seen_ms", "_margin", "_score", "_outcome")
 # Raised with every change of what an image's arrays mean.
 FORMAT = 1
+# The number of no outcome: of a payment that another process decides.
+UNKNOWN = -1
 # Words of Dedupe._scalars.
 _OLDEST, _NEXT, _EVICTED_EARLY = range(3)
 

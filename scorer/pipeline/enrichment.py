@@ -24,11 +24,10 @@ from schemas.card_fields import CardFields
 from schemas.contract_error import ContractError, DeadLetterReason
 from schemas.field_table import POSITION_FIELDS
 from schemas.payment_decoder import PaymentBatch
-from scorer.errors import UsageError
-from scorer.pipeline.dedupe import Dedupe
+from scorer.pipeline.dedupe import UNKNOWN, Dedupe
 from scorer.pipeline.ordering import journal_order
 from scorer.pipeline.records import Records, Rejected
-from scorer.pipeline.refused_answers import NO_REFUSALS, Refusals, known_before, placed
+from scorer.pipeline.refused_answers import Refusals, known_before, placed
 
 _NO_STREAM_TIME = -(1 << 62)
 
@@ -130,18 +129,11 @@ class Enricher:
         entry, duplicate, conflict = self.dedupe.scan(ids, records.payload(rows), payments.event_time_ms, stream_ms)
         refusals = placed(refusals, records, rows, payments.text("payment_id"), entry)
         if selector is not None:
-            if (refusals.known >= 0).any():
-                raise UsageError(
-                    "a refused row has the payment id of another row: what was decided of that one is known to one "
-                    "process alone; use one process"
-                )
             own = selector.select(payments, ids, duplicate, stream_ms)
+            refusals = self._own_refusals(refusals, entry, duplicate, own, reports=selector.reports_rejected)
+            rejected = rejected if selector.reports_rejected else list(refusals.items)
             payments, amount, ids, rows = payments.take(own), amount[own], ids[own], rows[own]
             entry, duplicate, conflict = entry[own], duplicate[own], conflict[own]
-            if selector.reports_rejected:
-                refusals = refusals.among(own)
-            else:
-                rejected, refusals = [], NO_REFUSALS
         fresh = np.flatnonzero(~duplicate)
         all_fresh = len(fresh) == len(rows)
         first = payments if all_fresh else payments.take(fresh)
@@ -152,6 +144,26 @@ class Enricher:
             payments, rows, entry, duplicate, conflict, fresh, first, features, late, rejected, refusals,
             max(-1, stream_ms),
         )  # fmt: skip
+
+    def _own_refusals(
+        self,
+        refusals: Refusals,
+        entry: npt.NDArray[np.int64],
+        duplicate: npt.NDArray[np.bool_],
+        own: npt.NDArray[np.int64],
+        *,
+        reports: bool,
+    ) -> Refusals:
+        """Those that this process answers, where several share one stream: a refusal that names a decided payment is
+        answered by the process that has decided it, all others by the one that reports what is refused."""
+        fresh = entry[~duplicate]
+        unknown = np.full(len(fresh), UNKNOWN, np.int32)
+        # What other processes decide stays unknown here; the own ones are recorded behind this.
+        self.dedupe.record(fresh, np.zeros(len(fresh), np.float32), np.zeros(len(fresh)), unknown)
+        named = refusals.known >= 0
+        decided = np.isin(refusals.known, entry[own])
+        decided[named] |= self.dedupe.recall(refusals.known[named])[2] != UNKNOWN
+        return refusals.take(np.where(named, decided, reports)).among(own)
 
     def _admissible(
         self, payments: PaymentBatch, records: Records, rejected: list[Rejected]

@@ -47,6 +47,10 @@ class Refusals:
     def payment_ids(self) -> list[str]:
         return [item.payment_id or "" for item in self.items]
 
+    def take(self, kept: npt.NDArray[np.bool_]) -> Refusals:
+        """Those of them where bool [r] holds."""
+        return Refusals([self.items[i] for i in np.flatnonzero(kept)], self.known[kept], self.rank[kept])
+
     def among(self, own: npt.NDArray[np.int64]) -> Refusals:
         """The same among some of the payments: those at the places `own`, rising."""
         return replace(self, rank=np.searchsorted(own, self.rank).astype(np.float64) - 0.5)

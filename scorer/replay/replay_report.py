@@ -37,7 +37,7 @@ class Report:
     # Label records that the contract refuses, such as one whose payment id is a card number.
     labels_invalid: int = 0
     reasons_refused: dict[str, int] = field(default_factory=dict)
-    card_shares: CardShares | None = None
+    card_shares: CardShares | None = field(default=None, compare=False, repr=False)
 
     def counts(self) -> dict[str, Any]:
         """All counts by name."""

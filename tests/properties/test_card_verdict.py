@@ -127,7 +127,7 @@ def test_one_verdict_on_a_text_from_every_input(texts: list[str]) -> None:
 def test_one_verdict_on_declared_fields_from_every_input(texts: list[str]) -> None:
     """Opaque texts are taken as they are, pseudonyms stand for those of token fields, and all else is tested: alike
     from JSON and Parquet, and as the reference says."""
-    texts = [text for text in texts if text]  # an empty cell is an absent field
+    texts = [text for text in texts if text] or ["x"]  # an empty cell is an absent field
     rows = payments(texts)
     cards = DECLARED.with_key(bytes(32))
     plain = of_json(rows, escaped=False, cards=cards)

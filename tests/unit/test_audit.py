@@ -286,7 +286,7 @@ def test_row_reads_as_people_see_it() -> None:
         ({"challenger_margins": np.zeros((2, 1), np.float32)}, "challenger_margins"),
         ({"challenger_margins": np.zeros((3, 0), np.float32)}, "challenger_margins"),
         ({"decision": np.array([0, 2], np.uint8)}, "decision"),
-        ({"mode": np.array([0, 4], np.uint8)}, "mode"),
+        ({"mode": np.array([0, 5], np.uint8)}, "mode"),
         ({"event_time_ms": np.array([0, -1], np.int64)}, "event_time_ms"),
         ({"payment_id": ["a", "b" * audit_record.CHUNK_BYTES_MAX]}, "row"),
     ],

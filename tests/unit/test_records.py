@@ -90,7 +90,7 @@ def test_decision_bytes_are_pinned() -> None:
 
 @pytest.mark.parametrize(
     ("score", "margin", "decision", "mode"),
-    [(np.nan, 0, 0, 0), (1.5, 0, 0, 0), (0.5, np.inf, 0, 0), (0.5, 0, 2, 0), (0.5, 0, 0, 4)],
+    [(np.nan, 0, 0, 0), (1.5, 0, 0, 0), (0.5, np.inf, 0, 0), (0.5, 0, 2, 0), (0.5, 0, 0, 5)],
 )
 def test_impossible_decisions_are_refused(score: float, margin: float, decision: int, mode: int) -> None:
     """NaN, an infinite margin or an unknown code never becomes a decision."""

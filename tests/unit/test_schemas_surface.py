@@ -91,4 +91,6 @@ def test_modes_and_decisions_stand_in_one_place() -> None:
     """The names in published schemas are those whose positions the columns carry."""
     published = Decision.model_json_schema()["properties"]
     assert (tuple(published["decision"]["enum"]), tuple(published["mode"]["enum"])) == (DECISIONS, MODES)
-    assert json.dumps([*DECISIONS, *MODES]) == '["approve", "flag", "normal", "degraded", "duplicate", "late"]'
+    assert (
+        json.dumps([*DECISIONS, *MODES]) == '["approve", "flag", "normal", "degraded", "duplicate", "late", "refused"]'
+    )
