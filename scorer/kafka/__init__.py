@@ -43,9 +43,12 @@ from scorer.kafka.log_bounds import ends, offsets, partition_count, stable_ends,
 from scorer.kafka.range_reader import read_range, take
 from scorer.kafka.real_clients import RealClients
 from scorer.kafka.topic_identity import METADATA_TIMEOUT_S, NO_ID, SourceChanged, TopicFacts, topic_facts
+from scorer.kafka.topic_limits import APPEND_TIME, APPEND_TIME_WAY_OUT, timestamp_types
 from scorer.kafka.topics import Topics, workers_group
 
 __all__ = [
+    "APPEND_TIME",
+    "APPEND_TIME_WAY_OUT",
     "BATCH_BYTES_MAX",
     "DENIED",
     "METADATA_TIMEOUT_S",
@@ -93,6 +96,7 @@ __all__ = [
     "starts",
     "surfaced",
     "take",
+    "timestamp_types",
     "topic_facts",
     "transactional_id",
     "transactional_producer",

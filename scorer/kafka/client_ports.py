@@ -93,6 +93,9 @@ class Broker(Protocol):
         fewer replicas in sync than min.insync.replicas, a max.message.bytes below `needed` (bytes by topic). Empty when
         there is nothing, or nothing is shown."""
 
+    def timestamp_types(self, names: Sequence[str]) -> Mapping[str, str]:
+        """The message.timestamp.type of each topic that shows it: LogAppendTime or CreateTime."""
+
     def group_clients(self, group: str) -> Sequence[str] | None:
         """The client.id of each member of a group; None when the broker knows no such group."""
 

@@ -60,6 +60,9 @@ class _Questions:
     def obstacle(self, needed: Mapping[str, int]) -> str:
         return topic_limits.obstacle(self._client, self._written, needed)
 
+    def timestamp_types(self, names: Sequence[str]) -> Mapping[str, str]:
+        return topic_limits.timestamp_types(self._client, names)
+
     def group_clients(self, group: str) -> Sequence[str] | None:
         return group_clients(self._client, group)
 

@@ -1,4 +1,4 @@
-"""What a topic's own settings let in: the size of a record, and how many replicas must be in sync for a write."""
+"""What a topic's own settings let in: the size of a record, whose timestamp, how many replicas must be in sync."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ from scorer.kafka.failures import Away, Kind, failure, meaning
 
 TIMEOUT_S: Final = 15.0
 RECORD_BYTES_MAX: Final = 1_048_588  # Kafka's own default of max.message.bytes
-_SIZE, _IN_SYNC = "max.message.bytes", "min.insync.replicas"
+_SIZE, _IN_SYNC, _TIMESTAMP = "max.message.bytes", "min.insync.replicas", "message.timestamp.type"
+APPEND_TIME: Final = "LogAppendTime"
+APPEND_TIME_WAY_OUT: Final = (
+    "`fraud-scorer setup --append-time` sets LogAppendTime; what is in the topics by then is decided as well"
+)
 
 
 def record_bytes_max(client: AdminClient, names: Sequence[str]) -> dict[str, int]:
@@ -21,6 +25,14 @@ def record_bytes_max(client: AdminClient, names: Sequence[str]) -> dict[str, int
     Raises KafkaFailure when the broker does not answer.
     """
     return {name: found.get(_SIZE, RECORD_BYTES_MAX) for name, found in _settings(client, names).items()}
+
+
+def timestamp_types(client: AdminClient, names: Sequence[str]) -> dict[str, str]:
+    """The message.timestamp.type of each topic that shows it to this client.
+
+    Raises KafkaFailure when the broker does not answer.
+    """
+    return {name: found[_TIMESTAMP] for name, found in _texts(client, names, (_TIMESTAMP,)).items() if found}
 
 
 def obstacle(client: AdminClient, names: Sequence[str], needed: Mapping[str, int]) -> str:
@@ -54,7 +66,13 @@ def obstacle(client: AdminClient, names: Sequence[str], needed: Mapping[str, int
 
 def _settings(client: AdminClient, names: Sequence[str]) -> dict[str, dict[str, int]]:
     """The two settings of each topic, as far as they are shown."""
-    found: dict[str, dict[str, int]] = {}
+    texts = _texts(client, names, (_SIZE, _IN_SYNC))
+    return {name: {key: int(value) for key, value in found.items()} for name, found in texts.items()}
+
+
+def _texts(client: AdminClient, names: Sequence[str], wanted: Sequence[str]) -> dict[str, dict[str, str]]:
+    """The `wanted` settings of each topic, as far as they are shown."""
+    found: dict[str, dict[str, str]] = {}
     resources = [ConfigResource(ResourceType.TOPIC, name) for name in names]
     for resource, future in client.describe_configs(resources, request_timeout=TIMEOUT_S).items():
         found[resource.name] = {}
@@ -66,7 +84,7 @@ def _settings(client: AdminClient, names: Sequence[str]) -> dict[str, dict[str, 
             if meaning(exc.args[0]) is Kind.DENIED:
                 continue  # the right DescribeConfigs is missing; `acls worker --check` names it
             raise failure(exc, f"the settings of topic {resource.name} cannot be read") from exc
-        for name in (_SIZE, _IN_SYNC):
+        for name in wanted:
             if name in entries and entries[name].value is not None:
-                found[resource.name][name] = int(entries[name].value)
+                found[resource.name][name] = str(entries[name].value)
     return found

@@ -11,9 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from features.hashing import hash_strings
+from schemas import row_set
 from schemas.contract_error import ContractError
-from schemas.control_record import Control, parse_control
+from schemas.control_record import Control, parse_control, parse_label
 from schemas.journal_record import ActivationVerdict, Change, ControlRange, InputRange, Sources
+from schemas.label_record import Label
 from schemas.payment_decoder import PaymentBatch, decode_payments, refuse_single_value
 
 # The timestamp of records that no broker has stamped: no event time is later than it allows.
@@ -47,7 +49,7 @@ class Records:
 
 @dataclass(frozen=True)
 class ControlRecord:
-    """One record of the control topic."""
+    """One record of topic control or labels."""
 
     offset: int
     key: bytes | None
@@ -64,9 +66,12 @@ class KnownLabel(NamedTuple):
 
 @dataclass(frozen=True)
 class Batch:
-    """What one micro-batch consumes: records, control records that apply before them, and the positions they move.
+    """What one micro-batch consumes: records, control records and labels that apply before them, and the positions they
+    move. `labels_range` None: topic labels was not read, as before there was one.
 
-    `degraded`: decide without the model, because a deadline is near. A clock's choice, so it comes in as data.
+    `degraded`: bool [n], which of the records are decided without the model, their deadline being near; None: none.
+    A clock's choice, so it comes in as data. `created_ms_max`: what a timestamp of a producer counts as at most; None
+    when all are the broker's.
     `sources`: ids of the topics that were read. `change`: what an operator accepted; then there is nothing to decide.
     `known_labels`: of each control record the label that it is known to hold, so that it need not be parsed, or None;
     empty when nothing is known. `activations`: what became of the activations among `control`; whoever runs the batch
@@ -77,11 +82,20 @@ class Batch:
     inputs: Sequence[InputRange]
     control: Sequence[ControlRecord]
     control_range: ControlRange
-    degraded: bool = False
+    labels: Sequence[ControlRecord] = ()
+    labels_range: ControlRange | None = None
+    degraded: npt.NDArray[np.bool_] | None = None
+    created_ms_max: int | None = None
     sources: Sources | None = None
     change: Change | None = None
     known_labels: Sequence[KnownLabel | None] = ()
     activations: Sequence[ActivationVerdict] = ()
+
+    def degraded_fields(self) -> tuple[bool, str | None]:
+        """`degraded` as a journal record has it: whether any is, and which ones unless it is all."""
+        if self.degraded is None or not self.degraded.any():
+            return False, None
+        return True, None if self.degraded.all() else row_set.to_text(self.degraded)
 
     @classmethod
     def of_payments(cls, values: Sequence[bytes | None], *, first_offset: int = 0) -> Batch:
@@ -111,6 +125,16 @@ def control_verdicts(batch: Batch) -> Iterator[Control | KnownLabel | ContractEr
             continue
         try:
             yield parse_control(batch.control[i].value)
+        except ContractError as error:
+            yield error
+
+
+def label_verdicts(batch: Batch) -> Iterator[Label | ContractError]:
+    """The same for the records of topic labels, which takes nothing else: whoever may send labels may not choose the
+    bundle or change a list."""
+    for record in batch.labels:
+        try:
+            yield parse_label(record.value)
         except ContractError as error:
             yield error
 

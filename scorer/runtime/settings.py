@@ -186,6 +186,11 @@ class WorkerSettings(Section):
         default=None,
         description="name of a payment header that holds its own deadline, epoch ms in digits; wins over deadline_ms",
     )
+    producer_timestamps: bool = Field(
+        default=False,
+        description="decide records with their producers' timestamps too, for a broker that cannot stamp them itself "
+        "(the demo's last resort): any producer can then make the payments of others late",
+    )
     max_poll_interval_ms: int = Field(
         default=300_000,
         ge=1000,

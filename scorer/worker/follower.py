@@ -52,6 +52,7 @@ class _Start(NamedTuple):
     journal: journal_reader.JournalReader
     positions: dict[int, int]
     control_position: int
+    labels_position: int
     fresh: bool
     epochs: Mapping[int, int]
 
@@ -105,17 +106,25 @@ class Follower:
             pipeline.begin_at(record)
             journal = self._journal_from(offset, sequence=record.sequence, previous=record.previous)
             positions = {r.partition: r.end for r in record.inputs}
-            return _Start(pipeline, journal, positions, record.control.end, fresh=False, epochs={})
+            labels = self._labels_start() if record.labels is None else record.labels.end
+            return _Start(pipeline, journal, positions, record.control.end, labels, fresh=False, epochs={})
         topics = [TopicPartition(self._topics.payments, p) for p in partitions]
-        starts = self._broker.starts([*topics, TopicPartition(self._topics.control, 0)])
+        starts = self._broker.starts([
+            *topics, TopicPartition(self._topics.control, 0), TopicPartition(self._topics.labels, 0)
+        ])  # fmt: skip
         return _Start(
             pipeline,
             self._journal_from(self._journal_start, sequence=0, previous=FIRST_PREVIOUS),
-            dict(zip(partitions, starts[:-1], strict=True)),
+            dict(zip(partitions, starts[:-2], strict=True)),
+            starts[-2],
             starts[-1],
             fresh=True,
             epochs={},
         )
+
+    def _labels_start(self) -> int:
+        """Where topic labels begins: what an upgraded shard reads first, whose journal has nothing of that topic."""
+        return self._broker.starts([TopicPartition(self._topics.labels, 0)])[0]
 
     def _new_state(self) -> tuple[int, JournalRecord] | None:
         """Offset and record of the last time that an operator let the state begin anew; None without one."""
@@ -188,7 +197,16 @@ class Follower:
         )  # fmt: skip
         positions = {int(p): int(position) for p, position in known["positions"].items()}
         epochs = {int(p): int(epoch) for p, epoch in known.get("epochs", {}).items()}
-        return _Start(pipeline, journal, positions, int(known["control_position"]), fresh=False, epochs=epochs)
+        labels = known.get("labels_position")  # not in snapshots of before there was that topic
+        return _Start(
+            pipeline,
+            journal,
+            positions,
+            int(known["control_position"]),
+            self._labels_start() if labels is None else int(labels),
+            fresh=False,
+            epochs=epochs,
+        )
 
     def _snapshot_bundle(self, bundle_id: str, hint: str) -> Bundle:
         """The bundle that decided a snapshot's last batch. Raises BundleUnavailable when nothing names its place."""
@@ -263,9 +281,21 @@ class Follower:
         worker_metrics.RECOVERY_SECONDS.labels(self._label).set(seconds)
         self._log.info("shard.recovered", batches=batches, sequence=self.pipeline.sequence, seconds=round(seconds, 3))
 
+    def allow_created(self) -> None:
+        """Of what the topics hold now, decide records with a timestamp of their producer too: they are from before the
+        topics had LogAppendTime. Raises UsageError when a topic does not have it.
+        """
+        if self._settings.worker.producer_timestamps:
+            self._log.warning("timestamps.of_producers", setting="FRAUD_SCORER_WORKER__PRODUCER_TIMESTAMPS")
+            self.inputs.allow_created(None, None)
+            return
+        check_append_time(self._settings, self._broker.timestamp_types(self._topics.inputs))
+        ends = self._broker.ends([buffer.partition for buffer in self.inputs.all_buffers])
+        self.inputs.allow_created(ends, int(self._ports.threads.epoch_s() * 1000.0))
+
     def _check_bounds(self) -> None:
         """Raise MissingRange or SourceChanged, naming the partition, when a position lies outside its log."""
-        buffers = [*self.inputs.buffers.values(), self.inputs.control]
+        buffers = self.inputs.all_buffers
         where = [buffer.partition for buffer in buffers]
         bounds = zip(buffers, self._broker.starts(where), self._broker.ends(where), strict=True)
         for buffer, start, end in bounds:
@@ -359,8 +389,10 @@ class Follower:
             self._ports.clients.reader(f"{prefix}{worker.application}-reader-{self._shard}"),
             payments=self._topics.payments,
             control=self._topics.control,
+            labels=self._topics.labels,
             positions=at.positions,
             control_position=at.control_position,
+            labels_position=at.labels_position,
             buffered_max=worker.buffered_payments_max,
             deadlines=Deadlines(worker.deadline_ms, worker.deadline_header),
             epochs=at.epochs,
@@ -409,8 +441,24 @@ def check_topics(settings: Settings, facts: Mapping[str, kafka.TopicFacts]) -> N
                 f"{topic} has {facts[topic].partitions} partitions, FRAUD_SCORER_WORKER__SHARDS is {shards}: they must "
                 "be equal, for each shard writes its own. Set it back to what the topics were made with"
             )
-    if facts[topics.control].partitions != 1:
-        raise UsageError(
-            f"{topics.control} has {facts[topics.control].partitions} partitions: labels and activations have one "
-            "order only with one. Make the topic anew with one partition, and `fraud-scorer recover --new-journal`"
-        )
+    for topic in (topics.control, topics.labels):
+        if facts[topic].partitions != 1:
+            raise UsageError(
+                f"{topic} has {facts[topic].partitions} partitions: its records have one order only with one. "
+                "Make the topic anew with one partition, and `fraud-scorer recover --new-journal`"
+            )
+
+
+def check_append_time(settings: Settings, types: Mapping[str, str]) -> None:
+    """Raise UsageError when a topic that workers read has timestamps of producers, naming it and the way out.
+
+    `types`: message.timestamp.type by topic, of those that are shown.
+    """
+    if settings.worker.producer_timestamps:
+        return
+    for topic in kafka.Topics.of(settings.kafka).inputs:
+        if types.get(topic, kafka.APPEND_TIME) != kafka.APPEND_TIME:
+            raise UsageError(
+                f"{topic} has message.timestamp.type={types[topic]}: a producer could write any timestamp, and with it "
+                f"make the payments of others late. {kafka.APPEND_TIME_WAY_OUT}"
+            )

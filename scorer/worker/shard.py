@@ -113,6 +113,7 @@ class Shard:
                     self._settings, self._number, store, self._bundles.location, self._ports
                 )
             if not stop.is_set():
+                follower.allow_created()
                 self.recovered.set()
                 self._decide(follower, publisher, stop)
         finally:
@@ -244,7 +245,8 @@ class Shard:
             worker_metrics.DECISIONS.labels(label, "flag" if kind % 2 == FLAG else "approve", MODES[kind // 2]).inc(
                 int(kinds[kind])
             )
-        refused = Counter(item.error.reason.value for item in (*outcomes.rejected, *outcomes.rejected_control))
+        rejected = (*outcomes.rejected, *outcomes.rejected_control, *outcomes.rejected_labels)
+        refused = Counter(item.error.reason.value for item in rejected)
         for reason, count in refused.items():
             worker_metrics.DEAD_LETTERS.labels(label, reason).inc(count)
         for i in np.flatnonzero(outcomes.columns.decision == FLAG).tolist():

@@ -168,6 +168,7 @@ class Snapshotter:
             "positions": {str(p): buffer.position for p, buffer in inputs.buffers.items()},
             "epochs": {str(p): buffer.epoch for p, buffer in inputs.buffers.items()},
             "control_position": inputs.control.position,
+            "labels_position": inputs.labels.position,
             "sources": None if inputs.sources is None else inputs.sources.model_dump(),
             "bundle_location": self._bundle_location(pipeline.bundle.id),
         }

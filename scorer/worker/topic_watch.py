@@ -16,12 +16,14 @@ from scorer.kafka import KafkaFailure, SourceChanged, TopicFacts
 from scorer.runtime import fault_points
 from scorer.runtime.settings import Settings
 from scorer.runtime.threads import Thread
-from scorer.worker.follower import check_topics
+from scorer.worker.follower import check_append_time, check_topics
 from scorer.worker.ports import Ports
 
 log = structlog.get_logger()
 
 EVERY_S = 1.0
+# Whose timestamps records have is asked less often: each record says it as well.
+TYPES_EVERY_S = 5.0
 # A topic that is not there, or too few partitions, must stay so for this long before the worker ends with it.
 UNFIT_S = 3.0
 # So long without an answer and the process counts as cut off from Kafka: not ready.
@@ -33,7 +35,9 @@ class TopicWatch:
 
     def __init__(self, settings: Settings, ports: Ports) -> None:
         self._settings = settings
-        self._names = kafka.Topics.of(settings.kafka).all
+        self._topics = kafka.Topics.of(settings.kafka)
+        self._names = self._topics.all
+        self._types_at = 0.0
         self._threads = ports.threads
         self._broker = ports.clients.broker()
         self._stop = ports.threads.event()
@@ -49,6 +53,7 @@ class TopicWatch:
         self._first = self._broker.topic_facts(self._names)
         check_topics(self._settings, self._first)
         self._see(self._first)
+        self._see_types()
         self._thread = self._threads.spawn(self._run, name="topic-watch")
 
     def check(self) -> None:
@@ -72,6 +77,8 @@ class TopicWatch:
             try:
                 fault_points.point("topic_watch")
                 self._see(self._broker.topic_facts(self._names))
+                if self._threads.monotonic() - self._types_at > TYPES_EVERY_S:
+                    self._see_types()
                 self._unfit_since = None
             except (kafka.Away, kafka.Denied) as exc:
                 log.debug("topics.not_asked", reason=str(exc))  # readiness shows it, and clients log their own errors
@@ -102,6 +109,10 @@ class TopicWatch:
             log.error("topics.changed", reason=str(failure))
             self.failure = failure
 
+    def _see_types(self) -> None:
+        check_append_time(self._settings, self._broker.timestamp_types(self._topics.inputs))
+        self._types_at = self._threads.monotonic()
+
     def _see(self, facts: Mapping[str, TopicFacts]) -> None:
         self._answered_at = self._threads.monotonic()
         for name, first in self._first.items():
@@ -113,7 +124,7 @@ class TopicWatch:
             if facts[name].partitions < first.partitions:
                 raise UsageError(f"topic {name} lost partitions: {first.partitions} → {facts[name].partitions}")
         check_topics(self._settings, facts)
-        payments = facts[kafka.Topics.of(self._settings.kafka).payments].partitions
+        payments = facts[self._topics.payments].partitions
         if self.payments and payments > self.payments:
             self._check_growth(payments)
         self.payments = payments

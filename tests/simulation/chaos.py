@@ -119,6 +119,7 @@ class Chaos:
             "bundle": BUNDLE.id, "bundle_location": "",
             "positions": {str(p): world.broker.log("payments", p).end // 2 for p in world.partitions(shard)},
             "control_position": 0,
+            "labels_position": 0,
         }  # fmt: skip
         kept.append(Kept(sequence, known, {"state": State(shard, sequence, "f" * 64, "another life")}))
 
@@ -142,6 +143,7 @@ class Chaos:
             sequence=last.sequence + 1,
             inputs=(),
             control=ControlRange(start=last.control.end, end=last.control.end),
+            labels=None if last.labels is None else ControlRange(start=last.labels.end, end=last.labels.end),
             stream_time_ms=0,
             bundle=BUNDLE.id,
             decisions=0,

@@ -56,6 +56,9 @@ class SimQuestions:
     def topic_facts(self, names: Sequence[str]) -> Mapping[str, TopicFacts]:
         return self._ask(lambda: self._world.broker.facts(names))
 
+    def timestamp_types(self, names: Sequence[str]) -> Mapping[str, str]:
+        return self._ask(lambda: dict.fromkeys(names, "LogAppendTime"))
+
     def starts(self, partitions: list[TopicPartition]) -> list[int]:
         return self._ask(lambda: [self._log(each).start for each in partitions])
 

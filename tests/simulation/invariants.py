@@ -74,11 +74,12 @@ def _check_shard(world: World, shard: int) -> Counter[bytes]:
     topics = world.broker.topics
     sources = read_record(raws[0]).sources if raws else None
     if sources is None:
-        sources = Sources(payments=topic_id(topics["payments"].id), control=topic_id(topics["control"].id))
+        ids = {name: topic_id(topics[name].id) for name in ("payments", "control", "labels")}
+        sources = Sources(**ids)
     payments = world.broker.logs_of[sources.payments]
     partitions = range(shard, len(payments), world.shards)
     expected: dict[int, list[bytes]] = {p: [] for p in partitions}
-    ends, control_end = dict.fromkeys(partitions, 0), 0
+    ends, control_end, labels_end = dict.fromkeys(partitions, 0), 0, 0
     for n, raw in enumerate(raws):
         record = read_record(raw)
         if (record.sequence, record.previous) != (n, head):
@@ -95,12 +96,26 @@ def _check_shard(world: World, shard: int) -> Counter[bytes]:
         if record.control.start != control_end:
             raise Violation(f"shard {shard} batch {n} begins at {record.control.start} of control, not {control_end}")
         control_end = record.control.end
+        if record.labels is None or record.labels.start != labels_end:
+            raise Violation(f"shard {shard} batch {n} reads {record.labels} of labels, from {labels_end} on is next")
+        labels_end = record.labels.end
         if record.sources != sources:
             raise Violation(f"shard {shard} batch {n} names the topics {record.sources}, the first one {sources}")
         control = tuple(e.value or b"" for _, e in log("control", 0).committed(record.control.start, control_end))
+        labels = tuple(e.value or b"" for _, e in log("labels", 0).committed(record.labels.start, labels_end))
         taken.update((partition, offset) for partition, offset, _ in rows)
         decided = decide(
-            state, Read(tuple(rows), record.inputs, control, record.control, record.degraded, record.sources)
+            state,
+            Read(
+                tuple(rows),
+                record.inputs,
+                control,
+                record.control,
+                labels,
+                record.labels,
+                (record.degraded, record.degraded_rows),
+                record.sources,
+            ),
         )
         state = decided.state
         if decided.journal.to_bytes() != raw:

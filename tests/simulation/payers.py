@@ -1,4 +1,4 @@
-"""The payment systems: payments, garbage and control records, and transactions of their own on the payments topic."""
+"""The payment systems: payments, garbage, labels, control records, and transactions of their own on topic payments."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Payers:
         random, broker = self._random, self._broker
         chance = random()
         if chance < 0.12:
-            broker.append("control", 0, None, b"c%d" % self.due)
+            broker.append("labels" if chance < 0.07 else "control", 0, None, b"c%d" % self.due)
             return
         partition = int(random() * broker.partition_count("payments"))
         log = broker.log("payments", partition)

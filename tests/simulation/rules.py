@@ -42,8 +42,9 @@ def _positions_from_the_group(stack: ExitStack) -> None:
         positions = {p: world.broker.offsets.get(("payments", p), 0) for p in buffers}
         self.inputs.close()
         self.inputs = ShardInputs(
-            self._ports.clients.reader("r"), payments="payments", control="control", positions=positions,
-            control_position=self.inputs.control.position, buffered_max=8, sources=self.inputs.sources,
+            self._ports.clients.reader("r"), payments="payments", control="control", labels="labels",
+            positions=positions, control_position=self.inputs.control.position,
+            labels_position=self.inputs.labels.position, buffered_max=8, sources=self.inputs.sources,
             fresh=self.pipeline.sequence == 0,
         )  # fmt: skip
 
@@ -104,7 +105,15 @@ def _snapshots_unchecked(stack: ExitStack) -> None:
         journal = self._journal_from(int(known["journal_offset"]) + 1, sequence=known["sequence"], previous=None)
         pipeline = self._ports.states.restored(self._bundles.initial, self._shard, known, stored.parts)
         positions = {int(p): int(position) for p, position in known["positions"].items()}
-        return follower._Start(pipeline, journal, positions, int(known["control_position"]), fresh=False, epochs={})
+        return follower._Start(
+            pipeline,
+            journal,
+            positions,
+            int(known["control_position"]),
+            int(known["labels_position"]),
+            fresh=False,
+            epochs={},
+        )
 
     stack.enter_context(patch.object(Follower, "_start_of", start_of))
 
@@ -113,11 +122,11 @@ def _positions_from_the_watermark(stack: ExitStack) -> None:
     """A batch ends where the broker says that the log does, whatever of it was read."""
     real = ShardInputs.batch
 
-    def batch(self: Any, counts: Any, control_count: int) -> Any:
+    def batch(self: Any, counts: Any, control_count: int, labels_count: int) -> Any:
         for buffer in self.buffers.values():
             _, high = self._consumer.get_watermark_offsets(buffer.partition, cached=True)
             buffer.reached = max(buffer.reached, high)
-        return real(self, counts, control_count)
+        return real(self, counts, control_count, labels_count)
 
     stack.enter_context(patch.object(ShardInputs, "batch", batch))
 

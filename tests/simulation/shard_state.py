@@ -70,7 +70,9 @@ class Read(NamedTuple):
     inputs: tuple[InputRange, ...]
     control: tuple[bytes, ...]
     control_range: ControlRange
-    degraded: bool
+    labels: tuple[bytes, ...]
+    labels_range: ControlRange | None
+    degraded: tuple[bool, str | None]
     sources: Sources | None
 
 
@@ -82,16 +84,18 @@ def decide(state: State, read: Read) -> Decided:
     offset = np.array([read.rows[i][1] for i in good], np.int64)
     event_time_ms = np.array([int(read.rows[i][2]) for i in good], np.int64)
     order = tuple(good[i] for i in journal_order(partition, offset, event_time_ms).tolist())
-    seen = (state.windows, [read.rows[i] for i in order], read.control, read.degraded)
+    seen = (state.windows, [read.rows[i] for i in order], read.control, read.labels, read.degraded)
     windows = hashlib.sha256(repr(seen).encode()).hexdigest()
     journal = JournalRecord(
         shard=state.shard,
         sequence=state.sequence,
         inputs=read.inputs,
         control=read.control_range,
+        labels=read.labels_range,
         stream_time_ms=0,
         bundle=BUNDLE.id,
-        degraded=read.degraded,
+        degraded=read.degraded[0],
+        degraded_rows=read.degraded[1],
         decisions=len(order),
         dead_letters=len(read.rows) - len(order),
         digest=windows,
@@ -131,8 +135,19 @@ class StandIn:
         records = batch.records
         rows = tuple(zip(records.partition.tolist(), records.offset.tolist(), records.values, strict=True))
         control = tuple(record.value or b"" for record in batch.control)
+        labels = tuple(record.value or b"" for record in batch.labels)
         decided = decide(
-            self.state, Read(rows, tuple(batch.inputs), control, batch.control_range, batch.degraded, batch.sources)
+            self.state,
+            Read(
+                rows,
+                tuple(batch.inputs),
+                control,
+                batch.control_range,
+                labels,
+                batch.labels_range,
+                batch.degraded_fields(),
+                batch.sources,
+            ),
         )
         self.state = decided.state
         n, order = len(decided.order), np.array(decided.order, np.int64)
@@ -149,6 +164,8 @@ class StandIn:
             bundles=["b"] * n,
             rejected=[Rejected(i, _REFUSED) for i in decided.refused],
             rejected_control=[],
+            labels=batch.labels,
+            rejected_labels=[],
             journal=decided.journal,
             duplicates=0,
             conflicts=0,

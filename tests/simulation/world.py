@@ -42,7 +42,7 @@ class World:
         for topics, count in (
             (("payments", "decisions"), partitions),
             (("journal", "audit"), self.shards),
-            (("control", "dead-letters"), 1),
+            (("control", "labels", "dead-letters"), 1),
         ):
             for topic in topics:
                 self.broker.create(topic, count)
