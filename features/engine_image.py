@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 # Raised with every change of what an engine's arrays mean.
-FORMAT = 2
+FORMAT = 3
 
 
 class StateMismatch(Exception):
@@ -40,6 +40,23 @@ def check(meta: Mapping[str, Any], *, fingerprint: str) -> None:
         )
 
 
+def shaped(arrays: Mapping[str, npt.NDArray[Any]], name: str, dtype: type, *width: int) -> npt.NDArray[Any]:
+    """The array of this name. Raises ValueError when it has another type, or rows of another width, than its format
+    says; KeyError when it is missing."""
+    array = arrays[name]
+    if array.dtype != np.dtype(dtype) or array.ndim != 1 + len(width) or array.shape[1:] != width:
+        raise ValueError(f"{name} is {array.dtype} {list(array.shape)}")
+    return array
+
+
+def count_of(meta: Mapping[str, Any], name: str, end: int = 1 << 62) -> int:
+    """The number of this name. Raises ValueError when it is no whole number from 0 to below `end`."""
+    value = meta[name]
+    if type(value) is not int or not 0 <= value < end:
+        raise ValueError(f"{name} is no number from 0 to {end - 1}")
+    return value
+
+
 def strings_as_arrays(values: list[str]) -> dict[str, npt.NDArray[Any]]:
     """Texts as two arrays, for images of states that hold texts."""
     encoded = [value.encode() for value in values]
@@ -49,5 +66,7 @@ def strings_as_arrays(values: list[str]) -> dict[str, npt.NDArray[Any]]:
 
 def strings_from_arrays(arrays: Mapping[str, npt.NDArray[Any]]) -> list[str]:
     """The texts again."""
-    data, ends = arrays["text"].tobytes(), arrays["ends"].tolist()
+    data, ends = shaped(arrays, "text", np.uint8).tobytes(), shaped(arrays, "ends", np.int64).tolist()
+    if any(end < start for start, end in zip([0, *ends], ends, strict=False)) or [*ends, 0][max(0, len(ends) - 1)] != len(data):
+        raise ValueError("texts do not end where they should")
     return [data[start:end].decode() for start, end in zip([0, *ends], ends, strict=False)]

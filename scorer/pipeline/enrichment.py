@@ -109,7 +109,7 @@ class Enricher:
             payments, amount = payments.take(order), amount[order]
         rows = payments.index.astype(np.int64)
 
-        ids, _ = hash_strings(payments.text("payment_id"))
+        ids, _ = hash_strings(payments.text("payment_id"), self.engine.hash_key)
         selector = self._selector
         stream_ms = self.engine.stream_time_ms if selector is None else selector.stream_time_ms
         stream_ms = _NO_STREAM_TIME if stream_ms is None else stream_ms

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from features.hashing import hash_strings
+from features.hashing import PUBLIC_KEY, hash_strings
 from schemas import row_set
 from schemas.contract_error import ContractError
 from schemas.control_record import Control, parse_control, parse_label
@@ -44,7 +44,7 @@ class Records:
 
     def payload(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
         """A hash of the bytes of each of `rows`, uint64, which tells a payment sent again from another of its id."""
-        return hash_strings([self.values[i] for i in rows.tolist()])[0][:, 0].copy()
+        return hash_strings([self.values[i] for i in rows.tolist()], PUBLIC_KEY)[0][:, 0].copy()
 
 
 @dataclass(frozen=True)

@@ -120,7 +120,7 @@ def whole_apply() -> dict[str, Any]:
     engine, _ = filled(feature_set, 600_000, 100_000)
     batch = decoded(5 * BATCH + 2_000)
     batch.event_time_ms[:] += int(engine.stream_time_ms or 0) - 1_700_000_000_000
-    ids, _ = hash_strings(batch.column("payment_id"))
+    ids, _ = hash_strings(batch.column("payment_id"), engine.hash_key)
     times, single = [], []
     for start in range(0, 5 * BATCH, BATCH):
         part = decode_slice(batch, start, start + BATCH)
