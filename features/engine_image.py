@@ -40,7 +40,7 @@ def check(meta: Mapping[str, Any], *, fingerprint: str) -> None:
         )
 
 
-def shaped(arrays: Mapping[str, npt.NDArray[Any]], name: str, dtype: type, *width: int) -> npt.NDArray[Any]:
+def shaped(arrays: Mapping[str, npt.NDArray[Any]], name: str, dtype: npt.DTypeLike, *width: int) -> npt.NDArray[Any]:
     """The array of this name. Raises ValueError when it has another type, or rows of another width, than its format
     says; KeyError when it is missing."""
     array = arrays[name]
@@ -67,6 +67,8 @@ def strings_as_arrays(values: list[str]) -> dict[str, npt.NDArray[Any]]:
 def strings_from_arrays(arrays: Mapping[str, npt.NDArray[Any]]) -> list[str]:
     """The texts again."""
     data, ends = shaped(arrays, "text", np.uint8).tobytes(), shaped(arrays, "ends", np.int64).tolist()
-    if any(end < start for start, end in zip([0, *ends], ends, strict=False)) or [*ends, 0][max(0, len(ends) - 1)] != len(data):
+    if any(end < start for start, end in zip([0, *ends], ends, strict=False)) or [*ends, 0][
+        max(0, len(ends) - 1)
+    ] != len(data):
         raise ValueError("texts do not end where they should")
     return [data[start:end].decode() for start, end in zip([0, *ends], ends, strict=False)]

@@ -168,7 +168,9 @@ def _with_log(memory: EngineMemory, s: st.State, arrays: _Arrays) -> tuple[st.St
         or numbers[-1] != (following - 1) >> shift
         or numbers[0] > int(s.passed.min(axis=0)[0]) >> shift
     ):
-        raise ValueError(f"segments {numbers[0]} to {numbers[-1]} do not reach from the oldest boundary to the last row")
+        raise ValueError(
+            f"segments {numbers[0]} to {numbers[-1]} do not reach from the oldest boundary to the last row"
+        )
     for number in numbers:
         rows, count = shaped(arrays, f"rows-{number}", np.uint8), min(following - (number << shift), 1 << shift)
         if len(rows) != count * segments.row_bytes:

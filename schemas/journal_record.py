@@ -105,6 +105,13 @@ class ActivationVerdict(Contract):
     )
 
 
+class SnapshotDigest(Contract):
+    """A snapshot of the state after an earlier batch, as its worker has written it: only what the journal names is used."""
+
+    sequence: int = Field(ge=0, lt=_INT64_END, description="Number of the batch that it goes on with.", examples=[40])
+    sha256: Sha256 = Field(description="Digest of the snapshot's manifest, which names the digests of its arrays.")
+
+
 def _without_absent(fields: dict[str, Any], *names: str) -> dict[str, Any]:
     """`fields` without those of `names` that are null, and without the id of a topic that is null."""
     for name in names:
@@ -169,6 +176,9 @@ class JournalRecord(Contract):
         description="Some records carry a timestamp of their producer, from before the topic had LogAppendTime: such a "
         "one counts as at most this, epoch ms, when the worker accepted them. Absent when all are the broker's.",
     )
+    snapshot: SnapshotDigest | None = Field(
+        default=None, description="A snapshot that was written since the record before; absent without one."
+    )
 
     def accepted(self) -> dict[str, Any]:
         """What the document in `change.signed` must say: all that the record moves, and where it stands."""
@@ -199,7 +209,7 @@ class JournalRecord(Contract):
     @cached_property
     def _canonical(self) -> bytes:
         # Later fields are left out where they are empty: records of earlier releases keep their bytes and heads.
-        later = ("sources", "change", "labels", "degraded_rows", "created_ms_max")
+        later = ("sources", "change", "labels", "degraded_rows", "created_ms_max", "snapshot")
         fields = _without_absent(self.model_dump(mode="json"), *later)
         for name in ("activations", "activation_number"):
             if not fields[name]:

@@ -221,6 +221,16 @@ def last_new_state(reader: JournalReader, end: int, *, no_progress_s: float) -> 
     return found
 
 
+def snapshot_digests(reader: JournalReader, end: int, *, no_progress_s: float) -> dict[int, str]:
+    """Digests of the snapshots that the records name which `reader` finds before offset `end`, by sequence."""
+    return {
+        record.snapshot.sequence: record.snapshot.sha256
+        for records in reader.until(end, no_progress_s=no_progress_s)
+        for _, record in records
+        if record.snapshot is not None
+    }
+
+
 def sources_of(facts: Mapping[str, kafka.TopicFacts], topics: kafka.Topics) -> Sources:
     """Ids of the topics that a shard reads, from what the broker answered about them."""
     return Sources(payments=facts[topics.payments].id, control=facts[topics.control].id, labels=facts[topics.labels].id)
@@ -303,7 +313,11 @@ def reread(record: JournalRecord, inputs: ShardInputs, *, no_progress_s: float, 
             )
     batch = inputs.batch_again(record)
     return replace(
-        batch, degraded=_degraded(record, len(batch.records)), sources=record.sources, activations=record.activations
+        batch,
+        degraded=_degraded(record, len(batch.records)),
+        sources=record.sources,
+        activations=record.activations,
+        snapshot=record.snapshot,
     )
 
 

@@ -333,6 +333,7 @@ class Pipeline:
             activations=tuple(batch.activations),
             activation_number=self.activation_number,
             created_ms_max=batch.created_ms_max,
+            snapshot=batch.snapshot,
         )
         self.sequence += 1
         self.head = record.head

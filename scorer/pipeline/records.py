@@ -14,7 +14,7 @@ from features.hashing import PUBLIC_KEY, hash_strings
 from schemas import row_set
 from schemas.contract_error import ContractError
 from schemas.control_record import Control, parse_control, parse_label
-from schemas.journal_record import ActivationVerdict, Change, ControlRange, InputRange, Sources
+from schemas.journal_record import ActivationVerdict, Change, ControlRange, InputRange, SnapshotDigest, Sources
 from schemas.label_record import Label
 from schemas.payment_decoder import PaymentBatch, decode_payments, refuse_single_value
 
@@ -73,6 +73,7 @@ class Batch:
     A clock's choice, so it comes in as data. `created_ms_max`: what a timestamp of a producer counts as at most; None
     when all are the broker's.
     `sources`: ids of the topics that were read. `change`: what an operator accepted; then there is nothing to decide.
+    `snapshot`: one that was written meanwhile, for the journal to name.
     `known_labels`: of each control record the label that it is known to hold, so that it need not be parsed, or None;
     empty when nothing is known. `activations`: what became of the activations among `control`; whoever runs the batch
     has let the one that was taken decide.
@@ -88,6 +89,7 @@ class Batch:
     created_ms_max: int | None = None
     sources: Sources | None = None
     change: Change | None = None
+    snapshot: SnapshotDigest | None = None
     known_labels: Sequence[KnownLabel | None] = ()
     activations: Sequence[ActivationVerdict] = ()
 

@@ -265,6 +265,17 @@ class SnapshotSettings(Section):
     kept: int = Field(
         default=3, ge=1, le=1000, description="snapshots kept: when the newest is bad, the next one serves"
     )
+    key: SecretStr | None = Field(
+        default=None,
+        min_length=32,
+        description="secret of the application, 32 characters at least, best from KEY_FILE: snapshots carry an HMAC "
+        "under it, and others are refused unread. Without: those that the journal names are used, and no others",
+    )
+    unnamed: bool = Field(
+        default=False,
+        description="use snapshots that the journal does not name as well: for the first start after an upgrade from a "
+        "release that did not name them. Whoever can write to the store can change decisions then",
+    )
 
 
 class ReplaySettings(Section):

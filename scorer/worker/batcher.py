@@ -48,10 +48,13 @@ class Batcher:
         lateness_ms: int,
         stream_ms: Callable[[], int | None],
         takeable: Callable[[Sequence[RawRecord]], int] = len,
+        noted: Callable[[], bool] = lambda: False,
     ) -> None:
         """`skew_ms`, `lateness_ms`: as the feature set allows. `stream_ms`: gives stream time after the last batch.
-        `takeable`: how many of the control records a batch may begin with.
+        `takeable`: how many of the control records a batch may begin with. `noted`: whether something waits for a
+        journal record to name it.
         """
+        self._noted = noted
         self._inputs = inputs
         self._threads = threads
         self._batch_max = batch_max
@@ -121,18 +124,20 @@ class Batcher:
         return replace(batch, degraded=degraded)
 
     def _alone(self, now: float, control: int, labels: int) -> bool:
-        """Whether a batch without payments is due: for control records or labels, or to move positions past markers."""
+        """Whether a batch without payments is due: for control records or labels, to move positions past markers, or
+        for what the journal is to note."""
         if control or labels:
             self._control_since = self._control_since or now
             more_behind = 0 < control < len(self._inputs.control.records)
             full = max(control, labels) >= CONTROL_PER_BATCH_MAX
             return now - self._control_since >= CONTROL_ALONE_S or more_behind or full
         self._control_since = None
-        if self._inputs.buffered or not self._inputs.beyond_records:
+        noted = self._noted()
+        if self._inputs.buffered or not (noted or self._inputs.beyond_records):
             self._markers_since = None
             return False
         self._markers_since = self._markers_since or now
-        return now - self._markers_since >= MARKERS_ALONE_S
+        return now - self._markers_since >= (CONTROL_ALONE_S if noted else MARKERS_ALONE_S)
 
     def _choose(self) -> dict[int, int]:
         """How many records to take from each partition."""

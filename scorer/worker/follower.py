@@ -19,7 +19,7 @@ from confluent_kafka import TopicPartition
 
 from features.engine_image import StateMismatch
 from features.log_segments import SegmentError
-from features.snapshot_store import SnapshotError
+from features.snapshot_store import Manifest, SnapshotError
 from schemas.journal_record import FIRST_PREVIOUS, JournalRecord, Sources
 from scorer import kafka
 from scorer.bundle import Bundle
@@ -33,8 +33,8 @@ from scorer.runtime import fault_points
 from scorer.runtime.settings import Settings
 from scorer.runtime.threads import Event
 from scorer.worker import worker_metrics
-from scorer.worker.ports import Ports
-from scorer.worker.snapshotter import Stored, newest_first, refused
+from scorer.worker.ports import Ports, Store
+from scorer.worker.snapshotter import refused
 
 log = structlog.get_logger()
 
@@ -145,15 +145,19 @@ class Follower:
         )  # fmt: skip
 
     def _from_snapshot(self) -> _Start | None:
-        """The newest snapshot that is whole, of this feature set, and of this very journal."""
+        """The newest snapshot that is whole, of this feature set, and that this very journal names."""
         store = self._ports.states.store(self._shard)
         if store is None:
             return None
         try:
-            for stored in newest_first(store, self._shard):
+            for found in store.newest_first():
+                if isinstance(found, SnapshotError):
+                    refused(self._shard, str(found))
+                    continue
                 try:
-                    return self._start_of(stored)
-                except (StateMismatch, SegmentError, BundleUnavailable, UsageError, MissingRange) as exc:
+                    if self._may_use(found):
+                        return self._start_of(store, found)
+                except (StateMismatch, SegmentError, SnapshotError, BundleUnavailable, UsageError, MissingRange) as exc:
                     refused(self._shard, str(exc))
                 except kafka.SourceChanged as exc:
                     if self._new_state() is None:
@@ -163,12 +167,41 @@ class Follower:
             refused(self._shard, str(exc))
         return None
 
-    def _start_of(self, stored: Stored) -> _Start:
-        known = stored.known
+    def _may_use(self, found: Manifest) -> bool:
+        """Whether the journal, which only workers write, names the snapshot. Nothing that it holds is believed before.
+
+        Raises StateMismatch when it is of another journal, or differs from what the journal names.
+        """
+        name, offset = f"snapshot {found.sequence}", found.meta.get("journal_offset")
+        if type(offset) is not int or not self._journal_start <= offset < self._journal_end:
+            raise StateMismatch(f"{name} ends at a journal offset that this journal does not have")
+        if self._settings.snapshots.unnamed:
+            return True
+        journal = self._journal_from(offset, sequence=0, previous=None, containing=b'"snapshot"')
+        try:
+            named = journal_reader.snapshot_digests(
+                journal, self._journal_end, no_progress_s=self._settings.worker.no_progress_s
+            )
+        finally:
+            journal.close()
+        if found.digest in named.values():
+            return True
+        if found.sequence in named:
+            raise StateMismatch(f"{name} is not the one that the journal names: it was changed in the store")
+        # Its worker ended before the next batch, or others have written it.
+        self._log.info("snapshot.passed_over", sequence=found.sequence, reason="no journal record names it")
+        return False
+
+    def _start_of(self, store: Store, found: Manifest) -> _Start:
+        try:
+            return self._restored(store, found)
+        except (KeyError, ValueError, TypeError) as exc:
+            raise StateMismatch(f"snapshot {found.sequence} lacks something that its format has: {exc}") from exc
+
+    def _restored(self, store: Store, found: Manifest) -> _Start:
+        known = found.meta
         offset, sequence = int(known["journal_offset"]), int(known["sequence"])
         name = f"snapshot {sequence}"
-        if not self._journal_start <= offset < self._journal_end:
-            raise StateMismatch(f"{name} ends at journal offset {offset}, which this journal does not have")
         # Its own record is read first and must be the one that the state ends with: else it is of another journal.
         journal = self._journal_from(offset, sequence=sequence - 1, previous=None)
         try:
@@ -184,9 +217,11 @@ class Follower:
                 journal_reader.check_sources(Sources(**known["sources"]), self._sources, name)
             if known["bundle"] != last.bundle:
                 raise StateMismatch(f"{name} is of another bundle than the journal's {last.bundle}")
-            bundle = self._snapshot_bundle(last.bundle, str(known["bundle_location"]))
+            # A place from a snapshot that proves nothing is not asked for anything.
+            proved = self._settings.snapshots.key is not None or not self._settings.snapshots.unnamed
+            bundle = self._snapshot_bundle(last.bundle, str(known["bundle_location"]) if proved else "")
             started = self._ports.threads.monotonic()
-            pipeline = self._ports.states.restored(bundle, self._shard, known, stored.parts)
+            pipeline = self._ports.states.restored(bundle, self._shard, known, store.images(found))
             pipeline.activation_number = last.activation_number
         except BaseException:
             journal.close()

@@ -175,6 +175,7 @@ class Shard:
             lateness_ms=feature_set.allowed_lateness,
             stream_ms=lambda: pipeline.engine.stream_time_ms,
             takeable=activator.takeable,
+            noted=lambda: self._snapshotter is not None and self._snapshotter.unnamed,
         )
         self._log.info("shard.deciding", bundle=pipeline.bundle.id, sequence=pipeline.sequence)
         worker_metrics.BUNDLE.labels(self._label, pipeline.bundle.id).set(1)
@@ -193,6 +194,8 @@ class Shard:
                 if self._snapshotter is not None:
                     self._snapshotter.between_batches(pipeline, inputs, 0)
                 continue
+            if self._snapshotter is not None:
+                batch = self._snapshotter.named_by(batch, pipeline.sequence)
             fault_points.point("after_consume")
             batch = self._activate(pipeline, activator, batch)
             started = self._threads.monotonic()

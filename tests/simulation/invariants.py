@@ -115,6 +115,7 @@ def _check_shard(world: World, shard: int) -> Counter[bytes]:
                 record.labels,
                 (record.degraded, record.degraded_rows),
                 record.sources,
+                record.snapshot,
             ),
         )
         state = decided.state

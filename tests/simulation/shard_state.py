@@ -14,10 +14,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from features.snapshot_store import SnapshotDamaged, SnapshotError, SnapshotStoreError
+from features.snapshot_store import Manifest, SnapshotDamaged, SnapshotError, SnapshotStoreError
 from schemas.audit_record import AuditContext
 from schemas.contract_error import ContractError, DeadLetterReason
-from schemas.journal_record import FIRST_PREVIOUS, ControlRange, InputRange, JournalRecord, Sources
+from schemas.journal_record import (
+    FIRST_PREVIOUS,
+    ControlRange,
+    InputRange,
+    JournalRecord,
+    SnapshotDigest,
+    Sources,
+)
 from scorer.pipeline import Outcomes
 from scorer.pipeline.ordering import journal_order
 from scorer.pipeline.records import Batch, Rejected
@@ -74,6 +81,7 @@ class Read(NamedTuple):
     labels_range: ControlRange | None
     degraded: tuple[bool, str | None]
     sources: Sources | None
+    snapshot: SnapshotDigest | None
 
 
 @lru_cache(maxsize=4_000)
@@ -101,6 +109,7 @@ def decide(state: State, read: Read) -> Decided:
         digest=windows,
         previous=state.head,
         sources=read.sources,
+        snapshot=read.snapshot,
     )
     values = tuple(b"%d-%d %s" % (*read.rows[i][:2], windows[:12].encode()) for i in order)
     after = State(state.shard, state.sequence + 1, journal.head, windows)
@@ -147,6 +156,7 @@ class StandIn:
                 batch.labels_range,
                 batch.degraded_fields(),
                 batch.sources,
+                batch.snapshot,
             ),
         )
         self.state = decided.state
@@ -229,6 +239,10 @@ class Kept(NamedTuple):
     parts: dict[str, Any]
     damaged: bool = False
 
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(repr((self.sequence, self.known, self.parts)).encode()).hexdigest()
+
 
 class Store:
     """A shard's snapshots, the same for all processes."""
@@ -236,7 +250,7 @@ class Store:
     def __init__(self, world: World, process: Incarnation, shard: int) -> None:
         self._world, self._process, self._kept = world, process, world.snapshots[shard]
 
-    def newest_first(self) -> Iterator[tuple[int, dict[str, Any], dict[str, Any]] | SnapshotError]:
+    def newest_first(self) -> Iterator[Manifest | SnapshotError]:
         try:
             found = self._world.network.call(lambda: list(self._kept), "snapshots read")
         except TimedOut:
@@ -245,7 +259,10 @@ class Store:
             if kept.damaged:
                 yield SnapshotDamaged("a bit has flipped")
             else:
-                yield kept.sequence, kept.known, kept.parts
+                yield Manifest(kept.sequence, kept.digest, kept.known, kept.parts)
+
+    def images(self, manifest: Manifest) -> Any:
+        return manifest.body
 
     def write(self, sequence: int, meta: Mapping[str, Any], parts: Mapping[str, Any]) -> Any:
         kept = Kept(sequence, dict(meta), dict(parts))
@@ -254,7 +271,7 @@ class Store:
         except TimedOut:
             raise SnapshotStoreError("the store does not answer") from None
         self._world.note(self._process, f"keeps a snapshot after batch {sequence - 1}")
-        return SimpleNamespace(sequence=sequence, bytes=0, bytes_uploaded=0)
+        return SimpleNamespace(sequence=sequence, digest=kept.digest, bytes=0, bytes_uploaded=0)
 
     def prune(self, keep: int) -> int:
         del self._kept[:-keep]
