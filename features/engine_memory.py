@@ -16,7 +16,8 @@ from features.pending_labels import PendingLabels
 class EngineMemory:
     """What an engine owns. Kernels reach tables and state through `context`, an array of addresses.
 
-    `hash_key` is that of every hash in it. `generation` counts replacements of arrays that a running capture (features/state_capture.py) copies from.
+    `hash_key` is that of every hash in it. `generation` counts replacements of arrays that a running capture
+    (features/state_capture.py) copies from.
     """
 
     def __init__(self, tables: kt.Tables, segments: Segments, hash_key: HashKey) -> None:

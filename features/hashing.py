@@ -49,7 +49,7 @@ class HashKey(NamedTuple):
     @classmethod
     def from_bytes(cls, raw: bytes) -> HashKey:
         """A key from its 16 bytes. Raises ValueError for another number of them."""
-        if len(raw) != 16:  # noqa: PLR2004
+        if len(raw) != 16:
             raise ValueError(f"a hash key of {len(raw)} bytes, wanted 16")
         return cls(*np.frombuffer(raw, dtype="<u8"))
 
@@ -168,7 +168,8 @@ def hash_strings(values: Any, key: HashKey) -> tuple[U64, npt.NDArray[np.bool_]]
 
 
 def hash_into(values: Any, key: HashKey, out: U64) -> None:
-    """128-bit hashes of `values` (n strings or None) under `key` into `out`, uint64 [n, 2]; missing and empty ones as zeros."""
+    """128-bit hashes of `values` (n strings or None) under `key` into `out`, uint64 [n, 2]; missing and empty ones as
+    zeros."""
     data, offsets, _ = _arrow(values)
     siphash_128(data, offsets, key, out, True)
 

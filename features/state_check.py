@@ -151,10 +151,10 @@ def _series(s: State, block: int, blocks) -> bool:  # type: ignore[no-untyped-de
     first, count = word >> 32, word & ((np.int64(1) << 32) - 1)
     if first < 0 or first + count > ((np.int64(BLOCK_WORDS) << np.int64(mark - 1)) - 2) // 2:
         return False
+    sorted_pairs = True
     for k in range(first + 1, first + count):
-        if s.pool[block + 2 + 2 * k] < s.pool[block + 2 * k]:
-            return False
-    return True
+        sorted_pairs &= s.pool[block + 2 + 2 * k] >= s.pool[block + 2 * k]
+    return sorted_pairs
 
 
 @kernel
@@ -256,7 +256,7 @@ def check_distincts(t: kt.Tables, s: State, source, counts) -> int:  # type: ign
             continue
         accumulator = np.int64(source[i, 1])
         found += 1
-        if stored < 2 or found > s.scalars[DISTINCTS] or accumulator <= 0:  # noqa: PLR2004
+        if stored < 2 or found > s.scalars[DISTINCTS] or accumulator <= 0:
             return DISTINCT
         if not _counts_distinct(t, s, accumulator):
             return DISTINCT

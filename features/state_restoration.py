@@ -131,7 +131,7 @@ def _check_scalars(
     if wrong:
         raise ValueError(f"{', '.join(wrong)}: the numbers contradict the arrays")
     codes = waiting[:, 2] & np.uint64(3)
-    if ((codes < 1) | (codes > 2) | (waiting[:, 2] >> np.uint64(2) >= _TIME_END)).any():  # noqa: PLR2004
+    if ((codes < 1) | (codes > 2) | (waiting[:, 2] >> np.uint64(2) >= _TIME_END)).any():
         raise ValueError("an unmatched label is none")
 
 
@@ -177,7 +177,7 @@ def _with_log(memory: EngineMemory, s: st.State, arrays: _Arrays) -> tuple[st.St
             raise ValueError(f"segment {number} has {len(rows)} bytes instead of {count * segments.row_bytes}")
         if t.limits[kt.LABELS_MATTER]:
             labels = shaped(arrays, f"labels-{number}", np.uint8)
-            if len(labels) != count or (labels > 2).any():  # noqa: PLR2004
+            if len(labels) != count or (labels > 2).any():
                 raise ValueError(f"the labels of segment {number} are none, or not as many as its rows")
     segments.cover(numbers[0] << shift, following, s.passed[:, 0])
     for number in numbers:

@@ -55,7 +55,8 @@ class WindowEngine:
     """Rolling features of one shard, exact. Not thread-safe: one shard has one owner.
 
     `folder`: where the event log's segments are kept (one engine each); in memory without one. `segment_shift`: log2 of
-    the rows of a segment, 6 to 24. `hash_key`: a new one without; no value depends on it. Raises SegmentError when the folder cannot be used.
+    the rows of a segment, 6 to 24. `hash_key`: a new one without; no value depends on it. Raises SegmentError when the
+    folder cannot be used.
     """
 
     def __init__(
@@ -168,8 +169,8 @@ class WindowEngine:
         """Features of each payment, float32 [n, F], and which came later than allowed, bool [n].
 
         `batch` is in journal order and holds no duplicates; `amount` comes from `convert`; `ids` uint64 [n, 2] are the
-        payment ids, hashed under `hash_key` (features.hashing.hash_strings). Raises SegmentError when the log's disk is full; then
-        nothing has changed.
+        payment ids, hashed under `hash_key` (features.hashing.hash_strings). Raises SegmentError when the log's disk is
+        full; then nothing has changed.
         """
         n = len(batch.rows)
         out = np.empty((n, len(self._tables.reads)), dtype=np.float32)

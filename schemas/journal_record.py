@@ -106,7 +106,7 @@ class ActivationVerdict(Contract):
 
 
 class SnapshotDigest(Contract):
-    """A snapshot of the state after an earlier batch, as its worker has written it: only what the journal names is used."""
+    """A snapshot of an earlier state, as its worker has written it: only what the journal names is used."""
 
     sequence: int = Field(ge=0, lt=_INT64_END, description="Number of the batch that it goes on with.", examples=[40])
     sha256: Sha256 = Field(description="Digest of the snapshot's manifest, which names the digests of its arrays.")

@@ -263,7 +263,7 @@ def _outcome_from(text: str) -> Outcome:
 
 @nb.njit(cache=True, nogil=True)
 def _index(table, ids, first):  # type: ignore[no-untyped-def]
+    new = True
     for i in range(len(ids)):
-        if put_new(table, ids[i, 0], ids[i, 1], first + i) < 0:
-            return False
-    return True
+        new &= put_new(table, ids[i, 0], ids[i, 1], first + i) >= 0
+    return new

@@ -100,10 +100,10 @@ def _standby_as_it_is(stack: ExitStack) -> None:
 
 
 def _snapshots_unchecked(stack: ExitStack) -> None:
-    def start_of(self: Any, stored: Any) -> Any:
-        known = stored.known
+    def start_of(self: Any, store: Any, found: Any) -> Any:
+        known = found.meta
         journal = self._journal_from(int(known["journal_offset"]) + 1, sequence=known["sequence"], previous=None)
-        pipeline = self._ports.states.restored(self._bundles.initial, self._shard, known, stored.parts)
+        pipeline = self._ports.states.restored(self._bundles.initial, self._shard, known, store.images(found))
         positions = {int(p): int(position) for p, position in known["positions"].items()}
         return follower._Start(
             pipeline,
@@ -116,6 +116,7 @@ def _snapshots_unchecked(stack: ExitStack) -> None:
         )
 
     stack.enter_context(patch.object(Follower, "_start_of", start_of))
+    stack.enter_context(patch.object(Follower, "_may_use", lambda self, found: True))
 
 
 def _positions_from_the_watermark(stack: ExitStack) -> None:
