@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-# Raised with every change of what an engine's arrays mean.
-FORMAT = 3
+# Raised with every change of what an engine's arrays mean. States of format 2 are as those of 3, but hashed under a key
+# that everyone knows; they are read, so that an upgrade need not rebuild windows whose payments are gone.
+FORMAT, PUBLIC_FORMAT = 3, 2
 
 
 class StateMismatch(Exception):
@@ -29,7 +30,7 @@ class Image:
 
 def check(meta: Mapping[str, Any], *, fingerprint: str) -> None:
     """Raise StateMismatch when an engine's image was made by another version or for another feature set."""
-    if meta.get("format") != FORMAT:
+    if meta.get("format") not in (FORMAT, PUBLIC_FORMAT):
         raise StateMismatch(
             f"the state has format {meta.get('format')}, this version reads {FORMAT}; rebuild it from the journal"
         )

@@ -16,10 +16,10 @@ import numpy.typing as npt
 from features import engine_state as st
 from features import kernel_tables as kt
 from features import state_check
-from features.engine_image import Image, StateMismatch, count_of, shaped
+from features.engine_image import PUBLIC_FORMAT, Image, StateMismatch, count_of, shaped
 from features.engine_memory import EngineMemory, with_segments
 from features.hash_table import grown, new_table, put_new
-from features.hashing import HashKey
+from features.hashing import PUBLIC_KEY, HashKey
 from features.pending_labels import PendingLabels
 
 _Arrays = Mapping[str, npt.NDArray[Any]]
@@ -36,10 +36,12 @@ _NUMBERED = re.compile(r"(rows|labels|pending)-(0|[1-9][0-9]{0,11})")
 def facts_of(image: Image) -> tuple[int, HashKey]:
     """Size of the log's segments, log2 of rows, and the hash key of an image. Raises StateMismatch."""
     try:
-        shift, key = image.meta["segment_shift"], image.meta["hash_key"]
+        shift = image.meta["segment_shift"]
         if shift not in SEGMENT_SHIFTS or type(shift) is not int:
             raise ValueError("segment_shift is out of its bounds")
-        return shift, HashKey.from_bytes(bytes.fromhex(key))
+        if image.meta["format"] == PUBLIC_FORMAT:
+            return shift, PUBLIC_KEY
+        return shift, HashKey.from_bytes(bytes.fromhex(image.meta["hash_key"]))
     except (KeyError, ValueError, TypeError) as exc:
         raise StateMismatch(f"the state lacks something that its format has: {exc}") from exc
 

@@ -182,7 +182,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = np.random.default_rng(3).uniform(0, 500, (500, features)).astype(np.float32)
     data = xgb.DMatrix(rows, (rows[:, 0] > 300).astype(np.float32), nthread=1)
     booster = xgb.train({"objective": "binary:logistic", "max_depth": 2, "nthread": 1}, data, 2)
-    policy = "name: hostile\nflag: {score: 0.6}\nlists: [{name: blocked, values: []}]\n"
+    policy = "name: hostile\nflag: {score: 0.6}\nlists: [{name: blocked, field: terminal_id, reason: BLOCKED}]\n"
     write_bundle(
         made / "bundle", name="hostile", created_at="2026-01-01T00:00:00Z", model=bytes(booster.save_raw("ubj")),
         feature_set_yaml=FEATURES, policy_yaml=policy, threshold_score=0.6,
