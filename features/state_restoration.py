@@ -21,6 +21,7 @@ from features.engine_memory import EngineMemory, with_segments
 from features.hash_table import grown, new_table, put_new
 from features.hashing import PUBLIC_KEY, HashKey
 from features.pending_labels import PendingLabels
+from features.series import BLOCK_WORDS
 
 _Arrays = Mapping[str, npt.NDArray[Any]]
 
@@ -122,7 +123,7 @@ def _check_scalars(
         "keys": 0 <= scalars[st.KEYS] <= min(keys_max, len(flat["arena"])),
         "distinct values": 0 <= scalars[st.DISTINCTS] <= len(distincts),
         "unmatched labels": scalars[st.UNMATCHED] == len(waiting) <= st.UNMATCHED_MAX,
-        "pool": scalars[st.POOL_NEXT] == len(flat["pool"]) and len(flat["pool"]) >= state_check.BLOCK_WORDS,
+        "pool": scalars[st.POOL_NEXT] == len(flat["pool"]) and len(flat["pool"]) >= BLOCK_WORDS,
         "size classes": 0 <= scalars[st.POOL_CLASS_MAX] < st.POOL_CLASSES,
         "chunks": chunks >= 1 and scalars[st.CHUNKS] == chunks - 1,
         "arena": len(flat["arena"]) == chunks * st.CHUNK_WORDS and flat["owner"][0] == -1,
@@ -195,7 +196,7 @@ def _with_log(memory: EngineMemory, s: st.State, arrays: _Arrays) -> tuple[st.St
 def _check(t: kt.Tables, s: st.State, first: int, distincts: npt.NDArray[np.uint64]) -> None:
     """Raise ValueError when kernels must not run on the state; live keys and distinct values go into its tables."""
     live = np.zeros(len(s.arena) >> kt.SLOT_SHIFT, np.int64)
-    blocks = np.zeros(len(s.pool) // state_check.BLOCK_WORDS + 1, np.uint8)
+    blocks = np.zeros(len(s.pool) // BLOCK_WORDS + 1, np.uint8)
     _sound(state_check.check_log(t, s, first, live))
     _sound(state_check.check_pool(s, blocks))
     _sound(state_check.check_slots(t, s, live, np.zeros(len(t.entity), np.int64), blocks, s.keys))

@@ -268,7 +268,8 @@ class SnapshotSettings(Section):
     key: SecretStr | None = Field(
         default=None,
         min_length=32,
-        description="secret of the application, 32 characters at least, best from KEY_FILE: snapshots carry an HMAC "
+        description="secret of the application, 32 characters at least, best from FRAUD_SCORER_SNAPSHOTS__KEY_FILE: "
+        "snapshots carry an HMAC "
         "under it, and others are refused unread. Without: those that the journal names are used, and no others",
     )
     unnamed: bool = Field(
