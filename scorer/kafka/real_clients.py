@@ -8,7 +8,7 @@ from confluent_kafka import TopicPartition
 
 from scorer.kafka import client_ports, clients, log_bounds, rights, topic_identity, topic_limits
 from scorer.kafka.group_members import group_clients
-from scorer.kafka.topic_identity import TopicFacts
+from scorer.kafka.topic_identity import METADATA_TIMEOUT_S, TopicFacts
 from scorer.kafka.topics import Topics
 from scorer.runtime.settings import Settings
 
@@ -45,8 +45,8 @@ class _Questions:
         topics = Topics.of(settings.kafka)
         self._written = (topics.decisions, topics.audit, topics.journal, topics.dead_letters)
 
-    def topic_facts(self, names: Sequence[str]) -> Mapping[str, TopicFacts]:
-        return topic_identity.topic_facts(self._client, names)
+    def topic_facts(self, names: Sequence[str], *, timeout_s: float = METADATA_TIMEOUT_S) -> Mapping[str, TopicFacts]:
+        return topic_identity.topic_facts(self._client, names, timeout_s=timeout_s)
 
     def starts(self, partitions: list[TopicPartition]) -> list[int]:
         return log_bounds.starts(self._client, partitions)
@@ -57,8 +57,8 @@ class _Questions:
     def record_bytes_max(self, names: Sequence[str]) -> Mapping[str, int]:
         return topic_limits.record_bytes_max(self._client, names)
 
-    def obstacle(self, needed: Mapping[str, int]) -> str:
-        return topic_limits.obstacle(self._client, self._written, needed)
+    def obstacle(self, needed: Mapping[str, int], *, timeout_s: float = METADATA_TIMEOUT_S) -> str:
+        return topic_limits.obstacle(self._client, self._written, needed, timeout_s=timeout_s)
 
     def timestamp_types(self, names: Sequence[str]) -> Mapping[str, str]:
         return topic_limits.timestamp_types(self._client, names)

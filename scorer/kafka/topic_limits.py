@@ -9,8 +9,8 @@ from confluent_kafka import KafkaException, TopicCollection
 from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType
 
 from scorer.kafka.failures import Away, Kind, failure, meaning
+from scorer.kafka.topic_identity import METADATA_TIMEOUT_S
 
-TIMEOUT_S: Final = 15.0
 RECORD_BYTES_MAX: Final = 1_048_588  # Kafka's own default of max.message.bytes
 _SIZE, _IN_SYNC, _TIMESTAMP = "max.message.bytes", "min.insync.replicas", "message.timestamp.type"
 APPEND_TIME: Final = "LogAppendTime"
@@ -24,7 +24,9 @@ def record_bytes_max(client: AdminClient, names: Sequence[str]) -> dict[str, int
 
     Raises KafkaFailure when the broker does not answer.
     """
-    return {name: found.get(_SIZE, RECORD_BYTES_MAX) for name, found in _settings(client, names).items()}
+    return {
+        name: found.get(_SIZE, RECORD_BYTES_MAX) for name, found in _settings(client, names, METADATA_TIMEOUT_S).items()
+    }
 
 
 def timestamp_types(client: AdminClient, names: Sequence[str]) -> dict[str, str]:
@@ -32,23 +34,27 @@ def timestamp_types(client: AdminClient, names: Sequence[str]) -> dict[str, str]
 
     Raises KafkaFailure when the broker does not answer.
     """
-    return {name: found[_TIMESTAMP] for name, found in _texts(client, names, (_TIMESTAMP,)).items() if found}
+    return {
+        name: found[_TIMESTAMP]
+        for name, found in _texts(client, names, (_TIMESTAMP,), METADATA_TIMEOUT_S).items()
+        if found
+    }
 
 
-def obstacle(client: AdminClient, names: Sequence[str], needed: Mapping[str, int]) -> str:
+def obstacle(client: AdminClient, names: Sequence[str], needed: Mapping[str, int], *, timeout_s: float) -> str:
     """What of the topics' settings keeps a transaction from being committed, for people; empty when nothing is found.
 
     `needed`: by topic, the size of a record that it must take. Raises KafkaFailure when the broker does not answer.
     """
-    settings = _settings(client, names)
+    settings = _settings(client, names, timeout_s)
     for name, size in needed.items():
         limit = settings[name].get(_SIZE, RECORD_BYTES_MAX)
         if limit < size:
             return f"topic {name}: a record of {size} bytes must be written, and its {_SIZE} is {limit}. Raise it"
-    futures = client.describe_topics(TopicCollection(list(names)), request_timeout=TIMEOUT_S)
+    futures = client.describe_topics(TopicCollection(list(names)), request_timeout=timeout_s)
     for name, future in futures.items():
         try:
-            partitions = future.result(TIMEOUT_S + 5.0).partitions
+            partitions = future.result(timeout_s + 1.0).partitions
         except TimeoutError as exc:
             raise Away("Kafka does not answer a question about its topics") from exc
         except KafkaException as exc:
@@ -64,20 +70,22 @@ def obstacle(client: AdminClient, names: Sequence[str], needed: Mapping[str, int
     return ""
 
 
-def _settings(client: AdminClient, names: Sequence[str]) -> dict[str, dict[str, int]]:
+def _settings(client: AdminClient, names: Sequence[str], timeout_s: float) -> dict[str, dict[str, int]]:
     """The two settings of each topic, as far as they are shown."""
-    texts = _texts(client, names, (_SIZE, _IN_SYNC))
+    texts = _texts(client, names, (_SIZE, _IN_SYNC), timeout_s)
     return {name: {key: int(value) for key, value in found.items()} for name, found in texts.items()}
 
 
-def _texts(client: AdminClient, names: Sequence[str], wanted: Sequence[str]) -> dict[str, dict[str, str]]:
+def _texts(
+    client: AdminClient, names: Sequence[str], wanted: Sequence[str], timeout_s: float
+) -> dict[str, dict[str, str]]:
     """The `wanted` settings of each topic, as far as they are shown."""
     found: dict[str, dict[str, str]] = {}
     resources = [ConfigResource(ResourceType.TOPIC, name) for name in names]
-    for resource, future in client.describe_configs(resources, request_timeout=TIMEOUT_S).items():
+    for resource, future in client.describe_configs(resources, request_timeout=timeout_s).items():
         found[resource.name] = {}
         try:
-            entries = future.result(TIMEOUT_S + 5.0)
+            entries = future.result(timeout_s + 1.0)
         except TimeoutError as exc:
             raise Away("Kafka does not answer a question about its topics") from exc
         except KafkaException as exc:

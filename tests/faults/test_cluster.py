@@ -16,6 +16,8 @@ from tests.faults.run import Application
 from tests.faults.test_rows import decided, stream
 from tests.integration.running import readiness
 
+TRANSACTION_OUTLASTED_S = 5  # its time-out is 3 s, and the broker looks every half second
+
 
 def test_row_13_all_three_nodes_of_a_cluster_are_rolled(nursery: Nursery, bundle: Path, tmp_path: Path) -> None:
     """Replicated three times, two in sync: each node is stopped and started while payments come, the worker goes on
@@ -45,15 +47,16 @@ def test_row_13_all_three_nodes_of_a_cluster_are_rolled(nursery: Nursery, bundle
 def test_row_28_too_few_replicas_in_sync_are_named_and_waited_for(
     nursery: Nursery, bundle: Path, tmp_path: Path
 ) -> None:
-    """With all three replicas wanted and one node away, the worker is not ready and names topic and setting; when the
-    node is back it goes on by itself, and the outcome is equal."""
+    """With all three replicas wanted and one node away, the worker is not ready and names topic and setting, also when
+    the broker has ended its transaction (which fences the producer); when the node is back it goes on by itself, and
+    the outcome is equal."""
     with Cluster() as cluster:
         app = Application(cluster, nursery, tmp_path, bundle, replicas_in_sync=3)
         try:
-            worker = app.start("a")
+            worker = app.start("a", f"in_transaction:2:sleep={TRANSACTION_OUTLASTED_S}")
             app.ready("a")
-            app.pay(payments(62, 100))
-            decided(app, 100)
+            app.pay(payments(62, 1))
+            decided(app, 1)
             cluster.nodes[2].kill()
             # To a topic that takes them: the payments' own needs all three as well.
             app.wait(
@@ -62,10 +65,13 @@ def test_row_28_too_few_replicas_in_sync_are_named_and_waited_for(
                 "the node to be missed",
             )
             _lower(app, app.topics.payments)
+            app.wait(lambda: "min.insync.replicas is 3" in readiness(worker.port), 20, "the setting to be named early")
             app.pay(payments(63, 100))
-            app.wait(lambda: "min.insync.replicas is 3" in readiness(worker.port), 60, "the setting to be named")
+            app.wait(lambda: "_FENCED" in worker.log_end(), 30, "the transaction to be ended by the broker")
+            app.wait(lambda: "shard.obstacle" in worker.log_end(), 30, "the shard to wait")
+            assert "min.insync.replicas is 3" in readiness(worker.port)
             cluster.nodes[2].start()
-            decided(app, 200)
+            decided(app, 101)
             app.ready("a")
             assert worker.poll() is None, worker.log_end()
             app.finish(supervised=False)

@@ -53,7 +53,7 @@ class SimQuestions:
     def __init__(self, world: World, process: Incarnation) -> None:
         self._world, self._process = world, process
 
-    def topic_facts(self, names: Sequence[str]) -> Mapping[str, TopicFacts]:
+    def topic_facts(self, names: Sequence[str], *, timeout_s: float = 0.0) -> Mapping[str, TopicFacts]:
         return self._ask(lambda: self._world.broker.facts(names))
 
     def timestamp_types(self, names: Sequence[str]) -> Mapping[str, str]:
@@ -69,7 +69,7 @@ class SimQuestions:
     def record_bytes_max(self, names: Sequence[str]) -> Mapping[str, int]:
         return dict.fromkeys(names, 1_048_588)
 
-    def obstacle(self, needed: Mapping[str, int]) -> str:
+    def obstacle(self, needed: Mapping[str, int], *, timeout_s: float = 0.0) -> str:
         return ""
 
     def group_clients(self, group: str) -> Sequence[str] | None:
