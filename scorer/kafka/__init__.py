@@ -44,6 +44,7 @@ from scorer.kafka.range_reader import read_range, take
 from scorer.kafka.real_clients import RealClients
 from scorer.kafka.topic_identity import METADATA_TIMEOUT_S, NO_ID, SourceChanged, TopicFacts, topic_facts
 from scorer.kafka.topic_limits import APPEND_TIME, APPEND_TIME_WAY_OUT, timestamp_types
+from scorer.kafka.topic_visibility import wait_until_visible
 from scorer.kafka.topics import Topics, workers_group
 
 __all__ = [
@@ -100,5 +101,6 @@ __all__ = [
     "topic_facts",
     "transactional_id",
     "transactional_producer",
+    "wait_until_visible",
     "workers_group",
 ]

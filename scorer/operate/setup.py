@@ -95,10 +95,11 @@ def topic_plans(settings: Settings) -> list[TopicPlan]:
 
 
 def create_topics(settings: Settings, *, append_time: bool = False) -> list[tuple[TopicPlan, bool]]:
-    """Create what is missing; give each topic's plan and whether it was made now.
+    """Create what is missing; give each topic's plan and whether it was made now. Every broker knows them by then.
 
     `append_time`: set LogAppendTime on the topics that want it and exist without. Raises UsageError when one exists
-    with other partitions, is compacted, or keeps the timestamps of producers.
+    with other partitions, is compacted, or keeps the timestamps of producers, Away when a broker does not hear of a
+    topic in time.
     """
     client = kafka.admin(settings.kafka)
     plans = topic_plans(settings)
@@ -136,6 +137,8 @@ def create_topics(settings: Settings, *, append_time: bool = False) -> list[tupl
                 raise kafka.KafkaFailure(f"topic {name} cannot be made: {kafka.describe(exc)}") from exc
     if append_time:
         _set_append_time(client, [plan for plan in plans if plan not in missing])
+    if missing:
+        kafka.wait_until_visible(settings.kafka, {plan.name: plan.partitions for plan in missing}, timeout_s=TIMEOUT_S)
     _check_config(client, plans)
     return [(plan, plan in missing) for plan in plans]
 

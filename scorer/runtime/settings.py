@@ -65,6 +65,12 @@ class KafkaSettings(Section):
     client_rack: str | None = Field(
         default=None, description="client.rack: the followers of which rack are read from, where the brokers allow it"
     )
+    connection_idle_s: float = Field(
+        default=180.0,
+        ge=1.0,
+        description="a connection idle for so long is closed by the client; less than what brokers "
+        "(connections.max.idle.ms, 10 minutes by default), load balancers and firewalls in between allow",
+    )
     security: dict[str, SecretStr] = Field(
         default_factory=dict, description="librdkafka settings passed through: security.protocol, sasl.*, ssl.*"
     )

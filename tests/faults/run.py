@@ -29,7 +29,7 @@ from scorer.runtime.settings import PREFIX, Settings, load
 from tests.faults.broker import Brokers
 from tests.faults.nursery import Child, Nursery
 from tests.faults.payments import Payment, undisturbed
-from tests.integration.running import is_ready, wait_for
+from tests.integration.running import is_ready
 
 SESSION_MS = 2_000
 RESTART_S = 0.2
@@ -111,7 +111,6 @@ class Application:
         )
         create_topics(self.settings)
         self.topics = kafka.Topics.of(self.settings.kafka)
-        wait_for(self._topics_are_there, 20, "the topics")
         self.sent: list[Payment] = []
         self._producer: Producer = kafka.plain_producer(self.settings.kafka)
         self.decisions = Topic(self.settings, self.topics.decisions)
@@ -120,17 +119,6 @@ class Application:
         self.exits: Counter[str] = Counter()
         self._ended_at: dict[str, float] = {}
         self._lives = 0
-
-    def _topics_are_there(self) -> bool:
-        """Each node of a cluster, and a broker that has just restarted, knows new topics a moment later."""
-        try:
-            for node in self.settings.kafka.bootstrap_servers.split(","):
-                client = kafka.admin(self.settings.kafka.model_copy(update={"bootstrap_servers": node}))
-                for topic in vars(self.topics).values():
-                    kafka.partition_count(client, topic)
-        except kafka.KafkaFailure:
-            return False
-        return True
 
     # workers
 
