@@ -120,6 +120,11 @@ class JournalReader:
             return
         place = f"{self._partition.topic}/{self._partition.partition}"
         failed = kafka.read_failure(error, place)
+        if kafka.log_was_cut(error):
+            raise kafka.SourceChanged(
+                f"{place}: the journal was cut below what was read already ({error.str()}), by an election of a leader "
+                "that lacked records. Restore it: what it lacks was decided"
+            )
         if isinstance(failed, kafka.OutOfRange):
             raise MissingRange(
                 f"{place}: offset {self.position} is gone, and the journal is needed from there on. {WAY_OUT}"
@@ -139,7 +144,7 @@ def journal_bounds(settings: KafkaSettings, broker: kafka.Broker, shard: int) ->
 
 
 def read_journal(
-    settings: KafkaSettings, clients: kafka.Clients, shard: int, *, no_progress_s: float
+    settings: KafkaSettings, clients: kafka.Clients, shard: int, *, no_progress_s: float, threads: Threads = SYSTEM
 ) -> list[JournalRecord]:
     """All committed journal records of `shard`, checked to be one unbroken chain from the first batch on.
 
@@ -147,7 +152,9 @@ def read_journal(
     NoProgress when reading stalls.
     """
     start, end = journal_bounds(settings, clients.broker(), shard)
-    reader = JournalReader(settings, shard, clients=clients, position=start, sequence=0, previous=FIRST_PREVIOUS)
+    reader = JournalReader(
+        settings, shard, clients=clients, threads=threads, position=start, sequence=0, previous=FIRST_PREVIOUS
+    )
     records: list[JournalRecord] = []
     try:
         for found in reader.until(end, no_progress_s=no_progress_s):
@@ -312,6 +319,11 @@ def reread(record: JournalRecord, inputs: ShardInputs, *, no_progress_s: float, 
                 f"{no_progress_s:.0f} s. {WAY_OUT}"
             )
     batch = inputs.batch_again(record)
+    if len(batch.records) < record.decisions:
+        raise MissingRange(
+            f"batch {record.sequence} of shard {record.shard}: the log holds {len(batch.records)} records in its "
+            f"ranges, and {record.decisions} were decided: it was cut, or records are gone from its middle. {WAY_OUT}"
+        )
     return replace(
         batch,
         degraded=_degraded(record, len(batch.records)),

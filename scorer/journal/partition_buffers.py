@@ -29,6 +29,7 @@ from scorer.kafka import (
     Reader,
     SourceChanged,
     describe,
+    log_was_cut,
     present,
     read_failure,
 )
@@ -80,8 +81,9 @@ class PartitionBuffer:
     """One partition: its records, the next position to hand out, and how far it was read.
 
     `reached`: the offset to read next. Transaction markers and aborted records take offsets too, so it can stand beyond
-    the last record. `epoch`: leader epoch of the newest record read, -1 before the first. `created_end`: the offset
-    after the newest one with a timestamp of its producer.
+    the last record. `epoch`: leader epoch of the newest record read, -1 before the first; `epochs`: with which offset
+    it and those before began, as far as batches may still ask for them. `created_end`: the offset after the newest one
+    with a timestamp of its producer.
     """
 
     __slots__ = (
@@ -89,6 +91,7 @@ class PartitionBuffer:
         "bytes",
         "created_end",
         "epoch",
+        "epochs",
         "event_time_ms",
         "partition",
         "paused",
@@ -102,6 +105,7 @@ class PartitionBuffer:
         self.position = self.reached = offset
         self.epoch = epoch
         self.created_end = 0
+        self.epochs: list[tuple[int, int]] = []  # first offset, epoch; rising, one for each election
         self.records: deque[RawRecord] = deque()
         # Event times of the buffer's first records, as far as the batcher has asked for them.
         self.event_time_ms: deque[int] = deque()
@@ -116,6 +120,8 @@ class PartitionBuffer:
             count = bisect_left(self.records, end, key=_offset)
         taken = [self.records.popleft() for _ in range(count)]
         self.position = end
+        if len(self.epochs) > 1:
+            del self.epochs[: max(0, sum(first < end for first, _ in self.epochs) - 1)]
         self.bytes -= sum(len(raw.value or b"") for raw in taken)
         for _ in range(min(count, len(self.event_time_ms))):
             self.event_time_ms.popleft()
@@ -129,6 +135,18 @@ class PartitionBuffer:
             return TopicPartition(topic, partition, self.reached)
         return TopicPartition(topic, partition, self.reached, leader_epoch=self.epoch)
 
+    def read(self, messages: Iterable[Message]) -> None:
+        """Note the leader epochs of records that came."""
+        for message in messages:
+            epoch = message.leader_epoch()
+            if epoch is not None and epoch > self.epoch:
+                self.epoch = epoch
+                self.epochs.append((present(message.offset(), "offset"), epoch))
+
+    def epoch_before(self, offset: int) -> int:
+        """Leader epoch of the newest record read before `offset`; -1 when it is not known."""
+        return max((epoch for first, epoch in self.epochs if first < offset), default=-1)
+
     def end_after(self, count: int) -> int:
         """Where a batch ends that takes the first `count` records: past what is no record, when it takes them all."""
         if count == len(self.records):
@@ -140,6 +158,7 @@ class PartitionBuffer:
         self.records.clear()
         self.event_time_ms.clear()
         self.bytes, self.epoch = 0, -1
+        self.epochs.clear()
         self.position = self.reached = offset
 
 
@@ -272,7 +291,7 @@ class ShardInputs:
 
     def _take(self, messages: Iterable[Message]) -> int:
         count = 0
-        last: dict[PartitionBuffer, Message] = {}
+        came: dict[PartitionBuffer, list[Message]] = {}
         for message in messages:
             error = message.error()
             if error is not None:
@@ -290,13 +309,14 @@ class ShardInputs:
                 count += 1
             buffer.records.append(raw)
             buffer.bytes += len(raw.value or b"")
-            last[buffer] = message
+            came.setdefault(buffer, []).append(message)
             buffer.reached, buffer.at_end = offset + 1, False
             if raw.created:
                 buffer.created_end = buffer.reached
-        for buffer, message in last.items():
-            epoch = message.leader_epoch()
-            buffer.epoch = buffer.epoch if epoch is None else max(buffer.epoch, epoch)
+        for buffer, read in came.items():
+            newest = read[-1].leader_epoch()
+            if newest is not None and newest > buffer.epoch:  # seldom: with the first records and after an election
+                buffer.read(read)
         return count
 
     def _buffer_of(self, message: Message) -> PartitionBuffer:
@@ -314,10 +334,15 @@ class ShardInputs:
             return
         # The client gives no topic for an error that concerns several partitions.
         topic = message.topic() or self._payments_topic
-        if code == KafkaError._LOG_TRUNCATION:
+        if log_was_cut(error):
+            known = (
+                f"{b.partition.topic}/{b.partition.partition} to offset {b.reached} under leader epoch {b.epoch}"
+                for b in self._all
+                if b.partition.topic == topic and message.partition() in (None, -1, b.partition.partition)
+            )
             raise SourceChanged(
-                f"{topic}: the log was cut below what was decided already ({error.str()}), by an election of a leader "
-                "that lacked records. `fraud-scorer recover` shows what is missing"
+                f"the log of {topic} was cut below what was read already ({error.str()}), by an election of a leader "
+                f"that lacked records; read was {', '.join(known)}. `fraud-scorer recover` shows what is missing"
             )
         failed = read_failure(error, topic)
         if isinstance(failed, OutOfRange):
@@ -386,8 +411,20 @@ class ShardInputs:
         return self._taken(ranges, control, labels, created_ms_max=self._created.ms_max)
 
     def batch_again(self, record: JournalRecord) -> Batch:
-        """Hand out the very ranges of a journal record, all of which must have been read (see `holds`)."""
+        """Hand out the very ranges of a journal record, all of which must have been read (see `holds`).
+
+        Raises SourceChanged when the log holds later records there than the ones that were decided.
+        """
         self._name_all = False
+        for r in record.inputs:
+            buffer = self.buffers[r.partition]
+            now = buffer.epoch_before(r.end)
+            if r.epoch is not None and now > r.epoch:
+                raise SourceChanged(
+                    f"{self._payments_topic}/{r.partition}: offsets {r.start} to {r.end - 1} were decided under leader "
+                    f"epoch {r.epoch}, and the log holds records of epoch {now} there: it was cut, by an election of a "
+                    "leader that lacked records, and filled again. `fraud-scorer recover` shows from where on"
+                )
         return self._taken(record.inputs, record.control, record.labels, created_ms_max=record.created_ms_max)
 
     def holds(self, record: JournalRecord) -> bool:

@@ -34,12 +34,14 @@ from scorer.kafka.failures import (
     Unfit,
     describe,
     failure,
+    log_was_cut,
     meaning,
     present,
     read_failure,
     surfaced,
 )
 from scorer.kafka.log_bounds import ends, offsets, partition_count, stable_ends, starts
+from scorer.kafka.log_epochs import first_of_later_epochs, is_cut_below
 from scorer.kafka.range_reader import read_range, take
 from scorer.kafka.real_clients import RealClients
 from scorer.kafka.topic_identity import METADATA_TIMEOUT_S, NO_ID, SourceChanged, TopicFacts, topic_facts
@@ -82,7 +84,10 @@ __all__ = [
     "describe",
     "ends",
     "failure",
+    "first_of_later_epochs",
     "former_transactional_id",
+    "is_cut_below",
+    "log_was_cut",
     "meaning",
     "member",
     "offsets",

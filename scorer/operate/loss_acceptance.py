@@ -7,7 +7,6 @@ own transactional producer, which fences a worker that still runs.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -73,15 +72,21 @@ class Loss:
 class Recovery:
     """Looks at one shard, and writes what an operator accepts to its journal."""
 
-    def __init__(self, settings: Settings, shard: int, *, signer: Signer | None = None) -> None:
+    def __init__(
+        self, settings: Settings, shard: int, *, signer: Signer | None = None, ports: Ports | None = None
+    ) -> None:
         self._settings, self._shard, self._signer = settings, shard, signer
         self._topics = Topics.of(settings.kafka)
-        self._ports = Ports.real(settings)
+        self._ports = ports or Ports.real(settings)
         self._broker = self._ports.clients.broker()
         self._facts = self._broker.topic_facts(self._topics.all)
         self._sources = journal_reader.sources_of(self._facts, self._topics)
         self._records = journal_reader.read_journal(
-            settings.kafka, self._ports.clients, shard, no_progress_s=settings.worker.no_progress_s
+            settings.kafka,
+            self._ports.clients,
+            shard,
+            no_progress_s=settings.worker.no_progress_s,
+            threads=self._ports.threads,
         )
 
     @property
@@ -101,6 +106,45 @@ class Recovery:
         """Where the journal says that each payments partition was decided to."""
         return {r.partition: r.end for record in self._records for r in record.inputs}
 
+    def _epochs(self) -> dict[int, int]:
+        """The leader epoch that the journal notes last for each payments partition, where it notes one."""
+        last = {r.partition: r.epoch for record in self._records for r in record.inputs}
+        return {partition: epoch for partition, epoch in last.items() if epoch is not None}
+
+    def _last_written(self, where: Sequence[TopicPartition], starts: Sequence[int], ends: Sequence[int]) -> list[int]:
+        """For each log, at its decided position: how far it still holds the records that were decided. Below the
+        position where it was cut; by an offset that a later leader has written, also when it is longer again by now."""
+        epochs, written = self._epochs(), []
+        reader = self._ports.clients.reader(f"{self._settings.kafka.topic_prefix}fraud-scorer-recover")
+        try:
+            for place, start, end in zip(where, starts, ends, strict=True):
+                until, epoch = min(place.offset, end), epochs.get(place.partition)
+                if place.topic == self._topics.payments and epoch is not None and start < until:
+                    until = kafka.first_of_later_epochs(
+                        reader, place, start, until, epoch, monotonic=self._ports.threads.monotonic
+                    )
+                written.append(until)
+        finally:
+            reader.close()
+        return written
+
+    def _refused_places(
+        self, where: Sequence[TopicPartition], starts: Sequence[int], written: Sequence[int]
+    ) -> list[bool]:
+        """For each log, at its decided position, which it still holds: whether a client refuses to read on there."""
+        epochs, monotonic = self._epochs(), self._ports.threads.monotonic
+        reader = self._ports.clients.reader(f"{self._settings.kafka.topic_prefix}fraud-scorer-recover")
+        try:
+            return [
+                place.topic == self._topics.payments
+                and place.partition in epochs
+                and start <= until == place.offset
+                and kafka.is_cut_below(reader, place, epochs[place.partition], monotonic=monotonic)
+                for place, start, until in zip(where, starts, written, strict=True)
+            ]
+        finally:
+            reader.close()
+
     def survey(self) -> list[Finding]:
         """Everything that the journal stands on, fit or not."""
         if not self._records:
@@ -114,8 +158,10 @@ class Recovery:
         labels = self._last.labels
         if labels is not None:
             where.append(TopicPartition(self._topics.labels, 0, labels.end))
-        bounds = zip(where, self._broker.starts(where), self._broker.ends(where), strict=True)
-        found += [_of_log(place, start, end) for place, start, end in bounds]
+        starts, ends = self._broker.starts(where), self._broker.ends(where)
+        written = self._last_written(where, starts, ends)
+        cut = self._refused_places(where, starts, written)
+        found += [_of_log(*log) for log in zip(where, starts, ends, written, cut, strict=True)]
         payments = self._facts[self._topics.payments].partitions
         for p in shard_partitions(self._settings, self._shard, payments):
             if p not in positions:
@@ -178,7 +224,8 @@ class Recovery:
     def new_state(self, bundle: Bundle, reason: str) -> JournalRecord:
         """Begin with empty windows, lists and dedupe table; the journal goes on, and what stands in it is kept.
 
-        A topic that is still the one that was read goes on where it was decided to; one made anew begins at its start.
+        A topic that is still the one that was read goes on where it was decided to, or where its log was cut below
+        that; one made anew begins at its start.
         """
         last, known = self._last, self.positions()
         noted = self._noted
@@ -188,10 +235,12 @@ class Recovery:
         ]
         starts, ends = self._broker.starts(where), self._broker.ends(where)
         same = noted is None or noted.payments == self._sources.payments
+        for place, start in zip(where, starts, strict=True):
+            place.offset = known.get(place.partition, start) if same else start
+        written = self._last_written(where, starts, ends) if same else starts
         inputs = []
-        for place, start, end in zip(where, starts, ends, strict=True):
-            position = known.get(place.partition, start) if same else start
-            offset = position if start <= position <= end else start
+        for place, start, until in zip(where, starts, written, strict=True):
+            offset = max(start, until)
             inputs.append(InputRange(partition=place.partition, start=offset, end=offset))
         control, labels = (
             ControlRange(start=at, end=at)
@@ -214,7 +263,7 @@ class Recovery:
         bundles = Bundles(bundle, self._settings.bundle)
         follower = Follower(self._settings, bundles, self._shard, self._ports)
         try:
-            follower.catch_up(threading.Event(), bounds=False)
+            follower.catch_up(self._ports.threads.event(), bounds=False)
             follower.release_journal()
         except BaseException:
             follower.close()
@@ -306,14 +355,16 @@ def _here(buffer: PartitionBuffer) -> ControlRange:
     return ControlRange(start=buffer.position, end=buffer.position)
 
 
-def _of_log(place: TopicPartition, start: int, end: int) -> Finding:
+def _of_log(place: TopicPartition, start: int, end: int, written: int, refused: bool) -> Finding:
+    """`written`: how far the log holds what was decided. `refused`: a client does not read on there."""
     name, position = f"{place.topic}/{place.partition}", place.offset
     decided = f"decided to offset {position}"
     holds = f"offsets {start} to {end - 1}" if end > start else f"no records, the next offset is {end}"
     if position < start:
         return Finding(name, "lost", decided, holds, f"--accept-loss {name.replace('/', ':')}:{position}-{start}")
-    if position > end:
-        return Finding(name, "cut", decided, holds, "--new-journal")
+    if position > written or refused:
+        later = "" if position > end or refused else f", from {written} on by a later leader"
+        return Finding(name, "cut", decided, holds + later, "--new-journal")
     return Finding(name, "ok", decided, holds)
 
 

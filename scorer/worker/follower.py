@@ -126,9 +126,14 @@ class Follower:
         """Where topic labels begins: what an upgraded shard reads first, whose journal has nothing of that topic."""
         return self._broker.starts([TopicPartition(self._topics.labels, 0)])[0]
 
-    def _new_state(self) -> tuple[int, JournalRecord] | None:
-        """Offset and record of the last time that an operator let the state begin anew; None without one."""
-        journal = self._journal_from(self._journal_start, sequence=0, previous=None, containing=b'"new_state"')
+    def _new_state(self, start: int | None = None) -> tuple[int, JournalRecord] | None:
+        """Offset and record of the last time that an operator let the state begin anew; None without one.
+
+        `start`: the journal offset from which on it is looked for; the journal's beginning without one.
+        """
+        journal = self._journal_from(
+            self._journal_start if start is None else start, sequence=0, previous=None, containing=b'"new_state"'
+        )
         try:
             return journal_reader.last_new_state(
                 journal, self._journal_end, no_progress_s=self._settings.worker.no_progress_s
@@ -213,6 +218,9 @@ class Follower:
                 raise StateMismatch(
                     f"{name} ends with head {known['head'][:12]}, the journal has {last.head[:12]} there"
                 )
+            if self._new_state(offset) is not None:
+                # Its positions may be of a log that is no more.
+                raise StateMismatch(f"{name} is of the time before an operator let the state begin anew")
             if known.get("sources") is not None:
                 journal_reader.check_sources(Sources(**known["sources"]), self._sources, name)
             if known["bundle"] != last.bundle:
@@ -361,9 +369,13 @@ class Follower:
                 except BundleUnavailable:  # stopped
                     break
             self._check(record)
-            batch = journal_reader.reread(
-                record, self.inputs, no_progress_s=self._settings.worker.no_progress_s, threads=self._ports.threads
-            )
+            try:
+                batch = journal_reader.reread(
+                    record, self.inputs, no_progress_s=self._settings.worker.no_progress_s, threads=self._ports.threads
+                )
+            except kafka.NoProgress:
+                self._check_ends(record)
+                raise
             rerun(self.pipeline, record, batch, self._bundles)
             self._left.popleft()
             count += 1
@@ -390,6 +402,17 @@ class Follower:
                 stop.wait(BUNDLE_RETRY_S)
         finally:
             self.waits("")
+
+    def _check_ends(self, record: JournalRecord) -> None:
+        """Raise SourceChanged when a batch cannot be read again because its log ends before it."""
+        ends = self._broker.ends([TopicPartition(self._topics.payments, r.partition) for r in record.inputs])
+        for r, end in zip(record.inputs, ends, strict=True):
+            if end < r.end:
+                raise kafka.SourceChanged(
+                    f"{self._topics.payments}/{r.partition}: everything before offset {r.end} was decided (batch "
+                    f"{record.sequence}, leader epoch {r.epoch}), and the log ends at {end}: it was cut, for example "
+                    f"by an election of a leader that lacked records. {journal_reader.WAY_OUT}"
+                )
 
     def _check(self, record: JournalRecord) -> None:
         new = {r.partition: r.start for r in record.inputs if r.partition not in self.inputs.buffers}
