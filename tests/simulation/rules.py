@@ -10,15 +10,18 @@ from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 import structlog
-from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
+from schemas.journal_record import ControlRange, InputRange
 from scorer import kafka
 from scorer.journal import journal_reader
 from scorer.journal.journal_reader import JournalReader
 from scorer.journal.partition_buffers import ShardInputs
+from scorer.operate.loss_acceptance import Recovery
 from scorer.runtime import fault_points
 from scorer.worker import batcher, follower, publisher
 from scorer.worker.follower import Follower
+from scorer.worker.missing_rights import MissingRights
 from scorer.worker.publisher import Committed, Publisher
 from scorer.worker.shard import Shard
 from scorer.worker.topic_watch import TopicWatch
@@ -174,6 +177,68 @@ def _consumers_kept(stack: ExitStack) -> None:
     stack.enter_context(patch.object(Follower, "close", lambda self: self.release_journal()))
 
 
+def _lost_positions_ignored(stack: ExitStack) -> None:
+    """A position outside its log, or a log that was cut, is taken for something that passes by itself."""
+    real = ShardInputs._on_error
+
+    def on_error(self: Any, error: KafkaError, *arguments: Any) -> None:
+        if error.code() not in (KafkaError._AUTO_OFFSET_RESET, KafkaError._LOG_TRUNCATION):
+            real(self, error, *arguments)
+
+    stack.enter_context(patch.object(ShardInputs, "_on_error", on_error))
+
+
+def _losses_as_large_as_the_log(stack: ExitStack) -> None:
+    """`recover --accept-loss` passes over a whole log, and not only what is gone of it."""
+
+    def passed_over(self: Any, follower: Any, losses: Any) -> Any:
+        at = follower.inputs.control.position
+        places = [TopicPartition(loss.topic, loss.partition) for loss in losses]
+        ends = self._broker.ends(places)
+        inputs = [
+            InputRange(partition=loss.partition, start=loss.start, end=max(loss.end, end))
+            for loss, end in zip(losses, ends, strict=True)
+        ]
+        return sorted(inputs, key=lambda r: r.partition), ControlRange(start=at, end=at)
+
+    stack.enter_context(patch.object(Recovery, "_passed_over", passed_over))
+
+
+def _cuts_not_searched(stack: ExitStack) -> None:
+    """`recover --new-journal` goes on at the decided position, whoever has written what stands before it by now."""
+
+    def last_written(self: Any, where: Any, starts: Any, ends: Any) -> list[int]:
+        return [min(place.offset, end) for place, end in zip(where, ends, strict=True)]
+
+    stack.enter_context(patch.object(Recovery, "_last_written", last_written))
+
+
+def _snapshots_outlive_their_state(stack: ExitStack) -> None:
+    """A snapshot is used although an operator has let the state begin anew after it."""
+    real = Follower._new_state
+    stack.enter_context(
+        patch.object(Follower, "_new_state", lambda self, start=None: real(self) if start is None else None)
+    )
+
+
+def _partitions_taken_up_at_their_end(stack: ExitStack) -> None:
+    """Of a partition that is added, what was sent before it was noticed is not read."""
+
+    def take_up(self: Any, added: list[int]) -> dict[int, int]:
+        ends = self._broker.ends([TopicPartition("payments", p) for p in added]) if added else []
+        positions = dict(zip(added, ends, strict=True))
+        if positions:
+            self.inputs.add(positions)
+        return positions
+
+    stack.enter_context(patch.object(Follower, "take_up", take_up))
+
+
+def _denials_end_the_worker(stack: ExitStack) -> None:
+    """A right that is missing for a moment is not waited for."""
+    stack.enter_context(patch.object(MissingRights, "outlasted", lambda self, denial, batches, stop: denial))
+
+
 RULES: dict[str, Callable[[ExitStack], None]] = {
     "one_transactional_id": _by_the_world,
     "generation_in_commits": _by_the_world,
@@ -188,6 +253,12 @@ RULES: dict[str, Callable[[ExitStack], None]] = {
     "topics_are_watched": _topics_believed,
     "producers_end": _producers_kept,
     "consumers_end": _consumers_kept,
+    "lost_positions_stop": _lost_positions_ignored,
+    "losses_are_exact": _losses_as_large_as_the_log,
+    "cuts_are_searched": _cuts_not_searched,
+    "snapshots_end_with_their_state": _snapshots_outlive_their_state,
+    "added_partitions_from_their_start": _partitions_taken_up_at_their_end,
+    "denials_are_waited_for": _denials_end_the_worker,
 }
 
 

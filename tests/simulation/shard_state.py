@@ -19,6 +19,7 @@ from schemas.audit_record import AuditContext
 from schemas.contract_error import ContractError, DeadLetterReason
 from schemas.journal_record import (
     FIRST_PREVIOUS,
+    Change,
     ControlRange,
     InputRange,
     JournalRecord,
@@ -82,6 +83,7 @@ class Read(NamedTuple):
     degraded: tuple[bool, str | None]
     sources: Sources | None
     snapshot: SnapshotDigest | None
+    change: Change | None = None
 
 
 @lru_cache(maxsize=4_000)
@@ -90,7 +92,7 @@ def decide(state: State, read: Read) -> Decided:
     good = [i for i, (_, _, value) in enumerate(read.rows) if value != GARBAGE]
     partition = np.array([read.rows[i][0] for i in good], np.int32)
     offset = np.array([read.rows[i][1] for i in good], np.int64)
-    event_time_ms = np.array([int(read.rows[i][2]) for i in good], np.int64)
+    event_time_ms = np.array([int(read.rows[i][2].split()[0]) for i in good], np.int64)
     order = tuple(good[i] for i in journal_order(partition, offset, event_time_ms).tolist())
     seen = (state.windows, [read.rows[i] for i in order], read.control, read.labels, read.degraded)
     windows = hashlib.sha256(repr(seen).encode()).hexdigest()
@@ -110,8 +112,9 @@ def decide(state: State, read: Read) -> Decided:
         previous=state.head,
         sources=read.sources,
         snapshot=read.snapshot,
+        change=read.change,
     )
-    values = tuple(b"%d-%d %s" % (*read.rows[i][:2], windows[:12].encode()) for i in order)
+    values = tuple(b"%s %s" % (read.rows[i][2].split()[1], windows[:12].encode()) for i in order)
     after = State(state.shard, state.sequence + 1, journal.head, windows)
     refused = tuple(i for i in range(len(read.rows)) if read.rows[i][2] == GARBAGE)
     return Decided(after, journal, order, refused, values)
@@ -136,9 +139,23 @@ class StandIn:
     def sequence(self) -> int:
         return self.state.sequence
 
+    @sequence.setter
+    def sequence(self, sequence: int) -> None:
+        self.state = self.state._replace(sequence=sequence)
+
     @property
     def head(self) -> str:
         return self.state.head
+
+    @head.setter
+    def head(self, head: str) -> None:
+        self.state = self.state._replace(head=head)
+
+    def restart(self, bundle: Any, stream_time_ms: int) -> None:
+        self.state = self.state._replace(windows="")
+
+    def begin_at(self, record: JournalRecord) -> None:
+        self.state = self.state._replace(sequence=record.sequence, head=record.previous)
 
     def run(self, batch: Batch) -> Outcomes:
         records = batch.records
@@ -157,6 +174,7 @@ class StandIn:
                 batch.degraded_fields(),
                 batch.sources,
                 batch.snapshot,
+                batch.change,
             ),
         )
         self.state = decided.state
@@ -209,7 +227,7 @@ def encode_audit(columns: Any, header: Any, **_: int) -> list[bytes]:
 
 
 def event_times(values: list[bytes], *, missing: int) -> Any:
-    return np.array([missing if value == GARBAGE else int(value) for value in values], np.int64)
+    return np.array([missing if value == GARBAGE else int(value.split()[0]) for value in values], np.int64)
 
 
 # snapshots
