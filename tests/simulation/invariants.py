@@ -24,6 +24,7 @@ class Reader:
     """A payment system under read_committed: what it has read, it has acted upon."""
 
     def __init__(self, decisions: list[Log]) -> None:
+        self.lenient = False  # a repeated decision is none here
         self._logs = decisions  # grows with the topic
         self._positions: dict[int, int] = {}
         self._seen: set[bytes] = set()
@@ -34,7 +35,7 @@ class Reader:
             position = self._positions.get(n, 0)
             for _, entry in log.committed(position, end):
                 payment = (entry.value or b"").split()[0]
-                if payment in self._seen:
+                if payment in self._seen and not self.lenient:
                     raise Violation(f"a reader sees the decision on payment {payment.decode()} twice")
                 self._seen.add(payment)
             self._positions[n] = max(position, end)
@@ -62,7 +63,7 @@ def check(world: World) -> None:
     for shard in range(world.shards):
         letters += _check_shard(world, shard)
     found = Counter(entry.value or b"" for _, entry in world.broker.log("dead-letters", 0).committed(0))
-    if found != letters:
+    if found != letters and not world.remade:
         raise Violation(f"{sum(found.values())} dead letters, the journals say {sum(letters.values())}")
 
 
@@ -92,12 +93,14 @@ def _check_shard(world: World, shard: int) -> Counter[bytes]:
     ends, control_end, labels_end = dict.fromkeys(partitions, 0), 0, 0
     given_up: set[Entry] = set()
     named: set[int] = set()
+    unsure, now = False, topic_id(topics["payments"].id)
     for n, raw in enumerate(raws):
         record = read_record(raw)
         if (record.sequence, record.previous) != (n, head):
             raise Violation(f"journal of shard {shard}: record {n} does not chain (it says {record.sequence})")
         head = record.head
         rows: list[Row] = []
+        entries: list[Entry] = []
         kind = None if record.change is None else record.change.kind
         if kind == "new_state":
             assert record.sources is not None
@@ -122,9 +125,9 @@ def _check_shard(world: World, shard: int) -> Counter[bytes]:
             ends[r.partition] = r.end
             # As the log was when it was read. Without an epoch no record of the partition had been read.
             under = () if r.epoch is None else payments[r.partition].under(r.epoch, r.start, r.end)
-            for at, entry in under:
-                rows.append((r.partition, at, entry.value or b""))
-                taken[entry] += 1
+            found = list(under)
+            rows += [(r.partition, at, entry.value or b"") for at, entry in found]
+            entries += [entry for _, entry in found]
         if kind == "new_state":
             control_end = record.control.start
             labels_end = labels_end if record.labels is None else record.labels.start
@@ -134,8 +137,14 @@ def _check_shard(world: World, shard: int) -> Counter[bytes]:
         if record.labels is None or record.labels.start != labels_end:
             raise Violation(f"shard {shard} batch {n} reads {record.labels} of labels, from {labels_end} on is next")
         labels_end = record.labels.end
+        if kind is None and sources.payments != now and n >= world.remade.get(shard, len(raws)):
+            # The topic was made anew, and for a second the worker may not know it: which of the two this batch has read
+            # is not known. What it has read of the new one is decided once more after `recover --new-journal`.
+            state, unsure = State(shard, n + 1, record.head), True
+            continue
         if record.sources != sources:
             raise Violation(f"shard {shard} batch {n} names the topics {record.sources}, the first one {sources}")
+        taken.update(entries)
         control = tuple(e.value or b"" for _, e in log("control", 0).committed(record.control.start, control_end))
         labels = tuple(e.value or b"" for _, e in log("labels", 0).committed(record.labels.start, labels_end))
         decided = decide(
@@ -171,7 +180,7 @@ def _check_shard(world: World, shard: int) -> Counter[bytes]:
         known = world.broker.offsets.get(("payments", p), end)  # none, where the group has forgotten it
         if known != end:
             raise Violation(f"the group says {known} for partition {p}, the journal of shard {shard} {end}")
-    for p in partitions:
+    for p in partitions if not unsure else ():
         if [entry.value for _, entry in log("decisions", p).committed(0)] != expected[p]:
             raise Violation(f"partition {p}: the decisions topic is not what the journal of shard {shard} says")
     if [entry.value for _, entry in log("audit", shard).committed(0)] != raws:

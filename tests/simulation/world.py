@@ -58,11 +58,13 @@ class World:
         # Logs were cut, made anew, or lost records, or there are more partitions and several shards: workers may refuse
         # to go on, and an operator accepts what is the case.
         self.disturbed = self.rewritten = False
+        # By shard, how many batches were committed when the payments topic was made anew (first).
+        self.remade: dict[int, int] = {}
         self.refused = False
         self.operator: Operator | None = None
         self.settings = settings(self.shards, standbys=self.random() < 0.5, deadlines=self.random() < 0.3)
         self._committers: list[list[str]] = [[] for _ in range(self.shards)]
-        self._reader = invariants.Reader(self.broker.topics["decisions"].logs)
+        self.reader = invariants.Reader(self.broker.topics["decisions"].logs)
         self._chaos = Chaos(self)
         self._chaos_until = int(CHAOS_STEPS * (0.6 + 0.8 * self.random()))
         self._healed = False
@@ -76,7 +78,7 @@ class World:
     def run(self) -> None:
         """Chaos, then healing until everything is decided and calm, then the reckoning. Raises Violation."""
         self.scheduler.run()
-        self._reader.read()
+        self.reader.read()
         if not self.spoilt:
             invariants.check(self)
 
@@ -165,7 +167,7 @@ class World:
         if chance < 0.04:
             self._payers.pay()
         elif chance < 0.05:
-            self._reader.read()
+            self.reader.read()
         elif chance < 0.06:
             self.network.deliver_late()
         elif chance < 0.075:
