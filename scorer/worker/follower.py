@@ -350,8 +350,9 @@ class Follower:
                 )
             if buffer.position > end:
                 raise kafka.SourceChanged(
-                    f"{name}: everything before offset {buffer.position} was decided, and the log ends at {end}: it "
-                    f"was cut, for example by an election of a leader that lacked records. {journal_reader.WAY_OUT}"
+                    f"{name}: everything before offset {buffer.position} was decided, the newest under leader epoch "
+                    f"{buffer.epoch if buffer.epoch >= 0 else 'unknown'}, and the log ends at {end}: it was cut, for "
+                    f"example by an election of a leader that lacked records. {journal_reader.WAY_OUT}"
                 )
 
     def _rerun(self, records: list[tuple[int, JournalRecord]], stop: Event) -> int:
