@@ -12,7 +12,6 @@ from unittest.mock import patch
 import structlog
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
-from schemas.journal_record import ControlRange, InputRange
 from scorer import kafka
 from scorer.journal import journal_reader
 from scorer.journal.journal_reader import JournalReader
@@ -188,22 +187,6 @@ def _lost_positions_ignored(stack: ExitStack) -> None:
     stack.enter_context(patch.object(ShardInputs, "_on_error", on_error))
 
 
-def _losses_as_large_as_the_log(stack: ExitStack) -> None:
-    """`recover --accept-loss` passes over a whole log, and not only what is gone of it."""
-
-    def passed_over(self: Any, follower: Any, losses: Any) -> Any:
-        at = follower.inputs.control.position
-        places = [TopicPartition(loss.topic, loss.partition) for loss in losses]
-        ends = self._broker.ends(places)
-        inputs = [
-            InputRange(partition=loss.partition, start=loss.start, end=max(loss.end, end))
-            for loss, end in zip(losses, ends, strict=True)
-        ]
-        return sorted(inputs, key=lambda r: r.partition), ControlRange(start=at, end=at)
-
-    stack.enter_context(patch.object(Recovery, "_passed_over", passed_over))
-
-
 def _cuts_not_searched(stack: ExitStack) -> None:
     """`recover --new-journal` goes on at the decided position, whoever has written what stands before it by now."""
 
@@ -254,7 +237,6 @@ RULES: dict[str, Callable[[ExitStack], None]] = {
     "producers_end": _producers_kept,
     "consumers_end": _consumers_kept,
     "lost_positions_stop": _lost_positions_ignored,
-    "losses_are_exact": _losses_as_large_as_the_log,
     "cuts_are_searched": _cuts_not_searched,
     "snapshots_end_with_their_state": _snapshots_outlive_their_state,
     "added_partitions_from_their_start": _partitions_taken_up_at_their_end,
