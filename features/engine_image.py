@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-# Raised with every change of what an engine's arrays mean.
-FORMAT = 2
+# Raised with every change of what an engine's arrays mean. States of format 2 are as those of 3, but hashed under a key
+# that everyone knows; they are read, so that an upgrade need not rebuild windows whose payments are gone.
+FORMAT, PUBLIC_FORMAT = 3, 2
 
 
 class StateMismatch(Exception):
@@ -29,7 +30,7 @@ class Image:
 
 def check(meta: Mapping[str, Any], *, fingerprint: str) -> None:
     """Raise StateMismatch when an engine's image was made by another version or for another feature set."""
-    if meta.get("format") != FORMAT:
+    if meta.get("format") not in (FORMAT, PUBLIC_FORMAT):
         raise StateMismatch(
             f"the state has format {meta.get('format')}, this version reads {FORMAT}; rebuild it from the journal"
         )
@@ -38,6 +39,23 @@ def check(meta: Mapping[str, Any], *, fingerprint: str) -> None:
             f"the state was made by the feature set {str(meta.get('fingerprint'))[:12]}, this shard computes "
             f"{fingerprint[:12]}; restore with the same feature set, or rebuild from the journal"
         )
+
+
+def shaped(arrays: Mapping[str, npt.NDArray[Any]], name: str, dtype: npt.DTypeLike, *width: int) -> npt.NDArray[Any]:
+    """The array of this name. Raises ValueError when it has another type, or rows of another width, than its format
+    says; KeyError when it is missing."""
+    array = arrays[name]
+    if array.dtype != np.dtype(dtype) or array.ndim != 1 + len(width) or array.shape[1:] != width:
+        raise ValueError(f"{name} is {array.dtype} {list(array.shape)}")
+    return array
+
+
+def count_of(meta: Mapping[str, Any], name: str, end: int = 1 << 62) -> int:
+    """The number of this name. Raises ValueError when it is no whole number from 0 to below `end`."""
+    value = meta[name]
+    if type(value) is not int or not 0 <= value < end:
+        raise ValueError(f"{name} is no number from 0 to {end - 1}")
+    return value
 
 
 def strings_as_arrays(values: list[str]) -> dict[str, npt.NDArray[Any]]:
@@ -49,5 +67,9 @@ def strings_as_arrays(values: list[str]) -> dict[str, npt.NDArray[Any]]:
 
 def strings_from_arrays(arrays: Mapping[str, npt.NDArray[Any]]) -> list[str]:
     """The texts again."""
-    data, ends = arrays["text"].tobytes(), arrays["ends"].tolist()
+    data, ends = shaped(arrays, "text", np.uint8).tobytes(), shaped(arrays, "ends", np.int64).tolist()
+    if any(end < start for start, end in zip([0, *ends], ends, strict=False)) or [*ends, 0][
+        max(0, len(ends) - 1)
+    ] != len(data):
+        raise ValueError("texts do not end where they should")
     return [data[start:end].decode() for start, end in zip([0, *ends], ends, strict=False)]

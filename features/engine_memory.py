@@ -8,6 +8,7 @@ from features import engine_state as st
 from features import kernel_tables as kt
 from features.engine_state import State
 from features.hash_table import grown
+from features.hashing import HashKey
 from features.log_segments import Segments
 from features.pending_labels import PendingLabels
 
@@ -15,14 +16,16 @@ from features.pending_labels import PendingLabels
 class EngineMemory:
     """What an engine owns. Kernels reach tables and state through `context`, an array of addresses.
 
-    `generation` counts replacements of arrays that a running capture (features/state_capture.py) copies from.
+    `hash_key` is that of every hash in it. `generation` counts replacements of arrays that a running capture
+    (features/state_capture.py) copies from.
     """
 
-    def __init__(self, tables: kt.Tables, segments: Segments) -> None:
+    def __init__(self, tables: kt.Tables, segments: Segments, hash_key: HashKey) -> None:
         self.tables = tables
+        self.hash_key = hash_key
         self.segments = segments
         self.segment_shift = int(tables.limits[kt.SEGMENT_SHIFT])
-        self.pending = PendingLabels()
+        self.pending = PendingLabels(hash_key)
         self.generation = 0
         self.use(st.fresh_state(tables))
 

@@ -76,16 +76,18 @@ def index_home(t: kt.Tables, low: np.uint64) -> int:
 
 
 @inlined
-def index_row(t: kt.Tables, index: int, in_segment: int, low: np.uint64) -> None:
+def index_row(t: kt.Tables, index: int, in_segment: int, low: np.uint64) -> int:
     """Make a row findable: `index` is the address of its segment's index, an open-addressing table of 4-byte
-    entries."""
+    entries. How many of them were passed."""
     capacity = t.limits[kt.INDEX_CAPACITY]
     shift = t.limits[kt.SEGMENT_SHIFT]
-    place = index_home(t, low)
+    place, passed = index_home(t, low), np.int64(0)
     while peek32(index + 4 * place) != 0:
         place = place + 1 if place + 1 < capacity else 0
+        passed += 1
     tag = (np.int64(low) & ((np.int64(1) << (31 - shift)) - 1)) << (shift + 1)
     poke32(index + 4 * place, np.uint32(tag | (in_segment + 1)))
+    return passed
 
 
 @kernel

@@ -96,7 +96,7 @@ class FeatureEngine:
                 f"record {int(payments.index[int(np.argmin(convertible))])}: currency: the feature set has no exchange "
                 f"rate to {self._base_currency} for it; add it under `rates`, or leave such payments out"
             )
-        ids, _ = hash_strings(payments.text("payment_id"))
+        ids, _ = hash_strings(payments.text("payment_id"), self._engine.hash_key)
         features, _ = self._engine.apply(payments, amount, ids)
         return features
 

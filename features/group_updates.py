@@ -61,6 +61,8 @@ def _count_value(c: int, accumulator: int, value: np.uint64, sign: int) -> None:
             s.scalars[DISTINCTS] += 1
             s.arena[accumulator] += 1
         _mark_place(s, place)
+    elif place < 0:
+        return
     elif s.distincts[place, 2] == np.uint64(2):  # stored as count + 1: this was the last one
         last = remove_at(s.distincts, place)
         while place != last:  # later keys of the run may have moved back

@@ -3,7 +3,7 @@ share.
 
 Layout: uint64 [capacity, 3] of (key low, key high, value + 1); a third word of 0 is an empty place. Capacity is a power
 of two, linear probing, deletion by shifting back (Knuth, TAOCP 6.4, algorithm R), so that no tombstones pile up as keys
-come and go.
+come and go. The first word of a key decides its place, so keys are hashes under a secret key (features/hashing.py).
 """
 
 # Kernels are typed by numba; to a type checker their numbers are NumPy scalars.
@@ -20,6 +20,8 @@ Table = npt.NDArray[np.uint64]
 
 # At 5/8 full a probe looks at 1.8 places on a hit and 4 on a miss (Knuth's estimates for linear probing).
 _LOAD_NUMERATOR, _LOAD_DENOMINATOR = 5, 8
+# A run of random keys at that load: longer with a probability below 10^-50.
+PROBES_MAX = 4_096
 
 
 def new_table(capacity: int = 1024) -> Table:
@@ -79,9 +81,26 @@ def put(table: Table, low: np.uint64, high: np.uint64, value: int) -> int:
 
 
 @kernel
+def put_new(table: Table, low: np.uint64, high: np.uint64, value: int) -> int:
+    """As `put`, for keys of unknown origin: -1 when the key is there already, or when its run is longer than any that
+    random keys make."""
+    mask = np.uint64(len(table) - 1)
+    i = low & mask
+    for _ in range(PROBES_MAX):
+        if table[i, 2] == 0:
+            return put(table, low, high, value)
+        if table[i, 0] == low and table[i, 1] == high:
+            return -1
+        i = (i + np.uint64(1)) & mask
+    return -1
+
+
+@kernel
 def remove_at(table: Table, place: int) -> int:
     """Empty the place `place`, moving later keys of its run back so that none is cut off; the last place that
     changed."""
+    if place < 0:  # `find` has not found the key: there is nothing to empty
+        return place
     mask = np.uint64(len(table) - 1)
     hole = np.uint64(place)
     i = hole

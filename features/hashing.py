@@ -2,16 +2,25 @@
 
 An entity key, a payment id or a value to count comes as a string and is 128 bits everywhere in the engine. Two
 different strings of a shard collide with probability below n² / 2^129: for 10^10 keys about 10^-19, so equality of
-hashes is taken for equality. The hash key is a constant, because replay on another machine must give the same numbers.
+hashes is taken for equality.
+
+Tables take the first bits of a hash for a place, so an attacker who knew the hash key could choose ids that all share
+one place, and a lookup would cost what the table holds. So each state has a secret key, drawn at random when it is born
+and kept in its image. SipHash is a pseudo-random function: without the key no ids can be chosen that collide, in 128
+bits or in the first few. No value depends on the key: it decides where things lie, and nothing is read in the order of
+the tables; so replay under another key gives the same features and decisions (tests/unit/test_hash_keys.py).
+
+PUBLIC_KEY is for hashes that several processes must agree on and that place nothing in a table.
 
 Source: Aumasson and Bernstein, "SipHash: a fast short-input PRF", 2012, and the authors' reference for the 128-bit
 variant."""
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple
 
 import numba as nb
 import numpy as np
@@ -22,10 +31,37 @@ from features.raw_memory import peek64
 
 U64 = npt.NDArray[np.uint64]
 
-_K0 = np.uint64(0x0706050403020100)
-_K1 = np.uint64(0x0F0E0D0C0B0A0908)
 # Up to so many values Python's own bytes are quicker than an Arrow array.
 _FEW = 8
+
+
+class HashKey(NamedTuple):
+    """The 128 bits that key the hash of one state."""
+
+    first: np.uint64
+    second: np.uint64
+
+    @classmethod
+    def new(cls) -> HashKey:
+        """A key that no other state has."""
+        return cls.from_bytes(secrets.token_bytes(16))
+
+    @classmethod
+    def from_bytes(cls, raw: bytes) -> HashKey:
+        """A key from its 16 bytes. Raises ValueError for another number of them."""
+        if len(raw) != 16:
+            raise ValueError(f"a hash key of {len(raw)} bytes, wanted 16")
+        return cls(*np.frombuffer(raw, dtype="<u8"))
+
+    def to_bytes(self) -> bytes:
+        """Its 16 bytes."""
+        return np.array(self, dtype="<u8").tobytes()
+
+    def __repr__(self) -> str:
+        return "HashKey(secret)"
+
+
+PUBLIC_KEY = HashKey.from_bytes(bytes(range(16)))
 
 
 @nb.njit(inline="always")
@@ -49,19 +85,26 @@ def _round(v0, v1, v2, v3):  # type: ignore[no-untyped-def]
 
 
 @nb.njit(cache=True, nogil=True)
-def siphash_128(data: npt.NDArray[np.uint8], offsets: npt.NDArray[np.int32], out: U64, empty_as_zero: bool) -> None:
+def siphash_128(
+    data: npt.NDArray[np.uint8],
+    offsets: npt.NDArray[np.int32],
+    key: tuple[np.uint64, np.uint64],
+    out: U64,
+    empty_as_zero: bool,
+) -> None:
     """Hash the strings `data[offsets[i]:offsets[i+1]]` into `out[i] = (low, high)`; an empty one into zeros when
     `empty_as_zero`."""
     address = np.int64(data.ctypes.data)
+    k0, k1 = key[0], key[1]
     for i in range(len(offsets) - 1):
         start, end = np.int64(offsets[i]), np.int64(offsets[i + 1])
         if empty_as_zero and start == end:
             out[i, 0] = out[i, 1] = np.uint64(0)
             continue
-        v0 = _K0 ^ np.uint64(0x736F6D6570736575)
-        v1 = _K1 ^ np.uint64(0x646F72616E646F6D) ^ np.uint64(0xEE)
-        v2 = _K0 ^ np.uint64(0x6C7967656E657261)
-        v3 = _K1 ^ np.uint64(0x7465646279746573)
+        v0 = k0 ^ np.uint64(0x736F6D6570736575)
+        v1 = k1 ^ np.uint64(0x646F72616E646F6D) ^ np.uint64(0xEE)
+        v2 = k0 ^ np.uint64(0x6C7967656E657261)
+        v3 = k1 ^ np.uint64(0x7465646279746573)
         whole = start + ((end - start) // 8) * 8
         for p in range(start, whole, 8):
             m = np.uint64(peek64(address + p))
@@ -108,26 +151,27 @@ def _arrow(values: Any) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32], A
     return data, offsets, array
 
 
-def hash_strings(values: Any) -> tuple[U64, npt.NDArray[np.bool_]]:
-    """128-bit hashes of `values` (n strings, bytes or None) as uint64 [n, 2], and which of them are present, bool
-    [n]."""
+def hash_strings(values: Any, key: HashKey) -> tuple[U64, npt.NDArray[np.bool_]]:
+    """128-bit hashes of `values` (n strings, bytes or None) under `key` as uint64 [n, 2], and which of them are
+    present, bool [n]."""
     n = len(values)
     out = np.empty((n, 2), dtype=np.uint64)
     if n <= _FEW:
         values = values.to_pylist() if isinstance(values, pa.Array) else values
         data, offsets = joined(values)
-        siphash_128(data, offsets, out, False)
+        siphash_128(data, offsets, key, out, False)
         return out, np.array([v is not None for v in values], dtype=np.bool_)
     data, offsets, array = _arrow(values)
-    siphash_128(data, offsets, out, False)
+    siphash_128(data, offsets, key, out, False)
     present = np.ones(n, dtype=np.bool_) if array.null_count == 0 else ~np.asarray(array.is_null())
     return out, present
 
 
-def hash_into(values: Any, out: U64) -> None:
-    """128-bit hashes of `values` (n strings or None) into `out`, uint64 [n, 2]; missing and empty ones as zeros."""
+def hash_into(values: Any, key: HashKey, out: U64) -> None:
+    """128-bit hashes of `values` (n strings or None) under `key` into `out`, uint64 [n, 2]; missing and empty ones as
+    zeros."""
     data, offsets, _ = _arrow(values)
-    siphash_128(data, offsets, out, True)
+    siphash_128(data, offsets, key, out, True)
 
 
 @nb.njit(inline="always")

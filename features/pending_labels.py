@@ -16,7 +16,7 @@ from collections.abc import Iterable
 import numpy as np
 import numpy.typing as npt
 
-from features.hashing import hash_strings
+from features.hashing import HashKey, hash_strings
 
 Labels = npt.NDArray[np.int64]
 
@@ -32,7 +32,8 @@ class PendingLabels:
     """int64 [m, 4] a run: known_at ms, id low, id high, 1 fraud or 2 genuine. Runs are never written to, so a snapshot
     holds their memory. `refused` counts labels that were dropped: too far ahead, or the last ones of too many."""
 
-    def __init__(self, runs: Iterable[Labels] = (), *, refused: int = 0) -> None:
+    def __init__(self, hash_key: HashKey, runs: Iterable[Labels] = (), *, refused: int = 0) -> None:
+        self._hash_key = hash_key
         self._runs = [np.asarray(run, dtype=np.int64).reshape(-1, 4) for run in runs if len(run)]
         self._incoming: list[tuple[int, str, int]] = []
         self._count = sum(len(run) for run in self._runs)
@@ -57,7 +58,7 @@ class PendingLabels:
         """Make a run of what has been added."""
         if not self._incoming:
             return
-        ids, _ = hash_strings([payment_id for _, payment_id, _ in self._incoming])
+        ids, _ = hash_strings([payment_id for _, payment_id, _ in self._incoming], self._hash_key)
         new = np.empty((len(self._incoming), 4), dtype=np.int64)
         new[:, 0] = [row[0] for row in self._incoming]
         new[:, 1:3] = ids.view(np.int64)

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from features import kernel_tables as kt
 from features.feature_set import Feature
 from features.filters import KEY_FIELDS, Range
-from features.hashing import hash_into, joined, mix, siphash_128
+from features.hashing import HashKey, hash_into, joined, mix, siphash_128
 from features.window_plan import Plan
 from schemas.field_table import POSITION_FIELDS
 from schemas.payment_decoder import PaymentBatch
@@ -23,10 +23,11 @@ ROWS_FEW = 4
 
 
 class PaymentPreparer:
-    """Prepares batches for one plan. Stateless: the same batch gives the same columns."""
+    """Prepares batches for one plan. Stateless: the same batch gives the same columns under the same hash key."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, hash_key: HashKey) -> None:
         self._plan = plan
+        self._hash_key = hash_key
         self._minor_units = float(plan.tables.minor_units[0])
         self._clauses = [[(name, _test(condition)) for name, condition in clause.items()] for clause in plan.wheres]
         fields = sorted({f for keys in plan.entities for f in keys} | set(plan.distinct_fields))
@@ -50,7 +51,7 @@ class PaymentPreparer:
             self._hash_few(batch, hashes)
         else:
             for f, name in enumerate(self._fields):
-                hash_into(batch.text(name), hashes[f])
+                hash_into(batch.text(name), self._hash_key, hashes[f])
         where = self._where(batch, amount) if self._clauses else np.zeros(n, dtype=np.uint64)
         if self._plan.positions:
             latitude, longitude = batch.column("latitude"), batch.column("longitude")
@@ -68,7 +69,7 @@ class PaymentPreparer:
         hashes = np.zeros((len(self._fields), 1, 2), dtype=np.uint64)
         data, offsets = joined(values)
         found = np.empty((len(values), 2), dtype=np.uint64)
-        siphash_128(data, offsets, found, True)
+        siphash_128(data, offsets, self._hash_key, found, True)
         for value, name in zip(found, self._plan.entities[entity], strict=True):
             hashes[self._fields.index(name), 0] = value
         rows = np.empty((1, self.width), dtype=np.uint64)
@@ -84,7 +85,7 @@ class PaymentPreparer:
         values = [self._of_row(row) for row in batch.rows]
         flat = values if len(self._fields) == 1 else [row[f] for f in range(len(self._fields)) for row in values]
         data, offsets = joined(flat)
-        siphash_128(data, offsets, hashes.reshape(-1, 2), True)
+        siphash_128(data, offsets, self._hash_key, hashes.reshape(-1, 2), True)
 
     def fill(self, batch: PaymentBatch, amount: npt.NDArray[np.int64], out: npt.NDArray[np.float32]) -> None:
         """Write those of the payment's own columns into `out`, float32 [n, F], that the kernel does not compute

@@ -2,19 +2,25 @@
 this package reads or writes them.
 
     <url>/blocks/<sha256>                    up to 4 MiB of an array, under its own checksum
-    <url>/manifests/<sequence, 20 digits>.json   facts, arrays, blocks; and the sha256 of all that
+    <url>/manifests/<sequence, 20 digits>.json   facts, arrays, blocks; the sha256 of all that, and with a key its HMAC
 
 A block that exists and that this process has compared with its checksum is not written again, so a snapshot uploads
 only what has changed since the last one: each full segment of the log once, and the blocks of the arrays that differ.
 The manifest is written last, so a snapshot is complete or does not exist. What does not match its checksum is refused
 by name, and the caller uses the next older snapshot.
+
+Checksums find damage; they prove nothing to a reader when others may write to the store. So the sha256 of the manifest,
+which covers every block, is given back by `write` and with each manifest read, to be compared with a copy in a place of
+trust before the arrays are read; and with a key a manifest without the right HMAC is refused unread.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import hmac
 import json
+import math
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -31,6 +37,11 @@ from features.engine_image import Image
 # Raised with every change of this layout; an image has a format of its own.
 LAYOUT = 1
 BLOCK_BYTES = 4 << 20
+# A manifest names 67 bytes a block: this one would be of 4 TB.
+MANIFEST_BYTES_MAX = 64 << 20
+# What an array may hold: numbers. (NumPy would take "O" for addresses of Python objects.)
+_TYPES = frozenset(np.dtype(kind).str for kind in ("<i8", "<u8", "<i4", "|u1", "<f4", "<f8"))
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 class SnapshotError(Exception):
@@ -45,6 +56,10 @@ class SnapshotDamaged(SnapshotError):
     """Manifest or block do not match their checksum: truncated or changed."""
 
 
+class SnapshotForged(SnapshotError):
+    """The manifest was not written with the key that is set here."""
+
+
 class SnapshotVersion(SnapshotError):
     """Written in another layout than this version reads."""
 
@@ -55,12 +70,24 @@ class SnapshotStoreError(SnapshotError):
 
 @dataclass(frozen=True)
 class Written:
-    """What a snapshot cost: bytes of all its arrays, and bytes that were new and have been uploaded."""
+    """What a snapshot cost: bytes of all its arrays, and bytes that were new and have been uploaded. `digest`: sha256
+    of its manifest."""
 
     sequence: int
+    digest: str
     bytes: int
     bytes_uploaded: int
     blocks: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A snapshot whose arrays have not been read yet. `digest`: sha256 that covers all of it."""
+
+    sequence: int
+    digest: str
+    meta: dict[str, Any]
+    body: Mapping[str, Any]
 
 
 def _ignore(step: str) -> None:  # noqa: ARG001 - the signature of `on_step`
@@ -71,8 +98,12 @@ class SnapshotStore:
     """The snapshots of one shard under a URL of fsspec (a local folder, s3://…). One writer; any thread, one call at a
     time."""
 
-    def __init__(self, url: str, *, on_step: Callable[[str], object] = _ignore, **options: Any) -> None:
-        """`on_step` is called at each named step of a write; `options` are fsspec's."""
+    def __init__(
+        self, url: str, *, key: bytes | None = None, on_step: Callable[[str], object] = _ignore, **options: Any
+    ) -> None:
+        """`key`: manifests carry its HMAC, and others are refused. `on_step` is called at each named step of a write;
+        `options` are fsspec's."""
+        self._key = key
         self._on_step = on_step
         self._fs, self._root = fsspec.core.url_to_fs(url, **options)
         self._local = "file" in (self._fs.protocol if isinstance(self._fs.protocol, tuple) else (self._fs.protocol,))
@@ -118,10 +149,12 @@ class SnapshotStore:
                 blocks += len(known)
             body["parts"][part] = {"meta": dict(image.meta), "arrays": arrays}
         text = json.dumps(body, sort_keys=True, separators=(",", ":"))
-        document = json.dumps({"sha256": hashlib.sha256(text.encode()).hexdigest(), "body": text}).encode()
-        self._put(self._manifest(sequence), memoryview(document), "snapshot_manifest")
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        proof = {} if self._key is None else {"hmac": _hmac(self._key, text)}
+        document = json.dumps({"sha256": digest, **proof, "body": text}).encode()
+        self._put(self._path(sequence), memoryview(document), "snapshot_manifest")
         self._on_step("snapshot_written")
-        return Written(sequence, total, uploaded, blocks)
+        return Written(sequence, digest, total, uploaded, blocks)
 
     def sequences(self) -> list[int]:
         """Sequences of the snapshots in the store, newest first."""
@@ -135,32 +168,33 @@ class SnapshotStore:
         return sorted((int(match[1]) for match in matches if match), reverse=True)
 
     def read(self, sequence: int) -> tuple[dict[str, Any], dict[str, Image]]:
-        """Facts and images of a snapshot, every byte checked. Raises SnapshotMissing, SnapshotDamaged or
-        SnapshotVersion."""
-        body = self._body(sequence)
+        """Facts and images of a snapshot. Raises as `manifest` and `images` do."""
+        manifest = self.manifest(sequence)
+        return manifest.meta, self.images(manifest)
+
+    def images(self, manifest: Manifest) -> dict[str, Image]:
+        """The images of a snapshot, every byte checked. Raises SnapshotMissing or SnapshotDamaged."""
+        sequence = manifest.sequence
         try:
-            parts = {
+            return {
                 part: Image(
                     content["meta"],
                     {name: self._array(sequence, f"{part}.{name}", entry) for name, entry in content["arrays"].items()},
                 )
-                for part, content in body["parts"].items()
+                for part, content in manifest.body["parts"].items()
             }
-        except (KeyError, TypeError, ValueError) as exc:
+        except (KeyError, TypeError, ValueError, AttributeError, MemoryError) as exc:
             raise SnapshotDamaged(f"snapshot {sequence} in {self._root}: its manifest lacks {exc}") from exc
-        return body["meta"], parts
 
-    def newest_first(self) -> Iterator[tuple[int, dict[str, Any], dict[str, Image]] | SnapshotError]:
+    def newest_first(self) -> Iterator[Manifest | SnapshotError]:
         """Every snapshot from the newest on; in place of one that cannot be read, the error that says why."""
         for sequence in self.sequences():
             try:
-                meta, parts = self.read(sequence)
+                yield self.manifest(sequence)
             except SnapshotStoreError:
                 raise
             except SnapshotError as error:
                 yield error
-            else:
-                yield sequence, meta, parts
 
     def prune(self, keep: int) -> int:
         """Delete all but the newest `keep` snapshots, and the blocks that none of those needs; how many blocks that
@@ -169,9 +203,9 @@ class SnapshotStore:
         needed: set[str] = set()
         for sequence in kept[:keep]:
             # A damaged manifest names no blocks: then none is deleted, because the snapshot may still be repaired.
-            needed.update(self._needed(self._body(sequence)))
+            needed.update(self._needed(self.manifest(sequence).body))
         for sequence in kept[keep:]:
-            self._fs.rm_file(self._manifest(sequence))
+            self._fs.rm_file(self._path(sequence))
         stale = [digest for digest in self._stored_blocks() if digest not in needed]
         for digest in stale:
             with contextlib.suppress(FileNotFoundError):
@@ -180,12 +214,15 @@ class SnapshotStore:
         return len(stale)
 
     @staticmethod
-    def _needed(body: dict[str, Any]) -> Iterator[str]:
-        for content in body["parts"].values():
-            for entry in content["arrays"].values():
-                yield from entry["blocks"]
+    def _needed(body: Mapping[str, Any]) -> Iterator[str]:
+        try:
+            for content in body["parts"].values():
+                for entry in content["arrays"].values():
+                    yield from entry["blocks"]
+        except (KeyError, TypeError, AttributeError) as exc:
+            raise SnapshotDamaged(f"a manifest lacks {exc}") from exc
 
-    def _manifest(self, sequence: int) -> str:
+    def _path(self, sequence: int) -> str:
         return f"{self._root}/manifests/{sequence:020d}.json"
 
     def _stored_blocks(self, *, listed_now: bool = False) -> dict[str, int]:
@@ -233,9 +270,10 @@ class SnapshotStore:
         self._on_step(step)
         os.replace(temporary, path)  # noqa: PTH105
 
-    def _get(self, sequence: int, path: str) -> bytes:
+    def _get(self, sequence: int, path: str, bytes_max: int) -> bytes:
+        """A whole file; of one that is larger than `bytes_max` the beginning, which matches no checksum."""
         try:
-            found: bytes = self._fs.cat_file(path)
+            found: bytes = self._fs.cat_file(path, start=0, end=bytes_max + 1)
         except FileNotFoundError as exc:
             raise SnapshotMissing(f"snapshot {sequence}: {path} does not exist") from exc
         except OSError as exc:
@@ -245,12 +283,12 @@ class SnapshotStore:
     def _read_block(self, sequence: int, path: str, room: memoryview) -> bytes | memoryview:
         """A block: from a local folder straight into `room`, else as bytes."""
         if not self._local:
-            return self._get(sequence, path)
+            return self._get(sequence, path, BLOCK_BYTES)
         try:
             with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - fsspec's own paths
                 size = os.fstat(file.fileno()).st_size
                 if size > len(room):
-                    return file.read()
+                    return file.read(BLOCK_BYTES + 1)
                 done = 0
                 while done < size and (count := file.readinto(room[done:size])):
                     done += count
@@ -260,26 +298,46 @@ class SnapshotStore:
         except OSError as exc:
             raise SnapshotStoreError(f"snapshot {sequence}: {path} cannot be read: {exc}") from exc
 
-    def _body(self, sequence: int) -> dict[str, Any]:
-        path = self._manifest(sequence)
+    def manifest(self, sequence: int) -> Manifest:
+        """The manifest of a snapshot. Raises SnapshotMissing, SnapshotDamaged, SnapshotForged or SnapshotVersion."""
+        path = self._path(sequence)
         try:
-            document = json.loads(self._get(sequence, path))
-            text = document["body"]
-            right = hashlib.sha256(text.encode()).hexdigest() == document["sha256"]
-            body: dict[str, Any] = json.loads(text) if right else {}
-        except (ValueError, KeyError, TypeError, AttributeError) as exc:
+            document = json.loads(self._get(sequence, path, MANIFEST_BYTES_MAX))
+            text, proof = document["body"], document.get("hmac")
+            digest = hashlib.sha256(text.encode()).hexdigest()
+            proved = self._key is None or (
+                isinstance(proof, str) and hmac.compare_digest(proof.encode(), _hmac(self._key, text).encode())
+            )
+            right = digest == document["sha256"]
+            body: dict[str, Any] = json.loads(text) if right and proved else {}
+            if right and proved and not (isinstance(body, dict) and isinstance(body["meta"], dict)):
+                raise ValueError("no facts")
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
             raise SnapshotDamaged(f"snapshot {sequence}: the manifest {path} is not readable") from exc
         if not right:
             raise SnapshotDamaged(f"snapshot {sequence}: the manifest {path} does not match its checksum")
+        if not proved:
+            raise SnapshotForged(
+                f"snapshot {sequence}: the manifest {path} does not carry the HMAC of this application's secret: it "
+                "was written by others, or under another secret"
+            )
         if body.get("layout") != LAYOUT:
             raise SnapshotVersion(f"snapshot {sequence}: layout {body.get('layout')}, this version reads {LAYOUT}")
-        return body
+        return Manifest(sequence, digest, body["meta"], body)
 
     def _array(self, sequence: int, name: str, entry: Mapping[str, Any]) -> npt.NDArray[Any]:
-        dtype, shape = np.dtype(entry["dtype"]), tuple(entry["shape"])
-        flat = np.empty(int(np.prod(shape, dtype=np.int64)) * dtype.itemsize, dtype=np.uint8)
+        shape, blocks = entry["shape"], entry["blocks"]
+        if entry["dtype"] not in _TYPES or not all(type(n) is int and n >= 0 for n in shape) or not shape:
+            raise SnapshotDamaged(f"snapshot {sequence}: {name} is no array of numbers")
+        if not all(isinstance(digest, str) and _DIGEST.fullmatch(digest) for digest in blocks):
+            raise SnapshotDamaged(f"snapshot {sequence}: {name} names blocks that are none")
+        dtype = np.dtype(entry["dtype"])
+        size = math.prod(shape) * dtype.itemsize
+        if size > len(blocks) * BLOCK_BYTES:
+            raise SnapshotDamaged(f"snapshot {sequence}: {name} has fewer blocks than its manifest says")
+        flat = np.empty(size, dtype=np.uint8)
         start = 0
-        for digest in entry["blocks"]:
+        for digest in blocks:
             path = f"{self._root}/blocks/{digest}"
             try:
                 data = self._read_block(sequence, path, flat[start:].data)
@@ -299,3 +357,7 @@ class SnapshotStore:
             raise SnapshotDamaged(f"snapshot {sequence}: {name} is shorter than its manifest says")
         array: npt.NDArray[Any] = flat.view(dtype).reshape(shape)
         return array
+
+
+def _hmac(key: bytes, text: str) -> str:
+    return hmac.new(key, text.encode(), hashlib.sha256).hexdigest()

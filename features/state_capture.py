@@ -167,6 +167,7 @@ class Capture:
             "format": FORMAT, "fingerprint": self._fingerprint, "stream_time_ms": memory.stream_time_ms,
             "segment_shift": shift, "keys": int(s.scalars[st.KEYS]), "rows": following,
             "labels_refused": memory.pending.refused,
+            "hash_key": memory.hash_key.to_bytes().hex(),
         }  # fmt: skip
         return Image(meta, arrays, sealed)
 

@@ -24,10 +24,11 @@ from features.engine_image import Image, check
 from features.engine_memory import EngineMemory
 from features.feature_set import FeatureSet, FeatureSetError
 from features.hash_table import get
+from features.hashing import HashKey
 from features.log_segments import FILE_SHIFT, MEMORY_SHIFT, Segments
 from features.prepared_payments import PaymentPreparer
 from features.state_capture import Capture
-from features.state_restoration import restore_into
+from features.state_restoration import facts_of, restore_into
 from features.window_payments import WindowPayments, payments_in_window
 from features.window_plan import lower
 from schemas.payment_decoder import PaymentBatch
@@ -54,18 +55,25 @@ class WindowEngine:
     """Rolling features of one shard, exact. Not thread-safe: one shard has one owner.
 
     `folder`: where the event log's segments are kept (one engine each); in memory without one. `segment_shift`: log2 of
-    the rows of a segment, 6 to 24. Raises SegmentError when the folder cannot be used.
+    the rows of a segment, 6 to 24. `hash_key`: a new one without; no value depends on it. Raises SegmentError when the
+    folder cannot be used.
     """
 
     def __init__(
-        self, feature_set: FeatureSet, *, folder: Path | None = None, segment_shift: int | None = None
+        self,
+        feature_set: FeatureSet,
+        *,
+        folder: Path | None = None,
+        segment_shift: int | None = None,
+        hash_key: HashKey | None = None,
     ) -> None:
+        hash_key = hash_key or HashKey.new()
         self.feature_set = feature_set
         self.plan = lower(feature_set, segment_shift=segment_shift or (MEMORY_SHIFT if folder is None else FILE_SHIFT))
         self._conversion = CurrencyConversion(feature_set)
-        self._preparer = PaymentPreparer(self.plan)
+        self._preparer = PaymentPreparer(self.plan, hash_key)
         self._tables = self.plan.tables
-        self._memory = EngineMemory(self._tables, Segments(self._tables, folder))
+        self._memory = EngineMemory(self._tables, Segments(self._tables, folder), hash_key)
         self._closed = False
         self._progress = np.zeros(2, dtype=np.int64)
         self._scratch = np.zeros(kt.MEDIAN_MAX, dtype=np.int64)
@@ -76,7 +84,8 @@ class WindowEngine:
         """An engine that goes on where the image was taken. Raises StateMismatch when it is not for this set or
         version."""
         check(image.meta, fingerprint=feature_set.fingerprint)
-        engine = cls(feature_set, folder=folder, segment_shift=int(image.meta["segment_shift"]))
+        segment_shift, hash_key = facts_of(image)
+        engine = cls(feature_set, folder=folder, segment_shift=segment_shift, hash_key=hash_key)
         try:
             restore_into(engine._memory, image)
         except BaseException:
@@ -122,6 +131,11 @@ class WindowEngine:
         return self._memory.state
 
     @property
+    def hash_key(self) -> HashKey:
+        """The key under which `ids` must be hashed."""
+        return self._memory.hash_key
+
+    @property
     def segments(self) -> Segments:
         """The event log's memory."""
         return self._memory.segments
@@ -155,8 +169,8 @@ class WindowEngine:
         """Features of each payment, float32 [n, F], and which came later than allowed, bool [n].
 
         `batch` is in journal order and holds no duplicates; `amount` comes from `convert`; `ids` uint64 [n, 2] are the
-        hashed payment ids (features.hashing.hash_strings). Raises SegmentError when the log's disk is full; then
-        nothing has changed.
+        payment ids, hashed under `hash_key` (features.hashing.hash_strings). Raises SegmentError when the log's disk is
+        full; then nothing has changed.
         """
         n = len(batch.rows)
         out = np.empty((n, len(self._tables.reads)), dtype=np.float32)

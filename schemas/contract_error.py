@@ -71,6 +71,7 @@ class DeadLetterReason(StrEnum):
         "The feature set has no rate for the currency, so the amount cannot be compared.",
     )
     INVALID_CONTROL = "invalid_control", "The control record's `type` is missing or is not one that is known."
+    NOT_A_LABEL = "not_a_label", "A record on topic labels is no label; lists and activations go to topic control."
 
 
 class ContractError(Exception):

@@ -1,4 +1,8 @@
-"""The control topic: labels, changes of lists, activations of bundles; distinguished by `type`."""
+"""The control topic: changes of lists, activations of bundles; distinguished by `type`. And the topic of labels.
+
+Labels have a topic of their own, so that who may send them may send nothing else. The control topic takes them too:
+those that were sent there before, and those of senders that were not changed yet.
+"""
 
 from __future__ import annotations
 
@@ -90,6 +94,18 @@ _TYPES: Final[dict[str, type[Label] | type[ListAdd] | type[ListRemove] | type[Ac
 }
 # Integers of 13 digits that are no card numbers: see check_contract.
 _TIMES: Final = frozenset({"event_time", "known_at", "number", "expires_ms"})
+
+
+def parse_label(raw: bytes | None, *, value_bytes_max: int = VALUE_BYTES_MAX, cards: CardFields = UNDECLARED) -> Label:
+    """The label in a value of topic labels. Raises ContractError, with reason not_a_label for any other record."""
+    document = parse_object(raw, value_bytes_max)
+    kind = document.get("type", "label")
+    if kind != "label":
+        raise ContractError(
+            DeadLetterReason.NOT_A_LABEL, "type", f"expected label, found {shape(kind)}; lists and activations go to "
+            "topic control"
+        )  # fmt: skip
+    return check_contract(Label, document, cards=cards)
 
 
 def parse_control(

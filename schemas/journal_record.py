@@ -13,6 +13,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import Field, StringConstraints, ValidationError, model_validator
 
 from schemas.field_types import Contract, Identifier
+from schemas.row_set import TEXT_MAX as ROW_SET_MAX
 
 FIRST_PREVIOUS: Final = "0" * 64
 INPUTS_MAX: Final = 4_096  # partitions of one shard
@@ -48,7 +49,7 @@ class _Range(Contract):
 
 
 class ControlRange(_Range):
-    """What was read of the control topic's one partition."""
+    """What was read of the one partition of topic control, or of topic labels."""
 
 
 class InputRange(_Range):
@@ -68,6 +69,9 @@ class Sources(Contract):
 
     payments: TopicId = Field(description="Id of the payments topic.", examples=["aGJcXuZ8TG2ZNvHdEVzpOQ"])
     control: TopicId = Field(description="Id of the control topic.", examples=["2sBrF0hUQ8uVfLd4cJ0nbw"])
+    labels: TopicId | None = Field(
+        default=None, description="Id of the topic of labels; absent from before there was one.", examples=[None]
+    )
 
 
 class Change(Contract):
@@ -101,6 +105,24 @@ class ActivationVerdict(Contract):
     )
 
 
+class SnapshotDigest(Contract):
+    """A snapshot of an earlier state, as its worker has written it: only what the journal names is used."""
+
+    sequence: int = Field(ge=0, lt=_INT64_END, description="Number of the batch that it goes on with.", examples=[40])
+    sha256: Sha256 = Field(description="Digest of the snapshot's manifest, which names the digests of its arrays.")
+
+
+def _without_absent(fields: dict[str, Any], *names: str) -> dict[str, Any]:
+    """`fields` without those of `names` that are null, and without the id of a topic that is null."""
+    for name in names:
+        if fields[name] is None:
+            del fields[name]
+    sources = fields.get("sources")
+    if sources is not None and sources["labels"] is None:
+        del sources["labels"]
+    return fields
+
+
 class JournalRecord(Contract):
     """What one micro-batch read, and the digest of what came of it."""
 
@@ -111,12 +133,24 @@ class JournalRecord(Contract):
         strict=False, max_length=INPUTS_MAX, description="Payments read, by ascending partition."
     )
     control: ControlRange = Field(description="Control records read; they apply before the batch's payments.")
+    labels: ControlRange | None = Field(
+        default=None,
+        description="Labels read; they apply after the control records. Absent from before labels had a topic.",
+    )
     stream_time_ms: int = Field(
         ge=-1, lt=_INT64_END, description="Stream time after the batch, epoch ms; -1 before the first payment."
     )
     bundle: Identifier = Field(description="Id of the bundle that decided.", examples=["cards-3f9c2a11d07b"])
     degraded: bool = Field(
-        default=False, description="Decided without the model, a deadline being near: a clock's choice, kept as data."
+        default=False,
+        description="Some were decided without the model, their deadline being near: a clock's choice, kept as data.",
+    )
+    degraded_rows: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=ROW_SET_MAX,
+        description="Which ones, where it is not all: one bit for each record read, by partition and offset "
+        "(schemas.row_set).",
     )
     decisions: Count = Field(description="Number of decisions.", examples=[4_095])
     dead_letters: Count = Field(description="Number of dead letters.", examples=[1])
@@ -135,6 +169,16 @@ class JournalRecord(Contract):
     activation_number: Count = Field(
         default=0, description="Largest number of a signed activation so far; absent before the first."
     )
+    created_ms_max: int | None = Field(
+        default=None,
+        ge=0,
+        lt=_INT64_END,
+        description="Some records carry a timestamp of their producer, from before the topic had LogAppendTime: such a "
+        "one counts as at most this, epoch ms, when the worker accepted them. Absent when all are the broker's.",
+    )
+    snapshot: SnapshotDigest | None = Field(
+        default=None, description="A snapshot that was written since the record before; absent without one."
+    )
 
     refused: Count | None = Field(
         default=None,
@@ -148,7 +192,8 @@ class JournalRecord(Contract):
 
     def accepted(self) -> dict[str, Any]:
         """What the document in `change.signed` must say: all that the record moves, and where it stands."""
-        fields = self.model_dump(mode="json", include={"shard", "sequence", "previous", "inputs", "control", "sources"})
+        names = {"shard", "sequence", "previous", "inputs", "control", "labels", "sources"}
+        fields = _without_absent(self.model_dump(mode="json", include=names), "labels")
         return fields if self.change is None else fields | {"kind": self.change.kind, "reason": self.change.reason}
 
     @model_validator(mode="after")
@@ -164,6 +209,8 @@ class JournalRecord(Contract):
             raise ValueError("more refused records are answered than there are")
         if sum(verdict.refused is None for verdict in self.activations) > 1:
             raise ValueError("one activation is taken in a batch at most")
+        if self.degraded_rows is not None and not self.degraded:
+            raise ValueError("degraded_rows without degraded")
         return self
 
     @property
@@ -173,11 +220,11 @@ class JournalRecord(Contract):
 
     @cached_property
     def _canonical(self) -> bytes:
-        fields = self.model_dump(mode="json")
         # Later fields are left out where they are empty: records of earlier releases keep their bytes and heads.
-        for name in ("sources", "change", "refused", "pseudonym_key"):
-            if fields[name] is None:
-                del fields[name]
+        later = (
+            "sources", "change", "labels", "degraded_rows", "created_ms_max", "snapshot", "refused", "pseudonym_key",
+        )  # fmt: skip
+        fields = _without_absent(self.model_dump(mode="json"), *later)
         for name in ("activations", "activation_number"):
             if not fields[name]:
                 del fields[name]

@@ -14,7 +14,7 @@ from schemas.field_types import Contract, EventTime, Identifier
 class Label(Contract):
     """Whether a payment was fraud, and from when on that was known."""
 
-    type: Literal["label"] = Field(default="label", description="Kind of control record.")
+    type: Literal["label"] = Field(default="label", description="Kind of record.")
     payment_id: Identifier = Field(description="The payment judged.", examples=["p_7f3a19"])
     fraud: bool = Field(description="True for fraud, false for genuine.")
     known_at: EventTime = Field(

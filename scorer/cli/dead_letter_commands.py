@@ -18,7 +18,9 @@ from scorer.operate.dead_letters import Filter, Letter, history, letters, reason
 app = typer.Typer(help="What was refused, and sending it again.", no_args_is_help=True)
 
 Reason = Annotated[list[str] | None, typer.Option("--reason", help="Only this reason; may be given several times.")]
-Topic = Annotated[str | None, typer.Option("--topic", help="Only from this topic: payments or control, with prefix.")]
+Topic = Annotated[
+    str | None, typer.Option("--topic", help="Only from this topic (payments, control, labels), with prefix.")
+]
 Partition = Annotated[int | None, typer.Option("--partition", min=0, help="Only from this partition of the origin.")]
 FromOffset = Annotated[int | None, typer.Option("--from-offset", min=0, help="From this offset of the origin on.")]
 UntilOffset = Annotated[int | None, typer.Option("--until-offset", min=0, help="Below this offset of the origin.")]

@@ -1,4 +1,4 @@
-"""`labels`: chargebacks and analysts' verdicts onto the control topic, and the verdicts on a payment."""
+"""`labels`: chargebacks and analysts' verdicts onto their topic, and the verdicts on a payment."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def add(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Send verdicts to the control topic: they reach the features of later payments, and table labels keeps them all.
+    """Send verdicts to topic labels: they reach the features of later payments, and table labels keeps them all.
 
     A file has the columns payment_id and fraud (or verdict: fraud, genuine), and optionally known_at, event_time,
     source, analyst; options given here fill in what a line lacks. All lines are checked before the first is sent.
@@ -165,7 +165,7 @@ def _plain(row: dict[str, Any], where: str) -> dict[str, Any]:
 
 def _send(labels: list[Label]) -> None:
     settings = load_settings()
-    topic = kafka.Topics.of(settings.kafka).control
+    topic = kafka.Topics.of(settings.kafka).labels
     kafka.partition_count(kafka.admin(settings.kafka), topic)  # raises when setup was forgotten
     producer = kafka.plain_producer(settings.kafka)
     failed: list[str] = []

@@ -22,7 +22,10 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
         "run_commands:sink",
         "Write the audit topic to Postgres, each batch exactly once; labels, activations and dead letters as well.",
     ),
-    "setup": ("topic_commands:setup", "Create topics and tables. Idempotent; what exists is checked, never changed."),
+    "setup": (
+        "topic_commands:setup",
+        "Create topics and tables. Idempotent; what exists is checked, and changed with --append-time alone.",
+    ),
     "simulate": (
         "topic_commands:simulate",
         "Simulated payments with five kinds of fraud, and labels with their delays, onto the topics or into a file.",

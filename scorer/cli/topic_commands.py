@@ -31,14 +31,18 @@ SIMULATED_TEXTS = tuple(name for name in TEXT_FIELDS if name not in ("payment_id
 def setup(
     as_json: Json = False,
     topics_only: Annotated[bool, typer.Option("--topics-only", help="Leave Postgres alone.")] = False,
+    append_time: Annotated[
+        bool,
+        typer.Option("--append-time", help="Set LogAppendTime on topics of earlier releases, which lack it."),
+    ] = False,
 ) -> None:
-    """Create topics and tables. Idempotent; what exists is checked, never changed.
+    """Create topics and tables. Idempotent; what exists is checked, and changed with --append-time alone.
 
     Example: fraud-scorer setup
     """
     from scorer.operate.setup import setup as run_setup  # noqa: PLC0415
 
-    made = run_setup(load_settings(), postgres=not topics_only)
+    made = run_setup(load_settings(), postgres=not topics_only, append_time=append_time)
     if as_json:
         print(
             json.dumps(

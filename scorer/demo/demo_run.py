@@ -81,6 +81,8 @@ class Demo:
                 "KAFKA__TOPIC_PREFIX": f"demo-{run_id}-",
                 "POSTGRES__URL": self._url,
                 "HTTP__WORKER_PORT": str(worker_port),
+                # This broker keeps what producers write, whatever a topic's message.timestamp.type is.
+                "WORKER__PRODUCER_TIMESTAMPS": str(self.kafka_kind == "tansu").lower(),
                 "HTTP__SINK_PORT": str(sink_port),
             })
         )  # fmt: skip

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from features.hashing import hash_strings
+from features.hashing import PUBLIC_KEY, hash_strings
 from schemas.card_fields import UNDECLARED, CardFields
 from schemas.column_check import Checked, check
 from schemas.currencies import CURRENCY_EXPONENT
@@ -143,7 +143,7 @@ def _merged(
     accepted = uncertain[decoded.index]
     # Texts and numbers are what their cells say either way; an amount may be one that only the careful way can tell.
     payments.amount_minor[accepted] = decoded.amount_minor
-    checked.payload[uncertain] = hash_strings(slow.values)[0][:, 0]
+    checked.payload[uncertain] = hash_strings(slow.values, PUBLIC_KEY)[0][:, 0]
     kept = checked.certain.copy()
     kept[accepted] = True
     merged = payments.take(np.flatnonzero(kept))

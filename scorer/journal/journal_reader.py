@@ -9,8 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
+import numpy.typing as npt
 from confluent_kafka import KafkaError, TopicPartition
 
+from schemas import row_set
 from schemas.journal_record import FIRST_PREVIOUS, Change, ControlRange, InputRange, JournalRecord, Sources
 from scorer import kafka
 from scorer.errors import PromiseBroken
@@ -117,6 +120,11 @@ class JournalReader:
             return
         place = f"{self._partition.topic}/{self._partition.partition}"
         failed = kafka.read_failure(error, place)
+        if kafka.log_was_cut(error):
+            raise kafka.SourceChanged(
+                f"{place}: the journal was cut below what was read already ({error.str()}), by an election of a leader "
+                "that lacked records. Restore it: what it lacks was decided"
+            )
         if isinstance(failed, kafka.OutOfRange):
             raise MissingRange(
                 f"{place}: offset {self.position} is gone, and the journal is needed from there on. {WAY_OUT}"
@@ -136,7 +144,7 @@ def journal_bounds(settings: KafkaSettings, broker: kafka.Broker, shard: int) ->
 
 
 def read_journal(
-    settings: KafkaSettings, clients: kafka.Clients, shard: int, *, no_progress_s: float
+    settings: KafkaSettings, clients: kafka.Clients, shard: int, *, no_progress_s: float, threads: Threads = SYSTEM
 ) -> list[JournalRecord]:
     """All committed journal records of `shard`, checked to be one unbroken chain from the first batch on.
 
@@ -144,7 +152,9 @@ def read_journal(
     NoProgress when reading stalls.
     """
     start, end = journal_bounds(settings, clients.broker(), shard)
-    reader = JournalReader(settings, shard, clients=clients, position=start, sequence=0, previous=FIRST_PREVIOUS)
+    reader = JournalReader(
+        settings, shard, clients=clients, threads=threads, position=start, sequence=0, previous=FIRST_PREVIOUS
+    )
     records: list[JournalRecord] = []
     try:
         for found in reader.until(end, no_progress_s=no_progress_s):
@@ -177,14 +187,26 @@ def check_retained(records: Sequence[JournalRecord], broker: kafka.Broker, topic
     """Raise MissingRange, naming it, when records that the journal points to are gone from their topics."""
     needed = first_positions(records)
     where = [TopicPartition(topics.payments, p) for p in needed]
-    control = TopicPartition(topics.control, 0)
     first = [*needed.values(), records[0].control.start]
-    for partition, want, have in zip([*where, control], first, broker.starts([*where, control]), strict=True):
+    where.append(TopicPartition(topics.control, 0))
+    labels = first_labels(records)
+    if labels is not None:
+        first.append(labels)
+        where.append(TopicPartition(topics.labels, 0))
+    for partition, want, have in zip(where, first, broker.starts(where), strict=True):
         if have > want:
             raise MissingRange(
                 f"{partition.topic}/{partition.partition}: offsets {want} to {have - 1} are gone (retention), "
                 f"and the journal needs them to rebuild the windows. {WAY_OUT}"
             )
+
+
+def first_labels(records: Sequence[JournalRecord]) -> int | None:
+    """The first offset of topic labels that has to be read along `records`; None when they read none of it."""
+    for record in records:
+        if record.labels is not None:
+            return record.labels.start if record.change is None else record.labels.end
+    return None
 
 
 def since_new_state(records: list[JournalRecord]) -> list[JournalRecord]:
@@ -206,9 +228,19 @@ def last_new_state(reader: JournalReader, end: int, *, no_progress_s: float) -> 
     return found
 
 
+def snapshot_digests(reader: JournalReader, end: int, *, no_progress_s: float) -> dict[int, str]:
+    """Digests of the snapshots that the records name which `reader` finds before offset `end`, by sequence."""
+    return {
+        record.snapshot.sequence: record.snapshot.sha256
+        for records in reader.until(end, no_progress_s=no_progress_s)
+        for _, record in records
+        if record.snapshot is not None
+    }
+
+
 def sources_of(facts: Mapping[str, kafka.TopicFacts], topics: kafka.Topics) -> Sources:
     """Ids of the topics that a shard reads, from what the broker answered about them."""
-    return Sources(payments=facts[topics.payments].id, control=facts[topics.control].id)
+    return Sources(payments=facts[topics.payments].id, control=facts[topics.control].id, labels=facts[topics.labels].id)
 
 
 def deployment_of(facts: Mapping[str, kafka.TopicFacts], topics: kafka.Topics) -> str:
@@ -226,7 +258,7 @@ def inputs_along(
     """
     topics = kafka.Topics.of(settings.kafka)
     broker = clients.broker()
-    sources = sources_of(broker.topic_facts([topics.payments, topics.control]), topics)
+    sources = sources_of(broker.topic_facts(topics.inputs), topics)
     named = next((record.sources for record in records if record.sources is not None), None)
     if named is not None:
         check_sources(named, sources, f"the journal of shard {records[0].shard}")
@@ -236,8 +268,10 @@ def inputs_along(
         clients.reader(group, fetch_wait_ms=100),
         payments=topics.payments,
         control=topics.control,
+        labels=topics.labels,
         positions=first_positions(records),
         control_position=records[0].control.start,
+        labels_position=first_labels(records) or 0,
         buffered_max=settings.worker.buffered_payments_max,
         sources=sources,
         fresh=records[0].sequence == 0,
@@ -261,8 +295,10 @@ def reread(record: JournalRecord, inputs: ShardInputs, *, no_progress_s: float, 
     if record.sources is not None and inputs.sources is not None and record.change is None:
         check_sources(record.sources, inputs.sources, f"batch {record.sequence} of shard {record.shard}")
     if record.change is not None:
-        inputs.move({r.partition: r.end for r in record.inputs}, record.control.end)
-        return empty_batch(record.inputs, record.control, sources=record.sources, change=record.change)
+        labels = record.labels
+        labels_end = None if labels is None else labels.end
+        inputs.move({r.partition: r.end for r in record.inputs}, record.control.end, labels_end)
+        return empty_batch(record.inputs, record.control, labels=labels, sources=record.sources, change=record.change)
     for r in record.inputs:
         have = inputs.buffers[r.partition].position
         if have != r.start:
@@ -272,8 +308,8 @@ def reread(record: JournalRecord, inputs: ShardInputs, *, no_progress_s: float, 
                 f"{WAY_OUT}"
             )
     deadline = threads.monotonic() + no_progress_s
-    while not inputs.holds(record.inputs, record.control):
-        for buffer in (*(inputs.buffers[r.partition] for r in record.inputs), inputs.control):
+    while not inputs.holds(record):
+        for buffer in (*(inputs.buffers[r.partition] for r in record.inputs), inputs.control, inputs.labels):
             inputs.resume(buffer)
         if inputs.fill(0.5):
             deadline = threads.monotonic() + no_progress_s
@@ -282,29 +318,53 @@ def reread(record: JournalRecord, inputs: ShardInputs, *, no_progress_s: float, 
                 f"batch {record.sequence} of shard {record.shard} cannot be read again: no records for "
                 f"{no_progress_s:.0f} s. {WAY_OUT}"
             )
-    batch = inputs.batch_again(record.inputs, record.control)
+    batch = inputs.batch_again(record)
+    if len(batch.records) < record.decisions:
+        raise MissingRange(
+            f"batch {record.sequence} of shard {record.shard}: the log holds {len(batch.records)} records in its "
+            f"ranges, and {record.decisions} were decided: it was cut, or records are gone from its middle. {WAY_OUT}"
+        )
     return replace(
         batch,
-        degraded=record.degraded,
+        degraded=_degraded(record, len(batch.records)),
         sources=record.sources,
         activations=record.activations,
+        snapshot=record.snapshot,
         pseudonym_key=record.pseudonym_key,
         answer_refused=record.refused is not None,
     )
 
 
+def _degraded(record: JournalRecord, count: int) -> npt.NDArray[np.bool_] | None:
+    if not record.degraded:
+        return None
+    if record.degraded_rows is None:
+        return np.ones(count, dtype=np.bool_)
+    try:
+        return row_set.from_text(record.degraded_rows, count)
+    except ValueError as exc:
+        raise PromiseBroken(
+            f"batch {record.sequence} of shard {record.shard}: degraded_rows of its journal record: {exc}"
+        ) from exc
+
+
 def empty_batch(
-    inputs: Sequence[InputRange], control: ControlRange, *, sources: Sources | None, change: Change | None
+    inputs: Sequence[InputRange],
+    control: ControlRange,
+    *,
+    labels: ControlRange | None,
+    sources: Sources | None,
+    change: Change | None,
 ) -> Batch:
     """A batch without records: what a change comes to."""
-    return Batch(records_of([], []), tuple(inputs), [], control, sources=sources, change=change)
+    return Batch(records_of([], []), tuple(inputs), [], control, labels_range=labels, sources=sources, change=change)
 
 
 def check_sources(named: Sources, present: Sources, what: str) -> None:
     """Raise SourceChanged, naming both ids, when `what` belongs to other topics than those that are there now."""
-    for topic in ("payments", "control"):
+    for topic in ("payments", "control", "labels"):
         before, now = getattr(named, topic), getattr(present, topic)
-        if kafka.NO_ID not in (before, now) and before != now:
+        if None not in (before, now) and kafka.NO_ID not in (before, now) and before != now:
             raise kafka.SourceChanged(
                 f"{what} read the topic {topic} of id {before}, and the topic of that name has id {now} now: it was "
                 f"deleted and made anew, or this is another cluster. {WAY_OUT}"

@@ -34,18 +34,24 @@ from scorer.kafka.failures import (
     Unfit,
     describe,
     failure,
+    log_was_cut,
     meaning,
     present,
     read_failure,
     surfaced,
 )
 from scorer.kafka.log_bounds import ends, offsets, partition_count, stable_ends, starts
+from scorer.kafka.log_epochs import first_of_later_epochs, is_cut_below
 from scorer.kafka.range_reader import read_range, take
 from scorer.kafka.real_clients import RealClients
 from scorer.kafka.topic_identity import METADATA_TIMEOUT_S, NO_ID, SourceChanged, TopicFacts, topic_facts
+from scorer.kafka.topic_limits import APPEND_TIME, APPEND_TIME_WAY_OUT, timestamp_types
+from scorer.kafka.topic_visibility import wait_until_visible
 from scorer.kafka.topics import Topics, workers_group
 
 __all__ = [
+    "APPEND_TIME",
+    "APPEND_TIME_WAY_OUT",
     "BATCH_BYTES_MAX",
     "DENIED",
     "METADATA_TIMEOUT_S",
@@ -78,7 +84,10 @@ __all__ = [
     "describe",
     "ends",
     "failure",
+    "first_of_later_epochs",
     "former_transactional_id",
+    "is_cut_below",
+    "log_was_cut",
     "meaning",
     "member",
     "offsets",
@@ -93,8 +102,10 @@ __all__ = [
     "starts",
     "surfaced",
     "take",
+    "timestamp_types",
     "topic_facts",
     "transactional_id",
     "transactional_producer",
+    "wait_until_visible",
     "workers_group",
 ]

@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol
 from confluent_kafka import KafkaError, Message, TopicPartition
 
 from scorer.kafka.clients import BATCH_BYTES_MAX
-from scorer.kafka.topic_identity import TopicFacts
+from scorer.kafka.topic_identity import METADATA_TIMEOUT_S, TopicFacts
 
 OnDelivery = Callable[[KafkaError | None, Message], None]
 OnPartitions = Callable[[Any, list[TopicPartition]], None]
@@ -74,9 +74,13 @@ class TransactionalProducer(Protocol):
 
 
 class Broker(Protocol):
-    """Questions to the broker. Each raises KafkaFailure when it cannot be answered; Away and Denied are among these."""
+    """Questions to the broker. Each raises KafkaFailure when it cannot be answered; Away and Denied are among these.
 
-    def topic_facts(self, names: Sequence[str]) -> Mapping[str, TopicFacts]:
+    `timeout_s`: of one request. The client sends some of them to one node, and learns only from the next request that
+    this node is gone.
+    """
+
+    def topic_facts(self, names: Sequence[str], *, timeout_s: float = METADATA_TIMEOUT_S) -> Mapping[str, TopicFacts]:
         """Id and partition count of each topic; creates none."""
 
     def starts(self, partitions: list[TopicPartition]) -> list[int]:
@@ -88,10 +92,13 @@ class Broker(Protocol):
     def record_bytes_max(self, names: Sequence[str]) -> Mapping[str, int]:
         """The largest record that each topic takes, its max.message.bytes; Kafka's default where it is not shown."""
 
-    def obstacle(self, needed: Mapping[str, int]) -> str:
+    def obstacle(self, needed: Mapping[str, int], *, timeout_s: float = METADATA_TIMEOUT_S) -> str:
         """What settings of the topics that the worker writes to keep a transaction from being committed, for people:
         fewer replicas in sync than min.insync.replicas, a max.message.bytes below `needed` (bytes by topic). Empty when
         there is nothing, or nothing is shown."""
+
+    def timestamp_types(self, names: Sequence[str]) -> Mapping[str, str]:
+        """The message.timestamp.type of each topic that shows it: LogAppendTime or CreateTime."""
 
     def group_clients(self, group: str) -> Sequence[str] | None:
         """The client.id of each member of a group; None when the broker knows no such group."""

@@ -37,7 +37,7 @@ def client_config(settings: KafkaSettings) -> dict[str, Any]:
         # Before the broker does it (after 10 minutes by default, load balancers after 4): an idle connection that the
         # broker has closed made the next send_offsets_to_transaction wait for one or two of the broker's idle times,
         # 5 to 10 s where that was 5 s; one that the client has closed is opened anew within milliseconds.
-        "connections.max.idle.ms": 180_000,
+        "connections.max.idle.ms": round(1000 * settings.connection_idle_s),
         "reconnect.backoff.ms": 50,
         "reconnect.backoff.max.ms": 2_000,
     }

@@ -222,6 +222,17 @@ def failure(
             return Rebuild(reason)
 
 
+_LOG_TRUNCATION: Final = str(KafkaError(KafkaError._LOG_TRUNCATION).str())
+
+
+def log_was_cut(error: KafkaError) -> bool:
+    """Whether a consumer met a log that ends, under the leader epoch of the last record read, before that record."""
+    # With auto.offset.reset=error the client gives that code, and the cause in the text alone.
+    return error.code() == KafkaError._LOG_TRUNCATION or (
+        error.code() == KafkaError._AUTO_OFFSET_RESET and _LOG_TRUNCATION in error.str()
+    )
+
+
 def read_failure(error: KafkaError, place: str) -> KafkaFailure:
     """What an error that a consumer met at `place` (topic, or topic/partition) means: Fatal, Denied, OutOfRange, Away
     for what passes by itself, and KafkaFailure for the rest."""

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Final, TypeVar
 
-from confluent_kafka import TopicPartition
+from confluent_kafka import KafkaException, TopicPartition
 
 from scorer.kafka import client_ports, clients, log_bounds, rights, topic_identity, topic_limits
+from scorer.kafka.failures import Away
 from scorer.kafka.group_members import group_clients
-from scorer.kafka.topic_identity import TopicFacts
+from scorer.kafka.topic_identity import METADATA_TIMEOUT_S, TopicFacts
 from scorer.kafka.topics import Topics
 from scorer.runtime.settings import Settings
+
+REFRESH_S: Final = 1.0
+_Answer = TypeVar("_Answer")
 
 
 class RealClients:
@@ -45,8 +51,8 @@ class _Questions:
         topics = Topics.of(settings.kafka)
         self._written = (topics.decisions, topics.audit, topics.journal, topics.dead_letters)
 
-    def topic_facts(self, names: Sequence[str]) -> Mapping[str, TopicFacts]:
-        return topic_identity.topic_facts(self._client, names)
+    def topic_facts(self, names: Sequence[str], *, timeout_s: float = METADATA_TIMEOUT_S) -> Mapping[str, TopicFacts]:
+        return self._asked(lambda: topic_identity.topic_facts(self._client, names, timeout_s=timeout_s))
 
     def starts(self, partitions: list[TopicPartition]) -> list[int]:
         return log_bounds.starts(self._client, partitions)
@@ -57,11 +63,24 @@ class _Questions:
     def record_bytes_max(self, names: Sequence[str]) -> Mapping[str, int]:
         return topic_limits.record_bytes_max(self._client, names)
 
-    def obstacle(self, needed: Mapping[str, int]) -> str:
-        return topic_limits.obstacle(self._client, self._written, needed)
+    def obstacle(self, needed: Mapping[str, int], *, timeout_s: float = METADATA_TIMEOUT_S) -> str:
+        return self._asked(lambda: topic_limits.obstacle(self._client, self._written, needed, timeout_s=timeout_s))
+
+    def timestamp_types(self, names: Sequence[str]) -> Mapping[str, str]:
+        return topic_limits.timestamp_types(self._client, names)
 
     def group_clients(self, group: str) -> Sequence[str] | None:
         return group_clients(self._client, group)
+
+    def _asked(self, question: Callable[[], _Answer]) -> _Answer:
+        """The client sends questions about topics to the node that it knows as controller, and by itself learns only
+        every five minutes that this one is gone: what it knows is refreshed when there was no answer."""
+        try:
+            return question()
+        except Away:
+            with suppress(KafkaException):
+                self._client.list_topics(timeout=REFRESH_S)
+            raise
 
     def close(self) -> None:
         del self._client  # an admin client ends with its last reference

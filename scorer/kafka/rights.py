@@ -32,7 +32,9 @@ class Role(StrEnum):
     SINK = "sink"
     READER = "reader"  # the console, replay, dead-letters list
     REDRIVE = "redrive"  # dead-letters redrive
-    PAYMENTS = "payments"  # a payment system: sends payments and labels, reads decisions
+    PAYMENTS = "payments"  # a payment system: sends payments, reads decisions
+    LABELS = "labels"  # sends labels: chargebacks, analysts' verdicts
+    OPERATOR = "operator"  # sends activations and changes of lists
     SETUP = "setup"
 
 
@@ -63,7 +65,7 @@ def needed(settings: Settings, role: Role) -> list[Acl]:
     application = f"{prefix}{settings.worker.application}"
     # Only the worker's member joins a group, yet the client looks up the coordinator of every consumer's group.
     named = Acl("group", f"{prefix}fraud-scorer-", ("Describe",), prefixed=True)
-    every = (topics.payments, topics.decisions, topics.audit, topics.journal, topics.control, topics.dead_letters)
+    every = topics.all
 
     def read(*names: str) -> list[Acl]:
         return [Acl("topic", name, ("Read",)) for name in names]
@@ -74,7 +76,7 @@ def needed(settings: Settings, role: Role) -> list[Acl]:
     match role:
         case Role.WORKER:
             return [
-                *read(topics.payments, topics.control),
+                *(Acl("topic", name, ("Read", "DescribeConfigs")) for name in topics.inputs),
                 Acl("topic", topics.journal, ("Read", "Write", "DescribeConfigs")),
                 *(
                     Acl("topic", name, ("Write", "DescribeConfigs"))
@@ -88,7 +90,7 @@ def needed(settings: Settings, role: Role) -> list[Acl]:
             ]
         case Role.SINK:
             return [
-                *read(topics.audit, topics.control, topics.dead_letters),
+                *read(topics.audit, topics.control, topics.labels, topics.dead_letters, topics.journal),
                 Acl("group", f"{topics.audit}-sink", ("Read",)),
                 Acl("group", "fraud-scorer-sink", ("Describe",)),
             ]
@@ -97,12 +99,16 @@ def needed(settings: Settings, role: Role) -> list[Acl]:
         case Role.REDRIVE:
             return [
                 Acl("topic", topics.dead_letters, ("Read", "Write")),
-                *write(topics.payments, topics.control),
+                *write(*topics.inputs),
                 named,
                 Acl("transactional-id", transactional_id(settings, "redrive"), ("Write",)),
             ]
         case Role.PAYMENTS:
-            return [*write(topics.payments, topics.control), *read(topics.decisions)]
+            return [*write(topics.payments), *read(topics.decisions)]
+        case Role.LABELS:
+            return write(topics.labels)
+        case Role.OPERATOR:
+            return write(topics.control)
         case Role.SETUP:
             return [Acl("topic", name, ("Create", "Describe", "DescribeConfigs")) for name in every]
 

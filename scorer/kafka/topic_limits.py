@@ -1,4 +1,4 @@
-"""What a topic's own settings let in: the size of a record, and how many replicas must be in sync for a write."""
+"""What a topic's own settings let in: the size of a record, whose timestamp, how many replicas must be in sync."""
 
 from __future__ import annotations
 
@@ -9,10 +9,14 @@ from confluent_kafka import KafkaException, TopicCollection
 from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType
 
 from scorer.kafka.failures import Away, Kind, failure, meaning
+from scorer.kafka.topic_identity import METADATA_TIMEOUT_S
 
-TIMEOUT_S: Final = 15.0
 RECORD_BYTES_MAX: Final = 1_048_588  # Kafka's own default of max.message.bytes
-_SIZE, _IN_SYNC = "max.message.bytes", "min.insync.replicas"
+_SIZE, _IN_SYNC, _TIMESTAMP = "max.message.bytes", "min.insync.replicas", "message.timestamp.type"
+APPEND_TIME: Final = "LogAppendTime"
+APPEND_TIME_WAY_OUT: Final = (
+    "`fraud-scorer setup --append-time` sets LogAppendTime; what is in the topics by then is decided as well"
+)
 
 
 def record_bytes_max(client: AdminClient, names: Sequence[str]) -> dict[str, int]:
@@ -20,23 +24,37 @@ def record_bytes_max(client: AdminClient, names: Sequence[str]) -> dict[str, int
 
     Raises KafkaFailure when the broker does not answer.
     """
-    return {name: found.get(_SIZE, RECORD_BYTES_MAX) for name, found in _settings(client, names).items()}
+    return {
+        name: found.get(_SIZE, RECORD_BYTES_MAX) for name, found in _settings(client, names, METADATA_TIMEOUT_S).items()
+    }
 
 
-def obstacle(client: AdminClient, names: Sequence[str], needed: Mapping[str, int]) -> str:
+def timestamp_types(client: AdminClient, names: Sequence[str]) -> dict[str, str]:
+    """The message.timestamp.type of each topic that shows it to this client.
+
+    Raises KafkaFailure when the broker does not answer.
+    """
+    return {
+        name: found[_TIMESTAMP]
+        for name, found in _texts(client, names, (_TIMESTAMP,), METADATA_TIMEOUT_S).items()
+        if found
+    }
+
+
+def obstacle(client: AdminClient, names: Sequence[str], needed: Mapping[str, int], *, timeout_s: float) -> str:
     """What of the topics' settings keeps a transaction from being committed, for people; empty when nothing is found.
 
     `needed`: by topic, the size of a record that it must take. Raises KafkaFailure when the broker does not answer.
     """
-    settings = _settings(client, names)
+    settings = _settings(client, names, timeout_s)
     for name, size in needed.items():
         limit = settings[name].get(_SIZE, RECORD_BYTES_MAX)
         if limit < size:
             return f"topic {name}: a record of {size} bytes must be written, and its {_SIZE} is {limit}. Raise it"
-    futures = client.describe_topics(TopicCollection(list(names)), request_timeout=TIMEOUT_S)
+    futures = client.describe_topics(TopicCollection(list(names)), request_timeout=timeout_s)
     for name, future in futures.items():
         try:
-            partitions = future.result(TIMEOUT_S + 5.0).partitions
+            partitions = future.result(timeout_s + 1.0).partitions
         except TimeoutError as exc:
             raise Away("Kafka does not answer a question about its topics") from exc
         except KafkaException as exc:
@@ -52,21 +70,29 @@ def obstacle(client: AdminClient, names: Sequence[str], needed: Mapping[str, int
     return ""
 
 
-def _settings(client: AdminClient, names: Sequence[str]) -> dict[str, dict[str, int]]:
+def _settings(client: AdminClient, names: Sequence[str], timeout_s: float) -> dict[str, dict[str, int]]:
     """The two settings of each topic, as far as they are shown."""
-    found: dict[str, dict[str, int]] = {}
+    texts = _texts(client, names, (_SIZE, _IN_SYNC), timeout_s)
+    return {name: {key: int(value) for key, value in found.items()} for name, found in texts.items()}
+
+
+def _texts(
+    client: AdminClient, names: Sequence[str], wanted: Sequence[str], timeout_s: float
+) -> dict[str, dict[str, str]]:
+    """The `wanted` settings of each topic, as far as they are shown."""
+    found: dict[str, dict[str, str]] = {}
     resources = [ConfigResource(ResourceType.TOPIC, name) for name in names]
-    for resource, future in client.describe_configs(resources, request_timeout=TIMEOUT_S).items():
+    for resource, future in client.describe_configs(resources, request_timeout=timeout_s).items():
         found[resource.name] = {}
         try:
-            entries = future.result(TIMEOUT_S + 5.0)
+            entries = future.result(timeout_s + 1.0)
         except TimeoutError as exc:
             raise Away("Kafka does not answer a question about its topics") from exc
         except KafkaException as exc:
             if meaning(exc.args[0]) is Kind.DENIED:
                 continue  # the right DescribeConfigs is missing; `acls worker --check` names it
             raise failure(exc, f"the settings of topic {resource.name} cannot be read") from exc
-        for name in (_SIZE, _IN_SYNC):
+        for name in wanted:
             if name in entries and entries[name].value is not None:
-                found[resource.name][name] = int(entries[name].value)
+                found[resource.name][name] = str(entries[name].value)
     return found

@@ -16,19 +16,28 @@ class Topics:
     audit: str
     journal: str
     control: str
+    labels: str
     dead_letters: str
 
     @classmethod
     def of(cls, settings: KafkaSettings) -> Topics:
         prefix = settings.topic_prefix
         return cls(
-            *(prefix + name for name in ("payments", "decisions", "audit", "journal", "control", "dead-letters"))
+            *(
+                prefix + name
+                for name in ("payments", "decisions", "audit", "journal", "control", "labels", "dead-letters")
+            )
         )
 
     @property
     def all(self) -> tuple[str, ...]:
         """Every topic of the live engine."""
-        return self.payments, self.decisions, self.audit, self.journal, self.control, self.dead_letters
+        return *self.inputs, self.decisions, self.audit, self.journal, self.dead_letters
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """What workers read and others write."""
+        return self.payments, self.control, self.labels
 
 
 def workers_group(topics: Topics) -> str:

@@ -178,7 +178,7 @@ def obstacle(letter: Letter, times: int, *, times_max: int, topics: kafka.Topics
         return "masked: it held a card number, and the digits are gone"
     if letter.about.truncated:
         return "truncated: only its beginning was kept"
-    if letter.about.topic not in (topics.payments, topics.control):
+    if letter.about.topic not in topics.inputs:
         return "its topic is not one of this application's inputs"
     if times >= times_max:
         return f"it came back after being sent again {times} times"
@@ -201,7 +201,7 @@ def redrive(
     """
     topics = kafka.Topics.of(settings.kafka)
     # Sending to a topic that does not exist would make it, where the broker does that.
-    kafka.topic_facts(kafka.admin(settings.kafka), [topics.payments, topics.control])
+    kafka.topic_facts(kafka.admin(settings.kafka), topics.inputs)
     known, result = history(settings), Redriven()
 
     def chosen() -> Iterator[tuple[Letter, int]]:

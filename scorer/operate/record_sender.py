@@ -25,7 +25,7 @@ class Outgoing:
     """n payments in the order in which they happened, and the labels that became known.
 
     keys and values: bytes · event_time_ms int64 [n] ·
-    labels: control records with the event time at which each is known, sorted
+    labels: records of topic labels with the event time at which each is known, sorted
     """
 
     keys: Sequence[bytes | None]
@@ -53,7 +53,8 @@ class Sender:
         """`on_payments` is called with the values that are about to be handed to the client."""
         self._topics = kafka.Topics.of(settings.kafka)
         # Names `setup` when one does not exist; sending to it would make it, where the broker does that.
-        kafka.topic_facts(kafka.admin(settings.kafka), [self._topics.payments, self._topics.control])
+        self._admin = kafka.admin(settings.kafka)
+        kafka.topic_facts(self._admin, [self._topics.payments])
         self._producer: Producer = kafka.plain_producer(settings.kafka)
         self._on_payments = on_payments
         self.sent = Sent()
@@ -75,6 +76,8 @@ class Sender:
         waiting: list[tuple[int, bytes]] = []
         started = time.monotonic()
         origin_ms: int | None = None
+        if with_labels:
+            kafka.topic_facts(self._admin, [self._topics.labels])
         for block in blocks:
             if with_labels:
                 waiting = sorted(waiting + block.labels)
@@ -125,7 +128,7 @@ class Sender:
     def _labels(self, waiting: list[tuple[int, bytes]], until_ms: int | None) -> list[tuple[int, bytes]]:
         n = 0
         while n < len(waiting) and (until_ms is None or waiting[n][0] <= until_ms):
-            self._produce(self._topics.control, waiting[n][1], None)
+            self._produce(self._topics.labels, waiting[n][1], None)
             n += 1
         self.sent.labels += n
         return waiting[n:] if n else waiting

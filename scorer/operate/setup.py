@@ -1,11 +1,18 @@
-"""`fraud-scorer setup`: topics and tables, idempotent. What exists is checked and never changed."""
+"""`fraud-scorer setup`: topics and tables, idempotent. What exists is checked, and not changed unasked."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from confluent_kafka import KafkaError, KafkaException
-from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, ResourceType
+from confluent_kafka.admin import (
+    AdminClient,
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+    NewTopic,
+    ResourceType,
+)
 
 from scorer import kafka
 from scorer.errors import UsageError
@@ -13,6 +20,8 @@ from scorer.runtime.settings import Settings
 from scorer.trail.audit_database import migrate
 
 HOUR_MS = 3_600_000
+# A record's timestamp is the broker's, whatever its producer's clock says.
+APPEND_TIME = {"message.timestamp.type": kafka.APPEND_TIME}
 TIMEOUT_S = 30.0
 
 
@@ -43,7 +52,7 @@ def topic_plans(settings: Settings) -> list[TopicPlan]:
         TopicPlan(
             topics.payments,
             wanted.payments_partitions,
-            config(wanted.payments_retention_hours),
+            config(wanted.payments_retention_hours, **APPEND_TIME),
             "input; kept as long as the longest window",
         ),
         TopicPlan(
@@ -62,12 +71,18 @@ def topic_plans(settings: Settings) -> list[TopicPlan]:
         TopicPlan(
             topics.journal, shards, config(-1), "one partition per shard; owning it is owning the shard; kept for ever"
         ),
-        # One partition: every shard reads labels, lists and activations in the same order.
+        # One partition each: every shard reads them in the same order.
         TopicPlan(
             topics.control,
             1,
-            config(-1),
-            "labels, lists, activations; one partition, read by every shard; kept for ever",
+            config(-1, **APPEND_TIME),
+            "lists, activations; one partition, read by every shard; kept for ever",
+        ),
+        TopicPlan(
+            topics.labels,
+            1,
+            config(-1, **APPEND_TIME),
+            "labels; one partition, read by every shard; kept for ever",
         ),
         TopicPlan(
             topics.dead_letters,
@@ -79,9 +94,13 @@ def topic_plans(settings: Settings) -> list[TopicPlan]:
     ]
 
 
-def create_topics(settings: Settings) -> list[tuple[TopicPlan, bool]]:
-    """Create what is missing; give each topic's plan and whether it was made now.
-    Raises UsageError when one exists with other partitions."""
+def create_topics(settings: Settings, *, append_time: bool = False) -> list[tuple[TopicPlan, bool]]:
+    """Create what is missing; give each topic's plan and whether it was made now. Every broker knows them by then.
+
+    `append_time`: set LogAppendTime on the topics that want it and exist without. Raises UsageError when one exists
+    with other partitions, is compacted, or keeps the timestamps of producers, Away when a broker does not hear of a
+    topic in time.
+    """
     client = kafka.admin(settings.kafka)
     plans = topic_plans(settings)
     try:
@@ -116,6 +135,10 @@ def create_topics(settings: Settings) -> list[tuple[TopicPlan, bool]]:
         except KafkaException as exc:
             if exc.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:  # made by another setup in this moment
                 raise kafka.KafkaFailure(f"topic {name} cannot be made: {kafka.describe(exc)}") from exc
+    if append_time:
+        _set_append_time(client, [plan for plan in plans if plan not in missing])
+    if missing:
+        kafka.wait_until_visible(settings.kafka, {plan.name: plan.partitions for plan in missing}, timeout_s=TIMEOUT_S)
     _check_config(client, plans)
     return [(plan, plan in missing) for plan in plans]
 
@@ -128,6 +151,13 @@ def _check_config(client: AdminClient, plans: list[TopicPlan]) -> None:
             found = future.result(TIMEOUT_S)
         except KafkaException:
             continue  # not allowed to look, or a broker that cannot answer; the worker checks offsets itself
+        kind = found.get("message.timestamp.type")
+        wanted = resources[resource].config.get("message.timestamp.type")
+        if wanted is not None and kind is not None and kind.value not in (None, wanted):
+            raise UsageError(
+                f"topic {resource.name} has message.timestamp.type={kind.value}, from before fraud-scorer asked for "
+                f"{wanted}: a producer could write any timestamp. {kafka.APPEND_TIME_WAY_OUT}"
+            )
         policy = found.get("cleanup.policy")
         if policy is not None and policy.value is not None and "compact" in policy.value:
             raise UsageError(
@@ -136,9 +166,28 @@ def _check_config(client: AdminClient, plans: list[TopicPlan]) -> None:
             )
 
 
-def setup(settings: Settings, *, postgres: bool = True) -> list[tuple[TopicPlan, bool]]:
+def _set_append_time(client: AdminClient, plans: list[TopicPlan]) -> None:
+    entries = [ConfigEntry(name, value) for name, value in APPEND_TIME.items()]
+    for entry in entries:
+        entry.incremental_operation = AlterConfigOpType.SET
+    resources = [
+        ConfigResource(ResourceType.TOPIC, plan.name, incremental_configs=entries)
+        for plan in plans
+        if APPEND_TIME.items() <= plan.config.items()
+    ]
+    for resource, future in client.incremental_alter_configs(resources, request_timeout=TIMEOUT_S).items():
+        try:
+            future.result(TIMEOUT_S)
+        except KafkaException as exc:
+            name = resource.name
+            raise kafka.failure(
+                exc, f"topic {name} cannot be given LogAppendTime", needs=f"AlterConfigs on topic {name}"
+            ) from exc
+
+
+def setup(settings: Settings, *, postgres: bool = True, append_time: bool = False) -> list[tuple[TopicPlan, bool]]:
     """Topics, then tables. Safe to run again, and by two at once."""
-    made = create_topics(settings)
+    made = create_topics(settings, append_time=append_time)
     if postgres:
         migrate(settings.postgres_url)
     return made

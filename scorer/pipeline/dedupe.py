@@ -13,8 +13,9 @@ import numba as nb
 import numpy as np
 import numpy.typing as npt
 
-from features.engine_image import Image, StateMismatch, strings_as_arrays, strings_from_arrays
-from features.hash_table import find, get, grown, new_table, put, remove_at
+from features.engine_image import Image, StateMismatch, count_of, shaped, strings_as_arrays, strings_from_arrays
+from features.hash_table import find, get, grown, new_table, put, put_new, remove_at
+from schemas.decision import MODES
 
 _FIRST_ENTRIES = 1 << 12
 _COLUMNS = ("_ids", "_payload", "_seen_ms", "_margin", "_score", "_outcome")
@@ -174,19 +175,29 @@ class Dedupe:
         if image.meta.get("format") != FORMAT:
             raise StateMismatch(f"the dedupe table has format {image.meta.get('format')}, this version reads {FORMAT}")
         try:
-            columns = {name: image.arrays[name.removeprefix("_")] for name in _COLUMNS}
-            first, count = int(image.meta["first"]), len(columns["_ids"])
+            columns = {name: self._column(image, name) for name in _COLUMNS}
+            first, count = count_of(image.meta, "first"), len(columns["_ids"])
+            texts = strings_from_arrays({"text": image.arrays["text"], "ends": image.arrays["ends"]})
+            self._outcomes = [_outcome_from(text) for text in texts]
+            numbers = columns["_outcome"]
+            if any(len(column) != count for column in columns.values()):
+                raise ValueError("columns of different lengths")
+            if (numbers < 0).any() or (numbers >= len(texts)).any():
+                raise ValueError("an entry names an outcome that is not there")
             self._make_room(count)
             places = np.arange(first, first + count) & (len(self._seen_ms) - 1)
             for name, column in columns.items():
                 getattr(self, name)[places] = column
-            self._scalars[:] = first, first + count, int(image.meta["evicted_early"])
-            _index(self._table, columns["_ids"], first)
-            texts = strings_from_arrays({"text": image.arrays["text"], "ends": image.arrays["ends"]})
-            self._outcomes = [_outcome_from(text) for text in texts]
-        except (KeyError, ValueError, TypeError) as exc:
+            self._scalars[:] = first, first + count, count_of(image.meta, "evicted_early")
+            if not _index(self._table, columns["_ids"], first):
+                raise ValueError("a payment id comes twice")
+        except (KeyError, ValueError, TypeError, RecursionError) as exc:
             raise StateMismatch(f"the dedupe table lacks something that its format has: {exc}") from exc
         self._numbers = {outcome: number for number, outcome in enumerate(self._outcomes)}
+
+    def _column(self, image: Image, name: str) -> npt.NDArray[Any]:
+        ours = getattr(self, name)
+        return shaped(image.arrays, name.removeprefix("_"), ours.dtype, *ours.shape[1:])
 
     def entries(self, start: int, end: int) -> dict[str, npt.NDArray[Any]]:
         """Copies of the columns of entries start to end, in order of arrival."""
@@ -259,10 +270,16 @@ def _outcome_text(outcome: Outcome) -> str:
 
 def _outcome_from(text: str) -> Outcome:
     decision, mode, reasons, fired, bundle = json.loads(text)
-    return Outcome(int(decision), int(mode), tuple(reasons), tuple(fired), str(bundle))
+    codes = type(decision) is int and decision in (0, 1) and type(mode) is int and 0 <= mode < len(MODES)
+    names = isinstance(reasons, list) and isinstance(fired, list)
+    if not codes or not names or not all(isinstance(name, str) for name in (*reasons, *fired, bundle)):
+        raise ValueError("an outcome is none")
+    return Outcome(decision, mode, tuple(reasons), tuple(fired), bundle)
 
 
 @nb.njit(cache=True, nogil=True)
 def _index(table, ids, first):  # type: ignore[no-untyped-def]
+    new = True
     for i in range(len(ids)):
-        put(table, ids[i, 0], ids[i, 1], first + i)
+        new &= put_new(table, ids[i, 0], ids[i, 1], first + i) >= 0
+    return new

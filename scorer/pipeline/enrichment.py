@@ -119,13 +119,13 @@ class Enricher:
             payments, amount = payments.take(order), amount[order]
         rows = payments.index.astype(np.int64)
 
-        ids, _ = hash_strings(payments.text("payment_id"))
+        ids, _ = hash_strings(payments.text("payment_id"), self.engine.hash_key)
         selector = self._selector
         stream_ms = self.engine.stream_time_ms if selector is None else selector.stream_time_ms
         stream_ms = _NO_STREAM_TIME if stream_ms is None else stream_ms
         at = np.fromiter((r.index for r in rejected), np.int64, len(rejected))
         rejected = [rejected[i] for i in np.lexsort((records.offset[at], records.partition[at])).tolist()]
-        refusals = known_before(rejected, self.dedupe, stream_ms)
+        refusals = known_before(rejected, self.dedupe, self.engine.hash_key, stream_ms)
         entry, duplicate, conflict = self.dedupe.scan(ids, records.payload(rows), payments.event_time_ms, stream_ms)
         refusals = placed(refusals, records, rows, payments.text("payment_id"), entry)
         if selector is not None:

@@ -31,8 +31,16 @@ from scorer.bundle import Bundle
 from scorer.errors import PromiseBroken, UsageError
 from scorer.pipeline.card_keys import NO_KEYS, cards_of
 from scorer.pipeline.dedupe import Outcome
-from scorer.pipeline.enrichment import Enricher, RowSelector
-from scorer.pipeline.records import Batch, ControlRecord, KnownLabel, Records, Rejected, control_verdicts
+from scorer.pipeline.enrichment import Enriched, Enricher, RowSelector
+from scorer.pipeline.records import (
+    Batch,
+    ControlRecord,
+    KnownLabel,
+    Records,
+    Rejected,
+    control_verdicts,
+    label_verdicts,
+)
 from scorer.pipeline.refused_answers import NO_REFUSALS, answered
 from scorer.policy import APPROVE, LATE_REASON, PolicyRunner, Verdicts
 
@@ -58,6 +66,8 @@ class Outcomes:
     bundles: list[str]
     rejected: list[Rejected]
     rejected_control: list[Rejected]
+    labels: Sequence[ControlRecord]
+    rejected_labels: list[Rejected]
     journal: JournalRecord
     duplicates: int
     conflicts: int
@@ -196,15 +206,15 @@ class Pipeline:
         if not isinstance(batch, Batch):
             raise TypeError(f"batch is of type {type(batch).__name__}, wanted a Batch: Batch.of_payments(values)")
         cards = self._cards.with_key(self._pseudonym_key(batch))
-        rejected_control = self._apply_control(batch, cards)
+        rejected_control, rejected_labels = self._apply_control(batch, cards), self._apply_labels(batch, cards)
         records = batch.records
         enriched = self._enricher.enrich(records, cards)
         payments, rows, fresh = enriched.payments, enriched.rows, enriched.fresh
         n = len(rows)
         features = enriched.features
-        decide = self._decide_degraded if batch.degraded else self._decide
-        margins, scores, outcomes = decide(enriched.first, features, enriched.late)
-        shadow = self._shadow_margins(features, batch.degraded)
+        degraded = _degraded(batch, enriched)
+        margins, scores, outcomes = self._decided(enriched.first, features, enriched.late, degraded)
+        shadow = self._shadow_margins(features, degraded)
         self.dedupe.record(enriched.entry[fresh], margins, scores, outcomes)
         if len(fresh) < n:
             # A repeated payment has the decision of the first one; its features were not computed again.
@@ -245,7 +255,8 @@ class Pipeline:
             bundle=self.bundle.id,
         )
         refused = len(refusals) if batch.answer_refused and batch.change is None else None
-        journal = self._journal(batch, cards, all_.columns, len(enriched.rejected) + len(rejected_control), refused)
+        dead_letters = len(enriched.rejected) + len(rejected_control) + len(rejected_labels)
+        journal = self._journal(batch, cards, all_.columns, dead_letters, refused)
         repeated = int((refusals.known >= 0).sum())
         return Outcomes(
             records=records,
@@ -257,6 +268,8 @@ class Pipeline:
             bundles=all_.bundles,
             rejected=enriched.rejected,
             rejected_control=rejected_control,
+            labels=batch.labels,
+            rejected_labels=rejected_labels,
             journal=journal,
             duplicates=int(enriched.duplicate.sum()) + repeated,
             conflicts=int(enriched.conflict.sum()) + repeated,
@@ -265,11 +278,18 @@ class Pipeline:
             cards=cards,
         )
 
-    def _shadow_margins(self, features: npt.NDArray[np.float32], degraded: bool) -> npt.NDArray[np.float32]:
+    def _shadow_margins(
+        self, features: npt.NDArray[np.float32], degraded: npt.NDArray[np.bool_]
+    ) -> npt.NDArray[np.float32]:
         """What the challengers say, float32 [n, C]; NaN when a deadline is near: they are what is dropped first."""
-        if degraded or not self.bundle.challengers:
+        if not self.bundle.challengers:
+            return np.empty((len(features), 0), dtype=np.float32)
+        if not degraded.any():
+            return self.bundle.shadow_margins(features)
+        in_time = np.flatnonzero(~degraded)
+        if not len(in_time):
             return np.full((len(features), len(self.bundle.challengers)), np.nan, dtype=np.float32)
-        return self.bundle.shadow_margins(features)
+        return _spread(self.bundle.shadow_margins(features[in_time]), in_time, len(features))
 
     def _pseudonym_key(self, batch: Batch) -> bytes | None:
         """The key of this batch: the one that it was read with before, else the first. Raises UsageError."""
@@ -291,6 +311,36 @@ class Pipeline:
             elif isinstance(record, ListRemove):
                 self.lists.remove(record.list, record.value)
         return rejected
+
+    def _apply_labels(self, batch: Batch, cards: CardFields) -> list[Rejected]:
+        rejected = []
+        for i, label in enumerate(label_verdicts(batch, cards)):
+            if isinstance(label, ContractError):
+                rejected.append(Rejected(i, label))
+            else:
+                self.engine.add_label(label.payment_id, fraud=label.fraud, known_at_ms=label.known_at_ms)
+        return rejected
+
+    def _decided(
+        self,
+        payments: PaymentBatch,
+        features: npt.NDArray[np.float32],
+        late: npt.NDArray[np.bool_],
+        degraded: npt.NDArray[np.bool_],
+    ) -> _Decided:
+        """Each payment by the model, or without it where its own deadline is near."""
+        if not degraded.any():
+            return self._decide(payments, features, late)
+        if degraded.all():
+            return self._decide_degraded(payments, features, late)
+        n = len(features)
+        margins, scores, outcomes = np.empty(n, np.float32), np.empty(n, np.float64), np.empty(n, np.int32)
+        for rows, decide in (
+            (np.flatnonzero(~degraded), self._decide),
+            (np.flatnonzero(degraded), self._decide_degraded),
+        ):
+            margins[rows], scores[rows], outcomes[rows] = decide(payments.take(rows), features[rows], late[rows])
+        return margins, scores, outcomes
 
     def _decide(
         self, payments: PaymentBatch, features: npt.NDArray[np.float32], late: npt.NDArray[np.bool_]
@@ -331,14 +381,17 @@ class Pipeline:
     ) -> JournalRecord:
         stream_ms = self.engine.stream_time_ms
         self.activation_number = max(self.activation_number, *(v.number or 0 for v in batch.activations), 0)
+        degraded, degraded_rows = batch.degraded_fields()
         record = JournalRecord(
             shard=self.shard,
             sequence=self.sequence,
             inputs=tuple(batch.inputs),
             control=batch.control_range,
+            labels=batch.labels_range,
             stream_time_ms=-1 if stream_ms is None else stream_ms,
             bundle=self.bundle.id,
-            degraded=batch.degraded,
+            degraded=degraded,
+            degraded_rows=degraded_rows,
             decisions=len(columns.payment_id),
             dead_letters=dead_letters,
             refused=refused,
@@ -349,10 +402,19 @@ class Pipeline:
             pseudonym_key=None if cards.pseudonym_key is None else id_of_key(cards.pseudonym_key),
             activations=tuple(batch.activations),
             activation_number=self.activation_number,
+            created_ms_max=batch.created_ms_max,
+            snapshot=batch.snapshot,
         )
         self.sequence += 1
         self.head = record.head
         return record
+
+
+def _degraded(batch: Batch, enriched: Enriched) -> npt.NDArray[np.bool_]:
+    """Which of the fresh payments are decided without the model, bool [m]."""
+    if batch.degraded is None:
+        return np.zeros(len(enriched.fresh), dtype=np.bool_)
+    return batch.degraded[enriched.rows[enriched.fresh]]
 
 
 def explained(

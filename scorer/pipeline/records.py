@@ -10,11 +10,13 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from features.hashing import hash_strings
+from features.hashing import PUBLIC_KEY, hash_strings
+from schemas import row_set
 from schemas.card_fields import UNDECLARED, CardFields
 from schemas.contract_error import ContractError
-from schemas.control_record import Control, parse_control
-from schemas.journal_record import ActivationVerdict, Change, ControlRange, InputRange, Sources
+from schemas.control_record import Control, parse_control, parse_label
+from schemas.journal_record import ActivationVerdict, Change, ControlRange, InputRange, SnapshotDigest, Sources
+from schemas.label_record import Label
 from schemas.payment_decoder import PaymentBatch, decode_payments, refuse_single_value
 
 # The timestamp of records that no broker has stamped: no event time is later than it allows.
@@ -43,12 +45,12 @@ class Records:
 
     def payload(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
         """A hash of the bytes of each of `rows`, uint64, which tells a payment sent again from another of its id."""
-        return hash_strings([self.values[i] for i in rows.tolist()])[0][:, 0].copy()
+        return hash_strings([self.values[i] for i in rows.tolist()], PUBLIC_KEY)[0][:, 0].copy()
 
 
 @dataclass(frozen=True)
 class ControlRecord:
-    """One record of the control topic."""
+    """One record of topic control or labels."""
 
     offset: int
     key: bytes | None
@@ -65,12 +67,16 @@ class KnownLabel(NamedTuple):
 
 @dataclass(frozen=True)
 class Batch:
-    """What one micro-batch consumes: records, control records that apply before them, and the positions they move.
+    """What one micro-batch consumes: records, control records and labels that apply before them, and the positions they
+    move. `labels_range` None: topic labels was not read, as before there was one.
 
-    `degraded`: decide without the model, because a deadline is near. A clock's choice, so it comes in as data.
+    `degraded`: bool [n], which of the records are decided without the model, their deadline being near; None: none.
+    A clock's choice, so it comes in as data. `created_ms_max`: what a timestamp of a producer counts as at most; None
+    when all are the broker's.
     `pseudonym_key`: id of the key that token fields were replaced with before; None: the first one known.
     `answer_refused`: refused records that name their payment are answered; releases before 0.2 did not.
     `sources`: ids of the topics that were read. `change`: what an operator accepted; then there is nothing to decide.
+    `snapshot`: one that was written meanwhile, for the journal to name.
     `known_labels`: of each control record the label that it is known to hold, so that it need not be parsed, or None;
     empty when nothing is known. `activations`: what became of the activations among `control`; whoever runs the batch
     has let the one that was taken decide.
@@ -80,13 +86,23 @@ class Batch:
     inputs: Sequence[InputRange]
     control: Sequence[ControlRecord]
     control_range: ControlRange
-    degraded: bool = False
+    labels: Sequence[ControlRecord] = ()
+    labels_range: ControlRange | None = None
+    degraded: npt.NDArray[np.bool_] | None = None
+    created_ms_max: int | None = None
     sources: Sources | None = None
     change: Change | None = None
+    snapshot: SnapshotDigest | None = None
     known_labels: Sequence[KnownLabel | None] = ()
     pseudonym_key: str | None = None
     answer_refused: bool = True
     activations: Sequence[ActivationVerdict] = ()
+
+    def degraded_fields(self) -> tuple[bool, str | None]:
+        """`degraded` as a journal record has it: whether any is, and which ones unless it is all."""
+        if self.degraded is None or not self.degraded.any():
+            return False, None
+        return True, None if self.degraded.all() else row_set.to_text(self.degraded)
 
     @classmethod
     def of_payments(cls, values: Sequence[bytes | None], *, first_offset: int = 0) -> Batch:
@@ -116,6 +132,16 @@ def control_verdicts(batch: Batch, cards: CardFields = UNDECLARED) -> Iterator[C
             continue
         try:
             yield parse_control(batch.control[i].value, cards=cards)
+        except ContractError as error:
+            yield error
+
+
+def label_verdicts(batch: Batch, cards: CardFields = UNDECLARED) -> Iterator[Label | ContractError]:
+    """The same for the records of topic labels, which takes nothing else: whoever may send labels may not choose the
+    bundle or change a list."""
+    for record in batch.labels:
+        try:
+            yield parse_label(record.value, cards=cards)
         except ContractError as error:
             yield error
 

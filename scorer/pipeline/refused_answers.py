@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from features.hashing import hash_strings
+from features.hashing import HashKey, hash_strings
 from schemas.audit_record import EVENT_TIME_MS_MAX, NULLABLE, AuditColumns
 from schemas.decision import DUPLICATE, REFUSED
 from scorer.pipeline.dedupe import Dedupe, Outcome
@@ -63,12 +63,12 @@ class Refusals:
 NO_REFUSALS: Final = Refusals((), np.empty(0, np.int64), np.empty(0))
 
 
-def known_before(items: Sequence[Rejected], dedupe: Dedupe, stream_ms: int) -> Refusals:
+def known_before(items: Sequence[Rejected], dedupe: Dedupe, hash_key: HashKey, stream_ms: int) -> Refusals:
     """Of the refused records those that name a payment, with what was decided of it before this batch."""
     named = [item for item in items if item.payment_id is not None]
     known = np.full(len(named), _NONE, np.int64)
     if named:
-        ids, _ = hash_strings(pa.array([item.payment_id for item in named], pa.string()))
+        ids, _ = hash_strings(pa.array([item.payment_id for item in named], pa.string()), hash_key)
         known = dedupe.known(ids, stream_ms)
     return Refusals(named, known, np.zeros(len(named)))
 

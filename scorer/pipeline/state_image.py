@@ -10,17 +10,19 @@ restored(bundle, facts, parts)          a pipeline that goes on there
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from features.engine_image import Image, StateMismatch, strings_as_arrays, strings_from_arrays
+from features.engine_image import Image, StateMismatch, count_of, strings_as_arrays, strings_from_arrays
 from schemas.pseudonym import PseudonymKeys
 from scorer.bundle import Bundle
 from scorer.pipeline.card_keys import NO_KEYS
-from scorer.pipeline.pipeline import Pipeline
+from scorer.pipeline.pipeline import LIST_VALUES_MAX, Pipeline
 
 FORMAT = 1
+_HEAD = re.compile(r"[0-9a-f]{64}")
 
 
 class ShardCapture:
@@ -94,11 +96,23 @@ def restored(
                 f"the shard's state was made by the feature set {str(known['fingerprint'])[:12]}, "
                 f"this shard computes {bundle.feature_set.fingerprint[:12]}"
             )
-        values = dict(json.loads(text) for text in strings_from_arrays(lists.arrays))
-        pipeline = Pipeline(bundle, shard=int(known["shard"]), images=parts, folder=folder, keys=keys)
-        pipeline.lists.values = {name: set(members) for name, members in values.items()}
-        pipeline.lists.refused = int(lists.meta["refused"])
-        pipeline.sequence, pipeline.head = int(known["sequence"]), str(known["head"])
-    except (KeyError, ValueError, TypeError) as exc:
+        values = dict(_list_from(text) for text in strings_from_arrays(lists.arrays))
+        sequence, refused = count_of(known, "sequence"), count_of(lists.meta, "refused")
+        shard, head = count_of(known, "shard", 1 << 31), known["head"]
+        if not isinstance(head, str) or not _HEAD.fullmatch(head):
+            raise ValueError("head is no digest")
+        pipeline = Pipeline(bundle, shard=shard, images=parts, folder=folder, keys=keys)
+        pipeline.lists.values, pipeline.lists.refused = values, refused
+        pipeline.sequence, pipeline.head = sequence, head
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as exc:
         raise StateMismatch(f"the shard's state lacks something that its format has: {exc}") from exc
     return pipeline
+
+
+def _list_from(text: str) -> tuple[str, set[str]]:
+    name, members = json.loads(text)
+    if not isinstance(members, list) or len(members) > LIST_VALUES_MAX:
+        raise ValueError("a list is none, or too long")
+    if not all(isinstance(value, str) for value in (name, *members)):
+        raise ValueError("a list holds something else than texts")
+    return name, set(members)

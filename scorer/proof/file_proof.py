@@ -6,7 +6,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -71,10 +71,14 @@ class _File:
         self._batches: dict[tuple[int, int], LiveBatch | None] = {}
 
     @cached_property
-    def _labels(self) -> tuple[list[int], Any]:
-        """Offsets of the labels, rising, and of each the earliest time known among it and those after it."""
-        offsets, known = self._trail.label_times()
-        return offsets.tolist(), np.minimum.accumulate(known[::-1])[::-1]
+    def _labels(self) -> dict[str, tuple[list[int], Any]]:
+        """By topic: offsets of the labels, rising, and of each the earliest time known among it and those after it."""
+        result: dict[str, tuple[list[int], Any]] = {}
+        topics: tuple[Literal["labels", "control"], ...] = ("labels", "control")
+        for topic in topics:
+            offsets, known = self._trail.label_times(topic)
+            result[topic] = offsets.tolist(), np.minimum.accumulate(known[::-1])[::-1]
+        return result
 
     def compare(self, outcomes: Outcomes, numbers: Sequence[int]) -> None:
         """Compare some rows of a batch of the file."""
@@ -126,19 +130,22 @@ class _File:
             return Cause.LIVE_CONDITION, f"decided live in mode {row['mode']}"
         if features:
             if not self._rest & {*features}:
-                late = self._late_label(batch.control_end, int(row["event_time"].timestamp() * 1000))
+                late = self._late_label(batch, int(row["event_time"].timestamp() * 1000))
                 if late is not None:
-                    return Cause.LATE_LABEL, f"labels from control offset {late} on came after batch {batch.sequence}"
+                    return Cause.LATE_LABEL, f"labels from {late} on came after batch {batch.sequence}"
             return Cause.UNEXPLAINED, f"{', '.join(features[:5])} differ: the file's history is not the topic's"
         if batch.bundle != self._bundle.id:
             return Cause.OTHER_BUNDLE, f"{batch.bundle} decided live"
         return Cause.UNEXPLAINED, "the same bundle decides otherwise on the same features"
 
-    def _late_label(self, control_end: int, event_time_ms: int) -> int | None:
-        """Offset of the first label with a `known_at` by `event_time_ms` that came too late for a batch, if any."""
-        offsets, earliest = self._labels
-        place = bisect_left(offsets, control_end)
-        return offsets[place] if place < len(offsets) and earliest[place] <= event_time_ms else None
+    def _late_label(self, batch: LiveBatch, event_time_ms: int) -> str | None:
+        """Place of the first label with a `known_at` by `event_time_ms` that came too late for a batch, if any."""
+        for topic, end in (("labels", batch.labels_end), ("control", batch.control_end)):
+            offsets, earliest = self._labels[topic]
+            place = bisect_left(offsets, end)
+            if place < len(offsets) and earliest[place] <= event_time_ms:
+                return f"{topic} offset {offsets[place]}"
+        return None
 
     def _batch(self, shard: int, sequence: int) -> LiveBatch | None:
         if (shard, sequence) not in self._batches:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import date
 from itertools import groupby
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import psycopg
@@ -41,6 +41,7 @@ class LiveBatch(BatchPlace):
     bundle: str
     feature_fingerprint: str
     control_end: int
+    labels_end: int  # 0 before labels had a topic
     erased: bool
     digest: str | None
     journal_digest: str = ""
@@ -128,6 +129,7 @@ class Trail:
                 feature_fingerprint=batch.feature_fingerprint,
                 feature_names=tuple(batch.feature_names),
                 control_end=int(batch.journal["control"]["end"]),
+                labels_end=int((batch.journal.get("labels") or {"end": 0})["end"]),
                 erased=batch.erased,
                 digest=digest,
                 journal_digest=_journal_digest(batch),
@@ -170,10 +172,15 @@ class Trail:
         topic, partition, offset, before = row
         return topic, partition, 0 if before is None else before + 1, offset + 1
 
-    def label_times(self) -> tuple[np.ndarray[Any, np.dtype[np.int64]], np.ndarray[Any, np.dtype[np.int64]]]:
-        """Of every label: its offset on the control topic, rising, and its `known_at`, epoch ms."""
+    def label_times(
+        self, topic: Literal["control", "labels"]
+    ) -> tuple[np.ndarray[Any, np.dtype[np.int64]], np.ndarray[Any, np.dtype[np.int64]]]:
+        """Of every label on a topic (its name without the prefix): its offset there, rising, and its `known_at`, epoch
+        ms."""
         rows = self._connection.execute(
-            'SELECT "offset", (extract(epoch FROM known_at) * 1000)::bigint FROM labels ORDER BY "offset"'
+            'SELECT "offset", (extract(epoch FROM known_at) * 1000)::bigint FROM labels '
+            'WHERE right(topic, length(%(topic)s)) = %(topic)s ORDER BY "offset"',
+            {"topic": topic},
         ).fetchall()
         table = np.array(rows, dtype=np.int64).reshape(-1, 2)
         return table[:, 0].copy(), table[:, 1].copy()

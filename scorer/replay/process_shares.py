@@ -24,7 +24,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from features.feature_set import FeatureSet
-from features.hashing import hash_strings
+from features.hashing import PUBLIC_KEY, hash_strings
 from schemas.card_fields import CardFields
 from schemas.payment_decoder import PaymentBatch
 from schemas.pseudonym import PseudonymKeys
@@ -72,7 +72,7 @@ class Share:
         """The share of each payment, int64 [n]."""
         total = np.zeros(len(payments), dtype=np.uint64)
         for name in self.fields:
-            total = total * np.uint64(31) + hash_strings(payments.text(name))[0][:, 0]
+            total = total * np.uint64(31) + hash_strings(payments.text(name), PUBLIC_KEY)[0][:, 0]
         return (total % np.uint64(self.count)).astype(np.int64)
 
 

@@ -65,6 +65,6 @@ class Report:
         self.late += outcomes.late
         self.refused += outcomes.refused
         self.flagged += int(outcomes.columns.decision.sum())
-        self.labels_invalid += len(outcomes.rejected_control)
+        self.labels_invalid += len(outcomes.rejected_control) + len(outcomes.rejected_labels)
         for item in outcomes.rejected:
             self.refuse(item.error.reason.value)

@@ -12,9 +12,9 @@ thread that serves /metrics and the probes).
 A snapshot passes snapshot_begin, snapshot_copy (the bulk is copied), snapshot_finish (its images are whole, its batch
 perhaps not committed), snapshot_block and snapshot_manifest (written, not yet renamed into place), snapshot_written
 (older ones not yet deleted). The sink: sink_copy (within COPY), sink_before_commit, sink_after_commit; and, before each
-round of its other threads, sink_control, sink_dead_letters, sink_membership. Actions: kill (SIGKILL), term (SIGTERM),
-stop (SIGSTOP), timeout (the client's error when a transactional call timed out), error (an exception that no code
-expects), sleep=SECONDS. It is read once, on import. Whoever can set a process's environment can end it anyway.
+round of its other threads, sink_control, sink_labels, sink_dead_letters, sink_membership. Actions: kill (SIGKILL), term
+(SIGTERM), stop (SIGSTOP), timeout (the client's error when a transactional call timed out), error (an exception that no
+code expects), sleep=SECONDS. It is read once, on import. Whoever can set a process's environment can end it anyway.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ POINTS: Final = frozenset({
     "after_consume", "after_compute", "in_transaction", "in_offsets", "before_commit", "after_commit",
     "in_recovery", "warm_up", "after_warm_up", "main_loop", "topic_watch", "after_failure", "health",
     "snapshot_begin", "snapshot_copy", "snapshot_finish", "snapshot_block", "snapshot_manifest", "snapshot_written",
-    "sink_copy", "sink_before_commit", "sink_after_commit", "sink_control", "sink_dead_letters", "sink_membership",
+    "sink_copy", "sink_before_commit", "sink_after_commit", "sink_control", "sink_labels", "sink_dead_letters",
+    "sink_membership",
 })  # fmt: skip
 _SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "stop": signal.SIGSTOP}
 

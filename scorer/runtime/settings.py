@@ -66,6 +66,12 @@ class KafkaSettings(Section):
     client_rack: str | None = Field(
         default=None, description="client.rack: the followers of which rack are read from, where the brokers allow it"
     )
+    connection_idle_s: float = Field(
+        default=180.0,
+        ge=1.0,
+        description="a connection idle for so long is closed by the client; less than what brokers "
+        "(connections.max.idle.ms, 10 minutes by default), load balancers and firewalls in between allow",
+    )
     security: dict[str, SecretStr] = Field(
         default_factory=dict, description="librdkafka settings passed through: security.protocol, sasl.*, ssl.*"
     )
@@ -187,6 +193,11 @@ class WorkerSettings(Section):
         default=None,
         description="name of a payment header that holds its own deadline, epoch ms in digits; wins over deadline_ms",
     )
+    producer_timestamps: bool = Field(
+        default=False,
+        description="decide records with their producers' timestamps too, for a broker that cannot stamp them itself "
+        "(the demo's last resort): any producer can then make the payments of others late",
+    )
     max_poll_interval_ms: int = Field(
         default=300_000,
         ge=1000,
@@ -270,6 +281,18 @@ class SnapshotSettings(Section):
     )
     kept: int = Field(
         default=3, ge=1, le=1000, description="snapshots kept: when the newest is bad, the next one serves"
+    )
+    key: SecretStr | None = Field(
+        default=None,
+        min_length=32,
+        description="secret of the application, 32 characters at least, best from FRAUD_SCORER_SNAPSHOTS__KEY_FILE: "
+        "snapshots carry an HMAC "
+        "under it, and others are refused unread. Without: those that the journal names are used, and no others",
+    )
+    unnamed: bool = Field(
+        default=False,
+        description="use snapshots that the journal does not name as well: for the first start after an upgrade from a "
+        "release that did not name them. Whoever can write to the store can change decisions then",
     )
 
 

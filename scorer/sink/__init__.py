@@ -1,4 +1,4 @@
-"""Writes the topics of the live engine to Postgres, each record exactly once by position: audit, control, dead letters.
+"""Writes what the live engine leaves on topics to Postgres, each record exactly once by position.
 
 It may read Kafka (through `scorer.kafka`) and write the tables of `scorer.trail`; it decides nothing.
 """

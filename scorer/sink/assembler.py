@@ -14,6 +14,7 @@ be a later one.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
@@ -21,7 +22,7 @@ import pyarrow as pa
 from schemas.audit_record import EVENT_TIME_MS_MAX, AuditError, AuditHeader, Chunk, decode_parts, digest_chunks
 from schemas.journal_record import FIRST_PREVIOUS, JournalError, JournalRecord
 from scorer.sink.card_screen import column_with_card_number
-from scorer.sink.sink_errors import AuditBroken, SinkError
+from scorer.sink.sink_errors import AuditBroken
 
 DAY_MS = 86_400_000
 KINDS = ("unreadable", "incomplete", "contradiction", "card_number", "refused")
@@ -102,14 +103,23 @@ class Quarantined:
         return replace(self, reason=reason, value=None, shard=None, sequence=None)
 
 
+def _unknown(_record: JournalRecord) -> None:
+    return None
+
+
 @dataclass
 class Assembler:
-    """Gathers the chunks of one partition. `position` is that after what was handed on last (or of the start)."""
+    """Gathers the chunks of one partition. `position` is that after what was handed on last (or of the start).
+
+    `in_journal`: whether the worker's journal holds a record; None when that cannot be known. Asked of a batch that
+    comes before its turn: what the worker did not write explains no gap, and stops nothing.
+    """
 
     topic: str
     partition: int
     position: Position
     batch_bytes_max: int
+    in_journal: Callable[[JournalRecord], bool | None] = _unknown
     _chunks: list[Chunk] = field(default_factory=list)
     _values: list[tuple[int, bytes]] = field(default_factory=list)
     _size_bytes: int = 0
@@ -120,7 +130,7 @@ class Assembler:
         return self._size_bytes
 
     def add(self, offset: int, value: bytes | None) -> list[Batch | Quarantined]:
-        """Takes the next record; returns what it completes, in order. Raises AuditBroken, SinkError."""
+        """Takes the next record; returns what it completes, in order. Raises AuditBroken."""
         if value is None:
             return [self._alone(offset, value, "unreadable", "it has no value")]
         try:
@@ -137,10 +147,8 @@ class Assembler:
         self._values.append((offset, value))
         self._size_bytes += len(value)
         if self._size_bytes > self.batch_bytes_max:
-            raise SinkError(
-                f"the batch that goes on at {self.topic}/{self.partition} offset {offset} is larger than "
-                f"{self.batch_bytes_max} bytes; make the worker's micro-batches smaller or raise batch_bytes_max"
-            )
+            reason = f"the batch is larger than {self.batch_bytes_max} bytes"
+            return [*done, *self._pending("incomplete", reason)]
         if header.chunk + 1 < header.chunks:
             return done
         return [*done, *self._last(offset)]
@@ -172,7 +180,12 @@ class Assembler:
             journal = JournalRecord.from_bytes(header.journal.encode())
         except JournalError as exc:
             return self._pending("contradiction", f"its journal record cannot be read: {exc}")
-        if (problem := self._contradiction(header, journal)) or (problem := self._chain(offset, journal)):
+        if problem := self._contradiction(header, journal):
+            return self._pending("contradiction", problem)
+        if self._forged(journal):
+            reason = "it comes before its turn, and the journal does not hold its record: the worker did not write it"
+            return self._pending("contradiction", reason, gap=self.position.gap)
+        if problem := self._chain(offset, journal):
             return self._pending("contradiction", problem)
         for chunk in self._chunks:
             if (name := column_with_card_number(chunk.header, chunk.rows)) is not None:
@@ -211,6 +224,14 @@ class Assembler:
             return f"its rows have the digest {digest}, its journal record has {journal.digest}"
         return None
 
+    def _forged(self, journal: JournalRecord) -> bool:
+        """Whether it would leave a gap that is none."""
+        before = self.position
+        if before.head is None or (before.shard is not None and journal.shard != before.shard):
+            return False
+        expected = 0 if before.sequence is None else before.sequence + 1
+        return journal.sequence > expected and self.in_journal(journal) is False
+
     def _chain(self, offset: int, journal: JournalRecord) -> str | None:
         """Why it does not follow the batch before; None when it does, or when quarantined records explain the gap.
 
@@ -238,11 +259,12 @@ class Assembler:
             return f"it names {journal.previous} as the record before it; that one is {before.head}"
         return f"batch {journal.sequence} was written before"
 
-    def _pending(self, kind: str, reason: str) -> list[Batch | Quarantined]:
-        """Everything gathered so far, into quarantine; the position moves behind it."""
+    def _pending(self, kind: str, reason: str, *, gap: bool = True) -> list[Batch | Quarantined]:
+        """Everything gathered so far, into quarantine; the position moves behind it. `gap`: whether a later batch may
+        be next for it."""
         done: list[Batch | Quarantined] = []
         for (header, _, _), (offset, value) in zip(self._chunks, self._values, strict=True):
-            before, self.position = self.position, replace(self.position, next_offset=offset + 1, gap=True)
+            before, self.position = self.position, replace(self.position, next_offset=offset + 1, gap=gap)
             done.append(self._quarantined(offset, value, kind, reason, header, before))
         self._clear()
         return done

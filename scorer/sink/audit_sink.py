@@ -25,6 +25,7 @@ from scorer import kafka
 from scorer.runtime.settings import Settings
 from scorer.sink.assembler import Assembler, Batch, Position, Quarantined
 from scorer.sink.audit_partitions import AuditPartitions
+from scorer.sink.journal_lookup import JournalLookup
 from scorer.sink.postgres_errors import postgres_url_now
 from scorer.sink.readiness import Readiness
 from scorer.sink.sink_errors import (
@@ -93,7 +94,7 @@ class AuditSink:
 
         `partitions`: those of the topic to write; None for those that the group of sinks gives this one.
         `transaction_bytes_max`: audit bytes after which a transaction is closed; a larger batch still goes whole.
-        `batch_bytes_max`: a larger micro-batch stops the sink (memory is bounded by it).
+        `batch_bytes_max`: a larger micro-batch is set aside (memory is bounded by it).
         """
         topics = kafka.Topics.of(settings.kafka)
         self._settings = settings
@@ -105,6 +106,7 @@ class AuditSink:
         self._log = structlog.get_logger().bind(part="sink", topic=self._topic)
         self._member: AuditPartitions | None = None
         self._offsets = TopicOffsets(settings.kafka, self._topic)
+        self._journal = JournalLookup(settings.kafka)
         self._readiness = Readiness()
         self._lag = TopicLag(self._topic, self._metrics)
         self._pause_s = _PAUSE_MIN_S
@@ -188,7 +190,11 @@ class AuditSink:
                 reader.assign({p: position.next_offset for p, position in committed.items()})
             self._metrics.kafka_up.set(1)
             session = _Session(
-                {p: Assembler(self._topic, p, at, self._batch_bytes_max) for p, at in committed.items()}, committed
+                {
+                    p: Assembler(self._topic, p, at, self._batch_bytes_max, self._journal.holds)
+                    for p, at in committed.items()
+                },
+                committed,
             )
             self._lag.begin({p: position.next_offset for p, position in committed.items()})
             self._readiness.works()

@@ -1,6 +1,8 @@
-"""Records of the control and dead-letter topics as rows of their tables. Pure: no Kafka and no Postgres here.
+"""Records of the topics control, labels and dead-letters as rows of their tables. Pure: no Kafka and no Postgres here.
 
-control         labels, activations, control_changes; what is no control record is a dead letter of the worker's
+control         activations, control_changes, and labels of before those had a topic; what is no control record is a
+                dead letter of the worker's
+labels          labels; anything else is a dead letter of the worker's
 dead-letters    dead_letters: reason and origin; the refused value stays on its topic
 
 Whatever a record holds, its row is one that Postgres takes: a time past the year 9999 stands as the end of that year,
@@ -18,7 +20,7 @@ import sqlalchemy as sa
 
 from schemas.audit_record import EVENT_TIME_MS_MAX
 from schemas.contract_error import ContractError
-from schemas.control_record import Activate, parse_control_masked
+from schemas.control_record import Activate, Control, parse_control_masked, parse_label
 from schemas.dead_letter import REDRIVEN, DeadLetter
 from schemas.label_record import Label
 from scorer.sink.batch_rows import masked_value
@@ -34,12 +36,23 @@ _FIELD_CHARACTERS_MAX: Final = 500
 Row = tuple[sa.Table, dict[str, Any]]
 
 
+def label_row(topic: str, record: Record) -> Row | None:
+    """Table and row of a record of topic labels; None for what is no label."""
+    try:
+        return _control_row(topic, record, parse_label(record.value))
+    except ContractError:
+        return None
+
+
 def control_row(topic: str, record: Record) -> Row | None:
     """Table and row of a control record; None for bytes that are none."""
     try:
-        parsed = parse_control_masked(record.value)
+        return _control_row(topic, record, parse_control_masked(record.value))
     except ContractError:
         return None
+
+
+def _control_row(topic: str, record: Record, parsed: Control) -> Row:
     key: dict[str, Any] = {"topic": topic, "offset": record.offset, "recorded_at": _recorded_at(record)}
     if isinstance(parsed, Label):
         event_time_ms = parsed.event_time_ms

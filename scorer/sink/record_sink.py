@@ -1,4 +1,4 @@
-"""What the control and dead-letter topics bring to Postgres, exactly once by position as well.
+"""What the topics control, labels and dead-letters bring to Postgres, exactly once by position as well.
 
 One sink at a time does it for a topic (a lock in Postgres); the others stand by.
 """
@@ -22,7 +22,7 @@ from scorer.runtime.settings import Settings
 from scorer.sink.assembler import Position
 from scorer.sink.postgres_errors import postgres_url_now
 from scorer.sink.readiness import Readiness
-from scorer.sink.record_rows import Row, control_row, dead_letter_row, refused_row
+from scorer.sink.record_rows import Row, control_row, dead_letter_row, label_row, refused_row
 from scorer.sink.sink_errors import KafkaUnavailable, RowsRefused, StoreUnavailable
 from scorer.sink.sink_metrics import SinkMetrics
 from scorer.sink.store import Moves, Store
@@ -40,12 +40,20 @@ class RecordTopic(StrEnum):
     """The topics that a RecordSink can write, by their names in `kafka.Topics`."""
 
     CONTROL = "control"
+    LABELS = "labels"
     DEAD_LETTERS = "dead_letters"
 
     @property
     def row_of(self) -> Callable[[str, Record], Row | None]:
         """What makes a row of one of its records."""
-        return control_row if self is RecordTopic.CONTROL else dead_letter_row
+        return _ROW_OF[self]
+
+
+_ROW_OF = {
+    RecordTopic.CONTROL: control_row,
+    RecordTopic.LABELS: label_row,
+    RecordTopic.DEAD_LETTERS: dead_letter_row,
+}
 
 
 class RecordSink:

@@ -12,7 +12,7 @@ class SinkMetrics:
         self.rows = Counter("fraud_scorer_sink_rows", "Decision rows committed to Postgres.", registry=registry)
         self.batches = Counter("fraud_scorer_sink_batches", "Micro-batches committed to Postgres.", registry=registry)
         self.records = Counter(
-            "fraud_scorer_sink_records", "Rows from the control and dead-letter topics.", ["table"], registry=registry
+            "fraud_scorer_sink_records", "Rows from control, labels, dead-letters.", ["table"], registry=registry
         )
         self.set_aside = Counter(
             "fraud_scorer_sink_set_aside",

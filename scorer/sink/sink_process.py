@@ -14,15 +14,21 @@ from scorer.sink.sink_threads import SinkThreads
 
 
 class SinkProcess:
-    """The audit, control and dead-letter topics, each on a thread of its own."""
+    """The topics audit, control, labels and dead-letters, each on a thread of its own."""
 
     def __init__(self, settings: Settings, registry: CollectorRegistry) -> None:
         """Connects to nothing yet; metrics go to `registry`."""
         metrics = SinkMetrics(registry)
         audit = AuditSink(settings, metrics=metrics)
         control = RecordSink(settings, RecordTopic.CONTROL, metrics)
+        labels = RecordSink(settings, RecordTopic.LABELS, metrics)
         dead_letters = RecordSink(settings, RecordTopic.DEAD_LETTERS, metrics)
-        sinks: dict[str, AuditSink | RecordSink] = {"audit": audit, "control": control, "dead-letters": dead_letters}
+        sinks: dict[str, AuditSink | RecordSink] = {
+            "audit": audit,
+            "control": control,
+            "labels": labels,
+            "dead-letters": dead_letters,
+        }
         self._readiness = {name: sink.readiness for name, sink in sinks.items()}
         self._threads = SinkThreads({name: sink.run for name, sink in sinks.items()})
 

@@ -94,6 +94,13 @@ class TopicReader:
             return Record(kafka.present(partition, "partition"), offset, message.value(), message)
         if error.code() == KafkaError._PARTITION_EOF:
             return End(kafka.present(partition, "partition"), kafka.present(message.offset(), "offset"))
+        if kafka.log_was_cut(error) and partition is not None and partition >= 0:
+            end = self._offsets.stable_ends([partition])[partition]
+            raise SinkError(
+                f"{self._topic}/{partition} was cut below what is in Postgres already ({error.str()}), by an election "
+                f"of a leader that lacked records. Restore it, or go on from its end: "
+                f"fraud-scorer audit accept-gap --topic {self._topic} --partition {partition} --to {end}"
+            )
         failed = kafka.read_failure(error, self._topic)
         if isinstance(failed, kafka.OutOfRange) and partition is not None and partition >= 0:
             raise self._missing(partition, "the position", self._offsets.starts([partition])[partition])

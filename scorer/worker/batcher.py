@@ -50,10 +50,13 @@ class Batcher:
         stream_ms: Callable[[], int | None],
         cards: CardFields = UNDECLARED,
         takeable: Callable[[Sequence[RawRecord]], int] = len,
+        noted: Callable[[], bool] = lambda: False,
     ) -> None:
         """`skew_ms`, `lateness_ms`, `cards`: as the feature set says. `stream_ms`: gives stream time after the last
-        batch. `takeable`: how many of the control records a batch may begin with.
+        batch. `takeable`: how many of the control records a batch may begin with. `noted`: whether something waits for
+        a journal record to name it.
         """
+        self._noted = noted
         self._inputs = inputs
         self._threads = threads
         self._cards = cards
@@ -106,29 +109,38 @@ class Batcher:
                 IDLE_WAIT_S
             )  # a partition that is behind has shown nothing yet: the others wait for it, and it must be read
         control = self._takeable(inputs.control.records) if inputs.control.records else 0
+        labels = len(inputs.labels.records)
         now = self._threads.monotonic()
-        if payments == 0 and not self._alone(now, control):
+        if payments == 0 and not self._alone(now, control, labels):
             return None
         self._control_since = self._markers_since = None
         elapsed = max(1e-6, now - self._last_batch_at)
         self._rate += _WEIGHT * (payments / elapsed - self._rate)
         self._last_batch_at = now
-        # Lists and rules alone are quick; whatever the queue has eaten, the commit still has to come.
-        degraded = self._threads.epoch_s() * 1000.0 + self._total_s * 1000.0 > inputs.earliest_deadline_ms(counts)
-        return replace(inputs.batch(counts, min(control, CONTROL_PER_BATCH_MAX)), degraded=degraded)
+        # Lists and rules alone are quick; whatever the queue has eaten, the commit still has to come. Each payment by
+        # its own deadline: one that is past takes the model from no other.
+        deadlines = inputs.deadlines_ms(counts)
+        degraded = None
+        if deadlines is not None:
+            degraded = self._threads.epoch_s() * 1000.0 + self._total_s * 1000.0 > deadlines
+        batch = inputs.batch(counts, min(control, CONTROL_PER_BATCH_MAX), min(labels, CONTROL_PER_BATCH_MAX))
+        return replace(batch, degraded=degraded)
 
-    def _alone(self, now: float, control: int) -> bool:
-        """Whether a batch without payments is due: for control records, or to move positions past markers."""
-        if control:
+    def _alone(self, now: float, control: int, labels: int) -> bool:
+        """Whether a batch without payments is due: for control records or labels, to move positions past markers, or
+        for what the journal is to note."""
+        if control or labels:
             self._control_since = self._control_since or now
-            more_behind = control < len(self._inputs.control.records)
-            return now - self._control_since >= CONTROL_ALONE_S or more_behind or control >= CONTROL_PER_BATCH_MAX
+            more_behind = 0 < control < len(self._inputs.control.records)
+            full = max(control, labels) >= CONTROL_PER_BATCH_MAX
+            return now - self._control_since >= CONTROL_ALONE_S or more_behind or full
         self._control_since = None
-        if self._inputs.buffered or not self._inputs.beyond_records:
+        noted = self._noted()
+        if self._inputs.buffered or not (noted or self._inputs.beyond_records):
             self._markers_since = None
             return False
         self._markers_since = self._markers_since or now
-        return now - self._markers_since >= MARKERS_ALONE_S
+        return now - self._markers_since >= (CONTROL_ALONE_S if noted else MARKERS_ALONE_S)
 
     def _choose(self) -> dict[int, int]:
         """How many records to take from each partition."""

@@ -19,7 +19,7 @@ from confluent_kafka import TopicPartition
 
 from features.engine_image import StateMismatch
 from features.log_segments import SegmentError
-from features.snapshot_store import SnapshotError
+from features.snapshot_store import Manifest, SnapshotError
 from schemas.journal_record import FIRST_PREVIOUS, JournalRecord, Sources
 from scorer import kafka
 from scorer.bundle import Bundle
@@ -33,8 +33,8 @@ from scorer.runtime import fault_points
 from scorer.runtime.settings import Settings
 from scorer.runtime.threads import Event
 from scorer.worker import worker_metrics
-from scorer.worker.ports import Ports
-from scorer.worker.snapshotter import Stored, newest_first, refused
+from scorer.worker.ports import Ports, Store
+from scorer.worker.snapshotter import refused
 
 log = structlog.get_logger()
 
@@ -52,6 +52,7 @@ class _Start(NamedTuple):
     journal: journal_reader.JournalReader
     positions: dict[int, int]
     control_position: int
+    labels_position: int
     fresh: bool
     epochs: Mapping[int, int]
 
@@ -105,21 +106,34 @@ class Follower:
             pipeline.begin_at(record)
             journal = self._journal_from(offset, sequence=record.sequence, previous=record.previous)
             positions = {r.partition: r.end for r in record.inputs}
-            return _Start(pipeline, journal, positions, record.control.end, fresh=False, epochs={})
+            labels = self._labels_start() if record.labels is None else record.labels.end
+            return _Start(pipeline, journal, positions, record.control.end, labels, fresh=False, epochs={})
         topics = [TopicPartition(self._topics.payments, p) for p in partitions]
-        starts = self._broker.starts([*topics, TopicPartition(self._topics.control, 0)])
+        starts = self._broker.starts([
+            *topics, TopicPartition(self._topics.control, 0), TopicPartition(self._topics.labels, 0)
+        ])  # fmt: skip
         return _Start(
             pipeline,
             self._journal_from(self._journal_start, sequence=0, previous=FIRST_PREVIOUS),
-            dict(zip(partitions, starts[:-1], strict=True)),
+            dict(zip(partitions, starts[:-2], strict=True)),
+            starts[-2],
             starts[-1],
             fresh=True,
             epochs={},
         )
 
-    def _new_state(self) -> tuple[int, JournalRecord] | None:
-        """Offset and record of the last time that an operator let the state begin anew; None without one."""
-        journal = self._journal_from(self._journal_start, sequence=0, previous=None, containing=b'"new_state"')
+    def _labels_start(self) -> int:
+        """Where topic labels begins: what an upgraded shard reads first, whose journal has nothing of that topic."""
+        return self._broker.starts([TopicPartition(self._topics.labels, 0)])[0]
+
+    def _new_state(self, start: int | None = None) -> tuple[int, JournalRecord] | None:
+        """Offset and record of the last time that an operator let the state begin anew; None without one.
+
+        `start`: the journal offset from which on it is looked for; the journal's beginning without one.
+        """
+        journal = self._journal_from(
+            self._journal_start if start is None else start, sequence=0, previous=None, containing=b'"new_state"'
+        )
         try:
             return journal_reader.last_new_state(
                 journal, self._journal_end, no_progress_s=self._settings.worker.no_progress_s
@@ -136,15 +150,19 @@ class Follower:
         )  # fmt: skip
 
     def _from_snapshot(self) -> _Start | None:
-        """The newest snapshot that is whole, of this feature set, and of this very journal."""
+        """The newest snapshot that is whole, of this feature set, and that this very journal names."""
         store = self._ports.states.store(self._shard)
         if store is None:
             return None
         try:
-            for stored in newest_first(store, self._shard):
+            for found in store.newest_first():
+                if isinstance(found, SnapshotError):
+                    refused(self._shard, str(found))
+                    continue
                 try:
-                    return self._start_of(stored)
-                except (StateMismatch, SegmentError, BundleUnavailable, UsageError, MissingRange) as exc:
+                    if self._may_use(found):
+                        return self._start_of(store, found)
+                except (StateMismatch, SegmentError, SnapshotError, BundleUnavailable, UsageError, MissingRange) as exc:
                     refused(self._shard, str(exc))
                 except kafka.SourceChanged as exc:
                     if self._new_state() is None:
@@ -154,12 +172,41 @@ class Follower:
             refused(self._shard, str(exc))
         return None
 
-    def _start_of(self, stored: Stored) -> _Start:
-        known = stored.known
+    def _may_use(self, found: Manifest) -> bool:
+        """Whether the journal, which only workers write, names the snapshot. Nothing that it holds is believed before.
+
+        Raises StateMismatch when it is of another journal, or differs from what the journal names.
+        """
+        name, offset = f"snapshot {found.sequence}", found.meta.get("journal_offset")
+        if type(offset) is not int or not self._journal_start <= offset < self._journal_end:
+            raise StateMismatch(f"{name} ends at a journal offset that this journal does not have")
+        if self._settings.snapshots.unnamed:
+            return True
+        journal = self._journal_from(offset, sequence=0, previous=None, containing=b'"snapshot"')
+        try:
+            named = journal_reader.snapshot_digests(
+                journal, self._journal_end, no_progress_s=self._settings.worker.no_progress_s
+            )
+        finally:
+            journal.close()
+        if found.digest in named.values():
+            return True
+        if found.sequence in named:
+            raise StateMismatch(f"{name} is not the one that the journal names: it was changed in the store")
+        # Its worker ended before the next batch, or others have written it.
+        self._log.info("snapshot.passed_over", sequence=found.sequence, reason="no journal record names it")
+        return False
+
+    def _start_of(self, store: Store, found: Manifest) -> _Start:
+        try:
+            return self._restored(store, found)
+        except (KeyError, ValueError, TypeError) as exc:
+            raise StateMismatch(f"snapshot {found.sequence} lacks something that its format has: {exc}") from exc
+
+    def _restored(self, store: Store, found: Manifest) -> _Start:
+        known = found.meta
         offset, sequence = int(known["journal_offset"]), int(known["sequence"])
         name = f"snapshot {sequence}"
-        if not self._journal_start <= offset < self._journal_end:
-            raise StateMismatch(f"{name} ends at journal offset {offset}, which this journal does not have")
         # Its own record is read first and must be the one that the state ends with: else it is of another journal.
         journal = self._journal_from(offset, sequence=sequence - 1, previous=None)
         try:
@@ -171,13 +218,18 @@ class Follower:
                 raise StateMismatch(
                     f"{name} ends with head {known['head'][:12]}, the journal has {last.head[:12]} there"
                 )
+            if self._new_state(offset) is not None:
+                # Its positions may be of a log that is no more.
+                raise StateMismatch(f"{name} is of the time before an operator let the state begin anew")
             if known.get("sources") is not None:
                 journal_reader.check_sources(Sources(**known["sources"]), self._sources, name)
             if known["bundle"] != last.bundle:
                 raise StateMismatch(f"{name} is of another bundle than the journal's {last.bundle}")
-            bundle = self._snapshot_bundle(last.bundle, str(known["bundle_location"]))
+            # A place from a snapshot that proves nothing is not asked for anything.
+            proved = self._settings.snapshots.key is not None or not self._settings.snapshots.unnamed
+            bundle = self._snapshot_bundle(last.bundle, str(known["bundle_location"]) if proved else "")
             started = self._ports.threads.monotonic()
-            pipeline = self._ports.states.restored(bundle, self._shard, known, stored.parts)
+            pipeline = self._ports.states.restored(bundle, self._shard, known, store.images(found))
             pipeline.activation_number = last.activation_number
         except BaseException:
             journal.close()
@@ -188,7 +240,16 @@ class Follower:
         )  # fmt: skip
         positions = {int(p): int(position) for p, position in known["positions"].items()}
         epochs = {int(p): int(epoch) for p, epoch in known.get("epochs", {}).items()}
-        return _Start(pipeline, journal, positions, int(known["control_position"]), fresh=False, epochs=epochs)
+        labels = known.get("labels_position")  # not in snapshots of before there was that topic
+        return _Start(
+            pipeline,
+            journal,
+            positions,
+            int(known["control_position"]),
+            self._labels_start() if labels is None else int(labels),
+            fresh=False,
+            epochs=epochs,
+        )
 
     def _snapshot_bundle(self, bundle_id: str, hint: str) -> Bundle:
         """The bundle that decided a snapshot's last batch. Raises BundleUnavailable when nothing names its place."""
@@ -263,9 +324,21 @@ class Follower:
         worker_metrics.RECOVERY_SECONDS.labels(self._label).set(seconds)
         self._log.info("shard.recovered", batches=batches, sequence=self.pipeline.sequence, seconds=round(seconds, 3))
 
+    def allow_created(self) -> None:
+        """Of what the topics hold now, decide records with a timestamp of their producer too: they are from before the
+        topics had LogAppendTime. Raises UsageError when a topic does not have it.
+        """
+        if self._settings.worker.producer_timestamps:
+            self._log.warning("timestamps.of_producers", setting="FRAUD_SCORER_WORKER__PRODUCER_TIMESTAMPS")
+            self.inputs.allow_created(None, None)
+            return
+        check_append_time(self._settings, self._broker.timestamp_types(self._topics.inputs))
+        ends = self._broker.ends([buffer.partition for buffer in self.inputs.all_buffers])
+        self.inputs.allow_created(ends, int(self._ports.threads.epoch_s() * 1000.0))
+
     def _check_bounds(self) -> None:
         """Raise MissingRange or SourceChanged, naming the partition, when a position lies outside its log."""
-        buffers = [*self.inputs.buffers.values(), self.inputs.control]
+        buffers = self.inputs.all_buffers
         where = [buffer.partition for buffer in buffers]
         bounds = zip(buffers, self._broker.starts(where), self._broker.ends(where), strict=True)
         for buffer, start, end in bounds:
@@ -277,8 +350,9 @@ class Follower:
                 )
             if buffer.position > end:
                 raise kafka.SourceChanged(
-                    f"{name}: everything before offset {buffer.position} was decided, and the log ends at {end}: it "
-                    f"was cut, for example by an election of a leader that lacked records. {journal_reader.WAY_OUT}"
+                    f"{name}: everything before offset {buffer.position} was decided, the newest under leader epoch "
+                    f"{buffer.epoch if buffer.epoch >= 0 else 'unknown'}, and the log ends at {end}: it was cut, for "
+                    f"example by an election of a leader that lacked records. {journal_reader.WAY_OUT}"
                 )
 
     def _rerun(self, records: list[tuple[int, JournalRecord]], stop: Event) -> int:
@@ -296,9 +370,13 @@ class Follower:
                 except BundleUnavailable:  # stopped
                     break
             self._check(record)
-            batch = journal_reader.reread(
-                record, self.inputs, no_progress_s=self._settings.worker.no_progress_s, threads=self._ports.threads
-            )
+            try:
+                batch = journal_reader.reread(
+                    record, self.inputs, no_progress_s=self._settings.worker.no_progress_s, threads=self._ports.threads
+                )
+            except kafka.NoProgress:
+                self._check_ends(record)
+                raise
             rerun(self.pipeline, record, batch, self._bundles)
             self._left.popleft()
             count += 1
@@ -325,6 +403,17 @@ class Follower:
                 stop.wait(BUNDLE_RETRY_S)
         finally:
             self.waits("")
+
+    def _check_ends(self, record: JournalRecord) -> None:
+        """Raise SourceChanged when a batch cannot be read again because its log ends before it."""
+        ends = self._broker.ends([TopicPartition(self._topics.payments, r.partition) for r in record.inputs])
+        for r, end in zip(record.inputs, ends, strict=True):
+            if end < r.end:
+                raise kafka.SourceChanged(
+                    f"{self._topics.payments}/{r.partition}: everything before offset {r.end} was decided (batch "
+                    f"{record.sequence}, leader epoch {r.epoch}), and the log ends at {end}: it was cut, for example "
+                    f"by an election of a leader that lacked records. {journal_reader.WAY_OUT}"
+                )
 
     def _check(self, record: JournalRecord) -> None:
         new = {r.partition: r.start for r in record.inputs if r.partition not in self.inputs.buffers}
@@ -359,8 +448,10 @@ class Follower:
             self._ports.clients.reader(f"{prefix}{worker.application}-reader-{self._shard}"),
             payments=self._topics.payments,
             control=self._topics.control,
+            labels=self._topics.labels,
             positions=at.positions,
             control_position=at.control_position,
+            labels_position=at.labels_position,
             buffered_max=worker.buffered_payments_max,
             deadlines=Deadlines(worker.deadline_ms, worker.deadline_header),
             epochs=at.epochs,
@@ -409,8 +500,24 @@ def check_topics(settings: Settings, facts: Mapping[str, kafka.TopicFacts]) -> N
                 f"{topic} has {facts[topic].partitions} partitions, FRAUD_SCORER_WORKER__SHARDS is {shards}: they must "
                 "be equal, for each shard writes its own. Set it back to what the topics were made with"
             )
-    if facts[topics.control].partitions != 1:
-        raise UsageError(
-            f"{topics.control} has {facts[topics.control].partitions} partitions: labels and activations have one "
-            "order only with one. Make the topic anew with one partition, and `fraud-scorer recover --new-journal`"
-        )
+    for topic in (topics.control, topics.labels):
+        if facts[topic].partitions != 1:
+            raise UsageError(
+                f"{topic} has {facts[topic].partitions} partitions: its records have one order only with one. "
+                "Make the topic anew with one partition, and `fraud-scorer recover --new-journal`"
+            )
+
+
+def check_append_time(settings: Settings, types: Mapping[str, str]) -> None:
+    """Raise UsageError when a topic that workers read has timestamps of producers, naming it and the way out.
+
+    `types`: message.timestamp.type by topic, of those that are shown.
+    """
+    if settings.worker.producer_timestamps:
+        return
+    for topic in kafka.Topics.of(settings.kafka).inputs:
+        if types.get(topic, kafka.APPEND_TIME) != kafka.APPEND_TIME:
+            raise UsageError(
+                f"{topic} has message.timestamp.type={types[topic]}: a producer could write any timestamp, and with it "
+                f"make the payments of others late. {kafka.APPEND_TIME_WAY_OUT}"
+            )

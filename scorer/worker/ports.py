@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from features.engine_image import Image
 from features.log_segments import SegmentError
-from features.snapshot_store import SnapshotError, SnapshotStore
+from features.snapshot_store import Manifest, SnapshotError, SnapshotStore
 from scorer import kafka
 from scorer.bundle import Bundle
 from scorer.errors import UsageError
@@ -42,7 +42,8 @@ class Capture(Protocol):
 class Store(Protocol):
     """Where a shard's snapshots are kept: see features.snapshot.SnapshotStore."""
 
-    def newest_first(self) -> Iterator[tuple[int, dict[str, Any], dict[str, Image]] | SnapshotError]: ...
+    def newest_first(self) -> Iterator[Manifest | SnapshotError]: ...
+    def images(self, manifest: Manifest) -> dict[str, Image]: ...
     def write(self, sequence: int, meta: Mapping[str, Any], parts: Mapping[str, Image]) -> Any: ...
     def prune(self, keep: int) -> int: ...
 
@@ -123,7 +124,8 @@ def store_of(settings: Settings, shard: int) -> SnapshotStore | None:
         return None
     url = where.url.get_secret_value() if where.url else f"{(settings.cache.expanduser() / 'snapshots').as_uri()}"
     name = f"{settings.kafka.topic_prefix}{settings.worker.application}"
+    key = None if where.key is None else where.key.get_secret_value().encode()
     try:
-        return SnapshotStore(f"{url.rstrip('/')}/{name}/shard-{shard}", on_step=fault_points.point)
+        return SnapshotStore(f"{url.rstrip('/')}/{name}/shard-{shard}", key=key, on_step=fault_points.point)
     except (ValueError, ImportError) as exc:  # a protocol that fsspec does not know, or whose package is missing
         raise UsageError(f"setting FRAUD_SCORER_SNAPSHOTS__URL: {exc}") from exc

@@ -34,6 +34,7 @@ from scorer.kafka import (
     present,
 )
 from scorer.pipeline import Outcomes
+from scorer.pipeline.records import ControlRecord, Rejected
 from scorer.runtime import fault_points
 from scorer.runtime.threads import Future, Queue, Threads
 
@@ -299,11 +300,19 @@ class Publisher:
                     cards=outcomes.cards,
                 )
                 self._produce(topic, value, key=key, headers=headers)
-        # Every shard reads the control topic; one speaks for all, so that a record has one dead letter.
-        for item in outcomes.rejected_control if self._shard == 0 else ():
-            record = outcomes.control[item.index]
+        # Every shard reads the topics control and labels; one speaks for all, so that a record has one dead letter.
+        if self._shard == 0:
+            self._produce_refused(self._topics.control, outcomes.control, outcomes.rejected_control, value_bytes_max)
+            self._produce_refused(self._topics.labels, outcomes.labels, outcomes.rejected_labels, value_bytes_max)
+
+    def _produce_refused(
+        self, origin: str, records: Sequence[ControlRecord], rejected: Sequence[Rejected], value_bytes_max: int
+    ) -> None:
+        """Dead letters of a topic that every shard reads."""
+        for item in rejected:
+            record = records[item.index]
             key, value, headers = dead_letter_record(
-                topic=self._topics.control,
+                topic=origin,
                 partition=0,
                 offset=record.offset,
                 key=record.key,
@@ -311,7 +320,7 @@ class Publisher:
                 error=item.error,
                 value_bytes_max=value_bytes_max,
             )
-            self._produce(topic, value, key=key, headers=headers)
+            self._produce(self._topics.dead_letters, value, key=key, headers=headers)
 
     def _produce(
         self, topic: str, value: bytes | None, *, key: bytes | None = None, headers: Headers | None = None, **more: Any

@@ -114,6 +114,7 @@ class Shard:
                     self._settings, self._number, store, self._bundles.location, self._ports
                 )
             if not stop.is_set():
+                follower.allow_created()
                 self.recovered.set()
                 self._decide(follower, publisher, stop)
         finally:
@@ -176,6 +177,7 @@ class Shard:
             cards=feature_set.cards,
             stream_ms=lambda: pipeline.engine.stream_time_ms,
             takeable=activator.takeable,
+            noted=lambda: self._snapshotter is not None and self._snapshotter.unnamed,
         )
         self._log.info("shard.deciding", bundle=pipeline.bundle.id, sequence=pipeline.sequence)
         worker_metrics.BUNDLE.labels(self._label, pipeline.bundle.id).set(1)
@@ -195,6 +197,8 @@ class Shard:
                 if self._snapshotter is not None:
                     self._snapshotter.between_batches(pipeline, inputs, 0)
                 continue
+            if self._snapshotter is not None:
+                batch = self._snapshotter.named_by(batch, pipeline.sequence)
             fault_points.point("after_consume")
             batch = self._activate(pipeline, activator, batch)
             started = self._threads.monotonic()
@@ -248,7 +252,8 @@ class Shard:
             worker_metrics.DECISIONS.labels(label, "flag" if kind % 2 == FLAG else "approve", MODES[kind // 2]).inc(
                 int(kinds[kind])
             )
-        refused = Counter(item.error.reason.value for item in (*outcomes.rejected, *outcomes.rejected_control))
+        rejected = (*outcomes.rejected, *outcomes.rejected_control, *outcomes.rejected_labels)
+        refused = Counter(item.error.reason.value for item in rejected)
         for reason, count in refused.items():
             worker_metrics.DEAD_LETTERS.labels(label, reason).inc(count)
         worker_metrics.UNANSWERED.labels(label).inc(len(outcomes.rejected) - outcomes.refused)

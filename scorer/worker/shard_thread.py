@@ -27,6 +27,9 @@ REBUILD_CALM_S = 60.0
 ASKED_AGAIN_S = 5.0
 # How often the topics are looked at again while a setting of theirs keeps a batch from being committed.
 OBSTACLE_RETRY_S = 1.0
+# A node that has just died is still asked for as long as the client does not know better; after so long without an
+# answer the shard is taken up, and only that shows whether it can be.
+OBSTACLE_ANSWER_S, OBSTACLE_UNKNOWN_S = 3.0, 20.0
 OBSTACLE_LOGGED_S = 15.0
 
 
@@ -86,25 +89,33 @@ class ShardThread:
                 if not self._is_ours(exc):
                     return
             except kafka.Fenced as exc:
-                # By a new owner, or by one that woke up and did not know yet that it is none: the group says which.
+                # By a new owner, or by one that woke up and did not know yet that it is none: the group says which. Or
+                # by the broker, which ends a transaction after its time-out in the same way: then what held the commit
+                # up may hold up the next one, and init_transactions before it.
                 if not self._is_ours(exc):
                     return
                 worker_metrics.REBUILDS.labels(str(self.number), "fenced").inc()
-                log.warning("shard.rebuild", shard=self.number, reason=f"{exc}, but the group says it is ours")
+                reason = f"{exc}, or the transaction took longer than its time-out: the group says it is ours"
+                log.warning("shard.rebuild", shard=self.number, reason=reason)
+                self._wait_for_topics(exc)
         if self._standby is not None:  # released before it was begun
             self._standby.close()
 
-    def _wait_for_topics(self, cause: kafka.Rebuild) -> None:
+    def _wait_for_topics(self, cause: kafka.KafkaFailure) -> None:
         """Wait as long as a topic's setting keeps the next commit from succeeding as well."""
         needed = cause.needed if isinstance(cause, kafka.Unfit) else {}
         logged_at, broker = float("-inf"), self._ports.clients.broker()
+        unknown_until = self._threads.monotonic() + OBSTACLE_UNKNOWN_S
         try:
             while not self.stop.is_set():
                 try:
-                    self.waits_for = broker.obstacle(needed)
+                    self.waits_for = broker.obstacle(needed, timeout_s=OBSTACLE_ANSWER_S)
                 except kafka.KafkaFailure as exc:  # then only trying shows it
                     log.debug("shard.obstacle_unknown", shard=self.number, reason=str(exc))
                     self.waits_for = ""
+                    if isinstance(exc, kafka.Away) and self._threads.monotonic() < unknown_until:
+                        self.stop.wait(OBSTACLE_RETRY_S)
+                        continue
                 if not self.waits_for:
                     return
                 if self._threads.monotonic() - logged_at > OBSTACLE_LOGGED_S:

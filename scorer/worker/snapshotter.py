@@ -3,23 +3,26 @@
     idle ──due──▶ copying ──copied──▶ finished (images of batch n) ──batch n committed──▶ writing ──▶ idle
 
 A snapshot is of the state after batch n and is written only when n is committed; when the commit fails, it is dropped
-with the state. It names the journal offset of n, so recovery begins there, after comparing n's head with its own.
+with the state. It names the journal offset of n, so recovery begins there, after comparing n's head with its own. And
+the next batch's journal record names its digest: what no record names is not used, whoever wrote it.
 Payments wait for `begin` and `finish` alone; how long is a metric.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import structlog
 
 from features.engine_image import Image
 from features.snapshot_store import SnapshotError
+from schemas.journal_record import SnapshotDigest
 from scorer.errors import FraudScorerError
 from scorer.journal.partition_buffers import ShardInputs
 from scorer.pipeline import Pipeline
+from scorer.pipeline.records import Batch
 from scorer.runtime import fault_points
 from scorer.runtime.settings import Settings
 from scorer.runtime.threads import Thread
@@ -32,24 +35,6 @@ log = structlog.get_logger()
 RETRY_S = 30.0
 # What a store or a disk may do; anything else that ends the thread is a defect and ends the process.
 EXPECTED = (SnapshotError, OSError, MemoryError)
-
-
-@dataclass(frozen=True)
-class Stored:
-    """A snapshot as it was read: where the state stands, and its images."""
-
-    known: dict[str, Any]
-    parts: dict[str, Image]
-
-
-def newest_first(store: Store, shard: int) -> Iterator[Stored]:
-    """Every readable snapshot from the newest on; those that are not are counted and logged."""
-    for found in store.newest_first():
-        if isinstance(found, SnapshotError):
-            refused(shard, str(found))
-        else:
-            _, known, parts = found
-            yield Stored(known, parts)
 
 
 def refused(shard: int, reason: str) -> None:
@@ -82,6 +67,8 @@ class Snapshotter:
         self._finished: _Finished | None = None
         self._thread: Thread | None = None
         self._failed: Exception | None = None
+        self._written: SnapshotDigest | None = None
+        self._naming: int | None = None  # sequence of the batch whose record names one
         self._payments = 0
         self._last_commit: tuple[int, int] | None = None  # sequence, journal offset
         self._last_at = self._threads.monotonic()
@@ -106,6 +93,9 @@ class Snapshotter:
     def committed(self, sequence: int, journal_offset: int) -> None:
         """Batch `sequence` is committed, its journal record stands at `journal_offset`."""
         self._last_commit = sequence, journal_offset
+        if self._naming is not None and sequence >= self._naming:
+            self._naming = None
+            worker_metrics.SNAPSHOTS.labels(self._label).inc()
         self._write_committed()
 
     def _write_committed(self) -> None:
@@ -115,6 +105,19 @@ class Snapshotter:
         self._finished = None
         finished.known["journal_offset"] = last[1]
         self._start(lambda: self._write(finished), "write")
+
+    @property
+    def unnamed(self) -> bool:
+        """Whether a snapshot was written that no journal record names yet."""
+        return self._written is not None
+
+    def named_by(self, batch: Batch, sequence: int) -> Batch:
+        """The batch, whose journal record is to name the snapshot that was written last, if none has done so."""
+        written, self._written = self._written, None
+        if written is None:
+            return batch
+        self._naming = sequence
+        return replace(batch, snapshot=written)
 
     def close(self) -> None:
         """Wait for a copy or a write that runs. Raises what ended its thread unexpectedly."""
@@ -168,6 +171,7 @@ class Snapshotter:
             "positions": {str(p): buffer.position for p, buffer in inputs.buffers.items()},
             "epochs": {str(p): buffer.epoch for p, buffer in inputs.buffers.items()},
             "control_position": inputs.control.position,
+            "labels_position": inputs.labels.position,
             "sources": None if inputs.sources is None else inputs.sources.model_dump(),
             "bundle_location": self._bundle_location(pipeline.bundle.id),
         }
@@ -190,12 +194,12 @@ class Snapshotter:
     def _write(self, finished: _Finished) -> None:
         started = self._threads.monotonic()
         written = self._store.write(finished.sequence, finished.known, finished.parts)
+        self._written = SnapshotDigest(sequence=finished.sequence, sha256=written.digest)
         try:
             self._store.prune(self._kept)
         except SnapshotError as exc:  # a damaged one among those to keep: nothing is deleted until it has aged out
             log.warning("snapshot.not_pruned", shard=self._shard, reason=str(exc))
         seconds = self._threads.monotonic() - started
-        worker_metrics.SNAPSHOTS.labels(self._label).inc()
         worker_metrics.SNAPSHOT_SEQUENCE.labels(self._label).set(written.sequence)
         worker_metrics.SNAPSHOT_BYTES.labels(self._label).set(written.bytes)
         log.info(

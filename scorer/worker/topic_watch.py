@@ -2,6 +2,9 @@
 
 A client that reads a topic which is deleted and made anew goes on at its old offset, without an error and past all that
 stands before it. So the topics' ids are asked for every second, and what does not fit stops the worker.
+
+Every few seconds the topics' own settings are compared with the replicas in sync as well: a commit that lacks replicas
+fails only after the transaction's time-out, and the error that comes then does not name the cause.
 """
 
 from __future__ import annotations
@@ -16,12 +19,17 @@ from scorer.kafka import KafkaFailure, SourceChanged, TopicFacts
 from scorer.runtime import fault_points
 from scorer.runtime.settings import Settings
 from scorer.runtime.threads import Thread
-from scorer.worker.follower import check_topics
+from scorer.worker.follower import check_append_time, check_topics
 from scorer.worker.ports import Ports
 
 log = structlog.get_logger()
 
 EVERY_S = 1.0
+# Whose timestamps records have is asked less often: each record says it as well.
+TYPES_EVERY_S = 5.0
+# Of one question: a node that has just died is still asked for as long as the client does not know better.
+ANSWER_S = 2.0
+OBSTACLE_EVERY_S = 3.0
 # A topic that is not there, or too few partitions, must stay so for this long before the worker ends with it.
 UNFIT_S = 3.0
 # So long without an answer and the process counts as cut off from Kafka: not ready.
@@ -29,17 +37,22 @@ SILENT_S = 3.0
 
 
 class TopicWatch:
-    """Asks on a thread of its own from `start` to `close`. `failure`: what does not fit, and ends the process."""
+    """Asks on a thread of its own from `start` to `close`. `failure`: what does not fit, and ends the process.
+    `obstacle`: what keeps a commit from succeeding and can be repaired while the worker waits; empty without one."""
 
     def __init__(self, settings: Settings, ports: Ports) -> None:
         self._settings = settings
-        self._names = kafka.Topics.of(settings.kafka).all
+        self._topics = kafka.Topics.of(settings.kafka)
+        self._names = self._topics.all
+        self._types_at = 0.0
         self._threads = ports.threads
         self._broker = ports.clients.broker()
         self._stop = ports.threads.event()
         self._first: Mapping[str, TopicFacts] = {}
         self._answered_at = self._threads.monotonic()
         self._unfit_since: float | None = None
+        self._obstacle_at = float("-inf")  # when it was asked for
+        self.obstacle = ""
         self.payments = 0
         self.failure: BaseException | None = None
         self._thread: Thread | None = None
@@ -49,6 +62,7 @@ class TopicWatch:
         self._first = self._broker.topic_facts(self._names)
         check_topics(self._settings, self._first)
         self._see(self._first)
+        self._see_types()
         self._thread = self._threads.spawn(self._run, name="topic-watch")
 
     def check(self) -> None:
@@ -68,22 +82,43 @@ class TopicWatch:
             self._thread.join()
 
     def _run(self) -> None:
-        while not self._stop.wait(EVERY_S):
-            try:
-                fault_points.point("topic_watch")
-                self._see(self._broker.topic_facts(self._names))
-                self._unfit_since = None
-            except (kafka.Away, kafka.Denied) as exc:
-                log.debug("topics.not_asked", reason=str(exc))  # readiness shows it, and clients log their own errors
-            except KafkaFailure as exc:
-                self._unfit(SourceChanged(f"{exc}. {self._ids()} `fraud-scorer recover` shows what is missing then"))
-            except UsageError as exc:  # counts that fitted at the start and do not now: no wrong usage of a command
-                self._unfit(SourceChanged(str(exc)))
-            except FraudScorerError as exc:
-                self._end(exc)
-            except BaseException as exc:  # noqa: BLE001 - raised by the threads that check
-                self.failure = self.failure or exc
-                return
+        try:
+            while not self._stop.wait(EVERY_S):
+                self._look()
+                self._look_for_obstacles()
+        except BaseException as exc:  # noqa: BLE001 - raised by the threads that check
+            self.failure = self.failure or exc
+
+    def _look(self) -> None:
+        try:
+            fault_points.point("topic_watch")
+            self._see(self._broker.topic_facts(self._names, timeout_s=ANSWER_S))
+            if self._threads.monotonic() - self._types_at > TYPES_EVERY_S:
+                self._see_types()
+            self._unfit_since = None
+        except (kafka.Away, kafka.Denied) as exc:
+            log.debug("topics.not_asked", reason=str(exc))  # readiness shows it, and clients log their own errors
+        except KafkaFailure as exc:
+            self._unfit(SourceChanged(f"{exc}. {self._ids()} `fraud-scorer recover` shows what is missing then"))
+        except UsageError as exc:  # counts that fitted at the start and do not now: no wrong usage of a command
+            self._unfit(SourceChanged(str(exc)))
+        except FraudScorerError as exc:
+            self._end(exc)
+
+    def _look_for_obstacles(self) -> None:
+        """Note what keeps a commit from succeeding; without an answer what was noted stands."""
+        if self._threads.monotonic() - self._obstacle_at < OBSTACLE_EVERY_S:
+            return
+        self._obstacle_at = self._threads.monotonic()
+        before = self.obstacle
+        try:
+            self.obstacle = self._broker.obstacle({}, timeout_s=ANSWER_S)
+        except KafkaFailure as exc:
+            log.debug("topics.obstacle_unknown", reason=str(exc))
+        if self.obstacle and self.obstacle != before:
+            log.error("topics.obstacle", reason=self.obstacle)
+        elif before and not self.obstacle:
+            log.info("topics.obstacle_gone", reason=before)
 
     def _unfit(self, failure: FraudScorerError) -> None:
         """End when it stays so: a broker that has just restarted may not know of topics or partitions for a moment."""
@@ -102,6 +137,10 @@ class TopicWatch:
             log.error("topics.changed", reason=str(failure))
             self.failure = failure
 
+    def _see_types(self) -> None:
+        check_append_time(self._settings, self._broker.timestamp_types(self._topics.inputs))
+        self._types_at = self._threads.monotonic()
+
     def _see(self, facts: Mapping[str, TopicFacts]) -> None:
         self._answered_at = self._threads.monotonic()
         for name, first in self._first.items():
@@ -113,7 +152,7 @@ class TopicWatch:
             if facts[name].partitions < first.partitions:
                 raise UsageError(f"topic {name} lost partitions: {first.partitions} → {facts[name].partitions}")
         check_topics(self._settings, facts)
-        payments = facts[kafka.Topics.of(self._settings.kafka).payments].partitions
+        payments = facts[self._topics.payments].partitions
         if self.payments and payments > self.payments:
             self._check_growth(payments)
         self.payments = payments

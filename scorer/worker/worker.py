@@ -96,8 +96,8 @@ class Worker:
             return False, "joining the group"
         owned = list(self._owned.values())
         obstacles = [reason for o in owned for reason in (o.waits_for, o.shard.waits_for) if reason]
-        if obstacles:
-            return False, obstacles[0]
+        if obstacles or self._watch.obstacle:
+            return False, next(iter(obstacles), self._watch.obstacle)
         if self._watch.silent_s > SILENT_S:
             return False, f"Kafka has not answered for {self._watch.silent_s:.0f} s"
         waiting = [o.number for o in list(self._owned.values()) if not o.shard.recovered.is_set()]

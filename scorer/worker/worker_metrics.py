@@ -61,7 +61,9 @@ FOLLOWED = Gauge(
 )
 RECOVERY_SECONDS = Gauge("fraud_scorer_recovery_seconds", "How long the last recovery took.", ["shard"])
 OWNED = Gauge("fraud_scorer_owned_shards", "Shards this worker owns.")
-SNAPSHOTS = Counter("fraud_scorer_snapshots_total", "Snapshots written.", ["shard"])
+SNAPSHOTS = Counter(
+    "fraud_scorer_snapshots_total", "Snapshots written and named by a committed journal record.", ["shard"]
+)
 SNAPSHOTS_FAILED = Counter("fraud_scorer_snapshots_failed_total", "Snapshots that could not be written.", ["shard"])
 SNAPSHOTS_REFUSED = Counter(
     "fraud_scorer_snapshots_refused_total", "Snapshots that recovery could not use and passed over.", ["shard"]

@@ -26,7 +26,9 @@ import numpy as np
 from features import kernel_tables as kt
 from features.feature_description import describe
 from features.feature_set import FeatureSet
-from features.hashing import hash_strings
+from features.hash_table import get, grown, new_table, put
+from features.hashing import PUBLIC_KEY, HashKey, hash_strings
+from features.raw_memory import kernel
 from features.snapshot_store import SnapshotStore
 from features.window_engine import WindowEngine
 from schemas.payment_decoder import decode_payments
@@ -120,7 +122,7 @@ def whole_apply() -> dict[str, Any]:
     engine, _ = filled(feature_set, 600_000, 100_000)
     batch = decoded(5 * BATCH + 2_000)
     batch.event_time_ms[:] += int(engine.stream_time_ms or 0) - 1_700_000_000_000
-    ids, _ = hash_strings(batch.column("payment_id"))
+    ids, _ = hash_strings(batch.column("payment_id"), engine.hash_key)
     times, single = [], []
     for start in range(0, 5 * BATCH, BATCH):
         part = decode_slice(batch, start, start + BATCH)
@@ -211,6 +213,48 @@ def against_sql(rows_count: int) -> dict[str, Any]:
         "polars_cpu_s": round(polars, 3),
         "duckdb_to_engine": round(duck / ours, 1), "polars_to_engine": round(polars / ours, 1),
     }  # fmt: skip
+
+
+def chosen_ids() -> dict[str, Any]:
+    """ns of a lookup among 12,000 payment ids that share one place of the table under a key that everyone knows, under
+    that key and under a state's own; and among other ids. The ratio is what an attacker gains by choosing."""
+    count, places = 12_000, 1 << 15
+    found: list[str] = []
+    for first in range(0, 1 << 40, 1 << 22):
+        names = [f"p{n}" for n in range(first, first + (1 << 22))]
+        place = hash_strings(names, PUBLIC_KEY)[0][:, 0] % np.uint64(places)
+        found += [names[n] for n in np.flatnonzero(place == 0).tolist()]
+        if len(found) >= count:
+            break
+    result: dict[str, Any] = {"ids": count}
+    for name, ids, key in (
+        ("other_ids", names[:count], HashKey.new()),
+        ("chosen_ids", found[:count], HashKey.new()),
+        ("chosen_ids_public_key", found[:count], PUBLIC_KEY),
+    ):
+        table = grown(new_table(), 0, count)
+        before = time.process_time_ns()
+        hashes = hash_strings(ids, key)[0]
+        result[f"{name}_hash_ns"] = round((time.process_time_ns() - before) / count, 1)
+        for n, (low, high) in enumerate(hashes):
+            put(table, low, high, n)
+        times = []
+        for _ in range(5):
+            before = time.process_time_ns()
+            assert _look_up(table, hashes) == count * (count - 1) // 2
+            times.append((time.process_time_ns() - before) / count)
+        result[f"{name}_ns"] = round(statistics.median(times[1:]), 1)
+    result["chosen_to_other"] = round(result["chosen_ids_ns"] / result["other_ids_ns"], 2)
+    result["public_key_chosen_to_other"] = round(result["chosen_ids_public_key_ns"] / result["other_ids_ns"])
+    return result
+
+
+@kernel
+def _look_up(table: Any, hashes: Any) -> int:
+    total = 0
+    for i in range(len(hashes)):
+        total += get(table, hashes[i, 0], hashes[i, 1])
+    return total
 
 
 def snapshots(keys: int) -> dict[str, Any]:
@@ -336,7 +380,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a minute: up to 10^6 keys, a short history")
     parser.add_argument("--log-rows", type=int, help="only the log on disk, with so many payments")
-    parser.add_argument("--only", help="one part: snapshot, keys, windows, apply, batch, start")
+    parser.add_argument("--only", help="one part: snapshot, keys, windows, apply, chosen, batch, start")
     parser.add_argument("--folder", type=Path, help="where the log on disk goes")
     options = parser.parse_args()
     if options.log_rows:
@@ -346,7 +390,7 @@ def main() -> None:
     if options.only:
         parts = {
             "snapshot": lambda: snapshots(10**6), "keys": lambda: by_keys([10**4, 10**5, 10**6]), "windows": by_window,
-            "apply": whole_apply,
+            "apply": whole_apply, "chosen": chosen_ids,
             "batch": lambda: against_sql(100_000), "start": second_start,
         }  # fmt: skip
         print(json.dumps({options.only: parts[options.only]()}))
@@ -358,6 +402,7 @@ def main() -> None:
         "keys": by_keys(counts),
         "windows_us_per_payment": by_window(),
         "apply": whole_apply(),
+        "chosen_ids": chosen_ids(),
         "bytes_per_payment_in_log": cost.bytes_per_payment,
         "bytes_per_key": dict(cost.bytes_per_key),
         "batch_engines": against_sql(100_000 if options.quick else 500_000),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import tempfile
 from collections.abc import Mapping
@@ -115,6 +116,9 @@ class OwnBroker:
 
     def stop(self) -> None:
         self.service.stop()
+
+    def signal(self, number: signal.Signals) -> None:
+        os.kill(self.service.pids["service"], number)
 
     def __enter__(self) -> OwnBroker:
         self.start()

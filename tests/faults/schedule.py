@@ -7,13 +7,19 @@ import signal
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from confluent_kafka import KafkaException
+
+from scorer import kafka
+from scorer.runtime.settings import PREFIX
 from tests.faults.broker import OwnBroker
 from tests.faults.nursery import Nursery
 from tests.faults.payments import payments
 from tests.faults.run import Application
+from tests.faults.topic_changes import CHANGES
 
 POINTS = ("after_consume", "after_compute", "in_transaction", "before_commit", "after_commit", "in_recovery")
 STUCK = "in_offsets:{}:sleep=60"  # the client does not come back
@@ -22,6 +28,15 @@ SNAPSHOT_POINTS = ("snapshot_begin", "snapshot_copy", "snapshot_finish", "snapsh
 ACTIONS = ("kill", "kill", "stop", "timeout", "term", "sleep=0.7")
 TRANSACTIONAL = ("in_transaction", "before_commit", "after_commit")  # where a call to the broker can time out
 WORKERS = ("a", "b")
+# Rows 27, 28, 30, 37 and 38: a stranger takes the transactional id, another application starts on the same topics, a
+# key that no output carries, an audit topic that takes no batch, a flood of garbage, signals, a silence.
+OPERATIONS = ("foreign init", "other application", "oversized key", "audit limit", "garbage", "hang up",
+              "term at start", "freeze at start", "silence")  # fmt: skip
+ANY_THREAD = ("main_loop", "topic_watch", "health", "after_consume", "in_transaction")  # row 35
+FOREIGN_INITS = 3
+GARBAGE = 2_000
+OVERSIZED_KEY_BYTES = 900_000  # what the payers' client takes
+AUDIT_BYTES_MAX = 3_000  # of a topic that does not take one payment's record
 PROTOCOLS = ("classic", "classic", "consumer")
 FROZEN_AT_POINT_S = 3.0
 
@@ -39,6 +54,7 @@ class Schedule:
     protocol: str = "classic"
     at_points: dict[str, str] = field(default_factory=dict)  # worker: fault
     events: list[tuple[float, str, str, float]] = field(default_factory=list)  # (when, what, worker, seconds)
+    change: str = ""  # of the topics, once all that is above has ended equal: tests.faults.topic_changes.CHANGES
 
     @classmethod
     def drawn(cls, seed: int) -> Schedule:
@@ -73,6 +89,14 @@ class Schedule:
         if rng.random() < 0.1:
             made.at_points[rng.choice(WORKERS)] = STUCK.format(rng.randrange(1, 20))
         made.protocol = rng.choice(PROTOCOLS)
+        for _ in range(rng.choice((0, 0, 1, 2))):
+            when = round(rng.uniform(0.0, made.payments / made.rate), 2)
+            made.events.append((when, rng.choice(OPERATIONS), rng.choice(WORKERS), round(rng.uniform(0.2, 4.0), 2)))
+        made.events.sort()
+        if rng.random() < 0.1:
+            made.at_points[rng.choice(WORKERS)] = f"{rng.choice(ANY_THREAD)}:{rng.randrange(1, 20)}:error"
+        if rng.random() < 0.4:
+            made.change = rng.choice(list(CHANGES))
         return made
 
     def __str__(self) -> str:
@@ -80,6 +104,7 @@ class Schedule:
                  f"{self.shards} shards, protocol {self.protocol}, snapshot every {self.snapshot_every}"]  # fmt: skip
         lines += [f"  worker {worker}: {fault}" for worker, fault in sorted(self.at_points.items())]
         lines += [f"  {when:5.2f} s  {what} {worker} ({seconds} s)" for when, what, worker, seconds in self.events]
+        lines += [f"  then: {self.change}"] if self.change else []
         return "\n".join(lines)
 
 
@@ -88,6 +113,7 @@ class Runner:
 
     def __init__(self, broker: OwnBroker, nursery: Nursery, bundle: Path) -> None:
         self._broker, self._nursery, self._bundle = broker, nursery, bundle
+        self._silence_s = 0.0  # so much later than planned is the rest sent
         self.exits: dict[str, int] = {}
 
     def run(self, schedule: Schedule) -> None:
@@ -104,6 +130,8 @@ class Runner:
                 self._stream(app, schedule)
                 app.finish()
                 app.check()
+                if schedule.change:
+                    CHANGES[schedule.change](app, self._bundle, schedule.seed)
             finally:
                 self._broker.proxy.heal()
                 self._broker.start()
@@ -112,19 +140,21 @@ class Runner:
                     self.exits[how] = self.exits.get(how, 0) + count
 
     def _stream(self, app: Application, schedule: Schedule) -> None:
-        stream = payments(schedule.seed, schedule.payments)
+        stream, self._silence_s = payments(schedule.seed, schedule.payments), 0.0
         due: list[tuple[float, Callable[[], None]]] = []
         events = list(schedule.events)
         started = time.monotonic()
+        streamed = 0
         while stream or events or due:
             now = time.monotonic() - started
-            count = min(len(stream), int(now * schedule.rate) - len(app.sent))
+            count = min(len(stream), int((now - self._silence_s) * schedule.rate) - streamed)
             if count > 0:
                 app.pay(stream[:count])
                 del stream[:count]
+                streamed += count
             while events and events[0][0] <= now:
                 _, what, worker, seconds = events.pop(0)
-                undo = self._happens(app, what, worker)
+                undo = self._happens(app, what, worker) or self._operated(app, what, worker, seconds)
                 if undo is not None:
                     due.append((now + seconds, undo))
             for entry in [entry for entry in due if entry[0] <= now]:
@@ -160,4 +190,32 @@ class Runner:
         elif what == "broker":
             self._broker.kill()
             return self._broker.start
+        return None
+
+    def _operated(self, app: Application, what: str, worker: str, seconds: float) -> Callable[[], None] | None:
+        """Let one of OPERATIONS happen; gives what ends it."""
+        if what == "foreign init":
+            for _ in range(FOREIGN_INITS):
+                stranger = kafka.transactional_producer(app.settings, "shard-0")
+                with suppress(KafkaException):  # the broker is away, or a transaction is being settled
+                    stranger.init_transactions(5)
+        elif what == "other application":
+            other = app.beside("other", **{f"{PREFIX}WORKER__APPLICATION": "another"})
+            return lambda: other.signal(signal.SIGTERM)
+        elif what == "oversized key":
+            app.pay([(b"k" * OVERSIZED_KEY_BYTES, b"no payment that is decided")])
+        elif what == "audit limit":
+            return app.limited(app.topics.audit, AUDIT_BYTES_MAX)
+        elif what == "garbage":
+            app.pay([(b"c1", b"garbage")] * GARBAGE)
+        elif what == "hang up":
+            app.kill(worker, signal.SIGHUP)
+        elif what in ("term at start", "freeze at start"):
+            child = app.beside("starting")
+            number = signal.SIGTERM if what == "term at start" else signal.SIGSTOP
+            time.sleep(seconds / 10)
+            child.signal(number)
+            return lambda: child.signal(signal.SIGKILL)
+        elif what == "silence":
+            self._silence_s += seconds
         return None

@@ -22,7 +22,7 @@ from scorer.runtime.settings import Settings, load
 from tests.faults.broker import OwnBroker
 from tests.integration.certificates import Authority
 
-USERS = ("worker", "sink", "reader", "redrive", "payments", "setup", "stranger")
+USERS = ("worker", "sink", "reader", "redrive", "payments", "labels", "operator", "setup", "stranger")
 _RESOURCES = {
     "topic": ResourceType.TOPIC,
     "group": ResourceType.GROUP,

@@ -18,7 +18,7 @@ from confluent_kafka.admin import NewPartitions, NewTopic
 from scorer import kafka
 from scorer.bundle import Bundle
 from scorer.local_services import Services
-from scorer.operate.setup import setup
+from scorer.operate.setup import APPEND_TIME, setup
 from scorer.replay import replay_topic
 from scorer.runtime.settings import PREFIX, Settings
 from tests.integration.running import TopicReader, environment, metrics, process, test_settings, wait_for
@@ -77,7 +77,8 @@ class Application:
         deadline = time.monotonic() + 30
         while True:
             try:
-                self.admin.create_topics([NewTopic(topic, partitions, 1)])[topic].result(30)
+                new = NewTopic(topic, partitions, 1, config=APPEND_TIME)
+                self.admin.create_topics([new])[topic].result(30)
                 return
             except KafkaException:
                 assert time.monotonic() < deadline

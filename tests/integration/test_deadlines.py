@@ -43,8 +43,8 @@ def test_payments_past_their_deadline_are_decided_degraded_and_replayed_the_same
     services: Services, topics_prefix: str, database: str, bundle: Path, tmp_path: Path, student: bool
 ) -> None:
     """A backlog whose deadlines have passed is decided by rules and, if there is one, the student, marked in decision,
-    metric and journal; one whose own header leaves time is decided by the model; replay along the journal gives every
-    digest again."""
+    metric and journal; one whose own header leaves time is decided by the model, though one beside it has none left;
+    replay along the journal gives every digest again."""
     settings = test_settings(
         services.kafka.bootstrap_servers,
         topics_prefix,
@@ -71,9 +71,11 @@ def test_payments_past_their_deadline_are_decided_degraded_and_replayed_the_same
             "terminal_id": "t",
         }
         deadline = str(int(time.time() * 1000) + 3_600_000).encode()
+        hurried = json.dumps(payment | {"payment_id": "hurried"}).encode()
+        producer.produce(topics.payments, hurried, headers=[("deadline", b"0")])
         producer.produce(topics.payments, json.dumps(payment).encode(), headers=[("deadline", deadline)])
         assert producer.flush(30) == 0
-        wait_for(lambda: decisions.fill() >= 5_001, 60, "the patient payment")
+        wait_for(lambda: decisions.fill() >= 5_002, 60, "the patient payment")
         counted = metrics(worker.port)  # type: ignore[attr-defined]
         worker.send_signal(signal.SIGTERM)
         assert worker.wait(60) == 0
@@ -88,8 +90,8 @@ def test_payments_past_their_deadline_are_decided_degraded_and_replayed_the_same
     by_student = {("MODEL_SCORE", "DEGRADED"), ("LARGE_AMOUNT", "MODEL_SCORE", "DEGRADED")}
     assert reasons & by_student if student else reasons == {("LARGE_AMOUNT",)}
     by_mode = {name: value for name, value in counted.items() if 'mode="degraded"' in name and "_total" in name}
-    assert sum(by_mode.values()) == 5_000
+    assert sum(by_mode.values()) == 5_001
     report = replay_topic(Bundle.load(bundle), settings, None)
-    assert report.decisions == 5_001
+    assert report.decisions == 5_002
     assert report.batches_checked > 0
     decisions.close()

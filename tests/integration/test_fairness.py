@@ -135,8 +135,10 @@ def test_a_paused_partition_holds_the_others_for_the_bounded_wait(log: Log) -> N
         consumer,
         payments=log.topics.payments,
         control=log.topics.control,
+        labels=log.topics.labels,
         positions={0: 0, 1: 0},
         control_position=0,
+        labels_position=0,
         buffered_max=4096,
     )
     batcher = Batcher(

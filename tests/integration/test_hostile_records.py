@@ -7,6 +7,7 @@ import random
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import psycopg
@@ -16,13 +17,14 @@ from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 from prometheus_client import CollectorRegistry
 
-from schemas.audit_record import AuditHeader, arrow_schema, digest, encode
+from schemas.audit_record import AuditColumns, AuditHeader, arrow_schema, digest, encode
 from schemas.contract_error import ContractError, DeadLetterReason
 from schemas.control_record import parse_control
 from schemas.dead_letter import dead_letter_record
 from scorer.local_services import Services
 from scorer.runtime.settings import Settings
 from scorer.sink import RecordSink, RecordTopic, SinkMetrics
+from scorer.sink.sink_errors import AuditBroken
 from scorer.trail import audit_database
 from tests.arrow_bombs import compressed, one_column_many_times, one_text_many_times
 from tests.integration.audit_batches import CONTEXT, Shard, make_topic, rows
@@ -247,3 +249,55 @@ def test_hostile_audit_records_cost_no_other_row(place: Settings) -> None:
     assert [row[0] for row in found] == [*kinds, "unreadable"]
     assert [row[2] for row in found] == [*([False] * len(kinds)), True]
     assert not any("4111111111111111" in reason for _, reason, _ in found)
+
+
+def test_a_forged_batch_that_comes_before_its_turn_costs_no_other_row(place: Settings) -> None:
+    """Batches of later numbers that no journal holds, before a gap is allowed and after, and chunks without an end: all
+    in set_aside; the worker's batches around them are written, and a gap that is real still stops the sink."""
+    topic, journal = (f"{place.kafka.topic_prefix}{name}" for name in ("audit", "journal"))
+    for name in (topic, journal):
+        make_topic(place.kafka.bootstrap_servers, name)
+    shard = Shard(place.kafka.bootstrap_servers, topic)
+    write = partial(_with_journal, shard, journal)
+    for number in range(5):
+        write(rows(number, 10))
+    for sequence in (6, 7, 2**62):
+        shard.send(shard.chunks(rows(50, 10), sequence=sequence)[0])
+    write(rows(6, 10))
+    shard.send([b"garbage"])  # after which a later batch may be next: not a forged one
+    shard.send(shard.chunks(rows(51, 10), sequence=9)[0])
+    (chunk,), _ = shard.chunks(rows(52, 400))
+    endless = [_described(chunk, chunk=n, chunks=4096, first_row=n * 400, rows=2**31 - 1) for n in range(12)]
+    shard.send(endless)
+    write(rows(7, 10))
+    good = dict(shard.written), dict(shard.records)
+    with running(place.kafka.bootstrap_servers, topic, _url(place), batch_bytes_max=5 * len(chunk)) as sink:
+        wait_for(lambda: sink.error or sink.sink.drained(), "the sink to drain")
+        assert sink.error is None
+        assert_equal_to(_url(place), shard)
+        # One of the worker's is missing: it stands in the journal and not on the audit topic.
+        _, record = shard.chunks(rows(8, 10))
+        _commit(shard, [(journal, record.to_bytes())])
+        shard.sequence, shard.head = record.sequence, record.head
+        write(rows(9, 10))
+        wait_for(lambda: sink.error is not None, "the sink to stop")
+    assert isinstance(sink.error, AuditBroken)
+    shard.written, shard.records = good
+    assert_equal_to(_url(place), shard)
+    kinds = [kind for (kind,) in query(_url(place), 'SELECT kind FROM set_aside ORDER BY "offset"')]
+    assert kinds == [*["contradiction"] * 3, "unreadable", "contradiction", *["incomplete"] * len(endless)]
+
+
+def _with_journal(shard: Shard, journal: str, columns: AuditColumns) -> None:
+    """The next batch as the worker commits it: audit and journal record in one transaction."""
+    chunks, record = shard.chunks(columns)
+    _commit(shard, [(shard.topic, chunk) for chunk in chunks] + [(journal, record.to_bytes())])
+    shard.sequence, shard.head = record.sequence, record.head
+    shard.written[record.sequence], shard.records[record.sequence] = columns, record
+
+
+def _commit(shard: Shard, records: list[tuple[str, bytes]]) -> None:
+    shard.producer.begin_transaction()
+    for name, value in records:
+        shard.producer.produce(name, value=value, partition=0)
+    shard.producer.commit_transaction(30)

@@ -206,10 +206,10 @@ def in_transaction(settings: Settings, topic: str, values: list[bytes], *, commi
 
 
 def test_positions_of_the_sink_move_over_a_tail_that_holds_no_record(settings: Settings, tmp_path: Path) -> None:
-    """Audit, control and dead-letter partitions end in aborted records and markers: positions in Postgres reach the
-    true ends without a stop, lag is 0; retention may then remove the whole tail, and a killed sink starts again."""
+    """Partitions of audit, control, labels and dead-letters end in aborted records and markers: positions in Postgres
+    reach the true ends without a stop, lag is 0; retention may then remove the tail, and a killed sink starts again."""
     topics, client = kafka.Topics.of(settings.kafka), kafka.admin(settings.kafka)
-    names = (topics.audit, topics.control, topics.dead_letters)
+    names = (topics.audit, topics.control, topics.labels, topics.dead_letters)
     for name in names:
         in_transaction(settings, name, [b"{}"] * 3, commit=False)
     places = [TopicPartition(n, p) for n in names for p in range(kafka.partition_count(client, n))]

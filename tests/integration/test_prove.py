@@ -98,7 +98,7 @@ def running(
             trail.send(topics.payments, *block.values)
             wait_for(lambda: trail.count("decisions") == PAYMENTS, 60, "the decisions")
             label = {"type": "label", "payment_id": "p_30", "fraud": True, "known_at": START_MS + 31 * 60_000}
-            trail.send(topics.control, json.dumps(label).encode())
+            trail.send(topics.labels, json.dumps(label).encode())
             # A batch that takes the label in, as a repeated payment.
             trail.send(topics.payments, block.values[7])
             wait_for(lambda: trail.count("labels") == 1, 60, "the label")

@@ -84,7 +84,7 @@ def running(
                     json.dumps({"type": "list_add", "list": "blocked", "value": f"t_{start % 5 + 1}"}).encode(),
                 )
             label = {"type": "label", "payment_id": "p_10", "fraud": True, "known_at": START_MS + 86_400_000}
-            trail.send(topics.control, json.dumps(label).encode())
+            trail.send(topics.labels, json.dumps(label).encode())
             wait_for(lambda: trail.count("labels") == 1, 60, "the label")
         yield trail
 

@@ -78,6 +78,10 @@ def test_least_privilege_is_enough_for_every_role(
     for key, value in given:
         producer.produce(topics.payments, value, key=key)
     assert producer.flush(30) == 0
+    # Who sends payments or labels may change no list and choose no bundle, nor send the other of the two.
+    for role, own in ((Role.PAYMENTS, topics.payments), (Role.LABELS, topics.labels), (Role.OPERATOR, topics.control)):
+        for topic in {*topics.inputs} - {own}:
+            assert _is_refused(by_role[role], topic), (role, topic)
     decisions = TopicReader(by_role[Role.PAYMENTS], topics.decisions)
     letters = TopicReader(by_role[Role.READER], topics.dead_letters)
     secret = tmp_path / "password"
@@ -122,6 +126,18 @@ def test_least_privilege_is_enough_for_every_role(
     finally:
         stop.set()
         thread.join(30)
+
+
+def _is_refused(settings: Settings, topic: str) -> bool:
+    """Whether a record for that topic is."""
+    errors: list[object] = []
+    producer = kafka.plain_producer(settings.kafka)
+    try:
+        producer.produce(topic, b"", on_delivery=lambda error, _: errors.append(error))
+    except KafkaException as exc:
+        errors.append(exc.args[0])
+    producer.flush(15)
+    return errors[0] is not None
 
 
 @pytest.mark.parametrize("role", list(Role))
@@ -196,7 +212,7 @@ def test_mutual_tls_passes_through(secured: Secured, prefix: str) -> None:
             "ssl_key_password": "key-secret",
         }
     )
-    assert len(missing(settings, Role.PAYMENTS)) == 3
+    assert len(missing(settings, Role.PAYMENTS)) == 2
     secured.grant("User:CN=payment-system", needed(settings, Role.PAYMENTS))
     wait_for(lambda: missing(settings, Role.PAYMENTS) == [], 10, "the grants")
     producer = kafka.plain_producer(settings.kafka)

@@ -33,7 +33,7 @@ REPAIR = "DROP INDEX decisions_payment"
 def place(services: Services, topics_prefix: str, database: str) -> tuple[Settings, Shard, str]:
     """The topics and the tables."""
     servers = services.kafka.bootstrap_servers
-    for name in ("audit", "journal", "payments", "control", "dead-letters"):
+    for name in ("audit", "journal", "payments", "control", "labels", "dead-letters"):
         make_topic(servers, topics_prefix + name)
     settings = test_settings(servers, topics_prefix, postgres={"url": migrated(database)})
     return settings, Shard(servers, f"{topics_prefix}audit"), database

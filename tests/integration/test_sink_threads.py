@@ -29,17 +29,19 @@ from tests.integration.sinks import query
 def settings(services: Services, topics_prefix: str, database: str) -> Settings:
     """Topics with a batch on the audit topic, and tables."""
     servers = services.kafka.bootstrap_servers
-    for name in ("audit", "control", "dead-letters"):
+    for name in ("audit", "control", "labels", "dead-letters"):
         make_topic(servers, topics_prefix + name)
     audit_database.migrate(database)
     Shard(servers, f"{topics_prefix}audit").write(rows(1, 50))
     return test_settings(servers, topics_prefix, postgres={"url": database})
 
 
-@pytest.mark.parametrize("point", ["sink_copy:1", "sink_control:2", "sink_dead_letters:2", "sink_membership:4"])
+@pytest.mark.parametrize(
+    "point", ["sink_copy:1", "sink_control:2", "sink_labels:2", "sink_dead_letters:2", "sink_membership:4"]
+)
 def test_an_unexpected_exception_in_any_thread_ends_the_sink(settings: Settings, point: str) -> None:
-    """Whichever thread of `fraud-scorer sink` meets it (audit, control, dead letters, membership), the process ends
-    by itself within its bound, with a non-zero code and the error on stderr."""
+    """Whichever thread of `fraud-scorer sink` meets it (audit, control, labels, dead letters, membership), the process
+    ends by itself within its bound, with a non-zero code and the error on stderr."""
     (port,) = free_ports(1)
     done = subprocess.run(
         [sys.executable, "-m", "scorer", "sink"],

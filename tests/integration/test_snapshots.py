@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import signal
 import threading
@@ -19,11 +20,20 @@ from tests.integration.running import TopicReader, metrics, process, test_settin
 PAYMENTS = 15_000
 
 
+def forge(manifest: Path) -> None:
+    """Another snapshot in its place: a bundle from elsewhere, and a right checksum."""
+    body = json.loads(json.loads(manifest.read_bytes())["body"])
+    body["meta"]["bundle_location"] = "http://127.0.0.1:9/bundle"
+    text = json.dumps(body)
+    manifest.write_text(json.dumps({"sha256": hashlib.sha256(text.encode()).hexdigest(), "body": text}))
+
+
 def test_a_killed_worker_goes_on_from_the_newest_good_snapshot(
     services: Services, topics_prefix: str, database: str, bundle: Path, tmp_path: Path
 ) -> None:
-    """Killed after snapshots were taken, a successor re-runs only what came later. With the newest one damaged it takes
-    the one before; with all of them damaged it rebuilds from the journal. Every digest is equal on replay."""
+    """Killed after snapshots were taken, a successor re-runs only what came later. With the newest one edited by
+    whoever can write to the store, its checksum made right, it takes the one before; with all of them damaged it
+    rebuilds from the journal. Every digest is equal on replay."""
     settings = test_settings(
         services.kafka.bootstrap_servers, topics_prefix, postgres={"url": database}, worker={"batch_payments_max": 256}
     )
@@ -62,11 +72,11 @@ def test_a_killed_worker_goes_on_from_the_newest_good_snapshot(
     generation(0, 2)
     manifests = sorted(next(store.rglob("manifests")).iterdir())
 
-    newest = manifests[-1]
-    newest.write_text(newest.read_text().replace('"sequence', '"sequenze', 1))
+    forge(manifests[-1])
     text, counted = generation(1, 1)
     assert "snapshot.restored" in text
     assert counted['fraud_scorer_snapshots_refused_total{shard="0"}'] == 1
+    assert "is not the one that the journal names" in text
     restored = next(json.loads(line) for line in text.splitlines() if "snapshot.restored" in line)
     assert restored["sequence"] == int(manifests[-2].stem)
 

@@ -164,7 +164,7 @@ def feed(engine: WindowEngine, rows: list[dict[str, Any]]) -> np.ndarray:
     assert not batch.rejects
     amount, convertible = engine.convert(batch)
     assert convertible.all()
-    return engine.apply(batch, amount, hash_strings(batch.column("payment_id"))[0])[0]
+    return engine.apply(batch, amount, hash_strings(batch.column("payment_id"), engine.hash_key)[0])[0]
 
 
 def give_labels(engine: WindowEngine, labels: Iterable[tuple[str, int, bool]]) -> None:

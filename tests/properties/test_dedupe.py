@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from features.hashing import hash_strings
+from features.hashing import PUBLIC_KEY, hash_strings
 from scorer.pipeline.dedupe import Dedupe, Outcome
 
 HORIZON_MS = 1000
@@ -41,7 +41,7 @@ class Plain:
 
 def scan(table: Dedupe, rows: list[tuple[int, int, int]], now: int) -> list[tuple[int, bool, bool]]:
     """As the enricher does it, with an outcome that tells the number of the payment decided."""
-    ids, _ = hash_strings([str(name) for name, _, _ in rows])
+    ids, _ = hash_strings([str(name) for name, _, _ in rows], PUBLIC_KEY)
     payload = np.array([p for _, _, p in rows], dtype=np.uint64)
     entry, duplicate, conflict = table.scan(ids, payload, np.array([t for _, t, _ in rows], np.int64), now)
     fresh = entry[~duplicate]

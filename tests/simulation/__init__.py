@@ -5,7 +5,7 @@
 
 What runs is scorer.worker.worker.Worker with all that it is made of (Membership, ShardThread, Shard, Publisher,
 Batcher, Follower, Standby, Snapshotter, JournalReader, ShardInputs), over the ports that it has in production
-(scorer.worker.ports). Simulated is what stands behind them:
+(scorer.worker.ports), and scorer.operate.loss_acceptance.Recovery. Simulated is what stands behind them:
 
     scheduler, threads      threads that run one at a time, and the clock that only they move
     broker, group           topics, logs, transactions, offsets; members, generations, who owns which shard
@@ -13,6 +13,7 @@ Batcher, Follower, Standby, Snapshotter, JournalReader, ShardInputs), over the p
     network                 what becomes of a request
     shard_state             a cheap pure stand-in for Pipeline, and the store of snapshots
     chaos, payers           what goes wrong, and what is paid
+    operator                where workers refuse to go on: `fraud-scorer recover`, by the product's own code
     world, incarnation      one schedule; one life of a process
     invariants              what must hold of the logs, judged without the worker's code
     rules                   each rule of the protocol broken, by a method of the product replaced

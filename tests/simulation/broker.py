@@ -50,6 +50,8 @@ class Log:
     def __init__(self) -> None:
         self.start = 0  # offset of the first entry still there
         self.entries: list[Entry] = []
+        self.all: list[Entry] = []  # by offset, what retention took included
+        self.cuts: list[tuple[int, int, list[Entry]]] = []  # (leader epoch, offset, what its election lost)
         self.visible = 0  # committed records, gone ones included
         self.open: dict[str, tuple[int, list[Entry]]] = {}
         self.epochs = [(0, 0)]  # (leader epoch, offset it began at)
@@ -70,6 +72,7 @@ class Log:
         offset = self.end
         entry.state = COMMITTED if owner is None else OPEN
         self.entries.append(entry)
+        self.all.append(entry)
         if owner is not None:
             self.open.setdefault(owner, (offset, []))[1].append(entry)
         else:
@@ -83,7 +86,9 @@ class Log:
         for entry in entries:
             entry.state = state
         self.visible += len(entries) * (state == COMMITTED)
-        self.entries.append(Entry(None, None, MARKER, 0))
+        marker = Entry(None, None, MARKER, 0)
+        self.entries.append(marker)
+        self.all.append(marker)
         self._changed()
 
     def committed(self, start: int, end: int | None = None) -> Iterator[tuple[int, Entry]]:
@@ -102,11 +107,29 @@ class Log:
 
     def truncate(self, offset: int) -> None:
         """An unclean election: the new leader has nothing from `offset` on."""
-        lost = self.entries[offset - self.start :]
+        epoch = self.epochs[-1][0] + 1
+        lost = self.all[offset:]
+        self.cuts.append((epoch, offset, lost))
+        del self.all[offset:]
         del self.entries[offset - self.start :]
         self.visible -= sum(entry.state == COMMITTED for entry in lost)
-        self.open = {owner: (first, kept) for owner, (first, kept) in self.open.items() if first < offset}
-        self.epochs.append((self.epochs[-1][0] + 1, offset))
+        gone = set(map(id, lost))
+        self.open = {
+            owner: (first, [entry for entry in entries if id(entry) not in gone])
+            for owner, (first, entries) in self.open.items()
+            if first < offset
+        }
+        self.epochs.append((epoch, offset))
+
+    def under(self, epoch: int, start: int, end: int) -> Iterator[tuple[int, Entry]]:
+        """(offset, record) of the committed ones in [start, end), as the log was when `epoch` was its newest."""
+        entries = self.all
+        for later, offset, lost in reversed(self.cuts):
+            if later > epoch:
+                entries = entries[:offset] + lost
+        for offset in range(start, min(end, len(entries))):
+            if entries[offset].state == COMMITTED:
+                yield offset, entries[offset]
 
     def epoch_at(self, offset: int) -> int:
         """Leader epoch of the record at `offset`."""
@@ -158,6 +181,7 @@ class Broker:
         self.offsets: dict[tuple[str, int], int] = {}
         self.transactions: dict[str, Transaction] = {}
         self._completing: list[tuple[str, Transaction]] = []
+        self.record_bytes_max: dict[str, int] = {}  # where a topic has a limit of its own
 
     # topics
 
@@ -207,12 +231,18 @@ class Broker:
         """AddPartitionsToTxn and Produce; the first offset. Brokers verify the transaction (KIP-890, part 1): what is
         late is refused."""
         transaction = self._begun(owner, epoch)
+        limit = self._limit_of(log)
+        if limit is not None and any(len(entry.value or b"") > limit for entry in entries):
+            raise Refused(KafkaError.MSG_SIZE_TOO_LARGE)
         if log not in transaction.logs:
             transaction.logs.append(log)
         first = log.end
         for entry in entries:
             log.append(entry, owner)
         return first
+
+    def _limit_of(self, log: Log) -> int | None:
+        return next((limit for name, limit in self.record_bytes_max.items() if log in self.topics[name].logs), None)
 
     def send_offsets(self, owner: str, epoch: int, offsets: dict[tuple[str, int], int], metadata: Any) -> None:
         """TxnOffsetCommit: refused when the member's generation is an old one."""

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 STRANGER = "a stranger's open transaction"
 AWAY_S_MAX = 20.0
+DENIED_S_MAX = 60.0
+AUDIT_BYTES_MAX = 300
 PARTITIONS_MAX = 4
 CLOCK_JUMP_S = 7_200.0
 
@@ -41,23 +43,33 @@ class Chaos:
         elif kind < 0.47 and process is not None:
             world.note(process, "is asked to end")
             process.stop.set_from_outside()
-        elif kind < 0.75 and process is not None:
+        elif kind < 0.72 and process is not None:
             self._freeze_or_wake(process)
-        elif kind < 0.88:
+        elif kind < 0.85:
             world.group.move(shard, random())
-        elif kind < 0.91:
+        elif kind < 0.88:
             world.note(None, "the group's offsets expire")
             world.broker.offsets.clear()
-        elif kind < 0.94:
+        elif kind < 0.91:
             self._spoil_snapshots(shard)
-        elif kind < 0.95 and process is not None:
+        elif kind < 0.92 and process is not None:
             world.note(process, "its clock jumps")
             process.threads_port.clock_offset_s = CLOCK_JUMP_S * (random() - 0.5)
-        elif kind < 0.958:
+        elif kind < 0.930:
             self._add_partitions()
-        elif kind < 0.960:
+        elif kind < 0.934:
             self._make_payments_anew()
-        elif kind < 0.969:
+        elif kind < 0.944:
+            self._cut_payments()
+        elif kind < 0.954:
+            self._retain_payments()
+        elif kind < 0.960:
+            world.note(None, "the authoriser refuses")
+            world.network.denied_until_s = world.scheduler.now_s + DENIED_S_MAX * random()
+        elif kind < 0.964:
+            world.note(None, "the audit topic takes no record of a batch")
+            world.broker.record_bytes_max["audit"] = AUDIT_BYTES_MAX
+        elif kind < 0.974:
             world.note(None, "the broker is away")
             world.network.away_until_s = world.scheduler.now_s + AWAY_S_MAX * random()
         else:
@@ -68,6 +80,7 @@ class Chaos:
         world = self._world
         world.note(None, "from here on nothing fails")
         world.network.heal()
+        world.broker.record_bytes_max.clear()
         for process in world.processes:
             if process.silent_since_s is not None:
                 self._freeze_or_wake(process)
@@ -86,12 +99,13 @@ class Chaos:
             world.scheduler.thaw(process)
 
     def _add_partitions(self) -> None:
-        """With several shards that is refused: payments of one key would be split between two."""
+        """With several shards an operator has to accept that: payments of one key may be split between two."""
         broker = self._world.broker
-        if self._world.shards == 1 and broker.partition_count("payments") < PARTITIONS_MAX:
+        if broker.partition_count("payments") < PARTITIONS_MAX:
             self._world.note(None, "the payments topic gets another partition")
             broker.add_partitions("decisions", 1)
             broker.add_partitions("payments", 1)
+            self._world.disturbed |= self._world.shards > 1
 
     def _make_payments_anew(self) -> None:
         """Deleted and made again: nothing of the new topic is decided along a journal that read the old one."""
@@ -99,7 +113,33 @@ class Chaos:
         if any(log.visible for log in world.broker.topics["journal"].logs):
             world.note(None, "the payments topic is deleted and made anew")
             world.broker.create("payments", world.broker.partition_count("payments"))
-            world.made_anew = True
+            world.disturbed = world.rewritten = True
+            for shard, log in enumerate(world.broker.topics["journal"].logs):
+                world.remade.setdefault(shard, sum(1 for _ in log.committed(0)))
+            world.reader.lenient = True
+
+    def _cut_payments(self) -> None:
+        """An unclean election: the newest records of a partition are lost, decided ones perhaps among them."""
+        world = self._world
+        partition = int(self._random() * world.broker.partition_count("payments"))
+        log = world.broker.log("payments", partition)
+        offset = log.start + int(self._random() * (log.end - log.start))
+        if offset < log.end:
+            world.note(None, f"partition {partition} of the payments is cut at {offset}, it was at {log.end}")
+            log.truncate(offset)
+            world.disturbed = world.rewritten = True
+
+    def _retain_payments(self) -> None:
+        """Retention, or records deleted by command: decided ones, and in some schedules others."""
+        world = self._world
+        partition, known = int(self._random() * world.broker.partition_count("payments")), world.positions()
+        log = world.broker.log("payments", partition)
+        end = log.stable_end if self._random() < 0.5 else min(known[partition], log.stable_end)
+        offset = log.start + int(self._random() * (1 + max(0, end - log.start)))
+        if offset > log.start:
+            world.note(None, f"partition {partition} of the payments begins at {offset}, decided to {known[partition]}")
+            log.retain_from(offset)
+            world.disturbed = True
 
     def _spoil_snapshots(self, shard: int) -> None:
         """The newest one is damaged, or one of another life of the journal lies in its place."""
@@ -119,6 +159,7 @@ class Chaos:
             "bundle": BUNDLE.id, "bundle_location": "",
             "positions": {str(p): world.broker.log("payments", p).end // 2 for p in world.partitions(shard)},
             "control_position": 0,
+            "labels_position": 0,
         }  # fmt: skip
         kept.append(Kept(sequence, known, {"state": State(shard, sequence, "f" * 64, "another life")}))
 
@@ -142,6 +183,7 @@ class Chaos:
             sequence=last.sequence + 1,
             inputs=(),
             control=ControlRange(start=last.control.end, end=last.control.end),
+            labels=None if last.labels is None else ControlRange(start=last.labels.end, end=last.labels.end),
             stream_time_ms=0,
             bundle=BUNDLE.id,
             decisions=0,

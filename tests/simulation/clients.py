@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from confluent_kafka import TopicPartition
 
-from scorer.kafka import Away, TopicFacts
-from tests.simulation.broker import Log, TimedOut
+from scorer.kafka import Away, Denied, TopicFacts
+from tests.simulation.broker import Log, Refused, TimedOut
 from tests.simulation.consumers import SimMember, SimReader
 from tests.simulation.producer import SimProducer, Transactions
 
@@ -44,7 +44,8 @@ class SimClients:
         return SimQuestions(self._world, self._process)
 
     def lacking_rights(self) -> str:
-        return ""
+        self._world.scheduler.pause()
+        return "a right" if self._world.network.denied else ""
 
 
 class SimQuestions:
@@ -53,8 +54,11 @@ class SimQuestions:
     def __init__(self, world: World, process: Incarnation) -> None:
         self._world, self._process = world, process
 
-    def topic_facts(self, names: Sequence[str]) -> Mapping[str, TopicFacts]:
+    def topic_facts(self, names: Sequence[str], *, timeout_s: float = 0.0) -> Mapping[str, TopicFacts]:
         return self._ask(lambda: self._world.broker.facts(names))
+
+    def timestamp_types(self, names: Sequence[str]) -> Mapping[str, str]:
+        return self._ask(lambda: dict.fromkeys(names, "LogAppendTime"))
 
     def starts(self, partitions: list[TopicPartition]) -> list[int]:
         return self._ask(lambda: [self._log(each).start for each in partitions])
@@ -64,10 +68,14 @@ class SimQuestions:
         return self._ask(lambda: [self._log(p).end if whole else self._log(p).stable_end for p in partitions])
 
     def record_bytes_max(self, names: Sequence[str]) -> Mapping[str, int]:
-        return dict.fromkeys(names, 1_048_588)
+        limits = self._world.broker.record_bytes_max
+        return self._ask(lambda: {name: limits.get(name, 1_048_588) for name in names})
 
-    def obstacle(self, needed: Mapping[str, int]) -> str:
-        return ""
+    def obstacle(self, needed: Mapping[str, int], *, timeout_s: float = 0.0) -> str:
+        limits = self._world.broker.record_bytes_max
+        return self._ask(
+            lambda: next((f"{n} takes {limits[n]}" for n, size in needed.items() if limits.get(n, size) < size), "")
+        )
 
     def group_clients(self, group: str) -> Sequence[str] | None:
         return None
@@ -83,3 +91,5 @@ class SimQuestions:
             return self._world.network.call(function, "question")
         except TimedOut:
             raise Away("the broker does not answer") from None
+        except Refused as exc:
+            raise Denied(f"the authoriser refuses ({exc.code})") from None

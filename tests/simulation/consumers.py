@@ -124,7 +124,8 @@ class SimReader(_Client):
         epoch = self._epoch.get(place, log.epochs[-1][0])
         if epoch < log.epochs[-1][0] and at > log.epoch_end(epoch):
             del self._at[place]
-            return self._message(place, at, error=KafkaError(KafkaError._LOG_TRUNCATION, "the log was cut"))
+            cut = KafkaError(KafkaError._LOG_TRUNCATION).str()
+            return self._message(place, at, error=KafkaError(KafkaError._AUTO_OFFSET_RESET, cut))
         if not log.start <= at <= log.end:
             del self._at[place]
             return self._message(place, at, error=KafkaError(KafkaError._AUTO_OFFSET_RESET, "outside the log"))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from scorer.errors import FraudScorerError, PromiseBroken, UsageError
 from scorer.journal.partition_buffers import MissingRange
-from scorer.kafka import SourceChanged
+from scorer.kafka import Denied, SourceChanged
 from scorer.runtime.settings import KafkaSettings, Settings, SnapshotSettings, WorkerSettings
 from scorer.worker.ports import Ports
 from scorer.worker.worker import Worker
@@ -47,9 +47,20 @@ class Incarnation(Process):
             self.worker.take_part(self.stop)
         except FraudScorerError as exc:
             world.note(self, f"exits: {type(exc).__name__}: {exc}")
-            if isinstance(exc, _NEVER) and not (world.spoilt or world.made_anew):
+            if isinstance(exc, Denied) and self.worker is not None and self.worker._joined:
+                raise Violation(f"{self.name} ends, though a right was missing for a minute at most: {exc}") from exc
+            if isinstance(exc, _NEVER) and not self._may_refuse(exc):
                 raise Violation(f"{self.name} ends with {type(exc).__name__}: {exc}") from exc
         world.kill(self)
+
+    def _may_refuse(self, exc: FraudScorerError) -> bool:
+        """Whether the topics are such that a worker has to refuse them; then an operator looks at them."""
+        world = self._world
+        # Where other records stand at the offsets that were decided, a digest may be the first to show it.
+        if world.disturbed and (world.rewritten or not isinstance(exc, PromiseBroken)):
+            world.refused = True
+            return True
+        return bool(world.spoilt)
 
     def unrest(self) -> str | None:
         """What is missing until it is in the group, decides what it owns, and keeps nothing of what it owned before."""

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+from confluent_kafka import KafkaError
+
 from tests.simulation.broker import Refused, TimedOut
 from tests.simulation.scheduler import Process, Scheduler
 
@@ -23,13 +25,18 @@ class Network:
         """`faults`, `throttled`: the share of requests that fail, and that a quota holds up."""
         self._scheduler, self._note = scheduler, note
         self.faults, self.throttled = faults, throttled
-        self.away_until_s = 0.0
+        self.away_until_s = self.denied_until_s = 0.0
         self._late: list[tuple[Callable[[], Any], str]] = []
 
     @property
     def away(self) -> bool:
         """Whether the broker does not answer anybody now."""
         return self._scheduler.now_s < self.away_until_s
+
+    @property
+    def denied(self) -> bool:
+        """Whether the authoriser refuses what workers ask for now."""
+        return self._scheduler.now_s < self.denied_until_s
 
     def call(self, function: Callable[[], Any], name: str) -> Any:
         """A request: done and answered; lost; done but the answer lost; or done later. Raises TimedOut, Refused."""
@@ -41,6 +48,8 @@ class Network:
             scheduler.sleep(min(AWAY_WAITED_S_MAX, 2.0 * (self.away_until_s - scheduler.now_s)) * scheduler.random())
             if self.away:
                 raise TimedOut
+        if self.denied and not name.startswith("snapshot"):
+            raise Refused(KafkaError.TOPIC_AUTHORIZATION_FAILED)
         chance = scheduler.random()
         if chance >= self.faults:
             result = function()
@@ -68,4 +77,4 @@ class Network:
 
     def heal(self) -> None:
         """From here on every request is done and answered; late ones still arrive."""
-        self.faults = self.throttled = self.away_until_s = 0.0
+        self.faults = self.throttled = self.away_until_s = self.denied_until_s = 0.0

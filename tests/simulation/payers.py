@@ -1,4 +1,4 @@
-"""The payment systems: payments, garbage and control records, and transactions of their own on the payments topic."""
+"""The payment systems: payments, garbage, labels, control records, and transactions of their own on topic payments."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ class Payers:
     def __init__(self, broker: Broker, random: Callable[[], float], due: int) -> None:
         self._broker, self._random = broker, random
         self.due = due
+        self._sent = 0
         self._open: set[int] = set()  # partitions with a transaction that is not over yet
 
     def pay(self) -> None:
@@ -29,7 +30,7 @@ class Payers:
         random, broker = self._random, self._broker
         chance = random()
         if chance < 0.12:
-            broker.append("control", 0, None, b"c%d" % self.due)
+            broker.append("labels" if chance < 0.07 else "control", 0, None, b"c%d" % self.due)
             return
         partition = int(random() * broker.partition_count("payments"))
         log = broker.log("payments", partition)
@@ -38,12 +39,16 @@ class Payers:
         if kind < 0.15:  # of a transaction that was over already: a marker alone
             log.mark(PAYER, COMMITTED)
         elif kind < 0.3:  # a payment that is taken back, or committed late
-            log.append(Entry(b"k", b"1", OPEN, broker.timestamp_ms()), PAYER)
+            log.append(Entry(b"k", self._payment(1), OPEN, broker.timestamp_ms()), PAYER)
             self._open.add(partition)
-        event_time_ms = b"%d" % (broker.timestamp_ms() - int(LATE_MS_MAX * random()))
-        broker.append(
-            "payments", partition, b"k", GARBAGE if chance < 0.16 else NAMED if chance < 0.2 else event_time_ms
-        )
+        payment = self._payment(broker.timestamp_ms() - int(LATE_MS_MAX * random()))
+        value = GARBAGE if chance < 0.16 else NAMED + payment.split()[1] if chance < 0.2 else payment
+        broker.append("payments", partition, b"k", value)
+
+    def _payment(self, event_time_ms: int) -> bytes:
+        """Each is another one: its number stands behind its event time."""
+        self._sent += 1
+        return b"%d p%d" % (event_time_ms, self._sent)
 
     def _end(self, partition: int) -> None:
         if partition in self._open:

@@ -10,15 +10,17 @@ from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 import structlog
-from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from scorer import kafka
 from scorer.journal import journal_reader
 from scorer.journal.journal_reader import JournalReader
 from scorer.journal.partition_buffers import ShardInputs
+from scorer.operate.loss_acceptance import Recovery
 from scorer.runtime import fault_points
 from scorer.worker import batcher, follower, publisher
 from scorer.worker.follower import Follower
+from scorer.worker.missing_rights import MissingRights
 from scorer.worker.publisher import Committed, Publisher
 from scorer.worker.shard import Shard
 from scorer.worker.topic_watch import TopicWatch
@@ -42,8 +44,9 @@ def _positions_from_the_group(stack: ExitStack) -> None:
         positions = {p: world.broker.offsets.get(("payments", p), 0) for p in buffers}
         self.inputs.close()
         self.inputs = ShardInputs(
-            self._ports.clients.reader("r"), payments="payments", control="control", positions=positions,
-            control_position=self.inputs.control.position, buffered_max=8, sources=self.inputs.sources,
+            self._ports.clients.reader("r"), payments="payments", control="control", labels="labels",
+            positions=positions, control_position=self.inputs.control.position,
+            labels_position=self.inputs.labels.position, buffered_max=8, sources=self.inputs.sources,
             fresh=self.pipeline.sequence == 0,
         )  # fmt: skip
 
@@ -99,25 +102,34 @@ def _standby_as_it_is(stack: ExitStack) -> None:
 
 
 def _snapshots_unchecked(stack: ExitStack) -> None:
-    def start_of(self: Any, stored: Any) -> Any:
-        known = stored.known
+    def start_of(self: Any, store: Any, found: Any) -> Any:
+        known = found.meta
         journal = self._journal_from(int(known["journal_offset"]) + 1, sequence=known["sequence"], previous=None)
-        pipeline = self._ports.states.restored(self._bundles.initial, self._shard, known, stored.parts)
+        pipeline = self._ports.states.restored(self._bundles.initial, self._shard, known, store.images(found))
         positions = {int(p): int(position) for p, position in known["positions"].items()}
-        return follower._Start(pipeline, journal, positions, int(known["control_position"]), fresh=False, epochs={})
+        return follower._Start(
+            pipeline,
+            journal,
+            positions,
+            int(known["control_position"]),
+            int(known["labels_position"]),
+            fresh=False,
+            epochs={},
+        )
 
     stack.enter_context(patch.object(Follower, "_start_of", start_of))
+    stack.enter_context(patch.object(Follower, "_may_use", lambda self, found: True))
 
 
 def _positions_from_the_watermark(stack: ExitStack) -> None:
     """A batch ends where the broker says that the log does, whatever of it was read."""
     real = ShardInputs.batch
 
-    def batch(self: Any, counts: Any, control_count: int) -> Any:
+    def batch(self: Any, counts: Any, control_count: int, labels_count: int) -> Any:
         for buffer in self.buffers.values():
             _, high = self._consumer.get_watermark_offsets(buffer.partition, cached=True)
             buffer.reached = max(buffer.reached, high)
-        return real(self, counts, control_count)
+        return real(self, counts, control_count, labels_count)
 
     stack.enter_context(patch.object(ShardInputs, "batch", batch))
 
@@ -164,6 +176,52 @@ def _consumers_kept(stack: ExitStack) -> None:
     stack.enter_context(patch.object(Follower, "close", lambda self: self.release_journal()))
 
 
+def _lost_positions_ignored(stack: ExitStack) -> None:
+    """A position outside its log, or a log that was cut, is taken for something that passes by itself."""
+    real = ShardInputs._on_error
+
+    def on_error(self: Any, error: KafkaError, *arguments: Any) -> None:
+        if error.code() not in (KafkaError._AUTO_OFFSET_RESET, KafkaError._LOG_TRUNCATION):
+            real(self, error, *arguments)
+
+    stack.enter_context(patch.object(ShardInputs, "_on_error", on_error))
+
+
+def _cuts_not_searched(stack: ExitStack) -> None:
+    """`recover --new-journal` goes on at the decided position, whoever has written what stands before it by now."""
+
+    def last_written(self: Any, where: Any, starts: Any, ends: Any) -> list[int]:
+        return [min(place.offset, end) for place, end in zip(where, ends, strict=True)]
+
+    stack.enter_context(patch.object(Recovery, "_last_written", last_written))
+
+
+def _snapshots_outlive_their_state(stack: ExitStack) -> None:
+    """A snapshot is used although an operator has let the state begin anew after it."""
+    real = Follower._new_state
+    stack.enter_context(
+        patch.object(Follower, "_new_state", lambda self, start=None: real(self) if start is None else None)
+    )
+
+
+def _partitions_taken_up_at_their_end(stack: ExitStack) -> None:
+    """Of a partition that is added, what was sent before it was noticed is not read."""
+
+    def take_up(self: Any, added: list[int]) -> dict[int, int]:
+        ends = self._broker.ends([TopicPartition("payments", p) for p in added]) if added else []
+        positions = dict(zip(added, ends, strict=True))
+        if positions:
+            self.inputs.add(positions)
+        return positions
+
+    stack.enter_context(patch.object(Follower, "take_up", take_up))
+
+
+def _denials_end_the_worker(stack: ExitStack) -> None:
+    """A right that is missing for a moment is not waited for."""
+    stack.enter_context(patch.object(MissingRights, "outlasted", lambda self, denial, batches, stop: denial))
+
+
 RULES: dict[str, Callable[[ExitStack], None]] = {
     "one_transactional_id": _by_the_world,
     "generation_in_commits": _by_the_world,
@@ -178,6 +236,11 @@ RULES: dict[str, Callable[[ExitStack], None]] = {
     "topics_are_watched": _topics_believed,
     "producers_end": _producers_kept,
     "consumers_end": _consumers_kept,
+    "lost_positions_stop": _lost_positions_ignored,
+    "cuts_are_searched": _cuts_not_searched,
+    "snapshots_end_with_their_state": _snapshots_outlive_their_state,
+    "added_partitions_from_their_start": _partitions_taken_up_at_their_end,
+    "denials_are_waited_for": _denials_end_the_worker,
 }
 
 

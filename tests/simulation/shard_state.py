@@ -15,11 +15,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from features.snapshot_store import SnapshotDamaged, SnapshotError, SnapshotStoreError
+from features.snapshot_store import Manifest, SnapshotDamaged, SnapshotError, SnapshotStoreError
 from schemas.audit_record import AuditContext
 from schemas.card_fields import UNDECLARED, CardFields
 from schemas.contract_error import ContractError, DeadLetterReason
-from schemas.journal_record import FIRST_PREVIOUS, ControlRange, InputRange, JournalRecord, Sources
+from schemas.journal_record import (
+    FIRST_PREVIOUS,
+    Change,
+    ControlRange,
+    InputRange,
+    JournalRecord,
+    SnapshotDigest,
+    Sources,
+)
 from scorer.pipeline import Outcomes
 from scorer.pipeline.ordering import journal_order
 from scorer.pipeline.records import Batch, Rejected
@@ -30,7 +38,7 @@ if TYPE_CHECKING:
     from tests.simulation.world import World
 
 GARBAGE = b"no payment"
-NAMED = b"no payment, but its id"  # answered beside its dead letter
+NAMED = b"refused "  # before the id of what is no payment, and is answered beside its dead letter
 CONTEXT = AuditContext(bundle="b", threshold=0.5, feature_fingerprint="f", feature_names=("x",))
 BUNDLE: Any = SimpleNamespace(
     id="b",
@@ -95,39 +103,52 @@ class Read(NamedTuple):
     inputs: tuple[InputRange, ...]
     control: tuple[bytes, ...]
     control_range: ControlRange
-    degraded: bool
+    labels: tuple[bytes, ...]
+    labels_range: ControlRange | None
+    degraded: tuple[bool, str | None]
     sources: Sources | None
+    snapshot: SnapshotDigest | None
+    change: Change | None = None
+
+
+def is_refused(value: bytes) -> bool:
+    """Whether a record is no payment."""
+    return value == GARBAGE or value.startswith(NAMED)
 
 
 @lru_cache(maxsize=4_000)
 def decide(state: State, read: Read) -> Decided:
     """A function of its arguments, as Pipeline.run is."""
-    good = [i for i, (_, _, value) in enumerate(read.rows) if value not in (GARBAGE, NAMED)]
+    good = [i for i, (_, _, value) in enumerate(read.rows) if not is_refused(value)]
     partition = np.array([read.rows[i][0] for i in good], np.int32)
     offset = np.array([read.rows[i][1] for i in good], np.int64)
-    event_time_ms = np.array([int(read.rows[i][2]) for i in good], np.int64)
-    named = [i for i, (_, _, value) in enumerate(read.rows) if value == NAMED]
+    event_time_ms = np.array([int(read.rows[i][2].split()[0]) for i in good], np.int64)
+    named = [i for i, (_, _, value) in enumerate(read.rows) if value.startswith(NAMED)]
     order = (*(good[i] for i in journal_order(partition, offset, event_time_ms).tolist()), *named)
-    seen = (state.windows, [read.rows[i] for i in order], read.control, read.degraded)
+    seen = (state.windows, [read.rows[i] for i in order], read.control, read.labels, read.degraded)
     windows = hashlib.sha256(repr(seen).encode()).hexdigest()
     journal = JournalRecord(
         shard=state.shard,
         sequence=state.sequence,
         inputs=read.inputs,
         control=read.control_range,
+        labels=read.labels_range,
         stream_time_ms=0,
         bundle=BUNDLE.id,
-        degraded=read.degraded,
+        degraded=read.degraded[0],
+        degraded_rows=read.degraded[1],
         decisions=len(order),
         dead_letters=len(read.rows) - len(good),
-        refused=len(named),
+        refused=None if read.change is not None else len(named),
         digest=windows,
         previous=state.head,
         sources=read.sources,
+        snapshot=read.snapshot,
+        change=read.change,
     )
-    values = tuple(b"%d-%d %s" % (*read.rows[i][:2], windows[:12].encode()) for i in order)
+    values = tuple(b"%s %s" % (read.rows[i][2].split()[1], windows[:12].encode()) for i in order)
     after = State(state.shard, state.sequence + 1, journal.head, windows)
-    refused = tuple(i for i in range(len(read.rows)) if read.rows[i][2] in (GARBAGE, NAMED))
+    refused = tuple(i for i in range(len(read.rows)) if is_refused(read.rows[i][2]))
     return Decided(after, journal, order, refused, values)
 
 
@@ -150,16 +171,43 @@ class StandIn:
     def sequence(self) -> int:
         return self.state.sequence
 
+    @sequence.setter
+    def sequence(self, sequence: int) -> None:
+        self.state = self.state._replace(sequence=sequence)
+
     @property
     def head(self) -> str:
         return self.state.head
+
+    @head.setter
+    def head(self, head: str) -> None:
+        self.state = self.state._replace(head=head)
+
+    def restart(self, bundle: Any, stream_time_ms: int) -> None:
+        self.state = self.state._replace(windows="")
+
+    def begin_at(self, record: JournalRecord) -> None:
+        self.state = self.state._replace(sequence=record.sequence, head=record.previous)
 
     def run(self, batch: Batch) -> Outcomes:
         records = batch.records
         rows = tuple(zip(records.partition.tolist(), records.offset.tolist(), records.values, strict=True))
         control = tuple(record.value or b"" for record in batch.control)
+        labels = tuple(record.value or b"" for record in batch.labels)
         decided = decide(
-            self.state, Read(rows, tuple(batch.inputs), control, batch.control_range, batch.degraded, batch.sources)
+            self.state,
+            Read(
+                rows,
+                tuple(batch.inputs),
+                control,
+                batch.control_range,
+                labels,
+                batch.labels_range,
+                batch.degraded_fields(),
+                batch.sources,
+                batch.snapshot,
+                batch.change,
+            ),
         )
         self.state = decided.state
         n, order = len(decided.order), np.array(decided.order, np.int64)
@@ -177,12 +225,14 @@ class StandIn:
             records=records,
             control=batch.control,
             rows=order,
-            payment=np.where([records.values[i] == NAMED for i in order.tolist()], -1, np.arange(n)),
+            payment=np.where([is_refused(records.values[i] or b"") for i in order.tolist()], -1, np.arange(n)),
             payments=Payments(decided.values),  # type: ignore[arg-type]
             columns=columns,
             bundles=["b"] * n,
             rejected=[Rejected(i, _REFUSED) for i in decided.refused],
             rejected_control=[],
+            labels=batch.labels,
+            rejected_labels=[],
             journal=decided.journal,
             duplicates=0,
             conflicts=0,
@@ -217,7 +267,7 @@ def encode_audit(columns: Any, header: Any, **_: int) -> list[bytes]:
 
 
 def event_times(values: list[bytes], *, missing: int, cards: CardFields) -> Any:
-    return np.array([missing if value in (GARBAGE, NAMED) else int(value) for value in values], np.int64)
+    return np.array([missing if is_refused(value) else int(value.split()[0]) for value in values], np.int64)
 
 
 # snapshots
@@ -247,6 +297,10 @@ class Kept(NamedTuple):
     parts: dict[str, Any]
     damaged: bool = False
 
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(repr((self.sequence, self.known, self.parts)).encode()).hexdigest()
+
 
 class Store:
     """A shard's snapshots, the same for all processes."""
@@ -254,7 +308,7 @@ class Store:
     def __init__(self, world: World, process: Incarnation, shard: int) -> None:
         self._world, self._process, self._kept = world, process, world.snapshots[shard]
 
-    def newest_first(self) -> Iterator[tuple[int, dict[str, Any], dict[str, Any]] | SnapshotError]:
+    def newest_first(self) -> Iterator[Manifest | SnapshotError]:
         try:
             found = self._world.network.call(lambda: list(self._kept), "snapshots read")
         except TimedOut:
@@ -263,7 +317,10 @@ class Store:
             if kept.damaged:
                 yield SnapshotDamaged("a bit has flipped")
             else:
-                yield kept.sequence, kept.known, kept.parts
+                yield Manifest(kept.sequence, kept.digest, kept.known, kept.parts)
+
+    def images(self, manifest: Manifest) -> Any:
+        return manifest.body
 
     def write(self, sequence: int, meta: Mapping[str, Any], parts: Mapping[str, Any]) -> Any:
         kept = Kept(sequence, dict(meta), dict(parts))
@@ -272,7 +329,7 @@ class Store:
         except TimedOut:
             raise SnapshotStoreError("the store does not answer") from None
         self._world.note(self._process, f"keeps a snapshot after batch {sequence - 1}")
-        return SimpleNamespace(sequence=sequence, bytes=0, bytes_uploaded=0)
+        return SimpleNamespace(sequence=sequence, digest=kept.digest, bytes=0, bytes_uploaded=0)
 
     def prune(self, keep: int) -> int:
         del self._kept[:-keep]

@@ -15,10 +15,11 @@ BROKEN_SCHEDULES_MAX = 4_000
 
 
 def test_whatever_is_killed_frozen_lost_or_late_every_payment_is_decided_once_along_one_chain() -> None:
-    """In 1,200 schedules of kills, freezes, lost and late requests, rebalances and clocks that jump, every payment ends
-    in exactly one committed batch, the group's owner of a shard alone commits, digests chain, the state is a function
-    of the journal, everything is decided after the last fault, and no process keeps a client or thread of a shard that
-    it gave up."""
+    """In 1,200 schedules of kills, freezes, lost and late requests, rebalances, clocks that jump, rights taken away,
+    logs that are cut, retained or made anew, and what an operator accepts then, every payment that is there ends in
+    exactly one committed batch, the group's owner of a shard alone commits, digests chain, the state is a function of
+    the journal, everything is decided after the last fault, and no process keeps a client or thread of a shard that it
+    gave up."""
     assert first_violation(1, SCHEDULES) is None
 
 

@@ -12,6 +12,7 @@ from tests.simulation.group import SESSION_TIMEOUT_S, Group
 from tests.simulation.incarnation import Incarnation, settings
 from tests.simulation.invariants import Violation
 from tests.simulation.network import Network
+from tests.simulation.operator import Operator
 from tests.simulation.payers import Payers
 from tests.simulation.scheduler import Process, Scheduler, Waiters
 from tests.simulation.shard_state import Kept
@@ -42,7 +43,7 @@ class World:
         for topics, count in (
             (("payments", "decisions"), partitions),
             (("journal", "audit"), self.shards),
-            (("control", "dead-letters"), 1),
+            (("control", "labels", "dead-letters"), 1),
         ):
             for topic in topics:
                 self.broker.create(topic, count)
@@ -54,10 +55,16 @@ class World:
         self.network = Network(self.scheduler, self.note, faults=faults, throttled=0.05 if self.random() < 0.2 else 0.0)
         # By shard: the last epoch that began before a stranger's batch stood in its journal.
         self.spoilt: dict[int, int] = {}
-        self.made_anew = False  # the payments topic, after something had been decided
+        # Logs were cut, made anew, or lost records, or there are more partitions and several shards: workers may refuse
+        # to go on, and an operator accepts what is the case.
+        self.disturbed = self.rewritten = False
+        # By shard, how many batches were committed when the payments topic was made anew (first).
+        self.remade: dict[int, int] = {}
+        self.refused = False
+        self.operator: Operator | None = None
         self.settings = settings(self.shards, standbys=self.random() < 0.5, deadlines=self.random() < 0.3)
         self._committers: list[list[str]] = [[] for _ in range(self.shards)]
-        self._reader = invariants.Reader(self.broker.topics["decisions"].logs)
+        self.reader = invariants.Reader(self.broker.topics["decisions"].logs)
         self._chaos = Chaos(self)
         self._chaos_until = int(CHAOS_STEPS * (0.6 + 0.8 * self.random()))
         self._healed = False
@@ -71,7 +78,7 @@ class World:
     def run(self) -> None:
         """Chaos, then healing until everything is decided and calm, then the reckoning. Raises Violation."""
         self.scheduler.run()
-        self._reader.read()
+        self.reader.read()
         if not self.spoilt:
             invariants.check(self)
 
@@ -98,6 +105,14 @@ class World:
             raise Violation(f"{committer} commits as {owner} again after {before[-1]} has")
         if committer not in before:
             before.append(committer)
+
+    def positions(self) -> dict[int, int]:
+        """Where the journals say that each payments partition is decided to; 0 where they do not name it."""
+        known = dict.fromkeys(range(self.broker.partition_count("payments")), 0)
+        for shard in range(self.shards):
+            raws = [entry.value or b"" for _, entry in self.broker.log("journal", shard).committed(0)]
+            known |= invariants.positions_after(raws)
+        return known
 
     def partitions(self, shard: int) -> list[int]:
         return list(range(shard, self.broker.partition_count("payments"), self.shards))
@@ -152,7 +167,7 @@ class World:
         if chance < 0.04:
             self._payers.pay()
         elif chance < 0.05:
-            self._reader.read()
+            self.reader.read()
         elif chance < 0.06:
             self.network.deliver_late()
         elif chance < 0.075:
@@ -166,9 +181,12 @@ class World:
             self.network.deliver_late()
         if chance > 0.97:
             self.launch()
+        if self.refused and self.operator is None and chance > 0.9:
+            self.refused = False
+            self.operator = Operator(self)
         if self._steps % CHECKED_EVERY == 0:
             waiting = self._waiting_for()
-            given_up = (self.spoilt or self.made_anew) and self._steps > self._chaos_until + SPOILT_STEPS
+            given_up = self.spoilt and self._steps > self._chaos_until + SPOILT_STEPS
             if waiting is None or (given_up and self.broker.settled):
                 self.scheduler.stop()
             elif self._steps > self._chaos_until + HEALING_STEPS_MAX:
@@ -181,6 +199,8 @@ class World:
             return "not everything is decided"
         if not self.broker.settled:
             return "a transaction is open"
+        if self.refused or self.operator is not None:
+            return "an operator is needed"
         if len(self.processes) < self._workers:
             return "a worker is not there"
         return next(filter(None, (process.unrest() for process in self.processes)), None)

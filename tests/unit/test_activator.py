@@ -19,6 +19,7 @@ from scorer.journal.activated_bundles import Bundles
 from scorer.journal.partition_buffers import RawRecord
 from scorer.pipeline import Pipeline
 from scorer.pipeline.records import Batch
+from scorer.pipeline.warm_up import warm_up
 from scorer.runtime.settings import BundleSettings
 from scorer.runtime.threads import SYSTEM
 from scorer.worker.activator import Activator
@@ -40,6 +41,7 @@ class _Place:
         _write(folder / "strange", model, feature_set_yaml=OTHER_FEATURE_SET)
         sign(folder / "strange", self.key, (folder / "strange" / "manifest.json").read_bytes())
         self.one, self.two, self.three = (Bundle.load(folder / name) for name in ("one", "two", "three"))
+        warm_up(self.one)  # as a worker has when it comes to activations: their deadline is not for compiling kernels
 
     def rules(self, **changed: Any) -> BundleSettings:
         keys = [public_name(self.key.public_key())]

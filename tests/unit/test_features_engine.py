@@ -18,7 +18,7 @@ from features.arithmetic import add_square, deviation, halved
 from features.engine_state import UNMATCHED_MAX
 from features.feature_description import describe
 from features.feature_set import FeatureSet, FeatureSetError
-from features.hashing import hash_strings
+from features.hashing import PUBLIC_KEY, hash_strings
 from features.log_segments import SegmentError
 from features.window_engine import WindowEngine
 from tests.benchmarks.streams import bench_set, prepared
@@ -131,8 +131,8 @@ def test_thousands_of_late_payments_and_labels_of_one_key_in_any_order() -> None
     times = T0 + 1_000 * rng.permutation(count)
     times[0] = T0 + 1_000 * count  # stream time from the first payment on: all others are late
     rows = rows_of(s, times, rng.integers(1, 10**6, count), np.zeros(count, dtype=int))
-    rows[:, kt.B_ID : kt.B_ID + 2] = hash_strings([f"p{k}" for k in range(count)])[0]
     engine = WindowEngine(s)
+    rows[:, kt.B_ID : kt.B_ID + 2] = hash_strings([f"p{k}" for k in range(count)], engine.hash_key)[0]
     play(engine, rows)
     verdicts = rng.permutation(count)[:2_000]
     for k in verdicts.tolist():
@@ -332,7 +332,7 @@ def test_waiting_labels_keep_their_order_however_they_come(monkeypatch: pytest.M
     """Added in pieces of any size and taken out step by step: as if all had been sorted at once. Full: counted."""
     generator = np.random.default_rng(5)
     monkeypatch.setattr(pending_labels, "MERGED_MAX", 64)
-    waiting, plain, taken = pending_labels.PendingLabels(), [], []
+    waiting, plain, taken = pending_labels.PendingLabels(PUBLIC_KEY), [], []
     now = 0
     for k in range(600):
         for _ in range(int(generator.integers(0, 9))):
@@ -341,13 +341,13 @@ def test_waiting_labels_keep_their_order_however_they_come(monkeypatch: pytest.M
             plain.append((known, 1 if fraud else 2, f"p{len(plain)}"))
         waiting.gather()
         if k % 50 == 49:
-            waiting = pending_labels.PendingLabels(waiting.runs(), refused=waiting.refused)
+            waiting = pending_labels.PendingLabels(PUBLIC_KEY, waiting.runs(), refused=waiting.refused)
         now += int(generator.integers(0, 4))
         taken += waiting.due(now).tolist()
     taken += waiting.due(1 << 40).tolist()
     assert len(waiting) == 0
     plain.sort(key=lambda label: label[0])
-    ids = hash_strings([name for _, _, name in plain])[0].view(np.int64)
+    ids = hash_strings([name for _, _, name in plain], PUBLIC_KEY)[0].view(np.int64)
     assert taken == [[known, *id_, label] for (known, label, _), id_ in zip(plain, ids.tolist(), strict=True)]
     monkeypatch.setattr(pending_labels, "LABELS_PENDING_MAX", 2)
     for k in range(5):
@@ -357,10 +357,10 @@ def test_waiting_labels_keep_their_order_however_they_come(monkeypatch: pytest.M
 
 def test_a_new_label_costs_little_however_many_wait() -> None:
     """With 4 million labels waiting, one more does not sort them all again."""
-    waiting = pending_labels.PendingLabels()
+    waiting = pending_labels.PendingLabels(PUBLIC_KEY)
     run = np.zeros((1_000_000, 4), dtype=np.int64)
     run[:, 0] = np.arange(len(run))
-    waiting = pending_labels.PendingLabels([run + k * len(run) for k in range(4)])
+    waiting = pending_labels.PendingLabels(PUBLIC_KEY, [run + k * len(run) for k in range(4)])
     before = time.process_time()
     for k in range(100):
         waiting.add(f"p{k}", fraud=True, known_at_ms=1 << 41)

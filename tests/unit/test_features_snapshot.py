@@ -133,7 +133,7 @@ def test_the_next_older_snapshot_is_offered_when_the_newest_is_damaged(stream: n
     found = list(SnapshotStore(str(tmp_path)).newest_first())
     assert isinstance(found[0], SnapshotDamaged)
     assert not isinstance(found[1], SnapshotError)
-    assert found[1][:2] == (1, {"head": "old"})
+    assert (found[1].sequence, found[1].meta) == (1, {"head": "old"})
 
 
 @pytest.mark.parametrize("damage", [damage_block, truncate_block, lose_block])

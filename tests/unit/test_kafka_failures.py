@@ -75,3 +75,11 @@ def test_a_setting_that_is_refused_each_time_is_named() -> None:
 def test_what_a_reader_meets(code: int, expected: type[kafka.KafkaFailure]) -> None:
     """For whoever reads, a position outside the log and a topic that is not known yet have different meanings."""
     assert type(kafka.read_failure(KafkaError(code), "payments/0")) is expected
+
+
+def test_a_log_that_was_cut_differs_from_records_that_are_gone() -> None:
+    """With auto.offset.reset=error the client has one code for both, and the cause stands in its text."""
+    cut = "Partition log truncation detected at offset 160: Local: Partition log truncation detected (broker 2)"
+    assert kafka.log_was_cut(E(E._AUTO_OFFSET_RESET, cut))
+    assert kafka.log_was_cut(E(E._LOG_TRUNCATION))
+    assert not kafka.log_was_cut(E(E._AUTO_OFFSET_RESET, "fetch failed: Broker: Offset out of range (broker 2)"))

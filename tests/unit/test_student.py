@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import xgboost as xgb
 
-from schemas.journal_record import ControlRange, InputRange
+from schemas import row_set
+from schemas.decision import DUPLICATE
+from schemas.journal_record import ControlRange, InputRange, JournalRecord
 from scorer.bundle import Bundle, BundleManifestError, write_bundle
 from scorer.bundle.challengers import with_challengers
 from scorer.bundle.gate import verify
@@ -47,8 +49,11 @@ def bundle(student: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     )
 
 
-def decide(pipeline: Pipeline, given: Sequence[tuple[bytes, bytes]], start: int, *, degraded: bool) -> Outcomes:
+def decide(
+    pipeline: Pipeline, given: Sequence[tuple[bytes, bytes]], start: int, *, degraded: bool | np.ndarray
+) -> Outcomes:
     n = len(given)
+    which = np.full(n, degraded) if isinstance(degraded, bool) else degraded
     records = Records(
         partition=np.zeros(n, np.int32),
         offset=np.arange(start, start + n, dtype=np.int64),
@@ -57,7 +62,29 @@ def decide(pipeline: Pipeline, given: Sequence[tuple[bytes, bytes]], start: int,
         values=[value for _, value in given],
     )
     ranges = (InputRange(partition=0, start=start, end=start + n),)
-    return pipeline.run(Batch(records, ranges, [], ControlRange(start=0, end=0), degraded=degraded))
+    return pipeline.run(Batch(records, ranges, [], ControlRange(start=0, end=0), degraded=which))
+
+
+def test_a_payment_without_time_takes_the_model_from_no_other(bundle: Bundle) -> None:
+    """Of a batch with some deadlines past, those payments alone have the student's decision; each row is as in a batch
+    that is wholly in time, or wholly without; the journal names the rows, and they decide the same again."""
+    given = payments(5, 400)
+    which = np.random.default_rng(1).random(len(given)) < 0.3
+    mixed = decide(Pipeline(bundle), given, 0, degraded=which)
+    in_time, without = (decide(Pipeline(bundle), given, 0, degraded=all_) for all_ in (False, True))
+    for i, row in enumerate(mixed.rows.tolist()):
+        if mixed.columns.mode[i] == DUPLICATE:
+            continue
+        other = (without if which[row] else in_time).columns
+        for name in ("margin", "score", "mode", "decision", "reasons", "fired"):
+            assert getattr(mixed.columns, name)[i] == getattr(other, name)[i], (i, name)
+    assert {DEGRADED, NORMAL} <= set(mixed.columns.mode.tolist())
+    record = JournalRecord.from_bytes(mixed.journal.to_bytes())
+    assert record.degraded_rows is not None
+    again = row_set.from_text(record.degraded_rows, len(given))
+    assert (again == which).all()
+    assert decide(Pipeline(bundle), given, 0, degraded=again).journal.head == record.head
+    assert without.journal.degraded_rows is None
 
 
 def test_a_degraded_batch_is_decided_by_the_student(bundle: Bundle) -> None:

@@ -35,7 +35,7 @@ def compare_audit_topic(evidence: Evidence, scope: Scope) -> None:
     topic = topics.audit
     count = kafka.partition_count(kafka.admin(settings.kafka), topic)
     if scope.whole:
-        also = (topics.control, topics.dead_letters)
+        also = (topics.control, topics.labels, topics.dead_letters)
         find_foreign_rows(evidence.connection, audit_tables.set_aside, topic, count, evidence.report, also=also)
     # Of a shard without batches records may be in quarantine.
     for shard in range(count):

@@ -22,11 +22,12 @@ from scorer.audit.topic_history import messages, range_of
 from scorer.audit.verify.scope import BIGINT_MAX, Evidence, Report
 from scorer.audit.verify.unit_check import MomentLoader
 from scorer.runtime.settings import Settings
-from scorer.sink.record_rows import Row, control_row, dead_letter_row
+from scorer.sink.record_rows import Row, control_row, dead_letter_row, label_row
 from scorer.sink.topic_reader import Record
 from scorer.trail import audit_tables
 
 _CONTROL = (audit_tables.labels, audit_tables.activations, audit_tables.control_changes)
+_LABELS = (audit_tables.labels,)
 _PAGE = 5_000
 _FINDINGS_MAX = 100  # for each table: of one that was emptied the first rows are enough
 
@@ -36,10 +37,17 @@ def compare_records(evidence: Evidence) -> None:
     settings, report = evidence.settings, evidence.report
     topics, client = kafka.Topics.of(settings.kafka), kafka.admin(settings.kafka)
     report.records = 0
-    for topic, tables in ((topics.control, _CONTROL), (topics.dead_letters, (audit_tables.dead_letters,))):
+    for topic, tables in (
+        (topics.control, _CONTROL),
+        (topics.labels, _LABELS),
+        (topics.dead_letters, (audit_tables.dead_letters,)),
+    ):
         count = kafka.partition_count(client, topic)
         for table in tables:
-            find_foreign_rows(evidence.connection, table, topic, count, report)
+            # Labels stand on two topics: those of before they had one of their own are on control.
+            if tables is not _LABELS:
+                also = (topics.labels,) if table is audit_tables.labels else ()
+                find_foreign_rows(evidence.connection, table, topic, count, report, also=also)
         for partition in range(count):
             position = _position(evidence, topic, partition, tables)
             if position is not None:
@@ -62,7 +70,7 @@ def _partition(evidence: Evidence, topic: str, partition: int, position: int, ta
 
 
 def _row_of(tables: tuple[sa.Table, ...]) -> Callable[[str, Record], Row | None]:
-    return control_row if tables is _CONTROL else dead_letter_row
+    return label_row if tables is _LABELS else control_row if tables is _CONTROL else dead_letter_row
 
 
 def _behind(settings: Settings, topic: str, partition: int, position: int, tables: tuple[sa.Table, ...]) -> int:
