@@ -51,8 +51,6 @@ def all_decided(world: World) -> bool:
     decided = sum(log.visible for name in ("decisions", "dead-letters") for log in topics[name].logs)
     letters = (entry.value or b"" for log in topics["dead-letters"].logs for _, entry in log.committed(0))
     decided -= sum(value.startswith(NAMED) for value in letters)
-        (entry.value or b"").startswith(NAMED) for log in topics["dead-letters"].logs for _, entry in log.committed(0)
-    )
     return decided >= sum(log.visible for log in topics["payments"].logs)
 
 
