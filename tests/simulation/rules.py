@@ -37,8 +37,8 @@ def _positions_from_the_group(stack: ExitStack) -> None:
     """Recovery takes the positions that the group remembers."""
     real = Follower.catch_up
 
-    def catch_up(self: Any, stop: Any) -> None:
-        real(self, stop)
+    def catch_up(self: Any, stop: Any, *, bounds: bool = True) -> None:
+        real(self, stop, bounds=bounds)
         world = self._ports.clients._world
         buffers = self.inputs.buffers
         positions = {p: world.broker.offsets.get(("payments", p), 0) for p in buffers}
@@ -93,9 +93,9 @@ def _standby_as_it_is(stack: ExitStack) -> None:
         self.warm = True
         real_follow(self, stop)
 
-    def catch_up(self: Any, stop: Any) -> None:
+    def catch_up(self: Any, stop: Any, *, bounds: bool = True) -> None:
         if not getattr(self, "warm", False):
-            real_catch_up(self, stop)
+            real_catch_up(self, stop, bounds=bounds)
 
     stack.enter_context(patch.object(Follower, "follow", follow))
     stack.enter_context(patch.object(Follower, "catch_up", catch_up))
