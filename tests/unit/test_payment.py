@@ -59,7 +59,8 @@ REFUSED: list[tuple[DeadLetterReason, str | None, bytes | None]] = [
     (R.NOT_FINITE, None, token("amount_minor", "-Infinity")),
     (R.NOT_FINITE, None, token("attributes", '{"a": 1e400}')),
     (R.CARD_NUMBER, "customer_id", with_(customer_id=CARD)),
-    (R.UNKNOWN_FIELD, None, with_(cvv="123")),
+    (R.UNKNOWN_FIELD, None, with_(surprise="123")),
+    (R.CARD_VERIFICATION, None, with_(cvv="123")),
     (R.UNKNOWN_FIELD, None, with_(cvv=None)),
     (R.MISSING_FIELD, "currency", b'{"payment_id": "p_1", "event_time": 1767225600000, "amount_minor": 1}'),
     (R.MISSING_FIELD, "payment_id", with_(payment_id=None)),
@@ -109,18 +110,18 @@ def test_refused_with_its_reason(reason: DeadLetterReason, field: str | None, ra
 
 def test_every_reason_has_an_example() -> None:
     """No reason is without an example; those of control, clock and feature set have tests of their own."""
-    elsewhere = {R.EVENT_TIME_IN_FUTURE, R.INVALID_CONTROL, R.KEY_TOO_LARGE, R.NO_EXCHANGE_RATE}
+    elsewhere = {R.EVENT_TIME_IN_FUTURE, R.INVALID_CONTROL, R.KEY_TOO_LARGE, R.NO_EXCHANGE_RATE, R.NOT_A_LABEL}
     assert {reason for reason, _, _ in REFUSED} | elsewhere == set(DeadLetterReason)
     assert all(reason.sentence.endswith(".") for reason in DeadLetterReason)
 
 
 def test_first_wrong_thing_is_named_in_the_documented_order() -> None:
     """card_number, then unknown, then missing, then the contract's order, whatever the order in the text."""
-    wrong = {"cvv": "1", "customer_id": "", "amount_minor": -1, "attributes": {"a": CARD}}
+    wrong = {"surprise": "1", "customer_id": "", "amount_minor": -1, "attributes": {"a": CARD}}
     assert refusal(json.dumps(wrong).encode()).reason == R.CARD_NUMBER
     wrong["attributes"] = {"a": 1}
     assert refusal(json.dumps(wrong).encode()).reason == R.UNKNOWN_FIELD
-    del wrong["cvv"]
+    del wrong["surprise"]
     assert refusal(json.dumps(wrong).encode()).field == "payment_id"
     assert (
         refusal(json.dumps(wrong | {"payment_id": "p", "event_time": "x", "currency": "?"}).encode()).field
