@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import compress
 from typing import Any, Final
 
 import numpy as np
@@ -49,7 +50,7 @@ class Refusals:
 
     def take(self, kept: npt.NDArray[np.bool_]) -> Refusals:
         """Those of them where bool [r] holds."""
-        return Refusals([self.items[i] for i in np.flatnonzero(kept)], self.known[kept], self.rank[kept])
+        return Refusals(list(compress(self.items, kept.tolist())), self.known[kept], self.rank[kept])
 
     def among(self, own: npt.NDArray[np.int64]) -> Refusals:
         """The same among some of the payments: those at the places `own`, rising."""
