@@ -45,7 +45,7 @@ _READ_TIMEOUT_S = 0.2  # how long stop may wait for an idle topic
 _LOCK_RETRY_S = 1.0
 # Doubling: a restart of Postgres costs a second or two, an outage ten at its end.
 _PAUSE_MIN_S, _PAUSE_MAX_S = 0.1, 10.0
-_PARTITIONS_CHECK_S = 60.0
+_PARTITIONS_CHECK_S = 2.0
 _GROUP_WAIT_S = 30.0
 _LAG_S = 0.5  # asked in one round and shown in the next: the lag metric is about a second old
 # Idle this long: positions move over the trailing transaction markers, so that retention may take them.
@@ -187,6 +187,7 @@ class AuditSink:
             committed = store.positions(partitions)
             self._metrics.postgres_up.set(1)
             if committed:
+                store.check_topic(partitions, self._offsets.topic_id())
                 reader.assign({p: position.next_offset for p, position in committed.items()})
             self._metrics.kafka_up.set(1)
             session = _Session(
@@ -232,6 +233,7 @@ class AuditSink:
                 checked_at_s = now_s
                 if self._member is None:
                     self._partitions(stop)
+                store.check_topic(list(session.assemblers), self._offsets.topic_id())
         self._save_markers(store, session)
 
     def _take(self, store: Store, session: _Session, events: Sequence[Record | End]) -> dict[int, int]:

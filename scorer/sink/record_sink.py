@@ -33,7 +33,7 @@ from scorer.sink.topic_reader import End, Record, TopicReader
 _READ_TIMEOUT_S = 0.5
 _LOCK_RETRY_S = 1.0
 _PAUSE_MIN_S, _PAUSE_MAX_S = 0.1, 10.0
-_PARTITIONS_CHECK_S = 60.0
+_PARTITIONS_CHECK_S = 2.0
 
 
 class RecordTopic(StrEnum):
@@ -116,6 +116,7 @@ class RecordSink:
                 if stop.wait(_LOCK_RETRY_S):
                     return
             positions = store.positions(partitions)
+            store.check_topic(partitions, self._offsets.topic_id())
             reader.assign({p: position.next_offset for p, position in positions.items()})
             self._lag.begin({p: position.next_offset for p, position in positions.items()})
             checked_at_s = time.monotonic()
@@ -128,6 +129,7 @@ class RecordSink:
                     checked_at_s = time.monotonic()
                     if self._offsets.partitions() != partitions:
                         return
+                    store.check_topic(partitions, self._offsets.topic_id())
 
     def _write(self, store: Store, positions: dict[int, Position], events: Sequence[Record | End]) -> None:
         made: list[tuple[Record, Row]] = []

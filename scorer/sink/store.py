@@ -27,6 +27,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
 from schemas.audit_record import AuditContext
+from scorer import kafka
 from scorer.runtime import fault_points
 from scorer.sink.assembler import Batch, Position, Quarantined
 from scorer.sink.batch_rows import batch_row, date_of, position_row, quarantine_row
@@ -129,6 +130,33 @@ class Store:
                 rows = [{"topic": self._topic, "partition": p} | position_row(positions[p]) for p in sorted(new)]
                 connection.execute(postgresql.insert(table).on_conflict_do_nothing(), rows)
         return positions
+
+    def check_topic(self, partitions: Sequence[int], topic_id: str) -> None:
+        """Compare the topic's id with the one that the positions are of, which is stored where there is none yet.
+
+        Raises SinkError for another one: offsets of a topic made anew mean other records.
+        """
+        if topic_id == kafka.NO_ID:
+            return
+        table = audit_tables.positions
+        where = sa.and_(table.c.topic == self._topic, table.c.partition.in_(partitions))
+        with self._transaction() as connection:
+            found = connection.execute(sa.select(table.c.partition, table.c.topic_id).where(where)).all()
+            other = sorted(row.partition for row in found if row.topic_id not in (None, topic_id))
+            if other:
+                known = next(row.topic_id for row in found if row.partition == other[0])
+                raise SinkError(
+                    f"topic {self._topic} was made anew: the position of partition {other[0]} in Postgres is of the "
+                    f"topic with id {known}, the broker has {topic_id}. Give a new topic its own database, or go on "
+                    f"from the end of each partition: fraud-scorer audit accept-gap --topic {self._topic} --partition "
+                    f"{other[0]} --to OFFSET"
+                )
+            connection.execute(sa.update(table).where(where, table.c.topic_id.is_(None)).values(topic_id=topic_id))
+
+    def forget_topic(self, partition: int) -> None:
+        """The position of `partition` is of whatever topic the next sink finds."""
+        with self._transaction() as connection:
+            connection.execute(sa.update(audit_tables.positions).where(self._place(partition)).values(topic_id=None))
 
     def write(self, items: Sequence[Batch | Quarantined]) -> None:
         """Rows, batch rows, quarantine and positions of `items` (in order) in one transaction.
@@ -303,6 +331,7 @@ def set_position(url: str, topic: str, partition: int, next_offset: int) -> None
         if store.lock([partition]):
             raise SinkError(f"a sink is working on {topic}/{partition}; stop it before moving its position")
         before = store.positions([partition])[partition]
+        store.forget_topic(partition)
         store.advance({partition: (before, Position(next_offset, head=None))})
 
 

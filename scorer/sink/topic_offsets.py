@@ -41,6 +41,10 @@ class TopicOffsets:
         """The partitions of the topic. Raises KafkaUnavailable when there is no such topic."""
         return self._ask(lambda client: list(range(kafka.partition_count(client, self._topic, timeout_s=_TIMEOUT_S))))
 
+    def topic_id(self) -> str:
+        """The id of the topic; kafka.NO_ID where the broker gives none. Raises KafkaUnavailable without the topic."""
+        return self._ask(lambda client: kafka.topic_facts(client, [self._topic], timeout_s=_TIMEOUT_S)[self._topic].id)
+
     def starts(self, partitions: Iterable[int]) -> dict[int, int]:
         """The first offset of each partition."""
         return self._offsets(partitions, kafka.starts)

@@ -138,6 +138,7 @@ positions = sa.Table(
     sa.Column("sequence", sa.BigInteger),
     sa.Column("head", sa.Text),
     sa.Column("gap", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("topic_id", sa.Text),
 )
 
 set_aside = sa.Table(

@@ -110,7 +110,7 @@ def test_the_writer_makes_days_alone(writer: str, database: str, statement: str)
 
 def test_the_migration_goes_back(writer: str, database: str) -> None:
     """Down to the release before and up again: the writer makes days in each."""
-    for revision in ("0003", "0002", "0003"):
+    for revision in (audit_database.REVISION, "0002", audit_database.REVISION):
         (audit_database.downgrade if revision == "0002" else audit_database.migrate)(database, revision)
         assert _one(writer, "SELECT audit_day('2026-03-02')::text") == ""
     assert verify(database).good
