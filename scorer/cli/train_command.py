@@ -17,11 +17,14 @@ from rich.table import Table
 from schemas.durations import parse_duration_ms
 from scorer.cli.command_support import Json, counting, err, out, parse_time_ms, read_mapping, read_text, show
 from scorer.cli.risk_options import (
+    FileRun,
     GenuineOption,
     InputOption,
     LabelsOption,
     MappingOption,
     PolicyOption,
+    RefusedMaxOption,
+    RefusedOption,
     SetOption,
     parse_duration_option,
     read_feature_set,
@@ -29,6 +32,7 @@ from scorer.cli.risk_options import (
     with_report,
 )
 from scorer.errors import UsageError
+from scorer.files.refusals import Refusals
 from scorer.replay import TrainingTable, file_batches, training_table
 from scorer.training.leakage_suspects import DOUBTFUL_PRECISION
 from scorer.training.training_run import TrainingReport
@@ -66,6 +70,8 @@ def train(
         Path | None,
         typer.Option("--report", help="JSON to write: metrics, recipe, trials, what each feature is worth."),
     ] = None,
+    refused: RefusedOption = None,
+    refused_max: RefusedMaxOption = None,
     as_json: Json = False,
 ) -> None:
     """Train a model on a file's payments and write a bundle.
@@ -94,9 +100,21 @@ def train(
     genuine_ms = parse_duration_option(genuine_after, "--genuine-after")
     if begin_ms is not None and end_ms is not None and begin_ms >= end_ms:
         raise UsageError(f"--from {begin} is not before --until {until}")
+    run = FileRun.of(refused, refused_max)
     with counting("payments", quiet=as_json) as progress:
-        batches = file_batches(file, read_mapping(mapping), until_ms=end_ms, labels=labels)
-        table = training_table(declared, batches, source=file, as_of_ms=settings.as_of_ms, progress=progress)
+        options = dataclasses.replace(run.options, lateness_ms=declared.allowed_lateness)
+        batches = file_batches(
+            file, read_mapping(mapping), until_ms=end_ms, labels=labels, options=options, expect=progress.expect
+        )
+        table = training_table(
+            declared,
+            batches,
+            source=file,
+            as_of_ms=settings.as_of_ms,
+            progress=progress,
+            refusals=run.refusals,
+        )
+    run.check(table.report.refusals, table.report.payments)
     if genuine_ms is not None:
         table = table.genuine_after(genuine_ms)
     kept = _inside(table, begin_ms, end_ms)
@@ -106,7 +124,8 @@ def train(
     with _progress(quiet=as_json) as (rounds, tried):
         report = fit(rows, text, policy_text, output, settings, progress=rounds, trial_progress=tried)
     document = dataclasses.asdict(report) | {"output": str(report.output), "training": report.training.model_dump()}
-    document["history"] = dataclasses.asdict(table.report)
+    history = dataclasses.replace(table.report, refusals=Refusals())
+    document["history"] = dataclasses.asdict(history) | {"refusals": table.report.refusals.described()}
     if report_file is not None:
         report_file.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     result: dict[str, Any] = {

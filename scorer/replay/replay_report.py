@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import numpy as np
+import numpy.typing as npt
+
 from features.window_engine import EngineCounts
+from schemas.contract_error import ContractError
+from scorer.files.refusals import Refusals
 from scorer.pipeline import Outcomes
 
 Progress = Callable[[int], None]
@@ -30,17 +35,23 @@ class Report:
     # Label records that the contract refuses, such as one whose payment id is a card number.
     labels_invalid: int = 0
     reasons_refused: dict[str, int] = field(default_factory=dict)
+    # Of a file: which rows were refused.
+    refusals: Refusals = field(default_factory=Refusals)
 
-    def refuse(self, reason: str) -> None:
+    def refuse(self, error: ContractError, row: int | None = None) -> None:
+        """Count a record that was refused; of a file with its row."""
+        reason = error.reason.value
         self.dead_letters += 1
         self.reasons_refused[reason] = self.reasons_refused.get(reason, 0) + 1
+        if row is not None:
+            self.refusals.add(row, error)
 
     def count_labels(self, counts: EngineCounts) -> None:
         """Take the label counts of the whole run from the engine."""
         self.labels_refused, self.labels_unmatched = counts.labels_refused, counts.unmatched_labels_dropped
 
-    def add(self, outcomes: Outcomes) -> None:
-        """Count a batch."""
+    def add(self, outcomes: Outcomes, rows: npt.NDArray[np.int64] | None = None) -> None:
+        """Count a batch; of a file with the place of each record in it."""
         self.payments += len(outcomes.records)
         self.decisions += len(outcomes.rows)
         self.duplicates += outcomes.duplicates
@@ -48,4 +59,4 @@ class Report:
         self.flagged += int(outcomes.columns.decision.sum())
         self.labels_invalid += len(outcomes.rejected_control) + len(outcomes.rejected_labels)
         for item in outcomes.rejected:
-            self.refuse(item.error.reason.value)
+            self.refuse(item.error, None if rows is None else int(rows[item.index]))

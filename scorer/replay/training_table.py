@@ -15,6 +15,7 @@ from features.feature_set import FeatureSet
 from schemas.contract_error import ContractError
 from schemas.label_record import Label
 from scorer.errors import UsageError
+from scorer.files.refusals import Refusals
 from scorer.pipeline.enrichment import Enricher
 from scorer.pipeline.records import KnownLabel, control_verdicts
 from scorer.replay.file_batches import LabelledBatch
@@ -55,11 +56,13 @@ def training_table(
     source: object = None,
     as_of_ms: int | None = None,
     progress: Progress = lambda _: None,
+    refusals: Refusals | None = None,
 ) -> TrainingTable:
     """Run history through the live engine and keep every feature value with its label.
     Repeated payments are left out; their labels count, for the features and here alike. `as_of_ms`: labels that became
     known later are left out. `source` names the input in the UsageError that an empty one gives."""
-    enricher, report, ledger = Enricher(feature_set), Report(), LabelLedger(as_of_ms)
+    enricher, ledger = Enricher(feature_set), LabelLedger(as_of_ms)
+    report = Report(refusals=refusals or Refusals())
     parts: list[tuple[list[str], npt.NDArray[np.int64], npt.NDArray[np.float32]]] = []
     for labelled in batches:
         labels: list[Label | KnownLabel] = []
@@ -74,11 +77,12 @@ def training_table(
         report.duplicates += int(enriched.duplicate.sum())
         report.late += int(enriched.late.sum())
         for item in enriched.rejected:
-            report.refuse(item.error.reason.value)
+            report.refuse(item.error, int(labelled.row[item.index]))
         payment_ids = enriched.first.column("payment_id").tolist()
         ledger.add(payment_ids, labels)
         parts.append((payment_ids, enriched.first.event_time_ms, enriched.features))
         progress(report.payments)
+    report.refusals.close()
     if not parts:
         raise UsageError(f"{source or 'the input'}: no payments to learn from")
     report.count_labels(enricher.engine.counts())

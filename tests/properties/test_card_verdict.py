@@ -90,7 +90,6 @@ def of_file(rows: list[dict[str, Any]], folder: Path, form: str, mapping: Mappin
     table = pa.table({name: [row[name] for row in rows] for name in rows[0]})
     (pq.write_table if form == "parquet" else pa_csv.write_csv)(table, path)
     blocks = decoded_blocks(path, mapping, 10_000)
-    assert blocks is not None
     (block,) = blocks
     return verdicts(block.records.decode())
 
