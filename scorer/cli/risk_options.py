@@ -23,7 +23,7 @@ InputOption = Annotated[
     str,
     typer.Option(
         "--input",
-        help="Parquet, CSV or JSON, .gz and .zst too: a file, a folder, a pattern in quotes, a URL (s3://…), - (stdin).",
+        help="Parquet, CSV or JSON, .gz and .zst too: a file, a folder, a pattern in quotes, a URL (s3://…), -.",
     ),
 ]
 RefusedOption = Annotated[

@@ -18,6 +18,7 @@ import duckdb
 
 from schemas.card_numbers import holds_card_number
 from schemas.currencies import CURRENCY_EXPONENT
+from schemas.verification_names import FORBIDDEN, is_verification_column, is_verification_name
 from scorer.files.field_sql import FALSE, FLOATS, JSON_NUMBER, TRUE, WHOLE
 from scorer.files.file_source import Kind, open_source
 from scorer.files.mapping import NOTHING, Mapping, MappingError
@@ -391,6 +392,9 @@ class _Writer:
         for i, column in enumerate(rest):
             name = re.sub(r"[^A-Za-z0-9_]+", "_", column.name).strip("_")[:60] or f"column_{i}"
             name = name if name[0].isalpha() or name[0] == "_" else f"c_{name}"
+            if is_verification_column(column.name) or is_verification_name(name):
+                self._lines.append(f"#  {name} is left out: it is {FORBIDDEN}")
+                continue
             value = (
                 f"{{boolean: {_yaml(column.name)}}}"
                 if column.truth and column.type != "boolean"

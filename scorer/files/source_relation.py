@@ -196,7 +196,8 @@ def _json(connection: duckdb.DuckDBPyConnection, opened: Opened) -> Relation:
             f" maximum_object_size={LINE_BYTES_MAX})"
         )
     else:
-        read = f"read_csv({names_of(opened.paths)}, {_LINES}, parallel=false, maximum_line_size={LINE_BYTES_MAX}, columns={{'__line': 'VARCHAR'}})"
+        options = f"{_LINES}, parallel=false, maximum_line_size={LINE_BYTES_MAX}"
+        read = f"read_csv({names_of(opened.paths)}, {options}, columns={{'__line': 'VARCHAR'}})"
     lines = f"select row_number() over () as {ROW}, __line from {read}"
     good = "json_valid(__line) and json_type(__line) = 'OBJECT'"
     row = first_row(
