@@ -66,6 +66,6 @@ class Refusals:
         assert self.path is not None
         if self._writer is None:
             self._writer = pq.ParquetWriter(self.path, SCHEMA, compression="zstd")
-        columns = list(zip(*self._waiting, strict=True)) or [[], [], [], []]
+        columns = list(zip(*self._waiting, strict=True)) or [() for _ in SCHEMA]
         self._writer.write_table(pa.table([pa.array(c, f.type) for c, f in zip(columns, SCHEMA, strict=True)], SCHEMA))
         self._waiting = []

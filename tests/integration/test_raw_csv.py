@@ -45,14 +45,14 @@ def test_the_tutorial_from_a_raw_csv_to_a_report(tmp_path: Path) -> None:
     for name in ("mapping.yaml", "feature_set.yaml", "policy.yaml"):
         shutil.copy(EXAMPLE / name, tmp_path / name)
     transactions(tmp_path / "transactions.csv")
-    commands = [line for block in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL) for line in block.splitlines()]
-    assert len(commands) == 4
-    root = str(EXAMPLE.parents[2])
-    for command in commands:
-        words = [sys.executable, "-m", "scorer", *command.split()[1:]]
-        environment = {**os.environ, "PYTHONPATH": root}
-        ended = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
-        assert ended.returncode == 0, f"{command}\n{ended.stdout}\n{ended.stderr}"
+    commands = "\n".join(re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL))
+    assert commands.count("fraud-scorer ") == 4
+    script = f'set -e\nfraud-scorer() {{ "{sys.executable}" -m scorer "$@"; }}\n{commands}'
+    environment = {**os.environ, "PYTHONPATH": str(EXAMPLE.parents[2])}
+    ended = subprocess.run(
+        ["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=400, check=False
+    )
+    assert ended.returncode == 0, f"{ended.stdout}\n{ended.stderr}"
     assert "event_time: {column: [Year, Month, Day, Time]" in (tmp_path / "draft.yaml").read_text(encoding="utf-8")
     assert pq.read_table(tmp_path / "features.parquet").num_rows == 5999
     refused = pq.read_table(tmp_path / "refused.parquet").to_pylist()

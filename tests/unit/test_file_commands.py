@@ -72,7 +72,7 @@ def test_what_was_refused_is_counted_named_and_written(place: Path) -> None:
 
 
 def test_a_share_of_refused_rows_fails_the_run(place: Path) -> None:
-    """More than 1 % refused is an error and nothing is written, unless another share is given; all refused always is."""
+    """More than 1 % refused is an error and nothing is written, but with another share; all of them always are."""
     rows(place, 3, 100)
     with pytest.raises(FraudScorerError, match=r"3 of 103 rows were refused, more than 1\.00% .*3 × amount") as caught:
         features(place)
