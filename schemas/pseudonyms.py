@@ -22,8 +22,8 @@ def pseudonym(key: bytes, text: str) -> str:
     if len(key) < KEY_BYTES_MIN:
         raise ValueError(f"a key of {len(key)} bytes; at least {KEY_BYTES_MIN} are needed")
     digits = text.translate(_SEPARATORS)
-    said = digits if digits.isascii() and digits.isdigit() else text
-    mac = hmac.new(key, said.encode("utf-8", "surrogatepass"), hashlib.sha256).digest()
+    written = digits if digits.isascii() and digits.isdigit() else text
+    mac = hmac.new(key, written.encode("utf-8", "surrogatepass"), hashlib.sha256).digest()
     return PREFIX + base64.b32encode(mac[:_BYTES]).decode("ascii").lower()
 
 

@@ -356,11 +356,11 @@ def as_label(steps: Steps, value: Value, form: LabelSource | None = None) -> Fie
     """1 fraud, 0 genuine, null unknown."""
     v = steps.let(f"trim({value.sql} ->> '$')" if value.type == "JSON" else f"trim(cast({value.sql} as varchar))")
     if form is None:
-        yes, no, said = _TRUE_LABELS, _FALSE_LABELS, steps.let(f"lower({v})")
+        yes, no, written = _TRUE_LABELS, _FALSE_LABELS, steps.let(f"lower({v})")
     else:
-        yes, no, said = form.fraud, form.genuine, v
-    genuine = f"{said} in ({_listed(no)})" if no else f"{said} <> ''"
-    sql = steps.let(f"cast(case when {said} in ({_listed(yes)}) then 1 when {genuine} then 0 end as tinyint)")
+        yes, no, written = form.fraud, form.genuine, v
+    genuine = f"{written} in ({_listed(no)})" if no else f"{written} <> ''"
+    sql = steps.let(f"cast(case when {written} in ({_listed(yes)}) then 1 when {genuine} then 0 end as tinyint)")
     message = (
         "the cell is not a label; write 1 for fraud, 0 for genuine, nothing where it is not known, or name the words "
         "in the mapping (fraud: [...], genuine: [...])"

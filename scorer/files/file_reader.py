@@ -139,8 +139,8 @@ def attribute_values(file: PaymentFile, name: str, column: pa.Array) -> Sequence
     if kind not in ("MIXED", "JSON"):
         return _present(column)
     encoded = column.dictionary_encode()
-    said = [_untyped(cell, quoted=kind == "JSON") for cell in encoded.dictionary.to_pylist()]
-    return [None if i is None else said[i] for i in encoded.indices.to_pylist()]
+    written = [_untyped(cell, quoted=kind == "JSON") for cell in encoded.dictionary.to_pylist()]
+    return [None if i is None else written[i] for i in encoded.indices.to_pylist()]
 
 
 def _untyped(cell: str, *, quoted: bool) -> object:

@@ -141,39 +141,39 @@ def _flat(connection: duckdb.DuckDBPyConnection, types: dict[str, str]) -> dict[
 
 
 def _column(name: str, kind: str, cells: Sequence[tuple[str, int]], *, of_text: bool) -> Column:
-    said = [cell.strip() for cell, _ in cells if cell.strip() not in NOTHING]
+    written = [cell.strip() for cell, _ in cells if cell.strip() not in NOTHING]
     present = sum(count for cell, count in cells if cell.strip() not in NOTHING)
-    cards = sum(holds_card_number(cell) for cell in said[:1000])
+    cards = sum(holds_card_number(cell) for cell in written[:1000])
     words = kind.lower()
     if of_text or kind in ("VARCHAR", "JSON"):
         words = "text"
-        if said and all(re.fullmatch(JSON_NUMBER, cell) for cell in said):
-            words = "whole numbers" if all(re.fullmatch(r"-?[0-9]+", cell) for cell in said) else "numbers"
+        if written and all(re.fullmatch(JSON_NUMBER, cell) for cell in written):
+            words = "whole numbers" if all(re.fullmatch(r"-?[0-9]+", cell) for cell in written) else "numbers"
     elif kind in WHOLE:
         words = "whole numbers"
     elif kind in FLOATS or kind.startswith("DECIMAL"):
         words = "numbers"
-    truth = len(said) == 2 and all(cell.lower() in (*TRUE, *FALSE, "j") for cell in said)
+    truth = len(written) == 2 and all(cell.lower() in (*TRUE, *FALSE, "j") for cell in written)
     if truth and words == "text":
         words = "truth values"
     return Column(
         name,
         words,
         present,
-        len(said),
+        len(written),
         cards,
-        _times(kind, said, words),
-        _amounts(said, words),
+        _times(kind, written, words),
+        _amounts(written, words),
         truth,
         kind.endswith("[]"),
     )
 
 
-def _times(kind: str, said: Sequence[str], words: str) -> str | None:
+def _times(kind: str, written: Sequence[str], words: str) -> str | None:
     """How these cells would be read as times: "" as they are, a format, or `epoch`; None when they are none."""
     if kind.startswith(("TIMESTAMP", "DATE")):
         return ""
-    some = said[:200]
+    some = written[:200]
     if not some:
         return None
     if words in ("whole numbers", "numbers"):
@@ -184,18 +184,18 @@ def _times(kind: str, said: Sequence[str], words: str) -> str | None:
     try:
         for one in _TIME_FORMATS:
             query = "select count_if(try_strptime(c, ?) is null) from (select unnest(?::varchar[]) as c)"
-            if connection.execute(query, [one, list(said)]).fetchall()[0][0] == 0:
+            if connection.execute(query, [one, list(written)]).fetchall()[0][0] == 0:
                 return one
     finally:
         connection.close()
     return None
 
 
-def _amounts(said: Sequence[str], words: str) -> str | None:
+def _amounts(written: Sequence[str], words: str) -> str | None:
     """How these cells would be read as amounts: "" as they are, or the options of the mapping; None: they are none."""
     if words in ("whole numbers", "numbers"):
         return ""
-    some = said[:1000]
+    some = written[:1000]
     sign = next((m[0] for cell in some if (m := re.search(r"[$€£¥₹₽]|[A-Z]{3}", cell))), None)
     bare = [cell.replace(sign, "").replace(" ", "") if sign else cell for cell in some]
     options = [f"currency_sign: {_yaml(sign)}"] if sign else []
