@@ -30,8 +30,8 @@ _AMOUNT_END: Final = 10**13
 _MINOR_END: Final = {"FLOAT": 2**23, "DOUBLE": 2**53}
 TRUE: Final = ("1", "true", "t", "yes", "y", "1.0")
 FALSE: Final = ("0", "false", "f", "no", "n", "0.0")
-_TRUE_LABELS: Final = (*TRUE, "j", "ja", "fraud")
-_FALSE_LABELS: Final = (*FALSE, "nein", "genuine")
+_TRUE_LABELS: Final[tuple[str, ...]] = (*TRUE, "j", "ja", "fraud")
+_FALSE_LABELS: Final[tuple[str, ...]] = (*FALSE, "nein", "genuine")
 # RFC 8259, section 6; and no longer than any number that the contract takes.
 JSON_NUMBER: Final = r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?"
 NUMBER_CHARACTERS_MAX: Final = 40

@@ -1,4 +1,4 @@
-"""A draft of a mapping for a file that nobody has described yet: which column looks like which field, and why.
+"""A draft of a mapping for a file that is not described yet: which column looks like which field, and why.
 
 What is looked at are the names of the columns and the cells of the first rows. A guess is written as a guess: with the
 other candidates beside it, and with what could not be seen (currency, time zone, which value means fraud).
@@ -128,7 +128,7 @@ def _columns(connection: duckdb.DuckDBPyConnection, found: Relation) -> tuple[li
 def _flat(connection: duckdb.DuckDBPyConnection, types: dict[str, str]) -> dict[str, tuple[str, str]]:
     """Columns by name, those inside nested ones as a.b: SQL and type."""
     found: dict[str, tuple[str, str]] = {}
-    waiting = [((name,), kind) for name, kind in types.items()]
+    waiting: list[tuple[tuple[str, ...], str]] = [((name,), kind) for name, kind in types.items()]
     while waiting:
         path, kind = waiting.pop(0)
         sql = ".".join(quoted(part) for part in path)

@@ -167,8 +167,9 @@ def _csv(connection: duckdb.DuckDBPyConnection, opened: Opened, mapping: Mapping
 def _heads(opened: Opened, delimiter: str, quote: str, *, header: bool) -> list[str]:
     """The cells of the first line; names of our own where it is no header."""
     with unpacked(opened.paths[0]) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as lines:
-        quoting = csv.QUOTE_MINIMAL if quote else csv.QUOTE_NONE
-        reader = csv.reader(lines, delimiter=delimiter, quotechar=quote or None, quoting=quoting)
+        reader = csv.reader(
+            lines, delimiter=delimiter, quotechar=quote or None, quoting=csv.QUOTE_MINIMAL if quote else csv.QUOTE_NONE
+        )
         cells = next((row for row in reader if row), [])
     return [cell.strip() if header and cell.strip() else f"column{i}" for i, cell in enumerate(cells)]
 
@@ -223,4 +224,4 @@ def _is_list(connection: duckdb.DuckDBPyConnection, opened: Opened) -> bool:
         f" maximum_line_size={LINE_BYTES_MAX}, columns={{'__line': 'VARCHAR'}}) where trim(__line) <> ''"
         " limit 1",
     )
-    return bool(row) and str(row[0]).lstrip("\ufeff").startswith("[")
+    return row is not None and str(row[0]).lstrip("\ufeff").startswith("[")

@@ -33,13 +33,14 @@ def checked(connection: duckdb.DuckDBPyConnection, field: str, text: str, column
     volatile = _volatile(connection)
     for part in _parts(items[0]):
         kind = part.get("class")
+        names: list[str] = part.get("column_names", []) if kind == "COLUMN_REF" else []
         if kind in ("SUBQUERY", "STAR", "POSITIONAL_REFERENCE", "PARAMETER", "DEFAULT"):
             raise MappingError(f"{field}: the sql holds a {kind.lower()}; only an expression over columns is taken")
         name = str(part.get("function_name", "")).lower()
-        if kind == "COLUMN_REF" and any(is_verification_column(column) for column in part["column_names"]):
+        if kind == "COLUMN_REF" and any(is_verification_column(column) for column in names):
             raise MappingError(f"{field}: a column in the sql is {FORBIDDEN}")
-        if kind == "COLUMN_REF" and len(part["column_names"]) == 1 and part["column_names"][0].lower() not in known:
-            name = part["column_names"][0].lower()  # current_date is written like a column
+        if kind == "COLUMN_REF" and len(names) == 1 and names[0].lower() not in known:
+            name = names[0].lower()  # current_date is written like a column
         if name in volatile:
             raise MappingError(f"{field}: {name}() in the sql gives something else each time; leave it away")
         if kind == "WINDOW" and name not in _WINDOWS:
@@ -54,7 +55,7 @@ def holds_window(connection: duckdb.DuckDBPyConnection, field: str, text: str) -
 
 def _select(connection: duckdb.DuckDBPyConnection, field: str, text: str) -> dict[str, Any]:
     row = first_row(connection, "select json_serialize_sql(?)", [f"select {text}\n"])
-    document = json.loads(row[0]) if row else {"error": True}
+    document: dict[str, Any] = json.loads(row[0]) if row else {"error": True}
     statements = document.get("statements", [])
     if document["error"] or len(statements) != 1:
         why = str(document.get("error_message", "")).split("\n")[0][:200]
