@@ -249,7 +249,7 @@ def _plain_amount(v: str, form: AmountSource | None) -> str:
 def as_time(
     steps: Steps, value: Value, zone: str = "UTC", repeated_hour: str = "refuse", form: TimeSource | None = None
 ) -> Field:
-    """Epoch ms of an event time; fractions of a millisecond are cut off."""
+    """Epoch ms of an event time; fractions of a millisecond are cut off (epoch_ms of DuckDB would round them)."""
     v, kind = value.sql, value.type
     if form is not None and form.unit is not None:
         return _since(steps, value, form)
@@ -259,11 +259,11 @@ def as_time(
         wrong = f"{v} is not null and {parsed} is null"
         problem = Problem("event_time", wrong, NO_TIME, "the text does not have the format of the mapping")
         if any("%z" in one for one in formats):
-            return Field(f"epoch_ms(cast({parsed} as timestamptz))", (problem,))
+            return Field(f"(epoch_us(cast({parsed} as timestamptz)) // 1000)", (problem,))
         found = _local(steps, parsed, zone, repeated_hour)
         return Field(found.sql, (problem, *found.problems))
     if kind == _ZONED:
-        return Field(f"epoch_ms({v})")
+        return Field(f"(epoch_us({v}) // 1000)")
     if kind in _LOCAL_TIMES:
         return _local(steps, steps.let(f"cast({v} as timestamp)"), zone, repeated_hour)
     if kind in WHOLE:
@@ -286,15 +286,14 @@ def _text_time(steps: Steps, v: str, zone: str, repeated_hour: str) -> Field:
     number = _epoch(nanos, scale=10**9)
     message = "the text is not a time; write it like 2026-01-31T12:34:56Z, or give the mapping its format"
     if zone == "UTC":
-        sql = steps.let(f"coalesce(epoch_ms(try_cast({v} as timestamptz)), {number})")
+        sql = steps.let(f"coalesce((epoch_us(try_cast({v} as timestamptz)) // 1000), {number})")
         return Field(sql, (Problem("event_time", f"trim({v}) <> '' and {sql} is null", NO_TIME, message),))
     offset = f"contains({v}, ':') and regexp_matches({v}, '[0-9:.]\\s*(Z|z|UTC|[+-][0-9]{{2}}(:?[0-9]{{2}})?)$')"
     has_offset = steps.let(offset)
     local = steps.let(f"case when not {has_offset} then try_cast({v} as timestamp) end")
     there = _local(steps, local, zone, repeated_hour)
-    sql = steps.let(
-        f"coalesce(case when {has_offset} then epoch_ms(try_cast({v} as timestamptz)) end, {there.sql}, {number})"
-    )
+    zoned = f"case when {has_offset} then epoch_us(try_cast({v} as timestamptz)) // 1000 end"
+    sql = steps.let(f"coalesce({zoned}, {there.sql}, {number})")
     # A local time that is not there, or is there twice, has a reason of its own.
     wrong = f"trim({v}) <> '' and {sql} is null and {local} is null"
     return Field(sql, (Problem("event_time", wrong, NO_TIME, message), *there.problems))
@@ -304,7 +303,7 @@ def _local(steps: Steps, v: str, zone: str, repeated_hour: str) -> Field:
     """A time without an offset. One that clocks were put forward over does not exist, one that they were put back over
     exists twice."""
     if zone == "UTC":
-        return Field(f"epoch_ms({v})")
+        return Field(f"(epoch_us({v}) // 1000)")
     there = text(zone)
     instant = steps.let(f"timezone({there}, {v})")  # of two the later one
     exists = steps.let(f"timezone({there}, {instant}) = {v}")
@@ -315,7 +314,7 @@ def _local(steps: Steps, v: str, zone: str, repeated_hour: str) -> Field:
     shift = steps.let(f"case {shifts} else 0 end")
     missing = f"this time does not exist in {zone}: clocks were put forward over it"
     found = [Problem("event_time", f"not {exists}", NO_TIME, missing)]
-    ms = f"epoch_ms({instant})"
+    ms = f"(epoch_us({instant}) // 1000)"
     if repeated_hour == "refuse":
         twice = (
             f"this time exists twice in {zone}: clocks were put back over it; give the mapping repeated_hour: earlier"
