@@ -12,15 +12,19 @@ from features.currency_conversion import conversion_factors
 from scorer.backtest import Decided, backtest, what_if, write_page
 from scorer.backtest.measurement import Backtest
 from scorer.bundle import Bundle
-from scorer.cli.command_support import Json, counting, parse_time_ms, read_mapping, show
+from scorer.cli.command_support import Json, counting, err, parse_time_ms, read_mapping, show
 from scorer.cli.command_support import settings as load_settings
 from scorer.cli.risk_options import (
+    FileRun,
     GenuineOption,
     InputOption,
     LabelsOption,
     MappingOption,
+    RefusedMaxOption,
+    RefusedOption,
     parse_duration_option,
     read_policy,
+    refused_lines,
 )
 from scorer.errors import UsageError
 from scorer.replay import replay_file
@@ -51,6 +55,8 @@ def backtest_command(
     alerts: AlertsOption = 100,
     cards: Annotated[int, typer.Option(min=1, help="k of the card precision.")] = 100,
     rounds: RoundsOption = 200,
+    refused: RefusedOption = None,
+    refused_max: RefusedMaxOption = None,
     as_json: Json = False,
 ) -> None:
     """Replay a file with a bundle (and a second bundle or policy) and measure on matured labels.
@@ -71,12 +77,26 @@ def backtest_command(
         for number, one in enumerate(item for item in (loaded, other) if item is not None):
             stored = Path(folder) / f"{number}.parquet"
             with counting(f"payments with {one.id}", quiet=as_json) as progress:
-                replay_file(
-                    one, file, read_mapping(mapping), stored, until_ms=until_ms, labels=labels, keys=keys,
+                run = FileRun.of(refused, refused_max)
+                report = replay_file(
+                    one,
+                    file,
+                    read_mapping(mapping),
+                    stored,
+                    until_ms=until_ms,
+                    labels=labels,
+                    keys=keys,
                     progress=progress,
-                )  # fmt: skip
-            run = _read(one, stored)
-            runs.append(run if genuine_ms is None else run.genuine_after(genuine_ms))
+                    expect=progress.expect,
+                    options=run.options,
+                    refusals=run.refusals,
+                )
+            if number == 0:
+                for line in refused_lines(report.refusals):
+                    err.print(f"refused: {line}")
+            run.check(report.refusals, report.payments)
+            decided = _read(one, stored)
+            runs.append(decided if genuine_ms is None else decided.genuine_after(genuine_ms))
         first, second, reasons = runs[0], runs[1] if other else None, None
         names = (loaded.id, other.id if other else "")
         if second_policy is not None:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
-from typing import IO, Annotated, Any
+from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console, ConsoleOptions
@@ -20,11 +20,15 @@ from rich.table import Table
 from rich.text import Text
 
 from schemas.contract_error import ContractError
+from schemas.durations import parse_duration_ms
 from schemas.event_time import event_time_ms
 from scorer.errors import UsageError
 from scorer.files.mapping import Mapping
 from scorer.runtime import logs, stop_signals
 from scorer.runtime.settings import Settings, load
+
+if TYPE_CHECKING:
+    from scorer.files.payment_file import ReadOptions
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")]
 
@@ -100,6 +104,8 @@ def show(result: dict[str, Any], *, as_json: bool, title: str) -> None:
         return
     table = Table(title=title, show_header=False, title_justify="left")
     for name, value in result.items():
+        if isinstance(value, list):  # of programs alone
+            continue
         table.add_row(
             name.replace("_", " "),
             ("yes" if value else "no")
@@ -173,12 +179,26 @@ def read_mapping(path: Path | None) -> Mapping | None:
     return None if path is None else Mapping.from_yaml(path)
 
 
-def check_output(path: Path) -> None:
+def read_options(settings: Settings | None = None) -> ReadOptions:
+    """How files are read, by the settings."""
+    from scorer.files.payment_file import ReadOptions  # noqa: PLC0415 - and with it the database
+
+    files = (settings or load()).files
+    key = files.token_key
+    return ReadOptions(
+        memory_mib=files.memory_mib,
+        temp_folder=files.temp_folder,
+        future_gap_ms=parse_duration_ms(files.future_gap),
+        token_key=None if key is None else key.get_secret_value().encode(),
+    )
+
+
+def check_output(path: Path, option: str = "--output") -> None:
     """Refuse a file that cannot be written before anything is computed for it. Raises UsageError."""
     if path.is_dir():
-        raise UsageError(f"--output {path} is a folder; name a file in it")
+        raise UsageError(f"{option} {path} is a folder; name a file in it")
     if not path.parent.is_dir():
-        raise UsageError(f"--output {path}: there is no folder {path.parent}; make it first (mkdir -p {path.parent})")
+        raise UsageError(f"{option} {path}: there is no folder {path.parent}; make it first (mkdir -p {path.parent})")
 
 
 def read_text(path: Path, what: str) -> str:

@@ -4,7 +4,7 @@ editors."""
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -14,7 +14,15 @@ from rich.table import Table
 from features.feature_description import describe, duration, json_schema
 from scorer.cli.command_support import Json, check_output, counting, out, read_mapping, show
 from scorer.cli.command_support import settings as load_settings
-from scorer.cli.risk_options import LabelsOption, MappingOption, read_feature_set, with_report
+from scorer.cli.risk_options import (
+    FileRun,
+    LabelsOption,
+    MappingOption,
+    RefusedMaxOption,
+    RefusedOption,
+    read_feature_set,
+    with_report,
+)
 from scorer.errors import UsageError
 from scorer.pipeline.card_keys import cards_of
 from scorer.replay import file_batches, training_table, write_training_table
@@ -33,11 +41,14 @@ def export(
         Path | None, typer.Option("--feature-set", exists=True, dir_okay=False, help="The feature set (YAML).")
     ] = None,
     file: Annotated[
-        Path | None, typer.Option("--input", exists=True, dir_okay=False, help="Parquet, CSV or JSON lines.")
+        str | None,
+        typer.Option("--input", help="Parquet, CSV or JSON: a file, folder, pattern, URL, or - for stdin."),
     ] = None,
     output: Annotated[Path | None, typer.Option(help="Parquet to write.")] = None,
     mapping: MappingOption = None,
     labels: LabelsOption = None,
+    refused: RefusedOption = None,
+    refused_max: RefusedMaxOption = None,
     as_json: Json = False,
 ) -> None:
     """Training export: the live engine's own feature values, plus label.
@@ -55,9 +66,19 @@ def export(
         raise UsageError(f"features needs {', '.join(missing)}; `fraud-scorer features --help` shows an example")
     check_output(output)
     declared, keys = read_feature_set(feature_set), load_settings().pseudonym_keys
+    run = FileRun.of(refused, refused_max)
     with counting("payments", quiet=as_json) as progress:
-        batches = file_batches(file, read_mapping(mapping), labels=labels, cards=cards_of(declared, keys))
-        table = training_table(declared, batches, source=file, keys=keys, progress=progress)
+        options = replace(run.options, lateness_ms=declared.allowed_lateness)
+        batches = file_batches(
+            file,
+            read_mapping(mapping),
+            labels=labels,
+            cards=cards_of(declared, keys),
+            options=options,
+            expect=progress.expect,
+        )
+        table = training_table(declared, batches, source=file, keys=keys, progress=progress, refusals=run.refusals)
+    run.check(table.report.refusals, table.report.payments)
     write_training_table(table, declared.names, output)
     result = {
         "rows": len(table.payment_id),

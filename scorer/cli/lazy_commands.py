@@ -30,6 +30,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
         "topic_commands:simulate",
         "Simulated payments with five kinds of fraud, and labels with their delays, onto the topics or into a file.",
     ),
+    "mapping": ("mapping_command:mapping", "Look at a file and write a commented draft of its mapping."),
     "send": ("topic_commands:send", "Payments of a file, and their labels when they become known, onto the topics."),
     "train": ("train_command:train", "Train a model on a file's payments and write a bundle."),
     "replay": (

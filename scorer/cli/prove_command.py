@@ -9,10 +9,20 @@ import typer
 from rich.table import Table
 
 from scorer.bundle import Bundle
-from scorer.cli.command_support import Json, check_output, counting, err, out, parse_time_ms, read_mapping, show
+from scorer.cli.command_support import (
+    Json,
+    check_output,
+    counting,
+    err,
+    out,
+    parse_time_ms,
+    read_mapping,
+    read_options,
+    show,
+)
 from scorer.cli.command_support import settings as load_settings
 from scorer.cli.risk_options import MappingOption
-from scorer.errors import PromiseBroken, UsageError
+from scorer.errors import PromiseBroken
 from scorer.proof import Differences, Proof, prove_file, prove_topic
 from scorer.proof.differences import SENTENCES
 from scorer.runtime.settings import reading_history
@@ -59,14 +69,12 @@ def prove(
                     progress=progress,
                     expect=progress.expect,
                 )
-            elif Path(source).is_file():
+            else:
                 prove_file(
-                    loaded, Path(source), read_mapping(mapping), settings.postgres_url, found,
+                    loaded, source, read_mapping(mapping), settings.postgres_url, found, options=read_options(settings),
                     begin_ms=begin_ms, until_ms=until_ms, keys=settings.pseudonym_keys, progress=progress,
                     expect=progress.expect,
                 )  # fmt: skip
-            else:
-                raise UsageError(f"--input {source}: neither a file nor `topic`")
     finally:
         proof = found.close()
     _report(proof, as_json=as_json)

@@ -11,7 +11,7 @@ import typer
 from scorer.bundle import Bundle
 from scorer.cli.command_support import Counting, Json, check_output, counting, parse_time_ms, read_mapping, show
 from scorer.cli.command_support import settings as load_settings
-from scorer.cli.risk_options import LabelsOption, MappingOption, with_report
+from scorer.cli.risk_options import FileRun, LabelsOption, MappingOption, RefusedMaxOption, RefusedOption, with_report
 from scorer.errors import UsageError
 from scorer.replay import Open, Report, Window, replay_audit, replay_file, replay_shares, replay_topic
 from scorer.replay.process_shares import PROCESSES_MAX
@@ -27,7 +27,8 @@ def replay(
         str,
         typer.Option(
             "--input",
-            help="A file; `topic`: the payments topic along its journal; `audit`: logged features in Postgres.",
+            help="A file, folder, pattern, URL or - (stdin); "
+            "`topic`: the payments topic along its journal; `audit`: logged features in Postgres.",
         ),
     ],
     output: Annotated[
@@ -58,6 +59,8 @@ def replay(
         ),
     ] = 1,
     shard: Annotated[int, typer.Option(min=0, help="With topic or audit: which shard's journal.")] = 0,
+    refused: RefusedOption = None,
+    refused_max: RefusedMaxOption = None,
     as_json: Json = False,
 ) -> None:
     """Decide history again through the same function. Along the journal every digest is checked; a difference exits 3.
@@ -68,13 +71,14 @@ def replay(
         check_output(Path(output))
     loaded = Bundle.load(bundle)
     window = Window(parse_time_ms(begin, "--from"), parse_time_ms(until, "--until"), _ranges(offsets or []))
-    target = _target(output)
+    target, run = _target(output), FileRun.of(refused, refused_max)
     with counting("payments", quiet=as_json) as progress:
-        report = _replayed(loaded, bundle, source, target, mapping, window, shard, processes, progress, labels)
+        report = _replayed(loaded, bundle, source, target, mapping, window, shard, processes, progress, labels, run)
     result: dict[str, Any] = {"decisions": report.decisions, "flagged": report.flagged}
     if source == "topic":
         result["batches_equal"] = report.batches_checked
     show(with_report(result, report), as_json=as_json, title=f"Replayed with {loaded.id}")
+    run.check(report.refusals, report.payments)
 
 
 def _replayed(
@@ -88,6 +92,7 @@ def _replayed(
     processes: int,
     progress: Counting,
     labels: Path | None,
+    run: FileRun,
 ) -> Report:
     options: dict[str, Any] = {"progress": progress, "expect": progress.expect}
     if processes > 1 and source in ("topic", "audit"):
@@ -99,16 +104,16 @@ def _replayed(
         return replay_topic(bundle, settings, target, shard=shard, window=window, **options)
     if source == "audit":
         return replay_audit(bundle, load_settings().postgres_url, target, shard=shard, window=window, **options)
-    if not Path(source).is_file():
-        raise UsageError(f"--input {source}: neither a file nor `topic` nor `audit`")
     if window.offsets:
         raise UsageError("--offsets are of topics; with a file use --from and --until")
-    times: dict[str, Any] = {"begin_ms": window.begin_ms, "until_ms": window.until_ms}
-    times["keys"] = load_settings().pseudonym_keys
+    options |= {"begin_ms": window.begin_ms, "until_ms": window.until_ms, "options": run.options}
+    options["keys"] = load_settings().pseudonym_keys
+    text = read_mapping(mapping)
     if processes > 1:
-        shared = read_mapping(mapping)
-        return replay_shares(folder, Path(source), shared, target, processes=processes, **times, **options)
-    return replay_file(bundle, Path(source), read_mapping(mapping), target, labels=labels, **times, **options)
+        if source == "-":
+            raise UsageError("--processes reads the input once for each process; stdin can be read once")
+        return replay_shares(folder, source, text, target, processes=processes, refused=run.refusals.path, **options)
+    return replay_file(bundle, source, text, target, labels=labels, refusals=run.refusals, **options)
 
 
 def _target(output: str | None) -> Path | Open | None:

@@ -1,8 +1,9 @@
-"""What the risk team's commands share: options, and the report of a run."""
+"""What the commands that read files share: options, the report of a run, and when what was refused fails it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,11 +11,28 @@ import typer
 
 from features.feature_set import FeatureSet, FeatureSetError
 from schemas.durations import parse_duration_ms
-from scorer.errors import UsageError
+from scorer.cli.command_support import check_output, err, read_options
+from scorer.errors import FraudScorerError, UsageError
+from scorer.files.payment_file import ReadOptions
+from scorer.files.refusals import Refusals
 from scorer.policy import Policy, PolicyError
 from scorer.replay import Report
+from scorer.runtime.settings import load
 
-InputOption = Annotated[Path, typer.Option("--input", exists=True, dir_okay=False, help="Parquet, CSV or JSON lines.")]
+InputOption = Annotated[
+    str,
+    typer.Option(
+        "--input",
+        help="Parquet, CSV or JSON, .gz and .zst too: a file, a folder, a pattern in quotes, a URL (s3://…), -.",
+    ),
+]
+RefusedOption = Annotated[
+    Path | None, typer.Option("--refused", help="Parquet to write the refused rows to: row, field, reason, message.")
+]
+RefusedMaxOption = Annotated[
+    float | None,
+    typer.Option("--refused-max", min=0, max=1, help="Share of refused rows that fails the run; 0.01 by default."),
+]
 MappingOption = Annotated[Path | None, typer.Option("--mapping", help="Which column is which field (YAML).")]
 SetOption = Annotated[Path, typer.Option("--feature-set", exists=True, dir_okay=False, help="The feature set (YAML).")]
 LabelsOption = Annotated[
@@ -62,6 +80,42 @@ def parse_duration_option(text: str | None, option: str) -> int | None:
         raise UsageError(f"{option}: {exc}") from exc
 
 
+@dataclass(frozen=True)
+class FileRun:
+    """How a command reads a file, and what becomes of the rows that are refused."""
+
+    options: ReadOptions
+    refusals: Refusals
+    refused_max: float
+
+    @classmethod
+    def of(cls, refused: Path | None = None, refused_max: float | None = None) -> FileRun:
+        """By the options of a command and the settings. Raises UsageError."""
+        if refused is not None:
+            check_output(refused, "--refused")
+        settings = load()
+        share = settings.files.refused_max if refused_max is None else refused_max
+        return cls(read_options(settings), Refusals(refused), share)
+
+    def check(self, refusals: Refusals, rows: int) -> None:
+        """Raise FraudScorerError when more of `rows` were refused than may be; all of them are always too many."""
+        if refusals.total == 0 or (refusals.total <= self.refused_max * rows and refusals.total < rows):
+            return
+        raise FraudScorerError(
+            f"{refusals.total:,} of {rows:,} rows were refused, more than {self.refused_max:.2%} (--refused-max): "
+            + "; ".join(refused_lines(refusals)[:3])
+        )
+
+
+def refused_lines(refusals: Refusals) -> list[str]:
+    """What was refused, a line for each field and reason, with rows as examples."""
+    return [
+        f"{one['rows']:,} × {one['field'] or 'the row'}: {one['reason']} (row {', '.join(map(str, one['examples']))}"
+        f"{', …' if one['rows'] > len(one['examples']) else ''}): {one['message']}"
+        for one in refusals.described()
+    ]
+
+
 def with_report(result: dict[str, Any], report: Report) -> dict[str, Any]:
     """A result between the counts of its run and the reasons of refusal; warns of labels that were lost."""
     counts = {
@@ -76,6 +130,8 @@ def with_report(result: dict[str, Any], report: Report) -> dict[str, Any]:
     }
     for share in () if report.card_shares is None else report.card_shares.found():
         typer.echo(f"warning: {share.sentence()} (`card_numbers` in the feature set)", err=True)
+    for line in refused_lines(report.refusals):
+        err.print(f"refused: {line}")
     if report.labels_refused:
         typer.echo(
             f"warning: {report.labels_refused} labels exceeded the engine's capacity, so label features are too "
@@ -92,4 +148,5 @@ def with_report(result: dict[str, Any], report: Report) -> dict[str, Any]:
         **counts,
         **result,
         **{f"refused_{reason}": count for reason, count in sorted(report.reasons_refused.items())},
+        **({"refused": report.refusals.described()} if report.refusals.total else {}),
     }

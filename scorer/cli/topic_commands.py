@@ -16,8 +16,18 @@ from schemas.card_fields import UNDECLARED
 from schemas.field_table import POSITION_FIELDS, TEXT_FIELDS
 from schemas.json_schemas import json_schemas
 from schemas.payment_decoder import decode_payments
-from scorer.cli.command_support import Json, err, out, parse_time_ms, read_mapping, show, stop_on_signals
+from scorer.cli.command_support import (
+    Json,
+    counting,
+    err,
+    out,
+    parse_time_ms,
+    read_mapping,
+    show,
+    stop_on_signals,
+)
 from scorer.cli.command_support import settings as load_settings
+from scorer.cli.risk_options import FileRun, InputOption, RefusedMaxOption, RefusedOption, refused_lines
 from scorer.errors import UsageError
 from scorer.operate.record_sender import Outgoing, Sender, outgoing_pairs
 from scorer.pipeline.card_shares import PAYMENTS_MAX, CardShares
@@ -169,7 +179,7 @@ def _write(blocks: Iterator[Outgoing], count: int, output: Path, labels: Path | 
 
 
 def send(
-    file: Annotated[Path, typer.Option("--input", exists=True, dir_okay=False, help="Parquet, CSV or JSON lines.")],
+    file: InputOption,
     mapping: Annotated[
         Path | None,
         typer.Option(help="Which column is which field (YAML); not needed for JSON lines in the contract's form."),
@@ -178,29 +188,42 @@ def send(
     speed: Annotated[float | None, typer.Option(min=0.001, help="Times real time.")] = None,
     count: Annotated[int | None, typer.Option(min=1, help="Stop after so many payments.")] = None,
     no_labels: Annotated[bool, typer.Option("--no-labels", help="Payments only.")] = False,
+    refused: RefusedOption = None,
+    refused_max: RefusedMaxOption = None,
     as_json: Json = False,
 ) -> None:
     """Payments of a file, and their labels when they become known, onto the topics.
 
     Example: fraud-scorer send --input payments.parquet --mapping mapping.yaml --speed 1000
     """
-    from scorer.files.file_reader import label_records, read_payments  # noqa: PLC0415
+    from scorer.files.file_reader import label_records, payment_blocks  # noqa: PLC0415
 
     if rate is not None and speed is not None:
         raise UsageError("give --rate or --speed, not both")
 
+    run = FileRun.of(refused, refused_max)
+    sender = Sender(load_settings())
+
     def blocks() -> Iterator[Outgoing]:
-        for number, block in enumerate(read_payments(file, read_mapping(mapping))):
+        for number, block in enumerate(read):
             if number == 0:
                 _warn_of_cards(block.keys, block.values)
+            for one in block.refused:
+                run.refusals.add(one.row, one.error)
             known = block.label_known_at_ms[np.asarray(block.label) >= 0]
             yield Outgoing(block.keys, block.values, block.event_time_ms, outgoing_pairs(label_records(block), known))
+            progress(sender.sent.payments)
 
-    with stop_on_signals() as stop:
-        sent = Sender(load_settings()).run(
-            blocks(), stop=stop, rate=rate, speed=speed, limit=count, with_labels=not no_labels
-        )
-    show({"payments": sent.payments, "labels": sent.labels}, as_json=as_json, title="Sent")
+    with stop_on_signals() as stop, counting("payments", quiet=as_json) as progress:
+        rows, read = payment_blocks(file, read_mapping(mapping), rows_per_block=4096, options=run.options)
+        progress.expect(min(rows, count or rows))
+        sent = sender.run(blocks(), stop=stop, rate=rate, speed=speed, limit=count, with_labels=not no_labels)
+    run.refusals.close()
+    for line in refused_lines(run.refusals):
+        err.print(f"refused: {line}")
+    refusals = {"refused": run.refusals.described(), "rows_refused": run.refusals.total} if run.refusals.total else {}
+    show({"payments": sent.payments, "labels": sent.labels} | refusals, as_json=as_json, title="Sent")
+    run.check(run.refusals, run.refusals.total + sent.payments)
 
 
 def _warn_of_cards(keys: Sequence[bytes | None], values: Sequence[bytes]) -> None:

@@ -18,11 +18,14 @@ from schemas.durations import parse_duration_ms
 from scorer.cli.command_support import Json, counting, err, out, parse_time_ms, read_mapping, read_text, show
 from scorer.cli.command_support import settings as load_settings
 from scorer.cli.risk_options import (
+    FileRun,
     GenuineOption,
     InputOption,
     LabelsOption,
     MappingOption,
     PolicyOption,
+    RefusedMaxOption,
+    RefusedOption,
     SetOption,
     parse_duration_option,
     read_feature_set,
@@ -68,6 +71,8 @@ def train(
         Path | None,
         typer.Option("--report", help="JSON to write: metrics, recipe, trials, what each feature is worth."),
     ] = None,
+    refused: RefusedOption = None,
+    refused_max: RefusedMaxOption = None,
     as_json: Json = False,
 ) -> None:
     """Train a model on a file's payments and write a bundle.
@@ -97,11 +102,28 @@ def train(
     if begin_ms is not None and end_ms is not None and begin_ms >= end_ms:
         raise UsageError(f"--from {begin} is not before --until {until}")
     keys = load_settings().pseudonym_keys
+    run = FileRun.of(refused, refused_max)
     with counting("payments", quiet=as_json) as progress:
+        options = dataclasses.replace(run.options, lateness_ms=declared.allowed_lateness)
         batches = file_batches(
-            file, read_mapping(mapping), until_ms=end_ms, labels=labels, cards=cards_of(declared, keys)
+            file,
+            read_mapping(mapping),
+            until_ms=end_ms,
+            labels=labels,
+            cards=cards_of(declared, keys),
+            options=options,
+            expect=progress.expect,
         )
-        table = training_table(declared, batches, source=file, as_of_ms=settings.as_of_ms, keys=keys, progress=progress)
+        table = training_table(
+            declared,
+            batches,
+            source=file,
+            as_of_ms=settings.as_of_ms,
+            keys=keys,
+            progress=progress,
+            refusals=run.refusals,
+        )
+    run.check(table.report.refusals, table.report.payments)
     if genuine_ms is not None:
         table = table.genuine_after(genuine_ms)
     kept = _inside(table, begin_ms, end_ms)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -12,8 +13,8 @@ import numpy as np
 
 from schemas.pseudonym import PseudonymKeys
 from scorer.bundle import Bundle
-from scorer.files.file_reader import row_count
 from scorer.files.mapping import Mapping
+from scorer.files.payment_file import ReadOptions
 from scorer.pipeline import DUPLICATE, REFUSED, Outcomes, Pipeline
 from scorer.pipeline.card_keys import NO_KEYS, cards_of
 from scorer.proof import comparison as compare
@@ -24,11 +25,12 @@ from scorer.replay.file_batches import file_batches
 _IDS_PER_QUERY = 4096
 _PAYMENT = tuple(name for name in compare.PAYMENT if name != "payment_id")
 Progress = Callable[[int], None]
+_DEFAULTS = ReadOptions()
 
 
 def prove_file(
     bundle: Bundle,
-    path: Path,
+    path: str | Path,
     mapping: Mapping | None,
     url: str,
     found: Differences,
@@ -38,16 +40,18 @@ def prove_file(
     keys: PseudonymKeys = NO_KEYS,
     progress: Progress = lambda _: None,
     expect: Progress = lambda _: None,
+    options: ReadOptions = _DEFAULTS,
 ) -> None:
     """Decide a file's payments and compare those of [begin_ms, until_ms), epoch ms, with the trail at `url`.
 
     The file must reach back as far as the longest window. Raises FileError and MappingError.
     """
     pipeline, done, cards = Pipeline(bundle, keys=keys), 0, cards_of(bundle.feature_set, keys)
-    expect(row_count(path) or 0)
+    options = replace(options, lateness_ms=bundle.feature_set.allowed_lateness)
+    batches = file_batches(path, mapping, until_ms=until_ms, cards=cards, options=options, expect=expect)
     with Trail(url) as trail:
         proof = _File(trail, bundle, found)
-        for labelled in file_batches(path, mapping, until_ms=until_ms, cards=cards):
+        for labelled in batches:
             outcomes = pipeline.run(labelled.batch)
             times, modes = outcomes.columns.event_time_ms, outcomes.columns.mode
             inside = (modes != DUPLICATE) & (modes != REFUSED)

@@ -31,8 +31,9 @@ from schemas.pseudonym import PseudonymKeys
 from scorer.bundle import Bundle
 from scorer.errors import FraudScorerError, UsageError
 from scorer.files.file_columns import FileLabels
-from scorer.files.file_reader import row_count
 from scorer.files.mapping import Mapping
+from scorer.files.payment_file import ReadOptions
+from scorer.files.refusals import Refusals
 from scorer.pipeline import Pipeline
 from scorer.pipeline.card_keys import NO_KEYS, cards_of
 from scorer.pipeline.dedupe import Dedupe
@@ -44,6 +45,7 @@ from scorer.replay.replay_report import Progress, Report
 
 PROCESSES_MAX = 256
 _JOIN_S = 10.0
+_DEFAULTS = ReadOptions()
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ class ShareSelector:
 
 def replay_shares(
     bundle_folder: Path,
-    path: Path,
+    path: str | Path,
     mapping: Mapping | None,
     output: Path | Open | None,
     *,
@@ -128,8 +130,11 @@ def replay_shares(
     keys: PseudonymKeys = NO_KEYS,
     progress: Progress = lambda _: None,
     expect: Progress = lambda _: None,
+    options: ReadOptions = _DEFAULTS,
+    refused: Path | None = None,
 ) -> Report:
-    """As replay_file, by `processes` processes; each loads the bundle of the folder itself.
+    """As replay_file, by `processes` processes; each loads the bundle of the folder itself. `refused`: Parquet of the
+    rows that are refused.
 
     Raises UsageError when no key decides which process computes a payment, when rows are not in order of event time,
     and when a payment comes again under another key.
@@ -137,16 +142,16 @@ def replay_shares(
     bundle = Bundle.load(bundle_folder)
     fields = Share.fields_of(bundle.feature_set)
     window, names = Window(begin_ms, until_ms), bundle.feature_set.names
-    expect(row_count(path) or 0)
     context = multiprocessing.get_context("spawn")
     pipes: list[Connection] = []
     workers = []
     try:
         for number in range(processes):
             ours, theirs = context.Pipe(duplex=False)
-            part = _Part(
-                bundle_folder, path, mapping, until_ms, Share(number, processes, fields), output is not None, keys
-            )
+            share = Share(number, processes, fields)
+            # Every process reads all rows; the first one writes those that are refused.
+            to = refused if number == 0 else None
+            part = _Part(bundle_folder, path, mapping, until_ms, share, output is not None, keys, options, to)
             worker = context.Process(target=_work, args=(theirs, part), daemon=True)
             worker.start()
             theirs.close()
@@ -154,7 +159,7 @@ def replay_shares(
             workers.append(worker)
         with opened(output, names, described(bundle, path, mapping, window)) as writer:
             done = 0
-            while (tables := _next(pipes)) is not None:
+            while (tables := _next(pipes, expect)) is not None:
                 done += tables[0]
                 if writer is not None:
                     rows = pa.concat_tables(tables[1])
@@ -169,12 +174,15 @@ def replay_shares(
             worker.join(_JOIN_S)
 
 
-def _next(pipes: Sequence[Connection]) -> tuple[int, list[pa.Table]] | None:
+def _next(pipes: Sequence[Connection], expect: Progress) -> tuple[int, list[pa.Table]] | None:
     """The next block of every process: records read, and each one's decisions; None at the end."""
     found: list[tuple[int, pa.Table | None] | None] = []
     for pipe in pipes:
         try:
             kind, payload = pickle.loads(pipe.recv_bytes())  # noqa: S301 - written by our own processes, as is `_work`
+            if kind == "expect":
+                expect(payload)
+                kind, payload = pickle.loads(pipe.recv_bytes())  # noqa: S301 - as above
         except EOFError as exc:
             raise FraudScorerError("a process of the replay ended without a result; see its message above") from exc
         if kind == "error":
@@ -191,12 +199,14 @@ class _Part:
     """What one process does: a share of a file with a bundle; `with_rows`: decisions are sent, not only counted."""
 
     bundle_folder: Path
-    path: Path
+    path: str | Path
     mapping: Mapping | None
     until_ms: int | None
     share: Share
     with_rows: bool
     keys: PseudonymKeys
+    options: ReadOptions
+    refused: Path | None
 
 
 def _work(pipe: Connection, part: _Part) -> None:
@@ -210,15 +220,24 @@ def _work(pipe: Connection, part: _Part) -> None:
             bundle = Bundle.load(part.bundle_folder)
             pipeline = Pipeline(bundle, selector=ShareSelector(part.share, bundle.feature_set), keys=part.keys)
             cards = cards_of(bundle.feature_set, part.keys)
-            report = Report()
+            report = Report(refusals=Refusals(part.refused))
+            options = replace(part.options, lateness_ms=bundle.feature_set.allowed_lateness)
             schema = decision_schema(bundle.feature_set.names)
-            for labelled in file_batches(part.path, part.mapping, until_ms=part.until_ms, cards=cards):
+            for labelled in file_batches(
+                part.path,
+                part.mapping,
+                until_ms=part.until_ms,
+                cards=cards,
+                options=options,
+                expect=lambda rows: send("expect", rows),
+            ):
                 outcomes = pipeline.run(_own_labels(labelled, part.share, cards))
-                report.add(outcomes)
+                report.add(outcomes, labelled.row)
                 rows = None
                 if part.with_rows:
                     rows = _bytes(decision_table(outcomes, schema, labelled.label, labelled.label_known_at_ms))
                 send("block", (len(labelled.label), rows))
+            report.refusals.close()
             report.count_labels(pipeline.engine.counts())
             send("block", None)
             pipe.send_bytes(pickle.dumps(report))
@@ -250,6 +269,7 @@ def _bytes(table: pa.Table) -> bytes:
 def _together(reports: Sequence[Report]) -> Report:
     """The counts of all; every process has read every payment."""
     total = Report(payments=reports[0].payments, dead_letters=reports[0].dead_letters)
+    total.refusals = reports[0].refusals
     total.reasons_refused, total.card_shares = reports[0].reasons_refused, reports[0].card_shares
     for name in (
         "decisions",

@@ -6,9 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from features.window_engine import EngineCounts
 from schemas.card_fields import CardFields
+from schemas.contract_error import ContractError
 from schemas.payment_decoder import PaymentBatch
+from scorer.files.refusals import Refusals
 from scorer.pipeline import Outcomes
 from scorer.pipeline.card_shares import CardShares
 from scorer.pipeline.records import Rejected
@@ -38,14 +43,21 @@ class Report:
     labels_invalid: int = 0
     reasons_refused: dict[str, int] = field(default_factory=dict)
     card_shares: CardShares | None = field(default=None, compare=False, repr=False)
+    # Of a file: which rows were refused.
+    refusals: Refusals = field(default_factory=Refusals)
 
     def counts(self) -> dict[str, Any]:
         """All counts by name."""
-        return {item.name: getattr(self, item.name) for item in fields(self) if item.name != "card_shares"}
+        found = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "card_shares"}
+        return found | {"refusals": self.refusals.described()}
 
-    def refuse(self, reason: str) -> None:
+    def refuse(self, error: ContractError, row: int | None = None) -> None:
+        """Count a record that was refused; of a file with its row."""
+        reason = error.reason.value
         self.dead_letters += 1
         self.reasons_refused[reason] = self.reasons_refused.get(reason, 0) + 1
+        if row is not None:
+            self.refusals.add(row, error)
 
     def count_labels(self, counts: EngineCounts) -> None:
         """Take the label counts of the whole run from the engine."""
@@ -56,8 +68,8 @@ class Report:
         self.card_shares = self.card_shares or CardShares(cards)
         self.card_shares.add(payments, rejected)
 
-    def add(self, outcomes: Outcomes) -> None:
-        """Count a batch."""
+    def add(self, outcomes: Outcomes, rows: npt.NDArray[np.int64] | None = None) -> None:
+        """Count a batch; of a file with the place of each record in it."""
         self.look_for_cards(outcomes.cards, outcomes.payments, outcomes.rejected)
         self.payments += len(outcomes.records)
         self.decisions += len(outcomes.rows)
@@ -67,4 +79,4 @@ class Report:
         self.flagged += int(outcomes.columns.decision.sum())
         self.labels_invalid += len(outcomes.rejected_control) + len(outcomes.rejected_labels)
         for item in outcomes.rejected:
-            self.refuse(item.error.reason.value)
+            self.refuse(item.error, None if rows is None else int(rows[item.index]))

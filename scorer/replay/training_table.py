@@ -16,6 +16,7 @@ from schemas.contract_error import ContractError
 from schemas.label_record import Label
 from schemas.pseudonym import PseudonymKeys
 from scorer.errors import UsageError
+from scorer.files.refusals import Refusals
 from scorer.pipeline.card_keys import NO_KEYS, cards_of
 from scorer.pipeline.enrichment import Enricher
 from scorer.pipeline.records import KnownLabel, control_verdicts
@@ -58,11 +59,13 @@ def training_table(
     as_of_ms: int | None = None,
     keys: PseudonymKeys = NO_KEYS,
     progress: Progress = lambda _: None,
+    refusals: Refusals | None = None,
 ) -> TrainingTable:
     """Run history through the live engine and keep every feature value with its label.
     Repeated payments are left out; their labels count, for the features and here alike. `as_of_ms`: labels that became
     known later are left out. `source` names the input in the UsageError that an empty one gives."""
-    enricher, report, ledger = Enricher(feature_set), Report(), LabelLedger(as_of_ms)
+    enricher, ledger = Enricher(feature_set), LabelLedger(as_of_ms)
+    report = Report(refusals=refusals or Refusals())
     cards = cards_of(feature_set, keys)
     parts: list[tuple[list[str], npt.NDArray[np.int64], npt.NDArray[np.float32]]] = []
     for labelled in batches:
@@ -79,11 +82,12 @@ def training_table(
         report.duplicates += int(enriched.duplicate.sum())
         report.late += int(enriched.late.sum())
         for item in enriched.rejected:
-            report.refuse(item.error.reason.value)
+            report.refuse(item.error, int(labelled.row[item.index]))
         payment_ids = enriched.first.column("payment_id").tolist()
         ledger.add(payment_ids, labels)
         parts.append((payment_ids, enriched.first.event_time_ms, enriched.features))
         progress(report.payments)
+    report.refusals.close()
     if not parts:
         raise UsageError(f"{source or 'the input'}: no payments to learn from")
     report.count_labels(enricher.engine.counts())

@@ -35,6 +35,7 @@ from pydantic_settings import (
     SettingsError,
 )
 
+from schemas.durations import parse_duration_ms
 from schemas.pseudonym import PseudonymKeyError, PseudonymKeys
 from scorer.errors import UsageError
 from scorer.runtime import postgres_address, secret_text
@@ -311,6 +312,36 @@ class ReplaySettings(Section):
     )
 
 
+class FileSettings(Section):
+    """How commands read payments from files."""
+
+    memory_mib: int = Field(
+        default=1024, ge=64, description="memory for reading and sorting; what needs more goes to temp_folder"
+    )
+    temp_folder: Path | None = Field(
+        default=None, description="where sorting spills to, and stdin and objects are copied; the system's by default"
+    )
+    token_key: SecretStr | None = Field(
+        default=None,
+        min_length=16,
+        description="key of pseudonyms (`token` in a mapping), at least 16 characters, best from TOKEN_KEY_FILE; "
+        "another key gives other pseudonyms",
+    )
+    future_gap: str = Field(
+        default="30d",
+        description="a row so much later than all before it in time is refused when it is one of few (1 %)",
+    )
+    refused_max: float = Field(
+        default=0.01, ge=0, le=1, description="share of rows that may be refused; a run that refuses more fails"
+    )
+
+    @field_validator("future_gap")
+    @classmethod
+    def _duration(cls, given: str) -> str:
+        parse_duration_ms(given)
+        return given
+
+
 class HttpSettings(Section):
     """Metrics and health."""
 
@@ -363,6 +394,7 @@ class Settings(BaseSettings):
     bundle: BundleSettings = BundleSettings()
     snapshots: SnapshotSettings = SnapshotSettings()
     replay: ReplaySettings = ReplaySettings()
+    files: FileSettings = FileSettings()
     http: HttpSettings = HttpSettings()
     log_level: str = Field(
         default="info", pattern="^(debug|info|warning|error)$", description="lowest level that is logged"

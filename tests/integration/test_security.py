@@ -278,7 +278,10 @@ def test_the_command_prints_what_an_operator_runs() -> None:
         [sys.executable, "-m", "scorer", "acls", "worker", "--principal", "User:w"],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
-    assert "kafka-acls.sh --add --allow-principal 'User:w' --operation Read --topic 'payments'" in done.stdout
+    assert (
+        "kafka-acls.sh --add --allow-principal 'User:w' --operation Read --operation DescribeConfigs --topic 'payments'"
+        in done.stdout
+    )
 
 
 def _lacks(settings: Settings, role: Role, acl: Acl) -> bool:

@@ -100,7 +100,6 @@ def of_file(
     table = pa.table({name: [row[name] for row in rows] for name in rows[0]})
     (pq.write_table if form == "parquet" else pa_csv.write_csv)(table, path)
     blocks = decoded_blocks(path, mapping, 10_000, cards)
-    assert blocks is not None
     (block,) = blocks
     return verdicts(block.records.decode(cards))
 

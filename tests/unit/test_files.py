@@ -17,8 +17,10 @@ import pytest
 from schemas.control_record import parse_control
 from schemas.label_record import Label
 from schemas.payment_decoder import decode_payments
-from scorer.files.file_reader import FileBlock, FileError, label_records, read_payments, rows_before
+from scorer.files.file_columns import decoded_blocks
+from scorer.files.file_reader import FileBlock, FileError, label_records, read_payments
 from scorer.files.mapping import Mapping, MappingError
+from scorer.files.payment_file import ReadOptions
 from scorer.simulate import World
 from tests import handbook_data
 
@@ -90,22 +92,21 @@ def test_rows_become_payments(tmp_path: Path, write: object) -> None:
 
 
 def test_csv(tmp_path: Path) -> None:
-    """CSV gives the same, apart from types that its text cannot tell; also packed with gzip."""
+    """CSV gives the same, also packed with gzip or zstd."""
     pa_csv.write_csv(pa.Table.from_pylist(ROWS), tmp_path / "rows.csv")
     packed = tmp_path / "rows.csv.gz"
     packed.write_bytes(gzip.compress((tmp_path / "rows.csv").read_bytes()))
-    mapping = MAPPING.model_copy(update={"attributes": {}})
-    expected = [{k: v for k, v in row.items() if k != "attributes"} for row in EXPECTED]
-    expected[0]["mcc"] = "742"  # text is taken as it is
-    for path in (tmp_path / "rows.csv", packed):
-        assert [json.loads(value) for value in only(path, mapping).values] == expected
+    with pa.output_stream(str(tmp_path / "rows.csv.zst"), compression="zstd") as out:
+        out.write((tmp_path / "rows.csv").read_bytes())
+    for path in (tmp_path / "rows.csv", packed, tmp_path / "rows.csv.zst"):
+        assert [json.loads(value) for value in only(path).values] == EXPECTED
 
 
 def test_csv_attributes_are_numbers_truth_or_text_cell_by_cell(tmp_path: Path) -> None:
-    """A CSV cell that is a JSON number, true or false is that value; any other text is text, whatever its column."""
+    """In a column of a CSV that holds this and that, a JSON number and a truth value are those; all else is text."""
     cells: dict[str, object] = {
         "3": 3, "9007199254740993": 9007199254740993, "-0.5": -0.5, "1e3": 1000.0, "0": 0, "true": True, "false": False,
-        "007": "007", "+1": "+1", "True": "True", "1e999": "1e999", ".5": ".5", "shoes": "shoes", "NaN": "NaN",
+        "007": "007", "+1": "+1", "True": True, "1e999": "1e999", ".5": ".5", "shoes": "shoes",
         "12345678901234567890": "12345678901234567890",
     }  # fmt: skip
     path = tmp_path / "rows.csv"
@@ -239,29 +240,35 @@ def test_arrow_types(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("cell", "value", "message"),
+    ("cell", "value", "field", "message"),
     [
-        ("paid", "57.165", "row 2: amount .column paid.: the amount has more decimals than its currency"),
-        ("paid", "1,000.00", "row 2: amount .column paid.: text of 8 characters is not an amount"),
-        ("paid", True, "true/false is not an amount"),
-        ("paid", "1" * 200, "text of 200 characters is not an amount"),
-        ("at", "yesterday", "row 2: event_time .column at.: text of 9 characters is not a time"),
-        ("at", True, "not a time"),
-        ("fraud", 2, "row 2: label .column fraud.: a value of type int is not a label"),
-        ("lat", "north", "row 2: latitude .column lat.: text of 5 characters is not a number"),
-        ("who", 1.5, "row 2: customer_id .column who.: a value of type Decimal is not text"),
-        ("items", [1], "row 2: attributes.basket .column items.: a value of type list cannot be an attribute"),
+        ("paid", "57.165", "amount", "the amount has more decimals than its currency"),
+        ("paid", "1,000.00", "amount", "the cell is not an amount"),
+        ("paid", True, "amount", "the cell is not an amount"),
+        ("paid", "1" * 200, "amount", "the cell is not an amount"),
+        ("at", "yesterday", "event_time", "the text is not a time"),
+        ("at", True, "event_time", "the text is not a time"),
+        ("fraud", 2, "label", "the cell is not a label"),
+        ("lat", "north", "latitude", "the text is not a number"),
+        ("items", [1], "attributes.basket", "an object or list cannot be an attribute"),
     ],
 )
-def test_a_wrong_cell_is_named(tmp_path: Path, cell: str, value: object, message: str) -> None:
-    """A cell that cannot become its field ends the reading with file, row, field and column, never with the value."""
+def test_a_wrong_cell_refuses_its_row_alone(tmp_path: Path, cell: str, value: object, field: str, message: str) -> None:
+    """A cell that cannot become its field refuses its row with row, field and reason, never with the value; the rows
+    around it are payments."""
     rows = [dict(row) for row in ROWS]
     rows[1] |= {"money": "EUR", cell: value}
     path = tmp_path / "rows.jsonl"
     path.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
-    with pytest.raises(FileError, match=rf"rows\.jsonl: {message}" if message.startswith("row") else message) as caught:
-        list(read_payments(path, MAPPING))
-    assert not isinstance(value, str) or value not in str(caught.value)
+    block = only(path)
+    assert [json.loads(raw) for raw in block.values] == [EXPECTED[0], EXPECTED[2]]
+    assert block.row.tolist() == [1, 3]
+    ((row, error),) = [(refused.row, refused.error) for refused in block.refused]
+    assert (row, error.field) == (2, field)
+    assert error.message.startswith(message)
+    assert not isinstance(value, str) or value not in error.message
+    (decoded,) = decoded_blocks(path, MAPPING, 100)
+    assert [(reject.index, reject.error) for reject in decoded.records.decode().rejects] == [(1, error)]
 
 
 def test_unknown_currency_is_left_to_the_decoder(tmp_path: Path) -> None:
@@ -285,18 +292,28 @@ def test_missing_column(tmp_path: Path, write: object) -> None:
 
 
 def test_csv_traps(tmp_path: Path) -> None:
-    """A column there twice, semicolons and rows of another width are refused in words."""
+    """A column there twice and an empty file are refused in words; rows of another width are refused one by one."""
     mapping = Mapping.from_yaml("{payment_id: id, event_time: at, amount: paid, currency: {constant: EUR}}")
     path = tmp_path / "rows.csv"
-    for text, error, message in (
-        ("id,at,paid,paid\n1,2026-01-01,1,1\n", MappingError, "'paid' is there 2 times"),
-        ("id;at;paid\n1;2026-01-01;1\n", MappingError, "separated by semicolons"),
-        ("id,at,paid\n1,2026-01-01\n", FileError, "not readable as csv"),
-        ("", FileError, "not readable as csv"),
-    ):
+    for text, message in (("id,at,paid,paid\n1,2026-01-01,1,1\n", "'paid' is there more than once"), ("", "empty")):
         path.write_text(text, encoding="utf-8")
-        with pytest.raises(error, match=message):
+        with pytest.raises(MappingError, match=message):
             list(read_payments(path, mapping))
+    path.write_text("id,at,paid\n1,2026-01-01,1\n2,2026-01-01\n3,2026-01-01,1,\n4,2026-01-01,1\n", encoding="utf-8")
+    block = only(path, mapping)
+    assert block.payment_ids == ["1", "4"]
+    assert [(one.row, one.error.message[:13]) for one in block.refused] == [(2, "the row has f"), (3, "the row has m")]
+
+
+def test_a_line_that_cannot_be_read_is_refused_with_its_number(tmp_path: Path) -> None:
+    """A line with a quote that does not close properly is refused; rows after it keep their place in the file."""
+    mapping = Mapping.from_yaml("{payment_id: id, event_time: at, amount: paid, currency: {constant: EUR}}")
+    path = tmp_path / "rows.csv"
+    path.write_text('id,at,paid\n1,2026-01-01,1\n"2"x,2026-01-01,1\n3,2026-01-01,oops\n4,2026-01-01,1\n', "utf-8")
+    blocks = list(read_payments(path, mapping))
+    assert [name for block in blocks for name in block.payment_ids] == ["1", "4"]
+    assert blocks[0].row.tolist() == [1, 4]
+    assert [(one.row, one.error.field) for block in blocks for one in block.refused] == [(3, "amount"), (3, None)]
 
 
 def test_csv_text_keeps_its_zeros(tmp_path: Path) -> None:
@@ -325,7 +342,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         read_payments(tmp_path / "broken.parquet", MAPPING)
     with pytest.raises(MappingError, match="needs a mapping"):
         read_payments(tmp_path / "rows.csv")
-    with pytest.raises(FileError, match="line 1: not a JSON object"):
+    with pytest.raises(MappingError, match="no column"):
         list(read_payments(tmp_path / "list.jsonl", MAPPING))
     with pytest.raises(FileError, match="cannot be read"):
         list(read_payments(tmp_path / "cut.jsonl.gz"))
@@ -361,13 +378,20 @@ label: TX_FRAUD
     assert decoded.amount_minor.tolist() == expected_minor
 
 
-def test_rows_before_reaches_the_last_early_payment_wherever_it_stands(tmp_path: Path) -> None:
-    """A file that is not in time order is read as far as its last payment before the end, never less."""
-    mapping = Mapping.from_yaml("payment_id: id\nevent_time: at\namount_minor: m\ncurrency: {constant: EUR}\n")
+def test_reading_until_a_time_reaches_the_last_early_payment_wherever_it_stands(tmp_path: Path) -> None:
+    """In the order of the file, all rows up to its last payment before the end are read; by time, those before it."""
+    text = "payment_id: id\nevent_time: at\namount_minor: m\ncurrency: {constant: EUR}\n"
     times = [1_700_000_000_000 + 1000 * second for second in (5, 1, 9, 2, 8, 7)]
     table = pa.table({"id": list("abcdef"), "at": pa.array(times, pa.timestamp("ms")), "m": [1] * 6})
     pq.write_table(table, tmp_path / "f.parquet")
-    assert rows_before(tmp_path / "f.parquet", mapping, 1_700_000_003_000) == 4
-    assert rows_before(tmp_path / "f.parquet", mapping, 1_700_000_000_000) == 0
-    assert rows_before(tmp_path / "f.parquet", mapping, 1_800_000_000_000) == 6
-    assert rows_before(tmp_path / "f.csv", mapping, 1_700_000_003_000) is None
+    options = ReadOptions(late_share_max=1.0)
+
+    def rows(order: str, until_ms: int) -> list[int]:
+        mapping = Mapping.from_yaml(text + f"order_by: {order}\n")
+        blocks = decoded_blocks(tmp_path / "f.parquet", mapping, 100, options=options, until_ms=until_ms)
+        return [row for block in blocks for row in block.row.tolist()]
+
+    assert rows("file", 1_700_000_003_000) == [1, 2, 3, 4]
+    assert rows("file", 1_700_000_000_000) == []
+    assert rows("file", 1_800_000_000_000) == [1, 2, 3, 4, 5, 6]
+    assert rows("event_time", 1_700_000_008_000) == [2, 4, 1, 6]

@@ -113,7 +113,7 @@ def test_three_processes_decide_as_one(place: Path) -> None:
 def test_what_shares_cannot_decide_alike_is_refused(place: Path, tmp_path: Path) -> None:
     """Rows out of order, a payment that comes again under another key, and entities without a common key are refused
     with the reason."""
-    mapping, table = Mapping.from_yaml(MAPPING), history(200)
+    mapping, table = Mapping.from_yaml(MAPPING + "order_by: file\n"), history(200)
 
     def replay(changed: pa.Table, bundle: Path = place / "bundle") -> None:
         pq.write_table(changed, tmp_path / "history.parquet")

@@ -1,0 +1,423 @@
+"""Fields of the payment contract as SQL over a mapping's values, by the type that each value has.
+
+Every function takes a Value and gives a Field: SQL that is null where the field has no value, and the cells that cannot
+become it. What stands more than once in an expression is a step of its own (Steps), so queries stay small. Amounts are
+exact: a number must be a whole number of minor units, up to a millionth of one.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Final
+
+from schemas.contract_error import DeadLetterReason
+from schemas.currencies import CURRENCY_EXPONENT
+from schemas.durations import UNIT_MS
+from scorer.files.mapping import AmountSource, LabelSource, MappingError, TimeSource
+from scorer.files.source_relation import text
+
+WHOLE: Final = frozenset({
+    "TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT", "UHUGEINT",
+})  # fmt: skip
+FLOATS: Final = frozenset({"FLOAT", "DOUBLE"})
+_LOCAL_TIMES: Final = frozenset({"TIMESTAMP", "TIMESTAMP_S", "TIMESTAMP_MS", "TIMESTAMP_NS", "DATE"})
+_ZONED: Final = "TIMESTAMP WITH TIME ZONE"
+# Of whole digits: what fits the amounts of the contract and one digit more, which the contract then refuses.
+_AMOUNT_END: Final = 10**13
+# Two neighbouring float32 are less than 0.01 apart only below 2^16 x 1.28; 2^23 minor units of two digits are
+# 83,886.08. Two neighbouring doubles are less than one apart below 2^53.
+_MINOR_END: Final = {"FLOAT": 2**23, "DOUBLE": 2**53}
+TRUE: Final = ("1", "true", "t", "yes", "y", "1.0")
+FALSE: Final = ("0", "false", "f", "no", "n", "0.0")
+_TRUE_LABELS: Final[tuple[str, ...]] = (*TRUE, "j", "ja", "fraud")
+_FALSE_LABELS: Final[tuple[str, ...]] = (*FALSE, "nein", "genuine")
+# RFC 8259, section 6; and no longer than any number that the contract takes.
+JSON_NUMBER: Final = r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?"
+NUMBER_CHARACTERS_MAX: Final = 40
+_NUMBER: Final = r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,3})?"
+
+INVALID: Final = DeadLetterReason.INVALID_VALUE
+NO_TIME: Final = DeadLetterReason.EVENT_TIME_INVALID
+
+
+@dataclass(frozen=True)
+class Value:
+    """What a mapping gives for a field: `sql` of DuckDB's type `type`; `shown`: a column's name.
+
+    of_text: a cell of a file without types
+    """
+
+    sql: str
+    type: str
+    shown: str
+    of_text: bool = False
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Rows whose cell cannot become the field: an SQL condition, and why."""
+
+    field: str
+    condition: str
+    reason: DeadLetterReason
+    message: str
+
+
+@dataclass(frozen=True)
+class Field:
+    """A field as SQL, null where absent."""
+
+    sql: str
+    problems: tuple[Problem, ...] = ()
+
+
+@dataclass
+class Steps:
+    """Named expressions, each over those before it."""
+
+    _layers: list[list[str]] = field(default_factory=list)
+    _depth: dict[str, int] = field(default_factory=dict)
+
+    def let(self, sql: str) -> str:
+        """A name for the expression, for those that come after it."""
+        if re.fullmatch(r"\w+", sql):
+            return sql
+        name = f"s{len(self._depth)}"
+        depth = max((self._depth[used] + 1 for used in re.findall(r"\bs\d+\b", sql) if used in self._depth), default=0)
+        self._depth[name] = depth
+        while len(self._layers) <= depth:
+            self._layers.append([])
+        self._layers[depth].append(f"{sql} as {name}")
+        return name
+
+    def over(self, query: str) -> str:
+        """The query with a column for each step."""
+        for layer in self._layers:
+            query = f"select *, {', '.join(layer)} from ({query})"
+        return query
+
+
+def as_text(steps: Steps, name: str, value: Value, *, digits: int = 0) -> Field:
+    """Text: as it is, or the digits of a whole number, padded with zeros to `digits`."""
+    sql, found = _text(steps, name, value)
+    if digits:
+        sql = steps.let(sql)
+        short = f"regexp_full_match({sql}, '[0-9]{{1,{digits - 1}}}')"
+        sql = f"case when {short} then lpad({sql}, {digits}, '0') else {sql} end"
+    return Field(sql, found)
+
+
+def _text(steps: Steps, name: str, value: Value) -> tuple[str, tuple[Problem, ...]]:
+    v, kind = value.sql, value.type
+    if kind == "VARCHAR" and value.of_text:
+        # A column of whole numbers with gaps, written by a program that holds it as floats.
+        float_like = f"ends_with({v}, '.0') and regexp_full_match({v}, '-?[0-9]{{1,16}}\\.0')"
+        return f"case when {float_like} then {v}[:-3] else {v} end", ()
+    if kind == "VARCHAR":
+        return v, ()
+    if kind in WHOLE or kind == "UUID" or kind.startswith("ENUM") or kind in _LOCAL_TIMES or kind == _ZONED:
+        return f"cast({v} as varchar)", ()
+    if kind == "JSON":
+        return f"({v} ->> '$')", ()
+    if kind in FLOATS or kind.startswith("DECIMAL"):
+        good = steps.let(f"({v} = trunc({v}) and abs({v}) < {2**53})")
+        wrong = f"{v} is not null and not {good}" + (f" and not isnan({v})" if kind in FLOATS else "")
+        message = "a number with a fraction is not text; store the column as text or whole numbers"
+        whole = f"case when {good} then cast(try_cast({v} as bigint) as varchar) end"
+        return whole, (Problem(name, wrong, INVALID, message),)
+    raise wrong_type(name, value, "text or whole numbers")
+
+
+def as_number(steps: Steps, name: str, value: Value) -> Field:
+    """A finite double."""
+    v, kind = value.sql, value.type
+    if kind in WHOLE or kind.startswith("DECIMAL"):
+        return Field(f"cast({v} as double)")
+    if kind in FLOATS:
+        x = steps.let(f"cast({v} as double)")
+        message = "infinity is not a number that a payment can carry; leave the cell empty"
+        return Field(x, (Problem(name, f"isinf({x})", DeadLetterReason.NOT_FINITE, message),))
+    if kind in ("VARCHAR", "JSON"):
+        v = steps.let(f"trim({v} ->> '$')" if kind == "JSON" else f"trim({v})")
+        number = steps.let(f"case when regexp_full_match({v}, {text(_NUMBER)}) then try_cast({v} as double) end")
+        message = "the text is not a number; write it like 48.85 with a decimal point"
+        return Field(number, (Problem(name, f"{v} <> '' and {number} is null", INVALID, message),))
+    raise wrong_type(name, value, "numbers")
+
+
+def exponent_of(currency: str, constant: object = None) -> str:
+    """SQL of the digits after the point of a currency; null where the contract does not know it."""
+    if constant is not None:
+        known = CURRENCY_EXPONENT.get(str(constant))
+        return "cast(null as integer)" if known is None else str(known)
+    groups: dict[int, list[str]] = {}
+    for code, digits in CURRENCY_EXPONENT.items():
+        groups.setdefault(digits, []).append(code)
+    cases = [
+        f"when {currency} in ({_listed(tuple(codes))}) then {digits}"
+        for digits, codes in sorted(groups.items(), key=lambda item: len(item[1]))
+    ]
+    # The usual ones first.
+    return f"case when {currency} in ('EUR', 'USD', 'GBP') then 2 {' '.join(cases)} end"
+
+
+def as_amount(steps: Steps, name: str, value: Value, exponent: str, form: AmountSource | None = None) -> Field:
+    """Minor units of an amount with `exponent` digits after the point; 0 where that is not known, for the contract
+    refuses the row."""
+    v, kind, minor = value.sql, value.type, name == "amount_minor"
+    rounds = form is not None and form.round
+    if not exponent.isdigit():
+        exponent = steps.let(exponent)
+    power = _power(steps, exponent)
+    if kind in FLOATS:
+        return _float_amount(steps, name, value, power, rounds=rounds)
+    present = f"{v} is not null"
+    if kind in ("VARCHAR", "JSON"):
+        v = steps.let(_plain_amount(f"({v} ->> '$')" if kind == "JSON" else v, form))
+        present = f"{v} <> ''"
+        own = f"try_cast(try_cast({v} as double) * {power} as decimal(18, 6))"  # a text with an exponent is rare
+        shifted = f"try_cast({v} || 'e' || {exponent} as decimal(18, 6))"
+        scaled = (
+            f"case when contains({v}, '_') then null when regexp_matches({v}, '[eE]') then {own} else {shifted} end"
+        )
+    elif kind in WHOLE:
+        scaled = f"cast(greatest(least({v}, {_AMOUNT_END}), -{_AMOUNT_END}) as bigint) * {power}"
+    elif kind.startswith("DECIMAL"):
+        scaled = f"try_cast(try_cast({v} as decimal(24, 6)) * cast({power} as decimal(5, 0)) as decimal(30, 6))"
+    else:
+        raise wrong_type(name, value, "amounts")
+    scaled = steps.let(scaled)
+    message = (
+        "the cell is not an amount; write it like 1234.56, or give the mapping its decimal_mark, thousands_mark or "
+        "currency_sign"
+    )
+    known = f"{present} and {exponent} is not null"
+    problems = [Problem(name, f"{known} and {scaled} is null", INVALID, message)]
+    if not rounds and kind not in WHOLE:
+        problems.append(_too_fine(name, f"{known} and {scaled} <> round({scaled})", minor=minor))
+    whole = f"try_cast(round({scaled}) as bigint)"
+    return Field(
+        f"case when not ({present}) then null when {exponent} is null then 0 else {whole} end", tuple(problems)
+    )
+
+
+def _power(steps: Steps, exponent: str) -> str:
+    if exponent.isdigit():
+        return str(10 ** int(exponent))
+    return steps.let(f"case {exponent} when 2 then 100 when 0 then 1 when 3 then 1000 when 4 then 10000 end")
+
+
+def _float_amount(steps: Steps, name: str, value: Value, power: str, *, rounds: bool) -> Field:
+    v = value.sql
+    present = f"not isnan({v})"
+    x = steps.let(f"cast({v} as double) * {power}")
+    nearest = steps.let(f"round({x})")
+    large = "a float cannot hold the minor units of so large an amount; store the column as decimal or text"
+    over = f"{present} and {power} is not null and (isinf({v}) or abs({nearest}) >= {_MINOR_END[value.type]})"
+    problems = [Problem(name, over, DeadLetterReason.AMOUNT_OVERFLOW, large)]
+    if not rounds:
+        # Division of two exact floats is correctly rounded: equality says that it is the nearest one to an amount.
+        same = f"cast({nearest} / {power} as {value.type}) = {v}"
+        fine = f"{present} and not (abs({x} - {nearest}) <= 0.000001 or {same})"
+        problems.append(_too_fine(name, fine, minor=name == "amount_minor"))
+    whole = f"try_cast({nearest} as bigint)"
+    return Field(f"case when {present} then case when {power} is null then 0 else {whole} end end", tuple(problems))
+
+
+def _too_fine(name: str, condition: str, *, minor: bool) -> Problem:
+    message = (
+        "the amount has more decimals than its currency; write round: true into the mapping, or map another column"
+    )
+    if minor:
+        message = "minor units are whole numbers; map the column to `amount` if it holds major units"
+    return Problem(name, condition, DeadLetterReason.AMOUNT_MINOR_UNITS, message)
+
+
+def _plain_amount(v: str, form: AmountSource | None) -> str:
+    v = f"trim({v})"
+    if form is None:
+        return v
+    if form.currency_sign is not None:
+        v = f"replace(replace({v}, {text(form.currency_sign)}, ''), ' ', '')"
+    thousands = form.thousands_mark or ("." if form.decimal_mark == "," else None)
+    if thousands is not None:
+        v = f"replace({v}, {text(thousands)}, '')"
+    return f"replace({v}, ',', '.')" if form.decimal_mark == "," else v
+
+
+def as_time(
+    steps: Steps, value: Value, zone: str = "UTC", repeated_hour: str = "refuse", form: TimeSource | None = None
+) -> Field:
+    """Epoch ms of an event time; fractions of a millisecond are cut off (epoch_ms of DuckDB would round them)."""
+    v, kind = value.sql, value.type
+    if form is not None and form.unit is not None:
+        return _since(steps, value, form)
+    if form is not None and form.format is not None:
+        formats = (form.format,) if isinstance(form.format, str) else form.format
+        parsed = steps.let(f"try_strptime(cast({v} as varchar), [{_listed(formats)}])")
+        wrong = f"{v} is not null and {parsed} is null"
+        problem = Problem("event_time", wrong, NO_TIME, "the text does not have the format of the mapping")
+        if any("%z" in one for one in formats):
+            return Field(f"(epoch_us(cast({parsed} as timestamptz)) // 1000)", (problem,))
+        found = _local(steps, parsed, zone, repeated_hour)
+        return Field(found.sql, (problem, *found.problems))
+    if kind == _ZONED:
+        return Field(f"(epoch_us({v}) // 1000)")
+    if kind in _LOCAL_TIMES:
+        return _local(steps, steps.let(f"cast({v} as timestamp)"), zone, repeated_hour)
+    if kind in WHOLE:
+        return Field(_epoch(f"cast({v} as hugeint)"))
+    if kind in FLOATS or kind.startswith("DECIMAL"):
+        number = steps.let(f"cast({v} as double)")
+        good = steps.let(f"isfinite({number}) and abs({number}) < 1e19")
+        wrong = f"{number} is not null and not isnan({number}) and not {good}"
+        problem = Problem("event_time", wrong, NO_TIME, "the number is too large for a time")
+        return Field(f"case when {good} then {_epoch_double(number)} end", (problem,))
+    if kind in ("VARCHAR", "JSON"):
+        return _text_time(steps, steps.let(f"({v} ->> '$')" if kind == "JSON" else v), zone, repeated_hour)
+    raise wrong_type("event_time", value, "times")
+
+
+def _text_time(steps: Steps, v: str, zone: str, repeated_hour: str) -> Field:
+    numeric = f"regexp_full_match({v}, '[+-]?[0-9]{{1,19}}(\\.[0-9]+)?')"
+    # In steps of a nanosecond, so that fractions of a second are exact.
+    nanos = steps.let(f"case when {numeric} then cast(try_cast({v} as decimal(38, 9)) * 1000000000 as hugeint) end")
+    number = _epoch(nanos, scale=10**9)
+    message = "the text is not a time; write it like 2026-01-31T12:34:56Z, or give the mapping its format"
+    if zone == "UTC":
+        sql = steps.let(f"coalesce((epoch_us(try_cast({v} as timestamptz)) // 1000), {number})")
+        return Field(sql, (Problem("event_time", f"trim({v}) <> '' and {sql} is null", NO_TIME, message),))
+    offset = f"contains({v}, ':') and regexp_matches({v}, '[0-9:.]\\s*(Z|z|UTC|[+-][0-9]{{2}}(:?[0-9]{{2}})?)$')"
+    has_offset = steps.let(offset)
+    local = steps.let(f"case when not {has_offset} then try_cast({v} as timestamp) end")
+    there = _local(steps, local, zone, repeated_hour)
+    zoned = f"case when {has_offset} then epoch_us(try_cast({v} as timestamptz)) // 1000 end"
+    sql = steps.let(f"coalesce({zoned}, {there.sql}, {number})")
+    # A local time that is not there, or is there twice, has a reason of its own.
+    wrong = f"trim({v}) <> '' and {sql} is null and {local} is null"
+    return Field(sql, (Problem("event_time", wrong, NO_TIME, message), *there.problems))
+
+
+def _local(steps: Steps, v: str, zone: str, repeated_hour: str) -> Field:
+    """A time without an offset. One that clocks were put forward over does not exist, one that they were put back over
+    exists twice."""
+    if zone == "UTC":
+        return Field(f"(epoch_us({v}) // 1000)")
+    there = text(zone)
+    instant = steps.let(f"timezone({there}, {v})")  # of two the later one
+    exists = steps.let(f"timezone({there}, {instant}) = {v}")
+    shifts = " ".join(
+        f"when timezone({there}, {instant} - interval {minutes} minute) = {v} then {minutes * 60_000}"
+        for minutes in (60, 30)
+    )
+    shift = steps.let(f"case {shifts} else 0 end")
+    missing = f"this time does not exist in {zone}: clocks were put forward over it"
+    found = [Problem("event_time", f"not {exists}", NO_TIME, missing)]
+    ms = f"(epoch_us({instant}) // 1000)"
+    if repeated_hour == "refuse":
+        twice = (
+            f"this time exists twice in {zone}: clocks were put back over it; give the mapping repeated_hour: earlier"
+        )
+        found.append(Problem("event_time", f"{shift} > 0", NO_TIME, twice))
+    elif repeated_hour == "earlier":
+        ms = f"{ms} - {shift}"
+    return Field(f"case when {exists} then {ms} end", tuple(found))
+
+
+def _epoch(v: str, scale: int = 1) -> str:
+    """The same instants in seconds, ms, us and ns do not overlap from 1973 to 5138."""
+    return (
+        f"try_cast(case when abs({v}) < {10**11 * scale} then {v} * 1000 // {scale}"
+        f" when abs({v}) < {10**14 * scale} then {v} // {scale}"
+        f" when abs({v}) < {10**17 * scale} then {v} // {1_000 * scale} else {v} // {1_000_000 * scale} end as bigint)"
+    )
+
+
+def _epoch_double(v: str) -> str:
+    return (
+        f"cast(floor(case when abs({v}) < 1e11 then {v} * 1000 when abs({v}) < 1e14 then {v}"
+        f" when abs({v}) < 1e17 then {v} / 1e3 else {v} / 1e6 end) as bigint)"
+    )
+
+
+def _since(steps: Steps, value: Value, form: TimeSource) -> Field:
+    assert form.unit is not None
+    parts = {"us": 1_000, "ns": 1_000_000}.get(form.unit)
+    number = as_number(steps, "event_time", value)
+    ms = steps.let(f"floor(({number.sql}) {f'* {UNIT_MS[form.unit]}' if parts is None else f'/ {parts}'})")
+    good = steps.let(f"abs({ms}) < 1e15 and not isnan({ms})")
+    problem = Problem("event_time", f"not {good}", NO_TIME, "the number is too large for a time")
+    return Field(f"case when {good} then cast({ms} as bigint) + {form.start_ms} end", (*number.problems, problem))
+
+
+def as_label(steps: Steps, value: Value, form: LabelSource | None = None) -> Field:
+    """1 fraud, 0 genuine, null unknown."""
+    v = steps.let(f"trim({value.sql} ->> '$')" if value.type == "JSON" else f"trim(cast({value.sql} as varchar))")
+    if form is None:
+        yes, no, written = _TRUE_LABELS, _FALSE_LABELS, steps.let(f"lower({v})")
+    else:
+        yes, no, written = form.fraud, form.genuine, v
+    genuine = f"{written} in ({_listed(no)})" if no else f"{written} <> ''"
+    sql = steps.let(f"cast(case when {written} in ({_listed(yes)}) then 1 when {genuine} then 0 end as tinyint)")
+    message = (
+        "the cell is not a label; write 1 for fraud, 0 for genuine, nothing where it is not known, or name the words "
+        "in the mapping (fraud: [...], genuine: [...])"
+    )
+    return Field(sql, (Problem("label", f"{v} <> '' and lower({v}) <> 'nan' and {sql} is null", INVALID, message),))
+
+
+def as_flag(steps: Steps, name: str, value: Value) -> Field:
+    """A boolean in any of the usual writings."""
+    v = f"({value.sql} ->> '$')" if value.type == "JSON" else f"cast({value.sql} as varchar)"
+    v = steps.let(f"lower(trim({v}))")
+    sql = steps.let(f"case when {v} in ({_listed(TRUE)}) then true when {v} in ({_listed(FALSE)}) then false end")
+    message = "the cell is no truth value; known are true/false, yes/no, y/n, t/f, 1/0"
+    return Field(sql, (Problem(name, f"{v} <> '' and {v} <> 'nan' and {sql} is null", INVALID, message),))
+
+
+def as_attribute(steps: Steps, name: str, value: Value) -> Field:
+    """A typed value as an attribute: text, a whole number, a float or a boolean."""
+    v, kind = value.sql, value.type
+    if kind in ("VARCHAR", "BOOLEAN", "BIGINT"):
+        return Field(v)
+    if kind in ("UBIGINT", "HUGEINT", "UHUGEINT"):
+        sql = steps.let(f"try_cast({v} as bigint)")
+        message = "a whole number of more than 64 bits; store the column as text"
+        return Field(sql, (Problem(name, f"{v} is not null and {sql} is null", INVALID, message),))
+    if kind in WHOLE:
+        return Field(f"cast({v} as bigint)")
+    if kind in FLOATS or kind.startswith("DECIMAL"):
+        return as_number(steps, name, value)
+    if kind.startswith("TIMESTAMP"):
+        return Field(f"strftime({v}, '%Y-%m-%dT%H:%M:%S.%fZ')")
+    if kind in ("DATE", "TIME", "UUID") or kind.startswith("ENUM"):
+        return Field(f"cast({v} as varchar)")
+    raise MappingError(
+        f"{name}: {value.shown} is of the type {kind[:40]}, which cannot be an attribute: text, a number or true/false "
+        "can; name what is inside it (a.b), or write an sql expression"
+    )
+
+
+def as_attribute_of(name: str, v: str, kind: str) -> Field:
+    """An attribute whose cells have no type, as what all of them together are."""
+    if kind in ("BIGINT", "DOUBLE"):
+        return Field(f"try_cast({v} as {kind})")
+    if kind == "BOOLEAN":
+        return Field(f"lower({v}) = 'true'")
+    if kind == "JSON":
+        message = "an object or list cannot be an attribute; name what is inside it (a.b)"
+        return Field(v, (Problem(name, f"{v}[1] in ('{{', '[')", DeadLetterReason.WRONG_TYPE, message),))
+    return Field(v)
+
+
+def _listed(words: tuple[str, ...]) -> str:
+    return ", ".join(text(word) for word in words)
+
+
+def wrong_type(name: str, value: Value, wanted: str) -> MappingError:
+    """The column holds something else in every row."""
+    return MappingError(
+        f"{name}: {value.shown} is of the type {value.type[:40]}; {wanted} are needed: name another column, or write "
+        "an sql expression"
+    )

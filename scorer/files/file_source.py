@@ -1,0 +1,290 @@
+"""Where payments are read from: a file, a folder, a pattern, an object store or stdin, as local files with safe names.
+
+What the database reads are links in a folder of our own, so no name of a user's file is ever a pattern or SQL. What is
+not a local file of UTF-8 text is copied into that folder first.
+"""
+
+from __future__ import annotations
+
+import codecs
+import glob
+import io
+import shutil
+import sys
+import tempfile
+import weakref
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Literal, cast
+
+import fsspec
+import pyarrow as pa
+
+from scorer.errors import FraudScorerError
+
+Kind = Literal["parquet", "csv", "json"]
+STDIN = "-"
+# What a text is decoded as where it is not UTF-8 and the mapping does not say.
+FALLBACK_ENCODING = "cp1252"
+
+_SUFFIXES: dict[str, Kind] = {
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".txt": "csv",
+    ".jsonl": "json",
+    ".ndjson": "json",
+    ".json": "json",
+}
+_PACKED = {".gz": "gzip", ".zst": "zstd"}
+_MAGIC = ((b"\x1f\x8b", "gzip"), (b"\x28\xb5\x2f\xfd", "zstd"))
+_BOMS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
+_CHUNK = 1 << 20
+
+
+class FileError(FraudScorerError):
+    """The file cannot be read to its end as payments; the message says where and why."""
+
+
+class Workspace:
+    """A folder of our own, removed with all that is in it by `close`, or when nothing refers to it any more."""
+
+    def __init__(self, parent: Path | None) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="fraud-scorer-", dir=parent)).resolve()
+        self.close = weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """Files to read as one: `paths` are in the folder of `workspace`.
+
+    `encoding`: what the text was decoded from, None where it is UTF-8.
+    """
+
+    name: str
+    kind: Kind
+    paths: tuple[Path, ...]
+    workspace: Workspace
+    encoding: str | None
+    bytes_total: int
+
+
+def is_url(source: str | Path) -> bool:
+    """Whether it is an address of an object store, such as s3://bucket/payments.parquet."""
+    return isinstance(source, str) and "://" in source
+
+
+def open_source(
+    source: str | Path, *, encoding: str | None = None, temp_folder: Path | None = None, as_bytes: bool = False
+) -> Opened:
+    """What `source` names, ready to be read. `encoding` is that of a text file; `as_bytes`: text stays as it is.
+
+    Raises FileError.
+    """
+    name = "stdin" if str(source) == STDIN else str(source)
+    workspace = Workspace(temp_folder)
+    folder = workspace.folder
+    try:
+        found = _found(source, name, folder)
+        kinds = {_kind(path, shown) for path, shown in found}
+        if len(kinds) > 1:
+            raise FileError(f"{name}: holds files of different types ({', '.join(sorted(kinds))}); name one of them")
+        (one,) = kinds
+        if name == "stdin" and one == "csv":
+            one = _guessed(found[0][0])
+        paths, encodings = [], set()
+        for number, (path, _) in enumerate(found):
+            ready, used = _ready(path, folder, number, one, encoding, as_bytes)
+            paths.append(ready)
+            encodings.add(used)
+        total = sum(path.stat().st_size for path, _ in found)
+        return Opened(name, one, tuple(paths), workspace, next(iter(encodings - {None}), None), total)
+    except OSError as exc:
+        workspace.close()
+        raise FileError(f"{name}: cannot be read: {exc.strerror or exc.__class__.__name__}") from exc
+    except BaseException:
+        workspace.close()
+        raise
+
+
+def identity(source: str | Path) -> dict[str, object]:
+    """Name, size and time of change of what `source` names, as far as they are known without reading it."""
+    if is_url(source) or str(source) == STDIN:
+        return {"source": str(source), "source_bytes": None, "source_changed_ns": None}
+    stats = [path.stat() for path in _local(str(source))]
+    return {
+        "source": Path(source).name,
+        "source_bytes": sum(stat.st_size for stat in stats),
+        "source_changed_ns": max(stat.st_mtime_ns for stat in stats),
+    }
+
+
+def lines(opened: Opened, line_bytes_max: int) -> Iterator[tuple[int, bytes]]:
+    """Lines that are not blank, without their ends, with their numbers from 1. Raises FileError."""
+    number = 0
+    for path in opened.paths:
+        try:
+            with unpacked(path) as raw:
+                while line := raw.readline(line_bytes_max + 1):
+                    number += 1
+                    if len(line) > line_bytes_max:
+                        raise FileError(
+                            f"{opened.name}: line {number} is longer than {line_bytes_max} bytes; a payment a line"
+                        )
+                    if line := line.strip(b" \t\r\n"):
+                        yield number, line
+        except (OSError, EOFError, pa.ArrowException) as exc:
+            raise FileError(f"{opened.name}: after line {number}: cannot be read; is the file complete?") from exc
+
+
+def _found(source: str | Path, name: str, folder: Path) -> list[tuple[Path, str]]:
+    """Local files and their names, in the order in which they are read."""
+    if str(source) == STDIN:
+        return [(_copied(sys.stdin.buffer, folder / "stdin"), name)]
+    if is_url(source):
+        return _fetched(str(source), folder)
+    return [(path, str(path)) for path in _local(str(source))]
+
+
+def _local(source: str) -> list[Path]:
+    path = Path(source)
+    if path.is_dir():
+        found = sorted(p for p in path.rglob("*") if p.is_file() and _by_suffix(p.name) and not _hidden(p, path))
+        if not found:
+            raise FileError(f"{source}: the folder has no file of payments; known are {', '.join(_SUFFIXES)}")
+        return found
+    if path.exists() or not glob.has_magic(source):
+        if not path.is_file():
+            raise FileError(f"{source}: no such file")
+        return [path]
+    found = sorted(Path(match) for match in glob.glob(source, recursive=True) if Path(match).is_file())  # noqa: PTH207
+    if not found:
+        raise FileError(f"{source}: no file has a name of this pattern")
+    return found
+
+
+def _hidden(path: Path, root: Path) -> bool:
+    return any(part.startswith((".", "_")) for part in path.relative_to(root).parts)
+
+
+def _fetched(url: str, folder: Path) -> list[tuple[Path, str]]:
+    try:
+        system, path = fsspec.core.url_to_fs(url)
+        if glob.has_magic(path):
+            names = sorted(system.glob(path))
+        elif system.isdir(path):
+            names = sorted(n for n in system.find(path) if _by_suffix(Path(n).name))
+        else:
+            names = [path]
+        if not names:
+            raise FileError(f"{url}: there is no file of payments")
+        found = []
+        for number, name in enumerate(names):
+            with system.open(name, "rb") as remote:
+                found.append((_copied(remote, folder / f"fetched-{number}"), str(name)))
+    except (OSError, ValueError, ImportError) as exc:
+        # The message of a client may hold a key.
+        raise FileError(
+            f"{url}: cannot be read: {exc.__class__.__name__}; is the place right, and its fsspec package installed?"
+        ) from exc
+    return found
+
+
+def _copied(raw: BinaryIO, to: Path) -> Path:
+    with to.open("wb") as out:
+        shutil.copyfileobj(raw, out, _CHUNK)
+    return to
+
+
+def _by_suffix(name: str) -> Kind | None:
+    suffixes = [suffix.lower() for suffix in Path(name).suffixes]
+    if suffixes and suffixes[-1] in _PACKED:
+        suffixes = suffixes[:-1]
+    return _SUFFIXES.get(suffixes[-1]) if suffixes else None
+
+
+def _kind(path: Path, name: str) -> Kind:
+    with path.open("rb") as raw:
+        start = raw.read(4)
+    if start == b"PAR1":
+        return "parquet"
+    by_name = _by_suffix(name)
+    if by_name == "parquet":
+        raise FileError(f"{name}: not readable as parquet: it does not begin as one")
+    if by_name is None and name != "stdin":
+        raise FileError(
+            f"{name}: the suffix tells no file type; known are {', '.join(_SUFFIXES)}, and .gz or .zst after them"
+        )
+    return by_name or "csv"
+
+
+def _guessed(path: Path) -> Kind:
+    """Text without a name is JSON when it begins so."""
+    with unpacked(path) as raw:
+        return "json" if raw.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")[:1] in (b"{", b"[") else "csv"
+
+
+def _packing(path: Path) -> str | None:
+    with path.open("rb") as raw:
+        start = raw.read(4)
+    return next((packing for magic, packing in _MAGIC if start.startswith(magic)), None)
+
+
+def unpacked(path: Path) -> BinaryIO:
+    """The bytes of a file of text, without its packing."""
+    raw = pa.input_stream(str(path), compression=_packing(path))
+    return cast(BinaryIO, io.BufferedReader(raw, _CHUNK))
+
+
+def _ready(
+    path: Path, folder: Path, number: int, kind: Kind, encoding: str | None, as_bytes: bool
+) -> tuple[Path, str | None]:
+    """A link to the file, or its text as UTF-8; and the encoding that this was."""
+    packing = None if kind == "parquet" else _packing(path)
+    suffix = {None: "", "gzip": ".gz", "zstd": ".zst"}[packing]
+    to = folder / f"{number:06d}.{kind}{suffix}"
+    used = None if kind == "parquet" or as_bytes else _encoding(path, encoding)
+    if used is None:
+        to.symlink_to(path.resolve())
+        return to, None
+    to = folder / f"{number:06d}.{kind}"
+    decoder = codecs.getincrementaldecoder(used)()
+    try:
+        with unpacked(path) as raw, to.open("wb") as out:
+            while chunk := raw.read(_CHUNK):
+                out.write(decoder.decode(chunk).encode("utf-8"))
+            out.write(decoder.decode(b"", final=True).encode("utf-8"))
+    except UnicodeError as exc:
+        where = "the text is neither UTF-8 nor" if encoding is None else "the text is not"
+        raise FileError(f"{path.name}: {where} {used}; write its encoding into the mapping (encoding: NAME)") from exc
+    return to, used
+
+
+def _encoding(path: Path, encoding: str | None) -> str | None:
+    """What to decode the text from; None where it is UTF-8 without a mark."""
+    with unpacked(path) as raw:
+        start = raw.read(4)
+        for bom, name in _BOMS:
+            if start.startswith(bom):
+                return name
+        if encoding is not None:
+            return None if encoding in ("utf-8", "ascii") else encoding
+        decoder = codecs.getincrementaldecoder("utf-8")()
+        chunk: bytes = start
+        try:
+            while chunk:
+                decoder.decode(chunk)
+                chunk = raw.read(_CHUNK)
+            decoder.decode(b"", final=True)
+        except UnicodeDecodeError:
+            return FALLBACK_ENCODING
+        except (OSError, EOFError, pa.ArrowException) as exc:
+            raise FileError(f"{path.name}: cannot be read; is the file complete?") from exc
+    return None
+
+
+def names_of(paths: Sequence[Path]) -> str:
+    """The paths as a list of SQL texts."""
+    return "[" + ", ".join("'" + str(path).replace("'", "''") + "'" for path in paths) + "]"

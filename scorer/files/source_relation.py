@@ -1,0 +1,227 @@
+"""The files of a source as one relation of the database: SQL that gives every row with its number, and its columns.
+
+parquet   as it is
+csv       every column as text; rows that do not fit their header are kept and marked
+json      lines (or one list) of objects; types are those of all values together, texts stay texts
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import duckdb
+
+from schemas.contract_error import DeadLetterReason
+from scorer.files.file_source import FileError, Opened, names_of, unpacked
+from scorer.files.mapping import Mapping, MappingError
+
+ROW = "__row"
+LINE_BYTES_MAX = 16 << 20
+_MORE = "__more"
+# A byte that UTF-8 text of a payment does not hold: separates nothing, stands for nothing.
+_NEVER = "\x01"
+# A line as one cell, blank ones too.
+_LINES = "delim='', quote='', escape='', header=false, auto_detect=false, null_padding=true"
+
+
+@dataclass(frozen=True)
+class Broken:
+    """Rows that are no payments whatever the mapping says: an SQL condition, and why."""
+
+    condition: str
+    reason: DeadLetterReason
+    message: str
+
+
+@dataclass(frozen=True)
+class Relation:
+    """`sql` is a query that gives ROW (counted from 1 in the order of the file) and the columns.
+
+    types: DuckDB's type of each column · repeated: names that stand more than once · of_text: the file has no types ·
+    rejects: whether the reader leaves out lines that it lists in the table reject_errors
+    """
+
+    sql: str
+    types: dict[str, str]
+    of_text: bool
+    broken: tuple[Broken, ...] = ()
+    repeated: frozenset[str] = field(default_factory=frozenset)
+    rejects: bool = False
+
+
+def quoted(name: str) -> str:
+    """A name as SQL writes it."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def text(value: str) -> str:
+    """A text as SQL writes it."""
+    return "'" + value.replace("'", "''") + "'"
+
+
+def relation(connection: duckdb.DuckDBPyConnection, opened: Opened, mapping: Mapping) -> Relation:
+    """The source as a relation. Raises FileError and MappingError."""
+    try:
+        if opened.kind == "parquet":
+            return _parquet(connection, opened)
+        return _json(connection, opened) if opened.kind == "json" else _csv(connection, opened, mapping)
+    except duckdb.Error as exc:
+        raise FileError(f"{opened.name}: not readable as {opened.kind}: {plain_reason(exc)}") from None
+    except (csv.Error, UnicodeDecodeError) as exc:
+        raise FileError(f"{opened.name}: the first line is not readable as the header of a CSV") from exc
+
+
+def first_row(
+    connection: duckdb.DuckDBPyConnection, query: str, parameters: Sequence[object] = ()
+) -> tuple[Any, ...] | None:
+    """The first row of a query of few rows; None when it gives none."""
+    rows = connection.execute(query, list(parameters) or None).fetchall()
+    return rows[0] if rows else None
+
+
+def described(connection: duckdb.DuckDBPyConnection, query: str) -> dict[str, str]:
+    """Names and types of a query's columns."""
+    return {row[0]: row[1] for row in connection.execute(f"describe {query}").fetchall()}
+
+
+def plain_reason(exc: BaseException) -> str:
+    """What the database says, without any cell of the file: of errors at a cell only that there is one."""
+    line = (str(exc).splitlines() or [exc.__class__.__name__])[0]
+    if isinstance(exc, duckdb.OutOfMemoryException):
+        return "more memory is needed than FRAUD_SCORER_FILES__MEMORY_MIB allows"
+    if isinstance(exc, duckdb.BinderException | duckdb.CatalogException | duckdb.ParserException):
+        return re.sub(r"^\w+ Error: ", "", line)[:200]
+    found = re.search(r"on Line: (\d+)", line)
+    if found:
+        return f"line {found[1]} cannot be read"
+    if re.search("utf-?8|unicode|string encoding", str(exc), re.IGNORECASE):
+        return "a text is not UTF-8; write it as UTF-8, or its encoding into the mapping (encoding: NAME)"
+    for known in _KNOWN:
+        if known in line:
+            return known
+    return f"{exc.__class__.__name__}; is the file complete?"
+
+
+_KNOWN = ("No magic bytes found", "too small to be a Parquet file", "Invalid Input Error: File is too small")
+
+
+def _parquet(connection: duckdb.DuckDBPyConnection, opened: Opened) -> Relation:
+    read = f"read_parquet({names_of(opened.paths)}, union_by_name=true)"
+    types = described(connection, f"select * from {read}")
+    return Relation(f"select row_number() over () as {ROW}, * from {read}", types, of_text=False)
+
+
+def _csv(connection: duckdb.DuckDBPyConnection, opened: Opened, mapping: Mapping) -> Relation:
+    if opened.bytes_total == 0:
+        raise MappingError(f"{opened.name}: the file is empty: it has no line with the names of its columns")
+    form, first = mapping.csv, text(str(opened.paths[0]))
+    delimiter, quote = form.delimiter, form.quote
+    if delimiter is None or quote is None:
+        seen = first_row(
+            connection,
+            f"select delimiter, quote from sniff_csv({first}, all_varchar=true, header=true, strict_mode=false,"
+            f" null_padding=true, maximum_line_size={LINE_BYTES_MAX}"
+            + (f", delim={text(delimiter)}" if delimiter is not None else "")
+            + (f", quote={text(quote)}" if quote is not None else "")
+            + ")",
+        )
+        assert seen is not None
+        delimiter = delimiter if delimiter is not None else seen[0]
+        # Where no quote was seen in the sample, one may still come.
+        quote = quote if quote is not None else seen[1] if len(seen[1]) == 1 else '"'
+    options = (
+        f"delim={text(delimiter)}, quote={text(quote)}, escape={text(quote)}, auto_detect=false, null_padding=true,"
+        f" maximum_line_size={LINE_BYTES_MAX}, nullstr={text(_NEVER)}, parallel=false"
+    )
+    heads = _heads(opened, delimiter, quote, header=form.header)
+    names, repeated = _distinct(heads)
+    columns = ", ".join(f"{text(name)}: 'VARCHAR'" for name in [*names, _MORE])
+    read = (
+        f"read_csv({names_of(opened.paths)}, {options}, header={str(form.header).lower()}, store_rejects=true,"
+        f" columns={{{columns}}})"
+    )
+    nothing = ", ".join(text(word) for word in mapping.nothing)
+    last = quoted(names[-1])
+    cells = ", ".join(
+        f"case when {quoted(n)} in ({nothing}) then null else {quoted(n)} end as {quoted(n)}" if nothing else quoted(n)
+        for n in names
+    )
+    sql = (
+        f"select row_number() over () as {ROW}, {cells}, {quoted(_MORE)} is not null as __long,"
+        f" {last} is null as __short from {read}"
+    )
+    broken = (
+        Broken("__long", DeadLetterReason.INVALID_VALUE, f"the row has more than the {len(names)} cells of the header"),
+        Broken(
+            "__short", DeadLetterReason.INVALID_VALUE, f"the row has fewer than the {len(names)} cells of the header"
+        ),
+    )
+    return Relation(sql, dict.fromkeys(names, "VARCHAR"), True, broken, repeated, rejects=True)
+
+
+def _heads(opened: Opened, delimiter: str, quote: str, *, header: bool) -> list[str]:
+    """The cells of the first line; names of our own where it is no header."""
+    with unpacked(opened.paths[0]) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as lines:
+        reader = csv.reader(
+            lines, delimiter=delimiter, quotechar=quote or None, quoting=csv.QUOTE_MINIMAL if quote else csv.QUOTE_NONE
+        )
+        cells = next((row for row in reader if row), [])
+    return [cell.strip() if header and cell.strip() else f"column{i}" for i, cell in enumerate(cells)]
+
+
+def _distinct(names: list[str]) -> tuple[list[str], frozenset[str]]:
+    """Names that differ also without regard to case, and those that stood more than once."""
+    counts: dict[str, int] = {}
+    found, repeated = [], set()
+    for name in names:
+        low = name.lower()
+        counts[low] = counts.get(low, 0) + 1
+        if counts[low] > 1:
+            if name in found:
+                repeated.add(name)
+            found.append(f"{name}_{counts[low] - 1}")
+        else:
+            found.append(name)
+    return found, frozenset(repeated)
+
+
+def _json(connection: duckdb.DuckDBPyConnection, opened: Opened) -> Relation:
+    if _is_list(connection, opened):
+        read = (
+            f"read_json({names_of(opened.paths)}, format='array', records=false, columns={{'__line': 'JSON'}},"
+            f" maximum_object_size={LINE_BYTES_MAX})"
+        )
+    else:
+        options = f"{_LINES}, parallel=false, maximum_line_size={LINE_BYTES_MAX}"
+        read = f"read_csv({names_of(opened.paths)}, {options}, columns={{'__line': 'VARCHAR'}})"
+    lines = f"select row_number() over () as {ROW}, __line from {read}"
+    good = "json_valid(__line) and json_type(__line) = 'OBJECT'"
+    row = first_row(
+        connection, f"select json_group_structure(__line::json) from ({lines}) where trim(__line) <> '' and {good}"
+    )
+    structure = row[0] if row and row[0] else '{"__none":"VARCHAR"}'
+    parsed = f"case when {good} then json_transform(__line, {text(structure)}) end"
+    sql = (
+        f"select {ROW}, unnest(__object), __object is null as __bad from"
+        f" (select {ROW}, {parsed} as __object from ({lines}) where trim(__line) <> '')"
+    )
+    types = described(connection, sql)
+    for name in (ROW, "__bad", "__none"):
+        types.pop(name, None)
+    broken = (Broken("__bad", DeadLetterReason.NOT_JSON, "the line is not a JSON object"),)
+    return Relation(sql, types, False, broken)
+
+
+def _is_list(connection: duckdb.DuckDBPyConnection, opened: Opened) -> bool:
+    row = first_row(
+        connection,
+        f"select trim(__line) from read_csv({names_of(opened.paths[:1])}, {_LINES},"
+        f" maximum_line_size={LINE_BYTES_MAX}, columns={{'__line': 'VARCHAR'}}) where trim(__line) <> ''"
+        " limit 1",
+    )
+    return row is not None and str(row[0]).lstrip("\ufeff").startswith("[")
