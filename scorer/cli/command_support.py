@@ -183,13 +183,13 @@ def read_options(settings: Settings | None = None) -> ReadOptions:
     """How files are read, by the settings."""
     from scorer.files.payment_file import ReadOptions  # noqa: PLC0415 - and with it the database
 
-    files = (settings or load()).files
-    key = files.token_key
+    settings = settings or load()
+    files, keys = settings.files, settings.pseudonym_keys.keys
     return ReadOptions(
         memory_mib=files.memory_mib,
         temp_folder=files.temp_folder,
         future_gap_ms=parse_duration_ms(files.future_gap),
-        token_key=None if key is None else key.get_secret_value().encode(),
+        token_key=keys[0] if keys else None,
     )
 
 

@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from schemas.contract_error import ContractError, DeadLetterReason
 from schemas.field_table import POSITION_FIELDS, TEXT_FIELDS
-from schemas.pseudonyms import pseudonym
+from schemas.pseudonym import pseudonym
 from scorer.errors import UsageError
 from scorer.files import field_sql as fields
 from scorer.files.field_sql import Field, Problem, Steps, Value
@@ -201,8 +201,8 @@ class PaymentFile:
         key = self.options.token_key
         if key is None:
             raise UsageError(
-                "the mapping has a token, which needs a key: set FRAUD_SCORER_FILES__TOKEN_KEY_FILE to a file with at "
-                "least 16 random bytes (openssl rand -hex 32)"
+                "the mapping has a token, which needs a key: set FRAUD_SCORER_CARDS__KEYS_FILE to a file with one "
+                "(`openssl rand -hex 32` makes it), the same as the workers'"
             )
 
         def tokens(column: pa.ChunkedArray | pa.Array) -> pa.Array:

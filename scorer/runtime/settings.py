@@ -321,12 +321,6 @@ class FileSettings(Section):
     temp_folder: Path | None = Field(
         default=None, description="where sorting spills to, and stdin and objects are copied; the system's by default"
     )
-    token_key: SecretStr | None = Field(
-        default=None,
-        min_length=16,
-        description="key of pseudonyms (`token` in a mapping), at least 16 characters, best from TOKEN_KEY_FILE; "
-        "another key gives other pseudonyms",
-    )
     future_gap: str = Field(
         default="30d",
         description="a row so much later than all before it in time is refused when it is one of few (1 %)",

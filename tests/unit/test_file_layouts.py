@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from schemas.pseudonyms import pseudonym
+from schemas.pseudonym import pseudonym
 from scorer.errors import FraudScorerError, UsageError
 from scorer.files.file_columns import DecodedBlock, decoded_blocks
 from scorer.files.file_reader import FileError, read_payments
@@ -20,7 +20,7 @@ from scorer.files.payment_file import PaymentFile, ReadOptions
 from tests.file_layouts import EUR, LAYOUTS, SIMPLE, Layout
 
 CARDS = ("4111111111111111", "5555555555554444")
-KEY = b"a key of sixteen bytes"
+KEY = b"a key of thirty-two bytes or more"
 
 
 def time_of(ms: int) -> str:
@@ -141,7 +141,7 @@ def test_card_numbers_become_pseudonyms_before_anything_else_sees_them(tmp_path:
     assert not any(card.encode() in value for value in block.records.values for card in CARDS)
     (other,) = blocks_of(path, text, token_key=KEY + b"!")
     assert other.records.decode().text("customer_id").to_pylist()[0] not in customers
-    with pytest.raises(UsageError, match="FRAUD_SCORER_FILES__TOKEN_KEY_FILE"):
+    with pytest.raises(UsageError, match="FRAUD_SCORER_CARDS__KEYS_FILE"):
         blocks_of(path, text)
 
 
