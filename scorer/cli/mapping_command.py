@@ -20,8 +20,10 @@ def mapping(
     rows: Annotated[int, typer.Option(min=0, max=100, help="Payments to show as a preview.")] = 5,
     as_json: Json = False,
 ) -> None:
-    """Look at a file and write a commented draft of its mapping: types, candidates for each field, what it could not
-    see; then the first payments as the draft reads them, card numbers masked.
+    """Look at a file and write a commented draft of its mapping.
+
+    It has types, candidates for each field, and what it could not see; then come the first payments as the draft reads
+    them, card numbers masked.
 
     Example: fraud-scorer mapping transactions.csv --output mapping.yaml
     """

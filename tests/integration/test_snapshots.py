@@ -41,7 +41,7 @@ def test_a_killed_worker_goes_on_from_the_newest_good_snapshot(
     store = tmp_path / "snapshots"
     more = {
         "FRAUD_SCORER_SNAPSHOTS__URL": store.as_uri(),
-        "FRAUD_SCORER_SNAPSHOTS__EVERY_PAYMENTS": "1000",
+        "FRAUD_SCORER_SNAPSHOTS__EVERY_PAYMENTS": "500",
         "FRAUD_SCORER_WORKER__STANDBY_SHARDS_MAX": "0",
         "FRAUD_SCORER_WORKER__LOG_FOLDER": str(tmp_path / "log"),
     }
