@@ -1,8 +1,18 @@
-"""The digest of a micro-batch's audit rows: one SHA-256 over canonical bytes, recomputable from Postgres rows alone.
+"""The digest of a micro-batch's audit rows, recomputable from Postgres rows alone; and what of it erasure ends.
+
+Two hashes, because a plain one of few rows can be guessed: whoever knows the other columns tries every customer.
+
+    decided     SHA-256 of the canonical bytes below without the personal columns, those marked *. What recovery and
+                replay compute again. It holds nothing that the row does not keep after an erasure.
+    digest      HMAC-SHA-256 under the batch's salt (32 random bytes) of: the 32 bytes of `decided`, uint64 number of
+                rows n, the personal columns one after the other. Without the salt no guess at them can be tested.
+
+Batches of releases before 0.2 have no salt and no `decided`: their digest is the SHA-256 of all canonical bytes, with
+"fraud-scorer audit digest v1" for the prefix.
 
 Byte by byte, so that an auditor can write it again in any language. All numbers are little endian; `text` is UTF-8.
 
-    prefix      the 29 bytes "fraud-scorer audit digest v1" and a line feed
+    prefix      the 30 bytes "fraud-scorer audit decided v2" and a line feed
     context     uint32 byte length of `bundle`,              then its text
                 uint32 byte length of `feature_fingerprint`, then its text
                 float64 `threshold`
@@ -10,9 +20,9 @@ Byte by byte, so that an auditor can write it again in any language. All numbers
                 uint32 number of challengers c, then for the id of each in order: uint32 byte length, text
     rows        uint64 number of rows n
     columns     one after the other, each for all n rows in decision order:
-                payment_id      string      partition       int32       offset          int64
+                payment_id *    string      partition       int32       offset          int64
                 event_time_ms   int64       amount_minor    int64       currency        string
-                customer_id     string      account_id      string      merchant_id     string
+                customer_id *   string      account_id *    string      merchant_id     string
                 terminal_id     string      mcc             string      channel         string
                 country         string
                 decision        uint8 (0 approve, 1 flag)
@@ -27,8 +37,8 @@ Byte by byte, so that an auditor can write it again in any language. All numbers
 
 In Postgres: the rows of table `decisions` of one (shard, sequence), ordered by row_number; event_time in milliseconds;
 context from `bundle` and `threshold` (equal in all rows of a batch), `batches.feature_fingerprint`,
-`batches.challengers` and `feature_sets.feature_names`. How the rows were cut in chunks does not enter: columns are
-hashed whole.
+`batches.challengers` and `feature_sets.feature_names`; the salt in `batches.salt`. How the rows were cut in chunks does
+not enter: columns are hashed whole.
 
 Pure: numpy, pyarrow and hashlib only. Where the processor has SHA instructions: 0.2 µs a row at 44 features.
 """
@@ -36,10 +46,11 @@ Pure: numpy, pyarrow and hashlib only. Where the processor has SHA instructions:
 from __future__ import annotations
 
 import hashlib
+import hmac
 import struct
 import sys
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -48,7 +59,11 @@ import pyarrow as pa
 if sys.byteorder != "little":  # Arrow's buffers are hashed as they stand in memory
     raise ImportError("the audit digest is implemented for little-endian machines only")
 
-PREFIX = b"fraud-scorer audit digest v1\n"
+PREFIX_UNSALTED = b"fraud-scorer audit digest v1\n"
+PREFIX_DECIDED = b"fraud-scorer audit decided v2\n"
+SALT_BYTES = 32
+# Places of the columns that erasure replaces: payment_id, customer_id, account_id.
+PERSONAL = (0, 6, 7)
 
 NAN32_BITS = np.uint32(0x7FC00000)
 NAN64_BITS = np.uint64(0x7FF8000000000000)
@@ -56,6 +71,14 @@ NAN64_BITS = np.uint64(0x7FF8000000000000)
 # A run of canonical bytes: an array, an Arrow buffer or bytes; anything that hashlib takes.
 Run: TypeAlias = "npt.NDArray[np.int32] | pa.Buffer | bytes"
 BatchParts: TypeAlias = "list[tuple[Run, ...]]"
+
+
+class Digests(NamedTuple):
+    """Of one batch; `decided` None: it has no salt, and the digest is that of releases before 0.2."""
+
+    digest: str
+    decided: str | None
+
 
 type_string = pa.utf8()
 type_list = pa.list_(pa.field("item", type_string, nullable=False))
@@ -136,7 +159,7 @@ def context_bytes(
     challengers: Sequence[str] = (),
 ) -> bytes:
     """The part of the canonical bytes that is the same for all rows of a batch."""
-    parts = [PREFIX]
+    parts = []
     for text in (bundle, feature_fingerprint):
         raw = text.encode()
         parts += [struct.pack("<I", len(raw)), raw]
@@ -149,13 +172,34 @@ def context_bytes(
     return b"".join(parts)
 
 
-def digest_parts(chunks: Sequence[BatchParts], row_count: int, context: bytes) -> str:
-    """Hex SHA-256 over `context` and the rows of all `chunks` of one micro-batch (one or more, in order) as if one."""
-    hasher = hashlib.sha256(context)
-    hasher.update(struct.pack("<Q", row_count))
-    for column in zip(*chunks, strict=True):
+def digests_of(chunks: Sequence[BatchParts], row_count: int, context: bytes, salt: bytes | None) -> Digests:
+    """Both hashes of the rows of all `chunks` of one micro-batch (one or more, in order) as if one. `salt` None: the
+    digest of releases before 0.2."""
+    if salt is None:
+        hasher = hashlib.sha256(PREFIX_UNSALTED + context + struct.pack("<Q", row_count))
+        _update(hasher, list(zip(*chunks, strict=True)))
+        return Digests(hasher.hexdigest(), None)
+    decided = _decided(chunks, row_count, context)
+    sealed = hmac.new(salt, decided + struct.pack("<Q", row_count), hashlib.sha256)
+    columns = list(zip(*chunks, strict=True))
+    _update(sealed, [columns[place] for place in PERSONAL])
+    return Digests(sealed.hexdigest(), decided.hex())
+
+
+def decided_of(chunks: Sequence[BatchParts], row_count: int, context: bytes) -> str:
+    """What was decided about whom it does not say: hex SHA-256 without the personal columns. Needs no salt."""
+    return _decided(chunks, row_count, context).hex()
+
+
+def _decided(chunks: Sequence[BatchParts], row_count: int, context: bytes) -> bytes:
+    hasher = hashlib.sha256(PREFIX_DECIDED + context + struct.pack("<Q", row_count))
+    _update(hasher, [column for place, column in enumerate(zip(*chunks, strict=True)) if place not in PERSONAL])
+    return hasher.digest()
+
+
+def _update(hasher: hashlib._Hash | hmac.HMAC, columns: Sequence[tuple[tuple[Run, ...], ...]]) -> None:
+    for column in columns:
         # Runs outside, chunks inside: lengths of all chunks come before texts of all chunks.
         for run in zip(*column, strict=True):
             for part in run:
                 hasher.update(part)
-    return hasher.hexdigest()

@@ -36,11 +36,13 @@ from schemas.audit_digest import (
     NAN32_BITS,
     NAN64_BITS,
     BatchParts,
+    Digests,
     batch_parts,
     canonical32,
     canonical64,
     context_bytes,
-    digest_parts,
+    decided_of,
+    digests_of,
     type_list,
     type_string,
 )
@@ -133,6 +135,12 @@ class AuditHeader(AuditContext):
     shard: int = Field(ge=0, lt=2**31, description="Shard that decided.")
     sequence: int = Field(ge=0, lt=2**63, description="Number of the micro-batch in the shard's journal.")
     journal: str = Field(description="The batch's JournalRecord as JSON text, as on the journal topic.")
+    salt: str | None = Field(
+        default=None,
+        pattern=r"^[0-9a-f]{64}$",
+        description="Salt of the digest, 32 random bytes in hex; it stands in no journal. Absent in records of "
+        "releases before 0.2.",
+    )
     rows: int = Field(default=0, ge=0, lt=2**31, description="Rows of the whole batch.")
     first_row: int = Field(
         default=0, ge=0, lt=2**31, description="Number, within the batch, of this chunk's first row."
@@ -279,19 +287,36 @@ def arrow_schema(feature_count: int, challenger_count: int = 0) -> pa.Schema:
     return pa.schema(fields)
 
 
-def digest(columns: AuditColumns, context: AuditContext) -> str:
-    """Hex SHA-256 of the batch (see `schemas.audit_digest`); `context` as in the header given to `encode`.
+def digest(columns: AuditColumns, context: AuditContext, salt: bytes | None = None) -> str:
+    """The batch's digest in hex (see `schemas.audit_digest`); `context` as in the header given to `encode`.
 
     Raises AuditError for columns that cannot be audited.
     """
+    return digests(columns, context, salt).digest
+
+
+def digests(columns: AuditColumns, context: AuditContext, salt: bytes | None) -> Digests:
+    """The digest, and the part of it that can be computed again without the salt."""
     _check_widths(columns, context)
-    return digest_parts([columns.parts], len(columns), canonical_context(context))
+    return digests_of([columns.parts], len(columns), canonical_context(context), salt)
+
+
+def decided(columns: AuditColumns, context: AuditContext) -> str:
+    """That part alone."""
+    _check_widths(columns, context)
+    return decided_of([columns.parts], len(columns), canonical_context(context))
+
+
+def digests_of_chunks(chunks: Sequence[Chunk]) -> Digests:
+    """The same from the chunks of one micro-batch, in order, as `decode_parts` gives them."""
+    rows, header = sum(chunk.rows.num_rows for chunk in chunks), chunks[-1].header
+    salt = None if header.salt is None else bytes.fromhex(header.salt)
+    return digests_of([chunk.parts for chunk in chunks], rows, canonical_context(header), salt)
 
 
 def digest_chunks(chunks: Sequence[Chunk]) -> str:
-    """The same digest from the chunks of one micro-batch, in order, as `decode_parts` gives them."""
-    rows = sum(chunk.rows.num_rows for chunk in chunks)
-    return digest_parts([chunk.parts for chunk in chunks], rows, canonical_context(chunks[-1].header))
+    """The digest alone."""
+    return digests_of_chunks(chunks).digest
 
 
 def canonical_context(context: AuditContext) -> bytes:
@@ -312,6 +337,8 @@ def encode(columns: AuditColumns, header: AuditHeader, *, chunk_bytes_max: int =
     _ = columns.parts  # checked before anything is written
     batch = columns.record_batch
     fields = header.model_dump(exclude={"feature_names", "journal"}) | {"rows": batch.num_rows}
+    if header.salt is None:
+        del fields["salt"]
     metadata = {b"feature_names": _names_json(header.feature_names), b"journal": header.journal.encode()}
 
     def schema_message(first_row: int, chunk: int, chunks: int) -> bytes:

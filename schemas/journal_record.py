@@ -154,7 +154,15 @@ class JournalRecord(Contract):
     )
     decisions: Count = Field(description="Number of decisions.", examples=[4_095])
     dead_letters: Count = Field(description="Number of dead letters.", examples=[1])
-    digest: Sha256 = Field(description="Digest of the batch's audit rows (schemas.audit_digest).")
+    digest: Sha256 = Field(
+        description="Digest of the batch's audit rows under a salt that the audit trail alone has "
+        "(schemas.audit_digest), so that nobody can be found by it once the salt is destroyed."
+    )
+    decided: Sha256 | None = Field(
+        default=None,
+        description="Digest of the same rows without payment_id, customer_id and account_id, which needs no salt: what "
+        "recovery and replay must come to again. Absent in records of releases before 0.2, whose digest has no salt.",
+    )
     previous: Sha256 = Field(description="Head of the record before; 64 zeros in the first.")
     sources: Sources | None = Field(
         default=None, description="Ids of the topics that were read; absent in records of releases before 0.2."
@@ -223,6 +231,7 @@ class JournalRecord(Contract):
         # Later fields are left out where they are empty: records of earlier releases keep their bytes and heads.
         later = (
             "sources", "change", "labels", "degraded_rows", "created_ms_max", "snapshot", "refused", "pseudonym_key",
+            "decided",
         )  # fmt: skip
         fields = _without_absent(self.model_dump(mode="json"), *later)
         for name in ("activations", "activation_number"):

@@ -332,6 +332,7 @@ def reread(record: JournalRecord, inputs: ShardInputs, *, no_progress_s: float, 
         snapshot=record.snapshot,
         pseudonym_key=record.pseudonym_key,
         answer_refused=record.refused is not None,
+        digest=None if record.decided is None else record.digest,
     )
 
 

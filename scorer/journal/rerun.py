@@ -16,10 +16,11 @@ def rerun(pipeline: Pipeline, record: JournalRecord, batch: Batch, bundles: Bund
     elif record.bundle != pipeline.bundle.id:
         pipeline.activate(bundles.of(record, batch))
     outcomes = pipeline.run(batch)
-    if outcomes.journal.head != record.head:
+    again = outcomes.journal
+    if again.head != record.head:
         raise PromiseBroken(
-            f"batch {record.sequence} of shard {record.shard} gives digest {outcomes.journal.digest[:12]}, "
-            f"the journal says {record.digest[:12]}: code, bundle or log differ from those that decided. "
-            "Nothing was committed"
+            f"batch {record.sequence} of shard {record.shard} gives digest {(again.decided or again.digest)[:12]}, "
+            f"the journal says {(record.decided or record.digest)[:12]}: code, bundle or log differ from those that "
+            "decided. Nothing was committed"
         )
     return outcomes

@@ -17,7 +17,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from features.engine_image import Image
-from schemas.audit_record import NULLABLE, AuditColumns, AuditContext, digest
+from schemas.audit_digest import Digests
+from schemas.audit_record import NULLABLE, AuditColumns, AuditContext, decided, digests
 from schemas.card_fields import LIST, CardFields, CardRule
 from schemas.contract_error import ContractError
 from schemas.control_record import ListAdd, ListRemove
@@ -74,6 +75,7 @@ class Outcomes:
     late: int
     context: AuditContext
     cards: CardFields
+    salt: bytes | None = None  # of the journal record's digest, for the audit record alone
 
     def text(self, name: str) -> pa.StringArray:
         """A text field of each row; null for a refused record."""
@@ -221,8 +223,8 @@ class Pipeline:
             features, shadow = _spread(features, fresh, n), _spread(shadow, fresh, n)
             margins, scores, outcomes = self.dedupe.recall(enriched.entry)
         kinds, kind = np.unique(outcomes, return_inverse=True)
-        decided = [self.dedupe.outcome(number) for number in kinds.tolist()]
-        modes = np.array([o.mode for o in decided], dtype=np.uint8)[kind]
+        of_kind = [self.dedupe.outcome(number) for number in kinds.tolist()]
+        modes = np.array([o.mode for o in of_kind], dtype=np.uint8)[kind]
         modes[enriched.duplicate] = DUPLICATE
         each = kind.tolist()
         columns = AuditColumns(
@@ -233,19 +235,19 @@ class Pipeline:
             amount_minor=payments.amount_minor,
             currency=payments.text("currency"),
             **{name: payments.text(name) for name in NULLABLE},
-            decision=np.array([o.decision for o in decided], dtype=np.uint8)[kind],
+            decision=np.array([o.decision for o in of_kind], dtype=np.uint8)[kind],
             mode=modes,
             margin=margins,
             score=scores,
-            reasons=list(map([o.reasons for o in decided].__getitem__, each)),
-            fired=list(map([o.fired for o in decided].__getitem__, each)),
+            reasons=list(map([o.reasons for o in of_kind].__getitem__, each)),
+            fired=list(map([o.fired for o in of_kind].__getitem__, each)),
             features=features,
             challenger_margins=shadow,
         )
         refusals = enriched.refusals if batch.answer_refused else NO_REFUSALS
         all_ = answered(
             columns,
-            list(map([o.bundle for o in decided].__getitem__, each)),
+            list(map([o.bundle for o in of_kind].__getitem__, each)),
             rows,
             refusals,
             dedupe=self.dedupe,
@@ -276,6 +278,7 @@ class Pipeline:
             late=int(enriched.late.sum()),
             context=self._context,
             cards=cards,
+            salt=batch.salt,
         )
 
     def _shadow_margins(
@@ -382,6 +385,7 @@ class Pipeline:
         stream_ms = self.engine.stream_time_ms
         self.activation_number = max(self.activation_number, *(v.number or 0 for v in batch.activations), 0)
         degraded, degraded_rows = batch.degraded_fields()
+        of_rows = self._digests(batch, columns)
         record = JournalRecord(
             shard=self.shard,
             sequence=self.sequence,
@@ -395,7 +399,8 @@ class Pipeline:
             decisions=len(columns.payment_id),
             dead_letters=dead_letters,
             refused=refused,
-            digest=digest(columns, self._context),
+            digest=of_rows.digest,
+            decided=of_rows.decided,
             previous=self.head,
             sources=batch.sources,
             change=batch.change,
@@ -408,6 +413,11 @@ class Pipeline:
         self.sequence += 1
         self.head = record.head
         return record
+
+    def _digests(self, batch: Batch, columns: AuditColumns) -> Digests:
+        if batch.digest is None:
+            return digests(columns, self._context, batch.salt)
+        return Digests(batch.digest, decided(columns, self._context))
 
 
 def _degraded(batch: Batch, enriched: Enriched) -> npt.NDArray[np.bool_]:

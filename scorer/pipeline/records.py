@@ -77,6 +77,8 @@ class Batch:
     `answer_refused`: refused records that name their payment are answered; releases before 0.2 did not.
     `sources`: ids of the topics that were read. `change`: what an operator accepted; then there is nothing to decide.
     `snapshot`: one that was written meanwhile, for the journal to name.
+    `salt`: 32 random bytes under which the personal columns are digested; `digest`: of a batch that is decided again,
+    as the journal has it, since the salt is not known then. Neither: the digest has no salt.
     `known_labels`: of each control record the label that it is known to hold, so that it need not be parsed, or None;
     empty when nothing is known. `activations`: what became of the activations among `control`; whoever runs the batch
     has let the one that was taken decide.
@@ -93,6 +95,8 @@ class Batch:
     sources: Sources | None = None
     change: Change | None = None
     snapshot: SnapshotDigest | None = None
+    salt: bytes | None = None
+    digest: str | None = None
     known_labels: Sequence[KnownLabel | None] = ()
     pseudonym_key: str | None = None
     answer_refused: bool = True

@@ -108,7 +108,7 @@ class _File:
 
     def _row(self, row: dict[str, Any], again: dict[str, Any]) -> None:
         batch = self._batch(row["shard"], row["sequence"])
-        if batch is None or batch.digest is None or not self._holds(batch):
+        if batch is None or batch.digests is None or not batch.holds:
             self._add(Cause.TAMPERED, row, again, (), "the journal's digest does not hold for the rows of its batch")
             return
         other_payment = compare.differing(row, again, _PAYMENT)
@@ -157,9 +157,6 @@ class _File:
                 self._batches.clear()
             self._batches[shard, sequence] = self._trail.batch(shard, sequence)
         return self._batches[shard, sequence]
-
-    def _holds(self, batch: LiveBatch) -> bool:
-        return batch.erased or batch.digest == batch.journal_digest
 
     def _add(
         self, cause: Cause, row: dict[str, Any] | None, again: dict[str, Any], columns: Sequence[str], detail: str

@@ -14,7 +14,7 @@ import numpy as np
 import psycopg
 from psycopg.rows import dict_row, namedtuple_row
 
-from schemas.audit_digest import context_bytes, digest_parts
+from schemas.audit_digest import Digests, context_bytes, digests_of
 from schemas.journal_record import JournalError, JournalRecord
 from scorer.audit.verify.unit_check import MomentLoader
 from scorer.trail.audit_database import connect_text
@@ -35,7 +35,9 @@ class BatchPlace:
 
 @dataclass(frozen=True)
 class LiveBatch(BatchPlace):
-    """A batch as the trail has it. `digest`: of its rows as they are now; None where they cannot be read."""
+    """A batch as the trail has it. `digests`: of its rows as they are now; None where they cannot be read. `record`:
+    its own journal record; None where that does not have the head that the chain names. `erased`: something of it was.
+    """
 
     day: date
     bundle: str
@@ -43,18 +45,32 @@ class LiveBatch(BatchPlace):
     control_end: int
     labels_end: int  # 0 before labels had a topic
     erased: bool
-    digest: str | None
-    journal_digest: str = ""
+    salt: bytes | None
+    digests: Digests | None
+    record: JournalRecord | None = None
+
+    @property
+    def digest(self) -> str | None:
+        return None if self.digests is None else self.digests.digest
+
+    @property
+    def holds(self) -> bool:
+        """Whether its rows are those of its journal record; after an erasure what was decided alone, where the record
+        tells it apart."""
+        if self.record is None or self.digests is None:
+            return self.erased
+        if self.erased:
+            return self.record.decided in (None, self.digests.decided)
+        return self.digests.digest == self.record.digest
 
 
-def _journal_digest(batch: Any) -> str:
-    """The digest in the batch's own journal record, where that record has the head that the chain names; else empty."""
+def _journal_record(batch: Any) -> JournalRecord | None:
     text = json.dumps(batch.journal, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
     try:
         record = JournalRecord.from_bytes(text)
     except JournalError:
-        return ""
-    return record.digest if record.head == batch.head else ""
+        return None
+    return record if record.head == batch.head else None
 
 
 class Trail:
@@ -111,7 +127,7 @@ class Trail:
         result = {}
         for batch, begin, end in zip(found, begins, ends, strict=True):
             numbered = (rows.row_number[begin:end] == np.arange(end - begin)).all()
-            digest = None
+            digests = None
             if numbered and not rows.malformed[begin:end].any():
                 context = context_bytes(
                     bundle=batch.bundle,
@@ -120,7 +136,7 @@ class Trail:
                     feature_names=batch.feature_names,
                     challengers=batch.challengers,
                 )
-                digest = digest_parts([rows.parts(begin, end)], end - begin, context)
+                digests = digests_of([rows.parts(begin, end)], end - begin, context, batch.salt)
             result[batch.sequence] = LiveBatch(
                 shard=shard,
                 sequence=batch.sequence,
@@ -131,8 +147,9 @@ class Trail:
                 control_end=int(batch.journal["control"]["end"]),
                 labels_end=int((batch.journal.get("labels") or {"end": 0})["end"]),
                 erased=batch.erased,
-                digest=digest,
-                journal_digest=_journal_digest(batch),
+                salt=batch.salt,
+                digests=digests,
+                record=_journal_record(batch),
             )
         return result
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from schemas.audit_record import AuditColumns
+from schemas.audit_record import AuditColumns, digest
 from schemas.journal_record import JournalRecord
 from scorer import kafka
 from scorer.audit.topic_history import audit_rows
@@ -106,8 +106,14 @@ class _Batch:
 
     @property
     def again_is_journal(self) -> bool:
-        """Deciding again gives the journal's digest."""
-        return self.outcomes.journal.digest == self.record.digest
+        """Deciding again gives the journal's digest; without a salt (it was destroyed) what was decided."""
+        again, record = self.outcomes, self.record
+        if record.decided is None:
+            return again.journal.digest == record.digest
+        if again.journal.decided != record.decided:
+            return False
+        salt = None if self.live.erased else self.live.salt
+        return salt is None or digest(again.columns, again.context, salt) == record.digest
 
     @property
     def rows_are_journal(self) -> bool:
@@ -121,11 +127,13 @@ class _Batch:
 
     def cause(self, changed: Sequence[str], *, in_audit_topic: bool) -> tuple[Cause, str]:
         """Why a row that equals what the audit topic has of it (as far as it still has it) differs."""
-        live, decided_by = self.live, self.outcomes.context.bundle
+        live, decided_by, again = self.live, self.outcomes.context.bundle, self.outcomes.journal.decided
         if self.again_is_journal:
             return Cause.TAMPERED, "the journal's digest holds for the payment decided again, not for the trail's row"
         if self.other_feature_set:
             return Cause.OTHER_FEATURE_SET, f"{live.bundle} has feature set {live.feature_fingerprint[:12]}"
+        if self.record.decided is not None and again == self.record.decided and not self.rows_are_journal:
+            return Cause.TAMPERED, "what was decided is the journal's, the digest of the trail's row or salt is not"
         if self.record.bundle == decided_by:
             return Cause.UNEXPLAINED, "the same bundle decides otherwise now: the code or the log has changed"
         strange = [name for name in changed if name not in compare.VERDICT]

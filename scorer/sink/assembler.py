@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 
-from schemas.audit_record import EVENT_TIME_MS_MAX, AuditError, AuditHeader, Chunk, decode_parts, digest_chunks
+from schemas.audit_record import EVENT_TIME_MS_MAX, AuditError, AuditHeader, Chunk, decode_parts, digests_of_chunks
 from schemas.journal_record import FIRST_PREVIOUS, JournalError, JournalRecord
 from scorer.sink.card_screen import column_with_card_number
 from scorer.sink.sink_errors import AuditBroken
@@ -219,9 +219,13 @@ class Assembler:
         ):
             if ours != theirs:
                 return f"{what} is {ours} in the audit record and {theirs} in its journal record"
-        digest = digest_chunks(self._chunks)
-        if digest != journal.digest:
-            return f"its rows have the digest {digest}, its journal record has {journal.digest}"
+        if (header.salt is None) != (journal.decided is None):
+            return "of salt and `decided`, which belong together, it has one"
+        found = digests_of_chunks(self._chunks)
+        if found.decided != journal.decided:
+            return f"its rows give `decided` {found.decided}, its journal record has {journal.decided}"
+        if found.digest != journal.digest:
+            return f"its rows have the digest {found.digest}, its journal record has {journal.digest}"
         return None
 
     def _forged(self, journal: JournalRecord) -> bool:

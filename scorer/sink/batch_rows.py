@@ -31,9 +31,14 @@ def quarantine_row(topic: str, item: Quarantined) -> dict[str, object]:
         "shard": item.shard,
         "sequence": item.sequence,
         "value": masked,
-        "value_sha256": None if item.value is None else hashlib.sha256(item.value).hexdigest(),
+        "value_sha256": kept_sha256(item.value, masked),
         "masked": masked != item.value,
     }
+
+
+def kept_sha256(value: bytes | None, masked: bytes | None) -> str | None:
+    """SHA-256 of a quarantined record; none of one with masked digits, which could be found by trying them."""
+    return None if value is None or masked != value else hashlib.sha256(value).hexdigest()
 
 
 def _for_people(reason: str) -> str:
@@ -98,6 +103,7 @@ def batch_row(topic: str, origin_topic: str, batch: Batch) -> dict[str, object]:
         "previous": batch.journal.previous,
         "head": batch.journal.head,
         "journal": json.loads(batch.header.journal),
+        "salt": None if batch.header.salt is None else bytes.fromhex(batch.header.salt),
     }
 
 

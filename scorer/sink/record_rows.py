@@ -12,7 +12,6 @@ refuse a row all the same, `refused_row` is what stands for it.
 
 from __future__ import annotations
 
-import hashlib
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -23,7 +22,7 @@ from schemas.contract_error import ContractError
 from schemas.control_record import Activate, Control, parse_control_masked, parse_label
 from schemas.dead_letter import REDRIVEN, DeadLetter
 from schemas.label_record import Label
-from scorer.sink.batch_rows import masked_value
+from scorer.sink.batch_rows import kept_sha256, masked_value
 from scorer.sink.topic_reader import Record
 from scorer.trail import audit_tables
 
@@ -105,7 +104,7 @@ def refused_row(table: sa.Table, topic: str, record: Record, reason: str) -> Row
         "kind": "refused",
         "reason": reason,
         "value": value,
-        "value_sha256": None if record.value is None else hashlib.sha256(record.value).hexdigest(),
+        "value_sha256": kept_sha256(record.value, value),
         "masked": value != record.value,
     }
 

@@ -14,7 +14,7 @@ from psycopg.conninfo import make_conninfo
 
 from scorer.runtime import assets
 
-REVISION = "0004"  # the newest migration: what this version of the code reads and writes
+REVISION = "0005"  # the newest migration: what this version of the code reads and writes
 
 # Two `setup` commands at once: the second waits for the first. Any fixed number serves; this one reads "fraud".
 _MIGRATION_LOCK = 0x6672617564

@@ -120,6 +120,7 @@ batches = sa.Table(
     sa.Column("challengers", ARRAY(sa.Text), nullable=False),
     *_text_columns("digest", "previous", "head"),
     sa.Column("journal", JSONB, nullable=False),
+    sa.Column("salt", sa.LargeBinary),
     postgresql_partition_by="RANGE (day)",
 )
 sa.Index(

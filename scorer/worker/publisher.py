@@ -187,6 +187,7 @@ class Publisher:
             shard=self._shard,
             sequence=outcomes.journal.sequence,
             journal=outcomes.journal.to_bytes().decode(),
+            salt=None if outcomes.salt is None else outcomes.salt.hex(),
         )
         room = min(CHUNK_BYTES_MAX, self._limit(self._topics.audit) - RECORD_OVERHEAD_BYTES)
         try:

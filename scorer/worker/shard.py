@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -18,6 +19,7 @@ import structlog
 from confluent_kafka import KafkaException
 
 from features.log_segments import SegmentError
+from schemas.audit_digest import SALT_BYTES
 from schemas.decision import MODES
 from scorer import kafka
 from scorer.errors import FraudScorerError, UsageError
@@ -200,7 +202,7 @@ class Shard:
             if self._snapshotter is not None:
                 batch = self._snapshotter.named_by(batch, pipeline.sequence)
             fault_points.point("after_consume")
-            batch = self._activate(pipeline, activator, batch)
+            batch = replace(self._activate(pipeline, activator, batch), salt=secrets.token_bytes(SALT_BYTES))
             started = self._threads.monotonic()
             try:
                 outcomes = pipeline.run(batch)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import psycopg
 
-from schemas.audit_record import AuditColumns, AuditContext, AuditHeader, digest, encode
+from schemas.audit_record import AuditColumns, AuditContext, AuditHeader, digests, encode
 from schemas.journal_record import ControlRange, InputRange, JournalRecord
 from scorer.sink.assembler import Assembler, Position
 from scorer.sink.store import Store
@@ -26,6 +27,7 @@ class Trail:
 
     url: str
     topic: str = "audit"
+    salted: bool = True  # False: as releases before 0.2 wrote
     positions: dict[int, Position] = field(default_factory=dict)
     heads: dict[int, tuple[int, str]] = field(default_factory=dict)
     made: dict[tuple[int, int], AuditColumns] = field(default_factory=dict)
@@ -35,6 +37,8 @@ class Trail:
     ) -> tuple[list[bytes], JournalRecord]:
         """The next batch of `shard`, on the day-th day of 2026, as it would stand on the audit topic."""
         sequence, head = self.heads.get(shard, (-1, "0" * 64))
+        salt = hashlib.sha256(f"{shard} {sequence}".encode()).digest() if self.salted else None
+        made = digests(columns, context, salt)
         record = JournalRecord(
             shard=shard,
             sequence=sequence + 1,
@@ -44,11 +48,16 @@ class Trail:
             bundle=context.bundle,
             decisions=len(columns),
             dead_letters=0,
-            digest=digest(columns, context),
+            digest=made.digest,
+            decided=made.decided,
             previous=head,
         )
         header = AuditHeader(
-            **context.model_dump(), shard=shard, sequence=sequence + 1, journal=record.to_bytes().decode()
+            **context.model_dump(),
+            shard=shard,
+            sequence=sequence + 1,
+            journal=record.to_bytes().decode(),
+            salt=None if salt is None else salt.hex(),
         )
         return encode(columns, header), record
 
@@ -101,16 +110,18 @@ def forge(url: str, shard: int, sequence: int, *, onwards: bool) -> None:
     sql(url, f"UPDATE batches SET flagged = 0 WHERE shard = {shard} AND sequence = {sequence}")
     with audit_database.engine(url).connect() as connection:
         context, columns = read_batch(connection, shard, sequence)
-        new_digest = digest(columns, context)
     with psycopg.connect(url) as connection:
         found = connection.execute(
-            "SELECT sequence, journal FROM batches WHERE shard = %s AND sequence >= %s ORDER BY sequence",
+            "SELECT sequence, journal, salt FROM batches WHERE shard = %s AND sequence >= %s ORDER BY sequence",
             (shard, sequence),
         ).fetchall()
         previous = None
-        for number, journal in found if onwards else found[:1]:
+        for number, journal, salt in found if onwards else found[:1]:
             if number == sequence:
-                journal["digest"] = new_digest
+                made = digests(columns, context, salt)
+                journal["digest"] = made.digest
+                if made.decided is not None:
+                    journal["decided"] = made.decided
             else:
                 journal["previous"] = previous
             record = JournalRecord.model_validate_json(json.dumps(journal))

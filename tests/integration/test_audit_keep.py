@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
 
-from scorer.audit.maintain.erasure import erase
+from schemas.audit_record import digest
+from scorer.audit.maintain.erasure import _record, erase
 from scorer.audit.maintain.retention import retain
 from scorer.audit.signed.anchors import AnchorFile, anchor
 from scorer.audit.signed.signatures import Signer
 from scorer.audit.verify.verification import verify
 from scorer.errors import PromiseBroken, UsageError
+from scorer.sink import store
+from scorer.sink.batch_rows import batch_row
+from scorer.trail import audit_database
+from tests.integration.audit_batches import CONTEXT
 from tests.integration.audit_trail import Trail, migrated, sql
 
 
@@ -143,6 +150,89 @@ def test_a_person_is_erased_and_the_chain_stays_whole(trail: Trail, tmp_path: Pa
     erase(trail.url, column="account_id", value="a_2", signer=signer)
     assert verify(trail.url, verifier=signer.verifier, anchors=file).good
     assert erase(trail.url, column="customer_id", value="c_1", signer=signer).rows == 0
+
+
+def kept_digests(url: str) -> set[str]:
+    """Every digest that the trail keeps for ever, journal records, signed records and `decided` included."""
+    with psycopg.connect(url) as connection:
+        rows = connection.execute("SELECT to_jsonb(b)::text FROM batches b UNION ALL SELECT document FROM erasures")
+        return {digest for (text,) in rows for digest in re.findall(r"[0-9a-f]{64}", text)}
+
+
+@pytest.mark.parametrize("salted", [True, False], ids=["salted", "of an earlier release"])
+def test_no_digest_of_one_payment_gives_the_person_back(database: str, *, salted: bool) -> None:
+    """Who has all that the trail and the journal keep after an erasure, and tries the right customer of a batch of one
+    payment, cannot tell that it is the right one. Without a salt, as batches of earlier releases are, one can."""
+    trail, signer = Trail(migrated(database), salted=salted), Signer.generate()
+    trail.write(0, (1, 1), seed=3)
+    person = replace(trail.made[0, 1], customer_id=["c_42"], account_id=["a_42"])
+    trail.write_columns(0, [person])
+    with psycopg.connect(database) as connection:
+        salt: Any = connection.execute("SELECT salt FROM batches WHERE sequence = 2").fetchone()
+    assert digest(person, CONTEXT, salt[0]) in kept_digests(database), "until then it can be verified"
+    erase(database, column="customer_id", value="c_42", signer=signer)
+    with psycopg.connect(database) as connection:
+        new_salt: Any = connection.execute("SELECT salt FROM batches WHERE sequence = 2").fetchone()
+    guesses = {digest(person, CONTEXT, known) for known in (None, b"", bytes(32), new_salt[0])}
+    assert bool(guesses & kept_digests(database)) is not salted
+    assert new_salt != salt
+    assert len(new_salt[0]) == 32
+    assert verify(database, verifier=signer.verifier).good
+
+
+def test_an_erased_batch_is_verified_as_before(trail: Trail) -> None:
+    """What was decided is compared with the journal after an erasure, too; not even the signer can cover up a change
+    of it, and a salt changed, taken away or made up is found."""
+    signer = Signer.generate()
+    erase(trail.url, column="customer_id", value="c_1", signer=signer)
+    for change in (
+        "salt = NULL",
+        "salt = salt || '\\x00'",
+        "salt = decode(repeat('ab', 32), 'hex')",
+    ):
+        sql(trail.url, "CREATE TABLE kept AS SELECT shard, sequence, salt FROM batches")
+        sql(trail.url, f"UPDATE batches SET {change} WHERE sequence = 2")
+        found = verify(trail.url, verifier=signer.verifier).findings
+        assert {(f.shard, f.sequence) for f in found} == {(0, 2), (1, 2)}, change
+        restore = "UPDATE batches b SET salt = k.salt FROM kept k WHERE (b.shard, b.sequence) = (k.shard, k.sequence)"
+        sql(trail.url, restore, "DROP TABLE kept")
+    assert verify(trail.url, verifier=signer.verifier).good
+    sql(trail.url, "UPDATE decisions SET amount_minor = 1 WHERE shard = 1 AND sequence = 2 AND row_number = 5")
+    with psycopg.connect(trail.url) as connection:
+        _record(connection, (date(2026, 1, 1), 1, 2), signer, None)
+    assert kinds(trail.url, verifier=signer.verifier) == [(1, 2, "row_edited")]
+
+
+def test_a_trail_of_the_release_before_goes_on(database: str) -> None:
+    """Batches written before the migration verify with those written after it, before and after an erasure in both."""
+    audit_database.migrate(database, "0004")
+    old, signer = Trail(database, salted=False), Signer.generate()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store, "batch_row", without_salt)  # as the sink of that release writes
+        patch.setattr(audit_database, "REVISION", "0004")
+        old.write(0, (12, 1), seed=1)
+    with psycopg.connect(database) as connection:
+        connection.execute(
+            'INSERT INTO set_aside (topic, partition, "offset", kind, reason, value, value_sha256, masked) VALUES '
+            "('audit', 0, 90, 'unreadable', 'r', '*', 'aa', true), "
+            "('audit', 0, 91, 'unreadable', 'r', 'v', 'bb', false)"
+        )
+    migrated(database)
+    new = Trail(database, heads=old.heads, made=old.made)
+    new.write(0, (12, 1), seed=2)
+    assert verify(database, verifier=signer.verifier).findings == []
+    assert erase(database, column="customer_id", value="c_1", signer=signer).batches == 2
+    assert erase(database, column="account_id", value="a_2", signer=signer).batches == 2
+    assert verify(database, verifier=signer.verifier).findings == []
+    with psycopg.connect(database) as connection:
+        hashes = connection.execute('SELECT value_sha256 FROM set_aside ORDER BY "offset"').fetchall()
+        salts = connection.execute("SELECT sequence, salt IS NULL FROM batches ORDER BY 1").fetchall()
+    assert hashes == [(None,), ("bb",)], "a hash of a record with masked digits gives them back by trying"
+    assert salts == [(0, False), (1, True), (2, False), (3, False)]
+
+
+def without_salt(*about: Any) -> dict[str, object]:
+    return {name: value for name, value in batch_row(*about).items() if name != "salt"}
 
 
 def test_an_edit_that_poses_as_an_erasure_is_found(trail: Trail) -> None:

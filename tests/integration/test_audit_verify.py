@@ -208,6 +208,8 @@ OWNER: dict[str, tuple[str, tuple[int, int, str]]] = {
             ("head", "repeat('0', 64)", "batch_edited"),
             ("journal", "jsonb_set(journal, '{dead_letters}', '5')", "batch_edited"),
             ("journal", "'{}'", "batch_edited"),
+            ("salt", "NULL", "batch_edited"),
+            ("salt", "decode(repeat('ab', 32), 'hex')", "row_edited"),
             ("stream_time", "stream_time + interval '1 us'", "batch_edited"),
             ("stream_time", "'infinity'", "batch_edited"),
             ("event_time_min", "'-infinity'", "batch_edited"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import struct
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from schemas import audit_record
+from schemas import audit_digest, audit_record
+from schemas.audit_digest import Digests
 from schemas.audit_record import (
     AuditColumns,
     AuditContext,
@@ -24,6 +26,7 @@ from schemas.audit_record import (
     digest,
     encode,
 )
+from scorer.audit.maintain import erasure
 from tests.audit_columns import TEXT, about_of, columns, context
 
 
@@ -54,9 +57,28 @@ def plain(rows: int, text: str = "x") -> AuditColumns:
     )
 
 
-def digest_by_the_book(given: AuditColumns, about: AuditContext) -> str:
-    """The digest written again from the description in schemas/audit_digest.py, value by value, with struct alone."""
-    out = [b"fraud-scorer audit digest v1\n"]
+SALT = bytes(range(32))
+PERSONAL = ("payment_id", "customer_id", "account_id")
+
+
+def by_the_book(given: AuditColumns, about: AuditContext, salt: bytes | None) -> Digests:
+    """Both hashes written again from the description in schemas/audit_digest.py."""
+    if salt is None:
+        plain_bytes = bytes_by_the_book(given, about, b"fraud-scorer audit digest v1\n")
+        return Digests(hashlib.sha256(plain_bytes).hexdigest(), None)
+    decided = hashlib.sha256(bytes_by_the_book(given, about, b"fraud-scorer audit decided v2\n", without=PERSONAL))
+    message = decided.digest() + struct.pack("<Q", len(given))
+    for name in PERSONAL:
+        values = getattr(given, name)
+        message += b"".join(struct.pack("<i", -1 if v is None else len(v.encode())) for v in values)
+        message += b"".join(v.encode() for v in values if v is not None)
+    inner = hashlib.sha256(bytes(b ^ 0x36 for b in salt + bytes(32)) + message).digest()  # RFC 2104
+    return Digests(hashlib.sha256(bytes(b ^ 0x5C for b in salt + bytes(32)) + inner).hexdigest(), decided.hexdigest())
+
+
+def bytes_by_the_book(given: AuditColumns, about: AuditContext, prefix: bytes, without: Sequence[str] = ()) -> bytes:
+    """The canonical bytes, value by value, with struct alone."""
+    out = [prefix]
 
     def text(value: str) -> bytes:
         raw = value.encode()
@@ -80,14 +102,16 @@ def digest_by_the_book(given: AuditColumns, about: AuditContext) -> str:
     out += [struct.pack("<I", len(about.feature_names)), *map(text, about.feature_names)]
     out += [struct.pack("<I", len(about.challengers)), *map(text, about.challengers)]
     out.append(struct.pack("<Q", len(given)))
-    strings(given.payment_id)
+    if "payment_id" not in without:
+        strings(given.payment_id)
     numbers("i", given.partition)
     numbers("q", given.offset)
     numbers("q", given.event_time_ms)
     numbers("q", given.amount_minor)
     strings(given.currency)
     for name in ("customer_id", "account_id", "merchant_id", "terminal_id", "mcc", "channel", "country"):
-        strings(getattr(given, name))
+        if name not in without:
+            strings(getattr(given, name))
     numbers("B", given.decision)
     numbers("B", given.mode)
     out.extend(float32(value) for value in given.margin.tolist())
@@ -99,7 +123,7 @@ def digest_by_the_book(given: AuditColumns, about: AuditContext) -> str:
     lists(given.fired)
     out.extend(float32(value) for value in given.features.reshape(-1).tolist())
     out.extend(float32(value) for value in given.challenger_margins.reshape(-1).tolist())
-    return hashlib.sha256(b"".join(out)).hexdigest()
+    return b"".join(out)
 
 
 def same(left: AuditColumns, right: AuditColumns) -> bool:
@@ -131,15 +155,37 @@ def test_columns_come_back(given: AuditColumns) -> None:
 @given(columns())
 @settings(deadline=None)
 def test_digest_is_what_the_description_says(given: AuditColumns) -> None:
-    """The fast digest equals a value-by-value one written from its description."""
+    """The fast digests equal value-by-value ones written from their description, that of earlier releases too."""
     about = about_of(given)
-    assert digest(given, about) == digest_by_the_book(given, about)
+    for salt in (SALT, None):
+        assert audit_record.digests(given, about, salt) == by_the_book(given, about, salt)
+    assert audit_record.decided(given, about) == by_the_book(given, about, SALT).decided
+
+
+@given(columns(rows_min=1))
+@settings(deadline=None)
+def test_what_names_a_person_enters_the_digest_by_its_salt_alone(given: AuditColumns) -> None:
+    """`decided` is the same whoever the person is; and the digest of the same rows is another under each salt."""
+    about = about_of(given)
+    other = replace(given, **{name: ["someone else"] * len(given) for name in PERSONAL})
+    first, second = audit_record.digests(given, about, SALT), audit_record.digests(other, about, SALT)
+    assert first.decided == second.decided
+    assert first.digest != second.digest
+    resalted = audit_record.digests(given, about, SALT[::-1])
+    assert resalted.decided == first.decided
+    assert resalted.digest != first.digest
+
+
+def test_what_erasure_replaces_is_what_the_salt_covers() -> None:
+    """The columns that an erasure makes pseudonyms are those under the salt, and no others."""
+    assert [audit_record.COLUMN_NAMES[place] for place in audit_digest.PERSONAL] == list(PERSONAL)
+    assert ("payment_id", *erasure.COLUMNS) == PERSONAL
 
 
 @given(columns(rows_min=1), st.data())
 @settings(max_examples=300, deadline=None)
 def test_one_changed_cell_changes_the_digest(given: AuditColumns, data: st.DataObject) -> None:
-    """No cell of any column can change without the digest changing."""
+    """No cell of any column can change without the digest changing, and `decided` where it names no person."""
     names = audit_record.COLUMN_NAMES if given.challenger_margins.shape[1] else audit_record.COLUMN_NAMES[:-1]
     name = data.draw(st.sampled_from(names))
     row = data.draw(st.integers(0, len(given) - 1))
@@ -161,8 +207,11 @@ def test_one_changed_cell_changes_the_digest(given: AuditColumns, data: st.DataO
         else:
             strategy = st.none() | TEXT if name in audit_record.NULLABLE else TEXT
             changed[row] = data.draw(strategy.filter(lambda new: new != old))
-    about = about_of(given)
-    assert digest(replace(given, **{name: changed}), about) != digest(given, about)
+    about, other = about_of(given), replace(given, **{name: changed})
+    assert digest(other, about) != digest(given, about)
+    was, now = audit_record.digests(given, about, SALT), audit_record.digests(other, about, SALT)
+    assert was.digest != now.digest
+    assert (was.decided == now.decided) is (name in PERSONAL)
 
 
 @given(columns(rows_min=2), st.randoms(use_true_random=False))
@@ -183,6 +232,7 @@ def test_order_of_rows_is_digested(given: AuditColumns, random) -> None:
     )
     about = about_of(given)
     assert digest(swapped, about) != digest(numbered, about)
+    assert digest(swapped, about, SALT) != digest(numbered, about, SALT)
 
 
 @pytest.mark.parametrize(
@@ -229,6 +279,9 @@ def test_chunks_stay_small_and_whole(rows: int, text: str) -> None:
     assert [about.first_row for about, _ in decoded] == np.cumsum([0, *(len(b) for _, b in decoded[:-1])]).tolist()
     assert [name for _, batch in decoded for name in batch.column("payment_id").to_pylist()] == list(given.payment_id)
     assert audit_record.digest_chunks(parts) == digest(given, context(2))
+    salted = [decode_parts(chunk) for chunk in encode(given, header(2, salt=SALT.hex()))]
+    assert {chunk.header.salt for chunk in salted} == {SALT.hex()}
+    assert audit_record.digests_of_chunks(salted) == audit_record.digests(given, context(2), SALT)
 
 
 def test_chunks_fit_a_topic_with_a_small_limit() -> None:
@@ -258,7 +311,7 @@ def test_batch_without_decisions_is_one_chunk() -> None:
     (chunk,) = encode(plain(0), header(2))
     about, back = decode(chunk)
     assert (about.rows, len(back), back.features.shape) == (0, 0, (0, 2))
-    assert digest(back, about) == digest(plain(0), context(2)) == digest_by_the_book(plain(0), context(2))
+    assert digest(back, about) == digest(plain(0), context(2)) == by_the_book(plain(0), context(2), None).digest
 
 
 def test_row_reads_as_people_see_it() -> None:

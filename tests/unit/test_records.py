@@ -141,6 +141,7 @@ def test_journal_records_form_a_chain() -> None:
         {"decisions": 4},
         {"dead_letters": 2},
         {"digest": "ac" * 32},
+        {"decided": "ad" * 32},
         {"sequence": 1, "previous": first.head},
     ]
     heads = {journal(**change).head for change in changes}
@@ -154,6 +155,7 @@ def test_journal_records_form_a_chain() -> None:
         {"inputs": [InputRange(partition=1, start=0, end=1)] * 2},
         {"previous": "ab" * 32},
         {"digest": "AB" * 32},
+        {"decided": "AB" * 32},
         {"decisions": -1},
         {"decisions": 1.0},
         {"version": 2},

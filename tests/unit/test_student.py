@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import xgboost as xgb
 
-from schemas import row_set
+from schemas import audit_record, row_set
 from schemas.decision import DUPLICATE
 from schemas.journal_record import ControlRange, InputRange, JournalRecord
 from scorer.bundle import Bundle, BundleManifestError, write_bundle
@@ -52,6 +53,10 @@ def bundle(student: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 def decide(
     pipeline: Pipeline, given: Sequence[tuple[bytes, bytes]], start: int, *, degraded: bool | np.ndarray
 ) -> Outcomes:
+    return pipeline.run(batch_of(given, start, degraded=degraded))
+
+
+def batch_of(given: Sequence[tuple[bytes, bytes]], start: int, *, degraded: bool | np.ndarray = False) -> Batch:
     n = len(given)
     which = np.full(n, degraded) if isinstance(degraded, bool) else degraded
     records = Records(
@@ -62,7 +67,7 @@ def decide(
         values=[value for _, value in given],
     )
     ranges = (InputRange(partition=0, start=start, end=start + n),)
-    return pipeline.run(Batch(records, ranges, [], ControlRange(start=0, end=0), degraded=which))
+    return Batch(records, ranges, [], ControlRange(start=0, end=0), degraded=which)
 
 
 def test_a_payment_without_time_takes_the_model_from_no_other(bundle: Bundle) -> None:
@@ -135,6 +140,23 @@ def test_the_journal_says_which_batches_were_the_students(bundle: Bundle) -> Non
     assert decide(resumed, given[400:], 400, degraded=True).journal.head == heads[2]
     other = decide(Pipeline(bundle), given[:200], 0, degraded=True).journal.digest
     assert other != decide(Pipeline(bundle), given[:200], 0, degraded=False).journal.digest
+
+
+def test_a_salted_batch_is_decided_again_without_its_salt(bundle: Bundle) -> None:
+    """Recovery, which has the journal alone, comes to the same records; what names a person is under the salt, and a
+    batch that decides anything else has another `decided`, whatever digest the journal has."""
+    given, salt = payments(5, 200), bytes(range(32))
+    live = Pipeline(bundle).run(replace(batch_of(given, 0), salt=salt))
+    record = live.journal
+    assert audit_record.digests(live.columns, live.context, salt) == (record.digest, record.decided)
+    assert live.salt == salt
+    assert salt.hex() not in record.to_bytes().decode()
+    again = Pipeline(bundle).run(replace(batch_of(given, 0), digest=record.digest))
+    assert (again.journal, again.salt) == (record, None)
+    other = Pipeline(bundle).run(replace(batch_of(given, 0, degraded=True), digest=record.digest)).journal
+    assert other.decided != record.decided
+    assert other.head != record.head
+    assert "decided" not in Pipeline(bundle).run(batch_of(given, 0)).journal.to_bytes().decode(), "as before"
 
 
 def test_the_gate_holds_the_student_to_its_threshold(bundle: Bundle, student: Path, tmp_path: Path) -> None:

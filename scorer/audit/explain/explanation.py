@@ -16,6 +16,7 @@ import numpy.typing as npt
 import psycopg
 from psycopg.rows import dict_row
 
+from schemas.audit_record import digest
 from schemas.currencies import CURRENCY_EXPONENT
 from schemas.payment_decoder import PaymentBatch
 from scorer.audit.explain.redecision import Window
@@ -72,7 +73,9 @@ def find(url: str, payment_id: str) -> list[Explanation]:
     """The decisions on a payment, in the order in which they were made. Raises FraudScorerError when there are none."""
     with psycopg.connect(connect_text(url), row_factory=dict_row) as connection:
         rows = connection.execute(
-            "SELECT d.*, b.origin_topic, b.feature_fingerprint, b.challengers, b.digest, b.head, s.feature_names, "
+            "SELECT d.*, b.origin_topic, b.feature_fingerprint, b.challengers, b.digest, b.head, b.salt, "
+            "b.journal->>'decided' AS decided, s.feature_names, EXISTS (SELECT 1 FROM erasures e "
+            "WHERE e.shard = d.shard AND e.sequence = d.sequence) AS batch_erased, "
             "d.payment_id LIKE 'erased-%%' AND EXISTS (SELECT 1 FROM erasures e WHERE e.shard = d.shard "
             "AND e.sequence = d.sequence) AS erased "
             "FROM decisions d JOIN batches b ON b.shard = d.shard AND b.sequence = d.sequence AND b.day = d.day "
@@ -177,7 +180,17 @@ def compare_replay(explanation: Explanation, outcomes: Outcomes) -> None:
     checks.append(_equal("replay: decision", row["decision"], again.decision))
     checks.append(_equal("replay: mode", row["mode"], again.mode))
     checks.append(_equal("replay: reasons", ", ".join(row["reasons"]), ", ".join(again.reasons)))
-    checks.append(_equal("replay: batch digest", row["digest"], outcomes.journal.digest))
+    checks.append(_batch_digest(row, outcomes))
+
+
+def _batch_digest(row: dict[str, Any], outcomes: Outcomes) -> Check:
+    """The whole batch, persons included where its salt is at hand; after an erasure what was decided."""
+    what = "replay: batch digest"
+    if row["decided"] is None:
+        return _equal(what, row["digest"], outcomes.journal.digest)
+    if row["batch_erased"] or row["salt"] is None:
+        return _equal(what, row["decided"], outcomes.journal.decided or "")
+    return _equal(what, row["digest"], digest(outcomes.columns, outcomes.context, row["salt"]))
 
 
 class _Listed:

@@ -5,12 +5,15 @@ pseudonyms: HMAC-SHA-256 under a key that is made for this erasure and thrown aw
 pseudonyms, so the rows of one person can still be recognised as such; whose they are can not be found, not even by
 trying every name, because the key is gone. Labels of those payments get the same pseudonyms.
 
-The journal's digest of such a batch was made of the values before. So each batch gets a signed record with the digest
-its rows have since, and `verify` compares them with that; its place in the chain, head and journal digest stay as they
-were. (That old digest is no way back: testing a guess with it takes every byte of the batch, payment ids included.)
+The journal's digest of such a batch was made of the values before, and is kept for ever: whoever could compute it for
+a guess would find the person again. So its salt is destroyed with the values. The batch gets a new one, and a signed
+record with the digest that its rows have under it; `verify` compares them with that. Its place in the chain, head and
+journal digest stay as they were, and what was decided (`decided` in the journal record) is verified as before.
 Batches are verified before they are touched: an erasure must not cover up a change.
 
-Kafka's topics hold the values until their own retention removes them (35 days by default).
+What this does not reach: Kafka's topics hold values and salt until their own retention removes them (35 days by
+default), backups and archived WAL of Postgres until theirs; a dead row goes with the next vacuum. The digest of a batch
+of a release before 0.2 has no salt: it stays in the journal, and can be guessed.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from schemas.audit_digest import context_bytes, digest_parts
+from schemas.audit_digest import SALT_BYTES, context_bytes, digests_of
 from scorer.audit.signed.amendments import amend
 from scorer.audit.signed.anchors import AnchorFile
 from scorer.audit.signed.signatures import Signer
@@ -128,14 +131,15 @@ def _batch(
 def _record(
     connection: psycopg.Connection, batch: tuple[date, int, int], signer: Signer, anchors: AnchorFile | None
 ) -> dict[str, Any]:
-    """The signed record of what the batch's rows are since; returns its body."""
+    """Destroys the batch's salt, and signs what its rows are since under another one; returns the record's body."""
     day, shard, sequence = batch
+    salt = secrets.token_bytes(SALT_BYTES)
     about: Any = connection.execute(
         sql.SQL(
-            "SELECT b.bundle, b.threshold, b.feature_fingerprint, s.feature_names, b.challengers, b.head, b.digest "
-            "FROM batches b JOIN feature_sets s ON s.fingerprint = b.feature_fingerprint WHERE {}"
+            "UPDATE batches b SET salt = %s FROM feature_sets s WHERE s.fingerprint = b.feature_fingerprint AND {} "
+            "RETURNING b.bundle, b.threshold, b.feature_fingerprint, s.feature_names, b.challengers, b.head, b.digest"
         ).format(_BATCH),
-        batch,
+        (salt, *batch),
     ).fetchone()
     bundle, threshold, fingerprint, names, challengers, head, digest = about
     rows = read_rows(
@@ -154,7 +158,7 @@ def _record(
         "sequence": sequence,
         "head": head,
         "digest_in_journal": digest,
-        "digest": digest_parts([rows.parts(0, len(rows))], len(rows), context),
+        "digest": digests_of([rows.parts(0, len(rows))], len(rows), context, salt).digest,
         **({} if anchors is None else {"anchors": anchors.place}),
     }
     connection.execute(
@@ -173,7 +177,7 @@ def _elsewhere(connection: psycopg.Connection, value: str, pseudonym: str) -> li
         (pseudonym, value),
     ).fetchall()
     changed += connection.execute(
-        "UPDATE set_aside SET value = NULL WHERE position(%s::bytea IN value) > 0 "
+        "UPDATE set_aside SET value = NULL, value_sha256 = NULL WHERE position(%s::bytea IN value) > 0 "
         """RETURNING 'set_aside', topic, partition, "offset", NULL""",
         (value.encode(),),
     ).fetchall()

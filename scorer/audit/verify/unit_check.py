@@ -21,7 +21,7 @@ from psycopg.abc import Buffer
 from psycopg.rows import namedtuple_row
 from psycopg.types.datetime import TimestamptzLoader
 
-from schemas.audit_digest import context_bytes, digest_parts
+from schemas.audit_digest import SALT_BYTES, context_bytes, digests_of
 from schemas.audit_record import EVENT_TIME_MS_MAX
 from schemas.decision import DEGRADED, DUPLICATE, LATE, MODES, REFUSED
 from schemas.journal_record import JournalError, JournalRecord
@@ -126,9 +126,15 @@ def _batch(result: Checked, batch: Any, rows: Rows, begin: int, end: int, verifi
     if len(malformed):
         found("row_edited", f"row {malformed[0]} holds what the sink never writes")
         return
-    context = _context(batch)
-    if digest_parts([rows.parts(begin, end)], n, context) != digest:
-        kind, detail = _digest_finding(rows, begin, end)
+    known = batch.journal.get("decided") if isinstance(batch.journal, dict) else None
+    salt_wrong = _salt_difference(batch.salt, known, erased=erased)
+    if salt_wrong is not None:
+        found("batch_edited", salt_wrong)
+        return
+    have = digests_of([rows.parts(begin, end)], n, _context(batch), batch.salt)
+    # What was decided is the journal's after an erasure, too; only whom it was decided about may change by one.
+    if have.digest != digest or (known is not None and have.decided != known):
+        kind, detail = _digest_finding(rows, begin, end, of_persons=have.decided is not None and have.decided == known)
         found(kind, detail)
         return
     wrong = _undigested_columns(batch, rows, begin, end)
@@ -149,6 +155,17 @@ def _digest_of_record(batch: Any, verifier: Verifier | None) -> tuple[str, bool,
         return str(body["digest"]), True, None
     except (SignatureBroken, KeyError) as exc:
         return batch.digest, False, str(exc)
+
+
+def _salt_difference(salt: bytes | None, decided: str | None, *, erased: bool) -> str | None:
+    """Why the batch can't have this salt. One of a release before 0.2 has none until something of it is erased."""
+    if salt is None:
+        return None if decided is None else "column salt is empty, and its journal record's digest has one"
+    if len(salt) != SALT_BYTES:
+        return f"column salt has {len(salt)} bytes; a salt has {SALT_BYTES}"
+    if decided is None and not erased:
+        return "column salt has a value, and its journal record's digest has none"
+    return None
 
 
 def _row_numbers(numbers: npt.NDArray[np.int32], decisions: int) -> list[tuple[str, str]] | None:
@@ -254,14 +271,16 @@ def _undigested_columns(batch: Any, rows: Rows, begin: int, end: int) -> tuple[s
     return None
 
 
-def _digest_finding(rows: Rows, begin: int, end: int) -> tuple[str, str]:
-    """What the rows alone show of a digest that does not hold."""
+def _digest_finding(rows: Rows, begin: int, end: int, *, of_persons: bool) -> tuple[str, str]:
+    """What the rows alone show of a digest that does not hold. `of_persons`: of all other columns it does."""
     partition = rows.numbers["origin_partition"][begin:end]
     offset = rows.numbers["origin_offset"].view(np.int64)[begin:end]
     for number in np.unique(partition):
         if (np.diff(offset[partition == number]) <= 0).any():
             # Each partition's payments keep their order, so offsets rise.
             return "rows_reordered", f"the offsets of partition {number} do not rise along the rows"
+    if of_persons:
+        return "row_edited", "payment_id, customer_id or account_id of a row was changed, or the batch's salt"
     return "row_edited", "its rows do not have the digest that the journal record names"
 
 
