@@ -156,7 +156,7 @@ class JournalRecord(Contract):
     dead_letters: Count = Field(description="Number of dead letters.", examples=[1])
     digest: Sha256 = Field(
         description="Digest of the batch's audit rows under a salt that the audit trail alone has "
-        "(schemas.audit_digest), so that nobody can be found by it once the salt is destroyed."
+        "(schemas.audit_digest), so that no person can be found by it once the salt is destroyed."
     )
     decided: Sha256 | None = Field(
         default=None,
