@@ -18,7 +18,7 @@ ODD = [np.nan, np.inf, -np.inf, -0.0, 0.0, 1e-45, -1e-45, 1e-38, 3.4028235e38, -
 
 PARAMETERS = st.fixed_dictionaries(
     {
-        "max_depth": st.sampled_from([1, 2, 3, 6, 9]),
+        "max_depth": st.sampled_from([1, 2, 3, 6, 9, 12]),
         "grow_policy": st.sampled_from(["depthwise", "lossguide"]),
         "max_leaves": st.sampled_from([0, 2, 5, 17]),
         "tree_method": st.sampled_from(["hist", "exact", "approx"]),
@@ -145,11 +145,24 @@ def test_base_margin_equals_xgboost(score: float) -> None:
             {"max_depth": 0, "grow_policy": "lossguide", "max_leaves": 120, "min_child_weight": 0.0, "reg_lambda": 0.0},
             9,
         ),
+        ({"max_depth": 12, "min_child_weight": 0.0, "reg_lambda": 0.0, "eta": 0.1}, 20),
+        ({"max_depth": 12, "min_child_weight": 0.0, "max_bin": 4096, "eta": 0.1}, 20),
+        ({"max_depth": 0, "grow_policy": "lossguide", "max_leaves": 60, "min_child_weight": 0.0, "eta": 0.1}, 40),
         ({"booster": "dart", "rate_drop": 0.5, "normalize_type": "forest"}, 30),
         ({"gamma": 1e12}, 3),
         ({"base_score": 0.25, "max_delta_step": 0.7}, 20),
     ],
-    ids=["stumps", "many cuts", "deep and uneven", "dart", "one leaf each", "base score given"],
+    ids=[
+        "stumps",
+        "many cuts",
+        "deep and uneven",
+        "deep",
+        "deep with many cuts",
+        "depths of all kinds",
+        "dart",
+        "one leaf each",
+        "base score given",
+    ],
 )
 def test_named_shapes(parameters: dict[str, Any], rounds: int) -> None:
     """The shapes that have broken evaluators before: stumps, chains, bare leaves, dart, thousands of cuts."""

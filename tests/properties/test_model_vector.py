@@ -19,7 +19,7 @@ from scorer.model import CompiledModel, model_plan
 from scorer.model.model_plan import spans
 from scorer.model.tree_table import LESS, RawTree, Table, join, lower_tree
 from scorer.model.vector import jit_compiler, lane_tables
-from scorer.model.vector.vector_run import VectorRun
+from scorer.model.vector.vector_run import DeepRun, VectorRun
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -175,15 +175,45 @@ def test_spans_join_what_is_cheaper_joined() -> None:
     assert [s.depth for s in spans(np.array([6, 12, 6]))] == [6, 9, 6]
 
 
-def test_alternating_depths_are_walked() -> None:
-    """Dozens of runs would each rank the rows anew; one walk takes them all."""
-    model = _assert_equal(_table(6, [3, 10] * 12, grow=0.3), 6, (1, 30))
-    assert model.plan.vector_trees == 0
-    assert "differ too much" in model.plan.reason
+def test_alternating_depths_go_through_one_kernel() -> None:
+    """Dozens of runs would each rank the rows anew; the deep kernel takes trees of all depths in one run."""
+    model = _assert_equal(_table(6, [3, 10] * 12 + [0, 1, 8], grow=0.3), 6, (1, 30, 600))
+    assert model.plan.vector_trees == 27
+    few = _assert_equal(_table(6, [10] * 4, grow=0.3), 6, (1, 30))
+    assert few.plan.vector_trees == 0
+    assert "4 trees deeper than 8" in few.plan.reason
+
+
+# Eight rows are walked side by side, 64 are a block, and 512 pass over a tree together.
+_DEEP_COUNTS = (1, 7, 8, 9, 15, 16, 17, 63, 64, 65, 200, 511, 512, 513, 1_100)
+
+
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize(
+    ("depths", "features", "cuts"),
+    [
+        ([12] * 20, 5, 300), ([9] * 16, 30, 700), ([15] * 16, 1, 255), ([25, 9, 11] * 6, 2, 3),
+        ([7] * 3 + [12] * 17, 9, 40),
+    ],
+    ids=["twelve", "many planes", "one feature", "uneven", "after shallow ones"],
+)  # fmt: skip
+def test_deep_trees_equal_the_walk(depths: list[int], features: int, cuts: int, wide: bool) -> None:
+    """Upper levels in lanes and the rest node by node give the walk's bits, for every number of rows."""
+    table = _table(sum(depths), depths, features=features, cuts=cuts, grow=0.5, wide=wide)
+    assert _assert_equal(table, 3, _DEEP_COUNTS).plan.vector_trees == len(depths)
+
+
+def test_hundreds_of_planes_leave_fewer_rows_at_once_to_deep_trees() -> None:
+    """With 200 features of many cuts the ranks of 512 rows would not fit the stack; fewer rows pass, the same bits."""
+    table = _table(1, [9] * 40, features=200, cuts=900)
+    ranks = lane_tables.rank_features(table)
+    assert ranks is not None
+    assert ranks.plane_count * lane_tables.ROWS_AT_ONCE > lane_tables.PLANES_STACK_MAX * 64
+    assert _assert_equal(table, 1, (8, 64, 200, 700)).plan.vector_trees == 40
 
 
 @pytest.mark.parametrize("cpu", ["x86-64", "x86-64-v3", "x86-64-v4"])
-@pytest.mark.parametrize("depth", [3, 6, 8])
+@pytest.mark.parametrize("depth", [3, 6, 8, 12])
 def test_other_cpus_give_the_same_bits(cpu: str, depth: int) -> None:
     """Kernels compiled for an older CPU of this family (SSE2, AVX2, AVX-512 without VBMI) give the same bits."""
     here = jit_compiler.host()
@@ -194,12 +224,20 @@ def test_other_cpus_give_the_same_bits(cpu: str, depth: int) -> None:
     features = "+avx512f,+avx512bw,+avx512vl,+avx512dq,+avx512cd" if cpu == "x86-64-v4" else ""
     if needed not in here.features.split(","):
         return
-    table = _table(depth, [depth] * 9)
-    run = VectorRun(table, lane_tables.rank_features(table), 0, 9, jit_compiler.Host(here.triple, cpu, features))  # type: ignore[arg-type]
-    assert run.few == 0
+    table = _table(depth, [depth] * 9, grow=0.8 if depth <= 8 else 0.5)
+    older, ranks = jit_compiler.Host(here.triple, cpu, features), lane_tables.rank_features(table)
+    assert ranks is not None
     rows = _rows(table, 1, 150)
     out = np.empty(150, np.float32)
-    model_plan.run(rows, out, float(table.base_margin), run.batch, run.descriptor)
+    run: VectorRun | DeepRun
+    if depth <= 8:
+        run = VectorRun(table, ranks, 0, 9, older)
+        assert run.few == 0
+        kernel = run.batch
+    else:
+        run = DeepRun(table, ranks, 0, 9, older)
+        kernel = run.kernel
+    model_plan.run(rows, out, float(table.base_margin), kernel, run.descriptor)
     assert (out.view(np.uint32) == CompiledModel(table, vector=False).margins(rows).view(np.uint32)).all()
 
 

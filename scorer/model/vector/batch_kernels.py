@@ -33,8 +33,8 @@ from scorer.model.vector.kernel_builder import (
 from scorer.model.vector.kernel_layout import GROUP, LANES, SCORING_WORDS
 from scorer.model.vector.rank_kernel import ALL, lookup
 
-_ARGUMENTS = {"rows": PTR, "count": I64, "descriptor": PTR, "out": PTR}
-_NODE = ir.ArrayType(I32, 2)
+ARGUMENTS = {"rows": PTR, "count": I64, "descriptor": PTR, "out": PTR}
+NODE = ir.ArrayType(I32, 2)
 _PAIRS = ir.VectorType(I16, LANES // 2)
 _PERMUTED_DEPTH = 7  # leaves of deeper trees are gathered
 
@@ -63,17 +63,17 @@ def _blocks(k: KernelBuilder, real: Any) -> Iterator[_Block]:
         first = k.at(FLOAT, rows, k.mul(block.index, stride))
         k.invoke_kernel("rank_block", first, present, descriptor, planes)
         own = k.at(real, out, block.index)
-        _copy(k, "copy_in", real, own, sums, present)
+        copy_rows(k, "copy_in", real, own, sums, present)
         at_hand = _Block(planes, [k.read(vector, k.at(real, sums, lane), 64) for lane in range(0, LANES, GROUP)])
         yield at_hand
         for group, value in enumerate(at_hand.result):
             k.store(value, k.at(real, sums, group * GROUP), align=64)
-        _copy(k, "copy_out", real, sums, own, present)
+        copy_rows(k, "copy_out", real, sums, own, present)
 
 
 def batch(module: Any, depth: int, permute: bool, real: Any) -> None:
     """`batch(rows, count, descriptor, out)`: adds the trees' leaves to out `real` [count], 64 rows at a time."""
-    k = KernelBuilder(module, "batch", _ARGUMENTS, SCORING_WORDS)
+    k = KernelBuilder(module, "batch", ARGUMENTS, SCORING_WORDS)
     trees = k.word("trees")
     add_tree = _tree_adder(k, depth, permute, real)
     with _blocks(k, real) as block:
@@ -89,7 +89,7 @@ def early(module: Any, depth: int, permute: bool) -> None:
     out float32 [count] holds the base margin, and is given back as the number of trees that were added: positive where
     the row is flagged, negative where not.
     """
-    k = KernelBuilder(module, "early", _ARGUMENTS, SCORING_WORDS)
+    k = KernelBuilder(module, "early", ARGUMENTS, SCORING_WORDS)
     stages, stage_end, bounds = k.word("stages"), k.word("stage_end", PTR), k.word("stage_bounds", PTR)
     add_tree = _tree_adder(k, depth, permute, FLOAT)
     with _blocks(k, FLOAT) as block:
@@ -124,7 +124,8 @@ def early(module: Any, depth: int, permute: bool) -> None:
     k.ret_void()
 
 
-def _copy(k: KernelBuilder, name: str, real: Any, source: Any, target: Any, count: Any) -> None:
+def copy_rows(k: KernelBuilder, name: str, real: Any, source: Any, target: Any, count: Any) -> None:
+    """Copy `count` elements."""
     with k.loop(name, 0, count) as copy:
         k.store(k.read(real, k.at(real, source, copy.index), 4), k.at(real, target, copy.index), align=4)
 
@@ -135,18 +136,18 @@ def _tree_adder(k: KernelBuilder, depth: int, permute: bool, real: Any) -> Any:
 
     def add(tree: Any, planes: Any, sums: list[Any]) -> list[Any]:
         base = k.shl(tree, i64(depth))
-        index = _leaf_index(k, depth, k.at(_NODE, nodes, base), planes)
+        index = leaf_index(k, depth, k.at(NODE, nodes, base), planes)
         values = _leaf_values(k, depth, permute, real, k.at(real, leaves, base), index)
         return [k.fadd(total, value) for total, value in zip(sums, values, strict=True)]
 
     return add
 
 
-def _leaf_index(k: KernelBuilder, depth: int, nodes: Any, planes: Any) -> Any:
+def leaf_index(k: KernelBuilder, depth: int, nodes: Any, planes: Any) -> Any:
     """<64 x i8>: each row's leaf."""
 
     def goes_right(node: int) -> Any:
-        place = k.at(_NODE, nodes, node)
+        place = k.at(NODE, nodes, node)
         ranks = k.read(BYTES, k.at(I8, planes, k.zext(k.read(I32, place, 4), I64)), 64)
         threshold = k.bitcast(k.spread(k.read(I32, k.at(I32, place, 1), 4)), BYTES)
         return k.intrinsic(f"llvm.ssub.sat.v{LANES}i8", BYTES, threshold, ranks)
@@ -189,4 +190,4 @@ def _leaf_values(k: KernelBuilder, depth: int, permute: bool, real: Any, leaves:
     return values
 
 
-__all__ = ["batch", "early"]
+__all__ = ["ARGUMENTS", "NODE", "batch", "copy_rows", "early", "leaf_index"]

@@ -7,6 +7,8 @@ GROUP = 16  # float32 lanes of a 512-bit register
 DEPTH_MIN = 3  # eight nodes a tree: eight trees fill a register of 64 bytes
 DEPTH_MAX = 8  # a perfect tree of depth 8 is 2 KiB of nodes; twice as deep would be 512 KiB
 ROW_PLANES_MAX = 256  # the row kernel's index of a plane is a byte
+DEEP_TOP = 6  # levels of a deeper tree that are decided in byte lanes; the rest is walked
+DEEP_SIDE_BY_SIDE = 8  # walks in flight
 CUTS_A_PLANE = 254  # ranks 0..254 in bytes -127..127; -128 stays free for "missing goes left"
 
 # A descriptor is an array of int64 words, pointers among them, in this order; every kernel is called with one.
@@ -32,6 +34,12 @@ SCORING_WORDS = (
     "plane_feature",  # int32 [planes_padded]
     "plane_base",  # int32 [planes_padded]
     "plane_missing",  # int32 [planes_padded]
+    "rows_at_once",  # deep trees: rows that pass over one tree before the next, a multiple of 64
+    "entries",  # int32 [trees, 2^DEEP_TOP]: the node that a walk begins at
+    "steps",  # int32 [trees]: of a walk from there to the tree's last level
+    # uint64 [n]: left child in the upper half (a leaf: itself), then the plane's byte offset (24 bits), threshold byte
+    "walk_nodes",
+    "walk_values",  # float32 or float64 [n]: read for leaves
     "stages",  # early exit: how often the sums are compared with the bounds
     "stage_end",  # int32 [stages]: trees added by then
     "stage_bounds",  # float32 [stages, 2]: a sum below the first is decided, and one at or above the second

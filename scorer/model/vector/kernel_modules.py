@@ -9,7 +9,7 @@ from functools import cache
 
 from llvmlite import ir
 
-from scorer.model.vector import batch_kernels, contribution_kernel, row_kernels
+from scorer.model.vector import batch_kernels, contribution_kernel, deep_kernel, row_kernels
 from scorer.model.vector.jit_compiler import Host
 from scorer.model.vector.kernel_builder import DOUBLE, FLOAT
 from scorer.model.vector.kernel_layout import ROW_PLANES_MAX
@@ -42,6 +42,15 @@ def early(depth: int, permute: bool) -> str:
     module = ir.Module("early")
     rank_block(module, permute)
     batch_kernels.early(module, depth, permute)
+    return _text(module)
+
+
+@cache
+def deep(wide: bool, permute: bool) -> str:
+    """The module of `deep`, for trees of any depth."""
+    module = ir.Module("deep")
+    rank_block(module, permute)
+    deep_kernel.deep(module, DOUBLE if wide else FLOAT)
     return _text(module)
 
 

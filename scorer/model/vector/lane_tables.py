@@ -7,13 +7,24 @@ from dataclasses import dataclass
 import numpy as np
 
 from scorer.model.tree_table import Table
-from scorer.model.vector.kernel_layout import CUTS_A_PLANE, DEPTH_MIN, GROUP, LANES, ROW_PLANES_MAX, SCORING_WORDS
+from scorer.model.vector.kernel_layout import (
+    CUTS_A_PLANE,
+    DEEP_TOP,
+    DEPTH_MIN,
+    GROUP,
+    LANES,
+    ROW_PLANES_MAX,
+    SCORING_WORDS,
+)
 
 PLANES_STACK_MAX = 2_048  # 128 KiB of stack in the kernel
 # All perfect trees together, at 14 bytes a node: 224 MiB. The largest models that padding suits have a hundredth of
 # that.
 PADDED_NODES_MAX = 1 << 24
 _LEVELS_MAX = 20
+# Ranks of 512 rows in 88 planes are 44 KiB: they stay in the second-level cache, and a tree is fetched once for all.
+ROWS_AT_ONCE = 512
+_UNUSED: dict[str, int | np.ndarray] = dict.fromkeys(SCORING_WORDS, 0)
 
 __all__ = [
     "PADDED_NODES_MAX",
@@ -21,6 +32,7 @@ __all__ = [
     "Descriptor",
     "Ranks",
     "describe",
+    "describe_deep",
     "packed_words",
     "rank_features",
     "with_stages",
@@ -120,33 +132,70 @@ class Descriptor:
 def describe(table: Table, ranks: Ranks, first: int, last: int) -> Descriptor:
     """The descriptor of trees first … last - 1, padded to perfect trees of their greatest depth."""
     depth = max(DEPTH_MIN, int(table.depth[first:last].max()))
-    plane, threshold, leaves = _perfect_trees(table, ranks, first, last, depth)
-    nodes = np.empty((*plane.shape, 2), dtype=np.int32)
-    nodes[..., 0] = plane * LANES
-    nodes[..., 1] = (threshold.view(np.uint8).astype(np.uint32) * np.uint32(0x01010101)).view(np.int32)
+    plane, threshold, last_level = _perfect_trees(table, ranks, first, last, depth)
+    leaves = table.value[last_level]
+    # -0.0 is what changes no sum: -0.0 + 0.0 would be 0.0.
+    leaves[last - first :] = -0.0
     narrow = ranks.plane_count <= ROW_PLANES_MAX
     node_plane = plane.astype(np.uint8) if narrow else np.zeros((0, 1 << depth), np.uint8)
     values: dict[str, int | np.ndarray] = {
-        "row_stride": table.feature_count,
-        "features": len(ranks.feature_table),
-        "feature_table": ranks.feature_table,
-        "plane_table": ranks.plane_table,
-        "cuts": ranks.cuts,
-        "planes": max(1, ranks.plane_count),
+        **_ranking(table, ranks),
         "trees": last - first,
-        "nodes": nodes,
+        "nodes": _lane_nodes(plane, threshold),
         # A register of 16 floats is read at the last tree's leaves, whatever its depth.
         "leaves": np.concatenate([leaves.reshape(-1), np.zeros(GROUP, leaves.dtype)]),
         "node_plane": node_plane,
         "node_threshold": threshold if narrow else np.zeros((0, 1 << depth), np.int8),
         "mask_vectors": node_plane.size // LANES,
         **_columns_of_groups(ranks),
-        "stages": 0,
-        "stage_end": 0,
-        "stage_bounds": 0,
     }
-    words, arrays = packed_words(values, SCORING_WORDS)
+    words, arrays = packed_words(_UNUSED | values, SCORING_WORDS)
     return Descriptor(words, arrays, depth, ranks.plane_count)
+
+
+def describe_deep(table: Table, ranks: Ranks, first: int, last: int) -> Descriptor:
+    """The descriptor of trees first … last - 1 for the deep kernel: DEEP_TOP levels padded, all nodes for the walk."""
+    plane, threshold, entries = _perfect_trees(table, ranks, first, last, DEEP_TOP)
+    start = int(table.root[first])
+    end = int(table.root[last]) if last < table.tree_count else len(table.left)
+    span = slice(start, end)
+    walk = (
+        ((table.left[span] - start).astype(np.uint64) << np.uint64(32))
+        | ((ranks.node_plane[span] * LANES).astype(np.uint64) << np.uint64(8))
+        | ranks.node_threshold[span].view(np.uint8).astype(np.uint64)
+    )
+    planes = max(1, ranks.plane_count)
+    values: dict[str, int | np.ndarray] = {
+        **_ranking(table, ranks),
+        "trees": last - first,
+        "nodes": _lane_nodes(plane, threshold),
+        "rows_at_once": LANES * max(1, min(ROWS_AT_ONCE // LANES, PLANES_STACK_MAX // planes)),
+        "entries": np.maximum(entries - start, 0).astype(np.int32),
+        "steps": np.maximum(table.depth[first:last] - DEEP_TOP, 0).astype(np.int32),
+        "walk_nodes": walk,
+        "walk_values": table.value[span],
+    }
+    words, arrays = packed_words(_UNUSED | values, SCORING_WORDS)
+    return Descriptor(words, arrays, int(table.depth[first:last].max()), ranks.plane_count)
+
+
+def _ranking(table: Table, ranks: Ranks) -> dict[str, int | np.ndarray]:
+    """What ranking a block of rows reads."""
+    return {
+        "row_stride": table.feature_count,
+        "features": len(ranks.feature_table),
+        "feature_table": ranks.feature_table,
+        "plane_table": ranks.plane_table,
+        "cuts": ranks.cuts,
+        "planes": max(1, ranks.plane_count),
+    }
+
+
+def _lane_nodes(plane: np.ndarray, threshold: np.ndarray) -> np.ndarray:
+    nodes = np.empty((*plane.shape, 2), dtype=np.int32)
+    nodes[..., 0] = plane * LANES
+    nodes[..., 1] = (threshold.view(np.uint8).astype(np.uint32) * np.uint32(0x01010101)).view(np.int32)
+    return nodes
 
 
 def packed_words(
@@ -168,18 +217,16 @@ def packed_words(
 def _perfect_trees(
     table: Table, ranks: Ranks, first: int, last: int, depth: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """int32, int8 and the leaves' type [trees padded to a multiple of 8, 2^depth]: plane and threshold byte of every
-    node in breadth-first order from index 1, and the leaves from left to right.
+    """int32, int8 and int32 [trees padded to a multiple of 8, 2^depth]: plane and threshold byte of every node in
+    breadth-first order from index 1, and the table's nodes at that depth from left to right.
 
-    A leaf above the last level is repeated below: its "nodes" never send a row right, and all its places hold its
-    value.
+    A leaf above the last level is repeated below: its "nodes" never send a row right, and all its places lead to it.
     """
     trees, size = last - first, 1 << depth
     padded = -(-trees // 8) * 8
     plane = np.zeros((padded, size), dtype=np.int32)
     threshold = np.full((padded, size), 127, dtype=np.int8)
-    # -0.0 is what changes no sum: -0.0 + 0.0 would be 0.0.
-    leaves = np.full((padded, size), -0.0, dtype=table.value.dtype)
+    last_level = np.zeros((padded, size), dtype=np.int32)
     at = np.zeros((padded, size), dtype=np.int32)
     at[:trees, 1] = table.root[first:last]
     for level in range(depth):
@@ -191,8 +238,8 @@ def _perfect_trees(
         if level + 1 < depth:
             at[:trees, 2 << level : 4 << level] = below
         else:
-            leaves[:trees] = table.value[below]
-    return plane, threshold, leaves
+            last_level[:trees] = below
+    return plane, threshold, last_level
 
 
 def _columns_of_groups(ranks: Ranks) -> dict[str, int | np.ndarray]:

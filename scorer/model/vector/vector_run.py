@@ -8,7 +8,7 @@ from numba import types
 
 from scorer.model.tree_table import Table
 from scorer.model.vector import jit_compiler, kernel_modules
-from scorer.model.vector.lane_tables import Descriptor, Ranks, describe, with_stages
+from scorer.model.vector.lane_tables import Descriptor, Ranks, describe, describe_deep, with_stages
 from scorer.model.vector.native_call import call_kernel
 
 _ROWS = types.Array(types.float32, 2, "C", readonly=True)
@@ -52,6 +52,19 @@ class VectorRun:
         return self._descriptor
 
 
+class DeepRun:
+    """Some consecutive trees of any depth: upper levels in byte lanes, the rest walked."""
+
+    def __init__(self, table: Table, ranks: Ranks, first: int, last: int, machine: jit_compiler.Host) -> None:
+        """Trees first … last - 1 of `table`. Raises jit_compiler.JitUnavailableError where LLVM cannot compile here."""
+        self._descriptor = describe_deep(table, ranks, first, last)
+        self.first, self.trees = first, last - first
+        text = kernel_modules.deep(table.wide, machine.permutes)
+        self.kernel = jit_compiler.addresses(text, ("deep",), machine)["deep"]
+        self.descriptor = self._descriptor.address
+        self.byte_count = self._descriptor.byte_count
+
+
 class EarlyRun:
     """All trees of a table in byte lanes, with the stages of an early exit."""
 
@@ -63,4 +76,4 @@ class EarlyRun:
         self.descriptor = self._descriptor.address
 
 
-__all__ = ["EarlyRun", "VectorRun", "run"]
+__all__ = ["DeepRun", "EarlyRun", "VectorRun", "run"]
