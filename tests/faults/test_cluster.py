@@ -15,7 +15,7 @@ from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource
 from scorer import kafka
 from scorer.bundle import Bundle
 from scorer.operate.loss_acceptance import Recovery
-from scorer.operate.setup import create_topics
+from scorer.operate.setup import APPEND_TIME, create_topics
 from scorer.runtime.settings import load
 from tests.faults.broker import Cluster, OwnBroker
 from tests.faults.nursery import Nursery
@@ -186,7 +186,7 @@ def _on_two_nodes(app: Application, topic: str) -> None:
     client = kafka.admin(app.settings.kafka)  # its futures end with it
     client.delete_topics([topic])[topic].result(30)
     app.wait(lambda: topic not in client.list_topics(timeout=5).topics, 30, "the topic to be gone")
-    config = {"unclean.leader.election.enable": "true", "min.insync.replicas": "1"}
+    config = {"unclean.leader.election.enable": "true", "min.insync.replicas": "1"} | APPEND_TIME
     client.create_topics([NewTopic(topic, replica_assignment=[[1, 2]], num_partitions=1, config=config)])[topic].result(
         30
     )

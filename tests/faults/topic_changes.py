@@ -19,6 +19,7 @@ from scorer import kafka
 from scorer.bundle import Bundle
 from scorer.journal.partition_buffers import MissingRange
 from scorer.operate.loss_acceptance import Loss, Recovery
+from scorer.operate.setup import APPEND_TIME
 from scorer.runtime.settings import PREFIX
 from tests.faults.nursery import Child
 from tests.faults.payments import Payment, payments
@@ -39,7 +40,7 @@ def made_anew(app: Application, bundle: Path, seed: int) -> None:
     deadline = time.monotonic() + 30
     while True:
         try:
-            client.create_topics([NewTopic(topic, partitions, 1)])[topic].result(30)
+            client.create_topics([NewTopic(topic, partitions, 1, config=APPEND_TIME)])[topic].result(30)
             break
         except KafkaException:  # the old one is not gone yet
             if time.monotonic() > deadline:

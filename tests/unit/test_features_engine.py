@@ -381,7 +381,7 @@ def test_labels_dated_far_ahead_take_no_room_from_others(monkeypatch: pytest.Mon
     monkeypatch.setattr(pending_labels, "LABELS_PENDING_MAX", 64)
     ends = []
     for gathered_every in (1, 7, 1_000):
-        waiting = pending_labels.PendingLabels()
+        waiting = pending_labels.PendingLabels(PUBLIC_KEY)
         for k in range(200):
             waiting.add(f"far{k}", fraud=True, known_at_ms=far)
             if k % 10 == 0:
@@ -402,7 +402,7 @@ def test_of_too_many_labels_the_last_known_go(monkeypatch: pytest.MonkeyPatch) -
     """When there is no room the labels that become known first stay, of equal ones those that came first."""
     monkeypatch.setattr(pending_labels, "LABELS_PENDING_MAX", 16)
     generator = np.random.default_rng(5)
-    waiting, plain = pending_labels.PendingLabels(), []
+    waiting, plain = pending_labels.PendingLabels(PUBLIC_KEY), []
     for k, known in enumerate(generator.integers(0, 20, 200).tolist()):
         waiting.add(f"p{k}", fraud=True, known_at_ms=known)
         plain.append((known, k))
@@ -411,6 +411,6 @@ def test_of_too_many_labels_the_last_known_go(monkeypatch: pytest.MonkeyPatch) -
         if k % 9 == 0:
             waiting.gather()
     assert len(waiting) == len(plain)
-    ids = hash_strings([f"p{k}" for _, k in sorted(plain)])[0].view(np.int64).tolist()
+    ids = hash_strings([f"p{k}" for _, k in sorted(plain)], PUBLIC_KEY)[0].view(np.int64).tolist()
     assert waiting.due(100)[:, 1:3].tolist() == ids
     assert waiting.refused == 200 - len(plain)

@@ -23,6 +23,7 @@ from scorer.bundle import Bundle
 from scorer.pipeline import Pipeline
 from scorer.pipeline.records import Batch
 from scorer.pipeline.state_image import ShardCapture, facts, restored
+from tests.golden_rows import golden_rows
 
 ROOT = Path(__file__).resolve().parents[2]
 REFUSED = (StateMismatch, SegmentError, SnapshotError)
@@ -183,9 +184,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     data = xgb.DMatrix(rows, (rows[:, 0] > 300).astype(np.float32), nthread=1)
     booster = xgb.train({"objective": "binary:logistic", "max_depth": 2, "nthread": 1}, data, 2)
     policy = "name: hostile\nflag: {score: 0.6}\nlists: [{name: blocked, field: terminal_id, reason: BLOCKED}]\n"
+    model = bytes(booster.save_raw("ubj"))
     write_bundle(
-        made / "bundle", name="hostile", created_at="2026-01-01T00:00:00Z", model=bytes(booster.save_raw("ubj")),
-        feature_set_yaml=FEATURES, policy_yaml=policy, threshold_score=0.6,
+        made / "bundle", name="hostile", created_at="2026-01-01T00:00:00Z", model=model,
+        feature_set_yaml=FEATURES, policy_yaml=policy, threshold_score=0.6, golden=golden_rows(model),
     )  # fmt: skip
     return made
 
