@@ -28,7 +28,7 @@ from tests.golden_rows import golden_rows
 ROOT = Path(__file__).resolve().parents[2]
 REFUSED = (StateMismatch, SegmentError, SnapshotError)
 KEY = b"k" * 32
-SEEDS = 4
+SEEDS, EDITS = 3, 40
 # Every kind of thing that a state holds: releasing and lasting keys, late rows, series, distinct values, labels.
 FEATURES = """
 name: hostile
@@ -198,7 +198,7 @@ def test_an_edited_snapshot_is_refused_or_harmless(seed: int, folder: Path) -> N
     engine goes on within its memory. Nothing crashes, nothing runs for ever."""
     code = (
         "from pathlib import Path; from tests.unit.test_hostile_snapshots import attack; "
-        f"attack({seed}, 150, Path({str(folder)!r}))"
+        f"attack({seed}, EDITS, Path({str(folder)!r}))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, cwd=ROOT, check=False
