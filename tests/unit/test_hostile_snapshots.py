@@ -198,7 +198,7 @@ def test_an_edited_snapshot_is_refused_or_harmless(seed: int, folder: Path) -> N
     engine goes on within its memory. Nothing crashes, nothing runs for ever."""
     code = (
         "from pathlib import Path; from tests.unit.test_hostile_snapshots import attack; "
-        f"attack({seed}, EDITS, Path({str(folder)!r}))"
+        f"attack({seed}, {EDITS}, Path({str(folder)!r}))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, cwd=ROOT, check=False
