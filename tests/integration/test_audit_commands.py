@@ -296,7 +296,7 @@ BESIDE = {
     "last label deleted": ("labels", "DELETE FROM {} WHERE {last}", "record_deleted"),
     "labels emptied": ("labels", "TRUNCATE {}", "record_deleted"),
     "label inserted": (
-        "labels", "INSERT INTO {} SELECT topic, 0, 'p_4', true, known_at, event_time, source, analyst, recorded_at "
+        "labels", "INSERT INTO {} SELECT topic, -1, 'p_4', true, known_at, event_time, source, analyst, recorded_at "
         "FROM {} WHERE {first}", "record_inserted",
     ),
     "label past the end": ("labels", 'UPDATE {} SET "offset" = 1000000 WHERE {last}', "position_edited"),
@@ -318,8 +318,8 @@ BESIDE = {
         "record_inserted",
     ),
     "position on control gone": ("positions", "DELETE FROM {} WHERE topic LIKE '%control'", "position_edited"),
-    "position on control back": (
-        "positions", "UPDATE {} SET next_offset = 1 WHERE topic LIKE '%control'", "position_edited"
+    "position on labels back": (
+        "positions", "UPDATE {} SET next_offset = 1 WHERE topic LIKE '%labels'", "position_edited"
     ),
     "position past the end": (
         "positions", "UPDATE {} SET next_offset = 1000000 WHERE topic LIKE '%dead-letters'", "position_edited"
@@ -404,7 +404,7 @@ def test_records_that_were_taken_with_their_position_are_behind(running: Running
         try:
             connection.execute(f"TRUNCATE {', '.join(tables[:-1])}")
             for change in ("UPDATE positions SET next_offset = 0", "DELETE FROM positions"):
-                connection.execute(f"{change} WHERE topic LIKE '%control' OR topic LIKE '%dead-letters'")
+                connection.execute(f"{change} WHERE topic ~ '(control|labels|dead-letters)$'")
                 assert running.command("audit", "verify")["behind"] == rows >= 6
         finally:
             connection.execute(f"TRUNCATE {', '.join(tables)}")
