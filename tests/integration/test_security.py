@@ -103,15 +103,13 @@ def test_least_privilege_is_enough_for_every_role(
             log,
         )
         try:
-            wait_for(
-                lambda: child.poll() is not None or decisions.fill() + letters.fill() >= len(given), 60, "decisions"
-            )
+            wait_for(lambda: child.poll() is not None or _settled(decisions, letters) >= len(given), 60, "decisions")
             assert child.poll() is None, child.log_end()
         finally:
             child.signal(signal.SIGTERM)
         assert child.wait(30) == 0, child.log_end()
     assert "secret" not in log.read_text()
-    assert len(decisions.messages) + len(letters.messages) == len(given)
+    assert _settled(decisions, letters) == len(given)
     assert redrive(by_role[Role.REDRIVE], Filter(), dry_run=False, limit=1).sent == 1
     decisions.close()
     letters.close()
@@ -126,6 +124,12 @@ def test_least_privilege_is_enough_for_every_role(
     finally:
         stop.set()
         thread.join(30)
+
+
+def _settled(decisions: TopicReader, letters: TopicReader) -> int:
+    """Payments decided or refused so far; a refusal that names its payment is answered beside its dead letter."""
+    decisions.fill()
+    return sum(decided["mode"] != "refused" for decided in decisions.json()) + letters.fill()
 
 
 def _is_refused(settings: Settings, topic: str) -> bool:
