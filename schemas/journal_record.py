@@ -18,6 +18,7 @@ from schemas.row_set import TEXT_MAX as ROW_SET_MAX
 FIRST_PREVIOUS: Final = "0" * 64
 INPUTS_MAX: Final = 4_096  # partitions of one shard
 ACTIVATIONS_MAX: Final = 64  # of one batch
+LOCATION_MAX: Final = 1_024  # characters of the place of an activated bundle
 _INT64_END: Final = 2**63
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
@@ -101,7 +102,7 @@ class ActivationVerdict(Contract):
     )
     refused: Refusal | None = Field(default=None, description="Why it was refused; absent when it was taken.")
     location: str | None = Field(
-        default=None, max_length=1_024, description="Where the bundle was found; absent when it was refused."
+        default=None, max_length=LOCATION_MAX, description="Where the bundle was found; absent when it was refused."
     )
 
 

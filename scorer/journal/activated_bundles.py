@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from schemas.contract_error import ContractError
 from schemas.control_record import Activate, parse_control
-from schemas.journal_record import JournalRecord
+from schemas.journal_record import LOCATION_MAX, JournalRecord
 from scorer.bundle import Bundle
 from scorer.bundle.bundle_errors import BundlePlaceError
 from scorer.errors import FraudScorerError, UsageError
@@ -56,6 +56,8 @@ class Bundles:
             place = self._rules.places.of(location)
         except BundlePlaceError as exc:
             return refusal(exc)
+        if len(place.text) > LOCATION_MAX:
+            return Refused("place", f"a place of {len(place.text)} characters; the journal holds {LOCATION_MAX}")
         with self._lock:
             found = self._known.get(bundle_id)
             if found is not None and found[1] == place.text:  # from elsewhere a new owner may not have it
@@ -69,10 +71,6 @@ class Bundles:
                 return Refused("unreachable", f"{len(self._fetches)} fetches are on their way or hang")
             self._fetches.append(Fetch(bundle_id, place.text, self._rules, self._threads, self._ready))
             return self._fetches[-1]
-
-    def place(self, location: str) -> str:
-        """The location as it is opened. Raises BundlePlaceError when it is not allowed."""
-        return self._rules.places.of(location).text
 
     def _ready(self, bundle: Bundle, location: str) -> None:
         """On the fetching thread: let the bundle decide something, so that nothing is compiled or found out later."""

@@ -19,7 +19,7 @@ import pyarrow as pa
 from features.engine_image import Image
 from schemas.audit_digest import Digests
 from schemas.audit_record import NULLABLE, AuditColumns, AuditContext, decided, digests
-from schemas.card_fields import LIST, CardFields, CardRule
+from schemas.card_fields import DEFAULTS, LIST, CardFields, CardRule
 from schemas.contract_error import ContractError
 from schemas.control_record import ListAdd, ListRemove
 from schemas.dead_letter import answer_key
@@ -208,6 +208,8 @@ class Pipeline:
         if not isinstance(batch, Batch):
             raise TypeError(f"batch is of type {type(batch).__name__}, wanted a Batch: Batch.of_payments(values)")
         cards = self._cards.with_key(self._pseudonym_key(batch))
+        if not batch.answer_refused:  # a batch of a release before 0.2, where every field refused what looks like one
+            cards = cards.with_rules(dict.fromkeys(DEFAULTS, CardRule.REFUSE))
         rejected_control, rejected_labels = self._apply_control(batch, cards), self._apply_labels(batch, cards)
         records = batch.records
         enriched = self._enricher.enrich(records, cards)

@@ -169,7 +169,7 @@ class Trail:
         """The first decisions (not those of repeated payments) on each payment, in order."""
         with self._connection.cursor(row_factory=dict_row) as cursor:
             rows = cursor.execute(
-                "SELECT * FROM decisions WHERE payment_id = ANY(%s) AND mode <> 'duplicate' "
+                "SELECT * FROM decisions WHERE payment_id = ANY(%s) AND mode NOT IN ('duplicate', 'refused') "
                 "ORDER BY shard, sequence, row_number",
                 (list(payment_ids),),
             ).fetchall()

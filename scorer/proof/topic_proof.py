@@ -188,7 +188,7 @@ class _Shard:
 
     def _digest_alone(self, batch: _Batch) -> None:
         """No row differs: where the digest does not hold, the batch's own fields were changed."""
-        if batch.rows_are_journal or batch.live.erased:
+        if batch.rows_are_journal or batch.live.erased or not len(batch.outcomes.rows):
             return
         again = compare.as_live(batch.outcomes.columns.row(0))
         detail = "the digest of its batch does not hold: bundle, threshold or names were changed; see `audit verify`"

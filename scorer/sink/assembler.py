@@ -209,7 +209,7 @@ class Assembler:
         """Where its two accounts of itself, header and journal record, differ."""
         if journal.stream_time_ms > EVENT_TIME_MS_MAX:
             return "the stream time in its journal record is past the year 9999"
-        if header.rows and journal.stream_time_ms < 0:
+        if header.rows > (journal.refused or 0) and journal.stream_time_ms < 0:
             return "it has decisions, and by its journal record no payment was accepted yet"
         for what, ours, theirs in (
             ("shard", header.shard, journal.shard),

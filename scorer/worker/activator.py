@@ -109,7 +109,8 @@ class Activator:
                 return self._refused(offset, record, number, refused, "")
             got = self._bundles.begin(record.bundle, record.location)
             if not isinstance(got, Fetch):
-                return self._proved(offset, record, number, got)
+                place = self._bundles.location(got.id) if isinstance(got, Bundle) else ""
+                return self._proved(offset, record, number, got, place)
             self._log.info("bundle.fetching", bundle=record.bundle, control_offset=offset)
             self._waiting = _Waiting(number, got)
         waiting = self._waiting
@@ -117,12 +118,12 @@ class Activator:
         if result is None:
             return None
         self._waiting = None
-        return self._proved(offset, record, waiting.number, result)
+        return self._proved(offset, record, waiting.number, result, waiting.fetch.location)
 
     def _proved(
-        self, offset: int, record: Activate, number: int | None, got: Bundle | Refused
+        self, offset: int, record: Activate, number: int | None, got: Bundle | Refused, place: str
     ) -> tuple[ActivationVerdict, Bundle | None]:
-        """The verdict on an activation that may choose the model, from what its place gave."""
+        """The verdict on an activation that may choose the model; `got` is what `place`, as it was opened, gave."""
         if isinstance(got, Refused):
             return self._refused(offset, record, number, got.reason, got.detail)
         if got.feature_set.fingerprint != self._fingerprint:
@@ -131,8 +132,7 @@ class Activator:
                 f"{self._fingerprint[:12]}; a new feature set needs a new shard or a rebuild"
             )
             return self._refused(offset, record, number, "unfit", detail)
-        location = self._bundles.place(record.location)
-        return self._noted(ActivationVerdict(offset=offset, bundle=got.id, number=number, location=location), got)
+        return self._noted(ActivationVerdict(offset=offset, bundle=got.id, number=number, location=place), got)
 
     def _right(self, record: Activate) -> tuple[Refusal | None, int | None]:
         """Why the record may not choose the model, if so; and the number that it uses up."""

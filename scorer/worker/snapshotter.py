@@ -196,7 +196,7 @@ class Snapshotter:
         written = self._store.write(finished.sequence, finished.known, finished.parts)
         self._written = SnapshotDigest(sequence=finished.sequence, sha256=written.digest)
         try:
-            self._store.prune(self._kept)
+            self._store.prune(self._kept + 1)  # this one is of no use until the journal names it
         except SnapshotError as exc:  # a damaged one among those to keep: nothing is deleted until it has aged out
             log.warning("snapshot.not_pruned", shard=self._shard, reason=str(exc))
         seconds = self._threads.monotonic() - started

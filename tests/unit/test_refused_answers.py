@@ -192,6 +192,14 @@ def test_records_of_earlier_releases_are_decided_as_they_were(bundle: Bundle) ->
     assert now.journal.head != before.journal.head
 
 
+def test_ids_that_look_like_card_numbers_stay_refused_where_an_earlier_release_refused_them(bundle: Bundle) -> None:
+    """Terminals, merchants, devices and payments by number are decided now; a journal from before says otherwise."""
+    values = [payment(CARD), payment("a", 1, terminal_id=CARD), payment("b", 2)]
+    before = decide(Pipeline(bundle), values, answer_refused=False)
+    assert [item.index for item in before.rejected] == [0, 1]
+    assert len(decide(Pipeline(bundle), values).rejected) == 0
+
+
 def test_the_audit_record_holds_the_refusals(bundle: Bundle) -> None:
     """They are rows as all others: encoded, read back, with the journal's digest."""
     outcomes = decide(Pipeline(bundle), [payment("a"), ANSWERED["UNKNOWN_CURRENCY"], payment("b", 1)])
