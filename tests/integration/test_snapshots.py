@@ -6,6 +6,7 @@ import hashlib
 import json
 import signal
 import threading
+import time
 from pathlib import Path
 
 from scorer import kafka
@@ -62,8 +63,19 @@ def test_a_killed_worker_goes_on_from_the_newest_good_snapshot(
             sent += sum(len(block.values) for block in part)
             wait_for(lambda: decisions.fill() >= sent, 120, "the decisions")
             port = worker.port  # type: ignore[attr-defined]
-            # One that is being written when the last payment is decided is finished without further payments.
-            wait_for(lambda: metrics(port).get(written, 0) >= snapshots_min, 60, "the snapshots")
+            # One that is being written when the last payment is decided is finished, and named by the journal, without
+            # further payments.
+            since: list[float] = []
+
+            def settled() -> bool:
+                named = metrics(port).get(written, 0)
+                if named < snapshots_min or named != log.read_text().count("snapshot.written"):
+                    since.clear()
+                    return False
+                since.append(time.monotonic())
+                return since[-1] - since[0] > 3.0
+
+            wait_for(settled, 60, "the snapshots")
             counted = metrics(port)
             worker.send_signal(signal.SIGKILL)
             worker.wait()
