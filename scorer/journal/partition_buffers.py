@@ -289,9 +289,9 @@ class ShardInputs:
         self._balance()
         return count
 
-    def _take(self, messages: Iterable[Message]) -> int:
+    def _take(self, messages: Sequence[Message]) -> int:
         count = 0
-        came: dict[PartitionBuffer, list[Message]] = {}
+        last: dict[PartitionBuffer, Message] = {}
         for message in messages:
             error = message.error()
             if error is not None:
@@ -309,14 +309,14 @@ class ShardInputs:
                 count += 1
             buffer.records.append(raw)
             buffer.bytes += len(raw.value or b"")
-            came.setdefault(buffer, []).append(message)
+            last[buffer] = message
             buffer.reached, buffer.at_end = offset + 1, False
             if raw.created:
                 buffer.created_end = buffer.reached
-        for buffer, read in came.items():
-            newest = read[-1].leader_epoch()
+        for buffer, message in last.items():
+            newest = message.leader_epoch()
             if newest is not None and newest > buffer.epoch:  # seldom: with the first records and after an election
-                buffer.read(read)
+                buffer.read(m for m in messages if m.error() is None and self._buffer_of(m) is buffer)
         return count
 
     def _buffer_of(self, message: Message) -> PartitionBuffer:

@@ -61,13 +61,13 @@ class _Questions:
         return log_bounds.ends(self._client, partitions)
 
     def record_bytes_max(self, names: Sequence[str]) -> Mapping[str, int]:
-        return topic_limits.record_bytes_max(self._client, names)
+        return self._asked(lambda: topic_limits.record_bytes_max(self._client, names))
 
     def obstacle(self, needed: Mapping[str, int], *, timeout_s: float = METADATA_TIMEOUT_S) -> str:
         return self._asked(lambda: topic_limits.obstacle(self._client, self._written, needed, timeout_s=timeout_s))
 
     def timestamp_types(self, names: Sequence[str]) -> Mapping[str, str]:
-        return topic_limits.timestamp_types(self._client, names)
+        return self._asked(lambda: topic_limits.timestamp_types(self._client, names))
 
     def group_clients(self, group: str) -> Sequence[str] | None:
         return group_clients(self._client, group)

@@ -187,7 +187,7 @@ class AuditSink:
             committed = store.positions(partitions)
             self._metrics.postgres_up.set(1)
             if committed:
-                store.check_topic(partitions, self._offsets.topic_id())
+                store.check_topic(partitions, self._offsets.facts().id)
                 reader.assign({p: position.next_offset for p, position in committed.items()})
             self._metrics.kafka_up.set(1)
             session = _Session(
@@ -233,7 +233,7 @@ class AuditSink:
                 checked_at_s = now_s
                 if self._member is None:
                     self._partitions(stop)
-                store.check_topic(list(session.assemblers), self._offsets.topic_id())
+                store.check_topic(list(session.assemblers), self._offsets.facts().id)
         self._save_markers(store, session)
 
     def _take(self, store: Store, session: _Session, events: Sequence[Record | End]) -> dict[int, int]:

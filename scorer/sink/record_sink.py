@@ -116,7 +116,7 @@ class RecordSink:
                 if stop.wait(_LOCK_RETRY_S):
                     return
             positions = store.positions(partitions)
-            store.check_topic(partitions, self._offsets.topic_id())
+            store.check_topic(partitions, self._offsets.facts().id)
             reader.assign({p: position.next_offset for p, position in positions.items()})
             self._lag.begin({p: position.next_offset for p, position in positions.items()})
             checked_at_s = time.monotonic()
@@ -127,9 +127,10 @@ class RecordSink:
                 self._lag.show(self._offsets.probe(partitions))
                 if time.monotonic() - checked_at_s > _PARTITIONS_CHECK_S:
                     checked_at_s = time.monotonic()
-                    if self._offsets.partitions() != partitions:
+                    facts = self._offsets.facts()
+                    if facts.partitions != len(partitions):
                         return
-                    store.check_topic(partitions, self._offsets.topic_id())
+                    store.check_topic(partitions, facts.id)
 
     def _write(self, store: Store, positions: dict[int, Position], events: Sequence[Record | End]) -> None:
         made: list[tuple[Record, Row]] = []

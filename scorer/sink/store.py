@@ -151,7 +151,8 @@ class Store:
                     f"from the end of each partition: fraud-scorer audit accept-gap --topic {self._topic} --partition "
                     f"{other[0]} --to OFFSET"
                 )
-            connection.execute(sa.update(table).where(where, table.c.topic_id.is_(None)).values(topic_id=topic_id))
+            if any(row.topic_id is None for row in found):
+                connection.execute(sa.update(table).where(where, table.c.topic_id.is_(None)).values(topic_id=topic_id))
 
     def forget_topic(self, partition: int) -> None:
         """The position of `partition` is of whatever topic the next sink finds."""

@@ -37,13 +37,13 @@ class TopicOffsets:
         self._probe: tuple[AdminClient, dict[TopicPartition, Future[Any]]] | None = None
         self._unanswered_at_s: float | None = None  # when the first of the probes was asked that had no answer
 
-    def partitions(self) -> list[int]:
-        """The partitions of the topic. Raises KafkaUnavailable when there is no such topic."""
-        return self._ask(lambda client: list(range(kafka.partition_count(client, self._topic, timeout_s=_TIMEOUT_S))))
+    def facts(self) -> kafka.TopicFacts:
+        """Id and number of partitions of the topic. Raises KafkaUnavailable when there is no such topic."""
+        return self._ask(lambda client: kafka.topic_facts(client, [self._topic], timeout_s=_TIMEOUT_S)[self._topic])
 
-    def topic_id(self) -> str:
-        """The id of the topic; kafka.NO_ID where the broker gives none. Raises KafkaUnavailable without the topic."""
-        return self._ask(lambda client: kafka.topic_facts(client, [self._topic], timeout_s=_TIMEOUT_S)[self._topic].id)
+    def partitions(self) -> list[int]:
+        """The partitions of the topic. Raises as `facts` does."""
+        return list(range(self.facts().partitions))
 
     def starts(self, partitions: Iterable[int]) -> dict[int, int]:
         """The first offset of each partition."""

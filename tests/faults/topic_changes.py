@@ -7,13 +7,12 @@ Each change is drawn by tests.faults.schedule, and gets an application of which 
 from __future__ import annotations
 
 import secrets
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from confluent_kafka import KafkaException, TopicPartition
-from confluent_kafka.admin import NewPartitions, NewTopic
+from confluent_kafka import TopicPartition
+from confluent_kafka.admin import NewPartitions
 
 from scorer import kafka
 from scorer.bundle import Bundle
@@ -24,6 +23,7 @@ from scorer.runtime.settings import PREFIX
 from tests.faults.nursery import Child
 from tests.faults.payments import Payment, payments
 from tests.faults.run import Application, Topic, Torn
+from tests.topic_made_anew import make_anew
 
 PAYMENTS = 120
 END_S = 60.0
@@ -36,16 +36,7 @@ def made_anew(app: Application, bundle: Path, seed: int) -> None:
     worker = app.start("a")
     app.ready("a", 60)
     client = kafka.admin(app.settings.kafka)
-    client.delete_topics([topic])[topic].result(30)
-    deadline = time.monotonic() + 30
-    while True:
-        try:
-            client.create_topics([NewTopic(topic, partitions, 1, config=APPEND_TIME)])[topic].result(30)
-            break
-        except KafkaException:  # the old one is not gone yet
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.05)
+    make_anew(client, topic, partitions, APPEND_TIME)
     kafka.wait_until_visible(app.settings.kafka, {topic: partitions}, timeout_s=30)
     given = _later(seed, PAYMENTS)
     app.reconnect()

@@ -12,8 +12,8 @@ from typing import Any
 
 import psycopg
 import pytest
-from confluent_kafka import KafkaException, TopicPartition
-from confluent_kafka.admin import NewPartitions, NewTopic
+from confluent_kafka import TopicPartition
+from confluent_kafka.admin import NewPartitions
 
 from scorer import kafka
 from scorer.bundle import Bundle
@@ -22,6 +22,7 @@ from scorer.operate.setup import APPEND_TIME, setup
 from scorer.replay import replay_topic
 from scorer.runtime.settings import PREFIX, Settings
 from tests.integration.running import TopicReader, environment, metrics, process, test_settings, wait_for
+from tests.topic_made_anew import make_anew
 
 PARTITIONS = 2
 
@@ -73,16 +74,7 @@ class Application:
         wait_for(lambda: wanted <= set(self.decided()), 60, f"{len(wanted)} decisions")
 
     def make_anew(self, topic: str, partitions: int) -> None:
-        self.admin.delete_topics([topic])[topic].result(30)
-        deadline = time.monotonic() + 30
-        while True:
-            try:
-                new = NewTopic(topic, partitions, 1, config=APPEND_TIME)
-                self.admin.create_topics([new])[topic].result(30)
-                return
-            except KafkaException:
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
+        make_anew(self.admin, topic, partitions, APPEND_TIME)
 
 
 @pytest.fixture

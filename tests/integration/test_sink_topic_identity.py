@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import threading
-import time
 
 import pytest
-from confluent_kafka import KafkaException, Producer
+from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 from prometheus_client import CollectorRegistry
 
@@ -17,6 +16,7 @@ from scorer.sink.store import set_position
 from scorer.trail import audit_database
 from tests.integration.running import test_settings
 from tests.integration.sinks import query, wait_for
+from tests.topic_made_anew import make_anew
 
 LABEL = b'{"type":"label","payment_id":"p_%d","fraud":true,"known_at":"2026-01-09T08:00:00Z"}'
 
@@ -28,18 +28,10 @@ class Place:
         self.url = settings.postgres.url.get_secret_value()
 
     def make(self, topic: str) -> None:
-        deadline = time.monotonic() + 30
-        while True:
-            try:
-                self.admin.create_topics([NewTopic(topic, 1, 1)])[topic].result(30)
-                return
-            except KafkaException:  # the deleted one is not gone yet
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
+        self.admin.create_topics([NewTopic(topic, 1, 1)])[topic].result(30)
 
     def make_anew(self, topic: str) -> None:
-        self.admin.delete_topics([topic])[topic].result(30)
-        self.make(topic)
+        make_anew(self.admin, topic, 1)
 
     def send(self, topic: str, count: int) -> None:
         producer = Producer({"bootstrap.servers": self.servers})
