@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-# Raised with every change of what an engine's arrays mean. States of format 2 are as those of 3, but hashed under a key
-# that everyone knows; they are read, so that an upgrade need not rebuild windows whose payments are gone.
-FORMAT, PUBLIC_FORMAT = 3, 2
+# Raised with every change of what an engine's arrays mean. Earlier ones are read, so that an upgrade need not rebuild
+# windows whose payments are gone: states of format 3 do not say from when on a label is known (so it is taken as known
+# before any other), those of format 2 are besides hashed under a key that everyone knows.
+FORMAT, TIMELESS_FORMAT, PUBLIC_FORMAT = 4, 3, 2
+FORMATS_READ = (FORMAT, TIMELESS_FORMAT, PUBLIC_FORMAT)
 
 
 class StateMismatch(Exception):
@@ -30,7 +32,7 @@ class Image:
 
 def check(meta: Mapping[str, Any], *, fingerprint: str) -> None:
     """Raise StateMismatch when an engine's image was made by another version or for another feature set."""
-    if meta.get("format") not in (FORMAT, PUBLIC_FORMAT):
+    if meta.get("format") not in FORMATS_READ:
         raise StateMismatch(
             f"the state has format {meta.get('format')}, this version reads {FORMAT}; rebuild it from the journal"
         )

@@ -3,8 +3,8 @@ GIL.
 
 For each payment: move stream time; let rows pass the window boundaries; apply the labels that are known by now; read
 the features; write the row into the log and into the accumulators. Everything is computed in integers, so that adding
-and removing never drifts, but for the last step, from exact integers to a value, and for decayed sums, from which
-nothing is ever subtracted.
+and removing never drifts, but for the last step, from exact integers to a value, and for decayed sums and deviations,
+from which nothing is ever subtracted.
 
 Memory is fetched ahead: a payment's keys are looked up a few payments early, and what a row will touch when it passes
 a boundary is prefetched a few rows early, so that with millions of keys the waits overlap.
@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from features import kernel_tables as kt
-from features.engine_state import LATE_COUNT, NEXT_SEQ, STREAM_MS, State, view_state, view_tables
+from features.engine_state import BY_ARRIVAL, LATE_COUNT, NEXT_SEQ, STREAM_MS, State, view_state, view_tables
 from features.event_log import index_home
 from features.feature_values import NO_KEY, NO_SLOT, key_of, read_all, word
 from features.group_updates import lacks_room
@@ -38,8 +38,10 @@ SPACE_ROWS = 1 + SLOTS_AHEAD
 
 # What `apply` returns.
 DONE, NEEDS_ROOM = 0, 1
-# Words of `progress`: payments done, labels applied.
-PAYMENTS_DONE, LABELS_DONE = 0, 1
+# Words of `progress`: payments done, labels applied, and 1 where the label that comes last counts, as in releases
+# before 0.2, instead of the one that became known last.
+PAYMENTS_DONE, LABELS_DONE, LABELS_BY_ARRIVAL = range(3)
+PROGRESS_WORDS = 3
 
 
 @inlined
@@ -85,7 +87,7 @@ def _fetch_ahead(t: kt.Tables, s: State, b: int, width: int, i: int, n: int, fou
         for k in range(len(t.immediate)):
             o = t.immediate[k, kt.C_OP]
             kind = t.ops[o, kt.O_KIND]
-            if kind == kt.OP_EXTREME or kind == kt.OP_MEDIAN:  # noqa: PLR1714
+            if kind == kt.OP_EXTREME or kind == kt.OP_RECENT or kind == kt.OP_PLACES:  # noqa: PLR1714
                 slot = peek64(kept + 8 * t.ops[o, kt.O_ENTITY])
                 if slot > 0:
                     block = pool + 8 * s.arena[slot + t.ops[o, kt.O_ACCUMULATOR]]
@@ -161,7 +163,9 @@ def _run(c: int, b, labels, out, late, progress, scratch, space) -> int:  # type
             status = NEEDS_ROOM
             break
         while applied < len(labels) and labels[applied, 0] <= now_ms and not lacks_room(t, s):
-            apply_label(c, np.uint64(labels[applied, 1]), np.uint64(labels[applied, 2]), labels[applied, 3], now_ms)
+            low, high = np.uint64(labels[applied, 1]), np.uint64(labels[applied, 2])
+            known_ms = BY_ARRIVAL if progress[LABELS_BY_ARRIVAL] else max(labels[applied, 0], 0)
+            apply_label(c, low, high, labels[applied, 3], known_ms, now_ms)
             applied += 1
         if lacks_room(t, s) or s.scalars[LATE_COUNT] >= len(s.late):
             status = NEEDS_ROOM

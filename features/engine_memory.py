@@ -54,7 +54,9 @@ class EngineMemory:
         (`enlarge`). Raises SegmentError."""
         s, t = self.state, self.tables
         following = int(s.scalars[st.NEXT_SEQ])
-        changed = self.segments.cover(following, following + n, s.passed[:, 0])
+        # Snapshots of earlier releases may have boundaries beyond late rows that have not passed them.
+        late = s.late[int(s.passed[:, 1].min()) : int(s.scalars[st.LATE_COUNT]), 1]
+        changed = self.segments.cover(following, following + n, np.append(s.passed[:, 0], late.min(initial=following)))
         if changed:
             s = with_segments(s, self.segments)
         chunks = int(s.scalars[st.CHUNKS]) + 1
@@ -94,9 +96,13 @@ class EngineMemory:
 
 def with_segments(s: State, segments: Segments) -> State:
     """The state with the addresses of the log's segments as they are now."""
-    rows, index, labels = (np.ascontiguousarray(part) for part in segments.addresses)
+    rows, index, labels, known = (np.ascontiguousarray(part) for part in segments.addresses)
     return s._replace(
-        row_addresses=rows, index_addresses=index, label_addresses=labels, labels_dirty=segments.labels_dirty
+        row_addresses=rows,
+        index_addresses=index,
+        label_addresses=labels,
+        known_addresses=known,
+        labels_dirty=segments.labels_dirty,
     )
 
 

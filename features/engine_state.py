@@ -8,9 +8,9 @@
                in which rows that came in time are sorted already
     keys, distincts, unmatched   hash tables (features/hash_table.py)
     unmatched_ring   labels whose payment has not come yet, in order of arrival: id low, id high, stream time at arrival
-               << 2 | label (0: the place is empty); `unmatched` gives the number of the place, counted from the first
-               label ever
-    row_addresses, index_addresses, label_addresses   where the parts of the log's segments lie
+               << 2 | label (0: the place is empty), time from which the label is known, ms; `unmatched` gives the
+               number of the place, counted from the first label ever
+    row_addresses, index_addresses, label_addresses, known_addresses   where the parts of the log's segments lie
                (features/log_segments.py), entry (seq >> shift) & (segments - 1)
 
 Arena, pool, late and distincts each have a dirty map: one byte for each page of 256 bytes that says "written since
@@ -50,11 +50,16 @@ UNMATCHED_MAX = 65_536
 UNMATCHED_RING = 2 * UNMATCHED_MAX
 # Labels of 4,096 rows are one page of a snapshot; segments are at least that long.
 LABEL_SHIFT = 12
+# Of the time from which a label is known: event times are below 2^48 ms.
+KNOWN_BYTES = 6
+# In place of that time: the label replaces whatever label its payment has, as in releases before 0.2.
+BY_ARRIVAL = -1
 
 _Flat = Annotated[I64, ArrayLayout(np.int64)]
 _Pairs = Annotated[I64, ArrayLayout(np.int64, 2)]
 _Dirty = Annotated[U8, ArrayLayout(np.uint8)]
 _Table = Annotated[npt.NDArray[np.uint64], ArrayLayout(np.uint64, 3)]
+_Ring = Annotated[npt.NDArray[np.uint64], ArrayLayout(np.uint64, 4)]
 
 
 class State(NamedTuple):
@@ -80,8 +85,9 @@ class State(NamedTuple):
     row_addresses: _Flat  # [segments]
     index_addresses: _Flat  # [segments]
     label_addresses: _Flat  # [segments]
+    known_addresses: _Flat  # [segments]
     labels_dirty: _Dirty
-    unmatched_ring: _Table  # [131072, 3]
+    unmatched_ring: _Ring  # [131072, 4]
 
 
 # What a kernel sees at the address of `addresses`.
@@ -128,8 +134,9 @@ def fresh_state(t: kt.Tables, *, arena_words: int = 2 * CHUNK_WORDS, pool_words:
         row_addresses=np.zeros(1, np.int64),
         index_addresses=np.zeros(1, np.int64),
         label_addresses=np.zeros(1, np.int64),
+        known_addresses=np.zeros(1, np.int64),
         labels_dirty=np.zeros(1, np.uint8),
-        unmatched_ring=np.zeros((UNMATCHED_RING, 3), np.uint64),
+        unmatched_ring=np.zeros((UNMATCHED_RING, 4), np.uint64),
     )
 
 

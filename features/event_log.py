@@ -8,6 +8,10 @@
             4 each    slot number of each entity's key: slot / 4, or NO_SLOT_NUMBER
             4         id, bits 64 to 95
 
+Beside it, by row: the label, 1 byte (0 unknown, 1 fraud, 2 genuine), and the time from which it is known, ms in 6
+bytes, little-endian (0: not recorded, as of labels that releases before 0.2 applied). The latter is written where there
+is a label alone, so only pages with labels take memory.
+
 Two payments of one log share 96 bits of id with probability n² / 2^97: for 10^10 payments 6·10^-10.
 """
 
@@ -19,7 +23,7 @@ from __future__ import annotations
 import numpy as np
 
 from features import kernel_tables as kt
-from features.engine_state import LABEL_SHIFT, NEXT_SEQ, State, view_state, view_tables
+from features.engine_state import KNOWN_BYTES, LABEL_SHIFT, NEXT_SEQ, State, view_state, view_tables
 from features.raw_memory import inlined, kernel, peek8, peek32, peek64, poke8, poke32
 
 NO_SLOT_NUMBER = 0xFFFFFFFF
@@ -47,15 +51,36 @@ def label_of(t: kt.Tables, s: State, seq: int) -> int:
     )
 
 
+@inlined
+def _known_at(t: kt.Tables, s: State, seq: int) -> int:
+    """Address of the time from which a row's label is known."""
+    shift = t.limits[kt.SEGMENT_SHIFT]
+    return s.known_addresses[(seq >> shift) & (len(s.row_addresses) - 1)] + KNOWN_BYTES * (
+        seq & ((np.int64(1) << shift) - 1)
+    )
+
+
 @kernel
-def write_label(c: int, seq: int, label: int) -> None:
-    """Set a row's label and mark it for the next snapshot."""
+def known_of(c: int, seq: int) -> int:
+    """The time from which a row's label is known, ms; 0 where that was not recorded."""
+    address = _known_at(view_tables(c), view_state(c), seq)
+    high = np.int64(peek8(address + 4)) | np.int64(peek8(address + 5)) << 8
+    return np.int64(peek32(address)) | high << 32
+
+
+@kernel
+def write_label(c: int, seq: int, label: int, known_ms: int) -> None:
+    """Set a row's label and the time from which it is known, and mark it for the next snapshot."""
     t, s = view_tables(c), view_state(c)
     shift = t.limits[kt.SEGMENT_SHIFT]
     poke8(
         s.label_addresses[(seq >> shift) & (len(s.row_addresses) - 1)] + (seq & ((np.int64(1) << shift) - 1)),
         np.uint8(label),
     )
+    address = _known_at(t, s, seq)
+    poke32(address, np.uint32(known_ms & 0xFFFFFFFF))
+    poke8(address + 4, np.uint8((known_ms >> 32) & 0xFF))
+    poke8(address + 5, np.uint8((known_ms >> 40) & 0xFF))
     s.labels_dirty[(seq >> min(LABEL_SHIFT, shift)) & (len(s.labels_dirty) - 1)] = 1
 
 

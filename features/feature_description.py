@@ -9,7 +9,18 @@ from typing import Any
 import numpy as np
 
 from features import kernel_tables as kt
-from features.feature_set import AGGREGATES, Feature, FeatureSet
+from features.engine_state import KNOWN_BYTES
+from features.feature_set import (
+    AGGREGATES,
+    BY_VALUE,
+    CIRCLE_FIELDS,
+    LATEST_MAX,
+    NEIGHBOURS_MAX,
+    PLACES_MAX,
+    VISITS,
+    Feature,
+    FeatureSet,
+)
 from features.filters import CALENDAR_FIELDS, KEY_FIELDS, Range
 from features.log_segments import FILE_SHIFT
 from features.window_plan import lower
@@ -68,7 +79,7 @@ def describe(feature_set: FeatureSet) -> SetCost:
         bytes_per_key={
             name: 8 * int(words[e]) + KEY_TABLE_BYTES + _first(t, e) for e, name in enumerate(feature_set.entities)
         },
-        bytes_per_payment=int(t.limits[kt.ROW_BYTES]) + index + int(t.limits[kt.LABELS_MATTER]),
+        bytes_per_payment=int(t.limits[kt.ROW_BYTES]) + index + (1 + KNOWN_BYTES) * int(t.limits[kt.LABELS_MATTER]),
         log_kept_ms=int(t.boundary_offset[-1]),
         windows=len({f.window for f in feature_set.features if f.window is not None}),
     )
@@ -79,22 +90,29 @@ def _bytes(f: Feature) -> int:
     if f.kind != "aggregate":
         return 0
     words = {
-        "count": 1, "sum": 2, "mean": 2, "std": 4, "fraud_count": 2, "fraud_rate": 2, "distinct": 2, "min": 9,
-        "max": 9, "median": 9,
+        "count": 1, "sum": 2, "mean": 2, "std": 4, "fraud_count": 2, "fraud_rate": 2, "distinct": 2, "share": 2,
+        "circular_dispersion": 3, "circular_variance": 3,
+        "min": 9, "max": 9, "median": 9, "mean_gap": 9, "neighbour_frauds": 9, "nearest_km": 9,
         "since_last": 1, "last": 2, "since_first": 1, "speed_kmh": 3, "since_fraud": 1, "since_first_fraud": 1,
         "last_label": 3,
-        "decayed_count": 3, "decayed_sum": 3,
+        "decayed_count": 3, "decayed_sum": 3, "decayed_mean": 3, "decayed_std": 5,
     }  # fmt: skip
-    return 8 * words[f.aggregate or ""] + (DISTINCT_BYTES_MAX if f.aggregate == "distinct" else 0)
+    if f.latest is not None:
+        return 8 * words["median"]
+    return 8 * words[f.aggregate or ""] + (DISTINCT_BYTES_MAX if f.aggregate in BY_VALUE else 0)
 
 
 def _more(f: Feature) -> tuple[int, str]:
+    if f.aggregate == "neighbour_frauds":
+        return PAIR_BYTES_MAX, f"each payment in the window, up to {f.latest or NEIGHBOURS_MAX}"
+    if f.aggregate == "nearest_km":
+        return PAIR_BYTES_MAX, f"each different place in the window, up to {f.latest or PLACES_MAX}"
+    if f.aggregate == "median" or f.latest is not None:
+        return PAIR_BYTES_MAX, f"each payment in the window, up to {f.latest or LATEST_MAX}"
     if f.aggregate in ("min", "max"):
         beaten = "smaller" if f.aggregate == "min" else "larger"
         return PAIR_BYTES_MAX, f"each payment in the window that no later {beaten} one has followed"
-    if f.aggregate == "median":
-        return PAIR_BYTES_MAX, f"each payment in the window, up to {kt.MEDIAN_MAX}"
-    if f.aggregate == "distinct":
+    if f.aggregate in BY_VALUE:
         return DISTINCT_BYTES_MAX, f"each different {f.of} in the window"
     if f.aggregate in ("since_fraud", "since_first_fraud"):
         return PAIR_BYTES_MAX, "each payment in the log known to be fraud"
@@ -104,7 +122,7 @@ def _more(f: Feature) -> tuple[int, str]:
 def _first(t: kt.Tables, e: int) -> int:
     """What the first payment of a key of entity `e` takes besides its slot: blocks of series and distinct values."""
     mine = t.ops[t.ops[:, kt.O_ENTITY] == e]
-    series = int(np.isin(mine[:, kt.O_KIND], (kt.OP_EXTREME, kt.OP_MEDIAN)).sum())
+    series = int(np.isin(mine[:, kt.O_KIND], (kt.OP_EXTREME, kt.OP_RECENT, kt.OP_NEIGHBOURS, kt.OP_PLACES)).sum())
     distincts = int((mine[:, kt.O_DISTINCT_END] - mine[:, kt.O_DISTINCT]).sum())
     return BLOCK_BYTES * series + DISTINCT_BYTES_MAX * distincts
 
@@ -143,8 +161,15 @@ def _aggregate(feature_set: FeatureSet, f: Feature) -> str:
         "count": "number of payments", "sum": f"sum of {amounts}", "mean": f"mean of {amounts}",
         "min": f"smallest of {amounts}",
         "max": f"largest of {amounts}", "std": f"standard deviation of {amounts}",
-        "median": f"median of {amounts} (the last 128 at most)",
-        "distinct": f"number of different {f.of}", "fraud_count": "number of payments known to be fraud",
+        "median": f"median of {amounts}", "mean_gap": "mean seconds between neighbours of payments",
+        "distinct": f"number of different {f.of}",
+        "share": f"share of payments with this payment's {f.of} among those",
+        "circular_dispersion": f"circular dispersion of {f.of} about this payment's (0 equal, 2 opposite), of payments",
+        "circular_variance": f"circular variance of {f.of} (0 always equal, 1 evenly spread), of payments",
+        "neighbour_frauds": f"number of payments known to be fraud of every {f.of} of the last "
+        f"{f.latest or NEIGHBOURS_MAX} payments",
+        "nearest_km": f"km to the nearest of the last {f.latest or PLACES_MAX} different places of payments",
+        "fraud_count": "number of payments known to be fraud",
         "fraud_rate": "share of payments known to be fraud", "since_last": "seconds since the last payment",
         "since_first": "seconds since the first payment ever",
         "last": f"amount of the last payment in {feature_set.currency}",
@@ -153,7 +178,10 @@ def _aggregate(feature_set: FeatureSet, f: Feature) -> str:
         "since_first_fraud": "seconds since the first payment known to be fraud",
         "last_label": "whether the last payment with a known label was fraud",
         "decayed_count": "number of payments", "decayed_sum": f"sum of {amounts}",
+        "decayed_mean": f"mean of {amounts}", "decayed_std": f"standard deviation of {amounts}",
     }[f.aggregate or ""]  # fmt: skip
+    if f.aggregate not in VISITS and (f.latest is not None or f.aggregate == "median"):
+        subject += f" (the last {f.latest or LATEST_MAX} at most)"
     parts = [f"{subject} with the same {key}"]
     if f.half_life is not None:
         parts.append(f"each counting half as much every {duration(f.half_life)}")
@@ -163,6 +191,8 @@ def _aggregate(feature_set: FeatureSet, f: Feature) -> str:
             if f.delay
             else f"in the last {duration(f.window)}"
         )
+    if f.prior is not None:
+        parts.append(f"smoothed as if {f.prior.weight:g} payments more had a share of {f.prior.rate:g}")
     if f.include_current:
         parts.append("this one included")
     if f.where:
@@ -207,7 +237,8 @@ def json_schema() -> dict[str, Any]:
     names: dict[str, dict[str, Any]] = {
         "payment": {"anyOf": [{"enum": [*CALENDAR_FIELDS, *POSITION_FIELDS, *keys]}, {"pattern": r"^attributes\..+"}]},
         "aggregate": {"enum": [*AGGREGATES]},
-        "of": {"enum": ["amount", *keys]},
+        # Or an entity, of neighbour_frauds.
+        "of": {"anyOf": [{"enum": ["amount", *CIRCLE_FIELDS, *keys]}, {"pattern": "^[a-z][a-z0-9_]{0,62}$"}]},
     }
     feature.update({name: {"type": "string", **values} for name, values in names.items()})
     for fields in schema["properties"]["entities"]["patternProperties"].values():

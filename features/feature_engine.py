@@ -10,10 +10,12 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
+from features.engine_state import KNOWN_BYTES
 from features.feature_set import FeatureSet
 from features.hashing import hash_strings
 from features.window_engine import WindowEngine
-from schemas.payment_decoder import PaymentBatch, decode_payments
+from schemas.payment_batch import PaymentBatch
+from schemas.payment_decoder import decode_payments
 
 
 class FeatureEngine:
@@ -103,7 +105,10 @@ class FeatureEngine:
     def add_label(self, payment_id: str, *, fraud: bool, known_at_ms: int) -> None:
         """Whether a payment was fraud; features see it from stream time `known_at_ms` on, not earlier.
 
-        Raises TypeError for a value of another type.
+        Of several labels of a payment the one with the largest `known_at_ms` counts, in whichever order they are given;
+        of equal ones the one that was given last.
+
+        Raises TypeError for a value of another type, ValueError for a time before 1970.
         """
         for name, value, kind in (
             ("payment_id", payment_id, str),
@@ -112,6 +117,8 @@ class FeatureEngine:
         ):
             if not isinstance(value, kind):
                 raise TypeError(f"{name} is of type {type(value).__name__}, wanted {getattr(kind, '__name__', kind)}")
+        if not 0 <= known_at_ms < 1 << 8 * KNOWN_BYTES:
+            raise ValueError(f"known_at_ms {known_at_ms} is no time in milliseconds from 1970 on")
         self._engine.add_label(payment_id, fraud=fraud, known_at_ms=known_at_ms)
 
     def close(self) -> None:

@@ -32,11 +32,35 @@ from schemas.field_table import KINDS, POSITION_FIELDS
 from schemas.field_types import ATTRIBUTE_NAME
 
 # With a `window`, or without one (then over the whole life of the key).
-WINDOWED = ("count", "sum", "mean", "std", "min", "max", "median", "distinct", "fraud_count", "fraud_rate")
+WINDOWED = (
+    "count", "sum", "mean", "std", "min", "max", "median", "distinct", "share", "circular_dispersion",
+    "circular_variance", "mean_gap", "neighbour_frauds", "nearest_km", "fraud_count", "fraud_rate",
+)  # fmt: skip
 LATEST = ("since_last", "since_first", "last", "speed_kmh", "since_fraud", "since_first_fraud", "last_label")
-DECAYED = ("decayed_count", "decayed_sum")
+DECAYED = ("decayed_count", "decayed_sum", "decayed_mean", "decayed_std")
 AGGREGATES = WINDOWED + LATEST + DECAYED
-NEEDS_OF = ("sum", "mean", "std", "min", "max", "median", "distinct", "last", "decayed_sum")
+# What counts the different values of a text field.
+BY_VALUE = ("distinct", "share")
+# A part of all payments, which a prior can smooth.
+SHARES = ("share", "fraud_rate")
+# Of fields that return to where they began: 23 h is next to 0 h, Sunday next to Monday.
+CIRCULAR = ("circular_dispersion", "circular_variance")
+CIRCLE_FIELDS = ("hour_of_day", "day_of_week")
+# Of the key's latest payments, of which at most so many are kept.
+RECENT = ("mean", "std", "min", "max", "median", "mean_gap", "neighbour_frauds", "nearest_km")
+LATEST_MAX = 128
+# Of neighbour_frauds and nearest_km, which visit them all.
+NEIGHBOURS_MAX = PLACES_MAX = 20
+VISITS = {"neighbour_frauds": (NEIGHBOURS_MAX, "payments"), "nearest_km": (PLACES_MAX, "places")}
+# What reads the payment's latitude and longitude.
+PLACED = ("speed_kmh", "nearest_km")
+NEEDS_OF = (
+    "sum", "mean", "std", "min", "max", "median", *BY_VALUE, *CIRCULAR, "neighbour_frauds", "last", "decayed_sum",
+    "decayed_mean", "decayed_std",
+)  # fmt: skip
+
+# Keys of a feature that an earlier release did not have.
+LATER_KEYS = ("prior", "latest")
 
 ENTITIES_MAX = 16
 FEATURES_MAX = 512
@@ -76,6 +100,17 @@ class Rates(Strict):
     per_unit: dict[str, Annotated[float, Field(gt=0, lt=1e9)]]
 
 
+class Prior(Strict):
+    """What a share is before any payment is known, and how many payments that belief counts for.
+
+    The smoothed share is (hits + rate · weight) / (payments + weight): the mean of a Beta(rate · weight, (1 - rate) ·
+    weight) belief after as many payments (the m-estimate; Cestnik, "Estimating Probabilities", 1990).
+    """
+
+    rate: float = Field(ge=0, le=1)
+    weight: float = Field(gt=0, lt=1e9)
+
+
 class Feature(Strict):
     """One column of the model's input. Exactly one of `payment`, `aggregate`, `ratio`, `difference`, `zscore` is
     given."""
@@ -94,7 +129,10 @@ class Feature(Strict):
     window: PositiveDurationMs | None = None
     # The window is (T - delay - window, T - delay], T being stream time: a payment exactly `delay` old is in it.
     delay: DurationMs = 0
+    # Only so many of the window's latest payments.
+    latest: Annotated[int, Field(strict=True, ge=1, le=LATEST_MAX)] | None = None
     half_life: PositiveDurationMs | None = None
+    prior: Prior | None = None
     include_current: bool = False
     where: dict[str, Condition] = Field(default_factory=dict)
     # Arithmetic on earlier columns.
@@ -114,6 +152,12 @@ class Feature(Strict):
         """The earlier columns a derived feature reads; empty for the others."""
         return self.ratio or self.difference or self.zscore or ()
 
+    @property
+    def read_entities(self) -> tuple[str, ...]:
+        """The entities whose keys' state the feature reads: its own, and that of its neighbours."""
+        neighbour = self.of if self.aggregate == "neighbour_frauds" else None
+        return tuple(entity for entity in (self.entity, neighbour) if entity is not None)
+
     @model_validator(mode="after")
     def _check(self) -> Feature:
         given = [k for k in ("payment", "aggregate", "ratio", "difference", "zscore") if getattr(self, k) is not None]
@@ -125,7 +169,7 @@ class Feature(Strict):
         if self.kind != "aggregate":
             extra = [
                 k
-                for k in ("entity", "of", "window", "delay", "half_life", "include_current", "where")
+                for k in ("entity", "of", "window", "delay", "latest", "half_life", "prior", "include_current", "where")
                 if k in self.model_fields_set
             ]
             if extra:
@@ -166,19 +210,35 @@ class Feature(Strict):
             raise ValueError(f"feature {name}: unknown aggregate {kind!r}; known are {', '.join(AGGREGATES)}")
         if self.entity is None:
             raise ValueError(f"feature {name}: an aggregate needs its entity")
+        self._check_of()
+        if self.prior is not None and kind not in SHARES:
+            raise ValueError(f"feature {name}: {kind} takes no prior; that is for {' and '.join(SHARES)}")
+        if self.latest is not None and kind not in RECENT:
+            raise ValueError(f"feature {name}: {kind} takes no latest; that is for {', '.join(RECENT)}")
+        if kind == "mean_gap" and (self.latest or 1) < 2:
+            raise ValueError(f"feature {name}: mean_gap needs the number of payments, 2 or more, such as latest: 10")
+        self._check_time()
+
+    def _check_of(self) -> None:
+        """The field that is aggregated: which kind takes which."""
+        name, kind = self.name, self.aggregate or ""
         if (kind in NEEDS_OF) != (self.of is not None):
-            what = "of: customer_id or another text field" if kind == "distinct" else "of: amount"
+            what = {BY_VALUE: "of: customer_id or another text field", CIRCULAR: "of: hour_of_day or day_of_week",
+                    ("neighbour_frauds",): "of: another entity"}  # fmt: skip
+            wanted = next((text for kinds, text in what.items() if kind in kinds), "of: amount")
             raise ValueError(
-                f"feature {name}: {kind} needs `{what}`"
+                f"feature {name}: {kind} needs `{wanted}`"
                 if kind in NEEDS_OF
                 else f"feature {name}: {kind} takes no `of`"
             )
-        if kind == "distinct":
+        if kind in BY_VALUE:
             if self.of not in KEY_FIELDS:
-                raise ValueError(f"feature {name}: distinct counts one of {', '.join(KEY_FIELDS)}")
-        elif self.of not in (None, "amount"):
+                raise ValueError(f"feature {name}: {kind} counts one of {', '.join(KEY_FIELDS)}")
+        elif kind in CIRCULAR:
+            if self.of not in CIRCLE_FIELDS:
+                raise ValueError(f"feature {name}: {kind} is computed of {' or '.join(CIRCLE_FIELDS)}")
+        elif kind != "neighbour_frauds" and self.of not in (None, "amount"):
             raise ValueError(f"feature {name}: {kind} is computed of amount, not of {self.of!r}; write of: amount")
-        self._check_time()
 
     def _check_time(self) -> None:
         """Window, delay, half-life and the current payment: what belongs to which aggregate."""
@@ -193,11 +253,17 @@ class Feature(Strict):
             way = (
                 "needs a half_life such as 7d"
                 if kind in DECAYED
-                else "takes no half_life; that is for " + " and ".join(DECAYED)
+                else "takes no half_life; that is for " + ", ".join(DECAYED)
             )
             raise ValueError(f"feature {name}: {kind} {way}")
         if kind in DECAYED and (self.window is not None or self.delay):
             raise ValueError(f"feature {name}: {kind} forgets by its half_life; leave window and delay out")
+        if kind in VISITS:
+            if self.delay or self.include_current:
+                raise ValueError(f"feature {name}: {kind} takes neither delay nor include_current; leave them out")
+            at_most, visited = VISITS[kind]
+            if (self.latest or 1) > at_most:
+                raise ValueError(f"feature {name}: {kind} looks at {at_most} {visited} at most")
         if kind in ("fraud_count", "fraud_rate") and self.include_current:
             raise ValueError(
                 f"feature {name}: the current payment has no label yet, so include_current means nothing here"
@@ -268,6 +334,18 @@ class FeatureSet(Strict):
                     f"feature {feature.name}: unknown entity {feature.entity!r}; declared are "
                     f"{', '.join(self.entities) or 'none'}"
                 )
+            if feature.aggregate == "neighbour_frauds" and (
+                feature.of not in self.entities or feature.of == feature.entity
+            ):
+                raise ValueError(
+                    f"feature {feature.name}: neighbour_frauds needs `of:` with another entity; declared are "
+                    f"{', '.join(self.entities)}"
+                )
+            if feature.aggregate == "share" and feature.of in self.entities[feature.entity or ""]:
+                raise ValueError(
+                    f"feature {feature.name}: all payments of one {feature.entity} have the same {feature.of}, so the "
+                    f"share is always 1; choose another entity or field"
+                )
             for operand in feature.operands:
                 if operand not in seen:
                     raise ValueError(f"feature {feature.name}: {operand!r} must be a feature that stands before it")
@@ -335,12 +413,14 @@ class FeatureSet(Strict):
         if shards <= 1:
             return
         for feature in self.features:
-            fields = self.entities[feature.entity] if feature.entity is not None else []
-            if feature.entity is not None and not (shard_key and set(shard_key) <= set(fields)):
+            for entity in feature.read_entities:
+                fields = self.entities[entity]
+                if shard_key and set(shard_key) <= set(fields):
+                    continue
                 raise FeatureSetError(
                     f"feature {feature.name}: payments are shared out among {shards} shards by "
                     f"{', '.join(shard_key) or 'no field'}, so each shard would see "
-                    f"only a part of every {feature.entity} ({', '.join(fields)}). Run one shard, key the payments "
+                    f"only a part of every {entity} ({', '.join(fields)}). Run one shard, key the payments "
                     f"topic by {', '.join(fields)}, leave the "
                     "feature out, or compute it in a stage of its own behind a re-keyed topic"
                 )
@@ -356,8 +436,13 @@ class FeatureSet(Strict):
         count."""
         # A constraint on training changes no value.
         document = self.model_dump(mode="json", exclude={"features": {"__all__": {"monotone"}}})
-        if not self.card_numbers:  # sets of earlier releases keep their fingerprints
+        # Sets of earlier releases keep their fingerprints.
+        if not self.card_numbers:
             del document["card_numbers"]
+        for feature in document["features"]:
+            for name in LATER_KEYS:
+                if feature[name] is None:
+                    del feature[name]
         canonical = json.dumps(document, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
@@ -369,7 +454,7 @@ class FeatureSet(Strict):
             used.update(
                 f for f in (feature.payment, feature.of, *feature.where) if f in (*KEY_FIELDS, *POSITION_FIELDS)
             )
-            if feature.aggregate == "speed_kmh":
+            if feature.aggregate in PLACED:
                 used.update(("latitude", "longitude"))
         return used
 

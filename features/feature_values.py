@@ -13,10 +13,23 @@ import math
 import numpy as np
 
 from features import kernel_tables as kt
-from features.arithmetic import deviation, distance_km, halved, multiply
+from features.arithmetic import (
+    arc_km,
+    circle_place,
+    circular,
+    degrees_of,
+    deviation,
+    distance_km,
+    fading,
+    halved,
+    haversine,
+    multiply,
+    place_of,
+    weighed,
+)
 from features.engine_state import State, view_state, view_tables
-from features.hash_table import find
-from features.raw_memory import inlined, kernel, peek64, poke_float
+from features.hash_table import find, get
+from features.raw_memory import inlined, kernel, peek64, poke_float, prefetch
 from features.series import bounds, expire, median
 
 NAN = np.float32(np.nan)
@@ -44,24 +57,44 @@ def distinct_low(accumulator: int, value: np.uint64) -> np.uint64:
 
 
 @inlined
-def _read_numeric(t: kt.Tables, s: State, payment: int, read, slot: int, current: bool):  # type: ignore[no-untyped-def]
-    """STD, DISTINCT, FRAUD_COUNT and FRAUD_RATE."""
+def _smoothed(t: kt.Tables, f: int, hits: int, n: int) -> float:
+    """The share that `hits` of n payments are, after column f's prior. NaN for no payments without a prior."""
+    weight = np.float64(n) + t.priors[f, 1]
+    return (np.float64(hits) + t.priors[f, 0]) / weight if weight > 0.0 else np.nan
+
+
+@inlined
+def _read_numeric(t: kt.Tables, s: State, payment: int, f: int, slot: int, current: bool):  # type: ignore[no-untyped-def]
+    """STD, DISTINCT, SHARE, CIRCULAR_…, FRAUD_COUNT and FRAUD_RATE."""
+    read = t.reads[f]
     kind = read[kt.R_KIND]
     n = s.arena[slot + read[kt.R_ACCUMULATOR]]
     if current:
         n += 1
-    if kind == kt.READ_DISTINCT:
+    if kind == kt.READ_DISTINCT or kind == kt.READ_SHARE:  # noqa: PLR1714
         accumulator = slot + read[kt.R_SECOND]
-        total = s.arena[accumulator]
         value = np.uint64(word(payment, kt.B_KEYS + 2 * len(t.entity) + read[kt.R_THIRD]))
+        if kind == kt.READ_SHARE:
+            if value == 0:
+                return np.nan
+            same = max(np.int64(0), get(s.distincts, distinct_low(accumulator, value), np.uint64(accumulator)))
+            return _smoothed(t, f, same + (1 if current else 0), n)
+        total = s.arena[accumulator]
         if current and value != 0:
             total += 1 if find(s.distincts, distinct_low(accumulator, value), np.uint64(accumulator)) < 0 else 0
         return np.float64(total)
     total = s.arena[slot + read[kt.R_SECOND]]
+    if kind == kt.READ_CIRCULAR_DISPERSION or kind == kt.READ_CIRCULAR_VARIANCE:  # noqa: PLR1714
+        place = circle_place(word(payment, kt.B_TIME), read[kt.R_THIRD])
+        cosine, sine = t.circle[place, 0], t.circle[place, 1]
+        cosines, sines = total, s.arena[slot + read[kt.R_SECOND] + 1]
+        if current:
+            cosines, sines = cosines + cosine, sines + sine
+        return circular(n, cosines, sines, cosine, sine, kind == kt.READ_CIRCULAR_DISPERSION)
     if kind == kt.READ_FRAUD_COUNT:
         return np.float64(total)
     if kind == kt.READ_FRAUD_RATE:
-        return np.float64(total) / n if n > 0 else np.nan
+        return _smoothed(t, f, total, n)
     amount = word(payment, kt.B_AMOUNT)
     if current:
         total += amount
@@ -83,7 +116,7 @@ def _read_series(c: int, t: kt.Tables, s: State, amount: int, read, slot: int, c
     accumulator = slot + read[kt.R_ACCUMULATOR]
     if kind == kt.READ_MEDIAN:
         return (
-            median(c, accumulator, limit_ms, amount if current else np.int64(-1), kt.MEDIAN_MAX, scratch)
+            median(c, accumulator, limit_ms, amount if current else np.int64(-1), read[kt.R_THIRD], scratch)
             / t.minor_units[0]
         )
     block = s.arena[accumulator]
@@ -98,12 +131,113 @@ def _read_series(c: int, t: kt.Tables, s: State, amount: int, read, slot: int, c
 
 
 @inlined
+def _read_recent(t: kt.Tables, s: State, payment: int, read, slot: int, current: bool, now_ms: int):  # type: ignore[no-untyped-def]
+    """RECENT_… and MEAN_GAP: of the latest payments in the window, of which R_THIRD count at most. The current one is
+    the latest of them."""
+    kind, count_max, limit_ms = read[kt.R_KIND], read[kt.R_THIRD], now_ms - read[kt.R_WINDOW_MS]
+    amount, time_ms = word(payment, kt.B_AMOUNT), word(payment, kt.B_TIME)
+    n = np.int64(1 if current else 0)
+    total = least = most = amount if current else np.int64(0)
+    first_ms = last_ms = time_ms
+    high, low = multiply(np.uint64(total), np.uint64(total))
+    block = s.arena[slot + read[kt.R_ACCUMULATOR]]
+    if block != 0:
+        first, end = bounds(s, block)
+        j = end - 1
+        while j >= first and n < count_max and s.pool[block + 2 + 2 * j] > limit_ms:
+            time_ms, amount = s.pool[block + 2 + 2 * j], s.pool[block + 3 + 2 * j]
+            total += amount
+            square_high, square_low = multiply(np.uint64(amount), np.uint64(amount))
+            low += square_low
+            high += square_high + (np.uint64(1) if low < square_low else np.uint64(0))
+            least, most = (min(least, amount), max(most, amount)) if n > 0 else (amount, amount)
+            first_ms, last_ms = (min(first_ms, time_ms), max(last_ms, time_ms)) if n > 0 else (time_ms, time_ms)
+            n += 1
+            j -= 1
+    if kind == kt.READ_MEAN_GAP:
+        return np.float64(last_ms - first_ms) / np.float64(n - 1) / 1000.0 if n > 1 else np.nan
+    if n == 0:
+        return np.nan
+    if kind == kt.READ_RECENT_STD:
+        return deviation(n, total, low, high) / t.minor_units[0]
+    if kind == kt.READ_RECENT_MEAN:
+        return np.float64(total) / n / t.minor_units[0]
+    return np.float64(least if kind == kt.READ_RECENT_MIN else most) / t.minor_units[0]
+
+
+@inlined
+def _read_neighbours(s: State, read, slot: int, now_ms: int, scratch):  # type: ignore[no-untyped-def]
+    """NEIGHBOUR_FRAUDS: the known frauds of the different neighbours, which the latest payments in the window made."""
+    count_max, limit_ms = read[kt.R_THIRD], now_ms - read[kt.R_WINDOW_MS]
+    arena = np.int64(s.arena.ctypes.data)
+    block, n = s.arena[slot + read[kt.R_ACCUMULATOR]], np.int64(0)
+    if block == 0:
+        return 0.0
+    first, end = bounds(s, block)
+    j = end - 1
+    while j >= max(first, end - count_max) and s.pool[block + 2 + 2 * j] > limit_ms:
+        place, k = s.pool[block + 3 + 2 * j] + read[kt.R_SECOND], np.int64(0)
+        while k < n and scratch[k] != place:
+            k += 1
+        if k == n:
+            prefetch(arena + 8 * place)
+            scratch[n] = place
+            n += 1
+        j -= 1
+    total = np.int64(0)
+    for k in range(n):
+        total += s.arena[scratch[k]]
+    return np.float64(total)
+
+
+@inlined
+def _read_nearest(s: State, payment: int, read, slot: int, now_ms: int):  # type: ignore[no-untyped-def]
+    """NEAREST_KM: from the payment's place to the nearest of the different places of the latest payments in the window.
+    Both are rounded alike, so that the same place is 0 away."""
+    latitude, longitude = degrees(word(payment, kt.B_LATITUDE)), degrees(word(payment, kt.B_LONGITUDE))
+    block = s.arena[slot + read[kt.R_ACCUMULATOR]]
+    if block == 0 or math.isnan(latitude) or math.isnan(longitude):
+        return np.nan
+    limit_ms, own = now_ms - read[kt.R_WINDOW_MS], place_of(latitude, longitude)
+    first, end = bounds(s, block)
+    first = max(first, end - read[kt.R_THIRD])
+    while first < end and s.pool[block + 2 + 2 * first] <= limit_ms:
+        first += 1
+    if first == end:
+        return np.nan
+    for j in range(end - 1, first - 1, -1):  # by far most payments are made where one was made before
+        if s.pool[block + 3 + 2 * j] == own:
+            return 0.0
+    latitude, longitude = degrees_of(own)
+    least = 2.0
+    for j in range(end - 1, first - 1, -1):
+        north, east = degrees_of(s.pool[block + 3 + 2 * j])
+        apart = (north - latitude) / 180.0
+        if apart * apart < least:  # sin²(angle / 2) >= (angle / π)², the angle being that of the latitudes at least
+            least = min(least, haversine(latitude, longitude, north, east))
+    return arc_km(least)
+
+
+@inlined
 def _read_decayed(t: kt.Tables, s: State, payment: int, read, slot: int, current: bool, now_ms: int):  # type: ignore[no-untyped-def]
-    """Σ 2^-(age / half_life), or of amounts; age is stream time minus event time."""
-    second = 1 if read[kt.R_KIND] == kt.READ_DECAYED_COUNT else 2
+    """Σ 2^-(age / half_life), or of amounts; age is stream time minus event time. Mean and deviation of amounts so
+    weighted, at the time of the key's newest payment: what has happened since fades all weights alike."""
+    kind, accumulator = read[kt.R_KIND], slot + read[kt.R_ACCUMULATOR]
+    if kind >= kt.READ_DECAYED_MEAN:
+        if s.arena[accumulator] == 0 and not current:
+            return np.nan
+        count, total = s.arena_f[accumulator + 1], s.arena_f[accumulator + 2]
+        mean, squares, amount = 0.0, 0.0, np.float64(word(payment, kt.B_AMOUNT))
+        if kind == kt.READ_DECAYED_STD:
+            mean, squares = s.arena_f[slot + read[kt.R_THIRD]], s.arena_f[slot + read[kt.R_THIRD] + 1]
+        if current:
+            fade, weight = fading(s.arena[accumulator], word(payment, kt.B_TIME), read[kt.R_HALF_LIFE_MS])
+            total = total * fade + amount * weight
+            count, mean, squares = weighed(count, mean, squares, fade, weight, amount)
+        return (total / count if kind == kt.READ_DECAYED_MEAN else math.sqrt(squares / count)) / t.minor_units[0]
+    second = 1 if kind == kt.READ_DECAYED_COUNT else 2
     half_life = np.float64(read[kt.R_HALF_LIFE_MS])
     total = 0.0
-    accumulator = slot + read[kt.R_ACCUMULATOR]
     if s.arena[accumulator] != 0:
         total = s.arena_f[accumulator + second] * halved((now_ms - s.arena[accumulator]) / half_life)
     if current:
@@ -173,10 +307,16 @@ def _read_more(c: int, payment: int, f: int, slot: int, current: bool, now_ms: i
     read = t.reads[f]
     kind = read[kt.R_KIND]
     if kind == kt.READ_STD or (kind >= kt.READ_DISTINCT and kind <= kt.READ_FRAUD_RATE):
-        return _read_numeric(t, s, payment, read, slot, current)
+        return _read_numeric(t, s, payment, f, slot, current)
     if kind <= kt.READ_MEDIAN:
         return _read_series(c, t, s, word(payment, kt.B_AMOUNT), read, slot, current, now_ms, scratch)
-    if kind <= kt.READ_DECAYED_SUM:
+    if kind <= kt.READ_MEAN_GAP:
+        return _read_recent(t, s, payment, read, slot, current, now_ms)
+    if kind == kt.READ_NEIGHBOUR_FRAUDS:
+        return _read_neighbours(s, read, slot, now_ms, scratch)
+    if kind == kt.READ_NEAREST_KM:
+        return _read_nearest(s, payment, read, slot, now_ms)
+    if kind <= kt.READ_DECAYED_STD:
         return _read_decayed(t, s, payment, read, slot, current, now_ms)
     return _read_latest(t, s, payment, read, slot, now_ms)
 
@@ -231,9 +371,9 @@ def read_all(c: int, t: kt.Tables, s: State, payment: int, slots, now_ms: int, o
         elif kind == kt.READ_AMOUNT:
             out[f] = amount / minor_units
         elif kind == kt.READ_HOUR_OF_DAY:
-            out[f] = time_ms // kt.HOUR_MS % 24
-        elif kind == kt.READ_DAY_OF_WEEK:  # Monday is 0; 1970-01-01 was a Thursday
-            out[f] = (time_ms // kt.DAY_MS + 3) % 7
+            out[f] = circle_place(time_ms, 0)
+        elif kind == kt.READ_DAY_OF_WEEK:  # Monday is 0
+            out[f] = circle_place(time_ms, 1) - kt.HOURS
         for k in range(t.test_start[f], t.test_start[f + 1]):
             value = np.float64(out[f])
             holds = False

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from features import kernel_tables as kt
-from features.feature_set import Feature
+from features.feature_set import BY_VALUE, CIRCLE_FIELDS, CIRCULAR, DECAYED, LATEST_MAX, VISITS, Feature
 from features.kernel_tables import OpKind
 
 # Ops that need no parameter beside entity and filter, by aggregate.
@@ -17,8 +17,8 @@ _LATEST = {
 }  # fmt: skip
 # Words of a group that is not NUMERIC (what they hold: OpKind).
 _WIDTH = {
-    OpKind.EXTREME: 1, OpKind.MEDIAN: 1, OpKind.LAST_PAYMENT: 2, OpKind.FIRST_PAYMENT: 1, OpKind.POSITION: 3,
-    OpKind.DECAY: 3, OpKind.KNOWN_FRAUDS: 1, OpKind.LABEL: 3,
+    OpKind.EXTREME: 1, OpKind.RECENT: 1, OpKind.LAST_PAYMENT: 2, OpKind.FIRST_PAYMENT: 1, OpKind.POSITION: 3,
+    OpKind.DECAY: 3, OpKind.KNOWN_FRAUDS: 1, OpKind.LABEL: 3, OpKind.NEIGHBOURS: 1, OpKind.PLACES: 1,
 }  # fmt: skip
 
 
@@ -33,6 +33,7 @@ class Group:
     window_ms: int = 0
     largest: bool = False
     half_life_ms: int = 0
+    neighbour: str = ""
 
     @property
     def leaves_ms(self) -> int:
@@ -50,25 +51,33 @@ class Accumulators:
     squares: int = 0
     fraud: int = 0
     distincts: Mapping[str, int] = field(default_factory=dict)
+    circles: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass
 class Needs:
-    """What a NUMERIC group must keep in addition to its count, and how long rows matter to a group of any kind."""
+    """What a NUMERIC group must keep in addition to its count, a DECAY one to its sums, how many pairs a RECENT one,
+    and how long rows matter to a group of any kind."""
 
     sum: bool = False
     squares: bool = False
     fraud: bool = False
     distincts: set[str] = field(default_factory=set)
+    circles: set[str] = field(default_factory=set)
     expires_ms: int = 0
+    latest: int = 0  # of RECENT, NEIGHBOURS, PLACES: how many pairs are kept
 
     def add(self, feature: Feature) -> None:
         aggregate = feature.aggregate
         self.sum |= aggregate in ("sum", "mean", "std")
-        self.squares |= aggregate == "std"
+        self.squares |= aggregate in ("std", "decayed_std")
         self.fraud |= aggregate in ("fraud_count", "fraud_rate")
-        if aggregate == "distinct":
+        if aggregate in BY_VALUE:
             self.distincts.add(feature.of or "")
+        at_most, _ = VISITS.get(aggregate or "", (LATEST_MAX, ""))
+        self.latest = max(self.latest, feature.latest or at_most)
+        if aggregate in CIRCULAR:
+            self.circles.add(feature.of or "")
         if feature.window is not None:
             self.expires_ms = max(self.expires_ms, feature.window + feature.delay)
 
@@ -83,7 +92,8 @@ class Needs:
 
         total, squares, fraud = place(self.sum), place(self.squares, 2), place(self.fraud)
         distincts = {name: place(True) for name in sorted(self.distincts)}
-        return Accumulators(first, following - first, total, squares, fraud, distincts)
+        circles = {name: place(True, 2) for name in CIRCLE_FIELDS if name in self.circles}
+        return Accumulators(first, following - first, total, squares, fraud, distincts, circles)
 
 
 @dataclass
@@ -108,21 +118,33 @@ class Layout:
         """The group that an aggregate belongs to."""
         entity, kind, where = feature.entity or "", feature.aggregate or "", self.where(feature)
         delay, window = feature.delay, feature.window or 0
+        if kind == "neighbour_frauds":
+            return Group(OpKind.NEIGHBOURS, entity, where, neighbour=feature.of or "")
+        if kind == "nearest_km":
+            return Group(OpKind.PLACES, entity, where)
+        if kind == "median" or feature.latest is not None:
+            return Group(OpKind.RECENT, entity, where, delay)
         if kind in ("min", "max"):
             return Group(OpKind.EXTREME, entity, where, delay, window, largest=kind == "max")
-        if kind == "median":
-            return Group(OpKind.MEDIAN, entity, where, delay)
-        if kind in ("decayed_count", "decayed_sum"):
+        if kind in DECAYED:
             return Group(OpKind.DECAY, entity, where, half_life_ms=feature.half_life or 0)
         if kind in _LATEST:
             return Group(_LATEST[kind], entity, where)
         return Group(OpKind.NUMERIC, entity, where, delay, window)
 
+    @staticmethod
+    def neighbours(feature: Feature) -> Group:
+        """The group of the other entity that counts the known frauds which a neighbour_frauds reads."""
+        return Group(OpKind.NUMERIC, feature.of or "", -1, window_ms=feature.window or 0)
+
     def add(self, feature: Feature) -> None:
         """Take an aggregate in."""
-        if feature.aggregate == "distinct" and feature.of not in self.distinct_fields:
+        if feature.aggregate in BY_VALUE and feature.of not in self.distinct_fields:
             self.distinct_fields.append(feature.of or "")
         self.groups.setdefault(self.group(feature), Needs()).add(feature)
+        if feature.aggregate == "neighbour_frauds":
+            known = self.groups.setdefault(self.neighbours(feature), Needs())
+            known.fraud, known.expires_ms = True, feature.window or 0
 
     def accumulators(self) -> tuple[dict[Group, Accumulators], dict[str, int]]:
         """The accumulators of every group, and the words of each entity's slot."""
@@ -130,7 +152,11 @@ class Layout:
         found: dict[Group, Accumulators] = {}
         for group, needs in self.groups.items():
             first = used[group.entity]
-            numeric = group.kind == OpKind.NUMERIC
-            found[group] = needs.placed(first) if numeric else Accumulators(first, _WIDTH[group.kind])
+            if group.kind == OpKind.NUMERIC:
+                found[group] = needs.placed(first)
+            elif group.kind == OpKind.DECAY and needs.squares:
+                found[group] = Accumulators(first, _WIDTH[group.kind] + 2, squares=first + _WIDTH[group.kind])
+            else:
+                found[group] = Accumulators(first, _WIDTH[group.kind])
             used[group.entity] = first + found[group].width
         return found, used

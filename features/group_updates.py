@@ -10,7 +10,7 @@ import math
 import numpy as np
 
 from features import kernel_tables as kt
-from features.arithmetic import add_square, halved
+from features.arithmetic import add_square, circle_place, fading, place_of, weighed
 from features.engine_state import (
     CHUNK_WORDS,
     CHUNKS,
@@ -25,10 +25,11 @@ from features.engine_state import (
     view_state,
     view_tables,
 )
+from features.event_log import NO_SLOT_NUMBER, TIME_SHIFT
 from features.feature_values import NO_SLOT, degrees, distinct_low, word
 from features.hash_table import find, put, remove_at
-from features.raw_memory import inlined, kernel, peek64, poke8, poke64
-from features.series import BLOCK_WORDS, free_block, push_extreme, push_sorted
+from features.raw_memory import inlined, kernel, peek32, peek64, poke8, poke64
+from features.series import BLOCK_WORDS, free_block, holds_series, push_different, push_extreme, push_sorted
 
 
 @inlined
@@ -89,6 +90,13 @@ def change_numeric(
         add_square(s.arena, slot + t.ops[o, kt.O_SQUARES], amount, sign)
     if t.ops[o, kt.O_FRAUD]:
         s.arena[slot + t.ops[o, kt.O_FRAUD]] += sign * fraud
+    time_ms = peek64(row) >> TIME_SHIFT
+    for by_day in range(2):  # O_DAYS follows O_HOURS
+        directions = t.ops[o, kt.O_HOURS + by_day]
+        if directions:
+            place = circle_place(time_ms, by_day)
+            s.arena[slot + directions] += sign * t.circle[place, 0]
+            s.arena[slot + directions + 1] += sign * t.circle[place, 1]
     for d in range(t.ops[o, kt.O_DISTINCT], t.ops[o, kt.O_DISTINCT_END]):
         value = np.uint64(peek64(row + t.limits[kt.ROW_DISTINCT] + 8 * t.distincts[d, 0]))
         if value != 0:
@@ -122,7 +130,7 @@ def enter_series(c: int, t: kt.Tables, s: State, o: int, slot: int, time_ms: int
     if t.ops[o, kt.O_KIND] == kt.OP_EXTREME:
         push_extreme(c, accumulator, time_ms, amount, t.ops[o, kt.O_PARAMETER], limit_ms)
     else:
-        push_sorted(c, accumulator, time_ms, amount, kt.MEDIAN_MAX, limit_ms)
+        push_sorted(c, accumulator, time_ms, amount, t.ops[o, kt.O_PARAMETER], limit_ms)
     s.arena_dirty[accumulator >> DIRTY_PAGE_SHIFT] = 1
 
 
@@ -135,10 +143,26 @@ def enter(c: int, payment: int, o: int, slot: int, row: int, now_ms: int) -> Non
     if kind == kt.OP_NUMERIC:
         change_numeric(c, t, s, o, slot, 1, row, amount, 0)
         return
-    if kind == kt.OP_EXTREME or kind == kt.OP_MEDIAN:  # noqa: PLR1714
+    if kind == kt.OP_EXTREME or kind == kt.OP_RECENT:  # noqa: PLR1714
         enter_series(c, t, s, o, slot, time_ms, amount, now_ms)
         return
     accumulator = slot + t.ops[o, kt.O_ACCUMULATOR]
+    if kind == kt.OP_NEIGHBOURS:
+        number = np.int64(peek32(row + t.limits[kt.ROW_SLOTS] + 4 * t.ops[o, kt.O_NEIGHBOUR]))
+        if number != NO_SLOT_NUMBER:
+            limit_ms = now_ms - t.ops[o, kt.O_EXPIRES_MS]
+            push_sorted(c, accumulator, time_ms, number << kt.SLOT_SHIFT, t.ops[o, kt.O_PARAMETER], limit_ms)
+            s.arena_dirty[accumulator >> DIRTY_PAGE_SHIFT] = 1
+        return
+    latitude, longitude = degrees(word(payment, kt.B_LATITUDE)), degrees(word(payment, kt.B_LONGITUDE))
+    placed = not (math.isnan(latitude) or math.isnan(longitude))
+    if kind == kt.OP_PLACES:
+        if placed:
+            limit_ms = now_ms - t.ops[o, kt.O_EXPIRES_MS]
+            place = place_of(latitude, longitude)
+            push_different(c, s, accumulator, time_ms, place, t.ops[o, kt.O_PARAMETER], limit_ms)
+            s.arena_dirty[accumulator >> DIRTY_PAGE_SHIFT] = 1
+        return
     before_ms = s.arena[accumulator]
     if kind == kt.OP_LAST_PAYMENT:
         if time_ms >= before_ms:
@@ -147,22 +171,20 @@ def enter(c: int, payment: int, o: int, slot: int, row: int, now_ms: int) -> Non
         if before_ms == 0 or time_ms < before_ms:
             s.arena[accumulator] = time_ms
     elif kind == kt.OP_POSITION:
-        latitude, longitude = degrees(word(payment, kt.B_LATITUDE)), degrees(word(payment, kt.B_LONGITUDE))
-        if time_ms >= before_ms and not (math.isnan(latitude) or math.isnan(longitude)):
+        if time_ms >= before_ms and placed:
             s.arena[accumulator] = time_ms
             s.arena_f[accumulator + 1] = latitude
             s.arena_f[accumulator + 2] = longitude
     elif kind == kt.OP_DECAY:
-        half_life = np.float64(t.ops[o, kt.O_PARAMETER])
-        if before_ms == 0 or time_ms >= before_ms:
-            fade = halved((time_ms - before_ms) / half_life) if before_ms != 0 else 0.0
-            s.arena[accumulator] = time_ms
-            s.arena_f[accumulator + 1] = s.arena_f[accumulator + 1] * fade + 1.0
-            s.arena_f[accumulator + 2] = s.arena_f[accumulator + 2] * fade + np.float64(amount)
-        else:  # late: it has faded already
-            fade = halved((before_ms - time_ms) / half_life)
-            s.arena_f[accumulator + 1] += fade
-            s.arena_f[accumulator + 2] += np.float64(amount) * fade
+        fade, weight = fading(before_ms, time_ms, t.ops[o, kt.O_PARAMETER])
+        s.arena[accumulator] = max(before_ms, time_ms)
+        count = s.arena_f[accumulator + 1]
+        s.arena_f[accumulator + 1] = count * fade + weight
+        s.arena_f[accumulator + 2] = s.arena_f[accumulator + 2] * fade + np.float64(amount) * weight
+        if t.ops[o, kt.O_SQUARES]:
+            mean = slot + t.ops[o, kt.O_SQUARES]
+            _, middle, squares = weighed(count, s.arena_f[mean], s.arena_f[mean + 1], fade, weight, np.float64(amount))
+            s.arena_f[mean], s.arena_f[mean + 1] = middle, squares
     s.arena_dirty[accumulator >> DIRTY_PAGE_SHIFT] = 1
     s.arena_dirty[(accumulator + t.ops[o, kt.O_WIDTH] - 1) >> DIRTY_PAGE_SHIFT] = 1
 
@@ -202,7 +224,7 @@ def _free_slot(c: int, e: int, slot: int) -> None:
     s.scalars[KEYS] -= 1
     for o in range(len(t.ops)):
         kind = t.ops[o, kt.O_KIND]
-        if t.ops[o, kt.O_ENTITY] == e and (kind == kt.OP_EXTREME or kind == kt.OP_MEDIAN or kind == kt.OP_KNOWN_FRAUDS):  # noqa: PLR1714
+        if t.ops[o, kt.O_ENTITY] == e and holds_series(kind):
             block = s.arena[slot + t.ops[o, kt.O_ACCUMULATOR]]
             if block != 0:
                 free_block(c, block)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from features.raw_memory import inlined, kernel
+from features.raw_memory import entry, inlined, kernel
 
 Table = npt.NDArray[np.uint64]
 
@@ -41,7 +41,7 @@ def grown(table: Table, count: int, room: int) -> Table:
     return larger
 
 
-@kernel
+@entry
 def _rehash(source: Table, target: Table) -> None:
     for i in range(len(source)):
         if source[i, 2] != 0:

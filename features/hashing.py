@@ -28,6 +28,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from features.raw_memory import peek64
+from schemas.screened import LENGTH_MASK, PLACE_BITS
 
 U64 = npt.NDArray[np.uint64]
 
@@ -84,6 +85,37 @@ def _round(v0, v1, v2, v3):  # type: ignore[no-untyped-def]
     return v0, v1, v2, v3
 
 
+@nb.njit(inline="always")
+def _siphash(data, address, start, end, k0, k1):  # type: ignore[no-untyped-def]
+    """(Low, high) of the bytes data[start:end], which begins at `address`."""
+    v0 = k0 ^ np.uint64(0x736F6D6570736575)
+    v1 = k1 ^ np.uint64(0x646F72616E646F6D) ^ np.uint64(0xEE)
+    v2 = k0 ^ np.uint64(0x6C7967656E657261)
+    v3 = k1 ^ np.uint64(0x7465646279746573)
+    whole = start + ((end - start) // 8) * 8
+    for p in range(start, whole, 8):
+        m = np.uint64(peek64(address + p))
+        v3 ^= m
+        v0, v1, v2, v3 = _round(v0, v1, v2, v3)
+        v0, v1, v2, v3 = _round(v0, v1, v2, v3)
+        v0 ^= m
+    m = np.uint64((end - start) & 0xFF) << np.uint64(56)
+    for k in range(end - whole):
+        m |= np.uint64(data[whole + k]) << np.uint64(8 * k)
+    v3 ^= m
+    v0, v1, v2, v3 = _round(v0, v1, v2, v3)
+    v0, v1, v2, v3 = _round(v0, v1, v2, v3)
+    v0 ^= m
+    v2 ^= np.uint64(0xEE)
+    for _ in range(4):
+        v0, v1, v2, v3 = _round(v0, v1, v2, v3)
+    low = v0 ^ v1 ^ v2 ^ v3
+    v1 ^= np.uint64(0xDD)
+    for _ in range(4):
+        v0, v1, v2, v3 = _round(v0, v1, v2, v3)
+    return low, v0 ^ v1 ^ v2 ^ v3
+
+
 @nb.njit(cache=True, nogil=True)
 def siphash_128(
     data: npt.NDArray[np.uint8],
@@ -100,33 +132,43 @@ def siphash_128(
         start, end = np.int64(offsets[i]), np.int64(offsets[i + 1])
         if empty_as_zero and start == end:
             out[i, 0] = out[i, 1] = np.uint64(0)
-            continue
-        v0 = k0 ^ np.uint64(0x736F6D6570736575)
-        v1 = k1 ^ np.uint64(0x646F72616E646F6D) ^ np.uint64(0xEE)
-        v2 = k0 ^ np.uint64(0x6C7967656E657261)
-        v3 = k1 ^ np.uint64(0x7465646279746573)
-        whole = start + ((end - start) // 8) * 8
-        for p in range(start, whole, 8):
-            m = np.uint64(peek64(address + p))
-            v3 ^= m
-            v0, v1, v2, v3 = _round(v0, v1, v2, v3)
-            v0, v1, v2, v3 = _round(v0, v1, v2, v3)
-            v0 ^= m
-        m = np.uint64((end - start) & 0xFF) << np.uint64(56)
-        for k in range(end - whole):
-            m |= np.uint64(data[whole + k]) << np.uint64(8 * k)
-        v3 ^= m
-        v0, v1, v2, v3 = _round(v0, v1, v2, v3)
-        v0, v1, v2, v3 = _round(v0, v1, v2, v3)
-        v0 ^= m
-        v2 ^= np.uint64(0xEE)
-        for _ in range(4):
-            v0, v1, v2, v3 = _round(v0, v1, v2, v3)
-        out[i, 0] = v0 ^ v1 ^ v2 ^ v3
-        v1 ^= np.uint64(0xDD)
-        for _ in range(4):
-            v0, v1, v2, v3 = _round(v0, v1, v2, v3)
-        out[i, 1] = v0 ^ v1 ^ v2 ^ v3
+        else:
+            out[i, 0], out[i, 1] = _siphash(data, address, start, end, k0, k1)
+
+
+@nb.njit(cache=True, nogil=True)
+def hash_places(
+    data: npt.NDArray[np.uint8],
+    places: npt.NDArray[np.int64],
+    key: tuple[np.uint64, np.uint64],
+    out: U64,
+    empty_as_zero: bool,
+) -> None:
+    """The same for texts by their places (schemas.payment_screen), int64 [n], into `out` uint64 [n, 2]. One that is not
+    there counts as empty."""
+    address = np.int64(data.ctypes.data)
+    k0, k1 = key[0], key[1]
+    for i in range(len(places)):
+        length = places[i] & LENGTH_MASK if places[i] >= 0 else 0
+        if empty_as_zero and length == 0:
+            out[i, 0] = out[i, 1] = np.uint64(0)
+        else:
+            start = places[i] >> PLACE_BITS
+            out[i, 0], out[i, 1] = _siphash(data, address, start, start + length, k0, k1)
+
+
+@nb.njit(cache=True, nogil=True)
+def hash_rows(
+    data: npt.NDArray[np.uint8],
+    offsets: npt.NDArray[np.int64],
+    rows: npt.NDArray[np.int64],
+    key: tuple[np.uint64, np.uint64],
+    out: U64,
+) -> None:
+    """The same for some values of a byte column (schemas.byte_column): the low half of each, into `out` uint64 [n]."""
+    address = np.int64(data.ctypes.data)
+    for i in range(len(rows)):
+        out[i], _ = _siphash(data, address, offsets[rows[i]], offsets[rows[i] + 1], key[0], key[1])
 
 
 def joined(values: Sequence[str | bytes | None]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]:
@@ -148,6 +190,7 @@ def _arrow(values: Any) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32], A
         if data_buffer is not None and data_buffer.size
         else np.zeros(1, np.uint8)
     )
+    data.flags.writeable = False  # as `joined` gives it: one type, one kernel
     return data, offsets, array
 
 
@@ -165,13 +208,6 @@ def hash_strings(values: Any, key: HashKey) -> tuple[U64, npt.NDArray[np.bool_]]
     siphash_128(data, offsets, key, out, False)
     present = np.ones(n, dtype=np.bool_) if array.null_count == 0 else ~np.asarray(array.is_null())
     return out, present
-
-
-def hash_into(values: Any, key: HashKey, out: U64) -> None:
-    """128-bit hashes of `values` (n strings or None) under `key` into `out`, uint64 [n, 2]; missing and empty ones as
-    zeros."""
-    data, offsets, _ = _arrow(values)
-    siphash_128(data, offsets, key, out, True)
 
 
 @nb.njit(inline="always")

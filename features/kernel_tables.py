@@ -28,6 +28,7 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from features.feature_set import LATEST_MAX
 from features.raw_memory import ArrayLayout
 
 I64 = npt.NDArray[np.int64]
@@ -37,7 +38,13 @@ KEY_LOW, KEY_HIGH, LIVE = range(3)
 HEADER_WORDS = 3
 # Slots start at multiples of four words, so that a slot number of 32 bits reaches 137 GB of arena.
 SLOT_SHIFT = 2
-MEDIAN_MAX = 128
+RECENT_MAX = LATEST_MAX
+# Of cosines and sines in sums: 2^32 payments of a key fit. Values are rounded to 1 / CIRCLE_STEPS, which is more than
+# the sums' error, so that what always happens at the same hour has a variance of exactly 0.
+CIRCLE_UNIT, CIRCLE_STEPS = 1 << 30, 1 << 24
+HOURS, DAYS = 24, 7
+# Of places in series: 180 degrees fit 32 bits with their sign.
+PLACE_UNIT = 10_000_000
 HOUR_MS, DAY_MS = 3_600_000, 86_400_000
 # A mark in a dirty map covers its page and so many words behind it: groups up to this width need one mark.
 MARK_WORDS = 8
@@ -50,18 +57,20 @@ class OpKind(IntEnum):
 
     NUMERIC = 0  # count, and as needed sum, squares, frauds, numbers of different values
     EXTREME = 1  # a block: minimum or maximum
-    MEDIAN = 2  # a block: the latest amounts
+    RECENT = 2  # a block: the latest amounts
     LAST_PAYMENT = 3  # time and amount
     FIRST_PAYMENT = 4  # time
     POSITION = 5  # time, latitude, longitude
-    DECAY = 6  # time and two sums
+    DECAY = 6  # time and two sums; as needed mean and squared distances from it
     KNOWN_FRAUDS = 7  # a block: times of payments known to be fraud
     LABEL = 8  # time, seq + 1 and label of the latest payment with a label
-    RELEASE = 9  # no group: the row leaves the entity's longest window
+    NEIGHBOURS = 9  # a block: slots of another entity's keys, those of the latest payments
+    PLACES = 10  # a block: different places, those of the latest payments
+    RELEASE = 11  # no group: the row leaves the entity's longest window
 
 
-OP_NUMERIC, OP_EXTREME, OP_MEDIAN, OP_LAST_PAYMENT, OP_FIRST_PAYMENT = range(5)
-OP_POSITION, OP_DECAY, OP_KNOWN_FRAUDS, OP_LABEL, OP_RELEASE = range(5, 10)
+OP_NUMERIC, OP_EXTREME, OP_RECENT, OP_LAST_PAYMENT, OP_FIRST_PAYMENT = range(5)
+OP_POSITION, OP_DECAY, OP_KNOWN_FRAUDS, OP_LABEL, OP_NEIGHBOURS, OP_PLACES, OP_RELEASE = range(5, 12)
 
 
 class ReadKind(IntEnum):
@@ -78,29 +87,45 @@ class ReadKind(IntEnum):
     MIN = 8
     MAX = 9
     MEDIAN = 10
-    DISTINCT = 11
-    FRAUD_COUNT = 12
-    FRAUD_RATE = 13
-    DECAYED_COUNT = 14
-    DECAYED_SUM = 15
-    SINCE_LAST = 16
-    SINCE_FIRST = 17
-    LAST = 18
-    SPEED_KMH = 19
-    SINCE_FRAUD = 20
-    SINCE_FIRST_FRAUD = 21
-    LAST_LABEL = 22
-    RATIO = 23
-    DIFFERENCE = 24
-    ZSCORE = 25
+    RECENT_MEAN = 11
+    RECENT_STD = 12
+    RECENT_MIN = 13
+    RECENT_MAX = 14
+    MEAN_GAP = 15
+    NEIGHBOUR_FRAUDS = 16
+    NEAREST_KM = 17
+    DISTINCT = 18
+    SHARE = 19
+    CIRCULAR_DISPERSION = 20
+    CIRCULAR_VARIANCE = 21
+    FRAUD_COUNT = 22
+    FRAUD_RATE = 23
+    DECAYED_COUNT = 24
+    DECAYED_SUM = 25
+    DECAYED_MEAN = 26
+    DECAYED_STD = 27
+    SINCE_LAST = 28
+    SINCE_FIRST = 29
+    LAST = 30
+    SPEED_KMH = 31
+    SINCE_FRAUD = 32
+    SINCE_FIRST_FRAUD = 33
+    LAST_LABEL = 34
+    RATIO = 35
+    DIFFERENCE = 36
+    ZSCORE = 37
 
 
 READ_PAYMENT, READ_AMOUNT, READ_HOUR_OF_DAY, READ_DAY_OF_WEEK = range(4)
 READ_COUNT, READ_SUM, READ_MEAN, READ_STD, READ_MIN, READ_MAX, READ_MEDIAN = range(4, 11)
-READ_DISTINCT, READ_FRAUD_COUNT, READ_FRAUD_RATE, READ_DECAYED_COUNT, READ_DECAYED_SUM = range(11, 16)
-READ_SINCE_LAST, READ_SINCE_FIRST, READ_LAST, READ_SPEED_KMH = range(16, 20)
-READ_SINCE_FRAUD, READ_SINCE_FIRST_FRAUD, READ_LAST_LABEL = range(20, 23)
-READ_RATIO, READ_DIFFERENCE, READ_ZSCORE = range(23, 26)
+READ_RECENT_MEAN, READ_RECENT_STD, READ_RECENT_MIN, READ_RECENT_MAX, READ_MEAN_GAP = range(11, 16)
+READ_NEIGHBOUR_FRAUDS, READ_NEAREST_KM = range(16, 18)
+READ_DISTINCT, READ_SHARE, READ_CIRCULAR_DISPERSION, READ_CIRCULAR_VARIANCE = range(18, 22)
+READ_FRAUD_COUNT, READ_FRAUD_RATE = range(22, 24)
+READ_DECAYED_COUNT, READ_DECAYED_SUM, READ_DECAYED_MEAN, READ_DECAYED_STD = range(24, 28)
+READ_SINCE_LAST, READ_SINCE_FIRST, READ_LAST, READ_SPEED_KMH = range(28, 32)
+READ_SINCE_FRAUD, READ_SINCE_FIRST_FRAUD, READ_LAST_LABEL = range(32, 35)
+READ_RATIO, READ_DIFFERENCE, READ_ZSCORE = range(35, 38)
 
 
 class Extent(IntEnum):
@@ -126,20 +151,24 @@ class Op:
     enters: int = -1
     leaves: int = -1
     sum: int = 0
-    squares: int = 0
+    squares: int = 0  # of NUMERIC; of DECAY the mean, and squared distances from it
     fraud: int = 0
     distinct: int = 0  # its rows of Tables.distincts: from here to distinct_end
     distinct_end: int = 0
     expires_ms: int = 0
-    parameter: int = 0  # EXTREME: 1 for a maximum; DECAY: half-life in ms
+    parameter: int = 0  # EXTREME: 1 for a maximum; RECENT, NEIGHBOURS, PLACES: how many pairs; DECAY: half-life in ms
     width: int = 1  # words of the group
+    hours: int = 0  # two words: sums of the cosines and sines of hours of the day
+    days: int = 0  # the same of days of the week
+    neighbour: int = 0  # NEIGHBOURS: the other entity
 
 
 (
     O_KIND, O_ENTITY, O_ACCUMULATOR, O_WHERE, O_ENTERS, O_LEAVES, O_SUM, O_SQUARES, O_FRAUD, O_DISTINCT,
-    O_DISTINCT_END, O_EXPIRES_MS, O_PARAMETER, O_WIDTH,
-) = range(14)  # fmt: skip
-OP_WORDS = 14
+    O_DISTINCT_END, O_EXPIRES_MS, O_PARAMETER, O_WIDTH, O_HOURS, O_DAYS,
+    O_NEIGHBOUR,
+) = range(17)  # fmt: skip
+OP_WORDS = 17
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,7 +201,7 @@ class Read:
     current: int = 0  # 1: the payment itself is included
     window_ms: int = 0  # -1: no window
     second: int = 0  # a further accumulator
-    third: int = 0  # squares, or the column of different values
+    third: int = 0  # squares, column of different values, 1 for days of the week, or number of latest payments
     half_life_ms: int = 0
     plain: int = 0  # 1: a count, sum or mean without filters
 
@@ -249,7 +278,7 @@ class Tables(NamedTuple):
     boundary_touches  int64 [·, 2]   place of the slot's number in the row, of the accumulator in the slot, bytes: for
                                      prefetching
     boundary_grows    int64 [G]      1 when a row that passes it can need more memory
-    ops               int64 [·, 14]
+    ops               int64 [·, 17]
     immediate         int64 [·, 8]   changes without a delay, which a payment in time makes at once
     label_ops         int64 [·]      ops that a label changes
     distincts         int64 [·, 2]   distinct column, accumulator
@@ -259,6 +288,9 @@ class Tables(NamedTuple):
     tests             int64 [·, 3]   where bit, first and end of its intervals
     intervals         float64 [·, 2] closed intervals, of which the column's value must be in one
     limits            int64 [14]     see Limits
+    priors            float64 [F, 2] of a smoothed share: rate · weight, weight; 0 without a prior
+    circle            int64 [31, 2] cosine and sine of each hour of the day, then of each day of the week, in units of
+                                     1 / CIRCLE_UNIT
     minor_units       float64 [1]    minor units in one major unit of the set's currency
     """
 
@@ -278,4 +310,6 @@ class Tables(NamedTuple):
     tests: Annotated[I64, ArrayLayout(np.int64, 3)]
     intervals: Annotated[npt.NDArray[np.float64], ArrayLayout(np.float64, 2)]
     limits: Flat
+    priors: Annotated[npt.NDArray[np.float64], ArrayLayout(np.float64, 2)]
+    circle: Pairs
     minor_units: Annotated[npt.NDArray[np.float64], ArrayLayout(np.float64)]

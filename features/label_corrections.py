@@ -1,5 +1,10 @@
 """Labels of payments: when one becomes known, every window that holds its payment is corrected at once. A label whose
-payment has not come yet waits as an unmatched label."""
+payment has not come yet waits as an unmatched label.
+
+Of several labels of one payment the one that became known last counts, of those known at one time the one that came
+last. So one that comes after it, known earlier, changes nothing. A label that was applied BY_ARRIVAL has no time: any
+other replaces it.
+"""
 
 # Kernels are typed by numba; to a type checker their numbers are NumPy scalars.
 # mypy: disable-error-code="no-any-return, return-value, no-untyped-def, assignment, attr-defined"
@@ -10,6 +15,7 @@ import numpy as np
 
 from features import kernel_tables as kt
 from features.engine_state import (
+    BY_ARRIVAL,
     DIRTY_PAGE_SHIFT,
     LABELS_APPLIED,
     UNMATCHED,
@@ -22,7 +28,16 @@ from features.engine_state import (
     view_state,
     view_tables,
 )
-from features.event_log import NO_SLOT_NUMBER, TIME_SHIFT, find_row, label_of, passes, row_address, write_label
+from features.event_log import (
+    NO_SLOT_NUMBER,
+    TIME_SHIFT,
+    find_row,
+    known_of,
+    label_of,
+    passes,
+    row_address,
+    write_label,
+)
 from features.hash_table import find, put, remove_at
 from features.raw_memory import kernel, peek32, peek64
 from features.series import push_fraud, remove_pair
@@ -31,13 +46,16 @@ FRAUD = 1
 
 
 @kernel
-def set_label(c: int, seq: int, label: int, now_ms: int) -> None:
-    """Give row `seq` its label and correct what depends on it at stream time `now_ms`."""
+def set_label(c: int, seq: int, label: int, known_ms: int, now_ms: int) -> None:
+    """Give row `seq` its label, known from `known_ms` on (BY_ARRIVAL: not recorded), and correct what depends on it at
+    stream time `now_ms`. Nothing changes where the row has a label that became known later."""
     t, s = view_tables(c), view_state(c)
     before = label_of(t, s, seq)
+    if before != 0 and known_ms != BY_ARRIVAL and known_ms < known_of(c, seq):
+        return
+    write_label(c, seq, label, max(known_ms, 0))
     if before == label:
         return
-    write_label(c, seq, label)
     s.scalars[LABELS_APPLIED] += 1
     change = (1 if label == FRAUD else 0) - (1 if before == FRAUD else 0)
     row = row_address(t, s, seq)
@@ -79,21 +97,24 @@ def set_label(c: int, seq: int, label: int, now_ms: int) -> None:
 
 
 @kernel
-def apply_label(c: int, low: np.uint64, high: np.uint64, label: int, now_ms: int) -> None:
-    """Apply a label that has become known, or keep it as unmatched for a payment that has not come yet."""
+def apply_label(c: int, low: np.uint64, high: np.uint64, label: int, known_ms: int, now_ms: int) -> None:
+    """Apply a label known from `known_ms` on (0 to `now_ms`, or BY_ARRIVAL), or keep it as unmatched for a payment that
+    has not come yet."""
     t, s = view_tables(c), view_state(c)
     if not t.limits[kt.LABELS_MATTER]:
         return
     seq = find_row(c, low, high, now_ms)
     if seq >= 0:
-        set_label(c, seq, label, now_ms)
+        set_label(c, seq, label, known_ms, now_ms)
         return
     # The payment has not come yet, or never will: its label is kept within bounds of time and number.
     _expire_unmatched(c, now_ms)
     place = find(s.unmatched, low, high)
     if place >= 0:
         at = (np.int64(s.unmatched[place, 2]) - 1) & (UNMATCHED_RING - 1)
-        s.unmatched_ring[at, 2] = np.uint64((np.int64(s.unmatched_ring[at, 2]) >> 2 << 2) | label)
+        if known_ms == BY_ARRIVAL or known_ms >= np.int64(s.unmatched_ring[at, 3]):
+            s.unmatched_ring[at, 2] = np.uint64((np.int64(s.unmatched_ring[at, 2]) >> 2 << 2) | label)
+            s.unmatched_ring[at, 3] = np.uint64(max(known_ms, 0))
         return
     if s.scalars[UNMATCHED] >= UNMATCHED_MAX:
         _drop_oldest(c)
@@ -102,11 +123,8 @@ def apply_label(c: int, low: np.uint64, high: np.uint64, label: int, now_ms: int
         _close_gaps(c)
     seq = s.scalars[UNMATCHED_TAIL]
     at = seq & (UNMATCHED_RING - 1)
-    s.unmatched_ring[at, 0], s.unmatched_ring[at, 1], s.unmatched_ring[at, 2] = (
-        low,
-        high,
-        np.uint64(now_ms << 2 | label),
-    )
+    s.unmatched_ring[at, 0], s.unmatched_ring[at, 1] = low, high
+    s.unmatched_ring[at, 2], s.unmatched_ring[at, 3] = np.uint64(now_ms << 2 | label), np.uint64(max(known_ms, 0))
     put(s.unmatched, low, high, seq)
     s.scalars[UNMATCHED_TAIL] += 1
     s.scalars[UNMATCHED] += 1
@@ -114,14 +132,15 @@ def apply_label(c: int, low: np.uint64, high: np.uint64, label: int, now_ms: int
 
 @kernel
 def take_unmatched(c: int, low: np.uint64, high: np.uint64, now_ms: int) -> int:
-    """The unmatched label of a payment that comes now; 0 when there is none."""
+    """The unmatched label of a payment that comes now, and the time from which it is known: time << 2 | label; 0 when
+    there is none."""
     s = view_state(c)
     _expire_unmatched(c, now_ms)
     place = find(s.unmatched, low, high)
     if place < 0:
         return 0
     at = (np.int64(s.unmatched[place, 2]) - 1) & (UNMATCHED_RING - 1)
-    label = np.int64(s.unmatched_ring[at, 2]) & 3
+    label = (np.int64(s.unmatched_ring[at, 2]) & 3) | np.int64(s.unmatched_ring[at, 3]) << 2
     s.unmatched_ring[at, 2] = np.uint64(0)
     remove_at(s.unmatched, place)
     s.scalars[UNMATCHED] -= 1
@@ -168,11 +187,8 @@ def _close_gaps(c: int) -> None:
         if ring[at, 2] == 0:
             continue
         to = following & (UNMATCHED_RING - 1)
-        ring[to, 0], ring[to, 1], ring[to, 2] = (
-            ring[at, 0],
-            ring[at, 1],
-            ring[at, 2],
-        )
+        for k in range(ring.shape[1]):
+            ring[to, k] = ring[at, k]
         s.unmatched[find(s.unmatched, ring[to, 0], ring[to, 1]), 2] = np.uint64(following + 1)
         following += 1
     s.scalars[UNMATCHED_TAIL] = following

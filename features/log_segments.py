@@ -1,7 +1,8 @@
 """The event log's memory: a chain of segments of equal size, mapped from files in a folder or taken from memory when
 there is none.
 
-    one segment    rows (features/event_log.py) | index by payment id | labels, one byte a row; each begins at a page
+    one segment    rows (features/event_log.py) | index by payment id | labels, one byte a row | times from which these
+                   are known, six bytes a row; each begins at a page
 
 Rows and index of a full segment never change again. Only the newest segment and those under a window's boundary are
 touched, so the pages of the others are released to the page cache; a segment is deleted when every window has passed
@@ -24,12 +25,13 @@ import numpy as np
 import numpy.typing as npt
 
 from features import kernel_tables as kt
-from features.engine_state import LABEL_SHIFT
+from features.engine_state import KNOWN_BYTES, LABEL_SHIFT
 
 PAGE = mmap.PAGESIZE
-# 60 MB and 8 MB at 58 bytes a row. Few large files; smaller pieces of memory, because most logs in memory are short,
-# but above the 4 MiB from which NumPy asks for huge pages.
+# 60 MB and 8 MB at 58 bytes a row, without index and labels. Few large files; smaller pieces of memory, because most
+# logs in memory are short, but above the 4 MiB from which NumPy asks for huge pages.
 FILE_SHIFT, MEMORY_SHIFT = 20, 17
+PARTS = 4  # of a segment
 
 
 class SegmentError(Exception):
@@ -44,6 +46,7 @@ class Segment:
     rows: npt.NDArray[np.uint8]
     index: npt.NDArray[np.uint8]
     labels: npt.NDArray[np.uint8]
+    known: npt.NDArray[np.uint8]
     mapping: Any = None
     path: Path | None = None
 
@@ -60,12 +63,13 @@ class Segments:
             self.row_bytes * count,
             4 * int(t.limits[kt.INDEX_CAPACITY]),
             count if labels else 0,
+            KNOWN_BYTES * count if labels else 0,
         )
         self._folder = folder
         self._lock = None if folder is None else _lock(folder)
         self._live: dict[int, Segment] = {}
         self._warm: set[int] = set()
-        self.addresses = np.zeros((3, 1), dtype=np.int64)
+        self.addresses = np.zeros((PARTS, 1), dtype=np.int64)
         self.labels_dirty = np.zeros(self._dirty_pages(1), dtype=np.uint8)
 
     @property
@@ -108,9 +112,9 @@ class Segments:
         if ring != self.addresses.shape[1]:
             # Marks are by place in the ring, which is now another: all labels count as changed.
             self.labels_dirty = np.ones(self._dirty_pages(ring), dtype=np.uint8)
-        self.addresses = np.zeros((3, ring), dtype=np.int64)
+        self.addresses = np.zeros((PARTS, ring), dtype=np.int64)
         for number, segment in self._live.items():
-            parts = (segment.rows, segment.index, segment.labels)
+            parts = (segment.rows, segment.index, segment.labels, segment.known)
             self.addresses[:, number & (ring - 1)] = [part.ctypes.data for part in parts]
 
     def _dirty_pages(self, ring: int) -> int:
@@ -141,8 +145,10 @@ class Segments:
             path = self._folder / f"segment-{number:012d}.log"
             mapping = _mapped(path, max(starts[-1], PAGE))
             memory = np.frombuffer(mapping, dtype=np.uint8)
-        rows, index, labels = (memory[start : start + size] for start, size in zip(starts, self.sizes, strict=False))
-        return Segment(rows, index, labels, mapping, path)
+        rows, index, labels, known = (
+            memory[start : start + size] for start, size in zip(starts, self.sizes, strict=False)
+        )
+        return Segment(rows, index, labels, known, mapping, path)
 
     def close(self) -> None:
         """Delete the files; the log is gone afterwards."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from operator import attrgetter
 from typing import Any
 
 import numba as nb
@@ -13,13 +12,12 @@ import numpy.typing as npt
 from features import kernel_tables as kt
 from features.feature_set import Feature
 from features.filters import KEY_FIELDS, Range
-from features.hashing import HashKey, hash_into, joined, mix, siphash_128
+from features.hashing import HashKey, hash_places, joined, mix, siphash_128
 from features.window_plan import Plan
-from schemas.field_table import POSITION_FIELDS
-from schemas.payment_decoder import PaymentBatch
-
-# Up to here a loop over rows is quicker than arrays.
-ROWS_FEW = 4
+from schemas.card_fields import ATTRIBUTE
+from schemas.field_table import POSITION_FIELDS, TEXT_FIELDS
+from schemas.payment_batch import PaymentBatch, as_numbers
+from schemas.text_set import NOT_THERE, TextSet
 
 
 class PaymentPreparer:
@@ -29,10 +27,20 @@ class PaymentPreparer:
         self._plan = plan
         self._hash_key = hash_key
         self._minor_units = float(plan.tables.minor_units[0])
-        self._clauses = [[(name, _test(condition)) for name, condition in clause.items()] for clause in plan.wheres]
+        self._clauses = [
+            [
+                (name, _text_set(name, condition), isinstance(condition, Range), _test(condition))
+                for name, condition in clause.items()
+            ]
+            for clause in plan.wheres
+        ]
+        self._categories = {
+            column: TextSet(feature.categories)
+            for column, feature in plan.payment_columns
+            if feature.categories is not None and feature.payment in TEXT_FIELDS
+        }
         fields = sorted({f for keys in plan.entities for f in keys} | set(plan.distinct_fields))
         self._fields = fields
-        self._of_row: Callable[[Any], Any] | None = attrgetter(*fields) if fields else None
         self._entity_start = np.cumsum([0] + [len(keys) for keys in plan.entities], dtype=np.int64)
         self._entity_fields = np.array([fields.index(f) for keys in plan.entities for f in keys], dtype=np.int64)
         self._distinct_fields = np.array([fields.index(f) for f in plan.distinct_fields], dtype=np.int64)
@@ -44,14 +52,11 @@ class PaymentPreparer:
     ) -> npt.NDArray[np.uint64]:
         """Prepared payments (B_ words of features/kernel_tables.py), uint64 [n, ·]; amounts are converted and payment
         ids hashed already."""
-        n = len(batch.rows)
+        n = len(batch)
         rows = np.empty((n, self.width), dtype=np.uint64)
         hashes = np.empty((len(self._fields), n, 2), dtype=np.uint64)
-        if self._fields and n <= ROWS_FEW:
-            self._hash_few(batch, hashes)
-        else:
-            for f, name in enumerate(self._fields):
-                hash_into(batch.text(name), self._hash_key, hashes[f])
+        for f, name in enumerate(self._fields):
+            hash_places(*batch.placed(name), self._hash_key, hashes[f], True)
         where = self._where(batch, amount) if self._clauses else np.zeros(n, dtype=np.uint64)
         if self._plan.positions:
             latitude, longitude = batch.column("latitude"), batch.column("longitude")
@@ -80,18 +85,15 @@ class PaymentPreparer:
         )  # fmt: skip
         return rows[0, kt.B_KEYS + 2 * entity], rows[0, kt.B_KEYS + 2 * entity + 1]
 
-    def _hash_few(self, batch: PaymentBatch, hashes: npt.NDArray[np.uint64]) -> None:
-        assert self._of_row is not None
-        values = [self._of_row(row) for row in batch.rows]
-        flat = values if len(self._fields) == 1 else [row[f] for f in range(len(self._fields)) for row in values]
-        data, offsets = joined(flat)
-        siphash_128(data, offsets, self._hash_key, hashes.reshape(-1, 2), True)
-
     def fill(self, batch: PaymentBatch, amount: npt.NDArray[np.int64], out: npt.NDArray[np.float32]) -> None:
         """Write those of the payment's own columns into `out`, float32 [n, F], that the kernel does not compute
         itself."""
         for column, feature in self._plan.payment_columns:
             with np.errstate(over="ignore"):
+                if column in self._categories:
+                    number = self._categories[column].numbers(*batch.placed(feature.payment or ""))
+                    out[:, column] = np.where(number == NOT_THERE, np.nan, number)
+                    continue
                 values = self._payment_column(feature, batch, amount).astype(np.float32)
             values[np.isinf(values)] = np.nan  # no feature is ever infinite
             out[:, column] = values
@@ -99,14 +101,15 @@ class PaymentPreparer:
     def _payment_column(
         self, feature: Feature, batch: PaymentBatch, amount: npt.NDArray[np.int64]
     ) -> npt.NDArray[np.float64]:
-        values = self._value(feature.payment or "", batch, amount)
+        name = feature.payment or ""
+        if name.startswith(ATTRIBUTE) and feature.categories is None:
+            return batch.attribute_numbers(name.removeprefix(ATTRIBUTE))
+        values = self._value(name, batch, amount)
         if feature.categories is not None:
             ordinal = {category: float(i) for i, category in enumerate(feature.categories)}
             return np.array(
                 [ordinal.get(v, np.nan) if isinstance(v, str) else np.nan for v in values.tolist()], np.float64
             )
-        if values.dtype == object:  # an attribute: numbers and booleans as they are, text has no number
-            return _numbers(values)
         return values
 
     def _value(self, name: str, batch: PaymentBatch, amount: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
@@ -118,14 +121,19 @@ class PaymentPreparer:
             return ((batch.event_time_ms // kt.DAY_MS + 3) % 7).astype(np.float64)
         if name in KEY_FIELDS or name in POSITION_FIELDS:
             return batch.column(name)
-        return batch.attribute(name.removeprefix("attributes."))
+        return batch.attribute(name.removeprefix(ATTRIBUTE))
 
     def _where(self, batch: PaymentBatch, amount: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
-        bits = np.zeros(len(batch.rows), dtype=np.uint64)
+        bits = np.zeros(len(batch), dtype=np.uint64)
         for bit, clause in enumerate(self._clauses):
             holds: npt.NDArray[np.bool_] | None = None
-            for name, test in clause:
-                satisfied = test(self._value(name, batch, amount))
+            for name, texts, numeric, test in clause:
+                if texts is not None:
+                    satisfied = texts.numbers(*batch.placed(name)) != NOT_THERE
+                elif name.startswith(ATTRIBUTE) and numeric:
+                    satisfied = test(batch.attribute_numbers(name.removeprefix(ATTRIBUTE)))
+                else:
+                    satisfied = test(self._value(name, batch, amount))
                 holds = satisfied if holds is None else holds & satisfied
             # A clause on features alone starts as true; the kernel decides it.
             bits |= np.uint64(1 << bit) if holds is None else holds.astype(np.uint64) << np.uint64(bit)
@@ -169,10 +177,12 @@ def _pack(  # type: ignore[no-untyped-def]
             rows[i, kt.B_KEYS + 2 * entities + d] = np.uint64(0) if missing else max(first, np.uint64(1))
 
 
-def _numbers(values: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    if values.dtype != object:
-        return values.astype(np.float64)
-    return np.array([float(v) if isinstance(v, int | float) else np.nan for v in values.tolist()], np.float64)
+def _text_set(name: str, condition: object) -> TextSet | None:
+    """The texts that satisfy a condition on a text field; None for any other condition."""
+    wanted: Sequence[object] = condition if isinstance(condition, list) else [condition]
+    if name not in TEXT_FIELDS or not all(isinstance(text, str) for text in wanted):
+        return None
+    return TextSet(str(text) for text in wanted)
 
 
 def _test(condition: object) -> Callable[[npt.NDArray[Any]], npt.NDArray[np.bool_]]:
@@ -190,7 +200,7 @@ def _test(condition: object) -> Callable[[npt.NDArray[Any]], npt.NDArray[np.bool
         ]
 
         def inside(values: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
-            numbers = _numbers(values)
+            numbers = as_numbers(values)
             holds: npt.NDArray[np.bool_] = ~np.isnan(numbers)
             for bound, compare in bounds:
                 holds &= compare(numbers, bound)

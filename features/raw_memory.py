@@ -1,4 +1,4 @@
-"""Raw memory for kernels: numbers at addresses, arrays over addresses, prefetching.
+"""Raw memory for kernels: numbers and C functions at addresses, arrays over addresses, prefetching.
 
 The event log lives in many mapped segments, which no single array can span, so its kernels read through addresses. In
 the same way one small array of addresses stands for a whole state: passing 40 arrays to a kernel costs 8 µs a call,
@@ -19,6 +19,8 @@ from numba import extending
 from numba.core import cgutils, types
 from numba.np import arrayobj
 
+from schemas.kernel_decorators import callee
+
 # Typed as Any: to a type checker an intrinsic has the arguments of its typing function.
 intrinsic: Any = extending.intrinsic
 njit: Any = numba.njit  # `_nrt` is not in its published signature
@@ -29,15 +31,21 @@ _arrays: Any = arrayobj
 CACHE_LINE = 64
 
 
-def kernel(function: Any) -> Any:
-    """Compile a function that allocates nothing: without reference counts, without the GIL, cached on disk."""
+def entry(function: Any) -> Any:
+    """Compile a function that allocates nothing and that Python calls: without reference counts, without the GIL,
+    cached on disk."""
     return njit(cache=True, nogil=True, _nrt=False, error_model="numpy")(function)
+
+
+def kernel(function: Any) -> Any:
+    """The same, for kernels alone to call."""
+    return callee(nogil=True, _nrt=False, error_model="numpy")(function)
 
 
 def inlined(function: Any) -> Any:
     """The same, as part of its callers: a state is 20 arrays, and passing them costs more than most of the work done
     with them."""
-    return njit(cache=True, nogil=True, _nrt=False, forceinline=True, error_model="numpy")(function)
+    return callee(nogil=True, _nrt=False, forceinline=True, error_model="numpy")(function)
 
 
 def _load(kind: Any, bits: int) -> Any:
@@ -99,6 +107,28 @@ def poke8(context, address, value):  # type: ignore[no-untyped-def]
     return _store(types.uint8, 8)(context, address, value)
 
 
+def _swap(kind: Any) -> Any:
+    def typed(_context: Any, _value: Any) -> Any:
+        def generate(_target: Any, builder: Any, _signature: Any, args: Any) -> Any:
+            return builder.bswap(args[0])
+
+        return kind(kind), generate
+
+    return typed
+
+
+@intrinsic
+def swap64(context, value):  # type: ignore[no-untyped-def]
+    """`value`, an int64, with its bytes in the other order."""
+    return _swap(types.int64)(context, value)
+
+
+@intrinsic
+def swap32(context, value):  # type: ignore[no-untyped-def]
+    """The lower half of `value` as a uint32 with its bytes in the other order."""
+    return _swap(types.uint32)(context, value)
+
+
 @intrinsic
 def poke_float(_context, _address, _value):  # type: ignore[no-untyped-def]
     """Write a float32 to `address`, a multiple of 4."""
@@ -111,17 +141,20 @@ def poke_float(_context, _address, _value):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def move(_context, _target, _source, _size):  # type: ignore[no-untyped-def]
-    """Copy `size` bytes between addresses; the two may overlap (C's memmove)."""
+def call(_context, _function, _first, _second, _third, _fourth, _fifth):  # type: ignore[no-untyped-def]
+    """Call the C function at an address with up to five whole numbers or pointers (0 for those that it does not have);
+    gives the word that it returns, of which an int is the lower half. As the address comes as an argument, a kernel
+    that calls it can be cached on disk.
 
-    def generate(target: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        byte_pointer = ir.IntType(8).as_pointer()
-        signature = ir.FunctionType(ir.VoidType(), [byte_pointer, byte_pointer, ir.IntType(64), ir.IntType(1)])
-        function = _tools.get_or_insert_function(builder.module, signature, "llvm.memmove.p0.p0.i64")
-        builder.call(function, [*(builder.inttoptr(args[k], byte_pointer) for k in (0, 1)), args[2], ir.IntType(1)(0)])
-        return target.get_dummy_value()
+    Every 64-bit calling convention passes these in registers, or in places that the caller clears.
+    """
 
-    return types.void(types.int64, types.int64, types.int64), generate
+    def generate(_target: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        word = ir.IntType(64)
+        signature = ir.FunctionType(word, [word] * 5)
+        return builder.call(builder.inttoptr(args[0], signature.as_pointer()), list(args[1:]))
+
+    return types.int64(*[types.int64] * 6), generate
 
 
 @intrinsic
@@ -212,7 +245,7 @@ def _array_at(target: Any, builder: Any, kind: Any, address: Any, sizes: list[An
     return made._getvalue()
 
 
-@kernel
+@entry
 def copy_dirty_pages(source, target, dirty, pages_max, page_bytes, reach_bytes, bytes_max):  # type: ignore[no-untyped-def]
     """Copy the pages that are marked in `dirty`, and `reach_bytes` behind each, from address to address, and clear
     their marks; how many there were, at most `pages_max`."""

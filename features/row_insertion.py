@@ -21,7 +21,9 @@ from features.event_log import CAME_LATE, NO_SLOT_NUMBER, TIME_SHIFT, WHERE_SHIF
 from features.feature_values import NO_KEY, NO_SLOT, key_of, word
 from features.group_updates import add, arena_marks, enter, new_slot
 from features.label_corrections import set_label, take_unmatched
-from features.raw_memory import inlined, kernel, move, peek64, poke8, poke32, poke64
+from features.raw_memory import inlined, kernel, peek64, poke8, poke32, poke64
+from features.series import holds_series
+from schemas.byte_copy import move
 
 
 @kernel
@@ -110,7 +112,7 @@ def insert(c: int, t: kt.Tables, s: State, payment: int, bits: np.uint64, slots,
                 continue
             if enters >= 0 and time_ms > now_ms - t.boundary_offset[enters]:
                 continue
-            if (kind == kt.OP_EXTREME or kind == kt.OP_MEDIAN) and time_ms <= now_ms - expires_ms:  # noqa: PLR1714
+            if holds_series(kind) and time_ms <= now_ms - expires_ms:
                 continue
             enter(c, payment, o, slot, row, now_ms)
     s.scalars[NEXT_SEQ] += 1
@@ -125,4 +127,4 @@ def insert(c: int, t: kt.Tables, s: State, payment: int, bits: np.uint64, slots,
         if s.scalars[UNMATCHED] > 0:
             label = take_unmatched(c, low, high, now_ms)
             if label != 0 and time_ms > now_ms - t.boundary_offset[t.limits[kt.RETENTION]]:
-                set_label(c, seq, label, now_ms)
+                set_label(c, seq, label & 3, label >> 2, now_ms)

@@ -19,8 +19,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from features import kernel_tables as kt
 from features.engine_state import DIRTY_PAGE_SHIFT, POOL_CLASS_MAX, POOL_NEXT, State, view_state
-from features.raw_memory import inlined, kernel, move
+from features.raw_memory import inlined, kernel
+from schemas.byte_copy import move
 
 BLOCK_WORDS = 8
 _LOW = (1 << 32) - 1
@@ -30,6 +32,13 @@ _LOW = (1 << 32) - 1
 def _mark(s: State, first: int, end: int) -> None:
     for g in range(first >> DIRTY_PAGE_SHIFT, ((end - 1) >> DIRTY_PAGE_SHIFT) + 1):
         s.pool_dirty[g] = 1
+
+
+@inlined
+def holds_series(kind: int) -> bool:
+    """Whether the accumulator of an op of this kind holds the place of a block."""
+    of_amounts = kind == kt.OP_EXTREME or kind == kt.OP_RECENT  # noqa: PLR1714
+    return of_amounts or kind == kt.OP_KNOWN_FRAUDS or kind == kt.OP_NEIGHBOURS or kind == kt.OP_PLACES  # noqa: PLR1714
 
 
 @kernel
@@ -227,6 +236,23 @@ def remove_pair(c: int, accumulator: int, time_ms: int, value: int) -> None:
             _mark(s, block, block + 1)
             _mark(s, base + 2 * j, base + 2 * end)
             return
+
+
+@inlined
+def push_different(c: int, s: State, accumulator: int, time_ms: int, value: int, count_max: int, limit_ms: int) -> None:
+    """As `push_sorted`, for values of which each stands once, at its latest time. One that went beyond `count_max` was
+    older than `count_max` others, whose times only grow until they expire after it: it is never missed."""
+    block = s.arena[accumulator]
+    if block != 0:
+        first, end = bounds(s, block)
+        for j in range(end - 1, first - 1, -1):
+            if s.pool[block + 3 + 2 * j] == value:
+                before_ms = s.pool[block + 2 + 2 * j]
+                if before_ms > time_ms:
+                    return
+                remove_pair(c, accumulator, before_ms, value)
+                break
+    push_sorted(c, accumulator, time_ms, value, count_max, limit_ms)
 
 
 @kernel

@@ -24,6 +24,7 @@ from features import engine_state as st
 from features import kernel_tables as kt
 from features.engine_image import FORMAT, Image
 from features.engine_memory import EngineMemory
+from features.label_copy import LabelCopy
 from features.raw_memory import copy_dirty_pages
 
 # 256 bytes each, some 0.15 µs: about a millisecond of `finish`.
@@ -66,8 +67,8 @@ class Capture:
         memory.replace_dirty_maps()
         s.scalars[st.MARKING] = 1
         memory.segments.labels_dirty[:] = 0
-        self._labels = {number: memory.segments.get(number).labels for number in memory.segments.numbers()}
-        self._label_copies: dict[int, npt.NDArray[np.uint8]] = {}
+        self._segments = {number: memory.segments.get(number) for number in memory.segments.numbers()}
+        self._label_copies: dict[int, LabelCopy] = {}
         self._copied = False
         self._rounds = 0
         self._rest: int | None = None  # pages that the last step has left
@@ -83,8 +84,8 @@ class Capture:
         for name, shadow in self._shadows.items():
             used = min(sizes.get(name, len(shadow.source)), len(shadow.source))
             shadow.target[:used] = shadow.source[:used]
-        for number, labels in self._labels.items():
-            self._label_copies[number] = labels.copy()
+        if self._memory.tables.limits[kt.LABELS_MATTER]:
+            self._label_copies = {number: LabelCopy(segment) for number, segment in self._segments.items()}
         self._copied = True
 
     @property
@@ -162,7 +163,8 @@ class Capture:
             if count == 1 << shift:
                 sealed[name] = segment
             if t.limits[kt.LABELS_MATTER]:
-                arrays[f"labels-{number}"] = self._labels_of(number)[:count]
+                labels = self._labels_of(number)
+                arrays[f"labels-{number}"], arrays[f"known-{number}"] = labels.labels[:count], labels.known
         meta = {
             "format": FORMAT, "fingerprint": self._fingerprint, "stream_time_ms": memory.stream_time_ms,
             "segment_shift": shift, "keys": int(s.scalars[st.KEYS]), "rows": following,
@@ -171,19 +173,17 @@ class Capture:
         }  # fmt: skip
         return Image(meta, arrays, sealed)
 
-    def _labels_of(self, number: int) -> npt.NDArray[np.uint8]:
+    def _labels_of(self, number: int) -> LabelCopy:
         """The segment's labels: the bulk's copy where no label was written meanwhile."""
         dirty = self._memory.segments.labels_dirty
         ring = self._memory.segments.addresses.shape[1]
         each = len(dirty) // ring
         place = (number & (ring - 1)) * each
-        source, found = self._memory.segments.get(number).labels, self._label_copies.get(number)
+        found = self._label_copies.get(number)
         if found is None:
-            found = self._label_copies[number] = source.copy()
-            return found
-        rows = len(source) // each
-        for k in np.flatnonzero(dirty[place : place + each]).tolist():
-            found[k * rows : (k + 1) * rows] = source[k * rows : (k + 1) * rows]
+            found = self._label_copies[number] = LabelCopy(self._memory.segments.get(number))
+        else:
+            found.renew(dirty[place : place + each])
         return found
 
 

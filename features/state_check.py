@@ -17,6 +17,7 @@ from __future__ import annotations
 import numpy as np
 
 from features import kernel_tables as kt
+from features.arithmetic import degrees_of
 from features.engine_state import (
     CHUNK_WORDS,
     CHUNKS,
@@ -32,8 +33,8 @@ from features.engine_state import (
 )
 from features.event_log import CAME_LATE, NO_SLOT_NUMBER, TIME_SHIFT, index_row, row_address
 from features.hash_table import put_new
-from features.raw_memory import inlined, kernel, peek32, peek64
-from features.series import BLOCK_WORDS
+from features.raw_memory import entry, inlined, peek32, peek64
+from features.series import BLOCK_WORDS, holds_series
 
 # What a kernel reports; 0 is sound.
 PARTS = (
@@ -63,7 +64,7 @@ def _is_untouched(s: State, slot: int, e: int) -> bool:
     return s.free_slots[e, 1] <= slot < s.free_slots[e, 2]
 
 
-@kernel
+@entry
 def check_log(t: kt.Tables, s: State, first: int, live) -> int:  # type: ignore[no-untyped-def]
     """Rows from `first` on, all mapped, and the list of late ones. Counts in `live`, int64 by slot number, the rows
     that still count for a key."""
@@ -111,7 +112,7 @@ def check_log(t: kt.Tables, s: State, first: int, live) -> int:  # type: ignore[
     return SOUND
 
 
-@kernel
+@entry
 def check_pool(s: State, blocks) -> int:  # type: ignore[no-untyped-def]
     """Blocks fill the pool without gaps, and free ones stand in one list each. Notes in `blocks`, uint8 by place / 8,
     size class + 1 where a block begins that is in use."""
@@ -139,8 +140,10 @@ def check_pool(s: State, blocks) -> int:  # type: ignore[no-untyped-def]
 
 
 @inlined
-def _series(s: State, block: int, blocks) -> bool:  # type: ignore[no-untyped-def]
-    """Whether a key's series is a block in use that no other has, with its pairs inside it and in order of time."""
+def _series(t: kt.Tables, s: State, o: int, block: int, blocks) -> bool:  # type: ignore[no-untyped-def]
+    """Whether a key's series for op o is a block in use that no other has, with its pairs inside it and in order of
+    time; and whether neighbours are slots of their entity (one that has been freed is one still), and places are on
+    the earth."""
     if block < BLOCK_WORDS or block >= s.scalars[POOL_NEXT] or block % BLOCK_WORDS != 0:
         return False
     mark = blocks[block // BLOCK_WORDS]
@@ -151,13 +154,18 @@ def _series(s: State, block: int, blocks) -> bool:  # type: ignore[no-untyped-de
     first, count = word >> 32, word & ((np.int64(1) << 32) - 1)
     if first < 0 or first + count > ((np.int64(BLOCK_WORDS) << np.int64(mark - 1)) - 2) // 2:
         return False
-    sorted_pairs = True
-    for k in range(first + 1, first + count):
-        sorted_pairs &= s.pool[block + 2 + 2 * k] >= s.pool[block + 2 * k]
-    return sorted_pairs
+    sound, kind = True, t.ops[o, kt.O_KIND]
+    for k in range(first, first + count):
+        sound &= k == first or s.pool[block + 2 + 2 * k] >= s.pool[block + 2 * k]
+        if kind == kt.OP_NEIGHBOURS:
+            sound &= _is_slot(t, s, s.pool[block + 3 + 2 * k], t.ops[o, kt.O_NEIGHBOUR])
+        elif kind == kt.OP_PLACES:
+            latitude, longitude = degrees_of(s.pool[block + 3 + 2 * k])
+            sound &= abs(latitude) <= 90.0 and abs(longitude) <= 180.0
+    return sound
 
 
-@kernel
+@entry
 def check_slots(t: kt.Tables, s: State, live, free, blocks, keys) -> int:  # type: ignore[no-untyped-def]
     """Every slot of every chunk, and the lists of free ones; live keys go into the table `keys`.
 
@@ -200,11 +208,9 @@ def check_slots(t: kt.Tables, s: State, live, free, blocks, keys) -> int:  # typ
                 return SLOTS
             for o in range(len(t.ops)):
                 kind = t.ops[o, kt.O_KIND]
-                if t.ops[o, kt.O_ENTITY] == e and (
-                    kind == kt.OP_EXTREME or kind == kt.OP_MEDIAN or kind == kt.OP_KNOWN_FRAUDS  # noqa: PLR1714
-                ):
+                if t.ops[o, kt.O_ENTITY] == e and holds_series(kind):
                     block = s.arena[slot + t.ops[o, kt.O_ACCUMULATOR]]
-                    if block != 0 and not _series(s, block, blocks):
+                    if block != 0 and not _series(t, s, o, block, blocks):
                         return SERIES
             low, high = np.uint64(s.arena[slot + kt.KEY_LOW]), np.uint64(s.arena[slot + kt.KEY_HIGH])
             found += 1
@@ -245,7 +251,7 @@ def _counts_distinct(t: kt.Tables, s: State, accumulator: int) -> bool:
     return False
 
 
-@kernel
+@entry
 def check_distincts(t: kt.Tables, s: State, source, counts) -> int:  # type: ignore[no-untyped-def]
     """The entries of the image's table `source` go into the state's own, which is empty and has room for them.
     `counts`, zeros, as long as the arena."""
@@ -271,7 +277,7 @@ def check_distincts(t: kt.Tables, s: State, source, counts) -> int:  # type: ign
     return SOUND
 
 
-@kernel
+@entry
 def index_all(t: kt.Tables, rows: int, index: int, count: int) -> int:
     """Make all rows of a segment findable by their payment's id, with an effort that is bounded."""
     steps = np.int64(0)

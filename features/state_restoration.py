@@ -16,7 +16,7 @@ import numpy.typing as npt
 from features import engine_state as st
 from features import kernel_tables as kt
 from features import state_check
-from features.engine_image import PUBLIC_FORMAT, Image, StateMismatch, count_of, shaped
+from features.engine_image import FORMAT, PUBLIC_FORMAT, Image, StateMismatch, count_of, shaped
 from features.engine_memory import EngineMemory, with_segments
 from features.hash_table import grown, new_table, put_new
 from features.hashing import PUBLIC_KEY, HashKey
@@ -31,7 +31,7 @@ _TIME_END = _ROWS_END = 1 << 48
 _NO_STREAM_TIME = -(1 << 62)
 _COUNTERS = (st.KEYS_REFUSED, st.UNMATCHED_DROPPED, st.LABELS_APPLIED, st.UNMATCHED_EXPIRED)
 _FIXED = {"scalars", "passed", "pool_free", "slots", "owner", "orphans", "arena", "pool", "late", "distincts"}
-_NUMBERED = re.compile(r"(rows|labels|pending)-(0|[1-9][0-9]{0,11})")
+_NUMBERED = re.compile(r"(rows|labels|known|pending)-(0|[1-9][0-9]{0,11})")
 
 
 def facts_of(image: Image) -> tuple[int, HashKey]:
@@ -50,18 +50,22 @@ def facts_of(image: Image) -> tuple[int, HashKey]:
 def restore_into(memory: EngineMemory, image: Image) -> None:
     """Let `memory`, which is fresh, go on where the image was taken. Raises StateMismatch, SegmentError."""
     try:
-        memory.use(_restored(memory, image.arrays))
+        memory.use(_restored(memory, image.arrays, timed=image.meta["format"] == FORMAT))
         memory.pending = _pending(image, memory.hash_key)
     except (KeyError, ValueError, TypeError) as exc:
         raise StateMismatch(f"the state lacks something that its format has: {exc}") from exc
 
 
-def _restored(memory: EngineMemory, arrays: _Arrays) -> st.State:
+def _restored(memory: EngineMemory, arrays: _Arrays, *, timed: bool) -> st.State:
+    """`timed`: whether the image says from when on each label is known."""
     t = memory.tables
-    _check_names(arrays, labels=bool(t.limits[kt.LABELS_MATTER]))
+    labels = bool(t.limits[kt.LABELS_MATTER])
+    _check_names(arrays, labels=labels, known=labels and timed)
     flat = {name: shaped(arrays, name, np.int64) for name in ("scalars", "arena", "pool", "pool_free", "owner")}
     passed, slots = shaped(arrays, "passed", np.int64, 2), shaped(arrays, "slots", np.int64, 3)
-    late, waiting = shaped(arrays, "late", np.int64, 2), shaped(arrays, "orphans", np.uint64, 3)
+    late, waiting = shaped(arrays, "late", np.int64, 2), shaped(arrays, "orphans", np.uint64, 4 if timed else 3)
+    if not timed:
+        waiting = np.column_stack([waiting, np.zeros(len(waiting), np.uint64)])
     distincts, scalars = shaped(arrays, "distincts", np.uint64, 3), flat["scalars"].copy()
     _check_scalars(scalars, flat, late, waiting, distincts, keys_max=int(t.limits[kt.KEYS_MAX]))
     if (len(passed), len(slots), len(flat["pool_free"])) != (len(t.boundary_offset), len(t.entity), st.POOL_CLASSES):
@@ -89,18 +93,19 @@ def _restored(memory: EngineMemory, arrays: _Arrays) -> st.State:
         distincts_dirty=np.zeros(st.dirty_pages(found.size), np.uint8),
         unmatched=_unmatched(s, waiting),
     )
-    s, first = _with_log(memory, s, arrays)
+    s, first = _with_log(memory, s, arrays, timed=timed)
     _check(t, s, first, distincts)
     return s
 
 
-def _check_names(arrays: _Arrays, *, labels: bool) -> None:
+def _check_names(arrays: _Arrays, *, labels: bool, known: bool) -> None:
     numbered = [_NUMBERED.fullmatch(name) for name in arrays if name not in _FIXED]
     if not all(numbered):
         raise ValueError("it has arrays of other names")
     kinds = {match[1]: {m[2] for m in numbered if m and m[1] == match[1]} for match in numbered if match}
-    if kinds.get("labels", set()) != (kinds.get("rows", set()) if labels else set()):
-        raise ValueError("labels and rows of the log are not of the same segments")
+    for name, there in (("labels", labels), ("known", known)):
+        if kinds.get(name, set()) != (kinds.get("rows", set()) if there else set()):
+            raise ValueError("labels and rows of the log are not of the same segments")
 
 
 def _check_scalars(
@@ -134,7 +139,7 @@ def _check_scalars(
     if wrong:
         raise ValueError(f"{', '.join(wrong)}: the numbers contradict the arrays")
     codes = waiting[:, 2] & np.uint64(3)
-    if ((codes < 1) | (codes > 2) | (waiting[:, 2] >> np.uint64(2) >= _TIME_END)).any():
+    if ((codes < 1) | (codes > 2) | (waiting[:, 2] >> np.uint64(2) >= _TIME_END) | (waiting[:, 3] >= _TIME_END)).any():
         raise ValueError("an unmatched label is none")
 
 
@@ -142,7 +147,7 @@ def _unmatched(s: st.State, waiting: npt.NDArray[np.uint64]) -> npt.NDArray[np.u
     """The table of unmatched labels, and the ring in `s` filled."""
     table = grown(s.unmatched, 0, len(waiting))
     s.unmatched_ring[: len(waiting)] = waiting
-    for at, (low, high, _) in enumerate(waiting):
+    for at, (low, high) in enumerate(waiting[:, :2]):
         if put_new(table, low, high, at) < 0:
             raise ValueError("an unmatched label comes twice")
     return table
@@ -157,7 +162,7 @@ def _pending(image: Image, hash_key: HashKey) -> PendingLabels:
     return PendingLabels(hash_key, runs, refused=count_of(image.meta, "labels_refused"))
 
 
-def _with_log(memory: EngineMemory, s: st.State, arrays: _Arrays) -> tuple[st.State, int]:
+def _with_log(memory: EngineMemory, s: st.State, arrays: _Arrays, *, timed: bool) -> tuple[st.State, int]:
     """The state with the rows of the log, which are written into the memory's segments, and the first of them."""
     t, segments, shift = memory.tables, memory.segments, memory.segment_shift
     numbers = sorted(int(name.removeprefix("rows-")) for name in arrays if name.startswith("rows-"))
@@ -182,6 +187,8 @@ def _with_log(memory: EngineMemory, s: st.State, arrays: _Arrays) -> tuple[st.St
             labels = shaped(arrays, f"labels-{number}", np.uint8)
             if len(labels) != count or (labels > 2).any():
                 raise ValueError(f"the labels of segment {number} are none, or not as many as its rows")
+            if timed and len(shaped(arrays, f"known-{number}", np.uint8, st.KNOWN_BYTES)) != np.count_nonzero(labels):
+                raise ValueError(f"segment {number} has not one time for each label")
     segments.cover(numbers[0] << shift, following, s.passed[:, 0])
     for number in numbers:
         segment, rows = segments.get(number), arrays[f"rows-{number}"]
@@ -189,6 +196,8 @@ def _with_log(memory: EngineMemory, s: st.State, arrays: _Arrays) -> tuple[st.St
         if t.limits[kt.LABELS_MATTER]:
             count = len(arrays[f"labels-{number}"])
             segment.labels[:count] = arrays[f"labels-{number}"]
+            if timed:
+                segment.known.reshape(-1, st.KNOWN_BYTES)[np.flatnonzero(segment.labels)] = arrays[f"known-{number}"]
             _sound(state_check.index_all(t, segment.rows.ctypes.data, segment.index.ctypes.data, count))
     return with_segments(s, segments), numbers[0] << shift
 

@@ -70,7 +70,10 @@ def _fetch_slots(t: kt.Tables, g: int, row: int, arena: int) -> None:
 @inlined
 def advance(c: int, t: kt.Tables, s: State, arena: int, now_ms: int) -> bool:
     """Let every row that has passed a boundary by stream time `now_ms` change its accumulators. False: more room is
-    needed first."""
+    needed first.
+
+    Late rows pass by their own list, but `passed[g, 0]` stays before each that has not: segments are kept and searched
+    from there on. Rows in time behind it are newer, so they have not passed either."""
     count = s.scalars[NEXT_SEQ]
     late_count = s.scalars[LATE_COUNT]
     row_bytes = t.limits[kt.ROW_BYTES]
@@ -82,10 +85,10 @@ def advance(c: int, t: kt.Tables, s: State, arena: int, now_ms: int) -> bool:
             if following < count:
                 row = row_address(t, s, following)
                 head = peek64(row)
-                if head & CAME_LATE:
-                    following += 1
-                    continue
                 if head >> TIME_SHIFT <= limit_ms:
+                    if head & CAME_LATE:
+                        following += 1
+                        continue
                     seq = following
             if seq < 0 and position < late_count and s.late[position, 0] <= limit_ms:
                 seq, late = s.late[position, 1], True

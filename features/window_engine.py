@@ -25,13 +25,14 @@ from features.engine_memory import EngineMemory
 from features.feature_set import FeatureSet, FeatureSetError
 from features.hash_table import get
 from features.hashing import HashKey
+from features.label_copy import known_times
 from features.log_segments import FILE_SHIFT, MEMORY_SHIFT, Segments
 from features.prepared_payments import PaymentPreparer
 from features.state_capture import Capture
 from features.state_restoration import facts_of, restore_into
 from features.window_payments import WindowPayments, payments_in_window
 from features.window_plan import lower
-from schemas.payment_decoder import PaymentBatch
+from schemas.payment_batch import PaymentBatch
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,8 @@ class WindowEngine:
         self._tables = self.plan.tables
         self._memory = EngineMemory(self._tables, Segments(self._tables, folder), hash_key)
         self._closed = False
-        self._progress = np.zeros(2, dtype=np.int64)
-        self._scratch = np.zeros(kt.MEDIAN_MAX, dtype=np.int64)
+        self._progress = np.zeros(kernel.PROGRESS_WORDS, dtype=np.int64)
+        self._scratch = np.zeros(kt.RECENT_MAX, dtype=np.int64)
         self._space = np.zeros(kernel.SPACE_ROWS * len(self._tables.entity), dtype=np.int64)
 
     @classmethod
@@ -160,27 +161,37 @@ class WindowEngine:
         return self._conversion.convert(batch)
 
     def add_label(self, payment_id: str, *, fraud: bool, known_at_ms: int) -> None:
-        """A label of a payment; visible to payments from stream time `known_at_ms` on."""
+        """A label of a payment; visible to payments from stream time `known_at_ms` on, unless there is one by then that
+        became known later. Times before 1970 count as 1970."""
         self._memory.pending.add(payment_id, fraud=fraud, known_at_ms=known_at_ms)
 
     def apply(
-        self, batch: PaymentBatch, amount: npt.NDArray[np.int64], ids: npt.NDArray[np.uint64]
+        self,
+        batch: PaymentBatch,
+        amount: npt.NDArray[np.int64],
+        ids: npt.NDArray[np.uint64],
+        *,
+        labels_by_arrival: bool = False,
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
         """Features of each payment, float32 [n, F], and which came later than allowed, bool [n].
 
         `batch` is in journal order and holds no duplicates; `amount` comes from `convert`; `ids` uint64 [n, 2] are the
-        payment ids, hashed under `hash_key` (features.hashing.hash_strings). Raises SegmentError when the log's disk is
-        full; then nothing has changed.
+        payment ids, hashed under `hash_key` (features.hashing.hash_strings). `labels_by_arrival`: labels that become
+        known now replace earlier ones of their payments whenever those became known, as in releases before 0.2. Raises
+        SegmentError when the log's disk is full; then nothing has changed.
         """
-        n = len(batch.rows)
+        n = len(batch)
         out = np.empty((n, len(self._tables.reads)), dtype=np.float32)
         if n == 0:
             return out, np.zeros(0, dtype=np.bool_)
         if self.plan.payment_columns:
             self._preparer.fill(batch, amount, out)
-        return out, self.apply_prepared(self._preparer.prepare(batch, amount, ids), out)
+        rows = self._preparer.prepare(batch, amount, ids)
+        return out, self.apply_prepared(rows, out, labels_by_arrival=labels_by_arrival)
 
-    def apply_prepared(self, rows: npt.NDArray[np.uint64], out: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+    def apply_prepared(
+        self, rows: npt.NDArray[np.uint64], out: npt.NDArray[np.float32], *, labels_by_arrival: bool = False
+    ) -> npt.NDArray[np.bool_]:
         """`apply` for payments that are prepared already (features.prepared_payments), their own columns filled into
         `out`. Raises ValueError on a closed engine: its log is gone."""
         if self._closed:
@@ -194,10 +205,26 @@ class WindowEngine:
         labels = self._memory.pending.due(max(int(self.state.scalars[st.STREAM_MS]), int(rows[:, kt.B_TIME].max())))
         progress = self._progress
         progress[:] = 0
+        progress[kernel.LABELS_BY_ARRIVAL] = labels_by_arrival
         space = (progress, self._scratch, self._space)
         while kernel.apply(self._memory.context, rows, labels, out, late, *space) == kernel.NEEDS_ROOM:
             self._memory.enlarge()
         return late
+
+    def compile(self) -> None:
+        """Compile the kernels of `apply` and of a snapshot, or read them from the cache, by a batch of no payments: the
+        state stays as it is."""
+        rows = np.empty((0, self._preparer.width), dtype=np.uint64)
+        out, late = np.empty((0, len(self._tables.reads)), dtype=np.float32), np.empty(0, dtype=np.bool_)
+        labels = np.empty((0, 4), dtype=np.int64)
+        self._progress[:] = 0
+        kernel.apply(self._memory.context, rows, labels, out, late, self._progress, self._scratch, self._space)
+        capture = self.capture()
+        capture.copy()
+        if (image := capture.finish()) is not None:
+            self.restore(self.feature_set, image).close()
+        none = np.empty(0, dtype=np.uint8)  # there may be no segment as yet
+        known_times(none, none)
 
     def counts(self) -> EngineCounts:
         """Sizes and limits, for metrics."""

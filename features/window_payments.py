@@ -13,7 +13,7 @@ import numpy.typing as npt
 from features import engine_state as st
 from features import kernel_tables as kt
 from features.event_log import NO_SLOT_NUMBER, TIME_SHIFT, label_of, passes, row_address
-from features.raw_memory import kernel, peek32, peek64
+from features.raw_memory import entry, peek32, peek64
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,13 @@ def payments_in_window(t: kt.Tables, s: st.State, feature: int, slot: int, delay
         found = np.zeros((count, 5), dtype=np.int64)
         _scan(t, s, int(read[kt.R_ENTITY]), int(read[kt.R_WHERE]), slot >> kt.SLOT_SHIFT, *bounds, first, found)
         found = found[np.argsort(found[:, 0], kind="stable")]
+        if kt.READ_MEDIAN <= read[kt.R_KIND] <= kt.READ_NEIGHBOUR_FRAUDS:
+            found = found[-int(read[kt.R_THIRD]) :]
     columns = [np.ascontiguousarray(found[:, k]) for k in range(5)]
     return WindowPayments(columns[0], columns[1], columns[2], columns[3].astype(np.int8), columns[4].view(np.uint64))
 
 
-@kernel
+@entry
 def _scan(
     t: kt.Tables, s: st.State, entity: int, bit: int, slot_number: int, after_ms: int, until_ms: int, first: int, out
 ) -> int:  # type: ignore[no-untyped-def]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -9,18 +10,18 @@ import numpy as np
 import numpy.typing as npt
 
 from features import kernel_tables as kt
-from features.feature_set import Feature, FeatureSet
+from features.feature_set import BY_VALUE, CIRCULAR, LATEST_MAX, NEIGHBOURS_MAX, PLACED, PLACES_MAX, Feature, FeatureSet
 from features.filters import intervals, is_field
-from features.group_layout import Accumulators, Group, Layout
+from features.group_layout import Accumulators, Group, Layout, Needs
 from features.kernel_tables import I64, Change, Extent, Limits, Op, OpKind, Read, ReadKind, Tables, words
 from schemas.currencies import CURRENCY_EXPONENT
 
-LABEL_AGGREGATES = ("fraud_count", "fraud_rate", "since_fraud", "since_first_fraud", "last_label")
+LABEL_AGGREGATES = ("fraud_count", "fraud_rate", "neighbour_frauds", "since_fraud", "since_first_fraud", "last_label")
 _OF_PAYMENT = {
     "amount": ReadKind.AMOUNT, "hour_of_day": ReadKind.HOUR_OF_DAY, "day_of_week": ReadKind.DAY_OF_WEEK,
 }  # fmt: skip
 # Ops that keep pairs of (time, value) in the pool.
-SERIES = (OpKind.EXTREME, OpKind.MEDIAN, OpKind.KNOWN_FRAUDS)
+SERIES = (OpKind.EXTREME, OpKind.RECENT, OpKind.KNOWN_FRAUDS, OpKind.NEIGHBOURS, OpKind.PLACES)
 
 
 @dataclass(frozen=True)
@@ -50,11 +51,12 @@ def lower(feature_set: FeatureSet, *, segment_shift: int) -> Plan:
         if feature.kind != "aggregate":
             continue
         layout.add(feature)
-        entity = feature.entity or ""
-        if feature.window is None:
-            pinned.add(entity)
-        else:
-            horizon[entity] = max(horizon.get(entity, 0), feature.window + feature.delay)
+        # A neighbour's key stays as long as a payment that made it one: its place in a series is never another's.
+        for entity in feature.read_entities:
+            if feature.window is None:
+                pinned.add(entity)
+            else:
+                horizon[entity] = max(horizon.get(entity, 0), feature.window + feature.delay)
     labels = any(f.aggregate in LABEL_AGGREGATES for f in feature_set.features)
 
     accumulators, slot_words = layout.accumulators()
@@ -99,6 +101,8 @@ def lower(feature_set: FeatureSet, *, segment_shift: int) -> Plan:
         tests=tests,
         intervals=bounds,
         limits=np.array(words(limits), dtype=np.int64),
+        priors=_priors(feature_set),
+        circle=_circle(),
         minor_units=np.array([10.0 ** CURRENCY_EXPONENT[feature_set.currency]]),
     )
     return Plan(
@@ -111,7 +115,7 @@ def lower(feature_set: FeatureSet, *, segment_shift: int) -> Plan:
             for f, feature in enumerate(feature_set.features)
             if feature.kind == "payment" and feature.payment not in _OF_PAYMENT
         ),
-        positions=any(f.aggregate == "speed_kmh" for f in feature_set.features),
+        positions=any(f.aggregate in PLACED for f in feature_set.features),
         labels=labels,
     )
 
@@ -147,16 +151,26 @@ def _ops(
                 distinct=start,
                 distinct_end=len(distincts),
                 expires_ms=needs.expires_ms,
-                parameter=group.half_life_ms if group.kind == OpKind.DECAY else int(group.largest),
+                parameter=_parameter(group, needs),
                 width=its.width,
+                hours=its.circles.get("hour_of_day", 0),
+                days=its.circles.get("day_of_week", 0),
+                neighbour=layout.entities.index(group.neighbour) if group.neighbour else 0,
             )
         )
     return ops, distincts
 
 
+def _parameter(group: Group, needs: Needs) -> int:
+    """What an op of this group needs beside places: see Op.parameter."""
+    if group.kind == OpKind.DECAY:
+        return group.half_life_ms
+    return needs.latest if group.kind in (OpKind.RECENT, OpKind.NEIGHBOURS, OpKind.PLACES) else int(group.largest)
+
+
 def _change(ops: list[Op], o: int, sign: int, row_slots: int) -> Change:
     op = ops[o]
-    more = op.kind != OpKind.NUMERIC or op.squares or op.distinct != op.distinct_end
+    more = op.kind != OpKind.NUMERIC or op.squares or op.distinct != op.distinct_end or op.hours or op.days
     return Change(
         op=o,
         sign=sign,
@@ -206,10 +220,20 @@ def _read(
     second, third = its.sum, its.squares
     if feature.aggregate in ("fraud_count", "fraud_rate"):
         second = its.fraud
-    elif feature.aggregate == "distinct":
+    elif feature.aggregate in BY_VALUE:
         second, third = its.distincts[feature.of or ""], layout.distinct_fields.index(feature.of or "")
+    elif feature.aggregate in CIRCULAR:
+        second, third = its.circles[feature.of or ""], int(feature.of == "day_of_week")
+    elif feature.aggregate == "neighbour_frauds":
+        second, third = accumulators[layout.neighbours(feature)].fraud, feature.latest or NEIGHBOURS_MAX
+    elif feature.aggregate == "nearest_km":
+        third = feature.latest or PLACES_MAX
+    name = (feature.aggregate or "").upper()
+    if group.kind == OpKind.RECENT:
+        third = feature.latest or LATEST_MAX
+        name = name if name in ("MEDIAN", "MEAN_GAP") else f"RECENT_{name}"
     return Read(
-        kind=ReadKind[(feature.aggregate or "").upper()],
+        kind=ReadKind[name],
         entity=layout.entities.index(group.entity),
         accumulator=its.first,
         where=group.where,
@@ -219,6 +243,18 @@ def _read(
         third=third,
         half_life_ms=feature.half_life or 0,
     )
+
+
+def _priors(feature_set: FeatureSet) -> npt.NDArray[np.float64]:
+    pairs = [(f.prior.rate * f.prior.weight, f.prior.weight) if f.prior else (0.0, 0.0) for f in feature_set.features]
+    return np.array(pairs, dtype=np.float64).reshape(-1, 2)
+
+
+def _circle() -> I64:
+    """Directions of the hours of a day, then of the days of a week. No cosine or sine of them lies near the middle
+    between two units, so every C library rounds them alike."""
+    angles = [2 * math.pi * k / parts for parts in (kt.HOURS, kt.DAYS) for k in range(parts)]
+    return _table([[round(kt.CIRCLE_UNIT * turn(a)) for turn in (math.cos, math.sin)] for a in angles], 2)
 
 
 def _boundaries(layout: Layout, horizon: Mapping[str, int], pinned: set[str], labelled: FeatureSet | None) -> list[int]:

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from schemas.decision import Decision
     from schemas.label_record import Label
     from schemas.payment import Payment
-    from schemas.payment_decoder import PaymentBatch, Reject, decode_payments
+    from schemas.payment_batch import PaymentBatch, Reject
+    from schemas.payment_decoder import decode_payments
 
 __all__ = [
     "ContractError",

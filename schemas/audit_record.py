@@ -172,7 +172,11 @@ class AuditRow(BaseModel):
     margin: float = Field(description="The model's raw output, a float32.", examples=[-2.25])
     score: float = Field(description="Probability of fraud.", examples=[0.0953])
     reasons: tuple[str, ...] = Field(description="Reason codes, strongest first.", examples=[["UNUSUAL_AMOUNT"]])
-    fired: tuple[str, ...] = Field(description="Names of the rules and lists that fired.", examples=[["card_testing"]])
+    fired: tuple[str, ...] = Field(
+        description="Names of the rules and lists that fired, before them that of a segment whose threshold made a "
+        "difference.",
+        examples=[["card_testing"]],
+    )
     features: tuple[float, ...] = Field(description="Feature values, float32; NaN where undefined.")
     challenger_margins: tuple[float, ...] = Field(
         description="Margins that the challengers gave, float32; NaN where one did not score."
@@ -343,11 +347,11 @@ def encode(columns: AuditColumns, header: AuditHeader, *, chunk_bytes_max: int =
 
     def schema_message(first_row: int, chunk: int, chunks: int) -> bytes:
         text = json.dumps(fields | {"first_row": first_row, "chunk": chunk, "chunks": chunks}, separators=(",", ":"))
-        described = batch.schema.with_metadata(metadata | {b"header": text.encode()})
-        return bytes(described.serialize())
+        return bytes(batch.schema.with_metadata(metadata | {b"header": text.encode()}).serialize())
 
     # The schema message without the digits of chunk, chunks and first_row, which the split decides.
-    around = 1 + len(schema_message(0, 0, 1)) + _HEADER_SLACK_BYTES + len(_END_OF_STREAM)
+    whole = schema_message(0, 0, 1)
+    around = 1 + len(whole) + _HEADER_SLACK_BYTES + len(_END_OF_STREAM)
     room = chunk_bytes_max - around
     slices = _split(batch, room, around)
     if len(slices) > CHUNKS_MAX:
@@ -355,7 +359,8 @@ def encode(columns: AuditColumns, header: AuditHeader, *, chunk_bytes_max: int =
     chunks = []
     first_row = 0
     for number, part in enumerate(slices):
-        message = b"".join((schema_message(first_row, number, len(slices)), part.serialize(), _END_OF_STREAM))
+        described = whole if len(slices) == 1 else schema_message(first_row, number, len(slices))
+        message = b"".join((described, part.serialize(), _END_OF_STREAM))
         if len(message) >= chunk_bytes_max:
             raise AuditError(f"a chunk came to {len(message)} bytes where {room} were planned for its rows")
         chunks.append(message)
@@ -520,8 +525,8 @@ def _check_nan(batch: pa.RecordBatch) -> None:
         for name in batch.schema.names[_FEATURES:]
     ]
     for name, values, canonical in looked_at:
-        nan = values[np.isnan(values)]
-        if nan.size and (nan.view(canonical.dtype) != canonical).any():
+        # The canonical one is a NaN, so the two counts differ only where there is another.
+        if np.count_nonzero(np.isnan(values)) != np.count_nonzero(values.view(canonical.dtype) == canonical):
             raise AuditError(f"column {name} holds a NaN whose bits are not the canonical ones")
 
 

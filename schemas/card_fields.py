@@ -40,11 +40,13 @@ DEFAULTS: Final[Mapping[str, CardRule]] = dict.fromkeys(
 class CardFields:
     """The declarations, and the key for the pseudonyms of `token` fields.
 
-    declared: by field, attributes.NAME, lists.NAME (a list of the policy) or key (the record's), in order of names
+    declared: by field, attributes.NAME, lists.NAME (a list of the policy) or key (the record's), in order of names ·
+    ibans_spared: whether a text that certainly is an IBAN is none that holds a card number
     """
 
     declared: tuple[tuple[str, CardRule], ...] = ()
     pseudonym_key: bytes | None = field(default=None, repr=False)
+    ibans_spared: bool = True
 
     @classmethod
     def of(cls, declared: Mapping[str, str]) -> CardFields:
@@ -54,6 +56,10 @@ class CardFields:
     def with_key(self, key: bytes | None) -> CardFields:
         """The same declarations with a key."""
         return replace(self, pseudonym_key=key)
+
+    def before_0_2(self) -> CardFields:
+        """As releases before 0.2 tested records: every field, IBANs too."""
+        return replace(self.with_rules(dict.fromkeys(DEFAULTS, CardRule.REFUSE)), ibans_spared=False)
 
     def with_rules(self, rules: Mapping[str, CardRule]) -> CardFields:
         """The same declarations and these, which win."""

@@ -61,6 +61,7 @@ def mask_card_numbers(raw: bytes) -> bytes:
         return raw
     data = np.frombuffer(raw, dtype=np.uint8).copy()
     masked = _mask(data, _TIME_NAME_BYTES, _TIME_NAME_LENGTHS)
+    data.flags.writeable = False  # as everywhere else: the kernel is compiled for one kind of array
     if may_hide(data, 0, len(data)):
         # What is no UTF-8 stays as it is there and back.
         text = data.tobytes().decode("utf-8", "surrogateescape")

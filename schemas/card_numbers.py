@@ -54,11 +54,14 @@ def is_card_number(text: str) -> bool:
     return luhn(digits)
 
 
-def holds_card_number(text: str) -> bool:
-    """Whether `text` is a card number, or one hides in it. The rule for every input."""
+def holds_card_number(text: str, *, ibans_spared: bool = True) -> bool:
+    """Whether `text` is a card number, or one hides in it. The rule for every input; releases before 0.2 spared no
+    IBANs."""
     if len(text) < DIGITS_MIN or (text.isascii() and _ascii_digits(text) < DIGITS_MIN):
         return False  # by far the most texts: too few digits for either rule
-    return is_card_number(text) or (next(hidden_spans(text), None) is not None and not is_iban(text))
+    if is_card_number(text):
+        return True
+    return next(hidden_spans(text), None) is not None and not (ibans_spared and is_iban(text))
 
 
 def is_iban(text: str) -> bool:
@@ -83,9 +86,11 @@ def number_is_card_number(value: float) -> bool:
     return is_card_number(str(abs(value)))
 
 
-def key_is_card_number(key: bytes) -> bool:
+def key_is_card_number(key: bytes, *, ibans_spared: bool = True) -> bool:
     """Whether a record's key holds a card number, also as a JSON string with its quotes."""
-    return len(key) >= DIGITS_MIN and holds_card_number(key.strip(b' \t\r\n"').decode("utf-8", "replace"))
+    if len(key) < DIGITS_MIN:
+        return False
+    return holds_card_number(key.strip(b' \t\r\n"').decode("utf-8", "replace"), ibans_spared=ibans_spared)
 
 
 @nb.njit(cache=True, nogil=True)

@@ -27,7 +27,6 @@ from collections.abc import Iterator
 from itertools import pairwise
 from typing import Final
 
-import numba as nb
 import numpy as np
 import numpy.typing as npt
 
@@ -42,6 +41,7 @@ from schemas.byte_codes import (
     is_digit,
     is_hex_letter,
 )
+from schemas.kernel_decorators import part
 
 Bytes = npt.NDArray[np.uint8]
 Digits = npt.NDArray[np.int64]
@@ -167,7 +167,7 @@ def _is_decimals(text: str, first: int) -> bool:
     return first >= 2 and text[first - 1] == "." and text[first - 2].isdecimal()
 
 
-@nb.njit(cache=True, nogil=True)
+@part
 def may_hide(data: Bytes, start: Integer, end: Integer) -> bool:
     """Whether data[start:end], UTF-8, has to be looked at by `hidden_spans`: for ASCII texts its very answer; for
     others whether there are digits enough, those of other scripts included."""
@@ -186,7 +186,7 @@ def may_hide(data: Bytes, start: Integer, end: Integer) -> bool:
     return bool(most >= HIDDEN_MIN and _ascii_hides(data, start, end))
 
 
-@nb.njit(cache=True, nogil=True)
+@part
 def _digits_enough(data: Bytes, start: Integer, end: Integer) -> bool:
     total: Integer = 0
     p = start
@@ -206,7 +206,7 @@ def _digits_enough(data: Bytes, start: Integer, end: Integer) -> bool:
     return bool(total >= HIDDEN_MIN)
 
 
-@nb.njit(cache=True, nogil=True)
+@part
 def _ascii_hides(data: Bytes, start: Integer, end: Integer) -> bool:
     n = end - start
     digit = np.empty(n, dtype=np.int64)
@@ -240,7 +240,7 @@ def _ascii_hides(data: Bytes, start: Integer, end: Integer) -> bool:
     return False
 
 
-@nb.njit(cache=True, nogil=True)
+@part
 def _several(
     data: Bytes,
     start: Integer,
@@ -273,7 +273,7 @@ def _several(
     return False
 
 
-@nb.njit(cache=True, nogil=True)
+@part
 def _printed(size: Digits, at: int, n: int) -> bool:
     if size[at] != 4:
         return False
@@ -283,7 +283,7 @@ def _printed(size: Digits, at: int, n: int) -> bool:
     return bool(four and (n == 4 or size[at + 4] == 3))
 
 
-@nb.njit(cache=True, nogil=True)
+@part
 def _same(data: Bytes, begin: Digits, size: Digits, at: int, n: int) -> bool:
     """Whether the same separator stands between all of n groups."""
     first = begin[at] + size[at]
@@ -298,7 +298,7 @@ def _same(data: Bytes, begin: Digits, size: Digits, at: int, n: int) -> bool:
     return True
 
 
-@nb.njit(cache=True, nogil=True)
+@part
 def luhn_holds(digit: Digits, first: Integer, end: Integer) -> bool:
     """`luhn` for kernels, over the values digit[first:end]."""
     total: Integer = 0
@@ -312,7 +312,7 @@ def luhn_holds(digit: Digits, first: Integer, end: Integer) -> bool:
     return bool(total % 10 == 0)
 
 
-@nb.njit(cache=True, nogil=True)
+@part
 def _number(digit: Digits, first: int, end: int) -> bool:
     length = end - first
     if not HIDDEN_MIN <= length <= HIDDEN_MAX:
@@ -326,7 +326,7 @@ def _number(digit: Digits, first: int, end: int) -> bool:
     return luhn_holds(digit, first, end)
 
 
-@nb.njit(cache=True, nogil=True)
+@part
 def _spared(data: Bytes, start: Integer, end: Integer, first: Integer, last: Integer) -> bool:
     """Whether the group data[first:last] is in a hexadecimal word, or the decimals of a number."""
     if first - start >= 2 and data[first - 1] == POINT and is_digit(data[first - 2]):

@@ -2,7 +2,7 @@
 
 Canonical: names in the order of the fields below, no spaces, UTF-8 without needless escapes, floats as the shortest
 decimal that reads back as the same double. Equal decisions are equal bytes, so that a replay can be compared byte by
-byte. No wall clock is in it; the record's own timestamp says when.
+byte. No wall clock is in it; the record's own timestamp says when. schemas.decision_bytes writes those of a batch.
 """
 
 from __future__ import annotations
@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from typing import Annotated, Final, Literal, get_args
 
 import msgspec
-import numpy as np
-import numpy.typing as npt
 from pydantic import Field, StringConstraints
 
 from schemas.field_types import Contract, Identifier
@@ -73,43 +71,3 @@ class _Wire(msgspec.Struct, gc=False):
 
 
 _encode = msgspec.json.Encoder().encode
-
-
-def encode_decisions(
-    payment_ids: Sequence[str],
-    decisions: npt.NDArray[np.uint8],
-    scores: npt.NDArray[np.float64],
-    margins: npt.NDArray[np.float32],
-    reasons: Sequence[Sequence[str]],
-    modes: npt.NDArray[np.uint8],
-    bundles: Sequence[str] | str,
-) -> list[bytes]:
-    """Canonical bytes of n decisions. `bundles`: one id for all, or one for each.
-
-    decisions and modes are positions in DECISIONS and MODES. Texts are taken as they are
-    (payment ids were checked on arrival, codes come from the policy). Raises ValueError for columns of unequal length,
-    unknown codes, scores outside 0..1, NaN.
-    """
-    count = len(payment_ids)
-    each = [bundles] * count if isinstance(bundles, str) else bundles
-    lengths = {len(column) for column in (decisions, scores, margins, reasons, modes, each)} | {count}
-    if len(lengths) != 1:
-        raise ValueError(f"the columns of {count} decisions have different lengths: {sorted(lengths)}")
-    if count == 0:
-        return []
-    if int(decisions.max()) >= len(DECISIONS) or int(modes.max()) >= len(MODES):
-        found = f"found {decisions.max()} and {modes.max()}"
-        raise ValueError(f"decisions are below {len(DECISIONS)} and modes below {len(MODES)}; {found}")
-    if not (((scores >= 0) & (scores <= 1)).all() and np.isfinite(margins).all()):
-        raise ValueError("a score lies outside 0..1 or a margin is not finite; JSON has no form for NaN")
-    wires = map(
-        _Wire,
-        payment_ids,
-        map(DECISIONS.__getitem__, decisions.tolist()),
-        scores.tolist(),
-        margins.astype(np.float64).tolist(),
-        reasons,
-        each,
-        map(MODES.__getitem__, modes.tolist()),
-    )
-    return list(map(_encode, wires))

@@ -81,6 +81,7 @@ class Tables(NamedTuple):
     names: Names
     kind: npt.NDArray[np.int64]  # [fields]
     required: int  # bit by field
+    position: npt.NDArray[np.int64]  # [fields] place among POSITION_FIELDS, -1 for none
     texts: Texts
 
 
@@ -116,6 +117,9 @@ TABLES: Final = Tables(
     names=_names(),
     kind=np.array([field.kind for field in FIELDS], dtype=np.int64),
     required=sum(1 << number for number, field in enumerate(FIELDS) if field.required),
+    position=np.array(
+        [POSITION_FIELDS.index(name) if name in POSITION_FIELDS else -1 for name in FIELD_NAMES], dtype=np.int64
+    ),
     texts=Texts(byte_weights(), known_indices()),
 )
 

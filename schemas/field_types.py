@@ -247,13 +247,13 @@ def _refuse_card_numbers(
     for name, value in document.items():
         if name == "attributes" and isinstance(value, dict):
             found = any(
-                holds_card_number(key)
-                or (_tested(cards, ATTRIBUTE + key, item) and _holds_card_number(item, numbers=True))
+                holds_card_number(key, ibans_spared=cards.ibans_spared)
+                or (_tested(cards, ATTRIBUTE + key, item) and _holds_card_number(item, cards, numbers=True))
                 for key, item in value.items()
             )
         else:
-            found = _tested(cards, name, value) and _holds_card_number(value, numbers=name not in times)
-        if found or holds_card_number(name):
+            found = _tested(cards, name, value) and _holds_card_number(value, cards, numbers=name not in times)
+        if found or holds_card_number(name, ibans_spared=cards.ibans_spared):
             message = "a card number (13 to 19 digits that pass the Luhn check); send a token instead"
             raise ContractError(DeadLetterReason.CARD_NUMBER, name if name in fields else None, message)
 
@@ -281,14 +281,18 @@ def _names_verification(value: object) -> bool:
     return isinstance(value, list) and any(_names_verification(item) for item in value)
 
 
-def _holds_card_number(value: object, *, numbers: bool) -> bool:
+def _holds_card_number(value: object, cards: CardFields, *, numbers: bool) -> bool:
     # As deep as documents.DEPTH_MAX at most.
+    spared = cards.ibans_spared
     if isinstance(value, str):
-        return holds_card_number(value)
+        return holds_card_number(value, ibans_spared=spared)
     if isinstance(value, dict):
-        return any(holds_card_number(name) or _holds_card_number(item, numbers=True) for name, item in value.items())
+        return any(
+            holds_card_number(name, ibans_spared=spared) or _holds_card_number(item, cards, numbers=True)
+            for name, item in value.items()
+        )
     if isinstance(value, list):
-        return any(_holds_card_number(item, numbers=True) for item in value)
+        return any(_holds_card_number(item, cards, numbers=True) for item in value)
     return numbers and isinstance(value, int | float) and not isinstance(value, bool) and number_is_card_number(value)
 
 

@@ -63,6 +63,14 @@ class InputRange(_Range):
         lt=2**31,
         description="Leader epoch of the last record read (KIP-320): a log that was truncated since is recognised.",
     )
+    records_end: int | None = Field(
+        default=None,
+        ge=0,
+        description=(
+            "The offset after the last record, where transaction markers follow it: those may be of a later leader, so "
+            "the epoch says nothing of them. Absent: `end`."
+        ),
+    )
 
 
 class Sources(Contract):
@@ -124,10 +132,10 @@ def _without_absent(fields: dict[str, Any], *names: str) -> dict[str, Any]:
     return fields
 
 
-class JournalRecord(Contract):
-    """What one micro-batch read, and the digest of what came of it."""
+class BatchOrder(Contract):
+    """What determines a batch beside the state before it: what it read, in which order, and what a clock or an operator
+    decided. Journal and order log share it."""
 
-    version: Literal[1] = Field(default=1, description="Version of this contract.")
     shard: int = Field(ge=0, lt=2**31, description="The shard.", examples=[0])
     sequence: int = Field(ge=0, lt=_INT64_END, description="Number of the batch, from 0, without gaps.", examples=[41])
     inputs: tuple[InputRange, ...] = Field(
@@ -137,9 +145,6 @@ class JournalRecord(Contract):
     labels: ControlRange | None = Field(
         default=None,
         description="Labels read; they apply after the control records. Absent from before labels had a topic.",
-    )
-    stream_time_ms: int = Field(
-        ge=-1, lt=_INT64_END, description="Stream time after the batch, epoch ms; -1 before the first payment."
     )
     bundle: Identifier = Field(description="Id of the bundle that decided.", examples=["cards-3f9c2a11d07b"])
     degraded: bool = Field(
@@ -153,6 +158,60 @@ class JournalRecord(Contract):
         description="Which ones, where it is not all: one bit for each record read, by partition and offset "
         "(schemas.row_set).",
     )
+    sources: Sources | None = Field(
+        default=None, description="Ids of the topics that were read; absent in records of releases before 0.2."
+    )
+    activations: tuple[ActivationVerdict, ...] = Field(
+        default=(),
+        strict=False,
+        max_length=ACTIVATIONS_MAX,
+        description="What became of the activations among the control records; the one taken decides from here on.",
+    )
+    created_ms_max: int | None = Field(
+        default=None,
+        ge=0,
+        lt=_INT64_END,
+        description="Some records carry a timestamp of their producer, from before the topic had LogAppendTime: such a "
+        "one counts as at most this, epoch ms, when the worker accepted them. Absent when all are the broker's.",
+    )
+    snapshot: SnapshotDigest | None = Field(
+        default=None, description="A snapshot that was written since the record before; absent without one."
+    )
+    pseudonym_key: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}$")] | None = Field(
+        default=None,
+        description="Id of the key that values of token fields were replaced with; absent where no field is one.",
+    )
+
+    labels_by: Literal["known_at"] | None = Field(
+        default=None,
+        description="Which of several labels of one payment its windows count: known_at, the one that became known "
+        "last. Absent in records of releases before 0.2: the one that came last after the others were known.",
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> BatchOrder:
+        partitions = [entry.partition for entry in self.inputs]
+        if partitions != sorted(set(partitions)):
+            raise ValueError("inputs must be in ascending order of partition, each once")
+        if sum(verdict.refused is None for verdict in self.activations) > 1:
+            raise ValueError("one activation is taken in a batch at most")
+        if self.degraded_rows is not None and not self.degraded:
+            raise ValueError("degraded_rows without degraded")
+        return self
+
+    @property
+    def taken(self) -> ActivationVerdict | None:
+        """The activation from which this batch's bundle comes; None where the bundle is that of the batch before."""
+        return next((verdict for verdict in self.activations if verdict.refused is None), None)
+
+
+class JournalRecord(BatchOrder):
+    """What one micro-batch read, and the digest of what came of it."""
+
+    version: Literal[1] = Field(default=1, description="Version of this contract.")
+    stream_time_ms: int = Field(
+        ge=-1, lt=_INT64_END, description="Stream time after the batch, epoch ms; -1 before the first payment."
+    )
     decisions: Count = Field(description="Number of decisions.", examples=[4_095])
     dead_letters: Count = Field(description="Number of dead letters.", examples=[1])
     digest: Sha256 = Field(
@@ -165,38 +224,19 @@ class JournalRecord(Contract):
         "recovery and replay must come to again. Absent in records of releases before 0.2, whose digest has no salt.",
     )
     previous: Sha256 = Field(description="Head of the record before; 64 zeros in the first.")
-    sources: Sources | None = Field(
-        default=None, description="Ids of the topics that were read; absent in records of releases before 0.2."
-    )
     change: Change | None = Field(default=None, description="What an operator accepted; absent in all other records.")
-    activations: tuple[ActivationVerdict, ...] = Field(
-        default=(),
-        strict=False,
-        max_length=ACTIVATIONS_MAX,
-        description="What became of the activations among the control records; the one taken decides from here on.",
-    )
     activation_number: Count = Field(
         default=0, description="Largest number of a signed activation so far; absent before the first."
     )
-    created_ms_max: int | None = Field(
-        default=None,
-        ge=0,
-        lt=_INT64_END,
-        description="Some records carry a timestamp of their producer, from before the topic had LogAppendTime: such a "
-        "one counts as at most this, epoch ms, when the worker accepted them. Absent when all are the broker's.",
-    )
-    snapshot: SnapshotDigest | None = Field(
-        default=None, description="A snapshot that was written since the record before; absent without one."
-    )
-
     refused: Count | None = Field(
         default=None,
         description="How many of the dead letters are answered as well, being records that name their payment; absent "
         "in records of releases before 0.2, which answered none.",
     )
-    pseudonym_key: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}$")] | None = Field(
+    order: Offset | None = Field(
         default=None,
-        description="Id of the key that values of token fields were replaced with; absent where no field is one.",
+        description="Offset on topic order up to which that log is settled with this batch: that of the batch's own "
+        "order record, or of a claim. Absent where the shard has no order log.",
     )
 
     def accepted(self) -> dict[str, Any]:
@@ -207,41 +247,29 @@ class JournalRecord(Contract):
 
     @model_validator(mode="after")
     def _chained(self) -> JournalRecord:
-        partitions = [entry.partition for entry in self.inputs]
-        if partitions != sorted(set(partitions)):
-            raise ValueError("inputs must be in ascending order of partition, each once")
         if self.sequence == 0 and self.previous != FIRST_PREVIOUS:
             raise ValueError("the first record of a journal has 64 zeros for its previous head")
         if self.change is not None and (self.decisions or self.dead_letters):
             raise ValueError("a record of a change decides nothing")
         if (self.refused or 0) > min(self.decisions, self.dead_letters):
             raise ValueError("more refused records are answered than there are")
-        if sum(verdict.refused is None for verdict in self.activations) > 1:
-            raise ValueError("one activation is taken in a batch at most")
-        if self.degraded_rows is not None and not self.degraded:
-            raise ValueError("degraded_rows without degraded")
         return self
-
-    @property
-    def taken(self) -> ActivationVerdict | None:
-        """The activation from which this batch's bundle comes; None where the bundle is that of the batch before."""
-        return next((verdict for verdict in self.activations if verdict.refused is None), None)
 
     @cached_property
     def _canonical(self) -> bytes:
         # Later fields are left out where they are empty: records of earlier releases keep their bytes and heads.
         later = (
             "sources", "change", "labels", "degraded_rows", "created_ms_max", "snapshot", "refused", "pseudonym_key",
-            "decided",
+            "decided", "order", "labels_by",
         )  # fmt: skip
         fields = _without_absent(self.model_dump(mode="json"), *later)
         for name in ("activations", "activation_number"):
             if not fields[name]:
                 del fields[name]
-        fields |= {"inputs": [_present(entry) for entry in fields["inputs"]]}
+        fields |= {"inputs": [present_fields(entry) for entry in fields["inputs"]]}
         if self.activations:
-            fields["activations"] = [_present(entry) for entry in fields["activations"]]
-        return json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+            fields["activations"] = [present_fields(entry) for entry in fields["activations"]]
+        return canonical_json(fields)
 
     @property
     def head(self) -> str:
@@ -270,5 +298,11 @@ class JournalRecord(Contract):
         return record
 
 
-def _present(fields: dict[str, Any]) -> dict[str, Any]:
+def present_fields(fields: dict[str, Any]) -> dict[str, Any]:
+    """`fields` without those that are null."""
     return {name: value for name, value in fields.items() if value is not None}
+
+
+def canonical_json(fields: dict[str, Any]) -> bytes:
+    """Names sorted, no spaces, UTF-8: equal fields are equal bytes."""
+    return json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()

@@ -10,6 +10,7 @@ from schemas.contract_error import DeadLetterReason
 from schemas.control_record import control_adapter
 from schemas.dead_letter import DeadLetter
 from schemas.decision import Decision
+from schemas.fast_decision import FastDecision
 from schemas.journal_record import JournalRecord
 from schemas.label_record import Label
 from schemas.payment import Payment
@@ -26,6 +27,7 @@ def json_schemas() -> dict[str, dict[str, Any]]:
         "payment": Payment,
         "label": Label,
         "decision": Decision,
+        "fast_decision": FastDecision,
         "dead_letter": DeadLetter,
         "journal": JournalRecord,
         "audit": AuditRow,

@@ -202,7 +202,9 @@ def _check_key(key: bytes, raw: bytes | None, value_bytes_max: int, cards: CardF
         raise ContractError(
             DeadLetterReason.KEY_TOO_LARGE, "key", f"a key of {len(key)} bytes; at most {KEY_BYTES_MAX} are taken"
         )
-    if cards.key_rule in (CardRule.OPAQUE, CardRule.TOKEN) or not key_is_card_number(key):
+    if cards.key_rule in (CardRule.OPAQUE, CardRule.TOKEN):
+        return
+    if not key_is_card_number(key, ibans_spared=cards.ibans_spared):
         return
     document: dict[str, Any] = {}
     if cards.key_rule is None:

@@ -16,7 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from schemas.card_fields import ATTRIBUTE, CardFields
-from schemas.payment_decoder import PaymentBatch, PaymentRow
+from schemas.payment_batch import PaymentBatch, PaymentRow, Placed
+from schemas.screened import NO_PLACE, PLACE_BITS
 
 Attribute: TypeAlias = "pa.Array | npt.NDArray[np.object_]"
 
@@ -123,23 +124,28 @@ class ColumnarPayments(PaymentBatch):
     def __init__(self, index: npt.NDArray[np.int32], columns: PaymentColumns, rejects: Sequence[Any] = ()) -> None:
         super().__init__(
             index=index,
-            rows=ColumnRows(columns),
             event_time_ms=columns.event_time_ms,
             amount_minor=columns.amount_minor,
             rejects=list(rejects),
-            _columns=dict(columns.numbers),
-            _texts=dict(columns.texts),
+            keys={},
         )
         self._by_field = columns
 
-    def _texts_of(self, name: str) -> Sequence[str | None]:
-        return self.text(name).to_pylist()  # type: ignore[no-any-return]
+    @property
+    def rows(self) -> Sequence[PaymentRow]:
+        """As PaymentBatch.rows."""
+        return ColumnRows(self._by_field)
 
-    def _text_array(self, name: str) -> pa.StringArray:  # noqa: ARG002 - as below
-        return pa.nulls(len(self), pa.string())
+    def _text_array(self, name: str) -> pa.StringArray:
+        text = self._by_field.texts.get(name)
+        return pa.nulls(len(self), pa.string()) if text is None else text
 
-    def _numbers_of(self, name: str) -> npt.NDArray[np.float64]:  # noqa: ARG002 - those that are there are cached
-        return np.full(len(self), np.nan)
+    def _placed(self, name: str) -> Placed:
+        return places_of(self.text(name))
+
+    def _numbers_of(self, name: str) -> npt.NDArray[np.float64]:
+        numbers = self._by_field.numbers.get(name)
+        return np.full(len(self), np.nan) if numbers is None else numbers
 
     def _attributes_of(self, name: str) -> npt.NDArray[np.object_]:
         attribute = self._by_field.attributes.get(name)
@@ -148,6 +154,21 @@ class ColumnarPayments(PaymentBatch):
     def take(self, order: npt.NDArray[np.integer[Any]]) -> ColumnarPayments:
         """As PaymentBatch.take."""
         return ColumnarPayments(self.index[order], self._by_field.take(order), self.rejects)
+
+
+def places_of(text: pa.StringArray) -> Placed:
+    """Where the texts of an Arrow array stand in its own buffer."""
+    validity, offsets_buffer, data = text.buffers()
+    n = len(text)
+    if n == 0 or data is None or not data.size:
+        nothing = np.where(np.asarray(text.is_null()), np.int64(NO_PLACE), np.int64(0)) if n else np.zeros(0, np.int64)
+        return Placed(np.frombuffer(b"\0", dtype=np.uint8), nothing)
+    offsets = np.frombuffer(offsets_buffer, np.int32, count=n + 1, offset=4 * text.offset).astype(np.int64)
+    places = (offsets[:-1] << PLACE_BITS) | np.diff(offsets)
+    if text.null_count:
+        present = np.unpackbits(np.frombuffer(validity, np.uint8), bitorder="little")[text.offset : text.offset + n]
+        places[present == 0] = NO_PLACE
+    return Placed(np.frombuffer(data, dtype=np.uint8), places)
 
 
 def _objects(attribute: Attribute) -> npt.NDArray[np.object_]:

@@ -1,18 +1,16 @@
-"""The screening kernel: one pass over a batch's bytes that says of each value whether it certainly is a good payment.
+"""The screening kernel: one pass over a batch's bytes that says of each value whether it certainly is a good payment,
+and where its fields stand.
 
-It reads the text as a chain of names and values of one flat object (and of `attributes` in it), checks everything the
-contract says about texts, times, amounts and names, and computes event time and amount. What it leaves open is JSON's
-grammar outside of strings, UTF-8, and the numbers other than amount and time; msgspec's typed decoder settles those
-afterwards (schemas.payment_decoder).
+It reads the text as a chain of names and values of one flat object (and of `attributes` in it), and checks all that
+JSON's grammar, UTF-8 and the contract say about them. A value that is certain here is accepted by the reference
+(schemas.payment) with the very fields that the kernel found; of any other the reference decides.
 
-Why both together are certain. Suppose msgspec accepts a value: then it is JSON and UTF-8, and every field has its
-type. The kernel saw no backslash in any string it read, so every string ended at the next quote byte: 0x22 is no part
-of a longer UTF-8 sequence, and without a backslash no quote is escaped. Hence the kernel's strings are the grammar's
-strings, what it took for names are the names (each followed by a colon, each compared byte by byte with the
-contract's), and after each value it stood where the grammar stands: before a comma or a closing brace. So it saw
-every name, a name seen twice was refused by its bit, and each string's checks were made on the string's own
-characters. A number of the amount or the time is all digits, and its value is exact below 10^13. Whatever breaks this
-chain in an invalid value does not matter: msgspec refuses that value, and the reference says why.
+Why that holds. The kernel takes a subset of the grammar (RFC 8259): one object, names of the contract alone, each once;
+strings without a backslash, so that every string ends at the next quote byte (0x22 is no part of a longer UTF-8
+sequence); literals letter by letter; whole numbers without a leading zero, decimal numbers without an exponent, of at
+most 18 digits, which are rounded here as IEEE 754 wants it (`decimal_number`). Control characters end a string before
+its quote, and bytes from 0x80 on are proved to be UTF-8 (RFC 3629). What stands between values is space, one colon or
+one comma. So what is certain is JSON, and each field has the type, the form and the bounds of the contract.
 
 Every reader below takes the position p where its part begins, never looks past `end`, and gives the position after
 it, or -1 where the value is not certain.
@@ -31,14 +29,18 @@ from schemas.byte_codes import (
     COLON,
     COMMA,
     DASH,
+    LOWER_A,
+    LOWER_E,
     LOWER_F,
+    LOWER_L,
     LOWER_N,
+    LOWER_R,
+    LOWER_S,
     LOWER_T,
+    LOWER_U,
     OPEN_BRACE,
-    OPEN_BRACKET,
     POINT,
     QUOTE,
-    SPACE,
     UNDERSCORE,
     ZERO,
     Integer,
@@ -47,21 +49,23 @@ from schemas.byte_codes import (
 )
 from schemas.card_numbers import DIGITS_MIN
 from schemas.event_time import EVENT_TIME_MS_END, EVENT_TIME_MS_MIN
-from schemas.field_kinds import Kind
+from schemas.field_kinds import DEGREES_MAX, Kind
 from schemas.field_table import Tables, name_slot
 from schemas.field_types import AMOUNT_DIGITS_MAX, ATTRIBUTE_NAME_BYTES_MAX, ATTRIBUTES_MAX
 from schemas.kernel_decorators import inlined_reader, reader
-from schemas.text_kernels import Bytes, rfc3339_ms, skip_space
+from schemas.screened import NO_PLACE, PLACE_BITS
+from schemas.text_kernels import Bytes, decimal_number, is_utf8, rfc3339_ms, skip_space
 from schemas.text_verdict import TEXT_BYTES_MAX, certain_text_end
 from schemas.verification_names import may_end_verification
 
 UNCERTAIN: Final = 0
 CERTAIN: Final = 1
-CERTAIN_WITH_NULL_ATTRIBUTE: Final = 2  # an attribute is null: to be taken out after decoding
+NULL_ATTRIBUTE: Final = 2  # certain, and an attribute is null: the same as no such attribute
 
 # Numba freezes globals into compiled code: plain integers here.
 _TIME, _AMOUNT, _ATTRIBUTES = int(Kind.TIME), int(Kind.AMOUNT), int(Kind.ATTRIBUTES)
-_LATITUDE, _LONGITUDE = int(Kind.LATITUDE), int(Kind.LONGITUDE)
+_LATITUDE, _LONGITUDE, _IDENTIFIER = int(Kind.LATITUDE), int(Kind.LONGITUDE), int(Kind.IDENTIFIER)
+_LATITUDE_MAX, _LONGITUDE_MAX = float(DEGREES_MAX[Kind.LATITUDE]), float(DEGREES_MAX[Kind.LONGITUDE])
 _TIME_DIGITS_MAX = 13
 _TIME_MIN, _TIME_END = np.int64(EVENT_TIME_MS_MIN), np.int64(EVENT_TIME_MS_END)
 _LETTER_BITS = np.uint64(8)
@@ -72,6 +76,7 @@ _FNV_PRIME = np.uint64(0x100000001B3)
 Words = npt.NDArray[np.int64]
 Hashes = npt.NDArray[np.uint64]
 Flags = npt.NDArray[np.bool_]
+Numbers = npt.NDArray[np.float64]
 
 
 @nb.njit(cache=True, nogil=True)
@@ -84,14 +89,18 @@ def screen(
     verdict: npt.NDArray[np.uint8],
     event_time_ms: Words,
     amount_minor: Words,
+    places: npt.NDArray[np.int64],
+    numbers: Numbers,
 ) -> None:
-    """For each value data[offsets[i]:offsets[i+1]] its verdict, and where that is not UNCERTAIN its time and amount.
+    """For each value data[offsets[i]:offsets[i+1]] its verdict, and where that is not UNCERTAIN its time, amount, the
+    places of its texts and of the object of attributes, and its positions.
 
-    tested: by field, whether its value must be no card number (schemas.card_fields).
+    tested: by field, whether its value must be no card number (schemas.card_fields) · places int64 [fields, n] ·
+    numbers float64 [positions, n]
     """
     # Array by array: taking one out of a tuple costs numba a reference count each time, so `_payment` takes no tuple.
     slot, multiplier, names, lengths = tables.names
-    kinds, required = tables.kind, tables.required
+    kinds, required, position = tables.kind, tables.required, tables.position
     weight, currency = tables.texts
     following = np.zeros(len(kinds) + 1, dtype=np.int64)  # by field: the field that came after it the last time
     hashes = np.empty(ATTRIBUTES_MAX, dtype=np.uint64)
@@ -99,10 +108,14 @@ def screen(
     for i in range(len(verdict)):
         start, end = offsets[i], offsets[i + 1]
         verdict[i] = UNCERTAIN
+        for f in range(len(places)):
+            places[f, i] = NO_PLACE
+        for f in range(len(numbers)):
+            numbers[f, i] = np.nan
         if end - start <= bytes_max:
             verdict[i], event_time_ms[i], amount_minor[i] = _payment(
-                data, start, end, slot, multiplier, names, lengths, kinds, tested, required, weight, currency,
-                following, hashes,
+                data, start, end, slot, multiplier, names, lengths, kinds, tested, required, position, weight, currency,
+                following, hashes, places, numbers, i,
             )  # fmt: skip
 
 
@@ -118,12 +131,16 @@ def _payment(
     kinds: Words,
     tested: Flags,
     required: int,
+    position: Words,
     weight: Words,
     currency: Flags,
     following: Words,
     hashes: Hashes,
+    places: npt.NDArray[np.int64],
+    numbers: Numbers,
+    i: int,
 ) -> tuple[int, Integer, Integer]:
-    """(Verdict, event time, amount) of the value data[start:end]."""
+    """(Verdict, event time, amount) of the value data[start:end]; the rest of it into column i."""
     uncertain: tuple[int, Integer, Integer] = (UNCERTAIN, np.int64(-1), np.int64(-1))
     verdict = CERTAIN
     event_time_ms: Integer = np.int64(-1)
@@ -148,21 +165,26 @@ def _payment(
             return uncertain
         kind = kinds[field]
         if data[p] == LOWER_N:  # null: the field is absent
-            p = _token(data, p, end)
+            p = _null(data, p, end)
         else:
             present |= 1 << field
+            first = p
             if kind == _AMOUNT:
                 amount_minor, p = _whole_number(data, p, end, AMOUNT_DIGITS_MAX)
             elif kind == _TIME:
                 event_time_ms, p = _time(data, p, end)
-            elif kind in (_LATITUDE, _LONGITUDE):
-                p = _number(data, p, end)
+            elif kind == _LATITUDE:
+                numbers[position[field], i], p = decimal_number(data, p, end, _LATITUDE_MAX)
+            elif kind == _LONGITUDE:
+                numbers[position[field], i], p = decimal_number(data, p, end, _LONGITUDE_MAX)
             elif kind == _ATTRIBUTES:
                 p, null_seen = _attributes(data, p, end, hashes, weight, currency)
                 if null_seen:
-                    verdict = CERTAIN_WITH_NULL_ATTRIBUTE
+                    verdict = NULL_ATTRIBUTE
+                places[field, i] = (np.int64(first) << PLACE_BITS) | np.int64(p - first)
             else:
                 p = _string(data, p, end, kind, weight, currency, tested[field])
+                places[field, i] = (np.int64(first + 1) << PLACE_BITS) | np.int64(p - first - 2)
         if p < 0:
             return uncertain
         p = _separator(data, p, end)
@@ -225,17 +247,24 @@ def _separator(data: Bytes, p: int, end: int) -> int:
 
 
 @inlined_reader
-def _token(data: Bytes, p: int, end: int) -> int:
-    """Past a number, true, false or null: up to a comma, a closing brace or space. msgspec says whether it is one."""
-    while p < end and data[p] != COMMA and data[p] != CLOSE_BRACE and data[p] > SPACE:
-        p += 1
-    return p
+def _null(data: Bytes, p: int, end: int) -> int:
+    if p + 4 > end or data[p + 1] != LOWER_U or data[p + 2] != LOWER_L or data[p + 3] != LOWER_L:
+        return -1
+    return p + 4
 
 
 @inlined_reader
-def _number(data: Bytes, p: int, end: int) -> int:
-    b = data[p]
-    return -1 if b in (QUOTE, OPEN_BRACE, OPEN_BRACKET) else _token(data, p, end)
+def _true(data: Bytes, p: int, end: int) -> int:
+    if p + 4 > end or data[p + 1] != LOWER_R or data[p + 2] != LOWER_U or data[p + 3] != LOWER_E:
+        return -1
+    return p + 4
+
+
+@inlined_reader
+def _false(data: Bytes, p: int, end: int) -> int:
+    if p + 5 > end or data[p + 1] != LOWER_A or data[p + 2] != LOWER_L or data[p + 3] != LOWER_S:
+        return -1
+    return p + 5 if data[p + 4] == LOWER_E else -1
 
 
 @inlined_reader
@@ -246,8 +275,8 @@ def _whole_number(data: Bytes, p: int, end: int, digits_max: int) -> tuple[Integ
     while p < end and p - start <= digits_max and is_digit(data[p]):
         value = value * 10 + np.int64(data[p]) - ZERO
         p += 1
-    ended = p < end and (data[p] == COMMA or data[p] == CLOSE_BRACE or data[p] <= SPACE)
-    return value, p if ended and 1 <= p - start <= digits_max else -1
+    right = 1 <= p - start <= digits_max and (data[start] != ZERO or p - start == 1)
+    return value, p if right else -1
 
 
 @inlined_reader
@@ -269,8 +298,12 @@ def _string(data: Bytes, p: int, end: int, kind: Integer, weight: Words, currenc
     """Past a string that a field of this kind certainly takes."""
     if data[p] != QUOTE:
         return -1
-    p = certain_text_end(data, p + 1, end, kind, weight, currency, tested)
-    return p + 1 if 0 <= p < end and data[p] == QUOTE else -1
+    start = p + 1
+    p = certain_text_end(data, start, end, kind, weight, currency, tested)
+    if p < 0 or p >= end or data[p] != QUOTE:
+        return -1
+    # Fields of any other kind hold ASCII alone.
+    return -1 if kind in (_IDENTIFIER, _ATTRIBUTES) and not is_utf8(data, start, p) else p + 1
 
 
 @reader
@@ -342,20 +375,25 @@ def _attribute_value(data: Bytes, p: int, end: int, weight: Words, currency: Fla
     b = data[p]
     if b == QUOTE:
         return _string(data, p, end, _ATTRIBUTES, weight, currency, True)
-    if b in (LOWER_N, LOWER_T, LOWER_F):
-        return _token(data, p, end)
+    if b == LOWER_N:
+        return _null(data, p, end)
+    if b == LOWER_T:
+        return _true(data, p, end)
+    if b == LOWER_F:
+        return _false(data, p, end)
     # Up to 12 digits before the point, no exponent: below any card number, and an integer of 64 bits.
     if b == DASH:
         p += 1
-    elif not is_digit(b):
-        return -1
     start = p
     while p < end and is_digit(data[p]):
         p += 1
-    if p - start > AMOUNT_DIGITS_MAX:
+    if p == start or p - start > AMOUNT_DIGITS_MAX or (data[start] == ZERO and p - start > 1):
         return -1
     if p < end and data[p] == POINT:
-        p += 1
+        first = p + 1
+        p = first
         while p < end and is_digit(data[p]):
             p += 1
+        if p == first:
+            return -1
     return p

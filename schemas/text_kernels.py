@@ -1,4 +1,5 @@
-"""Kernels that read single values from bytes: space, times, IP addresses. Each is exact on the inputs it accepts.
+"""Kernels that read single values from bytes: space, UTF-8, decimal numbers, times, IP addresses. Each is exact on the
+inputs it accepts.
 
 All take `data` (uint8), a start and an end, and never look past the end. They are as strict as the reference
 (schemas.field_types, schemas.event_time) or stricter: a value they refuse is checked again by the reference, which
@@ -7,10 +8,14 @@ alone refuses.
 
 from __future__ import annotations
 
+import math
+from typing import Final
+
 import numpy as np
 import numpy.typing as npt
 
 from schemas.byte_codes import (
+    ASCII_END,
     CARRIAGE_RETURN,
     COLON,
     DASH,
@@ -31,6 +36,13 @@ from schemas.kernel_decorators import inlined_reader, reader
 
 Bytes = npt.NDArray[np.uint8]
 
+# 10^0 to 10^18: as doubles exact, and as whole numbers below 2^60.
+_POWERS: Final = tuple(10**k for k in range(19))
+_DOUBLE_POWERS: Final = tuple(float(power) for power in _POWERS)
+_SCALE_MAX = 18
+_VALUE_MAX = 10**17  # one more digit stays below 10^18
+_DOUBLE_END = 1 << 53  # whole numbers below are doubles
+
 _TIME_MIN = np.int64(EVENT_TIME_MS_MIN)
 _TIME_END = np.int64(EVENT_TIME_MS_END)
 
@@ -41,6 +53,105 @@ def skip_space(data: Bytes, p: int, end: int) -> int:
     while p < end and (data[p] == SPACE or data[p] == LINE_FEED or data[p] == CARRIAGE_RETURN or data[p] == TAB):
         p += 1
     return p
+
+
+@inlined_reader
+def is_utf8(data: Bytes, start: int, end: int) -> bool:
+    """Whether the bytes are UTF-8 (RFC 3629): shortest forms, no surrogates, nothing beyond U+10FFFF."""
+    joined = np.uint8(0)
+    for p in range(start, end):
+        joined |= data[p]
+    return True if joined < ASCII_END else _is_utf8(data, start, end)
+
+
+@reader
+def _is_utf8(data: Bytes, start: int, end: int) -> bool:
+    p = start
+    while p < end:
+        b = np.int64(data[p])
+        p += 1
+        if b < 0x80:
+            continue
+        if 0xC2 <= b <= 0xDF:
+            more, low, high = 1, 0x80, 0xBF
+        elif 0xE0 <= b <= 0xEF:
+            more, low, high = 2, 0xA0 if b == 0xE0 else 0x80, 0x9F if b == 0xED else 0xBF
+        elif 0xF0 <= b <= 0xF4:
+            more, low, high = 3, 0x90 if b == 0xF0 else 0x80, 0x8F if b == 0xF4 else 0xBF
+        else:
+            return False
+        if p + more > end or not low <= data[p] <= high:
+            return False
+        for k in range(1, more):
+            if not 0x80 <= data[p + k] <= 0xBF:
+                return False
+        p += more
+    return True
+
+
+@reader
+def decimal_number(data: Bytes, p: int, end: int, bound: float) -> tuple[float, int]:
+    """(The double next to the JSON number at p, the position after it; -1 where that is not certain).
+
+    Certain are numbers without an exponent, of at most 18 digits (zeros before the first other digit do not count) and
+    18 decimal places, within `bound`. Rounded half to even, as every reader of JSON does.
+    """
+    negative = data[p] == DASH
+    if negative:
+        p += 1
+    first = p
+    value = np.int64(0)
+    scale = 0
+    while p < end and is_digit(data[p]):
+        if value >= _VALUE_MAX:
+            return 0.0, -1
+        value = value * 10 + np.int64(data[p]) - ZERO
+        p += 1
+    if p == first or (data[first] == ZERO and p - first > 1):
+        return 0.0, -1
+    if p < end and data[p] == POINT:
+        p += 1
+        after_point = p
+        while p < end and is_digit(data[p]):
+            if value >= _VALUE_MAX:
+                return 0.0, -1
+            value = value * 10 + np.int64(data[p]) - ZERO
+            p += 1
+        scale = p - after_point
+        if scale == 0 or scale > _SCALE_MAX:
+            return 0.0, -1
+    elif negative and value == 0:  # without a point it is the whole number 0, which has no sign
+        return 0.0, -1
+    # Of two exact doubles below 2^53 the quotient is rounded once.
+    number = float(value) / _DOUBLE_POWERS[scale] if value < _DOUBLE_END else _divided(value, _POWERS[scale])
+    if number > bound:
+        return 0.0, -1
+    return -number if negative else number, p
+
+
+@reader
+def _divided(value: Integer, divisor: Integer) -> float:
+    """The double next to value / divisor, for 2^53 <= value < 10^18 and divisor <= 10^18: long division in bits until
+    the quotient has more of them than a double, then one rounding half to even."""
+    quotient, rest = value // divisor, value % divisor
+    exponent = 0
+    while quotient < 2 * _DOUBLE_END:
+        rest <<= 1
+        quotient <<= 1
+        if rest >= divisor:
+            rest -= divisor
+            quotient |= 1
+        exponent -= 1
+    dropped = 0
+    kept = quotient
+    while kept >= _DOUBLE_END:
+        kept >>= 1
+        dropped += 1
+    below = quotient & ((1 << dropped) - 1)
+    half = 1 << (dropped - 1)
+    if below > half or (below == half and (rest > 0 or kept & 1)):
+        kept += 1
+    return math.ldexp(float(kept), exponent + dropped)
 
 
 @reader

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import schemas  # noqa: F401 - finds a place for compiled kernels before numba is imported
 
 if TYPE_CHECKING:
+    from schemas.fast_decision import FastDecisions
     from scorer.bundle import Bundle
     from scorer.errors import FraudScorerError
     from scorer.model import CompiledModel
@@ -22,6 +23,7 @@ __all__ = [
     "Batch",
     "Bundle",
     "CompiledModel",
+    "FastDecisions",
     "FraudScorerError",
     "Outcomes",
     "Pipeline",
@@ -35,6 +37,7 @@ _HOMES = {
     "Batch": "scorer.pipeline",
     "Bundle": "scorer.bundle",
     "CompiledModel": "scorer.model",
+    "FastDecisions": "schemas.fast_decision",
     "FraudScorerError": "scorer.errors",
     "Outcomes": "scorer.pipeline",
     "Pipeline": "scorer.pipeline",

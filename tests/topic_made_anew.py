@@ -1,4 +1,4 @@
-"""A topic deleted and made again under its name, for the tests of FAULTS' row 24."""
+"""Topics that change: deleted and made again under their name (FAULTS' row 24), and given partitions (row 25)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import time
 from collections.abc import Mapping
 
 from confluent_kafka import KafkaException
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import AdminClient, NewPartitions, NewTopic
+
+from scorer import kafka
+from scorer.runtime.settings import KafkaSettings
 
 
 def make_anew(client: AdminClient, topic: str, partitions: int, config: Mapping[str, str] | None = None) -> None:
@@ -21,3 +24,10 @@ def make_anew(client: AdminClient, topic: str, partitions: int, config: Mapping[
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.05)
+
+
+def grow(settings: KafkaSettings, topic: str, partitions: int) -> None:
+    """Returns when everybody is shown so many partitions: a moment before, a reader may assign the old ones."""
+    client = kafka.admin(settings)  # kept until its answer is there
+    client.create_partitions([NewPartitions(topic, partitions)])[topic].result(30)
+    kafka.wait_until_visible(settings, {topic: partitions}, timeout_s=30.0)

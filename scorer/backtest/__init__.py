@@ -7,7 +7,20 @@ from __future__ import annotations
 
 from scorer.backtest.decided_payments import BacktestError, Decided
 from scorer.backtest.measurement import Backtest, backtest
-from scorer.backtest.policy_trial import WhatIf, what_if
+from scorer.backtest.policy_trial import WhatIf, flagged_by_score, what_if
 from scorer.backtest.report_page import write_page
+from scorer.backtest.segment_thresholds import judged, policy_segments, segment_thresholds
 
-__all__ = ["Backtest", "BacktestError", "Decided", "WhatIf", "backtest", "what_if", "write_page"]
+__all__ = [
+    "Backtest",
+    "BacktestError",
+    "Decided",
+    "WhatIf",
+    "backtest",
+    "flagged_by_score",
+    "judged",
+    "policy_segments",
+    "segment_thresholds",
+    "what_if",
+    "write_page",
+]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
@@ -20,6 +21,7 @@ from scorer.replay.replay_output import part_files
 DAY_MS = 86_400_000
 SEGMENT_FIELDS = ("channel", "country", "mcc")
 # Bounds of the amount bands, major units of the base currency.
+BY_SCORE = "flagged_by_score"
 AMOUNT_BANDS = (10.0, 50.0, 100.0, 200.0, 500.0, 1000.0)
 
 
@@ -43,6 +45,8 @@ class Decided:
     """Minor units of the base currency for one of each other currency."""
     corrections: Corrections = field(default_factory=dict)
     """Labels by payment id, with the time each became known, of payments that had several: in order of that time."""
+    genuine_after_ms: int | None = None
+    """Payments of unknown label count as genuine so long after their event time; None: they don't."""
 
     @classmethod
     def read(cls, path: Path, feature_names: list[str], currency: str, factors: dict[str, float]) -> Decided:
@@ -73,7 +77,7 @@ class Decided:
         for name, values in (("label", np.maximum(self.label, 0)), ("label_known_at", known_at)):
             column = pa.array(values).cast(table.schema.field(name).type)
             table = table.set_column(table.column_names.index(name), name, column)
-        return replace(self, table=table)
+        return replace(self, table=table, genuine_after_ms=delay_ms)
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -135,10 +139,44 @@ class Decided:
         return np.asarray(pc.equal(self.table["decision"], "flag").to_numpy())
 
     @cached_property
+    def degraded(self) -> npt.NDArray[np.bool_]:
+        """bool [n]: decided without the model; margin and score are the student's, or those before the first tree."""
+        return np.asarray(pc.equal(self.table["mode"], "degraded").to_numpy())
+
+    def by_list_or_rule(self, segments: Collection[str]) -> npt.NDArray[np.bool_]:
+        """bool [n]: a list or a rule fired, so that any model's decision is the same. `segments`: names of the policy's
+        segments, which stand in `fired` as well where their threshold made a difference: there the score decided."""
+        fired = self.table["fired"].combine_chunks()
+        names = pc.list_flatten(fired)
+        others = pc.invert(pc.is_in(names, value_set=pa.array(list(segments), pa.string())))
+        found = np.zeros(len(self), dtype=np.bool_)
+        found[pc.list_parent_indices(fired).filter(others).to_numpy()] = True
+        return found
+
+    def beside(self, flagged_by_score: npt.NDArray[np.bool_]) -> Decided:
+        """The payments with what the score alone would flag, bool [n], beside a policy by cost."""
+        table = self.table
+        if BY_SCORE in table.column_names:
+            table = table.drop_columns([BY_SCORE])
+        return replace(self, table=table.append_column(BY_SCORE, pa.array(flagged_by_score)))
+
+    @cached_property
+    def flagged_by_score(self) -> npt.NDArray[np.bool_] | None:
+        """What `beside` was given; None without."""
+        return np.asarray(self.table[BY_SCORE].to_numpy()) if BY_SCORE in self.table.column_names else None
+
+    @cached_property
     def customer(self) -> npt.NDArray[np.int64]:
-        """A number for each customer, or card where no customer is named."""
-        name = "customer_id" if self.table["customer_id"].null_count < len(self) else "card_token"
-        return self.codes(name)[0]
+        """int64 [n], equal for payments of one customer, or of one card where no customer is named. A payment that
+        names neither has a number of its own: guests are not one person."""
+        who, named = np.zeros(len(self), dtype=np.int64), np.zeros(len(self), dtype=np.bool_)
+        for name in ("customer_id", "card_token"):
+            rows = ~named & pc.is_valid(self.table[name]).to_numpy()
+            codes = self.codes(name)[0]
+            who[rows] = codes[rows] + who.max(initial=-1) + 1
+            named |= rows
+        who[~named] = who.max(initial=-1) + 1 + np.arange(np.count_nonzero(~named))
+        return who
 
     @cached_property
     def money(self) -> npt.NDArray[np.float64]:
@@ -169,8 +207,23 @@ class Decided:
             X[:, i] = self.table[column].to_numpy()
         return X
 
+    def known_by(self, at_ms: int) -> Decided:
+        """All payments, with their labels as known at `at_ms`, epoch ms; of the others the label is unknown."""
+        if self.corrections:
+            labelled = replace(self, table=_labelled(self.table, self.corrections, at_ms), corrections={})
+            return labelled.known_by(at_ms)
+        unknown = (self.label < 0) | (np.asarray(self.numbers("label_known_at"), dtype=np.int64) > at_ms)
+        table = self.table
+        for name in ("label", "label_known_at"):
+            values = pa.array(np.asarray(self.numbers(name), dtype=np.int64), mask=unknown)
+            kind = table.schema.field(name).type
+            table = table.set_column(table.column_names.index(name), name, values.cast(kind))
+        return replace(self, table=table)
+
     def matured(self, as_of_ms: int | None) -> Decided:
-        """The payments whose label was known by `as_of_ms` (default: the last event time). Raises BacktestError."""
+        """The payments whose label was known by `as_of_ms` (default: the last event time). Where the others count as
+        genuine after a time, those that had so long: of later ones frauds alone would have a label. Raises
+        BacktestError."""
         if not len(self):
             raise BacktestError("no payment lies in the window: check --from and --until")
         at = int(self.time_ms.max()) if as_of_ms is None else as_of_ms
@@ -179,6 +232,8 @@ class Decided:
             return labelled.matured(at)
         known_at = np.asarray(self.numbers("label_known_at"), dtype=np.int64)
         keep = (self.label >= 0) & (known_at <= at)
+        if self.genuine_after_ms is not None:
+            keep &= self.time_ms <= at - self.genuine_after_ms
         if not keep.any():
             raise BacktestError(
                 f"none of the {len(self)} payments has a label that was known by the end: give a longer file, name the "

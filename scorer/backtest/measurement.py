@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from scorer.backtest import backtest_figures as figures
 from scorer.backtest.decided_payments import DAY_MS, BacktestError, Decided
+from scorer.backtest.effects import Effect, effects_of, sentences_of
+from scorer.policy import FlagCost, money_saved
 from scorer.training.ranking import card_precision
 
 REFERENCE_ROWS_MAX = 200_000
@@ -46,9 +50,14 @@ class Backtest:
     changes: pa.Table | None = None
     """Payments that the second side decides otherwise: their fields, and score, decision, reasons and rules of both."""
     notes: list[str] = field(default_factory=list)
+    effects: list[Effect] = field(default_factory=list)
+    """What a day brings by the last side, against the first one, or against flagging nothing."""
+    summary: list[str] = field(default_factory=list)
+    """The same in sentences."""
 
     def write_numbers(self, folder: Path) -> None:
-        """All figures as Parquet files in `folder`: overall, days, segments, sweep, calibration, drift, changes."""
+        """All figures as Parquet files in `folder`: overall, effects, days, segments, sweep, calibration, drift,
+        changes."""
         folder.mkdir(parents=True, exist_ok=True)
 
         def write(name: str, rows: list[dict[str, Any]]) -> None:
@@ -61,6 +70,7 @@ class Backtest:
                 low, high = side.intervals.get(name, (None, None))
                 overall.append(head | {"figure": name, "value": value, "low": low, "high": high})
         write("overall", overall)
+        write("effects", [asdict(effect) for effect in self.effects])
         for name in ("days", "sweep", "calibration", "drift"):
             write(name, [head | row for side, head in each for row in getattr(side, name)])
         write(
@@ -86,9 +96,10 @@ def measure(
     cards: int,
     rounds: int,
     seed: int,
+    cost: FlagCost | None = None,
 ) -> Side:
     """Figures of one side. `decided`: matured payments; `everything`: all of the window, for drift against `reference`,
-    payments before it."""
+    payments before it. `cost`: what money saved is counted by."""
     fraud, score, flagged, amount = decided.fraud, decided.score, decided.flagged, decided.money
     # The margin ranks: a calibrated score may tie where margins differ.
     rank = decided.margin
@@ -103,10 +114,13 @@ def measure(
         for rate in figures.FALSE_POSITIVE_RATES:
             row[f"recall_at_fpr_{rate:g}"] = figures.recall_at(fraud[at], rank[at], rate)
     sweep = figures.sweep(decided.day, fraud, score, amount)
+    saved = {} if cost is None else _saved(decided, cost)
     return Side(
         name=name,
-        overall=figures.overall(decided.day, decided.customer, *common, alerts=alerts, cards=cards),
-        intervals=figures.intervals(decided.customer, *common, rounds=rounds, seed=seed),
+        overall=figures.overall(decided.day, decided.customer, *common, alerts=alerts, cards=cards)
+        | {figure: float(values.sum()) for figure, values in saved.items()},
+        intervals=figures.intervals(decided.customer, *common, rounds=rounds, seed=seed)
+        | figures.day_intervals(decided.day, saved, rounds=rounds, seed=seed),
         days=daily,
         segments={
             kind: figures.by_group(codes, values, *common) for kind, (codes, values) in decided.segments().items()
@@ -115,6 +129,17 @@ def measure(
         calibration=figures.calibration(fraud, score),
         drift=_drift(everything, reference),
     )
+
+
+def _saved(decided: Decided, cost: FlagCost) -> dict[str, npt.NDArray[np.float64]]:
+    """What each payment's decision saved against flagging nothing, float64 [n]; of a policy by cost also what the score
+    alone would have saved by as many flags, and the difference."""
+    amounts = np.nan_to_num(decided.money)
+    saved = {"money_saved": money_saved(cost, decided.fraud, decided.flagged, amounts)}
+    if decided.flagged_by_score is not None:
+        saved["money_saved_by_score"] = money_saved(cost, decided.fraud, decided.flagged_by_score, amounts)
+        saved["money_saved_more"] = saved["money_saved"] - saved["money_saved_by_score"]
+    return saved
 
 
 def _drift(current: Decided, reference: Decided | None) -> list[dict[str, Any]]:
@@ -166,6 +191,20 @@ def changes(before: Decided, after: Decided, reasons: dict[int, tuple[str, ...]]
     )
 
 
+def _check_currencies(first: Decided, second: Decided | None, cost: FlagCost | None) -> None:
+    """Raise BacktestError where money of two currencies would be counted together."""
+    if second is not None and second.currency != first.currency:
+        raise BacktestError(
+            f"the bundles count in {first.currency} and {second.currency}: their money can not be compared; train one "
+            "of them with a feature set whose currency is the other's"
+        )
+    if cost is not None and cost.currency != first.currency:
+        raise BacktestError(
+            f"flag.cost.currency is {cost.currency}, the bundle counts in {first.currency}: give the costs in "
+            f"{first.currency}"
+        )
+
+
 def backtest(
     first: Decided,
     second: Decided | None = None,
@@ -178,14 +217,18 @@ def backtest(
     cards: int = 100,
     rounds: int = 200,
     seed: int = 1,
+    cost: FlagCost | None = None,
 ) -> Backtest:
     """Measure `first`, and `second` if given, on payments from `from_ms` on whose label was known by `as_of_ms`.
 
     Payments before `from_ms` are the reference of the drift figures. `reasons`: as `changes` takes them. `alerts`: how
-    many payments a team looks at in a day; `cards`: k of the card precision; `rounds`: draws of the bootstrap.
+    many payments a team looks at in a day; `cards`: k of the card precision; `rounds`: draws of the bootstrap. `cost`:
+    money saved is counted by these costs, on both sides.
     Raises BacktestError.
     """
-    sides = []
+    _check_currencies(first, second, cost)
+    sides: list[Side] = []
+    measured: list[Decided] = []
     window = first.time_ms >= (from_ms or 0)
     for name, run in zip(names, (first, second), strict=True):
         if run is None:
@@ -194,7 +237,10 @@ def backtest(
         matured = current.matured(as_of_ms)
         if not matured.fraud.any():
             raise BacktestError(f"none of the {len(matured)} matured payments is fraud: nothing can be measured")
-        sides.append(measure(name, matured, current, reference, alerts=alerts, cards=cards, rounds=rounds, seed=seed))
+        sides.append(
+            measure(name, matured, current, reference, alerts=alerts, cards=cards, rounds=rounds, seed=seed, cost=cost)
+        )
+        measured.append(matured)
     current = first.take(window)
     table = None
     if second is not None:
@@ -204,7 +250,25 @@ def backtest(
             else None
         )
         table = changes(current, second.take(window), kept)
+        if cost is not None:
+            more = _saved(measured[1], cost)["money_saved"] - _saved(measured[0], cost)["money_saved"]
+            name = "money_saved_more_than_first"
+            sides[1].overall[name] = float(more.sum())
+            sides[1].intervals.update(figures.day_intervals(measured[1].day, {name: more}, rounds=rounds, seed=seed))
+    for name in {name for side in sides for name in side.overall}:
+        for side in sides:  # what one side has and the other has not
+            side.overall.setdefault(name, float("nan"))
+    effects = effects_of(measured[0] if second is not None else None, measured[-1], cost, rounds=rounds, seed=seed)
     notes = [f"{len(current) - len(current.matured(as_of_ms)):,} payments are left out: their labels had not matured."]
+    if first.genuine_after_ms is not None:
+        notes.append(
+            f"Measured are payments that had {first.genuine_after_ms / DAY_MS:g} days to count as genuine "
+            "(--genuine-after); of later ones only frauds would have a label."
+        )
+    if cost is not None and (days := len(np.unique(current.matured(as_of_ms).day))) < figures.DAYS_MIN:
+        notes.append(
+            f"The money saved has no interval: {days} days are measured, {figures.DAYS_MIN} are needed to draw from."
+        )
     if window.all():
         notes.append(
             "No payments before the window: drift is not shown. Give --from to compare with the time before it."
@@ -220,4 +284,14 @@ def backtest(
         sides=sides,
         changes=table,
         notes=notes,
+        effects=effects,
+        summary=sentences_of(effects, [side.name for side in sides], _counted(len(current), table), cost),
     )
+
+
+def _counted(payments: int, table: pa.Table | None) -> tuple[int, int, int] | None:
+    """Of `payments`, how many are flagged now and how many approved, by what `changes` gave."""
+    if table is None:
+        return None
+    flagged = int(pc.sum(pc.equal(table["decision_after"], "flag")).as_py() or 0)
+    return payments, flagged, table.num_rows - flagged

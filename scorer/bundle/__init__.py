@@ -24,7 +24,7 @@ from scorer.bundle.bundle_errors import (
     BundleMismatchError,
     BundleSignatureError,
 )
-from scorer.bundle.manifest import Manifest, TrainingWindow
+from scorer.bundle.manifest import Lineage, Manifest, TrainingWindow
 from scorer.model.calibration import Calibration
 
 __all__ = [
@@ -38,6 +38,7 @@ __all__ = [
     "BundleSignatureError",
     "Calibration",
     "Challenger",
+    "Lineage",
     "Manifest",
     "NewChallenger",
     "TrainingWindow",

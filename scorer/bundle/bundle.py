@@ -27,13 +27,14 @@ from scorer.bundle.manifest import (
     POLICY,
     SIGNATURE,
     ChallengerInfo,
+    Lineage,
     Manifest,
     TrainingWindow,
 )  # fmt: skip
 from scorer.bundle.signature import require_trusted, signers
 from scorer.model import CompiledModel, ModelError
 from scorer.model.calibration import Calibration
-from scorer.policy import Policy, PolicyError
+from scorer.policy import CostRule, Policy, PolicyError, PolicyRunner
 
 
 @dataclass(frozen=True)
@@ -49,13 +50,15 @@ class Challenger:
 
 @dataclass(frozen=True)
 class NewChallenger:
-    """A challenger to be written: its id, its model's bytes and their suffix, its calibration, its golden rows."""
+    """A challenger to be written: its id, its model's bytes and their suffix, its calibration, its golden rows, and
+    until when payments had a part in its training, epoch ms (None: not known)."""
 
     id: str
     model: bytes
     suffix: str = ".ubj"
     calibration: Calibration = field(default_factory=Calibration)
     golden: tuple[np.ndarray, np.ndarray] | None = None
+    seen_until_ms: int | None = None
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,20 @@ class Bundle:
     def threshold_margin(self) -> np.float32:
         """Payments whose margin is at least this are flagged by their score."""
         return np.float32(self.manifest.threshold_margin)
+
+    def policy_runner(self) -> PolicyRunner:
+        """The policy bound to the features, the threshold and the costs of this bundle."""
+        cost, least = self.policy.flag.cost, self.manifest.saving_min
+        rule = None if cost is None or least is None else CostRule.of(cost, least, self.feature_set)
+        return PolicyRunner(
+            self.policy, self.feature_set.names, float(self.threshold_margin), rule, self.segment_margins(self.policy)
+        )
+
+    def segment_margins(self, policy: Policy) -> list[float]:
+        """From which margin on each segment of `policy` flags. Raises ModelInputError for a score that no margin
+        reaches."""
+        curve, link = self.manifest.calibration, self.model.link
+        return [float(curve.margin_for(segment.score, link)) for segment in policy.segments]
 
     def scores(self, margins: np.ndarray) -> np.ndarray:
         """float64 [n]: the calibrated probability of fraud for margins float32 [n]."""
@@ -109,10 +126,16 @@ class Bundle:
 
     @property
     def student_threshold_margin(self) -> float:
-        """The student's margin from which on its score reaches the bundle's threshold; NaN without a student."""
+        """The student's margin from which on its score reaches its threshold; NaN without a student."""
         if self.student is None:
             return float("nan")
-        return float(self.student.calibration.margin_for(self.manifest.threshold_score, self.student.model.link))
+        return float(self.student.calibration.margin_for(self.student_threshold_score, self.student.model.link))
+
+    @property
+    def student_threshold_score(self) -> float:
+        """The score from which the student flags: its own where the manifest states one, else the bundle's."""
+        own = self.manifest.student_threshold_score
+        return self.manifest.threshold_score if own is None else own
 
     @classmethod
     def load(cls, path: str | Path, *, trusted_keys: Iterable[str] | None = None, wanted: str | None = None) -> Bundle:
@@ -153,18 +176,22 @@ def write_bundle(
     feature_set_yaml: str,
     policy_yaml: str,
     threshold_score: float,
+    saving_min: float | None = None,
     calibration: Calibration | None = None,
     golden: tuple[np.ndarray, np.ndarray] | None,
     challengers: Sequence[NewChallenger] = (),
     student: str | None = None,
+    student_threshold_score: float | None = None,
     training: TrainingWindow | None = None,
+    lineage: Lineage | None = None,
     metrics: dict[str, float] | None = None,
     versions: dict[str, str] | None = None,
 ) -> Bundle:
     """Write a bundle to the folder `output` (which must not exist) and return it, loaded back and checked.
 
     `golden`: rows float32 [n, k] and the margins float32 [n] that the source model itself gave them; none is a
-    BundleGateError, as the gate would refuse the bundle. `student`: id of the challenger that decides in degraded mode.
+    BundleGateError, as the gate would refuse the bundle. `student`: id of the challenger that decides in degraded mode,
+    from `student_threshold_score` on (None: from the bundle's threshold).
     All or nothing. `created_at` is data, so the same inputs give the same bytes and the same id. Raises BundleError.
     """
     if golden is None or not len(golden[0]):
@@ -191,6 +218,7 @@ def write_bundle(
             currency=feature_set.currency,
             base_margin=float(compiled.base_margin),
             threshold_score=threshold_score,
+            saving_min=saving_min,
             threshold_margin=float(curve.margin_for(threshold_score, compiled.link)),
             calibration=curve,
             golden_rows=len(golden[0]),
@@ -200,11 +228,14 @@ def write_bundle(
                     base_margin=float(CompiledModel.from_bytes(item.model).base_margin),
                     calibration=item.calibration,
                     golden_rows=0 if item.golden is None else len(item.golden[0]),
+                    seen_until_ms=item.seen_until_ms,
                 )
                 for item in sorted(challengers, key=lambda item: item.id)
             ],
             student=student,
+            student_threshold_score=student_threshold_score,
             training=training,
+            lineage=lineage,
             metrics=metrics or {},
             versions=versions or {},
         )
@@ -237,7 +268,24 @@ def _assemble(manifest: Manifest, raw: bytes, contents: dict[str, bytes], signed
     same("threshold margin", manifest.threshold_margin, margin, "threshold_score")
     if policy.flag.score is not None:
         same("threshold score", manifest.threshold_score, policy.flag.score, POLICY)
+    if (policy.flag.cost is None) != (manifest.saving_min is None):
+        raise BundleMismatchError(
+            f"saving_min: the manifest says {manifest.saving_min}, {POLICY} flags "
+            f"{'by cost' if policy.flag.cost else 'without cost'}; train the bundle anew with this policy"
+        )
+    if policy.flag.cost is not None and policy.flag.cost.reviews_a_day is None and manifest.saving_min != 0.0:
+        raise BundleMismatchError(
+            f"saving_min: the manifest says {manifest.saving_min}, {POLICY} has no flag.cost.reviews_a_day, so it is "
+            "0; train the bundle anew with this policy"
+        )
+    if manifest.student_threshold_score is not None and policy.flag.share is None:
+        raise BundleMismatchError(
+            f"student_threshold_score: the manifest says {manifest.student_threshold_score}, {POLICY} has no "
+            "flag.share, by which alone a student has its own; add the student anew (`bundle challenge --student`)"
+        )
     try:
+        if policy.flag.cost is not None:
+            CostRule.of(policy.flag.cost, 0.0, feature_set)
         policy.check(feature_set.names)
     except PolicyError as error:
         raise BundleMismatchError(f"{POLICY} and {FEATURE_SET}: {error}") from error
@@ -253,6 +301,10 @@ def _assemble(manifest: Manifest, raw: bytes, contents: dict[str, bytes], signed
     made = Bundle(
         _id(manifest, raw), manifest, model, feature_set, policy, tuple(challengers), signed_by, golden, student, raw
     )
+    try:
+        made.segment_margins(policy)
+    except ModelError as error:
+        raise BundleMismatchError(f"{POLICY}: segments, and calibration: {error}") from error
     try:
         _ = made.student_threshold_margin
     except ModelError as error:

@@ -19,16 +19,17 @@ def with_challengers(
 ) -> Bundle:
     """Write the champion's bundle with the models of `others` as its challengers (in place of those it had).
 
-    `student`: one more, which also decides when a deadline leaves no time for the champion's model. Each challenger is
-    named by its bundle's id. Raises BundleError, BundleMismatchError when another's features are not the champion's,
-    UsageError for none or too many.
+    `student`: one more, which also decides when a deadline leaves no time for the champion's model; where both flag the
+    same share of payments, from its own bundle's threshold on, which meets that share. Each challenger is named by its
+    bundle's id. Raises BundleError, BundleMismatchError when another's features are not the champion's, UsageError for
+    none or too many.
     """
     if student is not None:
         others = [*others, student]
     if not 1 <= len(others) <= CHALLENGERS_MAX:
         raise UsageError(f"{len(others)} challengers: a bundle carries 1 to {CHALLENGERS_MAX}")
     bundle = Bundle.load(champion)
-    shadows = []
+    shadows, own = [], None
     for path in others:
         other = Bundle.load(path)
         if other.feature_set.fingerprint != bundle.feature_set.fingerprint:
@@ -43,7 +44,12 @@ def with_challengers(
                 f"{path}: the bundle is called {other.id}, {len(other.id)} characters; a challenger may have "
                 f"{CHALLENGER_ID_MAX}: train or compile it anew under a shorter --name"
             )
-        shadows.append(NewChallenger(other.id, data, Path(name).suffix, other.manifest.calibration, _rows(other)))
+        if path is student and bundle.policy.flag.share is not None and other.policy.flag == bundle.policy.flag:
+            own = other.manifest.threshold_score
+        training = other.manifest.training
+        seen_until_ms = None if training is None else training.validation_until_ms
+        curve = other.manifest.calibration
+        shadows.append(NewChallenger(other.id, data, Path(name).suffix, curve, _rows(other), seen_until_ms))
     if len({item.id for item in shadows}) < len(shadows):
         raise UsageError("two challengers are the same bundle")
     golden = _rows(bundle)
@@ -60,11 +66,14 @@ def with_challengers(
         feature_set_yaml=read[FEATURE_SET].decode(),
         policy_yaml=read[POLICY].decode(),
         threshold_score=manifest.threshold_score,
+        saving_min=manifest.saving_min,
         calibration=manifest.calibration,
         golden=golden,
         challengers=shadows,
         student=None if student is None else shadows[-1].id,
+        student_threshold_score=own,
         training=manifest.training,
+        lineage=manifest.lineage,
         metrics=manifest.metrics,
         versions=manifest.versions,
     )

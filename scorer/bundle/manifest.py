@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Annotated, Final, Self
+from typing import Annotated, Final, Literal, Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -48,6 +48,22 @@ class TrainingWindow(_Strict):
     # included. 0: the model that was measured was written.
     refit_rows: Count = 0
     refit_frauds: Count = 0
+    # Of a model that `train --continue` kept: its trees learned from payments before this alone. Later ones chose it
+    # and its calibration, and are still to be learned. None: it has learned from all up to validation_until_ms.
+    learned_until_ms: EpochMs | None = None
+
+
+class Lineage(_Strict):
+    """The bundle that this one was learned on from (`train --continue`), and how its model was made."""
+
+    bundle: str = Field(pattern=r"^[a-z0-9_-]{1,76}$")
+    manifest_sha256: Sha256
+    # How many of the model's trees, the first ones, are that bundle's: all (kept), some (continued), none (anew).
+    made: Literal["kept", "continued", "anew"]
+    trees_kept: Count
+    # Both on the held-back rows, which neither had seen: of that bundle's model, and of the one chosen, as measured.
+    average_precision_before: Finite
+    average_precision: Finite
 
 
 class ChallengerInfo(_Strict):
@@ -58,6 +74,9 @@ class ChallengerInfo(_Strict):
     calibration: Calibration = Calibration()
     # Rows of golden-ID.f32, as the champion's golden.f32.
     golden_rows: int = Field(default=0, ge=0, le=65_536)
+    # Epoch ms: payments before it had a part in its training, those held back to choose by included. None: its bundle
+    # did not say so, or was written as a challenger by an older version.
+    seen_until_ms: EpochMs | None = None
 
     @property
     def golden_file(self) -> str:
@@ -80,13 +99,20 @@ class Manifest(_Strict):
     threshold_score: Finite = Field(ge=0, le=1)
     # The smallest float32 margin whose score reaches threshold_score; decisions compare margins.
     threshold_margin: Finite
+    # Of a policy by cost: a payment is flagged when its expected saving (major units of `currency`) is above this. The
+    # threshold then is the score from which as many payments were flagged on validation: what compares models.
+    saving_min: Finite | None = Field(default=None, ge=0)
     calibration: Calibration = Calibration()
     # Rows of golden.f32: inputs and the source model's own margins, which the compiled model must give bit for bit.
     golden_rows: int = Field(default=0, ge=0, le=65_536)
     challengers: list[ChallengerInfo] = Field(default_factory=list, max_length=CHALLENGERS_MAX)
     # The challenger that decides when a deadline leaves no time for the model; without one, lists and rules alone do.
     student: str | None = None
+    # The student's own score from which it flags, where the policy flags a share: that of its bundle, found on its own
+    # scores. A poor student's scores lie otherwise: by the champion's threshold it flagged many times the share.
+    student_threshold_score: Finite | None = Field(default=None, ge=0, le=1)
     training: TrainingWindow | None = None
+    lineage: Lineage | None = None
     metrics: dict[str, Finite] = Field(default_factory=dict, max_length=256)
     versions: dict[str, str] = Field(default_factory=dict, max_length=64)
 
@@ -105,6 +131,8 @@ class Manifest(_Strict):
             raise ValueError("challengers are listed in the order of their ids, each once")
         if self.student is not None and self.student not in {item.id for item in self.challengers}:
             raise ValueError(f"the student {self.student} is none of the challengers")
+        if self.student is None and self.student_threshold_score is not None:
+            raise ValueError("student_threshold_score without a student")
         if set(shadows) != {item.id for item in self.challengers}:
             raise ValueError(
                 f"challengers are {[c.id for c in self.challengers]}, their files {sorted(shadows.values())}"
@@ -129,4 +157,12 @@ class Manifest(_Strict):
             self.student is None
         ):  # absent as before there were students: the same bundle keeps its id, older versions read it
             del document["student"]
+        for name in ("saving_min", "student_threshold_score", "lineage"):
+            if document[name] is None:  # likewise
+                del document[name]
+        if document["training"] is not None and document["training"]["learned_until_ms"] is None:  # likewise
+            del document["training"]["learned_until_ms"]
+        for item in document["challengers"]:
+            if item["seen_until_ms"] is None:  # likewise
+                del item["seen_until_ms"]
         return (json.dumps(document, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()

@@ -10,6 +10,7 @@ import sys
 
 import typer
 
+from scorer.cli import compile_notice
 from scorer.cli.lazy_commands import LazyGroup
 from scorer.errors import FraudScorerError
 
@@ -34,6 +35,7 @@ def _root() -> None:
 
 def main() -> None:
     """Entry point of the console script and of `python -m scorer`."""
+    compile_notice.watch(sys.argv[1:])
     try:
         app()
     except FraudScorerError as error:

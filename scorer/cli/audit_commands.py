@@ -5,18 +5,21 @@ from __future__ import annotations
 import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
 from schemas.durations import parse_duration_ms
 from scorer.cli import explain_command, set_aside_commands
-from scorer.cli.audit_output import postgres_errors, progress_bar
-from scorer.cli.command_support import Json, out, show
+from scorer.cli.audit_output import postgres_errors
+from scorer.cli.command_support import Json, counting, err, out, show
 from scorer.cli.command_support import settings as load_settings
 from scorer.errors import PromiseBroken, UsageError
 from scorer.runtime.settings import Settings
+
+if TYPE_CHECKING:
+    from scorer.audit.maintain.person_traces import Traces
 
 app = typer.Typer(help="The audit trail: verify, explain, anchor, keep, forget.", no_args_is_help=True)
 app.add_typer(set_aside_commands.app, name="set-aside")
@@ -62,7 +65,7 @@ def verify(
         if findings:
             raise PromiseBroken(findings[0].sentence)
         since = {body["shard"]: body["sequence"] for body in bodies if body["kind"] == "anchor"}
-    with postgres_errors(), progress_bar("rows", quiet=as_json) as progress:
+    with postgres_errors(), counting("rows", quiet=as_json) as progress:
         report = run(
             settings.postgres_url,
             scope=Scope(shard, first, last, since),
@@ -71,7 +74,7 @@ def verify(
             kafka_settings=settings if journal else None,
             # One more than cores, so that none is idle while one thread does what only one can do at a time.
             parallel=parallel or len(os.sched_getaffinity(0)) + 1,
-            progress=progress,
+            progress=progress.of,
         )
     findings_json = [finding.as_json() for finding in report.findings]
     result: dict[str, Any] = {
@@ -118,7 +121,7 @@ def anchor(anchors: Anchors = None, as_json: Json = False) -> None:
 
     settings = load_settings()
     signer = _signer(settings, required=False)
-    with postgres_errors():
+    with postgres_errors(), counting("anchoring", quiet=as_json):
         new = run(settings.postgres_url, _anchor_file(settings, anchors), signer)
     heads = [{name: body[name] for name in ("shard", "sequence", "head")} for body in new]
     if as_json:
@@ -192,7 +195,7 @@ def retain(
     }
     days = Retained()
     details: dict[str, Any] = {}
-    with postgres_errors():
+    with postgres_errors(), counting("removing", quiet=as_json):
         if limits["decisions"] is not None:
             before = limits["decisions"].date()
             days = run(settings.postgres_url, before=before, signer=signer, anchors=file)
@@ -220,29 +223,50 @@ def _duration(option: str, text: str) -> timedelta:
 def erase(
     customer: Annotated[str | None, typer.Option("--customer", help="customer_id of the person.")] = None,
     account: Annotated[str | None, typer.Option("--account", help="account_id of the person.")] = None,
+    lists: Annotated[
+        list[str] | None,
+        typer.Option("--list", help="A list of the policy that holds such ids; may be given several times."),
+    ] = None,
+    no_lists: Annotated[bool, typer.Option("--no-lists", help="No list of the policy holds such ids.")] = False,
+    also_unreadable: Annotated[
+        bool,
+        typer.Option(
+            "--also-unreadable", help="Empty quarantined records that cannot be read and hold a short id, too."
+        ),
+    ] = False,
     anchors: Anchors = None,
     as_json: Json = False,
 ) -> None:
     """Replace a person's identifiers by pseudonyms whose key is thrown away; the chain stays whole.
 
-    Needs the owner's login.
+    Needs the owner's login. What will be changed is counted first, on stderr.
 
-    Example: fraud-scorer audit erase --customer c_000042
+    Example: fraud-scorer audit erase --customer c_000042 --list blocked_customers
     """
     from scorer.audit.maintain.erasure import erase as run  # noqa: PLC0415
 
     if (customer is None) == (account is None):
         raise UsageError("give either --customer or --account")
+    if lists and no_lists:
+        raise UsageError("give either --list or --no-lists")
     settings = load_settings()
     signer = _signer(settings, required=True)
     place = anchors or settings.audit.anchors
-    with postgres_errors():
+    with postgres_errors(), counting("erasing", quiet=as_json):
         result = run(
             settings.postgres_url,
             column="customer_id" if customer is not None else "account_id",
             value=customer or account or "",
             signer=signer,  # type: ignore[arg-type]  # required
             anchors=None if place is None else _anchor_file(settings, place),
+            lists=() if no_lists else lists or None,
+            also_unreadable=also_unreadable,
+            found=_show_traces,
+        )
+    if result.unreadable_left:
+        err.print(
+            f"{result.unreadable_left} quarantined records cannot be read, hold this id among their bytes, perhaps by "
+            "chance, and were left; --also-unreadable empties them"
         )
     if not (result.rows or result.labels or result.elsewhere):
         # The identifier itself is not repeated: this goes to logs.
@@ -251,9 +275,22 @@ def erase(
             f"{'customer_id' if customer is not None else 'account_id'}; it is misspelt, or was erased before"
         )
     show(
-        {"rows": result.rows, "batches": result.batches, "labels": result.labels, "elsewhere": result.elsewhere},
+        {
+            "rows": result.rows, "batches": result.batches, "labels": result.labels, "elsewhere": result.elsewhere,
+            "unreadable_left": result.unreadable_left,
+        },
         as_json=as_json, title="Erased",
     )  # fmt: skip
+
+
+def _show_traces(traces: Traces) -> None:
+    changes = "".join(f", {count} changes of list {name}" for name, count in traces.lists.items())
+    err.print(
+        f"erasing: {traces.rows} rows of {len(traces.payment_ids)} payments, {traces.more_rows} more rows of these "
+        f"payments, {len(traces.quarantined)} quarantined records{changes}"
+    )
+    for name, count in traces.lists_left.items():
+        err.print(f"left as it is, for --list does not name it: {name}, where {count} changes have the value")
 
 
 def _signer(settings: Settings, *, required: bool) -> Any:

@@ -1,18 +1,19 @@
-"""`backtest` and `what-if`: what a bundle or a policy would have done."""
+"""`backtest`, `what-if` and `segments`: what a bundle, a policy or another threshold would have done."""
 
 from __future__ import annotations
 
+import json
 import tempfile
+from dataclasses import asdict, replace
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
+from rich.table import Table
 
-from features.currency_conversion import conversion_factors
-from scorer.backtest import Decided, backtest, what_if, write_page
-from scorer.backtest.measurement import Backtest
-from scorer.bundle import Bundle
-from scorer.cli.command_support import Json, counting, err, parse_time_ms, read_mapping, show
+from scorer.cli.command_support import Json, counting, err, out, parse_time_ms, read_mapping, show
 from scorer.cli.command_support import settings as load_settings
 from scorer.cli.risk_options import (
     FileRun,
@@ -27,7 +28,20 @@ from scorer.cli.risk_options import (
     refused_lines,
 )
 from scorer.errors import UsageError
-from scorer.replay import replay_file
+
+if TYPE_CHECKING:
+    from scorer.backtest import Decided
+    from scorer.backtest.measurement import Backtest
+    from scorer.bundle import Bundle
+    from scorer.policy import FlagCost, Policy
+
+
+class _Field(StrEnum):
+    CHANNEL = "channel"
+    COUNTRY = "country"
+    MCC = "mcc"
+    CURRENCY = "currency"
+
 
 BundleOption = Annotated[Path, typer.Option("--bundle", exists=True, file_okay=False, help="The bundle.")]
 FromOption = Annotated[str | None, typer.Option("--from", help="First day to measure; earlier payments fill windows.")]
@@ -36,7 +50,16 @@ AsOfOption = Annotated[
     str | None, typer.Option("--as-of", help="Labels known later have not matured; the last event time by default.")
 ]
 AlertsOption = Annotated[int, typer.Option(min=1, help="Payments that the team looks at in a day.")]
-RoundsOption = Annotated[int, typer.Option(min=0, help="Draws of the bootstrap over customers.")]
+RoundsOption = Annotated[
+    int, typer.Option(min=0, help="Draws of the intervals: of customers; for money saved of days.")
+]
+CostOption = Annotated[
+    str | None,
+    typer.Option(
+        help="What money is counted by, as flag.cost of a policy: '{currency: EUR, review: 4, good_customer: 15}'; by "
+        "default the policy's own, of the second side first.",
+    ),
+]
 PolicyOption = Annotated[Path | None, typer.Option("--policy", exists=True, dir_okay=False, help="Another policy.")]
 
 
@@ -55,6 +78,7 @@ def backtest_command(
     alerts: AlertsOption = 100,
     cards: Annotated[int, typer.Option(min=1, help="k of the card precision.")] = 100,
     rounds: RoundsOption = 200,
+    cost: CostOption = None,
     refused: RefusedOption = None,
     refused_max: RefusedMaxOption = None,
     as_json: Json = False,
@@ -64,6 +88,10 @@ def backtest_command(
     Example: fraud-scorer backtest --bundle bundles/cards --against bundles/next --input h.parquet --mapping m.yaml
     --from 2018-08-29 --output report.html
     """
+    from scorer.backtest import backtest, flagged_by_score, what_if  # noqa: PLC0415
+    from scorer.bundle import Bundle  # noqa: PLC0415
+    from scorer.replay import replay_file  # noqa: PLC0415
+
     if against is not None and policy is not None:
         raise UsageError("give --against (another bundle) or --policy (this bundle, another policy), not both")
     loaded = Bundle.load(bundle)
@@ -71,6 +99,7 @@ def backtest_command(
     second_policy = None if policy is None else read_policy(policy, loaded.feature_set.names)
     genuine_ms = parse_duration_option(genuine_after, "--genuine-after")
     begin_ms, until_ms = parse_time_ms(begin, "--from"), parse_time_ms(until, "--until")
+    counted_by = _read_cost(cost)
     keys = load_settings().pseudonym_keys
     with tempfile.TemporaryDirectory(dir=output.resolve().parent, prefix=".backtest-") as folder:
         runs = []
@@ -88,31 +117,41 @@ def backtest_command(
                     keys=keys,
                     progress=progress,
                     expect=progress.expect,
-                    options=run.options,
+                    options=replace(run.options, looking=progress.looking),
                     refusals=run.refusals,
                 )
             if number == 0:
                 for line in refused_lines(report.refusals):
                     err.print(f"refused: {line}")
             run.check(report.refusals, report.payments)
-            decided = _read(one, stored)
+            decided = read_decided(one, stored)
+            if one.policy.flag.cost is not None:
+                decided = decided.beside(flagged_by_score(decided, one, one.policy))
             runs.append(decided if genuine_ms is None else decided.genuine_after(genuine_ms))
         first, second, reasons = runs[0], runs[1] if other else None, None
+        notes: list[str] = []
         names = (loaded.id, other.id if other else "")
-        if second_policy is not None:
-            changed = what_if(first, loaded, second_policy)
-            second, reasons, names = changed.decided, changed.reasons, (loaded.id, f"policy {changed.policy}")
-        result = backtest(
-            first,
-            second,
-            names=names,
-            reasons=reasons,
-            from_ms=begin_ms,
-            as_of_ms=parse_time_ms(as_of, "--as-of"),
-            alerts=alerts,
-            cards=cards,
-            rounds=rounds,
-        )
+        as_of_ms = parse_time_ms(as_of, "--as-of")
+        with counting("measuring", quiet=as_json):
+            if second_policy is not None:
+                changed = what_if(first, loaded, second_policy, begin_ms)
+                second, reasons, names = changed.decided, changed.reasons, (loaded.id, f"policy {changed.policy}")
+                notes = changed.notes
+                if second_policy.flag.cost is not None:
+                    second = second.beside(flagged_by_score(first, loaded, second_policy, begin_ms))
+            result = backtest(
+                first,
+                second,
+                names=names,
+                reasons=reasons,
+                from_ms=begin_ms,
+                as_of_ms=as_of_ms,
+                alerts=alerts,
+                cards=cards,
+                rounds=rounds,
+                cost=counted_by or _cost(second_policy, None if other is None else other.policy, loaded.policy),
+            )
+    result.notes.extend(notes)
     _report(result, output, f"Backtest of {loaded.id}", as_json=as_json)
 
 
@@ -126,29 +165,41 @@ def what_if_command(
     as_of: AsOfOption = None,
     alerts: AlertsOption = 100,
     rounds: RoundsOption = 200,
+    cost: CostOption = None,
     as_json: Json = False,
 ) -> None:
     """Try another threshold, rule or list on payments already decided, in seconds: the engine does not run again.
 
     Example: fraud-scorer what-if --bundle bundles/cards --decided decided.parquet --policy p.yaml --output w.html
     """
+    from scorer.backtest import backtest, flagged_by_score, what_if  # noqa: PLC0415
+    from scorer.bundle import Bundle  # noqa: PLC0415
+
     loaded = Bundle.load(bundle)
     begin_ms, until_ms = parse_time_ms(begin, "--from"), parse_time_ms(until, "--until")
-    stored = _read(loaded, decided)
+    counted_by = _read_cost(cost)
+    stored = read_decided(loaded, decided)
     if until_ms is not None:
         stored = stored.take(stored.time_ms < until_ms)
-    changed = what_if(stored, loaded, read_policy(policy, loaded.feature_set.names))
-    names = (loaded.id, f"policy {changed.policy}")
-    result = backtest(
-        stored,
-        changed.decided,
-        names=names,
-        reasons=changed.reasons,
-        from_ms=begin_ms,
-        as_of_ms=parse_time_ms(as_of, "--as-of"),
-        alerts=alerts,
-        rounds=rounds,
-    )
+    second, as_of_ms = read_policy(policy, loaded.feature_set.names), parse_time_ms(as_of, "--as-of")
+    with counting("measuring", quiet=as_json):
+        changed = what_if(stored, loaded, second, begin_ms)
+        names = (loaded.id, f"policy {changed.policy}")
+        after = changed.decided
+        if second.flag.cost is not None:
+            after = after.beside(flagged_by_score(stored, loaded, second, begin_ms))
+        result = backtest(
+            stored,
+            after,
+            names=names,
+            reasons=changed.reasons,
+            from_ms=begin_ms,
+            as_of_ms=as_of_ms,
+            alerts=alerts,
+            rounds=rounds,
+            cost=counted_by or _cost(second, loaded.policy),
+        )
+    result.notes.extend(changed.notes)
     _report(
         result,
         output,
@@ -158,7 +209,84 @@ def what_if_command(
     )
 
 
-def _read(bundle: Bundle, stored: Path) -> Decided:
+def segments_command(
+    bundle: BundleOption,
+    decided: Annotated[Path, typer.Option("--decided", exists=True, help="Output of `replay` with the bundle.")],
+    by: Annotated[_Field, typer.Option("--by", help="Field of the payments that makes the segments.")],
+    begin: Annotated[str, typer.Option("--from", help="First later day; thresholds are found on those before.")],
+    cost: CostOption = None,
+    as_of: AsOfOption = None,
+    genuine_after: GenuineOption = None,
+    rounds: Annotated[int, typer.Option(min=1_000, help="Draws of days.")] = 2_000,
+    as_json: Json = False,
+) -> None:
+    """Which channels, countries or merchant categories deserve a threshold of their own, by what later days show.
+
+    Prints the `segments` for a policy; what the data do not support keeps the common threshold, with the reason. Labels
+    that depend on what was flagged are refused: give --genuine-after where every fraud is reported sooner or later.
+
+    Example: fraud-scorer segments --bundle bundles/cards --decided decided.parquet --by channel --from 2025-03-01
+    --cost '{currency: EUR, review: 4, good_customer: 15}'
+    """
+    from scorer.backtest import judged, policy_segments, segment_thresholds  # noqa: PLC0415
+    from scorer.bundle import Bundle  # noqa: PLC0415
+
+    loaded = Bundle.load(bundle)
+    counted_by = _read_cost(cost) or _cost(loaded.policy)
+    if counted_by is None:
+        raise UsageError("--cost: which thresholds are best depends on what a review and a good customer stopped cost")
+    begin_ms, as_of_ms = parse_time_ms(begin, "--from"), parse_time_ms(as_of, "--as-of")
+    genuine_ms = parse_duration_option(genuine_after, "--genuine-after")
+    with counting("measuring", quiet=as_json):
+        stored, training = read_decided(loaded, decided), loaded.manifest.training
+        if training is not None:  # of days that the model learned from, its scores promise too much
+            stored = stored.take(stored.time_ms >= training.validation_until_ms)
+        measured = judged(stored, loaded.policy, begin_ms or 0, as_of_ms=as_of_ms, genuine_ms=genuine_ms)
+        found = segment_thresholds(measured, by.value, counted_by, begin_ms or 0, rounds=rounds)
+    segments = policy_segments(by.value, found)
+    if as_json:
+        rows = [asdict(finding) for finding in found.findings]
+        print(json.dumps({"score": found.score, "findings": rows, "segments": segments}), flush=True)
+        return
+    title = f"Common threshold {found.score:.4g}, on the days before; later days, {counted_by.currency} a day"
+    table = Table(by.value, "frauds", "later", "own threshold", "saves more", "interval", "result", title=title)
+    for finding in found.findings:
+        bounds = "" if finding.low is None else f"{finding.low:,.2f} to {finding.high:,.2f}"
+        own = f"{finding.score:.4g}" if finding.score != found.score else "–"
+        counts = (f"{finding.frauds:,}", f"{finding.later_frauds:,}", own, f"{finding.saved_more:,.2f}", bounds)
+        table.add_row(escape(finding.value), *counts, "own" if finding.own else f"common: {finding.reason}")
+    out.print(table)
+    if segments:
+        print(f"flag: {{score: {found.score!r}}}\nsegments:")
+        for segment in segments:
+            print(f"  - {json.dumps(segment)}")
+    else:
+        print("No segment gets a threshold of its own: the common one is for all.")
+
+
+def _cost(*policies: Policy | None) -> FlagCost | None:
+    """The costs that money saved is counted by: of the first policy that has some."""
+    return next((policy.flag.cost for policy in policies if policy is not None and policy.flag.cost is not None), None)
+
+
+def _read_cost(text: str | None) -> FlagCost | None:
+    """The costs that the user named. Raises UsageError."""
+    from features.yaml_model import read_yaml_model  # noqa: PLC0415
+    from scorer.policy import FlagCost  # noqa: PLC0415
+
+    if text is None:
+        return None
+    cost = read_yaml_model(FlagCost, text, where="--cost", error=UsageError)
+    if cost.reviews_a_day is not None:
+        raise UsageError("--cost: reviews_a_day limits what a policy flags, and counts nothing: leave it out")
+    return cost
+
+
+def read_decided(bundle: Bundle, stored: Path) -> Decided:
+    """What a replay with the bundle stored. Raises BacktestError."""
+    from features.currency_conversion import conversion_factors  # noqa: PLC0415
+    from scorer.backtest import Decided  # noqa: PLC0415
+
     feature_set = bundle.feature_set
     return Decided.read(stored, feature_set.names, feature_set.currency, conversion_factors(feature_set))
 
@@ -166,6 +294,10 @@ def _read(bundle: Bundle, stored: Path) -> Decided:
 def _report(
     result: Backtest, output: Path | None, title: str, more: dict[str, Any] | None = None, *, as_json: bool
 ) -> None:
+    from scorer.backtest import write_page  # noqa: PLC0415
+
+    for note in result.notes:
+        err.print(f"note: {note}", markup=False)
     summary: dict[str, Any] = {"payments": result.payments, "matured": result.matured} | (more or {})
     if output is not None:
         numbers = output.with_name(f"{output.stem}_numbers")
@@ -182,8 +314,11 @@ def _report(
             | {"intervals": side.intervals}
             for side in result.sides
         ]
-        show(summary | {"sides": sides}, as_json=True, title="")
+        effects = [asdict(effect) for effect in result.effects]
+        show(summary | {"summary": result.summary, "effects": effects, "sides": sides}, as_json=True, title="")
         return
+    for line in result.summary:
+        print(line)
     for number, side in enumerate(result.sides):
         label = "" if len(result.sides) == 1 else f" ({side.name})"
         summary |= {f"{key}{label}": value for key, value in side.overall.items()} if number == 0 or label else {}

@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import numpy as np
 import typer
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from rich.table import Table
 
-from scorer.bundle import Bundle
-from scorer.bundle.bundle_places import Places
-from scorer.bundle.challengers import with_challengers
-from scorer.bundle.gate import Verdict
-from scorer.bundle.gate import verify as run_gate
-from scorer.bundle.signature import new_private_key, public_name, read_private_key
-from scorer.bundle.signature import sign as add_signature
-from scorer.cli.command_support import Json, counting, out, parse_time_ms, read_mapping, show
+from scorer.cli.command_support import Json, counting, err, out, parse_time_ms, read_mapping, read_options, show
 from scorer.cli.command_support import settings as load_settings
 from scorer.cli.import_command import import_bundle
+from scorer.cli.lever_tables import show_report
 from scorer.errors import UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    from scorer.bundle import Bundle
+    from scorer.bundle.gate import Verdict
 
 app = typer.Typer(
     help="Show, verify, sign, activate, import, compile, challenge and export bundles.", no_args_is_help=True
@@ -43,6 +43,8 @@ def show_bundle(folder: Folder, as_json: Json = False) -> None:
 
     Example: fraud-scorer bundle show bundles/cards
     """
+    from scorer.bundle import Bundle  # noqa: PLC0415
+
     loaded = Bundle.load(folder)
     manifest = loaded.manifest
     plan = loaded.model.plan
@@ -63,13 +65,15 @@ def show_bundle(folder: Folder, as_json: Json = False) -> None:
         return
     result |= {
         "threshold_margin": float(loaded.threshold_margin),
+        **{f"threshold_score_{item.name}": item.score for item in loaded.policy.segments},
+        **({} if manifest.saving_min is None else {"saving_min": manifest.saving_min}),
         "calibration": curve.kind
         if curve.kind != "platt"
         else f"platt: sigmoid({curve.slope:.6g} x margin {curve.intercept:+.6g})",
         "golden_rows": manifest.golden_rows,
         "signed_by": ", ".join(loaded.signed_by) or "none",
         "challengers": ", ".join(item.id for item in loaded.challengers) or "none",
-        "student": loaded.manifest.student or "none",
+        "student": _student(loaded),
         "evaluator": f"{plan.vector_trees} trees in byte lanes" if plan.vector_trees else f"plain walk: {plan.reason}",
     }
     if manifest.training is not None:
@@ -79,6 +83,11 @@ def show_bundle(folder: Folder, as_json: Json = False) -> None:
         )
         result["validated_on"] = f"{window.validation_rows:,} rows, {window.validation_frauds:,} frauds, " + _days(
             window.validation_from_ms, window.validation_until_ms
+        )
+    if (lineage := manifest.lineage) is not None:
+        result["continues"] = (
+            f"{lineage.bundle}, {lineage.made}, {lineage.trees_kept} trees of it; average precision on payments it had "
+            f"not seen {lineage.average_precision_before:.4f}, here {lineage.average_precision:.4f}"
         )
     result["versions"] = ", ".join(f"{name} {version}" for name, version in manifest.versions.items())
     show(result, as_json=False, title=str(folder))
@@ -95,7 +104,7 @@ def verify(folder: Folder, trusted_key: TrustedKeys = None, as_json: Json = Fals
 
     Example: fraud-scorer bundle verify bundles/cards --trusted-key signing.pub.pem
     """
-    verdict = run_gate(folder, trusted_keys=_keys(trusted_key))
+    verdict = _gate(folder, _keys(trusted_key), quiet=as_json)
     _report(verdict, folder, as_json=as_json)
     verdict.require(folder)
 
@@ -111,7 +120,11 @@ def sign(
 
     Example: fraud-scorer bundle sign bundles/cards --key signing.pem --new-key
     """
-    verdict = run_gate(folder)
+    from scorer.bundle import Bundle  # noqa: PLC0415
+    from scorer.bundle.signature import new_private_key, public_name  # noqa: PLC0415
+    from scorer.bundle.signature import sign as add_signature  # noqa: PLC0415
+
+    verdict = _gate(folder, quiet=as_json)
     verdict.require(folder)
     assert verdict.bundle is not None
     private = new_private_key(key) if new_key else _private_key(key)
@@ -152,10 +165,11 @@ def activate(
 
     Example: fraud-scorer bundle activate bundles/cards-2 --key signing.pem
     """
+    from scorer.bundle.bundle_places import Places  # noqa: PLC0415
     from scorer.operate.activation import new_activation, send_activation  # noqa: PLC0415 - needs a Kafka client
 
     settings = load_settings()
-    verdict = run_gate(folder, trusted_keys=_keys(trusted_key) or settings.bundle.trusted_keys)
+    verdict = _gate(folder, _keys(trusted_key) or settings.bundle.trusted_keys, quiet=as_json)
     verdict.require(folder)
     assert verdict.bundle is not None
     if key is None and not settings.bundle.unsigned_activations:
@@ -195,42 +209,78 @@ def compile_bundle(
     ] = False,
     prune: Annotated[bool, typer.Option("--prune", help="Leave out trees and merge leaves within --loss.")] = False,
     distil: Annotated[bool, typer.Option("--distil", help="Train a small student of the bundle's scores.")] = False,
+    first_trees: Annotated[
+        int | None, typer.Option("--first-trees", help="Keep so many trees, the first: a student without training.")
+    ] = None,
+    isolation_forest: Annotated[
+        bool,
+        typer.Option("--isolation-forest", help="An isolation forest of the rows instead, as a challenger: no labels."),
+    ] = False,
     early_exit: Annotated[
         bool, typer.Option("--early-exit", help="Measure decisions without the rest of the trees.")
     ] = False,
+    report: Annotated[
+        bool,
+        typer.Option(
+            "--report", help="Try every lever and print what each costs and gives; writes nothing. Labels may lack."
+        ),
+    ] = False,
     bits: Annotated[int, typer.Option(help="Bits of a leaf for --quantise-leaves.")] = 10,
-    loss: Annotated[float, typer.Option(help="Average precision that --prune may give up.")] = 0.005,
+    loss: Annotated[
+        float, typer.Option(help="Average precision that --prune may give up, and a lever of --report may cost.")
+    ] = 0.005,
     accept_loss: Annotated[
         bool, typer.Option("--accept-loss", help="Write it even where the rows that measure lose more than --loss.")
     ] = False,
-    trees: Annotated[int, typer.Option(help="Trees of the student.")] = 40,
+    trees: Annotated[
+        int | None, typer.Option(help="Trees of the student (40 by default) or of the isolation forest (100).")
+    ] = None,
     depth: Annotated[int, typer.Option(help="Depth of the student's trees.")] = 4,
-    seed: Annotated[int, typer.Option(help="Seed of the student.")] = 1,
+    seed: Annotated[int, typer.Option(help="Seed of the student or of the isolation forest.")] = 1,
     as_json: Json = False,
 ) -> None:
-    """Apply one lever and print size, speed and quality before and after, on held-out payments.
+    """Apply one lever and print size, speed and quality before and after, on held-out payments; or report on all.
 
     Example: fraud-scorer bundle compile bundles/cards --prune --input later.parquet --mapping m.yaml --output
     bundles/cards-small
     """
     from scorer.compress import levers  # noqa: PLC0415 - needs a training library
 
-    chosen = [quantise_leaves, prune, distil, early_exit]
+    chosen = [quantise_leaves, prune, distil, first_trees is not None, isolation_forest, early_exit, report]
     if sum(chosen) != 1:
-        raise UsageError("give exactly one of --quantise-leaves, --prune, --distil and --early-exit")
-    if output is None and not early_exit:
+        raise UsageError(
+            "give exactly one of --quantise-leaves, --prune, --distil, --first-trees, --isolation-forest, --early-exit "
+            "and --report"
+        )
+    if output is None and not (early_exit or report):
         raise UsageError("--output: name the folder of the new bundle")
-    X, truth = _held_out(folder, file, mapping, begin, until, quiet=as_json)
+    if output is not None and report:
+        raise UsageError("--report writes no bundle: leave --output out, and give it to the lever that you choose")
+    X, truth = _held_out(folder, file, mapping, begin, until, unlabelled=report, quiet=as_json)
+    if report:
+        show_report(folder, X, truth if len(truth) else None, loss=loss, seed=seed, as_json=as_json)
+        return
     created_at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     if early_exit or output is None:
-        show(levers.early_exit(folder, X, truth), as_json=as_json, title="Early exit")
+        with counting("measuring", quiet=as_json):
+            measured = levers.early_exit(folder, X, truth)
+        show(measured, as_json=as_json, title="Early exit")
         return
-    if quantise_leaves:
-        done = levers.quantise(folder, output, X, truth, bits=bits, created_at=created_at)
-    elif prune:
-        done = levers.prune(folder, output, X, truth, loss=loss, created_at=created_at, accept=accept_loss)
-    else:
-        done = levers.student(folder, output, X, truth, trees=trees, depth=depth, seed=seed, created_at=created_at)
+    with counting("making the bundle smaller", quiet=as_json):
+        if quantise_leaves:
+            done = levers.quantise(folder, output, X, truth, bits=bits, created_at=created_at)
+        elif prune:
+            done = levers.prune(folder, output, X, truth, loss=loss, created_at=created_at, accept=accept_loss)
+        elif first_trees is not None:
+            done = levers.shorten(folder, output, X, truth, trees=first_trees, created_at=created_at)
+        elif isolation_forest:
+            many = 100 if trees is None else trees
+            done = levers.isolate(folder, output, X, truth, trees=many, seed=seed, created_at=created_at)
+        else:
+            many = 40 if trees is None else trees
+            done = levers.student(folder, output, X, truth, trees=many, depth=depth, seed=seed, created_at=created_at)
+    for note in done.notes:
+        err.print(f"note: {note}", markup=False)
     if as_json:
         show(asdict(done), as_json=True, title="")
         return
@@ -270,8 +320,11 @@ def challenge(
 
     Example: fraud-scorer bundle challenge bundles/cards --with bundles/cards-new --output bundles/cards-and-new
     """
+    from scorer.bundle.challengers import with_challengers  # noqa: PLC0415
+
     created_at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    made = with_challengers(folder, challenger or [], output, created_at=created_at, student=student)
+    with counting("checking the bundles", quiet=as_json):
+        made = with_challengers(folder, challenger or [], output, created_at=created_at, student=student)
     known = {"challengers": [item.id for item in made.challengers], "student": made.manifest.student}
     show({"bundle": made.id, **known}, as_json=as_json, title=str(output))
 
@@ -289,6 +342,7 @@ def export(
 
     Example: fraud-scorer bundle export bundles/cards --format c --output fraud.c
     """
+    from scorer.bundle import Bundle  # noqa: PLC0415
     from scorer.compress.source_export import to_c, to_python  # noqa: PLC0415 - code generation is rarely needed
 
     bundle = Bundle.load(folder)
@@ -303,11 +357,22 @@ def export(
     )
 
 
+def _student(bundle: Bundle) -> str:
+    """The student and what it flags by."""
+    if bundle.student is None:
+        return "none"
+    if bundle.policy.flag.cost is not None:
+        return f"{bundle.student.id}, by cost"
+    return f"{bundle.student.id}, from a score of {bundle.student_threshold_score:.6g} on"
+
+
 def _days(begin_ms: int, end_ms: int) -> str:
     return " to ".join(time.strftime("%Y-%m-%d", time.gmtime(at / 1000)) for at in (begin_ms, end_ms))
 
 
 def _private_key(path: Path) -> Ed25519PrivateKey:
+    from scorer.bundle.signature import read_private_key  # noqa: PLC0415
+
     password = os.environ.get(PASSWORD_VARIABLE)
     return read_private_key(path, password.encode() if password else None)
 
@@ -326,6 +391,13 @@ def _keys(given: list[str] | None) -> list[str]:
     return keys
 
 
+def _gate(folder: Path, trusted_keys: Sequence[str] = (), *, quiet: bool) -> Verdict:
+    from scorer.bundle.gate import verify as run_gate  # noqa: PLC0415
+
+    with counting("checking the bundle", quiet=quiet):
+        return run_gate(folder, trusted_keys=trusted_keys)
+
+
 def _report(verdict: Verdict, folder: Path, *, as_json: bool) -> None:
     if as_json:
         checks = [asdict(check) for check in verdict.checks]
@@ -339,18 +411,30 @@ def _report(verdict: Verdict, folder: Path, *, as_json: bool) -> None:
 
 
 def _held_out(
-    folder: Path, file: Path, mapping: Path | None, begin: str | None, until: str | None, *, quiet: bool
-) -> tuple[np.ndarray, np.ndarray]:
+    folder: Path, file: Path, mapping: Path | None, begin: str | None, until: str | None, *, unlabelled: bool,
+    quiet: bool,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """Rows float32 [n, k] and truth bool [n] of payments of known label; with `unlabelled`, where none is known, all
+    rows and a truth of length 0."""
+    import numpy as np  # noqa: PLC0415
+
+    from scorer.bundle import Bundle  # noqa: PLC0415
     from scorer.pipeline.card_keys import cards_of  # noqa: PLC0415 - as below
     from scorer.replay import file_batches, training_table  # noqa: PLC0415 - the whole pipeline
 
     declared, keys = Bundle.load(folder).feature_set, load_settings().pseudonym_keys
     with counting("payments", quiet=quiet) as progress:
-        batches = file_batches(file, read_mapping(mapping), cards=cards_of(declared, keys))
+        options = replace(read_options(), lateness_ms=declared.allowed_lateness, looking=progress.looking)
+        batches = file_batches(
+            file, read_mapping(mapping), cards=cards_of(declared, keys), options=options, expect=progress.expect
+        )
         table = training_table(declared, batches, source=file, keys=keys, progress=progress)
     keep = table.label >= 0
+    without = unlabelled and not keep.any()
+    keep |= without
     for bound, option, after in ((begin, "--from", True), (until, "--until", False)):
         at = parse_time_ms(bound, option)
         if at is not None:
             keep &= (table.event_time_ms >= at) if after else (table.event_time_ms < at)
-    return np.ascontiguousarray(table.features[keep]), np.asarray(table.label[keep] == 1)
+    truth = np.asarray(table.label[keep] == 1)
+    return np.ascontiguousarray(table.features[keep]), truth[:0] if without else truth

@@ -15,7 +15,16 @@ from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console, ConsoleOptions
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
@@ -23,11 +32,11 @@ from schemas.contract_error import ContractError
 from schemas.durations import parse_duration_ms
 from schemas.event_time import event_time_ms
 from scorer.errors import UsageError
-from scorer.files.mapping import Mapping
 from scorer.runtime import logs, stop_signals
 from scorer.runtime.settings import Settings, load
 
 if TYPE_CHECKING:
+    from scorer.files.mapping import Mapping
     from scorer.files.payment_file import ReadOptions
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")]
@@ -139,10 +148,11 @@ def stop_on_signals() -> Iterator[threading.Event]:
 
 
 class Counting:
-    """Shows a growing count; once a total is expected, how much is left and how long it will take."""
+    """Shows a growing count, or that something is under way; once a total is expected, how long it will take."""
 
     def __init__(self, progress: Progress | None, what: str) -> None:
         self._progress = progress
+        self._look: Counting | None = None
         self._task = None if progress is None else progress.add_task(what, total=None)
 
     def __call__(self, count: int) -> None:
@@ -154,10 +164,43 @@ class Counting:
         if total and self._progress is not None and self._task is not None:
             self._progress.update(self._task, total=total)
 
+    def of(self, count: int, total: int) -> None:
+        """The count so far, and the number expected; 0 where it is not known."""
+        self.expect(total)
+        self(count)
+
+    def describe(self, what: str) -> None:
+        """What is counted, in other words than before."""
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, description=what)
+
+    def part(self, what: str) -> Counting:
+        """A line of its own below."""
+        return Counting(self._progress, what)
+
+    def looking(self, rows: int, total: int) -> None:
+        """The rows of a file that were looked at before any is read (ReadOptions.looking)."""
+        if self._progress is None:
+            return
+        if self._look is None:
+            self._look = self.part("rows looked at")
+        self._look.of(rows, total)
+
+
+class _Count(ProgressColumn):
+    """The count with what it is of, as far as they are known."""
+
+    def render(self, task: Task) -> Text:
+        """As rich asks for it."""
+        if not task.completed and task.total is None:
+            return Text("")
+        return Text(f"{task.completed:,.0f}" + ("" if task.total is None else f" of {task.total:,.0f}"))
+
 
 @contextmanager
 def counting(what: str, *, quiet: bool) -> Iterator[Counting]:
-    """A progress line on stderr for a terminal; gives what to call with the count so far."""
+    """A progress line on stderr for a terminal, the same in every command that can take longer than two seconds; gives
+    what to call with the count so far. What has no count shows the time that it has taken."""
     if quiet or not err.is_terminal:
         yield Counting(None, what)
         return
@@ -165,7 +208,7 @@ def counting(what: str, *, quiet: bool) -> Iterator[Counting]:
         SpinnerColumn(),
         TextColumn("{task.description}", markup=False),
         BarColumn(),
-        TextColumn("{task.completed:,.0f}"),
+        _Count(),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
@@ -176,6 +219,8 @@ def counting(what: str, *, quiet: bool) -> Iterator[Counting]:
 
 def read_mapping(path: Path | None) -> Mapping | None:
     """A mapping file, or None for JSON lines in the contract's own form."""
+    from scorer.files.mapping import Mapping  # noqa: PLC0415
+
     return None if path is None else Mapping.from_yaml(path)
 
 
@@ -189,8 +234,14 @@ def read_options(settings: Settings | None = None) -> ReadOptions:
         memory_mib=files.memory_mib,
         temp_folder=files.temp_folder,
         future_gap_ms=parse_duration_ms(files.future_gap),
+        late_share_max=files.late_max,
         token_key=keys[0] if keys else None,
+        labels_unmatched=_warn_of_unmatched_labels,
     )
+
+
+def _warn_of_unmatched_labels(payments: int) -> None:
+    err.print(f"warning: --labels names {payments:,} payments that were not read: their labels count for nothing")
 
 
 def check_output(path: Path, option: str = "--output") -> None:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 from collections import Counter
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
-from scorer.cli.command_support import Json, out, parse_time_ms
+from scorer.cli.command_support import Json, counting, out, parse_time_ms
 from scorer.cli.command_support import settings as load_settings
 from scorer.errors import UsageError
-from scorer.operate.dead_letters import Filter, Letter, history, letters, reasons, redrive
+
+if TYPE_CHECKING:
+    from scorer.operate.dead_letters import Filter, Letter
 
 app = typer.Typer(help="What was refused, and sending it again.", no_args_is_help=True)
 
@@ -39,6 +41,8 @@ def _filter(
     before: str | None,
     key: str | None,
 ) -> Filter:
+    from scorer.operate.dead_letters import Filter, reasons  # noqa: PLC0415
+
     return Filter(
         reasons=reasons(reason or ()),
         topic=topic,
@@ -86,15 +90,18 @@ def list_(
 
     Example: fraud-scorer dead-letters list --reason not_json --from 2026-01-31
     """
+    from scorer.operate.dead_letters import history, letters  # noqa: PLC0415
+
     settings = load_settings()
     wanted = _filter(reason, topic, partition, from_offset, until_offset, after, before, key)
-    known = history(settings)
     rows: list[dict[str, object]] = []
     counted: Counter[str] = Counter()
-    for letter in letters(settings, wanted):
-        counted[letter.about.reason.value] += 1
-        if len(rows) < limit:
-            rows.append(_shown(letter) | {"sent_again": letter.place in known.sent, "times": known.times(letter)})
+    with counting("records", quiet=as_json) as progress:
+        known = history(settings, progress.of)
+        for letter in letters(settings, wanted, progress.of):
+            counted[letter.about.reason.value] += 1
+            if len(rows) < limit:
+                rows.append(_shown(letter) | {"sent_again": letter.place in known.sent, "times": known.times(letter)})
     if as_json:
         print(json.dumps({"count": counted.total(), "by_reason": dict(counted), "letters": rows}))
         return
@@ -138,6 +145,8 @@ def redrive_(
 
     Example: fraud-scorer dead-letters redrive --reason no_exchange_rate --dry-run
     """
+    from scorer.operate.dead_letters import Filter, redrive  # noqa: PLC0415
+
     wanted = _filter(reason, topic, partition, from_offset, until_offset, after, before, key)
     if wanted == Filter() and not everything:
         raise UsageError("give a filter, or --all to mean every letter; --dry-run shows which")
@@ -152,7 +161,11 @@ def redrive_(
             about = letter.about
             out.print(f"{about.topic}/{about.partition}/{about.offset}  {about.reason.value}  {fate}")
 
-    done = redrive(load_settings(), wanted, dry_run=dry_run, limit=limit, times_max=times_max, on_letter=report)
+    with counting("records", quiet=as_json) as progress:
+        done = redrive(
+            load_settings(), wanted, dry_run=dry_run, limit=limit, times_max=times_max, on_letter=report,
+            progress=progress.of,
+        )  # fmt: skip
     result = {
         "sent": 0 if dry_run else done.sent,
         "would_be_sent": done.sent if dry_run else 0,

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Group
+from rich.console import Console
 from rich.live import Live
-from rich.panel import Panel
-from rich.table import Table
+from rich.text import Text
 
 from scorer.cli.command_support import Json, err, out, show, stop_on_signals
 from scorer.cli.command_support import settings as load_settings
 
 if TYPE_CHECKING:
-    from scorer.demo import Demo
+    from scorer.demo import Demo, DemoState
+
+# In a pipe: one line every so many seconds.
+LINES_EVERY_S = 5.0
 
 
 def demo(
@@ -29,58 +32,58 @@ def demo(
 
     Example: fraud-scorer demo --rate 500 --seconds 25 --json
     """
-    from scorer.demo import Demo  # noqa: PLC0415 - local services and the simulator: no part of a serving installation
+    # Local services and the simulator: no part of a serving installation.
+    from scorer.demo import Demo, DemoWatch, StoppedEarly, summary  # noqa: PLC0415
 
-    settings = load_settings()
+    load_settings()
     with stop_on_signals() as stop, ExitStack() as stack:
-        running = Demo(stack, cache=settings.cache.expanduser(), report=err.print)
+        try:
+            running = Demo(stack, report=err.print, stopped=stop.is_set)
+        except StoppedEarly as exc:
+            err.print(f"{exc}; ending what was started")
+            return
         running.start(rate)
         deadline = time.monotonic() + seconds if seconds else None
-        live = stack.enter_context(Live(console=out, refresh_per_second=4)) if out.is_terminal and not as_json else None
-        before, before_at = 0, time.monotonic()
-        while not stop.is_set() and (deadline is None or time.monotonic() < deadline):
-            stop.wait(0.5)
-            running.check()
-            if live is not None:
-                now = time.monotonic()
-                decided = running.reader.seen.decisions
-                live.update(view(running, (decided - before) / (now - before_at)))
-                before, before_at = decided, now
-        result = running.finish()
-    show(
-        dataclasses.asdict(result),
-        as_json=as_json,
-        title="Every payment decided once, every decision in the audit trail",
-    )
+        with ExitStack() as shown:
+            if redraws(out) and not as_json:
+                watch = shown.enter_context(DemoWatch(running, rate, _redrawn(shown)))
+            else:
+                watch = shown.enter_context(DemoWatch(running, rate, _lines(running), every_s=LINES_EVERY_S))
+            while not stop.is_set() and (deadline is None or time.monotonic() < deadline):
+                stop.wait(0.5)
+                running.check()
+                watch.check()
+            watch.phase = "draining"
+            result = running.finish()
+        if not as_json:
+            out.print("\n".join(summary(result)))
+        running.progress.line("Kafka and Postgres: ending, with the demo's topics and tables")
+    if as_json:
+        show(dataclasses.asdict(result), as_json=True, title="")
 
 
-def view(running: Demo, per_second: float) -> Group:
-    """The live view."""
-    seen = running.reader.seen
-    p50, p99 = running.reader.latency_ms()
-    sums = Table.grid(padding=(0, 3))
-    sums.add_row(
-        "payments/s",
-        f"{per_second:,.0f}",
-        "decisions",
-        f"{seen.decisions:,}",
-        "flagged",
-        f"{seen.flagged:,}",
-        "dead letters",
-        f"{seen.dead_letters:,}",
-    )
-    sums.add_row(
-        "latency p50", f"{p50:.1f} ms", "p99", f"{p99:.1f} ms", "bundle", running.bundle.id, "Kafka", running.kafka_kind
-    )
-    flagged = Table("payment", "score", "reasons", expand=True)
-    for decision in reversed(seen.last_flagged):
-        flagged.add_row(
-            decision.payment_id,
-            f"{decision.score:.3f}",
-            "; ".join(running.bundle.policy.sentence(code) for code in decision.reasons),
-        )
-    return Group(
-        Panel(sums, title="fraud-scorer demo"),
-        Panel(flagged, title="Last flagged"),
-        f"metrics {running.metrics}   logs {running.log_folder}   Ctrl-C drains and sums up",
-    )
+def redraws(console: Console) -> bool:
+    """Whether a screen can be drawn in place there: a terminal that moves its cursor."""
+    return console.is_terminal and not console.is_dumb_terminal
+
+
+def _redrawn(shown: ExitStack) -> Callable[[DemoState], None]:
+    """Draws each state over the one before, on a screen of its own that leaves with `shown`."""
+    from scorer.demo import ASCII, screen  # noqa: PLC0415
+
+    live = shown.enter_context(Live(console=out, screen=True, auto_refresh=False))
+    table = {} if out.encoding.startswith("utf") else ASCII
+
+    def draw(state: DemoState) -> None:
+        text = "\n".join(screen(state, out.width, out.height)).translate(table)
+        title, _, rest = text.partition("\n")
+        live.update(Text.assemble((title, "bold"), "\n", rest, no_wrap=True, overflow="crop"), refresh=True)
+
+    return draw
+
+
+def _lines(running: Demo) -> Callable[[DemoState], None]:
+    """Reports each state as one line, like the parts of the start."""
+    from scorer.demo import line  # noqa: PLC0415
+
+    return lambda state: running.progress.line(line(state))

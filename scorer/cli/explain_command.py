@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from scorer.bundle import Bundle
-from scorer.cli.audit_output import postgres_errors, progress_bar
-from scorer.cli.command_support import Json, out, show
+from scorer.cli.audit_output import postgres_errors
+from scorer.cli.command_support import Json, counting, out, show
 from scorer.cli.command_support import settings as load_settings
 from scorer.errors import PromiseBroken, UsageError
 
@@ -41,6 +40,7 @@ def explain(
     """
     from scorer.audit.explain.explanation import compare_replay, find, prove  # noqa: PLC0415
     from scorer.audit.explain.redecision import replay_until, windows_of  # noqa: PLC0415 - compiles kernels
+    from scorer.bundle import Bundle  # noqa: PLC0415
 
     if replay and bundle is None:
         raise UsageError("--replay decides again, and needs the bundle that the shard began with: give --bundle")
@@ -54,8 +54,8 @@ def explain(
                 prove(explanation, loaded)
             else:
                 shard, sequence, _ = explanation.place
-                with progress_bar("batches", quiet=as_json) as progress:
-                    again = replay_until(settings, loaded, shard=shard, sequence=sequence, progress=progress)
+                with counting("batches", quiet=as_json) as progress:
+                    again = replay_until(settings, loaded, shard=shard, sequence=sequence, progress=progress.of)
                 # After an activation another bundle decided than the shard began with: the journal led to it.
                 prove(explanation, again.pipeline.bundle)
                 compare_replay(explanation, again.outcomes)

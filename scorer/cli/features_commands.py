@@ -11,7 +11,6 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from features.feature_description import describe, duration, json_schema
 from scorer.cli.command_support import Json, check_output, counting, out, read_mapping, show
 from scorer.cli.command_support import settings as load_settings
 from scorer.cli.risk_options import (
@@ -24,8 +23,6 @@ from scorer.cli.risk_options import (
     with_report,
 )
 from scorer.errors import UsageError
-from scorer.pipeline.card_keys import cards_of
-from scorer.replay import file_batches, training_table, write_training_table
 
 app = typer.Typer(
     help="Training export: the live engine's own feature values, plus label. Also: explain and schema.",
@@ -65,10 +62,13 @@ def export(
         ]
         raise UsageError(f"features needs {', '.join(missing)}; `fraud-scorer features --help` shows an example")
     check_output(output)
+    from scorer.pipeline.card_keys import cards_of  # noqa: PLC0415
+    from scorer.replay import file_batches, training_table, write_training_table  # noqa: PLC0415
+
     declared, keys = read_feature_set(feature_set), load_settings().pseudonym_keys
     run = FileRun.of(refused, refused_max)
     with counting("payments", quiet=as_json) as progress:
-        options = replace(run.options, lateness_ms=declared.allowed_lateness)
+        options = replace(run.options, lateness_ms=declared.allowed_lateness, looking=progress.looking)
         batches = file_batches(
             file,
             read_mapping(mapping),
@@ -98,6 +98,8 @@ def explain(
 
     Example: fraud-scorer features explain cards.yaml
     """
+    from features.feature_description import describe, duration  # noqa: PLC0415
+
     declared = read_feature_set(feature_set)
     cost = describe(declared)
     summary = {
@@ -124,4 +126,6 @@ def schema() -> None:
 
     Example: fraud-scorer features schema > feature_set.schema.json
     """
+    from features.feature_description import json_schema  # noqa: PLC0415
+
     print(json.dumps(json_schema(), indent=2))

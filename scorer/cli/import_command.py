@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from scorer.cli.command_support import Json, read_text, show
+from scorer.cli.command_support import Json, counting, read_text, show
 from scorer.cli.risk_options import PolicyOption, SetOption, read_feature_set, read_policy
 
 
@@ -73,8 +73,9 @@ def import_bundle(
         all_rounds=all_rounds,
         golden=golden,
     )
-    made = import_model(model, text, policy_text, output, options)
-    verify(output).require(output)
+    with counting("comparing with the model's own library", quiet=as_json):
+        made = import_model(model, text, policy_text, output, options)
+        verify(output).require(output)
     result: dict[str, Any] = {
         "bundle": made.bundle.id,
         "output": str(output),

@@ -4,29 +4,26 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import psycopg
-import pyarrow.parquet as pq
 import typer
-from confluent_kafka import KafkaError, KafkaException, Message
 from rich.table import Table
 
 from schemas.contract_error import ContractError
-from schemas.field_types import check_contract
-from schemas.label_record import Label
-from scorer import kafka
-from scorer.cli.command_support import Json, out, show
+from scorer.cli.command_support import Json, counting, out, show
 from scorer.cli.command_support import settings as load_settings
 from scorer.errors import FraudScorerError, UsageError
-from scorer.trail.audit_database import connect_text
+
+if TYPE_CHECKING:
+    from schemas.label_record import Label
 
 app = typer.Typer(help="Verdicts on payments: chargebacks, analysts.", no_args_is_help=True)
 _VERDICTS = {"fraud": True, "genuine": False, "true": True, "false": False, "1": True, "0": False}
 _FLUSH_S = 30.0
+_SHOWN_EACH = 1_000
 
 
 @app.command()
@@ -64,9 +61,11 @@ def add(
         if fraud is None:
             raise UsageError("give the verdict: --fraud or --genuine")
         labels = [_label(default | {"payment_id": payment_id}, "the label")]
-    else:
-        labels = [_label(default | line, f"{file}, line {number}") for number, line in _lines(file)]
-    _send(labels)
+    with counting("labels", quiet=as_json) as progress:
+        if file is not None:
+            labels = [_label(default | line, f"{file}, line {number}") for number, line in _lines(file)]
+        progress.expect(len(labels))
+        _send(labels, progress)
     show({"labels": len(labels), "fraud": sum(label.fraud for label in labels)}, as_json=as_json, title="Sent")
 
 
@@ -76,6 +75,10 @@ def history(payment_id: Annotated[str, typer.Argument(help="The payment.")], as_
 
     Example: fraud-scorer labels history p_7f3a19
     """
+    import psycopg  # noqa: PLC0415
+
+    from scorer.trail.audit_database import connect_text  # noqa: PLC0415
+
     names = ("fraud", "known_at", "source", "analyst", "recorded_at")
     try:
         with psycopg.connect(connect_text(load_settings().postgres_url)) as connection:
@@ -100,6 +103,9 @@ def history(payment_id: Annotated[str, typer.Argument(help="The payment.")], as_
 
 def _label(document: dict[str, Any], where: str) -> Label:
     """A checked label. Raises UsageError naming the line and the field, never the value."""
+    from schemas.field_types import check_contract  # noqa: PLC0415
+    from schemas.label_record import Label  # noqa: PLC0415
+
     try:
         return check_contract(Label, document)
     except ContractError as exc:
@@ -108,6 +114,8 @@ def _label(document: dict[str, Any], where: str) -> Label:
 
 def _lines(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """The file's labels with their line numbers; empty cells are left out."""
+    import pyarrow.parquet as pq  # noqa: PLC0415
+
     kind = file.suffix.lower()
     if kind == ".csv":
         with file.open(newline="", encoding="utf-8") as text:
@@ -163,7 +171,11 @@ def _plain(row: dict[str, Any], where: str) -> dict[str, Any]:
     return result
 
 
-def _send(labels: list[Label]) -> None:
+def _send(labels: list[Label], progress: Callable[[int], None]) -> None:
+    from confluent_kafka import KafkaError, KafkaException, Message  # noqa: PLC0415
+
+    from scorer import kafka  # noqa: PLC0415
+
     settings = load_settings()
     topic = kafka.Topics.of(settings.kafka).labels
     kafka.partition_count(kafka.admin(settings.kafka), topic)  # raises when setup was forgotten
@@ -174,7 +186,9 @@ def _send(labels: list[Label]) -> None:
         if error is not None:
             failed.append(error.name())
 
-    for label in labels:
+    for sent, label in enumerate(labels):
+        if sent % _SHOWN_EACH == 0:
+            progress(sent)
         value = label.model_dump_json(exclude_none=True).encode()
         while True:
             try:
@@ -184,6 +198,7 @@ def _send(labels: list[Label]) -> None:
                 producer.poll(0.1)
             except KafkaException as exc:
                 raise kafka.KafkaFailure(f"a label was refused ({kafka.describe(exc)})") from exc
+    progress(len(labels))
     remaining = producer.flush(_FLUSH_S)
     if remaining or failed:
         raise kafka.KafkaFailure(

@@ -51,9 +51,21 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
         "backtest_commands:what_if_command",
         "Try another threshold, rule or list on payments already decided, in seconds: the engine does not run again.",
     ),
+    "segments": (
+        "backtest_commands:segments_command",
+        "Which channels, countries or merchant categories deserve a threshold of their own, by what later days show.",
+    ),
+    "compare": (
+        "compare_command:compare",
+        "Champion and challenger on payments whose labels have matured: win, loss, money, by segment, and what to do.",
+    ),
     "recover": (
         "recover_command:recover",
         "Show what is missing or changed between journal and topics; accept it, as a record of the journal.",
+    ),
+    "doctor": (
+        "doctor_command:doctor",
+        "Examine a deployment: settings, machine, bundle, Kafka, Postgres. Each finding says what to do.",
     ),
     "acls": ("acls_command:acls", "The least privileges of a role, as kafka-acls.sh commands for an operator."),
     "pseudonym": (
@@ -63,7 +75,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "settings": ("topic_commands:settings", "All settings with value, source and meaning; secrets hidden."),
     "schemas": (
         "topic_commands:schemas",
-        "JSON Schema of every contract: payment, label, control, decision, journal, audit, dead letter.",
+        "JSON Schema of every contract: payment, label, control, decision, fast decision, journal, audit, dead letter.",
     ),
     "features": (
         "features_commands:app",

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.table import Table
 
-from scorer.cli.command_support import Json, check_output, err, out, read_options
+from scorer.cli.command_support import Json, check_output, counting, err, out, read_options
 from scorer.errors import FraudScorerError, UsageError
-from scorer.files.mapping_draft import draft, preview
 
 
 def mapping(
@@ -27,18 +27,21 @@ def mapping(
 
     Example: fraud-scorer mapping transactions.csv --output mapping.yaml
     """
+    from scorer.files.mapping_draft import draft, preview  # noqa: PLC0415
+
     if output is not None:
         check_output(output)
         if output.exists():
             raise UsageError(f"--output {output} exists; name another file, so that no mapping of yours is lost")
-    options = read_options()
-    found = draft(file, options)
     shown, reason = [], "the draft needs a person first: see its question marks"
-    if found.previewed is not None and rows and file != "-":
-        try:
-            shown = preview(file, found.previewed, rows, options)
-        except FraudScorerError as exc:
-            reason = str(exc)
+    with counting("looking at the file", quiet=as_json) as progress:
+        options = replace(read_options(), looking=progress.looking)
+        found = draft(file, options)
+        if found.previewed is not None and rows and file != "-":
+            try:
+                shown = preview(file, found.previewed, rows, options)
+            except FraudScorerError as exc:
+                reason = str(exc)
     if output is not None:
         output.write_text(found.text, encoding="utf-8")
     if as_json:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
-from scorer.bundle import Bundle
 from scorer.cli.command_support import (
     Json,
     check_output,
@@ -23,9 +23,10 @@ from scorer.cli.command_support import (
 from scorer.cli.command_support import settings as load_settings
 from scorer.cli.risk_options import MappingOption
 from scorer.errors import PromiseBroken
-from scorer.proof import Differences, Proof, prove_file, prove_topic
-from scorer.proof.differences import SENTENCES
 from scorer.runtime.settings import reading_history
+
+if TYPE_CHECKING:
+    from scorer.proof import Proof
 
 
 def prove(
@@ -51,6 +52,9 @@ def prove(
 
     Example: fraud-scorer prove --bundle bundles/cards --differences differences.parquet
     """
+    from scorer.bundle import Bundle  # noqa: PLC0415
+    from scorer.proof import Differences, prove_file, prove_topic  # noqa: PLC0415
+
     if differences is not None:
         check_output(differences)
     loaded, settings = Bundle.load(bundle), reading_history(load_settings())
@@ -71,7 +75,8 @@ def prove(
                 )
             else:
                 prove_file(
-                    loaded, source, read_mapping(mapping), settings.postgres_url, found, options=read_options(settings),
+                    loaded, source, read_mapping(mapping), settings.postgres_url, found,
+                    options=replace(read_options(settings), looking=progress.looking),
                     begin_ms=begin_ms, until_ms=until_ms, keys=settings.pseudonym_keys, progress=progress,
                     expect=progress.expect,
                 )  # fmt: skip
@@ -85,6 +90,8 @@ def prove(
 
 
 def _report(proof: Proof, *, as_json: bool) -> None:
+    from scorer.proof.differences import SENTENCES  # noqa: PLC0415
+
     result: dict[str, Any] = {"compared": proof.compared, "equal": proof.equal}
     result |= {cause.value: count for cause, count in sorted(proof.causes.items())}
     result |= {"behind": proof.behind, "erased": proof.erased, "dropped": proof.dropped, "holds": proof.holds}

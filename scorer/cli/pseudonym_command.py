@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 
-from schemas.pseudonym import PseudonymKeyError, pseudonym
 from scorer.cli.command_support import settings as load_settings
 from scorer.errors import UsageError
 
@@ -16,6 +15,8 @@ def pseudonym_command() -> None:
 
     Example: fraud-scorer pseudonym < card.txt
     """
+    from schemas.pseudonym import PseudonymKeyError, pseudonym  # noqa: PLC0415
+
     try:
         key = load_settings().pseudonym_keys.current()
     except PseudonymKeyError as exc:

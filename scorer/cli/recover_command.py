@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
-from scorer.audit.signed.signatures import Signer
-from scorer.bundle import Bundle
-from scorer.cli.command_support import Json, out, show
+from scorer.cli.command_support import Json, counting, out, show
 from scorer.cli.command_support import settings as load_settings
 from scorer.errors import FraudScorerError, UsageError
-from scorer.kafka import Topics
-from scorer.operate.loss_acceptance import Finding, Loss, Recovery, by_shard, shards
+
+if TYPE_CHECKING:
+    from scorer.operate.loss_acceptance import Finding
 
 
 class StateUnfit(FraudScorerError):
@@ -46,10 +45,16 @@ def recover(
 
     Example: fraud-scorer recover --bundle bundles/cards --accept-loss payments:0:1200-1350 --reason "retention"
     """
+    from scorer.audit.signed.signatures import Signer  # noqa: PLC0415
+    from scorer.bundle import Bundle  # noqa: PLC0415
+    from scorer.kafka import Fenced, Topics  # noqa: PLC0415
+    from scorer.operate.loss_acceptance import Loss, Recovery, by_shard, shards, unfit_shards  # noqa: PLC0415
+
     settings = load_settings()
     asked = [bool(accept_loss), adopt_partitions, new_journal]
     if not any(asked):
-        found = [finding for shard in shards(settings) for finding in Recovery(settings, shard).survey()]
+        with counting("comparing journal and topics", quiet=as_json):
+            found = [finding for shard in shards(settings) for finding in Recovery(settings, shard).survey()]
         _show(found, as_json=as_json)
         if any(finding.trouble != "ok" for finding in found):
             raise StateUnfit("the journal and the topics do not fit each other; see the table for what can be accepted")
@@ -63,19 +68,29 @@ def recover(
     loaded = Bundle.load(bundle, trusted_keys=settings.bundle.trusted_keys)
     losses = by_shard([Loss.parse(text, Topics.of(settings.kafka)) for text in accept_loss or ()], settings)
     done: dict[str, object] = {}
-    for shard in losses if accept_loss else shards(settings):
-        recovery = Recovery(settings, shard, signer=signer)
-        if accept_loss:
-            record = recovery.accept_loss(loaded, losses[shard], reason)
-        elif adopt_partitions:
-            adopted = recovery.adopt_partitions(loaded, reason)
-            if adopted is None:
-                done[f"shard {shard}"] = "nothing to adopt"
-                continue
-            record = adopted
-        else:
-            record = recovery.new_state(loaded, reason)
-        done[f"shard {shard}"] = f"batch {record.sequence} of the journal, head {record.head[:12]}"
+    with counting("deciding the journal again", quiet=as_json):
+        # A shard that fits goes on with its windows.
+        for shard in losses if accept_loss else unfit_shards(settings) if new_journal else shards(settings):
+            recovery = Recovery(settings, shard, signer=signer)
+            try:
+                if accept_loss:
+                    record = recovery.accept_loss(loaded, losses[shard], reason)
+                elif adopt_partitions:
+                    adopted = recovery.adopt_partitions(loaded, reason)
+                    if adopted is None:
+                        done[f"shard {shard}"] = "nothing to adopt"
+                        continue
+                    record = adopted
+                else:
+                    record = recovery.new_state(loaded, reason)
+            except Fenced as exc:
+                raise FraudScorerError(
+                    f"a worker took shard {shard} while this command wrote, and nothing was accepted for it. Stop "
+                    "its workers (one that is started again and again takes it each time), and run the command again"
+                ) from exc
+            if recovery.numbers_unknown:
+                done[f"decisions-fast of shard {shard}"] = "its readers forget the last place that they have taken"
+            done[f"shard {shard}"] = f"batch {record.sequence} of the journal, head {record.head[:12]}"
     show(done | {"signed": signer is not None}, as_json=as_json, title="Accepted")
 
 

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from scorer.bundle import Bundle
 from scorer.cli.command_support import Counting, Json, check_output, counting, parse_time_ms, read_mapping, show
 from scorer.cli.command_support import settings as load_settings
 from scorer.cli.risk_options import FileRun, LabelsOption, MappingOption, RefusedMaxOption, RefusedOption, with_report
 from scorer.errors import UsageError
-from scorer.replay import Open, Report, Window, replay_audit, replay_file, replay_shares, replay_topic
-from scorer.replay.process_shares import PROCESSES_MAX
 from scorer.runtime.settings import reading_history
+
+if TYPE_CHECKING:
+    from scorer.bundle import Bundle
+    from scorer.replay import Open, Report, Window
 
 _OFFSETS = re.compile(r"([0-9]{1,10}):([0-9]{1,19})-([0-9]{1,19})")
 _TOPIC = "topic:"
@@ -54,7 +56,6 @@ def replay(
         int,
         typer.Option(
             min=1,
-            max=PROCESSES_MAX,
             help="With a file in order of time: number of processes; each computes some of the keys.",
         ),
     ] = 1,
@@ -67,6 +68,13 @@ def replay(
 
     Example: fraud-scorer replay --bundle bundles/cards --input topic --output decided
     """
+    from scorer.bundle import Bundle  # noqa: PLC0415
+    from scorer.replay import Window  # noqa: PLC0415
+    from scorer.replay.process_shares import PROCESSES_MAX  # noqa: PLC0415
+
+    if processes > PROCESSES_MAX:
+        raise UsageError(f"--processes {processes}: at most {PROCESSES_MAX} share the keys of a file")
+
     if output is not None and output.endswith(".parquet"):
         check_output(Path(output))
     loaded = Bundle.load(bundle)
@@ -94,6 +102,8 @@ def _replayed(
     labels: Path | None,
     run: FileRun,
 ) -> Report:
+    from scorer.replay import replay_audit, replay_file, replay_shares, replay_topic  # noqa: PLC0415
+
     options: dict[str, Any] = {"progress": progress, "expect": progress.expect}
     if processes > 1 and source in ("topic", "audit"):
         raise UsageError("--processes is for files; of a topic, replay each --shard by its own command")
@@ -103,15 +113,16 @@ def _replayed(
         settings = reading_history(load_settings())
         return replay_topic(bundle, settings, target, shard=shard, window=window, **options)
     if source == "audit":
-        return replay_audit(bundle, load_settings().postgres_url, target, shard=shard, window=window, **options)
+        settings = load_settings()
+        options["keys"] = settings.pseudonym_keys
+        return replay_audit(bundle, settings.postgres_url, target, shard=shard, window=window, **options)
     if window.offsets:
         raise UsageError("--offsets are of topics; with a file use --from and --until")
-    options |= {"begin_ms": window.begin_ms, "until_ms": window.until_ms, "options": run.options}
+    options |= {"begin_ms": window.begin_ms, "until_ms": window.until_ms}
+    options["options"] = replace(run.options, looking=progress.looking)
     options["keys"] = load_settings().pseudonym_keys
     text = read_mapping(mapping)
     if processes > 1:
-        if source == "-":
-            raise UsageError("--processes reads the input once for each process; stdin can be read once")
         return replay_shares(folder, source, text, target, processes=processes, refused=run.refusals.path, **options)
     return replay_file(bundle, source, text, target, labels=labels, refusals=run.refusals, **options)
 

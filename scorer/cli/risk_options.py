@@ -5,19 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from features.feature_set import FeatureSet, FeatureSetError
 from schemas.durations import parse_duration_ms
 from scorer.cli.command_support import check_output, err, read_options
 from scorer.errors import FraudScorerError, UsageError
-from scorer.files.payment_file import ReadOptions
-from scorer.files.refusals import Refusals
-from scorer.policy import Policy, PolicyError
-from scorer.replay import Report
 from scorer.runtime.settings import load
+
+if TYPE_CHECKING:
+    from features.feature_set import FeatureSet
+    from scorer.files.payment_file import ReadOptions
+    from scorer.files.refusals import Refusals
+    from scorer.policy import Policy
+    from scorer.replay import Report
 
 InputOption = Annotated[
     str,
@@ -45,7 +47,8 @@ GenuineOption = Annotated[
     str | None,
     typer.Option(
         "--genuine-after",
-        help="A payment without a label counts as genuine after so long (7d): only frauds are reported.",
+        help="A payment without a label counts as genuine after so long (7d): only frauds are reported. What "
+        "came later than so long before --as-of is left out, frauds too.",
     ),
 ]
 PolicyOption = Annotated[Path, typer.Option("--policy", exists=True, dir_okay=False, help="The policy (YAML).")]
@@ -53,6 +56,8 @@ PolicyOption = Annotated[Path, typer.Option("--policy", exists=True, dir_okay=Fa
 
 def read_feature_set(path: Path) -> FeatureSet:
     """The feature set that the user named. Raises UsageError with file, line and what to write instead."""
+    from features.feature_set import FeatureSet, FeatureSetError  # noqa: PLC0415
+
     try:
         return FeatureSet.from_yaml(path)
     except (FeatureSetError, OSError, UnicodeDecodeError) as exc:
@@ -61,6 +66,8 @@ def read_feature_set(path: Path) -> FeatureSet:
 
 def read_policy(path: Path, feature_names: Sequence[str]) -> Policy:
     """The policy that the user named, for these features. Raises UsageError with the file and what to write instead."""
+    from scorer.policy import Policy, PolicyError  # noqa: PLC0415
+
     try:
         policy = Policy.from_yaml(path)
     except (OSError, UnicodeDecodeError) as exc:
@@ -91,6 +98,8 @@ class FileRun:
     @classmethod
     def of(cls, refused: Path | None = None, refused_max: float | None = None) -> FileRun:
         """By the options of a command and the settings. Raises UsageError."""
+        from scorer.files.refusals import Refusals  # noqa: PLC0415
+
         if refused is not None:
             check_output(refused, "--refused")
         settings = load()

@@ -5,6 +5,7 @@ Exit 0: stopped, and drained where anything was begun; 128 + signal: by a second
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +15,8 @@ import typer
 from scorer.cli.command_support import settings as load_settings
 from scorer.runtime import process_limits
 from scorer.runtime.health import Access, HealthServer
+from scorer.runtime.local_folders import local_folders
+from scorer.runtime.machine_metrics import MachineMetrics
 from scorer.runtime.settings import Settings
 from scorer.runtime.stop_signals import drain_on_signals, leave, unless_stopped
 
@@ -38,17 +41,21 @@ def run(bundle: BundleOption) -> None:
         structlog.get_logger().info("worker.starting", bundle=str(bundle))
         access = Access.of(settings.http)
         worker = unless_stopped(stop, lambda: _worker(settings, bundle))
-        with HealthServer(
-            settings.http.host,
-            settings.http.worker_port,
-            live=worker.live,
-            ready=worker.ready,
-            on_failure=stop.set,
-            access=access,
-        ) as health:
+        with (
+            closing(MachineMetrics(settings, local_folders(settings))),
+            HealthServer(
+                settings.http.host,
+                settings.http.worker_port,
+                live=worker.live,
+                ready=worker.ready,
+                on_failure=stop.set,
+                access=access,
+                chosen="worker_port" in settings.http.model_fields_set,
+            ) as health,
+        ):
             structlog.get_logger().info("worker.start", metrics=f"{health.address}/metrics", bundle=str(bundle))
             worker.run(stop)
-        if worker.compiling:
+        if worker.left_running:
             leave(0)
 
 
@@ -72,14 +79,18 @@ def sink() -> None:
         settings = load_settings()
         access = Access.of(settings.http)
         writer = unless_stopped(stop, lambda: _sink(settings))
-        with HealthServer(
-            settings.http.host,
-            settings.http.sink_port,
-            live=lambda: (True, "alive"),
-            ready=writer.ready,
-            on_failure=stop.set,
-            access=access,
-        ) as health:
+        with (
+            closing(MachineMetrics(settings)),
+            HealthServer(
+                settings.http.host,
+                settings.http.sink_port,
+                live=lambda: (True, "alive"),
+                ready=writer.ready,
+                on_failure=stop.set,
+                access=access,
+                chosen="sink_port" in settings.http.model_fields_set,
+            ) as health,
+        ):
             structlog.get_logger().info("sink.start", metrics=f"{health.address}/metrics")
             writer.run(stop)
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-import psycopg
 import typer
 from rich.table import Table
 
-from scorer import kafka
-from scorer.cli.command_support import Json, out, show
+from scorer.cli.command_support import Json, counting, out, show
 from scorer.cli.command_support import settings as load_settings
 from scorer.errors import FraudScorerError
 
@@ -26,6 +24,8 @@ def list_(
 
     Example: fraud-scorer audit set-aside list
     """
+    import psycopg  # noqa: PLC0415
+
     from scorer.audit.maintain.quarantine import quarantined  # noqa: PLC0415 - compiles kernels
 
     try:
@@ -57,19 +57,23 @@ def redrive_(
     Each goes through the sink's own checks, and must fit the chain and the journal topic. Exit 1 when some could not be
     written. Example: fraud-scorer audit set-aside redrive --dry-run
     """
+    import psycopg  # noqa: PLC0415
+
     from scorer.audit.maintain.quarantine import redrive  # noqa: PLC0415
     from scorer.sink.sink_errors import StoreUnavailable  # noqa: PLC0415
 
     settings = load_settings()
     written, left = [], []
     try:
-        for result in redrive(settings.postgres_url, None if offline else settings, dry_run=dry_run):
-            place: dict[str, Any] = {name: getattr(result.batch, name) for name in ("shard", "sequence")}
-            place["offset"] = result.batch.offsets[0]
-            if result.why_not is None:
-                written.append(place | {"rows": result.rows})
-            else:
-                left.append(place | {"why_not": result.why_not})
+        with counting("batches", quiet=as_json) as progress:
+            for result in redrive(settings.postgres_url, None if offline else settings, dry_run=dry_run):
+                place: dict[str, Any] = {name: getattr(result.batch, name) for name in ("shard", "sequence")}
+                place["offset"] = result.batch.offsets[0]
+                if result.why_not is None:
+                    written.append(place | {"rows": result.rows})
+                else:
+                    left.append(place | {"why_not": result.why_not})
+                progress(len(written) + len(left))
     except (psycopg.Error, StoreUnavailable) as exc:
         raise FraudScorerError(f"Postgres: {exc}") from exc
     outcome = {"would_be_written" if dry_run else "written": written, "left": left}
@@ -98,6 +102,7 @@ def accept_gap(
 
     Example: fraud-scorer audit accept-gap --partition 0 --to 1234
     """
+    from scorer import kafka  # noqa: PLC0415
     from scorer.sink import set_position  # noqa: PLC0415
     from scorer.sink.sink_errors import StoreUnavailable  # noqa: PLC0415
 

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
 import typer
 from rich.table import Table
 
-from schemas.card_fields import UNDECLARED
-from schemas.field_table import POSITION_FIELDS, TEXT_FIELDS
-from schemas.json_schemas import json_schemas
-from schemas.payment_decoder import decode_payments
 from scorer.cli.command_support import (
     Json,
     counting,
@@ -29,13 +25,20 @@ from scorer.cli.command_support import (
 from scorer.cli.command_support import settings as load_settings
 from scorer.cli.risk_options import FileRun, InputOption, RefusedMaxOption, RefusedOption, refused_lines
 from scorer.errors import UsageError
-from scorer.operate.record_sender import Outgoing, Sender, outgoing_pairs
-from scorer.pipeline.card_shares import PAYMENTS_MAX, CardShares
-from scorer.pipeline.records import Rejected
 from scorer.runtime.settings_listing import described
 
+if TYPE_CHECKING:
+    from scorer.operate.record_sender import Outgoing
+
 DAY_MS = 86_400_000
-SIMULATED_TEXTS = tuple(name for name in TEXT_FIELDS if name not in ("payment_id", "account_id"))
+NOT_SIMULATED = ("account_id",)
+
+
+def _lateness_ms() -> int:
+    """A feature set's allowed lateness where it declares none."""
+    from features.feature_set import FeatureSet  # noqa: PLC0415
+
+    return int(FeatureSet.model_fields["allowed_lateness"].default)
 
 
 def setup(
@@ -105,6 +108,7 @@ def simulate(
 
     Example: fraud-scorer simulate --rate 200 --seconds 60
     """
+    from scorer.operate.record_sender import Sender  # noqa: PLC0415
     from scorer.simulate import World  # noqa: PLC0415
 
     if rate is not None and speed is not None:
@@ -118,25 +122,45 @@ def simulate(
         if count is None:
             raise UsageError("--output needs --count: the simulation itself has no end")
         write = write_table if output.suffix == ".parquet" else _write
-        show(write(blocks, count, output, labels), as_json=as_json, title="Simulated")
+        with counting("payments", quiet=as_json) as progress:
+            progress.expect(count)
+            made = write(blocks, count, output, labels, progress)
+        show(made, as_json=as_json, title="Simulated")
         return
-    with stop_on_signals() as stop:
-        sender = Sender(load_settings())
-        sent = sender.run(blocks, stop=stop, rate=rate, speed=speed, limit=count, seconds=seconds)
+    sender = Sender(load_settings())
+
+    def counted() -> Iterator[Outgoing]:
+        for block in blocks:
+            progress(sender.sent.payments)
+            yield block
+
+    with stop_on_signals() as stop, counting("payments", quiet=as_json) as progress:
+        progress.expect(count or int((seconds or 0) * (rate or 0)))
+        sent = sender.run(counted(), stop=stop, rate=rate, speed=speed, limit=count, seconds=seconds)
     show({"payments": sent.payments, "labels": sent.labels}, as_json=as_json, title="Sent")
 
 
 def simulated(world: object, start_ms: int) -> Iterator[Outgoing]:
     """The simulator's batches as the sender takes them."""
+    from scorer.operate.record_sender import Outgoing, outgoing_pairs  # noqa: PLC0415
+
     for batch in world.stream(start_ms):  # type: ignore[attr-defined]
         known = batch.label_known_at_ms[batch.label_known_at_ms >= 0]
         yield Outgoing(batch.keys(), batch.to_json(), batch.event_time_ms, outgoing_pairs(batch.labels_json(), known))
 
 
-def write_table(blocks: Iterator[Outgoing], count: int, output: Path, labels: Path | None) -> dict[str, int]:
+def write_table(
+    blocks: Iterator[Outgoing],
+    count: int,
+    output: Path,
+    labels: Path | None = None,
+    progress: Callable[[int], None] = lambda _: None,
+) -> dict[str, int]:
     """Payments as a table, a column a field; fraud is 1 where a fraud was reported and 0 otherwise."""
     import pyarrow as pa  # noqa: PLC0415
     import pyarrow.parquet as pq  # noqa: PLC0415
+
+    from schemas.field_table import POSITION_FIELDS, TEXT_FIELDS  # noqa: PLC0415
 
     if labels is not None:
         raise UsageError("--labels: a table has its labels in the column fraud; leave --labels out")
@@ -150,11 +174,13 @@ def write_table(blocks: Iterator[Outgoing], count: int, output: Path, labels: Pa
             record = json.loads(label)
             if record["fraud"]:
                 frauds.add(record["payment_id"])
+        progress(len(rows))
         if len(rows) >= count:
             break
+    texts = [name for name in TEXT_FIELDS if name not in NOT_SIMULATED]
     kinds = {
         "payment_id": pa.string(), "event_time": pa.string(), "amount_minor": pa.int64(),
-        **dict.fromkeys(SIMULATED_TEXTS, pa.string()), **dict.fromkeys(POSITION_FIELDS, pa.float64()),
+        **dict.fromkeys(texts, pa.string()), **dict.fromkeys(POSITION_FIELDS, pa.float64()),
         "three_ds": pa.bool_(),
     }  # fmt: skip
     columns = {name: pa.array([row.get(name) for row in rows], kind) for name, kind in kinds.items()}
@@ -163,7 +189,9 @@ def write_table(blocks: Iterator[Outgoing], count: int, output: Path, labels: Pa
     return {"payments": len(rows), "frauds": sum(fraud)}
 
 
-def _write(blocks: Iterator[Outgoing], count: int, output: Path, labels: Path | None) -> dict[str, int]:
+def _write(
+    blocks: Iterator[Outgoing], count: int, output: Path, labels: Path | None, progress: Callable[[int], None]
+) -> dict[str, int]:
     written = labelled = 0
     with output.open("wb") as payments, labels.open("wb") if labels else Path("/dev/null").open("wb") as verdicts:
         for block in blocks:
@@ -173,6 +201,7 @@ def _write(blocks: Iterator[Outgoing], count: int, output: Path, labels: Path | 
                 verdicts.write(label + b"\n")
             written += len(values)
             labelled += len(block.labels)
+            progress(written)
             if written >= count:
                 break
     return {"payments": written, "labels": labelled if labels else 0}
@@ -196,7 +225,10 @@ def send(
 
     Example: fraud-scorer send --input payments.parquet --mapping mapping.yaml --speed 1000
     """
+    import numpy as np  # noqa: PLC0415
+
     from scorer.files.file_reader import label_records, payment_blocks  # noqa: PLC0415
+    from scorer.operate.record_sender import Outgoing, Sender, outgoing_pairs  # noqa: PLC0415
 
     if rate is not None and speed is not None:
         raise UsageError("give --rate or --speed, not both")
@@ -215,7 +247,9 @@ def send(
             progress(sender.sent.payments)
 
     with stop_on_signals() as stop, counting("payments", quiet=as_json) as progress:
-        rows, read = payment_blocks(file, read_mapping(mapping), rows_per_block=4096, options=run.options)
+        # What will be late is for the workers' feature set to say; by default it allows this.
+        options = replace(run.options, lateness_ms=_lateness_ms(), looking=progress.looking)
+        rows, read = payment_blocks(file, read_mapping(mapping), rows_per_block=4096, options=options)
         progress.expect(min(rows, count or rows))
         sent = sender.run(blocks(), stop=stop, rate=rate, speed=speed, limit=count, with_labels=not no_labels)
     run.refusals.close()
@@ -228,6 +262,11 @@ def send(
 
 def _warn_of_cards(keys: Sequence[bytes | None], values: Sequence[bytes]) -> None:
     """Print what the feature set should declare of the fields, by what the first payments have in them."""
+    from schemas.card_fields import UNDECLARED  # noqa: PLC0415
+    from schemas.payment_decoder import decode_payments  # noqa: PLC0415
+    from scorer.pipeline.card_shares import PAYMENTS_MAX, CardShares  # noqa: PLC0415
+    from scorer.pipeline.records import Rejected  # noqa: PLC0415
+
     shares = CardShares(UNDECLARED)
     found = decode_payments(values[:PAYMENTS_MAX], keys[:PAYMENTS_MAX])
     shares.add(found, [Rejected(reject.index, reject.error) for reject in found.rejects])
@@ -259,10 +298,12 @@ def schemas(
         Path | None, typer.Option(help="Folder to write one file per contract to; stdout otherwise.")
     ] = None,
 ) -> None:
-    """JSON Schema of every contract: payment, label, control, decision, journal, audit, dead letter.
+    """JSON Schema of every contract: payment, label, control, decision, fast decision, journal, audit, dead letter.
 
     Example: fraud-scorer schemas --output contracts/
     """
+    from schemas.json_schemas import json_schemas  # noqa: PLC0415
+
     documents = json_schemas()
     if output is None:
         print(json.dumps(documents, indent=2))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,15 @@ from scorer.bundle.bundle_folder import checked
 from scorer.bundle.manifest import FEATURE_SET, POLICY
 from scorer.compress import tree_levers
 from scorer.compress.distillation import distil
+from scorer.compress.isolation_forest import SAMPLE_ROWS, isolation_forest
 from scorer.compress.model_figures import Measure, measure, seconds
-from scorer.compress.rewritten_model import xgboost_bytes
+from scorer.compress.rewritten_model import first_trees, xgboost_bytes
 from scorer.errors import PromiseBroken, UsageError
 from scorer.model import CompiledModel
 from scorer.model.calibration import fit_platt
 from scorer.model.early_exit import EarlyExit
 from scorer.model.tree_table import Table
+from scorer.policy import score_of_as_many
 from scorer.training import average_precision, import_xgboost, threshold_for_share, versions
 from scorer.training.compiled_booster import CompiledBooster
 
@@ -27,7 +30,7 @@ ROWS_MIN, FRAUDS_MIN = 200, 5
 
 
 @dataclass(frozen=True)
-class _Changed:
+class Changed:
     """What a lever made of a bundle's model: an xgboost model file and its calibration; `detail` is for the report."""
 
     lever: str
@@ -49,16 +52,64 @@ class Compiled:
     decisions_changed: int
     score_distance_max: float
     detail: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
+
+
+def quantised(bundle: Bundle, source: bytes, bits: int) -> Changed:
+    """Leaves on a grid of `bits` bits; the calibration stays. `source`: the bundle's model file. Raises UsageError."""
+    table = tree_levers.quantise_leaves(bundle.model.table, bits)
+    return Changed(f"quantise-leaves-{bits}", xgboost_bytes(source, table), bundle.manifest.calibration, {"bits": bits})
+
+
+def pruned(
+    bundle: Bundle, source: bytes, quality: Callable[[Table], float], loss: float,
+    calibrated: Callable[[Table], Calibration],
+) -> Changed:  # fmt: skip
+    """Trees left out at the end, then sibling leaves merged, as far as `quality` falls by at most `loss`; `calibrated`
+    gives the curve of what is left. Raises UsageError."""
+    full = bundle.model.table
+    least = quality(full) - loss
+    short = tree_levers.truncate(full, quality, least)
+    table = tree_levers.merge_leaves(short, quality, least)
+    detail = {"loss_allowed": loss, "trees_after_truncation": short.tree_count, "nodes_after_merging": table.node_count}
+    return Changed("prune", xgboost_bytes(source, table), calibrated(table), detail)
+
+
+def shortened(bundle: Bundle, source: bytes, trees: int, calibrated: Callable[[Table], Calibration]) -> Changed:
+    """The first `trees` trees, which correct the most; `calibrated` gives the curve of what is left. Raises
+    UsageError."""
+    if not 1 <= trees <= bundle.model.tree_count:
+        raise UsageError(f"--first-trees {trees}: {bundle.id} has {bundle.model.tree_count} trees; give 1 to as many")
+    table = first_trees(bundle.model.table, trees)
+    return Changed("first-trees", xgboost_bytes(source, table), calibrated(table), {"trees_kept": trees})
+
+
+def taught(bundle: Bundle, X: np.ndarray, *, trees: int, depth: int, seed: int) -> Changed:
+    """A small student of the bundle's scores on rows float32 [n, k]."""
+    data, curve = distil(bundle, X, trees=trees, depth=depth, seed=seed, threads=2)
+    return Changed("distil", data, curve, {"student_trees": trees, "student_depth": depth})
+
+
+def isolated(
+    bundle: Bundle, source: bytes, X: np.ndarray, calibrated: Callable[[Table], Calibration], *, trees: int, seed: int
+) -> Changed:
+    """An isolation forest of rows float32 [n, k] in place of the model; `calibrated` gives its curve. Raises
+    UsageError."""
+    # The file keeps the base score of `source`; the curve takes it in.
+    table = replace(isolation_forest(X, trees=trees, seed=seed), base_margin=bundle.model.table.base_margin)
+    detail = {"forest_trees": trees, "rows_a_tree": min(SAMPLE_ROWS, len(X))}
+    return Changed("isolation-forest", xgboost_bytes(source, table), calibrated(table), detail)
+
+
+def precision_of(X: np.ndarray, truth: np.ndarray) -> Callable[[Table], float]:
+    """Average precision of a table on rows float32 [n, k] with truth bool [n]."""
+    return lambda table: average_precision(truth, CompiledModel(table).margins(X).astype(np.float64))
 
 
 def quantise(path: Path, output: Path, X: np.ndarray, truth: np.ndarray, *, bits: int, created_at: str) -> Compiled:
     """Leaves on a grid of `bits` bits. The calibration stays. Raises UsageError or BundleError."""
     bundle, source = _open(path, X, truth)
-    table = tree_levers.quantise_leaves(bundle.model.table, bits)
-    changed = _Changed(
-        f"quantise-leaves-{bits}", xgboost_bytes(source, table), bundle.manifest.calibration, {"bits": bits}
-    )
-    return _written(bundle, path, output, changed, X, truth, created_at=created_at)
+    return _written(bundle, path, output, quantised(bundle, source, bits), X, truth, created_at=created_at)
 
 
 def prune(
@@ -67,30 +118,46 @@ def prune(
     """Trees left out at the end, then sibling leaves merged, as far as average precision on the rows falls by at most
     `loss`.
 
-    Every other row chooses, the rest measure. Where the measuring rows lose more than `loss` nothing is written and
-    PromiseBroken is raised, unless `accept`. Raises UsageError or BundleError too.
+    The earlier half of the rows chooses, the later one measures. Where the measuring rows lose more than `loss` nothing
+    is written and PromiseBroken is raised, unless `accept`. Raises UsageError or BundleError too.
     """
     if not 0.0 <= loss < 1.0:
         raise UsageError(f"--loss {loss}: average precision may fall by 0 to 1; give a value such as 0.005")
     bundle, source = _open(path, X, truth)
-    chosen = np.arange(len(X)) % 2 == 0
-    if min(int(truth[chosen].sum()), int(truth[~chosen].sum())) < FRAUDS_MIN:
+    earlier, later = halves(len(X))
+    if min(int(truth[earlier].sum()), int(truth[later].sum())) < FRAUDS_MIN:
         raise UsageError(f"each half of the rows needs {FRAUDS_MIN} frauds: one chooses, the other measures")
-    here, there = np.ascontiguousarray(X[chosen]), truth[chosen]
-
-    def quality(table: Table) -> float:
-        return average_precision(there, CompiledModel(table).margins(here).astype(np.float64))
-
-    full = bundle.model.table
-    least = quality(full) - loss
-    short = tree_levers.truncate(full, quality, least)
-    table = tree_levers.merge_leaves(short, quality, least)
+    here, there = np.ascontiguousarray(X[earlier]), truth[earlier]
     # Pruning moves all margins: the calibration is fitted again.
-    curve = fit_platt(CompiledModel(table).margins(here), there.astype(np.float64))
-    detail = {"loss_allowed": loss, "trees_after_truncation": short.tree_count, "nodes_after_merging": table.node_count}
-    changed = _Changed("prune", xgboost_bytes(source, table), curve, detail)
-    rest, loss_max = np.ascontiguousarray(X[~chosen]), None if accept else loss
-    return _written(bundle, path, output, changed, rest, truth[~chosen], created_at=created_at, loss_max=loss_max)
+    changed = pruned(bundle, source, precision_of(here, there), loss, refitted(here, there))
+    rest, loss_max = np.ascontiguousarray(X[later]), None if accept else loss
+    return _written(bundle, path, output, changed, rest, truth[later], created_at=created_at, loss_max=loss_max)
+
+
+def shorten(path: Path, output: Path, X: np.ndarray, truth: np.ndarray, *, trees: int, created_at: str) -> Compiled:
+    """The first `trees` trees: a small model, such as a student for degraded mode. The earlier half of the rows
+    calibrates it, the later one measures."""
+    bundle, source = _open(path, X, truth)
+    earlier, later = halves(len(X))
+    changed = shortened(bundle, source, trees, as_the_whole(bundle, np.ascontiguousarray(X[earlier])))
+    rest = np.ascontiguousarray(X[later])
+    return _written(bundle, path, output, changed, rest, truth[later], created_at=created_at)
+
+
+def halves(rows: int) -> tuple[slice, slice]:
+    """Of rows in order of time the earlier half, which chooses, and the later half, which measures: in the commands and
+    in the report."""
+    return slice(rows // 2), slice(rows // 2, None)
+
+
+def as_the_whole(bundle: Bundle, X: np.ndarray) -> Callable[[Table], Calibration]:
+    """The curve of the first trees: their scores mean what the whole model's do, on rows float32 [n, k]."""
+    return refitted(X, bundle.scores(bundle.model.margins(X)))
+
+
+def refitted(X: np.ndarray, target: np.ndarray) -> Callable[[Table], Calibration]:
+    """A calibration fitted again on rows float32 [n, k] with target [n] in [0, 1]: labels, or probabilities."""
+    return lambda table: fit_platt(CompiledModel(table).margins(X), target.astype(np.float64))
 
 
 def student(
@@ -100,22 +167,49 @@ def student(
     if not (1 <= trees <= 1_000 and 1 <= depth <= 8):
         raise UsageError(f"--trees {trees} --depth {depth}: 1 to 1,000 trees of depth 1 to 8")
     bundle, _ = _open(path, X, truth)
-    border = len(X) // 2
-    data, curve = distil(bundle, X[:border], trees=trees, depth=depth, seed=seed, threads=2)
-    later, there = np.ascontiguousarray(X[border:]), truth[border:]
+    earlier, rest = halves(len(X))
+    changed = taught(bundle, X[earlier], trees=trees, depth=depth, seed=seed)
+    later, there = np.ascontiguousarray(X[rest]), truth[rest]
     teacher = bundle.scores(bundle.model.margins(later))
-    own = curve.apply(CompiledModel.from_bytes(data).margins(later), "logistic")
-    detail = {
-        "student_trees": trees,
-        "student_depth": depth,
-        "score_correlation": float(np.corrcoef(_ranks(teacher), _ranks(own))[0, 1]),
-    }
-    return _written(bundle, path, output, _Changed("distil", data, curve, detail), later, there, created_at=created_at)
+    own = changed.calibration.apply(CompiledModel.from_bytes(changed.data).margins(later), "logistic")
+    changed.detail["score_correlation"] = float(np.corrcoef(_ranks(teacher), _ranks(own))[0, 1])
+    return _written(bundle, path, output, changed, later, there, created_at=created_at)
+
+
+def isolate(
+    path: Path, output: Path, X: np.ndarray, truth: np.ndarray, *, trees: int, seed: int, created_at: str
+) -> Compiled:
+    """An isolation forest with the bundle's features, as a challenger that has learned from no label. It and its curve
+    are made of the earlier half of the rows, the later one measures. Raises UsageError or BundleError."""
+    if not 1 <= trees <= 1_000:
+        raise UsageError(f"--trees {trees}: 1 to 1,000 trees")
+    bundle, source = _open(path, X, truth)
+    earlier, later = halves(len(X))
+    if int(truth[earlier].sum()) < FRAUDS_MIN:
+        raise UsageError(f"the earlier half of the rows needs {FRAUDS_MIN} frauds: they give the scores their meaning")
+    here, rest = np.ascontiguousarray(X[earlier]), np.ascontiguousarray(X[later])
+    changed = isolated(bundle, source, here, refitted(here, truth[earlier]), trees=trees, seed=seed)
+    if changed.calibration.kind == "identity":
+        raise UsageError(
+            "no isolation forest is written: in the earlier half of the rows frauds look no more unusual than other "
+            "payments, so its scores would mean nothing; choose features in which they do"
+        )
+    return _written(bundle, path, output, changed, rest, truth[later], created_at=created_at)
 
 
 def early_exit(path: Path, X: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
     """What early exit saves at the bundle's threshold, and that every decision is the same. Writes nothing."""
     bundle, _ = _open(path, X, truth)
+    if bundle.policy.flag.cost is not None:
+        raise UsageError(
+            f"{bundle.id} flags by cost: how many trees decide depends on each amount; early exit needs flag: "
+            "{score: …} or {share: …}"
+        )
+    if bundle.policy.segments:
+        raise UsageError(
+            f"{bundle.id} has segments with thresholds of their own; early exit needs one threshold for all: give a "
+            "bundle whose policy has no segments"
+        )
     early = EarlyExit(bundle.model.table, float(bundle.threshold_margin))
     flags, trees = early.decide(X)
     wanted = bundle.model.margins(X) >= bundle.threshold_margin
@@ -131,6 +225,18 @@ def early_exit(path: Path, X: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
         "batch_us_before": plain / len(X) * 1e6,
         "batch_us_after": ours / len(X) * 1e6,
     }
+
+
+def threshold_of(bundle: Bundle, X: np.ndarray, scores: np.ndarray) -> float:
+    """The score from which the policy flags by scores float64 [n] of rows float32 [n, k]. By cost the rule itself stays
+    as it is: scores are probabilities; the threshold is that of as many payments as the bundle's own flags here."""
+    flag = bundle.policy.flag
+    if flag.score is not None:
+        return flag.score
+    if flag.cost is not None:
+        flagged = int((bundle.model.margins(X) >= bundle.threshold_margin).sum())
+        return score_of_as_many(scores, max(1, flagged))
+    return threshold_for_share(scores, float(flag.share or 0))
 
 
 def _refuse_loss(before: Measure, after: Measure, loss_max: float, truth: np.ndarray) -> None:
@@ -165,7 +271,7 @@ def _written(
     bundle: Bundle,
     path: Path,
     output: Path,
-    changed: _Changed,
+    changed: Changed,
     X: np.ndarray,
     truth: np.ndarray,
     *,
@@ -182,9 +288,8 @@ def _written(
     compiled = CompiledBooster.of(xgboost, booster, threads=1)
     data, model = compiled.raw, compiled.model
     scores = curve.apply(model.margins(X), model.link)
-    score = bundle.policy.flag.score
-    threshold = threshold_for_share(scores, float(bundle.policy.flag.share or 0)) if score is None else score
     manifest = bundle.manifest
+    threshold = threshold_of(bundle, X, scores)
     old = checked(path, manifest.model_file, manifest.files[manifest.model_file])
     before = measure(old, bundle.model, manifest.calibration, float(bundle.threshold_margin), X, truth)
     after = measure(data, model, curve, float(curve.margin_for(threshold, model.link)), X, truth)
@@ -199,6 +304,7 @@ def _written(
         feature_set_yaml=read[FEATURE_SET],
         policy_yaml=read[POLICY],
         threshold_score=float(threshold),
+        saving_min=manifest.saving_min,
         calibration=curve,
         golden=compiled.golden(X),
         training=manifest.training,
@@ -223,4 +329,5 @@ def _written(
         decisions_changed=int((flags[0] != flags[1]).sum()),
         score_distance_max=float(np.abs(scores - bundle.scores(bundle.model.margins(X))).max()),
         detail=changed.detail,
+        notes=[note for note in (bundle.policy.without_segments(),) if note is not None],
     )

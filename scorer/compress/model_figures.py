@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 import zlib
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ from scorer.bundle import Calibration
 from scorer.model import CompiledModel
 from scorer.training import area_under_roc, average_precision
 
-_BATCH, _TURNS = 4_096, 15
+BATCH, _TURNS = 4_096, 15
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def measure(
     """Figures on rows float32 [n, k] with truth bool [n]; speeds are medians of 15 turns."""
     margins = model.margins(X)
     scores = calibration.apply(margins, model.link)
-    batch = np.ascontiguousarray(np.resize(X, (_BATCH, X.shape[1])))
+    batch = np.ascontiguousarray(np.resize(X, (BATCH, X.shape[1])))
     one = batch[:1].copy()
     return Measure(
         trees=model.tree_count,
@@ -56,7 +57,7 @@ def measure(
         file_bytes=len(data),
         deflated_bytes=len(zlib.compress(data, 9)),
         table_bytes=model.plan.byte_count,
-        batch_us=seconds(lambda: model.margins(batch)) / _BATCH * 1e6,
+        batch_us=seconds(lambda: model.margins(batch)) / BATCH * 1e6,
         single_us=seconds(lambda: [model.margins(one) for _ in range(50)]) / 50 * 1e6,
         average_precision=average_precision(truth, scores),
         auc=area_under_roc(truth, scores),
@@ -73,3 +74,16 @@ def seconds(call: Any) -> float:
         call()
         times.append(time.perf_counter() - started)
     return statistics.median(times)
+
+
+def ratio(plain: Callable[[], Any], other: Callable[[], Any], turns: int = _TURNS) -> float:
+    """The median time of `other` by that of `plain`, turn about: what else the machine does slows both alike."""
+    plain()
+    other()
+    times: tuple[list[float], list[float]] = ([], [])
+    for _ in range(turns):
+        for call, found in zip((plain, other), times, strict=True):
+            started = time.perf_counter()
+            call()
+            found.append(time.perf_counter() - started)
+    return statistics.median(times[1]) / statistics.median(times[0])

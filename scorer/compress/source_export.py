@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from scorer.bundle import Bundle
+from scorer.errors import UsageError
 from scorer.model import link_function
 from scorer.model.tree_table import IDENTITY
 
@@ -21,6 +22,19 @@ class _Parts:
     """What both languages share."""
 
     bundle: Bundle
+
+    def __post_init__(self) -> None:
+        if self.bundle.policy.flag.cost is not None:
+            raise UsageError(
+                f"{self.bundle.id} flags by cost: its decision needs each amount in the feature set's currency, which "
+                "exported code does not know; export a bundle whose policy has flag: {score: …} or {share: …}"
+            )
+
+        if self.bundle.policy.segments:
+            raise UsageError(
+                f"{self.bundle.id} has segments with thresholds of their own, and exported code does not know their "
+                "fields; export a bundle whose policy has no segments"
+            )
 
     def number(self, value: float, suffix: str = "") -> str:
         """An exact literal of C."""

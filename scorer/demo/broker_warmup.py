@@ -15,7 +15,7 @@ from scorer import kafka
 from scorer.runtime.settings import Settings
 
 # Enough for the broker's compiler to have seen the way of a transaction; bounded by time on a slow machine.
-TRANSACTIONS = 300
+TRANSACTIONS = 100
 RECORDS = 20
 SECONDS_MAX = 15.0
 CREATE_TIMEOUT_S = 10.0
@@ -25,7 +25,8 @@ def warm_broker(settings: Settings, topic: str) -> None:
     """Make `topic`, run small transactions over it and read them back, and delete it again. Raises KafkaFailure."""
     client = kafka.admin(settings.kafka)
     try:
-        client.create_topics([NewTopic(topic, 4)])[topic].result(CREATE_TIMEOUT_S)
+        made = client.create_topics([NewTopic(topic, 4)], request_timeout=CREATE_TIMEOUT_S)
+        kafka.answer_of(made[topic], CREATE_TIMEOUT_S)
         producer = kafka.transactional_producer(settings, "demo-warm-up")
         producer.init_transactions(CREATE_TIMEOUT_S)
         reader = kafka.reader(settings.kafka, group=topic)

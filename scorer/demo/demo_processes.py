@@ -1,12 +1,15 @@
-"""Our own commands as processes, their environment, and a database of the demo's own."""
+"""Our own commands as processes, their environment, ports and answers, and a database of the demo's own."""
 
 from __future__ import annotations
 
+import http.client
 import os
 import signal
 import socket
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +19,10 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from scorer.runtime.settings import PREFIX
+
+ANSWER_TIMEOUT_S = 2.0
+# Straight to this machine, whatever proxy the environment names.
+_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 @contextmanager
@@ -95,3 +102,12 @@ def free_ports(count: int) -> list[int]:
     for item in sockets:
         item.close()
     return ports
+
+
+def answer(address: str) -> str | None:
+    """What a port of this machine answers to GET; None where it does not, or refuses."""
+    try:
+        with _OPENER.open(address, timeout=ANSWER_TIMEOUT_S) as response:
+            return str(response.read().decode())
+    except (urllib.error.URLError, OSError, http.client.HTTPException, ValueError):  # cut short, say
+        return None

@@ -11,34 +11,41 @@ import secrets
 import subprocess
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psycopg
 from confluent_kafka import TopicPartition
 
 from scorer import kafka
-from scorer.bundle import Bundle
 from scorer.demo.broker_warmup import warm_broker
 from scorer.demo.decision_reader import DecisionReader
-from scorer.demo.demo_processes import command, end, environment_of, free_ports, own_database
-from scorer.demo.trained_bundle import CUSTOMERS, LIVE_SEED, Report, demo_bundle, live_blocks
+from scorer.demo.demo_bundle import CUSTOMERS, LIVE_SEED, demo_bundle, live_blocks
+from scorer.demo.demo_processes import answer, command, end, environment_of, free_ports, own_database
+from scorer.demo.start_progress import StartProgress
 from scorer.errors import FraudScorerError, PromiseBroken
-from scorer.local_services import local_services
+from scorer.local_services import ServicesError, local_prometheus, local_services
+from scorer.operate.kernel_compilation import KernelCompilation
 from scorer.operate.record_sender import Sender
 from scorer.operate.setup import setup
 from scorer.runtime.settings import load
 from scorer.simulate import World
 
-# The first start on a machine compiles every kernel: a minute on an idle core.
-READY_S = 300.0
+if TYPE_CHECKING:
+    from scorer.bundle import Bundle
+
+# How many kernels there are, for a line of progress.
+KERNELS = 250
+# Kernels come from the cache by then.
+READY_S = 120.0
+# A minute of CPU on two cores, much longer on a machine with other work.
+COMPILE_S = 900.0
 DRAIN_S = 120.0
 # Nothing is sent any more when payments are counted: a record that is there comes at once.
 COUNT_QUIET_S = 1.0
+POLL_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -51,8 +58,11 @@ class Result:
     refused: int
     audit_rows: int
     flagged: int
-    latency_p50_ms: float
-    latency_p99_ms: float
+    # None: no decision was read there.
+    latency_p50_ms: float | None
+    latency_p99_ms: float | None
+    fast_latency_p50_ms: float | None
+    fast_latency_p99_ms: float | None
 
     @property
     def reconciles(self) -> bool:
@@ -60,18 +70,37 @@ class Result:
         return self.payments == self.decisions + self.dead_letters - self.refused and self.decisions == self.audit_rows
 
 
+class StoppedEarly(FraudScorerError):
+    """Whoever started the demo stopped it before everything had started."""
+
+
 class Demo:
     """Everything that runs, with what a view needs to show it."""
 
-    def __init__(self, stack: ExitStack, *, cache: Path, report: Report) -> None:
-        self._report = report
-        bundle = demo_bundle(cache, report)
-        self.bundle = Bundle.load(bundle)
-        report("Starting Kafka and Postgres")
-        services = stack.enter_context(local_services(demo_only_broker_allowed=True, fsync=False, report=report))
+    def __init__(
+        self, stack: ExitStack, *, report: Callable[[str], None], stopped: Callable[[], bool] = lambda: False
+    ) -> None:
+        """Starts everything, side by side where it can be. `report` gets a line for whatever begins, is ready or takes
+        long, from several threads. Raises StoppedEarly once `stopped` is true."""
+        self._stopped = stopped
+        progress = stack.enter_context(StartProgress(report))
+        self.progress = progress
+        folder = demo_bundle()
+        # First of all, since it takes longest; and before this process imports a kernel, so that it compiles none.
+        kernels = stack.enter_context(KernelCompilation(folder))
+        progress.begin(
+            "kernels", lambda: f"{kernels.count} compiled for this machine, of some {KERNELS} at a first start"
+        )
+        progress.begin("Kafka and Postgres")
+        services = stack.enter_context(
+            local_services(demo_only_broker_allowed=True, fsync=False, short_lived=True, report=progress.line)
+        )
         self._services = services
         self.log_folder = services.log_folder
         self.kafka_kind = services.kafka.kind
+        self._go_on()
+        progress.end("Kafka and Postgres", "ready")
+        progress.begin("topics and tables")
         run_id = secrets.token_hex(4)
         self._url = stack.enter_context(own_database(services.postgres.url, f"fraud_scorer_demo_{run_id}"))
         worker_port, sink_port = free_ports(2)
@@ -84,27 +113,90 @@ class Demo:
                 # This broker keeps what producers write, whatever a topic's message.timestamp.type is.
                 "WORKER__PRODUCER_TIMESTAMPS": str(self.kafka_kind == "tansu").lower(),
                 "HTTP__SINK_PORT": str(sink_port),
+                "AUDIT__QUALITY_EVERY_S": "5",
             })
         )  # fmt: skip
         self.settings = load()
         self.topics = kafka.Topics.of(self.settings.kafka)
         setup(self.settings)
         stack.callback(self._delete_topics)
-        self.metrics = f"http://127.0.0.1:{worker_port}/metrics"
-        report("Starting worker and sink")
-        self.worker = stack.enter_context(
-            command("run", ["--bundle", str(bundle)], environment, self.log_folder / "worker.log")
-        )
+        progress.end("topics and tables", "made")
         self.sink = stack.enter_context(command("sink", [], environment, self.log_folder / "sink.log"))
         if self.kafka_kind != "tansu":  # nothing to warm there: it is compiled ahead
+            progress.begin("the broker's own compiler")
             warm_broker(self.settings, f"demo-{run_id}-warm-up")
-        self._wait_ready("worker", self.worker, worker_port)
-        self._wait_ready("sink", self.sink, sink_port)
+            progress.end("the broker's own compiler", "warm")
+        give_up = time.monotonic() + COMPILE_S
+        while not kernels.wait(POLL_S):
+            self._go_on()
+            if time.monotonic() > give_up:
+                raise FraudScorerError(f"the kernels were not compiled within {COMPILE_S:.0f} s")
+        progress.end(
+            "kernels", f"{kernels.count} compiled, the others were in the cache" if kernels.count else "in the cache"
+        )
+        progress.begin("worker and sink")
+        self.metrics = f"http://127.0.0.1:{worker_port}/metrics"
+        self.sink_metrics = f"http://127.0.0.1:{sink_port}/metrics"
+        self.worker = stack.enter_context(
+            command("run", ["--bundle", str(folder)], environment, self.log_folder / "worker.log")
+        )
+        from scorer.bundle import Bundle  # noqa: PLC0415 - its kernels are compiled by now
+
+        self.bundle: Bundle = Bundle.load(folder)
         self.reader = DecisionReader(self.settings)
         stack.callback(self.reader.close)
-        self.sender = Sender(self.settings, on_payments=self.reader.sending)
+        self.fast_reader: DecisionReader | None = None
+        if self.settings.worker.fast_decisions:
+            self.fast_reader = DecisionReader(self.settings, fast=True)
+            stack.callback(self.fast_reader.close)
+        self.sender = Sender(self.settings, on_payments=self._hand_over)
+        self._wait_ready("worker", self.worker, worker_port)
+        self._wait_ready("sink", self.sink, sink_port)
+        progress.end("worker and sink", "ready")
+        self.prometheus = self._start_prometheus(stack, progress, (worker_port, sink_port))
+        progress.line(f"metrics: {self.metrics} (worker), {self.sink_metrics} (sink)")
+        progress.line(f"logs: {self.log_folder}")
+        progress.close()
         self._stop = threading.Event()
         self._failure: BaseException | None = None
+
+    def _start_prometheus(self, stack: ExitStack, progress: StartProgress, ports: tuple[int, int]) -> str | None:
+        """Its address; None, with a line that says why, where it is not installed or does not start."""
+        self._no_prometheus = "none on the PATH"
+        try:
+            address = stack.enter_context(local_prometheus(self.log_folder.parent, ports, temporary=True))
+        except ServicesError as exc:
+            progress.line(f"Prometheus: it did not start, and the demo goes on without it ({exc})")
+            self._no_prometheus = "did not start, see its log"
+            return None
+        if address is None:
+            progress.line(
+                "Prometheus: none on the PATH, so there are metrics and no graphs (Debian: apt install prometheus)"
+            )
+        else:
+            progress.line(f"Prometheus: {address}, scrapes both each second and evaluates the alerts")
+        return address
+
+    def _go_on(self) -> None:
+        if self._stopped():
+            raise StoppedEarly("stopped before the first payment")
+
+    @property
+    def places(self) -> tuple[tuple[str, str], ...]:
+        """Where metrics, graphs and logs are: what, and its address or folder."""
+        return (
+            ("worker metrics", self.metrics),
+            ("sink metrics", self.sink_metrics),
+            ("Prometheus", self.prometheus or self._no_prometheus),
+            ("logs", str(self.log_folder)),
+        )
+
+    def _hand_over(self, values: list[bytes]) -> None:
+        for reader in self._readers():
+            reader.sending(values)
+
+    def _readers(self) -> list[DecisionReader]:
+        return [self.reader] if self.fast_reader is None else [self.reader, self.fast_reader]
 
     def start(self, rate: float) -> None:
         """Payments begin to flow."""
@@ -123,7 +215,8 @@ class Demo:
         """Raise when a part has ended that should run."""
         if self._failure is not None:
             raise self._failure
-        self.reader.check()
+        for reader in self._readers():
+            reader.check()
         self._services.check()
         for name, process in (("worker", self.worker), ("sink", self.sink)):
             if process.poll() is not None:
@@ -155,7 +248,8 @@ class Demo:
             seen.refused,
             self._audit_rows(),
             seen.flagged,
-            *self.reader.latency_ms(),
+            *_both(self.reader),
+            *_both(self.fast_reader),
         )
         if not result.reconciles or seen.duplicate_decisions:
             raise PromiseBroken(f"the counts do not reconcile: {result}")
@@ -195,21 +289,19 @@ class Demo:
                 raise FraudScorerError(
                     f"waited {DRAIN_S:.0f} s for {what}; logs are in {self.log_folder}\n{self._tail('worker')}"
                 )
-            time.sleep(0.1)
+            time.sleep(POLL_S)
 
     def _wait_ready(self, name: str, process: subprocess.Popen[bytes], port: int) -> None:
         deadline = time.monotonic() + READY_S
         while True:
-            try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=2):
-                    return
-            except (urllib.error.URLError, OSError):
-                pass
+            self._go_on()
+            if answer(f"http://127.0.0.1:{port}/readyz") is not None:
+                return
             if process.poll() is not None or time.monotonic() > deadline:
                 raise FraudScorerError(
                     f"the {name} did not become ready; see {self.log_folder / f'{name}.log'}\n{self._tail(name)}"
                 )
-            time.sleep(0.1)
+            time.sleep(POLL_S)
 
     def _tail(self, name: str) -> str:
         log = self.log_folder / f"{name}.log"
@@ -219,3 +311,9 @@ class Demo:
         client = kafka.admin(self.settings.kafka)
         for future in client.delete_topics(list(self.topics.all), operation_timeout=5).values():
             future.exception(10)
+
+
+def _both(reader: DecisionReader | None) -> tuple[float | None, float | None]:
+    """Median and 99th percentile of all latencies, ms."""
+    found = reader and reader.latency()
+    return (found.p50_ms, found.p99_ms) if found else (None, None)

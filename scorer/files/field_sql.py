@@ -14,6 +14,7 @@ from typing import Final
 from schemas.contract_error import DeadLetterReason
 from schemas.currencies import CURRENCY_EXPONENT
 from schemas.durations import UNIT_MS
+from schemas.event_time import EVENT_TIME_MS_MIN
 from scorer.files.mapping import AmountSource, LabelSource, MappingError, TimeSource
 from scorer.files.source_relation import text
 
@@ -30,8 +31,8 @@ _AMOUNT_END: Final = 10**13
 _MINOR_END: Final = {"FLOAT": 2**23, "DOUBLE": 2**53}
 TRUE: Final = ("1", "true", "t", "yes", "y", "1.0")
 FALSE: Final = ("0", "false", "f", "no", "n", "0.0")
-_TRUE_LABELS: Final[tuple[str, ...]] = (*TRUE, "j", "ja", "fraud")
-_FALSE_LABELS: Final[tuple[str, ...]] = (*FALSE, "nein", "genuine")
+TRUE_LABELS: Final[tuple[str, ...]] = (*TRUE, "j", "ja", "fraud")
+FALSE_LABELS: Final[tuple[str, ...]] = (*FALSE, "nein", "genuine")
 # RFC 8259, section 6; and no longer than any number that the contract takes.
 JSON_NUMBER: Final = r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?"
 NUMBER_CHARACTERS_MAX: Final = 40
@@ -39,6 +40,7 @@ _NUMBER: Final = r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,3})?"
 
 INVALID: Final = DeadLetterReason.INVALID_VALUE
 NO_TIME: Final = DeadLetterReason.EVENT_TIME_INVALID
+OUT_OF_RANGE: Final = DeadLetterReason.EVENT_TIME_OUT_OF_RANGE
 
 
 @dataclass(frozen=True)
@@ -279,6 +281,14 @@ def as_time(
     raise wrong_type("event_time", value, "times")
 
 
+def not_long_ago(steps: Steps, time: Field) -> Field:
+    """The time, refused before 2000: what a wrong format or unit makes of a cell. The far future has a rule of its own,
+    by the rows around it."""
+    sql = steps.let(time.sql)
+    message = "the time is before 2000-01-01; are format, unit and start right (event_time in the mapping)?"
+    return Field(sql, (*time.problems, Problem("event_time", f"{sql} < {EVENT_TIME_MS_MIN}", OUT_OF_RANGE, message)))
+
+
 def _text_time(steps: Steps, v: str, zone: str, repeated_hour: str) -> Field:
     numeric = f"regexp_full_match({v}, '[+-]?[0-9]{{1,19}}(\\.[0-9]+)?')"
     # In steps of a nanosecond, so that fractions of a second are exact.
@@ -345,7 +355,9 @@ def _since(steps: Steps, value: Value, form: TimeSource) -> Field:
     assert form.unit is not None
     parts = {"us": 1_000, "ns": 1_000_000}.get(form.unit)
     number = as_number(steps, "event_time", value)
-    ms = steps.let(f"floor(({number.sql}) {f'* {UNIT_MS[form.unit]}' if parts is None else f'/ {parts}'})")
+    # Of decimals the nearest: 45352.333333333 days, as a sheet writes them, are 08:00, not a millisecond before.
+    scaled = f"round(({number.sql}) * {UNIT_MS[form.unit]})" if parts is None else f"floor(({number.sql}) / {parts})"
+    ms = steps.let(scaled)
     good = steps.let(f"abs({ms}) < 1e15 and not isnan({ms})")
     problem = Problem("event_time", f"not {good}", NO_TIME, "the number is too large for a time")
     return Field(f"case when {good} then cast({ms} as bigint) + {form.start_ms} end", (*number.problems, problem))
@@ -355,7 +367,7 @@ def as_label(steps: Steps, value: Value, form: LabelSource | None = None) -> Fie
     """1 fraud, 0 genuine, null unknown."""
     v = steps.let(f"trim({value.sql} ->> '$')" if value.type == "JSON" else f"trim(cast({value.sql} as varchar))")
     if form is None:
-        yes, no, written = _TRUE_LABELS, _FALSE_LABELS, steps.let(f"lower({v})")
+        yes, no, written = TRUE_LABELS, FALSE_LABELS, steps.let(f"lower({v})")
     else:
         yes, no, written = form.fraud, form.genuine, v
     genuine = f"{written} in ({_listed(no)})" if no else f"{written} <> ''"
@@ -399,16 +411,28 @@ def as_attribute(steps: Steps, name: str, value: Value) -> Field:
     )
 
 
-def as_attribute_of(name: str, v: str, kind: str) -> Field:
-    """An attribute whose cells have no type, as what all of them together are."""
-    if kind in ("BIGINT", "DOUBLE"):
-        return Field(f"try_cast({v} as {kind})")
-    if kind == "BOOLEAN":
-        return Field(f"lower({v}) = 'true'")
-    if kind == "JSON":
-        message = "an object or list cannot be an attribute; name what is inside it (a.b)"
-        return Field(v, (Problem(name, f"{v}[1] in ('{{', '[')", DeadLetterReason.WRONG_TYPE, message),))
-    return Field(v)
+def as_untyped(name: str, v: str, *, json: bool) -> Field:
+    """An attribute whose cells have no type, as they are: what all of them together are is known at the end."""
+    message = "an object or list cannot be an attribute; name what is inside it (a.b)"
+    problem = Problem(name, f"{v}[1] in ('{{', '[')", DeadLetterReason.WRONG_TYPE, message)
+    return Field(v, (problem,) if json else ())
+
+
+# What a cell without a type is; 0 where there is none.
+WHOLE_CELL, FRACTION_CELL, TRUTH_CELL, OTHER_CELL = 1, 2, 3, 4
+
+
+def class_of(v: str) -> str:
+    """SQL of what a cell without a type is, one of the classes above."""
+    number = f"length({v}) <= {NUMBER_CHARACTERS_MAX} and regexp_full_match({v}, {text(JSON_NUMBER)})"
+    fraction = f"regexp_matches({v}, '[.eE]')"
+    return (
+        f"cast(case when {v} is null then 0"
+        f" when {number} then case when {fraction} then"
+        f" case when isfinite(try_cast({v} as double)) then {FRACTION_CELL} else {OTHER_CELL} end"
+        f" when try_cast({v} as bigint) is not null then {WHOLE_CELL} else {OTHER_CELL} end"
+        f" when lower({v}) in ('true', 'false') then {TRUTH_CELL} else {OTHER_CELL} end as tinyint)"
+    )
 
 
 def _listed(words: tuple[str, ...]) -> str:

@@ -7,7 +7,7 @@ for the decoder, as those of all files.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import overload
@@ -19,24 +19,32 @@ import pyarrow as pa
 from features.hashing import PUBLIC_KEY, hash_strings
 from schemas.card_fields import UNDECLARED, CardFields
 from schemas.column_check import Checked, check
+from schemas.contract_error import ContractError
 from schemas.event_time import EVENT_TIME_MS_END, EVENT_TIME_MS_MIN
 from schemas.field_table import POSITION_FIELDS, TEXT_FIELDS
+from schemas.payment_batch import PaymentBatch, Reject
 from schemas.payment_columns import Attribute, ColumnarPayments, PaymentColumns, with_pseudonyms
-from schemas.payment_decoder import PaymentBatch, Reject, decode_payments
+from schemas.payment_decoder import decode_payments
+from scorer.files.contract_lines import ContractLines, open_lines
 from scorer.files.file_reader import (
     UNREADABLE,
     FileBlock,
     attribute_values,
-    contract_lines,
+    closing_after,
+    contract_blocks,
     filled,
     json_values,
     label_columns,
     label_records,
 )
+from scorer.files.file_source import Workspace
 from scorer.files.mapping import Mapping
-from scorer.files.payment_file import REFUSED, PaymentFile, ReadOptions
+from scorer.files.payment_file import PaymentFile, ReadOptions
+from scorer.files.row_facts import REFUSED, RowFacts
+from scorer.files.row_spool import SharedRows
 from scorer.pipeline.records import ControlRecord, KnownLabel, Records
 
+Shared = SharedRows | ContractLines
 _ATTRIBUTE = "attributes."
 _DEFAULTS = ReadOptions()
 
@@ -71,17 +79,90 @@ def decoded_blocks(
     Raises what scorer.files.file_reader.read_payments raises, of the same rows.
     """
     if mapping is None:
-        return map(undecoded, contract_lines(path, rows_per_block, options))
+        lines, workspace = open_lines(path, options)
+        expect(lines.survey.rows)
+        return closing_after(_of_lines(lines, rows_per_block), workspace)
     file = PaymentFile(path, mapping, options)
-    expect(file.survey.rows)
-    return _blocks(file, rows_per_block, until_ms, cards)
+    expect(file.facts.survey.rows)
+    return _blocks(file.facts, file.batches(rows_per_block, until_ms), cards)
 
 
-def _blocks(file: PaymentFile, rows_per_block: int, until_ms: int | None, cards: CardFields) -> Iterator[DecodedBlock]:
-    for batch in file.batches(rows_per_block, until_ms):
-        yield _decoded(file, batch, cards)
-    if file.lines_left_out:
-        yield _left_out(file.lines_left_out)
+def shared_rows(
+    path: str | Path,
+    mapping: Mapping | None,
+    rows_per_block: int,
+    *,
+    options: ReadOptions = _DEFAULTS,
+    until_ms: int | None = None,
+) -> tuple[Shared, Workspace]:
+    """A source that several processes read, parsed and ordered once; and the folder to remove after them.
+
+    Raises what decoded_blocks raises.
+    """
+    if mapping is None:
+        return open_lines(path, options)
+    file = PaymentFile(path, mapping, options)
+    try:
+        return file.shared(rows_per_block, until_ms), file.opened.workspace
+    except BaseException:
+        file.close()
+        raise
+
+
+def shared_blocks(rows: Shared, rows_per_block: int, cards: CardFields = UNDECLARED) -> Iterator[DecodedBlock]:
+    """As decoded_blocks, of what shared_rows gave for as many rows a block."""
+    if isinstance(rows, ContractLines):
+        return _of_lines(rows, rows_per_block)
+    return _blocks(rows.facts, rows.batches(), cards)
+
+
+def _blocks(facts: RowFacts, batches: Iterator[pa.RecordBatch], cards: CardFields) -> Iterator[DecodedBlock]:
+    for batch in batches:
+        yield _decoded(facts, batch, cards)
+    if facts.lines_left_out:
+        yield _left_out(facts.lines_left_out)
+
+
+def _of_lines(source: ContractLines, rows_per_block: int) -> Iterator[DecodedBlock]:
+    """Lines of the contract as JSON, still to be decoded; those of the far future stand refused in their places."""
+    for block in contract_blocks(source, rows_per_block):
+        if not block.refused:
+            yield undecoded(block)
+            continue
+        refused = {one.row: one.error for one in block.refused}
+        rows = np.sort(np.concatenate([block.row, np.array(list(refused), np.int64)]))
+        place = {row: i for i, row in enumerate(block.row.tolist())}
+        places = [place.get(row) for row in rows.tolist()]
+        none = np.full(len(rows), -1, np.int64)
+        plain = json_block(
+            [None if i is None else block.keys[i] for i in places],
+            [None if i is None else block.values[i] for i in places],
+            (),
+            none.astype(np.int8),
+            none,
+            rows,
+        )
+        errors = {i: refused[row] for i, row in enumerate(rows.tolist()) if row in refused}
+        records = plain.records
+        yield replace(
+            plain,
+            records=RecordsWithRefused(
+                records.partition, records.offset, records.timestamp_ms, records.keys, records.values, errors
+            ),
+        )
+
+
+@dataclass(frozen=True)
+class RecordsWithRefused(Records):
+    """Records as JSON, some of which were refused before decoding: `refused` by position; their values are None."""
+
+    refused: dict[int, ContractError]
+
+    def decode(self, cards: CardFields = UNDECLARED) -> PaymentBatch:
+        """As Records.decode."""
+        found = super().decode(cards)
+        found.rejects = [Reject(i, self.refused.get(i, error)) for i, error in found.rejects]
+        return found
 
 
 def undecoded(block: FileBlock) -> DecodedBlock:
@@ -105,7 +186,7 @@ def json_block(
     return DecodedBlock(records, control, label, label_known_at_ms, numbers)
 
 
-def _decoded(file: PaymentFile, batch: pa.RecordBatch, cards: CardFields) -> DecodedBlock:
+def _decoded(facts: RowFacts, batch: pa.RecordBatch, cards: CardFields) -> DecodedBlock:
     count, names = batch.num_rows, set(batch.schema.names)
     time, codes = filled(batch.column("event_time"), -1), batch.column(REFUSED).to_numpy()
     fields = PaymentColumns(
@@ -114,7 +195,7 @@ def _decoded(file: PaymentFile, batch: pa.RecordBatch, cards: CardFields) -> Dec
         {name: _aligned(batch.column(name)) for name in TEXT_FIELDS if name in names},
         {name: _floats(batch.column(name)) for name in POSITION_FIELDS if name in names},
         {
-            name.removeprefix(_ATTRIBUTE): _attribute(file, name, batch.column(name))
+            name.removeprefix(_ATTRIBUTE): _attribute(facts, name, batch.column(name))
             for name in batch.schema.names
             if name.startswith(_ATTRIBUTE)
         },
@@ -123,24 +204,24 @@ def _decoded(file: PaymentFile, batch: pa.RecordBatch, cards: CardFields) -> Dec
     checked.certain[codes > 0] = False
     payments = ColumnarPayments(np.arange(count, dtype=np.int32), with_pseudonyms(fields, cards))
     if not checked.certain.all():
-        payments = _merged(file, payments, checked, batch, codes, cards)
-    label, known_at = label_columns(file.mapping, batch, time)
+        payments = _merged(facts, payments, checked, batch, codes, cards)
+    label, known_at = label_columns(facts.mapping, batch, time)
     records = DecodedRecords(
         partition=np.zeros(count, np.int32),
         offset=np.zeros(count, np.int64),
         timestamp_ms=np.zeros(count, np.int64),
         keys=_Keys(fields.texts.get("customer_id"), count),
-        values=_Values(file, batch),
+        values=_Values(facts, batch),
         accepted=payments,
         payloads=checked.payload,
     )
     labels = FileLabels(fields.texts["payment_id"], label, known_at, time, checked.certain)
-    rows = file.row_numbers(batch.column("row").to_numpy())
+    rows = facts.row_numbers(batch.column("row").to_numpy())
     return DecodedBlock(records, labels, label, known_at, rows)
 
 
 def _merged(
-    file: PaymentFile,
+    facts: RowFacts,
     payments: ColumnarPayments,
     checked: Checked,
     batch: pa.RecordBatch,
@@ -149,11 +230,11 @@ def _merged(
 ) -> ColumnarPayments:
     """The rows that are certain and those that the decoder accepts of the rest, with its refusals and the mapping's."""
     uncertain = np.flatnonzero(~checked.certain & (codes == 0))
-    rejects = [Reject(i, file.refusal(int(codes[i]))) for i in np.flatnonzero(codes).tolist()]
+    rejects = [Reject(i, facts.refusal(int(codes[i]))) for i in np.flatnonzero(codes).tolist()]
     kept = checked.certain.copy()
     if len(uncertain):
         taken = batch.take(pa.array(uncertain))
-        values = json_values(file, taken)
+        values = json_values(facts, taken)
         customers = (
             taken.column("customer_id").to_pylist() if "customer_id" in taken.schema.names else [None] * len(values)
         )
@@ -232,15 +313,15 @@ class _Keys(Sequence["bytes | None"]):
 class _Values(Sequence["bytes | None"]):
     """The rows as JSON, made when one is asked for."""
 
-    def __init__(self, file: PaymentFile, batch: pa.RecordBatch) -> None:
-        self._file, self._batch = file, batch
+    def __init__(self, facts: RowFacts, batch: pa.RecordBatch) -> None:
+        self._facts, self._batch = facts, batch
 
     def __len__(self) -> int:
         return self._batch.num_rows  # type: ignore[no-any-return]
 
     @cached_property
     def _made(self) -> list[bytes]:
-        return json_values(self._file, self._batch)
+        return json_values(self._facts, self._batch)
 
     @overload
     def __getitem__(self, index: int) -> bytes: ...
@@ -322,9 +403,9 @@ def _floats(column: pa.Array) -> npt.NDArray[np.float64]:
     return np.array(column.to_numpy(zero_copy_only=False), dtype=np.float64)
 
 
-def _attribute(file: PaymentFile, name: str, column: pa.Array) -> Attribute:
-    if file.attribute_types.get(name) not in ("MIXED", "JSON"):
+def _attribute(facts: RowFacts, name: str, column: pa.Array) -> Attribute:
+    if facts.attribute_types.get(name) not in ("MIXED", "JSON"):
         return _aligned(column)
     found = np.empty(len(column), dtype=np.object_)
-    found[:] = attribute_values(file, name, column)
+    found[:] = attribute_values(facts, name, column)
     return found

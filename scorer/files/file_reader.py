@@ -7,17 +7,16 @@
 
 Each row becomes a JSON payment, so that a file goes through the same decoder as the topic, with the same refusals. A
 row with a cell that cannot become its field is refused, and the next one is read. JSON lines in the contract's own form
-need no mapping and pass as they are, in the order of the file.
+need no mapping and pass as they are, in the order of the file (contract_lines).
 """
 
 from __future__ import annotations
 
-import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import msgspec
 import numpy as np
@@ -26,14 +25,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from schemas.contract_error import ContractError, DeadLetterReason
-from schemas.event_time import event_time_ms
 from schemas.field_table import FIELD_NAMES
-from scorer.files.file_source import FileError, lines, open_source
-from scorer.files.mapping import Mapping, MappingError
-from scorer.files.payment_file import REFUSED, PaymentFile, ReadOptions, RowRefused
+from scorer.files.contract_lines import ContractLines, Line, contract_time_ms, open_lines
+from scorer.files.file_source import FileError, Workspace
+from scorer.files.mapping import Mapping
+from scorer.files.payment_file import PaymentFile, ReadOptions, RowRefused
+from scorer.files.row_facts import REFUSED, RowFacts
+from scorer.files.time_survey import FAR_FUTURE
 
 ROWS_PER_BLOCK = 65_536
-LINE_BYTES_MAX = 16 << 20
 _ATTRIBUTE = "attributes."
 _DEFAULTS = ReadOptions()
 
@@ -72,21 +72,33 @@ def read_payments(
 def payment_blocks(
     path: str | Path, mapping: Mapping | None, rows_per_block: int, options: ReadOptions = _DEFAULTS
 ) -> tuple[int, Iterator[FileBlock]]:
-    """As read_payments, with the number of rows; 0 where that is not known."""
+    """As read_payments, with the number of rows."""
     if rows_per_block < 1:
         raise ValueError(f"rows_per_block={rows_per_block}: at least 1")
     if mapping is None:
-        return 0, contract_lines(path, rows_per_block, options)
+        source, workspace = open_lines(path, options)
+        return source.survey.rows, closing_after(contract_blocks(source, rows_per_block), workspace)
     file = PaymentFile(path, mapping, options)
-    return file.survey.rows, _mapped(file, rows_per_block)
+    return file.facts.survey.rows, _mapped(file, rows_per_block)
+
+
+_Item = TypeVar("_Item")
+
+
+def closing_after(items: Iterable[_Item], workspace: Workspace) -> Iterator[_Item]:
+    """The items; the workspace is removed after the last one, or when no more are taken."""
+    try:
+        yield from items
+    finally:
+        workspace.close()
 
 
 def _mapped(file: PaymentFile, rows_per_block: int) -> Iterator[FileBlock]:
     for batch in file.batches(rows_per_block):
-        yield json_block(file, batch)
-    if file.lines_left_out:
+        yield json_block(file.facts, batch)
+    if file.facts.lines_left_out:
         empty = np.empty(0, np.int64)
-        refused = [RowRefused(line, UNREADABLE) for line in file.lines_left_out]
+        refused = [RowRefused(line, UNREADABLE) for line in file.facts.lines_left_out]
         yield FileBlock([], [], [], empty, empty.astype(np.int8), empty, empty, refused)
 
 
@@ -95,28 +107,28 @@ UNREADABLE = ContractError(
 )
 
 
-def json_block(file: PaymentFile, batch: pa.RecordBatch) -> FileBlock:
+def json_block(facts: RowFacts, batch: pa.RecordBatch) -> FileBlock:
     """Rows of a batch as JSON; those that the mapping refuses stand in `refused` alone."""
     codes = batch.column(REFUSED).to_numpy()
-    rows = file.row_numbers(batch.column("row").to_numpy())
-    refused = [RowRefused(int(rows[i]), file.refusal(int(codes[i]))) for i in np.flatnonzero(codes).tolist()]
+    rows = facts.row_numbers(batch.column("row").to_numpy())
+    refused = [RowRefused(int(rows[i]), facts.refusal(int(codes[i]))) for i in np.flatnonzero(codes).tolist()]
     if refused:
         kept = np.flatnonzero(codes == 0)
         batch, rows = batch.take(pa.array(kept)), rows[kept]
     names = batch.column("payment_id").to_pylist()
     time = filled(batch.column("event_time"), -1)
-    label, known_at = label_columns(file.mapping, batch, time)
+    label, known_at = label_columns(facts.mapping, batch, time)
     customers = batch.column("customer_id").to_pylist() if "customer_id" in batch.schema.names else [None] * len(rows)
     keys = [None if customer is None else customer.encode() for customer in customers]
-    return FileBlock(json_values(file, batch), keys, names, time, label, known_at, rows, refused)
+    return FileBlock(json_values(facts, batch), keys, names, time, label, known_at, rows, refused)
 
 
-def json_values(file: PaymentFile, batch: pa.RecordBatch) -> list[bytes]:
+def json_values(facts: RowFacts, batch: pa.RecordBatch) -> list[bytes]:
     """Rows as JSON objects in the contract's order, without fields that have no value."""
     columns = {name: batch.column(name) for name in FIELD_NAMES if name in batch.schema.names}
     named: dict[str, Sequence[object]] = {name: _present(column) for name, column in columns.items()}
     attributes = {
-        name.removeprefix(_ATTRIBUTE): attribute_values(file, name, batch.column(name))
+        name.removeprefix(_ATTRIBUTE): attribute_values(facts, name, batch.column(name))
         for name in batch.schema.names
         if name.startswith(_ATTRIBUTE)
     }
@@ -133,9 +145,9 @@ def json_values(file: PaymentFile, batch: pa.RecordBatch) -> list[bytes]:
     ]
 
 
-def attribute_values(file: PaymentFile, name: str, column: pa.Array) -> Sequence[object]:
+def attribute_values(facts: RowFacts, name: str, column: pa.Array) -> Sequence[object]:
     """An attribute's values as Python objects, None where absent."""
-    kind = file.attribute_types.get(name)
+    kind = facts.attribute_types.get(name)
     if kind not in ("MIXED", "JSON"):
         return _present(column)
     encoded = column.dictionary_encode()
@@ -210,54 +222,38 @@ def label_records(block: FileBlock) -> list[bytes]:
     ]
 
 
-class _Line(msgspec.Struct):
-    """What a block wants to know of a payment in the contract's form."""
-
-    payment_id: object = None
-    event_time: object = None
-    customer_id: object = None
-
-
-def contract_lines(path: str | Path, rows_per_block: int, options: ReadOptions = _DEFAULTS) -> Iterator[FileBlock]:
-    """JSON lines in the contract's own form, passed on as they are, good or bad. Raises FileError and MappingError."""
-    opened = open_source(path, temp_folder=options.temp_folder, as_bytes=True)
-    if opened.kind != "json":
-        opened.workspace.close()
-        raise MappingError(f"{opened.name}: a {opened.kind} file needs a mapping that says which column is which field")
-
-    def blocks() -> Iterator[FileBlock]:
-        decoder = msgspec.json.Decoder(_Line)
-        numbered = lines(opened, LINE_BYTES_MAX)
-        try:
-            while block := list(itertools.islice(numbered, rows_per_block)):
-                parsed = [_peek(decoder, line) for _, line in block]
-                yield FileBlock(
-                    values=[line for _, line in block],
-                    keys=[p.customer_id.encode() if isinstance(p.customer_id, str) else None for p in parsed],
-                    payment_ids=[p.payment_id if isinstance(p.payment_id, str) else None for p in parsed],
-                    event_time_ms=np.array([_contract_time_ms(p.event_time) for p in parsed], dtype=np.int64),
-                    label=np.full(len(block), -1, dtype=np.int8),
-                    label_known_at_ms=np.full(len(block), -1, dtype=np.int64),
-                    row=np.array([number for number, _ in block], dtype=np.int64),
-                )
-        finally:
-            opened.workspace.close()
-
-    return blocks()
+def contract_blocks(source: ContractLines, rows_per_block: int) -> Iterator[FileBlock]:
+    """JSON lines in the contract's own form, passed on as they are, good or bad; those of the far future are refused.
+    Raises FileError."""
+    decoder = msgspec.json.Decoder(Line)
+    for block in source.blocks(rows_per_block):
+        parsed = [_peek(decoder, line) for _, line in block]
+        times = np.array([contract_time_ms(p.event_time) for p in parsed], dtype=np.int64)
+        rows = np.array([number for number, _ in block], dtype=np.int64)
+        future = source.far_future(times)
+        refused = [RowRefused(int(row), FAR_FUTURE) for row in rows[future]]
+        kept = np.flatnonzero(~future)
+        yield FileBlock(
+            values=[block[i][1] for i in kept],
+            keys=[_key(parsed[i]) for i in kept],
+            payment_ids=[p if isinstance(p := parsed[i].payment_id, str) else None for i in kept],
+            event_time_ms=times[kept],
+            label=np.full(len(kept), -1, dtype=np.int8),
+            label_known_at_ms=np.full(len(kept), -1, dtype=np.int64),
+            row=rows[kept],
+            refused=refused,
+        )
 
 
-def _peek(decoder: msgspec.json.Decoder[_Line], line: bytes) -> _Line:
+def _key(line: Line) -> bytes | None:
+    return line.customer_id.encode() if isinstance(line.customer_id, str) else None
+
+
+def _peek(decoder: msgspec.json.Decoder[Line], line: bytes) -> Line:
     try:
         return decoder.decode(line)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return _Line()  # the payment decoder says what is wrong with it
-
-
-def _contract_time_ms(value: Any) -> int:
-    try:
-        return event_time_ms(value)
-    except ContractError:
-        return -1
+        return Line()  # the payment decoder says what is wrong with it
 
 
 __all__ = [

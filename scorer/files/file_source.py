@@ -60,7 +60,7 @@ class Workspace:
 class Opened:
     """Files to read as one: `paths` are in the folder of `workspace`.
 
-    `encoding`: what the text was decoded from, None where it is UTF-8.
+    `encoding`: what the text was decoded from, None where it is UTF-8. `shown`: what a user calls each of `paths`.
     """
 
     name: str
@@ -69,6 +69,7 @@ class Opened:
     workspace: Workspace
     encoding: str | None
     bytes_total: int
+    shown: tuple[str, ...]
 
 
 def is_url(source: str | Path) -> bool:
@@ -99,8 +100,8 @@ def open_source(
             ready, used = _ready(path, folder, number, one, encoding, as_bytes)
             paths.append(ready)
             encodings.add(used)
-        total = sum(path.stat().st_size for path, _ in found)
-        return Opened(name, one, tuple(paths), workspace, next(iter(encodings - {None}), None), total)
+        total, names = sum(path.stat().st_size for path, _ in found), tuple(shown for _, shown in found)
+        return Opened(name, one, tuple(paths), workspace, next(iter(encodings - {None}), None), total, names)
     except OSError as exc:
         workspace.close()
         raise FileError(f"{name}: cannot be read: {exc.strerror or exc.__class__.__name__}") from exc
@@ -121,22 +122,22 @@ def identity(source: str | Path) -> dict[str, object]:
     }
 
 
-def lines(opened: Opened, line_bytes_max: int) -> Iterator[tuple[int, bytes]]:
-    """Lines that are not blank, without their ends, with their numbers from 1. Raises FileError."""
+def lines(name: str, paths: Sequence[Path], line_bytes_max: int) -> Iterator[tuple[int, bytes]]:
+    """Lines that are not blank, without their ends, with their numbers from 1. Raises FileError naming `name`."""
     number = 0
-    for path in opened.paths:
+    for path in paths:
         try:
             with unpacked(path) as raw:
                 while line := raw.readline(line_bytes_max + 1):
                     number += 1
                     if len(line) > line_bytes_max:
                         raise FileError(
-                            f"{opened.name}: line {number} is longer than {line_bytes_max} bytes; a payment a line"
+                            f"{name}: line {number} is longer than {line_bytes_max} bytes; a payment a line"
                         )
                     if line := line.strip(b" \t\r\n"):
                         yield number, line
         except (OSError, EOFError, pa.ArrowException) as exc:
-            raise FileError(f"{opened.name}: after line {number}: cannot be read; is the file complete?") from exc
+            raise FileError(f"{name}: after line {number}: cannot be read; is the file complete?") from exc
 
 
 def _found(source: str | Path, name: str, folder: Path) -> list[tuple[Path, str]]:

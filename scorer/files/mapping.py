@@ -22,7 +22,7 @@ order_by: file                      # event_time by default; a column, or an exp
 where: "status <> 'declined'"       # rows to read
 nothing: ["", "NULL", "n/a"]        # cells of a CSV that stand for nothing
 encoding: cp1252                    # of a text file
-csv: {delimiter: ";", quote: "'", header: false}
+csv: {delimiter: ";", quote: "'", header: false, skip: 3}       # lines before the header, or before the first row
 
 In a CSV every column is text, in an expression too: write step::BIGINT to calculate with it. Attributes keep the type
 that the file gives them; an attribute of a CSV whose cells are all numbers is a number, all true or false a boolean.
@@ -40,9 +40,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, create_model, model_validator
 
 from features.yaml_model import Strict, read_yaml_model
-from schemas.contract_error import ContractError
 from schemas.durations import UNIT_MS, parse_duration_ms
-from schemas.event_time import event_time_ms
 from schemas.field_table import FIELD_NAMES
 from schemas.field_types import ATTRIBUTE_NAME, ATTRIBUTES_MAX
 from schemas.verification_names import FORBIDDEN, is_verification_column, is_verification_name
@@ -50,6 +48,7 @@ from scorer.errors import UsageError
 
 LABEL_DELAY_MS = 7 * 86_400_000
 NOTHING = ("", "NULL", "null", "\\N", "NaN", "nan", "<NA>")
+SKIP_MAX = 1_000  # lines before a CSV's header
 BY_EVENT_TIME, BY_FILE = "event_time", "file"
 
 
@@ -125,9 +124,10 @@ class TimeSource(_ColumnOrSql):
             return 0
         text = self.start if "T" in self.start else f"{self.start}T00:00:00Z"
         try:
-            return event_time_ms(text)
-        except ContractError as exc:
+            since_1970 = dt.datetime.fromisoformat(text) - dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+        except (ValueError, TypeError) as exc:  # no time, or one without an offset
             raise ValueError("start is a time such as 2024-01-01T00:00:00Z") from exc
+        return since_1970 // dt.timedelta(milliseconds=1)
 
 
 class AmountSource(_ColumnOrSql):
@@ -159,6 +159,14 @@ class CsvForm(Strict):
     delimiter: str | None = Field(default=None, min_length=1, max_length=1)
     quote: str | None = Field(default=None, max_length=1)
     header: bool = True
+    skip: int = Field(default=0, ge=0, le=SKIP_MAX)
+
+
+def _still_open(value: object) -> bool:
+    """Whether the draft's question mark still stands for a column or a word."""
+    if isinstance(value, dict):
+        return any(map(_still_open, value.values()))
+    return any(map(_still_open, value)) if isinstance(value, list) else value == "?"
 
 
 def _chosen(value: object, *forms: type[BaseModel]) -> object:
@@ -305,6 +313,12 @@ class Mapping(_Sources):
             missing = [name for name in ("payment_id", "event_time", "currency") if name not in data]
             if missing:
                 raise ValueError(f"{missing[0]} is missing: say which column holds it")
+            undecided = [name for name, value in data.items() if name not in ("nothing", "csv") and _still_open(value)]
+            if undecided:
+                what = (
+                    "which words mean fraud, and which genuine" if undecided[0] == "label" else "which column holds it"
+                )
+                raise ValueError(f"{undecided[0]} still is the draft's question mark: say {what}")
         return data
 
     @model_validator(mode="after")

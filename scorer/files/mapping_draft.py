@@ -16,29 +16,35 @@ from typing import Any, Final
 
 import duckdb
 
+from schemas.card_fields import UNDECLARED, CardRule
 from schemas.card_numbers import holds_card_number
 from schemas.currencies import CURRENCY_EXPONENT
+from schemas.field_types import ATTRIBUTE_CHARACTERS_MAX
 from schemas.verification_names import FORBIDDEN, is_verification_column, is_verification_name
-from scorer.files.field_sql import FALSE, FLOATS, JSON_NUMBER, TRUE, WHOLE
+from scorer.files.field_sql import FALSE_LABELS, FLOATS, JSON_NUMBER, TRUE_LABELS, WHOLE
 from scorer.files.file_source import Kind, open_source
-from scorer.files.mapping import NOTHING, Mapping, MappingError
+from scorer.files.mapping import NOTHING, CsvForm, Mapping, MappingError
 from scorer.files.payment_file import PaymentFile, ReadOptions, connected
-from scorer.files.source_relation import Relation, described, quoted, relation
+from scorer.files.source_relation import NoHeaderError, Relation, described, quoted, relation
+from scorer.files.title_lines import title_lines
 
 SAMPLE_ROWS: Final = 10_000
 _DEFAULTS = ReadOptions()
 # Words of a column's name, the strongest first; a name is split at what is no letter and where its case changes.
 _NAMES: Final[dict[str, tuple[str, ...]]] = {
     "payment_id": (
-        "paymentid", "transactionid", "transid", "transnum", "txid", "trxid", "transaction", "trans", "id", "uuid",
+        "paymentid", "transactionid", "transid", "transnum", "txid", "trxid", "transaction", "trans", "tx",
+        "id", "uuid",
     ),
     "event_time": (
         "eventtime", "txdatetime", "transdatetranstime", "transdate", "datetime", "timestamp", "createdat", "time",
         "date", "ts", "at", "zeit", "datum", "when", "unixtime", "step",
     ),
-    "amount": ("amount", "amt", "txamount", "transactionamt", "betrag", "value", "price", "paid", "sum", "total"),
+    "amount": (
+        "amount", "amt", "txamount", "transactionamt", "betrag", "umsatz", "value", "price", "paid", "sum", "total",
+    ),
     "amount_minor": ("amountminor", "amountcents", "cents", "minor"),
-    "currency": ("currency", "ccy", "currencycode", "waehrung", "money"),
+    "currency": ("currency", "ccy", "cur", "currencycode", "waehrung", "money"),
     "customer_id": (
         "customerid", "customer", "clientid", "client", "userid", "user", "cust", "nameorig", "payer", "kunde",
     ),
@@ -58,10 +64,14 @@ _NAMES: Final[dict[str, tuple[str, ...]]] = {
     "merchant_longitude": ("merchantlongitude", "merchlong", "merchlon"),
     "label": ("isfraud", "fraud", "txfraud", "label", "class", "fraudulent", "fraudlabel", "chargeback", "betrug"),
 }  # fmt: skip
+# A year of two digits comes first: %Y takes 24 for the year 24, while %y does not take 2024.
 _TIME_FORMATS: Final = (
+    "%d.%m.%y %H:%M:%S", "%d.%m.%y %H:%M", "%d.%m.%y", "%d/%m/%y %H:%M:%S", "%d/%m/%y %H:%M", "%d/%m/%y",
+    "%m/%d/%y %H:%M:%S", "%m/%d/%y %H:%M", "%m/%d/%y", "%m/%d/%y %I:%M:%S %p", "%m/%d/%y %I:%M %p",
     "%d.%m.%Y %H:%M:%S", "%d.%m.%Y %H:%M", "%d.%m.%Y", "%d/%m/%Y %H:%M:%S", "%d/%m/%Y %H:%M", "%d/%m/%Y",
     "%m/%d/%Y %H:%M:%S", "%m/%d/%Y %H:%M", "%m/%d/%Y", "%d-%m-%Y %H:%M:%S", "%d-%m-%Y %H:%M", "%Y%m%d %H%M%S",
-    "%Y%m%d%H%M%S", "%d-%b-%Y %H:%M:%S", "%b %d %Y %I:%M%p",
+    "%Y%m%d%H%M%S", "%d-%b-%Y %H:%M:%S", "%b %d %Y %I:%M%p", "%m/%d/%Y %I:%M:%S %p", "%m/%d/%Y %I:%M %p",
+    "%d/%m/%Y %I:%M:%S %p", "%d/%m/%Y %I:%M %p",
 )  # fmt: skip
 
 
@@ -69,7 +79,11 @@ _TIME_FORMATS: Final = (
 class Column:
     """What the first rows say of a column.
 
-    type: in words · present, distinct: of so many cells · form: how a field would be written from it (YAML)
+    type: in words · present, distinct: of so many cells · times, amounts: how it would be read as such (see _times and
+    _amounts) · odd: so many different cells could not · truth: several values, all words of truth · words: all of its
+    values are words of truth · as_floats: whole numbers written with .0, as gaps in a column make them · unfit: so many
+    different cells are too long for an attribute · serial: numbers with decimals that a
+    spreadsheet shows as dates from 2000 on · nested: a list, or bytes: no field of a payment
     """
 
     name: str
@@ -79,8 +93,15 @@ class Column:
     cards: int
     times: str | None = None
     amounts: str | None = None
+    odd_times: int = 0
+    odd_amounts: int = 0
+    sign: str | None = None
     truth: bool = False
+    words: bool = False
+    as_floats: bool = False
+    unfit: int = 0
     nested: bool = False
+    serial: bool = False
 
 
 @dataclass
@@ -99,16 +120,34 @@ def draft(source: str | Path, options: ReadOptions = _DEFAULTS) -> Draft:
     opened = open_source(source, temp_folder=options.temp_folder)
     connection = connected(opened, options)
     try:
-        found = relation(connection, opened, Mapping.from_yaml(_ANY))
+        form = CsvForm(skip=title_lines(opened.paths[0]) if opened.kind == "csv" else 0)
+        try:
+            found = relation(connection, opened, Mapping.from_yaml(_ANY + _csv_form(form)))
+            header = not (found.of_text and any(map(_IS_CELL.fullmatch, found.types)))
+        except NoHeaderError:
+            header = False
+        if not header:
+            form = form.model_copy(update={"header": False})
+            found = relation(connection, opened, Mapping.from_yaml(_ANY + _csv_form(form)))
         columns, rows = _columns(connection, found)
-        return _Writer(opened.name, opened.kind, opened.encoding, columns, rows).draft()
+        return _Writer(opened.name, opened.kind, opened.encoding, columns, rows, form=form).draft()
     finally:
         connection.close()
         opened.workspace.close()
 
 
 # Says nothing but how to read: no column of it is looked up.
-_ANY = "{payment_id: any, event_time: any, amount: any, currency: any}"
+_ANY = "payment_id: any\nevent_time: any\namount: any\ncurrency: any\n"
+
+
+def _csv_form(form: CsvForm) -> str:
+    """The mapping's line for it; empty where the defaults serve."""
+    words = ", ".join(f"{name}: {value}".lower() for name, value in form if value != CsvForm.model_fields[name].default)
+    return f"csv: {{{words}}}" if words else ""
+
+
+# What a column is not called: a time, or a number with decimals. (Data frames without names write 0, 1, 2.)
+_IS_CELL = re.compile(r"[0-9]{4}[-/][0-9]{1,2}[-/][0-9]{1,2}([T ].*)?|-?[0-9]+\.[0-9]+")
 
 
 def _columns(connection: duckdb.DuckDBPyConnection, found: Relation) -> tuple[list[Column], int]:
@@ -153,69 +192,104 @@ def _column(name: str, kind: str, cells: Sequence[tuple[str, int]], *, of_text: 
         words = "whole numbers"
     elif kind in FLOATS or kind.startswith("DECIMAL"):
         words = "numbers"
-    truth = len(written) == 2 and all(cell.lower() in (*TRUE, *FALSE, "j") for cell in written)
+    as_floats = words == "numbers" and bool(written) and all(_WHOLE_AS_FLOAT.fullmatch(cell) for cell in written)
+    if as_floats:
+        words = "whole numbers"
+    known = bool(written) and all(cell.lower() in (*TRUE_LABELS, *FALSE_LABELS) for cell in written)
+    truth = known and len(written) > 1
     if truth and words == "text":
         words = "truth values"
+    times, odd_times = _times(kind, written, words)
+    amounts, odd_amounts, sign = _amounts(written, words)
     return Column(
-        name,
-        words,
-        present,
-        len(written),
-        cards,
-        _times(kind, written, words),
-        _amounts(written, words),
-        truth,
-        kind.endswith("[]"),
+        name=name,
+        type=words,
+        present=present,
+        distinct=len(written),
+        cards=cards,
+        times=times,
+        amounts=amounts,
+        odd_times=odd_times,
+        odd_amounts=odd_amounts,
+        sign=sign,
+        truth=truth,
+        words=known,
+        as_floats=as_floats,
+        unfit=sum(len(cell) > ATTRIBUTE_CHARACTERS_MAX or not cell.isprintable() for cell in written),
+        nested=kind.endswith("[]") or kind == "BLOB",
+        serial=words == "numbers" and bool(written) and all(36_526 <= float(c) < 60_000 for c in written[:1000]),
     )
 
 
-def _times(kind: str, written: Sequence[str], words: str) -> str | None:
-    """How these cells would be read as times: "" as they are, a format, or `epoch`; None when they are none."""
+_WHOLE_AS_FLOAT = re.compile(r"-?[0-9]{1,16}(\.0)?")
+_ISO_DATE = re.compile(r"[0-9]{4}[-/][0-9]{1,2}[-/][0-9]{1,2}")
+
+
+def _times(kind: str, written: Sequence[str], words: str) -> tuple[str | None, int]:
+    """How most of these cells would be read as times: "" as they are, a format, or `epoch`; None when they are none.
+    And how many cannot be read so."""
     if kind.startswith(("TIMESTAMP", "DATE")):
-        return ""
-    some = written[:200]
-    if not some:
-        return None
-    if words in ("whole numbers", "numbers"):
-        return "epoch" if all(9e8 <= float(cell) < 5e18 for cell in some) else None
-    if all(re.match(r"[0-9]{4}[-/][0-9]{1,2}[-/][0-9]{1,2}", cell) for cell in some):
-        return ""
-    connection = duckdb.connect()
-    try:
-        for one in _TIME_FORMATS:
-            query = "select count_if(try_strptime(c, ?) is null) from (select unnest(?::varchar[]) as c)"
-            if connection.execute(query, [one, list(written)]).fetchall()[0][0] == 0:
-                return one
-    finally:
-        connection.close()
-    return None
-
-
-def _amounts(written: Sequence[str], words: str) -> str | None:
-    """How these cells would be read as amounts: "" as they are, or the options of the mapping; None: they are none."""
-    if words in ("whole numbers", "numbers"):
-        return ""
+        return "", 0
     some = written[:1000]
-    sign = next((m[0] for cell in some if (m := re.search(r"[$€£¥₹₽]|[A-Z]{3}", cell))), None)
+    if not some:
+        return None, 0
+    if words == "whole numbers" and (form := _TIME_DIGITS.get(len(some[0]))) is not None:
+        year = [cell[:4] for cell in some if len(cell) == len(some[0])]
+        if len(year) == len(some) and all("1990" <= one < "2100" for one in year) and _unread(some, form) == 0:
+            return form, 0
+    if words in ("whole numbers", "numbers"):
+        return ("epoch", 0) if all(9e8 <= float(cell) < 5e18 for cell in some) else (None, 0)
+    found = [("", sum(_ISO_DATE.match(cell) is None for cell in some))]
+    found += [(one, _unread(some, one)) for one in _TIME_FORMATS]
+    form, odd = min(found, key=lambda one: one[1])  # the first of equals
+    return (form, odd) if odd * _ODD_SHARE <= len(some) else (None, 0)
+
+
+# Times written as one number, by their digits.
+_TIME_DIGITS: Final = {8: "%Y%m%d", 12: "%Y%m%d%H%M", 14: "%Y%m%d%H%M%S"}
+
+
+def _unread(cells: Sequence[str], form: str) -> int:
+    with duckdb.connect() as connection:
+        query = "select count_if(try_strptime(c, ?) is null) from (select unnest(?::varchar[]) as c)"
+        return int(connection.execute(query, [form, cells]).fetchall()[0][0])
+
+
+# Of a column one cell in so many may be no time or no amount: the rest of its name says what it is.
+_ODD_SHARE = 2
+_SIGN = re.compile(r"[$€£¥₹₽]|[A-Z]{3}")
+_SIGNS: Final = {"$": "USD", "€": "EUR", "£": "GBP", "¥": "JPY", "₹": "INR", "₽": "RUB"}
+_POINT = re.compile(r"[+-]?[0-9]{1,3}(,[0-9]{3})*(\.[0-9]+)?|[+-]?[0-9]+(\.[0-9]+)?")
+_COMMA = re.compile(r"[+-]?[0-9]{1,3}(\.[0-9]{3})*(,[0-9]+)?|[+-]?[0-9]+(,[0-9]+)?")
+
+
+def _amounts(written: Sequence[str], words: str) -> tuple[str | None, int, str | None]:
+    """How most of these cells would be read as amounts: "" as they are, or the options of the mapping; None: they are
+    none. How many cannot be read so, and the sign of a currency in them."""
+    if words in ("whole numbers", "numbers"):
+        return "", 0, None
+    some = written[:1000]
+    sign = next((m[0] for cell in some if (m := _SIGN.search(cell))), None)
     bare = [cell.replace(sign, "").replace(" ", "") if sign else cell for cell in some]
     options = [f"currency_sign: {_yaml(sign)}"] if sign else []
-    if some and all(
-        re.fullmatch(r"[+-]?[0-9]{1,3}(,[0-9]{3})*(\.[0-9]+)?|[+-]?[0-9]+(\.[0-9]+)?", cell) for cell in bare
-    ):
-        if any("," in cell for cell in bare):
+    odd = [sum(form.fullmatch(cell) is None for cell in bare) for form in (_POINT, _COMMA)]
+    if not some or min(odd) * _ODD_SHARE > len(some):
+        return None, 0, None
+    if odd[0] <= odd[1]:
+        if any("," in cell for cell in bare if _POINT.fullmatch(cell)):
             options.append('thousands_mark: ","')
-        return ", ".join(options)
-    if some and all(
-        re.fullmatch(r"[+-]?[0-9]{1,3}(\.[0-9]{3})*(,[0-9]+)?|[+-]?[0-9]+(,[0-9]+)?", cell) for cell in bare
-    ):
-        return ", ".join([*options, 'decimal_mark: ","'])
-    return None
+        return ", ".join(options), odd[0], sign
+    return ", ".join([*options, 'decimal_mark: ","']), odd[1], sign
 
 
 class _Writer:
-    def __init__(self, name: str, kind: Kind, encoding: str | None, columns: list[Column], rows: int) -> None:
+    def __init__(
+        self, name: str, kind: Kind, encoding: str | None, columns: list[Column], rows: int, *, form: CsvForm
+    ) -> None:
+        self._form = form
         self._name, self._kind, self._encoding, self._columns, self._rows = name, kind, encoding, columns, rows
         self._used: set[str] = set()
+        self._sign: str | None = None  # of a currency, in the amounts
         self._questions: list[str] = []
         self._lines: list[str] = []
 
@@ -233,7 +307,18 @@ class _Writer:
             out.append(f"#   {column.name:<{width}}  {column.type}, {column.distinct:,} different{gaps}{cards}")
         out.append("")
         if self._encoding is not None:
-            out.append(f"encoding: {self._encoding}   # ? the text is not UTF-8; this is a guess where it has no mark")
+            marked = self._encoding in ("utf-8-sig", "utf-16")
+            why = "the file's own mark says so" if marked else "? the text is not UTF-8; this is a guess"
+            out.append(f"encoding: {self._encoding}   # {why}")
+        if self._form.skip:
+            why = f"? the first {self._form.skip} lines do not look like a table"
+            self._open("csv: lines before the table are passed over; see whether it begins where it should")
+        if not self._form.header:
+            why = "? the first line looks like a payment, not like names"
+        if line := _csv_form(self._form):
+            out.append(f"{line}   # {why}")
+        if not self._form.header:
+            self._open("csv: the first line is taken for a payment; the columns are counted: column0, column1, …")
         self._payment_id()
         self._event_time()
         self._amount()
@@ -263,6 +348,10 @@ class _Writer:
         comment = "; ".join(part for part in (why, more) if part)
         self._lines.append(f"{name}: {value}" + (f"   # {comment}" if comment else ""))
 
+    def _odd(self, cells: int, what: str) -> str:
+        """A remark on cells that are none of what the field needs."""
+        return f"? cells that are no {what}: {cells:,} different ones, whose rows will be refused" if cells else ""
+
     def _open(self, question: str) -> None:
         self._questions.append(question)
 
@@ -280,13 +369,32 @@ class _Writer:
         if unique:
             self._write("payment_id", self._take(unique[0]), "different in every row", unique[1:])
             return
+        # Named as an id of payments, but for a few cells that are empty or there twice: those rows are not others.
+        near = self._candidates(
+            "payment_id",
+            lambda c: (
+                c.distinct >= _NEARLY * self._rows
+                and _score("payment_id", c.name) > 50
+                and c.times is None
+                and not self._is_card(c)
+            ),
+        )
+        if near:
+            gaps, repeats = self._rows - near[0].present, near[0].present - near[0].distinct
+            what = [f"{gaps:,} cells are empty or broken, whose rows will be refused"] if gaps else []
+            what += [f"{repeats:,} ids stood before, whose rows are duplicates"] if repeats else []
+            self._write("payment_id", self._take(near[0]), f"? {'; '.join(what)}", near[1:])
+            self._open(f"payment_id: of {near[0].name} {'; '.join(what)}")
+            return
         self._write("payment_id", '{sql: "row_number() over ()"}', "? no column of an id is different in every row")
         self._open("payment_id: the number of the row, because no column looks like an id of payments")
 
     def _event_time(self) -> None:
         times = self._candidates("event_time", lambda c: c.times is not None)
         times += [
-            c for c in self._columns if c.times not in (None, "epoch") and c not in times and c.name not in self._used
+            c
+            for c in self._columns
+            if c.times not in (None, "epoch") and not c.odd_times and c not in times and c.name not in self._used
         ]
         parts = [self._column(part) for part in ("year", "month", "day")]
         if not times and None not in parts:
@@ -306,7 +414,8 @@ class _Writer:
             value = self._take(first)
             if first.times not in ("", "epoch"):
                 value = f'{{column: {value}, format: "{first.times}"}}'
-            self._write("event_time", value, "epoch numbers" if first.times == "epoch" else "", times[1:])
+            why = "epoch numbers" if first.times == "epoch" else self._odd(first.odd_times, "times")
+            self._write("event_time", value, why, times[1:])
             if first.times in _AMBIGUOUS:
                 self._open(f"event_time: read as {first.times}; is it day or month first?")
         elif times and clock is not None:
@@ -314,7 +423,11 @@ class _Writer:
             self._write("event_time", f"{{column: {value}}}", "? date and time in two columns")
         else:
             steps = self._candidates("event_time", lambda c: c.type in ("whole numbers", "numbers"))
-            if steps:
+            if steps and steps[0].serial:
+                source = f"{{column: {self._take(steps[0])}, unit: d, start: 1899-12-30T00:00:00Z}}"
+                self._write("event_time", source, "? days since 1899-12-30, as spreadsheets count them")
+                self._open(f"event_time: {steps[0].name} is read as the days of a spreadsheet; is that right?")
+            elif steps:
                 self._write(
                     "event_time", f"{{column: {self._take(steps[0])}, unit: s, start: 2024-01-01T00:00:00Z}}",
                     "? numbers since some start: say the unit (s, m, h, d) and the start",
@@ -323,7 +436,7 @@ class _Writer:
                     f"event_time: {steps[0].name} counts from a start that the file does not say, in unknown units"
                 )
             else:
-                self._write("event_time", "?", "? no column looks like a time")
+                self._write("event_time", '"?"', "? no column looks like a time")
                 self._open("event_time: no column looks like a time")
         self._lines.append("time_zone: UTC   # ? of times without an offset, such as Europe/Berlin")
 
@@ -336,32 +449,47 @@ class _Writer:
             first = major[0]
             value = self._take(first)
             value = f"{{column: {value}, {first.amounts}}}" if first.amounts else value
-            whole = "? whole numbers: if these are cents, write amount_minor" if first.type == "whole numbers" else ""
+            whole = first.type == "whole numbers" and not first.as_floats
+            if whole:
+                self._open(f"amount: {first.name} has whole numbers; if these are cents, write amount_minor for amount")
+            why = "? whole numbers: if these are cents, write amount_minor" if whole else ""
+            odd = self._odd(first.odd_amounts, "amounts")
+            self._sign = first.sign
             self._write(
-                "amount", value, whole or "major units; add round: true or refunds: attribute if needed", major[1:]
+                "amount", value, why or odd or "major units; add round: true or refunds: attribute if needed", major[1:]
             )
         else:
-            self._write("amount", "?", "? no column looks like an amount")
+            self._write("amount", '"?"', "? no column looks like an amount")
             self._open("amount: no column looks like an amount")
 
     def _currency(self) -> None:
         found = self._candidates("currency", lambda c: c.type == "text" and c.distinct <= len(CURRENCY_EXPONENT))
         if found:
             self._write("currency", self._take(found[0]), "", found[1:])
-        else:
-            self._write("currency", "{constant: EUR}", "? the file does not say")
-            self._open("currency: the file has no column of it; EUR is written, change it if that is wrong")
+            return
+        known = _SIGNS.get(self._sign or "", self._sign)
+        guess = known if known in CURRENCY_EXPONENT else "EUR"
+        why = f"? the amounts have {self._sign}" if guess == known else "? the file does not say"
+        self._write("currency", f"{{constant: {guess}}}", why)
+        self._open(f"currency: the file has no column of it; {guess} is written, change it if that is wrong")
 
     def _field(self, name: str) -> None:
         number = name.endswith(("latitude", "longitude"))
         found = self._candidates(
-            name, lambda c: (c.type == "numbers") == number or (number and c.type == "whole numbers")
+            name,
+            lambda c: (
+                c.type not in ("truth values", "boolean")
+                and ((c.type == "numbers") == number or (number and c.type == "whole numbers"))
+            ),
         )
         if found and (
             name in ("customer_id", "card_token", "merchant_id", "account_id") or _score(name, found[0].name) > 1
         ):
             card = self._is_card(found[0])
             why = "a keyed pseudonym: the numbers are card numbers" if card else ""
+            if found[0].cards and not card and UNDECLARED.rule(name) is CardRule.REFUSE:
+                why = "? some look like card numbers; if they are none, declare it opaque (card_numbers, feature set)"
+                self._open(f"{name}: some cells of {found[0].name} look like card numbers, and would be refused")
             self._write(name, self._take(found[0]), why, found[1:])
 
     def _label(self) -> None:
@@ -372,28 +500,34 @@ class _Writer:
             return
         first = found[0]
         value = self._take(first)
-        if first.truth or first.type == "boolean":
-            self._write("label", value, "", found[1:])
+        if first.words or first.type == "boolean":
+            alone = first.words and first.distinct == 1
+            self._write("label", value, "? one value alone in these rows" if alone else "", found[1:])
         else:
             self._write("label", f'{{column: {value}, fraud: ["?"], genuine: ["?"]}}', "? which words mean what")
             self._open(f"label: {first.name} has other values than 0 and 1; say which mean fraud")
         self._lines.append("label_delay: 7d   # ? how long after a payment its label is known")
 
     def _attributes(self) -> None:
-        rest = [
-            c for c in self._columns if c.name not in self._used and c.present and not c.nested and not self._is_card(c)
-        ]
+        rest = [c for c in self._columns if c.name not in self._used and c.present and not c.nested]
         if not rest:
             return
         self._lines.append(
             "# What else the feature set may use; at most 64. Take away what is not known before the decision."
         )
-        self._lines.append("attributes:")
+        begin = len(self._lines)
         for i, column in enumerate(rest):
+            if column.name == f"column{self._columns.index(column)}" and column.distinct == self._rows:
+                self._lines.append(f"#  {column.name} is left out: it has no name, and another value in each row")
+                continue
             name = re.sub(r"[^A-Za-z0-9_]+", "_", column.name).strip("_")[:60] or f"column_{i}"
             name = name if name[0].isalpha() or name[0] == "_" else f"c_{name}"
             if is_verification_column(column.name) or is_verification_name(name):
                 self._lines.append(f"#  {name} is left out: it is {FORBIDDEN}")
+                continue
+            why = self._left_out(column)
+            if why is not None:
+                self._lines.append(f"#  {name}: {_yaml(column.name)}   # ? left out: {why}")
                 continue
             value = (
                 f"{{boolean: {_yaml(column.name)}}}"
@@ -401,9 +535,25 @@ class _Writer:
                 else _yaml(column.name)
             )
             self._lines.append(f"{'' if i < 60 else '#'}  {name}: {value}   # {column.type}")
+        some = any(not line.startswith("#") for line in self._lines[begin:])
+        self._lines.insert(begin, "attributes:" if some else "# attributes:")
+
+    def _left_out(self, column: Column) -> str | None:
+        """Why a column is no attribute as it is: rows with such a cell would be refused. None when it can be one."""
+        if self._is_card(column):
+            return f"card numbers; {{token: {_yaml(column.name)}}} makes keyed pseudonyms of them"
+        if column.cards:
+            return "some cells look like card numbers; if they are none, declare it opaque (card_numbers, feature set)"
+        if column.unfit:
+            return f"some cells have more than {ATTRIBUTE_CHARACTERS_MAX} characters, or such as cannot be printed"
+        return None
 
 
-_AMBIGUOUS = frozenset({"%d/%m/%Y %H:%M:%S", "%d/%m/%Y %H:%M", "%d/%m/%Y"})
+# Where both were read, one of them is written.
+_AMBIGUOUS = frozenset(
+    form for form in _TIME_FORMATS if form.startswith("%d/%m/") or (form.startswith("%m/%d/") and "%p" in form)
+)
+_NEARLY: Final = 0.9
 
 
 def _score(field_name: str, column: str) -> int:
@@ -431,24 +581,26 @@ _YAML_WORDS = frozenset({"y", "n", "yes", "no", "true", "false", "on", "off", "n
 
 def _readable(text: str) -> Mapping | None:
     """The draft as a mapping; None while a person has to fill something in."""
-    try:
-        return Mapping.from_yaml(text)
-    except MappingError:
-        return None
+    for some in (text, re.sub(r"(?m)^label.*\n", "", text)):  # payments can be seen before their labels
+        try:
+            return Mapping.from_yaml(some)
+        except MappingError:
+            continue
+    return None
 
 
 def preview(source: str | Path, mapping: Mapping, count: int, options: ReadOptions = _DEFAULTS) -> list[dict[str, Any]]:
     """The first payments of a file by a mapping, card numbers masked; a refused row has its reason under `refused`."""
     if options.token_key is None:  # what is shown are pseudonyms of no other use
         options = replace(options, token_key=secrets.token_bytes(32))
-    file = PaymentFile(source, mapping, options)
+    file = PaymentFile(source, mapping, replace(options, rows_max=SAMPLE_ROWS))
     shown: list[dict[str, Any]] = []
     for batch in file.batches(count):
         for row in batch.to_pylist():
             code = row.pop("refused")
             shown.append({name: _shown(name, value) for name, value in row.items() if value is not None})
             if code:
-                shown[-1]["refused"] = str(file.refusal(code))
+                shown[-1]["refused"] = str(file.facts.refusal(code))
         break
     return shown
 

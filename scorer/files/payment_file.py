@@ -1,24 +1,26 @@
 """A source of payments as a query of the database: opened, looked at once, then read in order, block by block.
 
     files ──▶ Relation ──▶ values of the mapping ──▶ fields of the contract, with what is refused ──▶ Arrow batches
-              (rows)       (expressions, where)      (field_sql)                  order by, spilled to disk when large
+              (rows)       (expressions, where)      (field_sql)        │         order by, spilled to disk when large
+                                                                        └▶ kept on disk: CSV and JSON are parsed once
 
-Memory is bounded by `memory_mib`, sorting included: what does not fit goes to a folder of our own. The database may
-read the source and nothing else, and its configuration is locked.
+Memory is bounded by `memory_mib`, sorting included: what does not fit goes to a folder of our own, where the fields of
+text files are kept between the look and the reading. Of Parquet the look reads the columns of the time alone. The
+database may read the source and nothing else, and its configuration is locked.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import duckdb
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from schemas.contract_error import ContractError, DeadLetterReason
 from schemas.field_table import POSITION_FIELDS, TEXT_FIELDS
@@ -40,13 +42,15 @@ from scorer.files.mapping import (
     TimeSource,
     Token,
 )
-from scorer.files.source_relation import ROW, described, plain_reason, quoted, relation, text
+from scorer.files.row_facts import REFUSED, RowFacts, type_of
+from scorer.files.row_spool import SPOOL_ROWS, RowSpool, SharedRows, spooled
+from scorer.files.source_relation import ROW, described, plain_reason, quoted, relation, rows_estimated, text
 from scorer.files.sql_expression import checked, holds_window
+from scorer.files.time_survey import TimeSurvey
+from scorer.files.title_lines import title_lines
 
 DAY_MS = 86_400_000
-REFUSED = "refused"
-# Up to so many rows a file is small: one row in the far future is more than 1 % of it, or nearly so.
-_SMALL = 1000
+_ORDER = "__order"
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,9 @@ class ReadOptions:
     memory_mib: what the database may use before it writes to `temp_folder` (the system's by default) · future_gap_ms: a
     row so much later than all rows before it in time is refused when it is one of few · lateness_ms: how much later
     than its place a payment may come (the feature set's) · late_share_max: more late rows than that stop the reading ·
-    token_key: of pseudonyms
+    token_key: of pseudonyms · looking: called while rows are looked at before any is given, with how many were and with
+    how many there may be, 0 where that cannot be estimated · rows_max: no more rows than the first ones ·
+    labels_unmatched: called with how many payments a file of labels names that were not read, if any
     """
 
     memory_mib: int = 1024
@@ -65,22 +71,9 @@ class ReadOptions:
     lateness_ms: int = 0
     late_share_max: float = 0.01
     token_key: bytes | None = field(default=None, repr=False)
-
-
-@dataclass(frozen=True)
-class Survey:
-    """What one look at all rows found. Times are epoch ms; None where no row has a time.
-
-    rows: those of `where` · late: earlier than a row before them by more than may be · future_from_ms: rows at or
-    after this time are refused
-    """
-
-    rows: int
-    first_ms: int | None
-    last_ms: int | None
-    in_order: bool
-    late: int
-    future_from_ms: int | None
+    looking: Callable[[int, int], None] = lambda _rows, _all: None
+    rows_max: int | None = None
+    labels_unmatched: Callable[[int], None] = lambda _payments: None
 
 
 @dataclass(frozen=True)
@@ -106,11 +99,9 @@ class PaymentFile:
             self._cells = self._cells_query()
             self._problems: list[Problem] = []
             self._steps = Steps()
-            self.attribute_types: dict[str, str] = {}
+            self._untyped: dict[str, str] = {}  # of each attribute without a type its class, as SQL
             self._columns = self._field_columns()
-            self.survey = self._surveyed()
-            # Lines that are no rows at all: they are refused like rows.
-            self.lines_left_out = self._lines_left_out()
+            self.facts = self._looked_at()
             self._check_order()
         except BaseException:
             self.close()
@@ -125,7 +116,7 @@ class PaymentFile:
     def _order_key(self) -> str:
         """The column by which rows are ordered, where it is neither event time nor the place in the file."""
         place = self._places.get("order_by")
-        return "" if place is None else f", {place} as __order"
+        return "" if place is None else f", {place} as {_ORDER}"
 
     # --- values: what the mapping says, without regard to the contract ------------------------------------------------
 
@@ -151,6 +142,8 @@ class PaymentFile:
             # Numbers of rows are those of the file, so the condition comes after them.
             marked = f"select {', '.join(parts)}, {condition} as __where from ({known.sql})"
             query = f"select * exclude (__where) from ({marked}) where __where"
+        if self.options.rows_max is not None:
+            query = f"select * from ({query}) limit {self.options.rows_max}"
         try:
             self._types = described(connection, query)
         except duckdb.Error as exc:
@@ -189,7 +182,12 @@ class PaymentFile:
         shown = ", ".join(name[:40] for name in list(known.types)[:30]) + (", …" if len(known.types) > 30 else "")
         hint = ""
         if len(known.types) == 1 and self.opened.kind == "csv":
-            hint = "; if it is several in one, write their separator into the mapping (csv: {delimiter: ...})"
+            hint = (
+                "; if it is several in one, write their separator into the mapping (csv: {delimiter: ...}), or if it is"
+                " a line above the header how many there are (csv: {skip: N})"
+            )
+        elif self.opened.kind == "csv" and title_lines(self.opened.paths[0]) > self.mapping.csv.skip:
+            hint = "; if that is a line above the header, write how many there are into the mapping (csv: {skip: N})"
         raise MappingError(f"{self.name}: there is no column {column!r}; there are {shown}{hint}")
 
     def _unbound(self, exc: duckdb.Error) -> str:
@@ -238,6 +236,7 @@ class PaymentFile:
         source: Any = mapping.event_time
         form = source if isinstance(source, TimeSource) else None
         made = fields.as_time(steps, self._value("event_time", source), mapping.time_zone, mapping.repeated_hour, form)
+        made = fields.not_long_ago(steps, made)
         columns["event_time"] = steps.let(self._add("event_time", made))
         for name in TEXT_FIELDS:
             source = getattr(mapping, name)
@@ -272,156 +271,191 @@ class PaymentFile:
         columns["amount_minor"] = sql
 
     def _attributes(self) -> dict[str, str]:
-        classes, columns = self._text_classes(), {}
+        columns = {}
         for name, source in self.mapping.attributes.items():
             full = f"attributes.{name}"
             value = self._value(full, source)
+            json = value.type == "JSON"
+            typeless = json or (value.type == "VARCHAR" and self._relation.of_text)
             if isinstance(source, Flag):
                 made = fields.as_flag(self._steps, full, value)
-            elif full in classes:
-                made = fields.as_attribute_of(full, self._untyped(full), classes[full])
+            elif typeless and not isinstance(source, Token | Constant):
+                cell = f"cast({value.sql} as varchar)" if json else value.sql
+                made = fields.as_untyped(full, cell, json=json)
+                self._untyped[full] = fields.class_of(cell)
             else:
                 made = fields.as_attribute(self._steps, full, value)
             columns[full] = self._add(full, made)
         return columns
 
-    def _text_classes(self) -> dict[str, str]:
-        """What all cells of each attribute without a type are: numbers, booleans, text, or each something else."""
-        names = []
-        for name, source in self.mapping.attributes.items():
-            kind = self._types[self._places[f"attributes.{name}"]]
-            typeless = kind == "JSON" or (kind == "VARCHAR" and self._relation.of_text)
-            if typeless and not isinstance(source, Flag | Token | Constant):
-                names.append(f"attributes.{name}")
-        if not names:
-            return {}
-        counts = []
-        for full in names:
-            v = self._untyped(full)
-            length = f"length({v}) <= {fields.NUMBER_CHARACTERS_MAX}"
-            number = f"{length} and regexp_full_match({v}, {text(fields.JSON_NUMBER)})"
-            fraction = f"regexp_matches({v}, '[.eE]')"
-            counts += [
-                f"count({v})",
-                f"count_if({number} and not {fraction} and try_cast({v} as bigint) is not null)",
-                f"count_if({number} and {fraction} and isfinite(try_cast({v} as double)))",
-                f"count_if(lower({v}) in ('true', 'false'))",
-            ]
-        row = [count or 0 for count in self._one(f"select {', '.join(counts)} from ({self._cells})")]
-        for i, full in enumerate(names):
-            present, whole, fractions, truth = row[4 * i : 4 * i + 4]
-            if whole + fractions == present:
-                kind = "DOUBLE" if fractions else "BIGINT"
-            elif truth == present:
-                kind = "BOOLEAN"
-            elif self._types[self._places[full]] == "JSON":
-                kind = "JSON"
-            else:
-                kind = "MIXED" if whole + fractions + truth else "VARCHAR"
-            self.attribute_types[full] = kind
-        return self.attribute_types
-
-    def _untyped(self, full: str) -> str:
-        v = self._places[full]
-        return f"cast({v} as varchar)" if self._types[v] == "JSON" else v
-
     # --- one look at all rows -----------------------------------------------------------------------------------------
 
-    def _surveyed(self) -> Survey:
-        rows = (
-            f"select {ROW}, {self._columns['event_time']} as t{self._order_key} from ({self._steps.over(self._cells)})"
+    def _looked_at(self) -> RowFacts:
+        """What the rows are like. Those of a text are parsed here and kept, for parsing is what costs."""
+        self._kept: RowSpool | None = None
+        survey = TimeSurvey(future_gap_ms=self.options.future_gap_ms, lateness_ms=self.options.lateness_ms)
+        types: dict[str, str] = {}
+        if self.opened.kind == "parquet" and not self._untyped:
+            self._survey_times(survey)
+        else:
+            types = self._keep_rows(survey)
+        return RowFacts(
+            self.name,
+            self.mapping,
+            survey.found(self._times),
+            types,
+            tuple(self._problems),
+            self._lines_left_out(),
+            len(self.opened.paths),
+            self.mapping.csv.header,
         )
-        over = f"order by __order, {ROW}" if self._order_key else ""
-        limit: int | None = None
-        total = 0
-        for turn in range(2):
-            kept = "" if limit is None else f" where t is null or t < {limit}"
-            before = f"max(t) over ({over} rows between unbounded preceding and 1 preceding) as before"
-            count, first, last, unordered, late = self._one(
-                "select count(*), min(t), max(t), coalesce(count_if(t < before), 0),"
-                f" coalesce(count_if(t < before - ?), 0) from (select t, {before} from ({rows}){kept})",
-                [self.options.lateness_ms],
-            )
-            total = count if turn == 0 else total
-            if turn == 0 and first is not None and last - first > self.options.future_gap_ms:
-                limit = self._future_from(rows, count, first)
-            if limit is None:
-                break
-        return Survey(total, first, last, unordered == 0, late, limit)
 
-    def _future_from(self, rows: str, count: int, first: int) -> int | None:
-        """The first of few times that come long after all others, epoch ms."""
-        few = count // 100 if count > _SMALL else (count - 1) // 2
-        found = self._all(f"select t from ({rows}) where t is not null order by t desc limit {few + 1}")
-        times = [t for (t,) in reversed(found)]
-        for i, (before, after) in enumerate(itertools.pairwise(times), 1):
-            beyond, gap = len(times) - i, after - before
-            # Of a small file one row is much; there the gap has to be long beside all that was before it.
-            rare = beyond * 100 <= count or gap > max(10 * (before - first), 12 * self.options.future_gap_ms)
-            if gap > self.options.future_gap_ms and rare:
-                return int(after)
-        return None
+    def _keep_rows(self, survey: TimeSurvey) -> dict[str, str]:
+        """Parse all rows into the spool; gives the types of the attributes without one."""
+        classes = [f"{sql} as __c{i}" for i, sql in enumerate(self._untyped.values())]
+        estimated, columns = rows_estimated(self.opened), [f"__c{i}" for i in range(len(classes))]
+        counts = np.zeros((len(classes), fields.OTHER_CELL + 1), np.int64)
+        done = 0
+
+        def kept() -> Iterator[pa.RecordBatch]:
+            nonlocal done
+            for batch in reader:
+                if not self._order_key:
+                    survey.add(batch.column("event_time"))
+                for i, name in enumerate(columns):
+                    found = batch.column(name).to_numpy(zero_copy_only=False)
+                    counts[i] += np.bincount(found, minlength=fields.OTHER_CELL + 1)
+                yield batch.drop_columns(columns) if columns else batch
+                done += batch.num_rows
+                self.options.looking(done, max(estimated, done) if estimated else 0)
+
+        path = self.opened.workspace.folder / "rows.arrow"
+        try:
+            reader = self._connection.sql(self._fields_query(classes)).to_arrow_reader(SPOOL_ROWS)
+            schema = pa.schema([one for one in reader.schema if one.name not in columns])
+            self._kept = spooled(self.name, path, schema, kept())
+        except (duckdb.Error, pa.ArrowException) as exc:
+            raise FileError(f"{self.name}: cannot be read: {plain_reason(exc)}") from None
+        if self._order_key:
+            self._survey_times(survey)
+        sources = zip(counts, self._untyped, strict=True)
+        return {full: type_of(one, json=self._types[self._places[full]] == "JSON") for one, full in sources}
+
+    def _survey_times(self, survey: TimeSurvey) -> None:
+        done = 0
+        for times in self._times():
+            survey.add(times)
+            done += len(times)
+            self.options.looking(done, 0)
+
+    def _times(self) -> Iterator[pa.Array]:
+        """The event times of all rows, in the order of the mapping, or in that of the file where this is event time."""
+        if self._kept is not None and not self._order_key:
+            return (batch.column(0) for batch in self._kept.batches(["event_time"]))
+        query = f"select event_time{', __order, row' if self._order_key else ''} from ({self._source()})"
+        if self._order_key:
+            query = f"select event_time from ({query}) order by {_ORDER} nulls first, row"
+        return (batch.column(0) for batch in self._stream(query, SPOOL_ROWS))
 
     def _check_order(self) -> None:
-        survey = self.survey
-        if self.mapping.order_by == BY_EVENT_TIME or survey.late <= self.options.late_share_max * survey.rows:
-            return
-        raise FileError(
-            f"{self.name}: {survey.late:,} of {survey.rows:,} rows would be late: they come after rows of a later "
-            f"event time. Leave order_by out of the mapping, and rows are read in order of event time"
-        )
+        survey = self.facts.survey
+        why = survey.too_late(self.options.late_share_max)
+        if self.mapping.order_by != BY_EVENT_TIME and why is not None:
+            raise FileError(
+                f"{self.name}: {why}. Leave order_by out of the mapping, and rows are read in order of event time. "
+                "If this is the order in which they arrived, FRAUD_SCORER_FILES__LATE_MAX says what share may be late"
+            )
 
     # --- rows in order ------------------------------------------------------------------------------------------------
 
     def batches(self, rows_per_block: int, until_ms: int | None = None) -> Iterator[pa.RecordBatch]:
-        """Columns of the contract in the order of the mapping, with `row` and `refused` (see `refusal`), at most
+        """Columns of the contract in the order of the mapping, with `row` and `refused` (see RowFacts.refusal), at most
         `rows_per_block` a batch; with `until_ms` no more than what can matter before that time. Closes the file."""
         try:
-            query = self._connection.sql(self._rows_query(until_ms))
-            for batch in query.to_arrow_reader(max(rows_per_block, 2048)):
+            for batch in self._ordered(rows_per_block, until_ms):
+                finished = self.facts.finished(batch)
                 for start in range(0, batch.num_rows, rows_per_block):
-                    yield batch.slice(start, rows_per_block)
-        except (duckdb.Error, pa.ArrowException) as exc:
-            raise FileError(f"{self.name}: cannot be read to its end: {plain_reason(exc)}") from None
+                    yield finished.slice(start, rows_per_block)
         finally:
             self.close()
 
-    def _rows_query(self, until_ms: int | None) -> str:
-        time, survey, order = self._columns["event_time"], self.survey, self.mapping.order_by
-        self._problems_read = list(self._problems)
-        if survey.future_from_ms is not None:
-            late = f"{time} >= {survey.future_from_ms}"
-            message = (
-                "far later than all rows before it in time; FRAUD_SCORER_FILES__FUTURE_GAP says how far is too far"
-            )
-            self._problems_read.append(Problem("event_time", late, DeadLetterReason.EVENT_TIME_IN_FUTURE, message))
-        cases = " ".join(f"when {p.condition} then {i}" for i, p in enumerate(self._problems_read, 1))
-        refused = f"case {cases} else 0 end" if cases else "0"
-        columns = ", ".join(f"{sql} as {quoted(name)}" for name, sql in self._columns.items())
-        rows = self._steps.over(self._cells)
-        query = (
-            f"select {ROW} as row, {columns}, cast({refused} as smallint) as {REFUSED}{self._order_key} from ({rows})"
-        )
-        if until_ms is not None:
-            query = f"select * from ({query}) where {self._until(rows, until_ms)}"
-        if order == BY_EVENT_TIME and not survey.in_order:
-            query = f"select * from ({query}) order by event_time nulls first, row"
-        elif self._order_key:
-            query = f"select * exclude (__order) from ({query}) order by __order nulls first, row"
-        return query
+    def shared(self, rows_per_block: int, until_ms: int | None = None) -> SharedRows:
+        """The same rows on disk, in the folder that `close` removes; read once, whatever reads them then."""
+        batches = self._ordered(rows_per_block, until_ms)
+        first = next(batches, None)
+        finished = [] if first is None else [self.facts.finished(first)]
 
-    def _until(self, rows: str, until_ms: int) -> str:
+        def cut() -> Iterator[pa.RecordBatch]:
+            for batch in itertools.chain(finished, map(self.facts.finished, batches)):
+                for start in range(0, batch.num_rows, rows_per_block):
+                    yield batch.slice(start, rows_per_block)
+
+        schema = finished[0].schema if finished else pa.schema([])
+        return SharedRows(self.facts, spooled(self.name, self.opened.workspace.folder / "shared.arrow", schema, cut()))
+
+    def _ordered(self, rows_per_block: int, until_ms: int | None) -> Iterator[pa.RecordBatch]:
+        """Batches in order, not yet finished."""
+        order, in_order = self.mapping.order_by, self.facts.survey.in_order
+        by_time = order == BY_EVENT_TIME and not in_order
+        if self._kept is not None and not by_time and not self._order_key:
+            return self._as_kept(until_ms)
+        query = f"select * from ({self._source()})"
+        if until_ms is not None:
+            query = f"{query} where {self._until(until_ms)}"
+        if by_time:
+            query = f"{query} order by event_time nulls first, row"
+        elif self._order_key:
+            query = f"select * exclude ({_ORDER}) from ({query}) order by {_ORDER} nulls first, row"
+        return self._stream(query, max(rows_per_block, 2048))
+
+    def _as_kept(self, until_ms: int | None) -> Iterator[pa.RecordBatch]:
+        """Rows in the order of the file."""
+        assert self._kept is not None
+        last = None if until_ms is None or self.mapping.order_by != BY_FILE else self._last_row(until_ms)
+        for batch in self._kept.batches():
+            if last is not None:
+                kept = batch.filter(pc.less_equal(batch.column("row"), last))
+            elif until_ms is not None:
+                time = batch.column("event_time")
+                kept = batch.filter(pc.fill_null(pc.less(time, until_ms), fill_value=True))
+            else:
+                kept = batch
+            if kept.num_rows:
+                yield kept
+
+    def _source(self) -> str:
+        """A query of all rows as fields: of what was kept, where it was."""
+        if self._kept is None:
+            return self._fields_query([])
+        self._connection.register("kept", self._kept.reader())
+        return "select * from kept"
+
+    def _fields_query(self, more: Sequence[str]) -> str:
+        """Row by row from the files: the columns of the contract with `row` and `refused`."""
+        cases = " ".join(f"when {p.condition} then {i}" for i, p in enumerate(self._problems, 1))
+        refused = f"case {cases} else 0 end" if cases else "0"
+        columns = ", ".join(
+            [f"{ROW} as row", *(f"{sql} as {quoted(name)}" for name, sql in self._columns.items()),
+             f"cast({refused} as smallint) as {REFUSED}", *more]
+        )  # fmt: skip
+        return f"select {columns}{self._order_key} from ({self._steps.over(self._cells)})"
+
+    def _until(self, until_ms: int) -> str:
         if self.mapping.order_by == BY_EVENT_TIME:
             return f"(event_time is null or event_time < {until_ms})"
-        if self.mapping.order_by != BY_FILE:
-            return "true"
-        (last,) = self._one(f"select max({ROW}) from ({rows}) where {self._columns['event_time']} < {until_ms}")
-        return f"row <= {last or 0}"
+        return f"row <= {self._last_row(until_ms)}" if self.mapping.order_by == BY_FILE else "true"
 
-    def refusal(self, code: int) -> ContractError:
-        """Why rows with this number in `refused` are refused."""
-        problem = self._problems_read[code - 1]
-        return ContractError(problem.reason, problem.field or None, problem.message)
+    def _last_row(self, until_ms: int) -> int:
+        """The last row before that time; 0 where there is none."""
+        if self._kept is None:
+            (last,) = self._one(f"select max(row) from ({self._source()}) where event_time < {until_ms}")
+            return int(last or 0)
+        last = 0
+        for batch in self._kept.batches(["row", "event_time"]):
+            rows = batch.filter(pc.fill_null(pc.less(batch.column("event_time"), until_ms), fill_value=False))
+            if rows.num_rows:
+                last = max(last, int(pc.max(rows.column("row")).as_py()))
+        return last
 
     def _lines_left_out(self) -> list[int]:
         """Numbers of the lines that the reader could not take as rows."""
@@ -430,12 +464,11 @@ class PaymentFile:
             return []
         return [line for _, line in self._all("select distinct file_id, line from reject_errors order by all")]
 
-    def row_numbers(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Places in the file of the rows with these numbers, which the reader counted without what it left out."""
-        if not self.lines_left_out or len(self.opened.paths) > 1:
-            return rows
-        left_out = np.array(self.lines_left_out) - self.mapping.csv.header
-        return rows + np.searchsorted(left_out - 1 - np.arange(len(left_out)), rows, side="left")
+    def _stream(self, query: str, rows: int) -> Iterator[pa.RecordBatch]:
+        try:
+            yield from self._connection.sql(query).to_arrow_reader(rows)
+        except (duckdb.Error, pa.ArrowException) as exc:
+            raise FileError(f"{self.name}: cannot be read to its end: {plain_reason(exc)}") from None
 
     def _all(self, query: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         try:

@@ -11,14 +11,17 @@ import csv
 import io
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import duckdb
 
+from schemas.card_numbers import holds_card_number
 from schemas.contract_error import DeadLetterReason
 from scorer.files.file_source import FileError, Opened, names_of, unpacked
-from scorer.files.mapping import Mapping, MappingError
+from scorer.files.mapping import CsvForm, Mapping, MappingError
 
 ROW = "__row"
 LINE_BYTES_MAX = 16 << 20
@@ -27,6 +30,10 @@ _MORE = "__more"
 _NEVER = "\x01"
 # A line as one cell, blank ones too.
 _LINES = "delim='', quote='', escape='', header=false, auto_detect=false, null_padding=true"
+
+
+class NoHeaderError(MappingError):
+    """The first line of a CSV holds a card number: it is a payment, and the file has no names of columns."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +117,20 @@ def plain_reason(exc: BaseException) -> str:
 _KNOWN = ("No magic bytes found", "too small to be a Parquet file", "Invalid Input Error: File is too small")
 
 
+_SAMPLE_BYTES = 1 << 20
+
+
+def rows_estimated(opened: Opened) -> int:
+    """About how many rows a text has, by the length of its first lines; 0 where that says nothing."""
+    start = opened.paths[0]
+    if opened.kind == "parquet" or start.suffix in (".gz", ".zst"):
+        return 0
+    with start.open("rb") as raw:
+        sample = raw.read(_SAMPLE_BYTES)
+    lines = sample.count(b"\n")
+    return int(sum(path.stat().st_size for path in opened.paths) * lines / len(sample)) if lines else 0
+
+
 def _parquet(connection: duckdb.DuckDBPyConnection, opened: Opened) -> Relation:
     read = f"read_parquet({names_of(opened.paths)}, union_by_name=true)"
     types = described(connection, f"select * from {read}")
@@ -118,7 +139,7 @@ def _parquet(connection: duckdb.DuckDBPyConnection, opened: Opened) -> Relation:
 
 def _csv(connection: duckdb.DuckDBPyConnection, opened: Opened, mapping: Mapping) -> Relation:
     if opened.bytes_total == 0:
-        raise MappingError(f"{opened.name}: the file is empty: it has no line with the names of its columns")
+        raise MappingError(_EMPTY.format(opened.name))
     form, first = mapping.csv, text(str(opened.paths[0]))
     delimiter, quote = form.delimiter, form.quote
     if delimiter is None or quote is None:
@@ -126,6 +147,7 @@ def _csv(connection: duckdb.DuckDBPyConnection, opened: Opened, mapping: Mapping
             connection,
             f"select delimiter, quote from sniff_csv({first}, all_varchar=true, header=true, strict_mode=false,"
             f" null_padding=true, maximum_line_size={LINE_BYTES_MAX}"
+            + (f", skip={form.skip}" if form.skip else "")  # given as 0, another separator may be found
             + (f", delim={text(delimiter)}" if delimiter is not None else "")
             + (f", quote={text(quote)}" if quote is not None else "")
             + ")",
@@ -136,9 +158,9 @@ def _csv(connection: duckdb.DuckDBPyConnection, opened: Opened, mapping: Mapping
         quote = quote if quote is not None else seen[1] if len(seen[1]) == 1 else '"'
     options = (
         f"delim={text(delimiter)}, quote={text(quote)}, escape={text(quote)}, auto_detect=false, null_padding=true,"
-        f" maximum_line_size={LINE_BYTES_MAX}, nullstr={text(_NEVER)}, parallel=false"
+        f" maximum_line_size={LINE_BYTES_MAX}, nullstr={text(_NEVER)}, parallel=false, skip={form.skip}"
     )
-    heads = _heads(opened, delimiter, quote, header=form.header)
+    heads = _heads(opened, delimiter, quote, form)
     names, repeated = _distinct(heads)
     columns = ", ".join(f"{text(name)}: 'VARCHAR'" for name in [*names, _MORE])
     read = (
@@ -164,14 +186,47 @@ def _csv(connection: duckdb.DuckDBPyConnection, opened: Opened, mapping: Mapping
     return Relation(sql, dict.fromkeys(names, "VARCHAR"), True, broken, repeated, rejects=True)
 
 
-def _heads(opened: Opened, delimiter: str, quote: str, *, header: bool) -> list[str]:
-    """The cells of the first line; names of our own where it is no header."""
-    with unpacked(opened.paths[0]) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as lines:
+_EMPTY = "{}: the file is empty: it has no line with the names of its columns"
+
+
+def _heads(opened: Opened, delimiter: str, quote: str, form: CsvForm) -> list[str]:
+    """The cells of the first line, which is the same in every file; names of our own where it is no header. No cell is
+    in a message, for it may be one of a payment. Raises MappingError."""
+    files = opened.paths if form.header else opened.paths[:1]
+    every = [_first_line(path, delimiter, quote, form.skip) for path in files]
+    if not every[0]:
+        raise MappingError(_EMPTY.format(opened.name))
+    for shown, cells in zip(opened.shown, every, strict=False):
+        # Names in another order would put each cell of that file under a wrong one.
+        if cells and cells != every[0]:
+            place = next(i for i in range(len(cells) + 1) if cells[i : i + 1] != every[0][i : i + 1])
+            raise MappingError(
+                f"{opened.name}: the header of {shown} is not that of {opened.shown[0]}: they differ from column"
+                f" {place + 1} on; give the files the same columns in the same order, or read them one at a time"
+            )
+    cards = [i for i, cell in enumerate(every[0]) if form.header and holds_card_number(cell)]
+    if cards:
+        raise NoHeaderError(
+            f"{opened.name}: column {cards[0] + 1} of the first line may be a card number, so it is no header; write"
+            " csv: {header: false} into the mapping, and name the columns column0, column1, …"
+        )
+    return [cell if form.header and cell else f"column{i}" for i, cell in enumerate(every[0])]
+
+
+def _first_line(path: Path, delimiter: str, quote: str, skip: int) -> list[str]:
+    with unpacked(path) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as lines:
         reader = csv.reader(
             lines, delimiter=delimiter, quotechar=quote or None, quoting=csv.QUOTE_MINIMAL if quote else csv.QUOTE_NONE
         )
-        cells = next((row for row in reader if row), [])
-    return [cell.strip() if header and cell.strip() else f"column{i}" for i, cell in enumerate(cells)]
+        with suppress(csv.Error):  # a cell that does not end
+            for _ in range(skip):
+                next(reader, None)
+        if reader.line_num > skip:
+            raise MappingError(
+                f"one of the {skip} lines that csv: {{skip: {skip}}} passes over begins a cell of several lines; take"
+                " them out of the file"
+            )
+        return [cell.strip() for cell in next((row for row in reader if row), [])]
 
 
 def _distinct(names: list[str]) -> tuple[list[str], frozenset[str]]:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from schemas.contract_error import ContractError
 from schemas.control_record import Activate, parse_control
-from schemas.journal_record import LOCATION_MAX, JournalRecord
+from schemas.journal_record import LOCATION_MAX, BatchOrder
 from scorer.bundle import Bundle
 from scorer.bundle.bundle_errors import BundlePlaceError
 from scorer.errors import FraudScorerError, UsageError
@@ -116,7 +116,7 @@ class Bundles:
                 raise BundleUnavailable(f"stopped while bundle {fetch.bundle_id} was fetched")
             self._threads.sleep(_POLL_S)
 
-    def of(self, record: JournalRecord, batch: Batch) -> Bundle:
+    def of(self, record: BatchOrder, batch: Batch) -> Bundle:
         """The bundle that the journal names for `batch`. Raises BundleUnavailable or UsageError."""
         found = self.known(record.bundle)
         if found is not None:

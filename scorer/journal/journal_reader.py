@@ -6,21 +6,36 @@ in the order in which it did.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
-from confluent_kafka import KafkaError, TopicPartition
+from confluent_kafka import KafkaError, Message, TopicPartition
 
 from schemas import row_set
-from schemas.journal_record import FIRST_PREVIOUS, Change, ControlRange, InputRange, JournalRecord, Sources
+from schemas.journal_record import (
+    FIRST_PREVIOUS,
+    BatchOrder,
+    Change,
+    ControlRange,
+    InputRange,
+    JournalRecord,
+    Sources,
+)
+from schemas.order_record import OrderRecord
 from scorer import kafka
 from scorer.errors import PromiseBroken
-from scorer.journal.partition_buffers import MissingRange, ShardInputs, records_of
+from scorer.journal.partition_buffers import MissingRange, ShardInputs, no_records
 from scorer.pipeline.records import Batch
-from scorer.runtime.settings import KafkaSettings, Settings
+from scorer.runtime.settings import KafkaSettings
 from scorer.runtime.threads import SYSTEM, Threads
+
+# What one read of a journal gives: records, each with its offset.
+Found = list[tuple[int, JournalRecord]]
+
+# What a walk along a whole journal has in memory at once: 1.4 MB at 7 KB a record.
+RECORDS_PER_READ = 200
 
 WAY_OUT = "Restore it, or let `fraud-scorer recover` show what is missing and what can be accepted"
 
@@ -29,7 +44,7 @@ class JournalReader:
     """A shard's committed journal records from an offset on, each checked to follow the one before it.
 
     `position` is the offset that comes next. Transaction markers take offsets, so positions say how far we are, not
-    counts.
+    counts. `at_end`: whether what was read last was the end of what is committed.
     """
 
     def __init__(
@@ -53,24 +68,23 @@ class JournalReader:
         self._sequence, self._previous = sequence, previous
         self._threads = threads
         self.position = position
+        self.at_end = False
         self._consumer = clients.reader(f"{settings.topic_prefix}fraud-scorer-journal-reader", memory_kib=4096)
-        self._consumer.assign([self._partition])
+        with kafka.surfaced():
+            self._consumer.assign([self._partition])
 
     def read(self, wait_s: float, *, records_max: int = 1000) -> list[tuple[int, JournalRecord]]:
         """What has come, each with its offset, waiting at most `wait_s` for the first; about `records_max` at most.
 
-        Raises MissingRange when records before it are gone, PromiseBroken when the chain does not hold.
+        Raises MissingRange when records before it are gone, PromiseBroken when the chain does not hold, KafkaFailure.
         """
-        first = self._consumer.poll(wait_s)
-        if first is None:
-            return []
         found = []
-        more = self._consumer.consume(records_max - 1, 0) if records_max > 1 else []
-        for message in (first, *more):
-            error, offset = message.error(), kafka.present(message.offset(), "offset")
+        for message in kafka.take(self._consumer, wait_s, messages_max=records_max):
+            error = message.error()
             if error is not None:
-                self._on_error(error, offset)
+                self._on_error(error, message)
                 continue
+            self.at_end, offset = False, kafka.present(message.offset(), "offset")
             value = message.value()
             if value is not None and self._containing is None:
                 found.append((offset, self._checked(JournalRecord.from_bytes(value))))
@@ -114,9 +128,11 @@ class JournalReader:
         self._sequence, self._previous = record.sequence + 1, record.head
         return record
 
-    def _on_error(self, error: KafkaError, offset: int) -> None:
+    def _on_error(self, error: KafkaError, message: Message) -> None:
         if error.code() == KafkaError._PARTITION_EOF:
-            self.position = max(self.position, offset)  # the offset that would come next
+            # The offset that would come next.
+            self.position = max(self.position, kafka.present(message.offset(), "offset"))
+            self.at_end = True
             return
         place = f"{self._partition.topic}/{self._partition.partition}"
         failed = kafka.read_failure(error, place)
@@ -143,10 +159,11 @@ def journal_bounds(settings: KafkaSettings, broker: kafka.Broker, shard: int) ->
     return broker.starts([partition])[0], broker.ends([partition])[0]
 
 
-def read_journal(
+def journal_records(
     settings: KafkaSettings, clients: kafka.Clients, shard: int, *, no_progress_s: float, threads: Threads = SYSTEM
-) -> list[JournalRecord]:
-    """All committed journal records of `shard`, checked to be one unbroken chain from the first batch on.
+) -> Generator[tuple[int, JournalRecord], None, None]:
+    """All committed journal records of `shard`, each with its offset, checked to be one unbroken chain from the first
+    batch on. At most RECORDS_PER_READ of them are in memory at once.
 
     Raises MissingRange when the beginning is gone, PromiseBroken when the chain does not hold,
     NoProgress when reading stalls.
@@ -155,15 +172,15 @@ def read_journal(
     reader = JournalReader(
         settings, shard, clients=clients, threads=threads, position=start, sequence=0, previous=FIRST_PREVIOUS
     )
-    records: list[JournalRecord] = []
+    empty = True
     try:
-        for found in reader.until(end, no_progress_s=no_progress_s):
-            records += [record for _, record in found]
+        for found in reader.until(end, no_progress_s=no_progress_s, records_max=RECORDS_PER_READ):
+            empty = empty and not found
+            yield from found
     finally:
         reader.close()
-    if start > 0 and not records:
+    if start > 0 and empty:
         raise emptied(settings, shard, start)
-    return records
 
 
 def emptied(settings: KafkaSettings, shard: int, start: int) -> MissingRange:
@@ -174,65 +191,45 @@ def emptied(settings: KafkaSettings, shard: int, start: int) -> MissingRange:
     )
 
 
-def first_positions(records: Sequence[JournalRecord]) -> dict[int, int]:
-    """The first offset of each payments partition that has to be read along `records`."""
-    result: dict[int, int] = {}
-    for record in records:
-        for r in record.inputs:
-            result.setdefault(r.partition, r.start if record.change is None else r.end)
-    return result
-
-
-def check_retained(records: Sequence[JournalRecord], broker: kafka.Broker, topics: kafka.Topics) -> None:
-    """Raise MissingRange, naming it, when records that the journal points to are gone from their topics."""
-    needed = first_positions(records)
-    where = [TopicPartition(topics.payments, p) for p in needed]
-    first = [*needed.values(), records[0].control.start]
-    where.append(TopicPartition(topics.control, 0))
-    labels = first_labels(records)
-    if labels is not None:
-        first.append(labels)
-        where.append(TopicPartition(topics.labels, 0))
-    for partition, want, have in zip(where, first, broker.starts(where), strict=True):
-        if have > want:
-            raise MissingRange(
-                f"{partition.topic}/{partition.partition}: offsets {want} to {have - 1} are gone (retention), "
-                f"and the journal needs them to rebuild the windows. {WAY_OUT}"
-            )
-
-
-def first_labels(records: Sequence[JournalRecord]) -> int | None:
-    """The first offset of topic labels that has to be read along `records`; None when they read none of it."""
-    for record in records:
-        if record.labels is not None:
-            return record.labels.start if record.change is None else record.labels.end
-    return None
-
-
-def since_new_state(records: list[JournalRecord]) -> list[JournalRecord]:
-    """The records from the last one on at which an operator let the state begin anew; all when there is none."""
-    for i in range(len(records) - 1, 0, -1):
-        change = records[i].change
-        if change is not None and change.kind == "new_state":
-            return records[i:]
-    return records
-
-
-def last_new_state(reader: JournalReader, end: int, *, no_progress_s: float) -> tuple[int, JournalRecord] | None:
-    """Offset and record of the last `new_state` that `reader` finds before offset `end`; None without one."""
+def last_new_state(found_records: Iterable[Found]) -> tuple[int, JournalRecord] | None:
+    """Offset and record of the last `new_state` among what a reader has found; None without one."""
     found = None
-    for records in reader.until(end, no_progress_s=no_progress_s):
+    for records in found_records:
         for offset, record in records:
             if record.change is not None and record.change.kind == "new_state":
                 found = offset, record
     return found
 
 
-def snapshot_digests(reader: JournalReader, end: int, *, no_progress_s: float) -> dict[int, str]:
-    """Digests of the snapshots that the records name which `reader` finds before offset `end`, by sequence."""
+def new_state_from(
+    offset: int,
+    settings: KafkaSettings,
+    clients: kafka.Clients,
+    shard: int,
+    *,
+    no_progress_s: float,
+    threads: Threads = SYSTEM,
+) -> bool:
+    """Whether an operator let the state of `shard` begin anew with a record from journal offset `offset` on.
+
+    Records that do not name it are not parsed, and the chain is not checked.
+    """
+    _, end = journal_bounds(settings, clients.broker(), shard)
+    reader = JournalReader(
+        settings, shard, clients=clients, threads=threads, position=offset, sequence=0, previous=None,
+        containing=b'"new_state"',
+    )  # fmt: skip
+    try:
+        return last_new_state(reader.until(end, no_progress_s=no_progress_s)) is not None
+    finally:
+        reader.close()
+
+
+def snapshot_digests(found_records: Iterable[Found]) -> dict[int, str]:
+    """Digests of the snapshots that the records name which a reader has found, by sequence."""
     return {
         record.snapshot.sequence: record.snapshot.sha256
-        for records in reader.until(end, no_progress_s=no_progress_s)
+        for records in found_records
         for _, record in records
         if record.snapshot is not None
     }
@@ -249,56 +246,82 @@ def deployment_of(facts: Mapping[str, kafka.TopicFacts], topics: kafka.Topics) -
     return journal.name if journal.id == kafka.NO_ID else f"{journal.name}@{journal.id}"
 
 
-def inputs_along(
-    records: Sequence[JournalRecord], clients: kafka.Clients, settings: Settings, *, reader: str
-) -> ShardInputs:
-    """ShardInputs that stand where `records` begin, for reading their batches again; `reader` names who reads.
-
-    Raises MissingRange when what they point to is gone, SourceChanged when they are of other topics.
-    """
-    topics = kafka.Topics.of(settings.kafka)
-    broker = clients.broker()
-    sources = sources_of(broker.topic_facts(topics.inputs), topics)
-    named = next((record.sources for record in records if record.sources is not None), None)
-    if named is not None:
-        check_sources(named, sources, f"the journal of shard {records[0].shard}")
-    check_retained(records, broker, topics)
-    group = f"{settings.kafka.topic_prefix}fraud-scorer-{reader}"
-    return ShardInputs(
-        clients.reader(group, fetch_wait_ms=100),
-        payments=topics.payments,
-        control=topics.control,
-        labels=topics.labels,
-        positions=first_positions(records),
-        control_position=records[0].control.start,
-        labels_position=first_labels(records) or 0,
-        buffered_max=settings.worker.buffered_payments_max,
-        sources=sources,
-        fresh=records[0].sequence == 0,
-    )
-
-
-def batches(
-    records: Sequence[JournalRecord], inputs: ShardInputs, *, no_progress_s: float
-) -> Iterator[tuple[JournalRecord, Batch]]:
-    """The batches of `records`, read again through `inputs`, which stands at their first positions."""
-    for record in records:
-        yield record, reread(record, inputs, no_progress_s=no_progress_s)
-
-
 def reread(record: JournalRecord, inputs: ShardInputs, *, no_progress_s: float, threads: Threads = SYSTEM) -> Batch:
     """The batch of one journal record, from `inputs`, which stands where it begins.
 
     A record of a change reads nothing: `inputs` moves to where it ends. Raises MissingRange when the log does not hold
     the batch (any more), SourceChanged when it is of other topics, NoProgress when reading stalls.
     """
-    if record.sources is not None and inputs.sources is not None and record.change is None:
-        check_sources(record.sources, inputs.sources, f"batch {record.sequence} of shard {record.shard}")
     if record.change is not None:
         labels = record.labels
         labels_end = None if labels is None else labels.end
         inputs.move({r.partition: r.end for r in record.inputs}, record.control.end, labels_end)
-        return empty_batch(record.inputs, record.control, labels=labels, sources=record.sources, change=record.change)
+        return empty_batch(
+            record.inputs,
+            record.control,
+            labels=labels,
+            sources=record.sources,
+            change=record.change,
+            order=record.order,
+        )
+    batch = _read_again(record, inputs, no_progress_s=no_progress_s, threads=threads)
+    if len(batch.records) < record.decisions:
+        raise MissingRange(
+            f"batch {record.sequence} of shard {record.shard}: the log holds {len(batch.records)} records in its "
+            f"ranges, and {record.decisions} were decided: it was cut, or records are gone from its middle. {WAY_OUT}"
+        )
+    return replace(
+        batch,
+        answer_refused=record.refused is not None,
+        digest=None if record.decided is None else record.digest,
+        order=record.order,
+    )
+
+
+def reread_order(
+    record: OrderRecord, offset: int, inputs: ShardInputs, *, no_progress_s: float, threads: Threads = SYSTEM
+) -> Batch:
+    """The batch of the order record at `offset`, as `reread` gives that of a journal record. Raises as it does."""
+    batch = _read_again(record, inputs, no_progress_s=no_progress_s, threads=threads)
+    if len(batch.records) != record.records:
+        raise MissingRange(
+            f"batch {record.sequence} of shard {record.shard}: the log holds {len(batch.records)} records in its "
+            f"ranges, and its order record names {record.records}: it was cut, or records are gone from its middle. "
+            f"{WAY_OUT}"
+        )
+    return replace(batch, order=offset)
+
+
+def _read_again(record: BatchOrder, inputs: ShardInputs, *, no_progress_s: float, threads: Threads) -> Batch:
+    """What the record's ranges hold, with all that the record says of how to decide it."""
+    fetch_all(record, inputs, no_progress_s=no_progress_s, threads=threads)
+    batch = inputs.batch_again(record)
+    return replace(
+        batch,
+        degraded=_degraded(record, len(batch.records)),
+        sources=record.sources,
+        activations=record.activations,
+        snapshot=record.snapshot,
+        pseudonym_key=record.pseudonym_key,
+        labels_by_arrival=record.labels_by is None,
+    )
+
+
+def fetch_all(
+    record: BatchOrder,
+    inputs: ShardInputs,
+    *,
+    no_progress_s: float,
+    threads: Threads,
+    stopped: Callable[[], bool] = lambda: False,
+) -> bool:
+    """Read on to the end of the record's ranges. False when `stopped` before that.
+
+    Raises SourceChanged when they are of other topics, MissingRange when `inputs` does not stand where they begin,
+    NoProgress when reading stalls.
+    """
+    if record.sources is not None and inputs.sources is not None:
+        check_sources(record.sources, inputs.sources, f"batch {record.sequence} of shard {record.shard}")
     for r in record.inputs:
         have = inputs.buffers[r.partition].position
         if have != r.start:
@@ -309,34 +332,27 @@ def reread(record: JournalRecord, inputs: ShardInputs, *, no_progress_s: float, 
             )
     deadline = threads.monotonic() + no_progress_s
     while not inputs.holds(record):
-        for buffer in (*(inputs.buffers[r.partition] for r in record.inputs), inputs.control, inputs.labels):
-            inputs.resume(buffer)
-        if inputs.fill(0.5):
+        if stopped():
+            return False
+        if fetch(record, inputs, 0.5):
             deadline = threads.monotonic() + no_progress_s
         if threads.monotonic() > deadline:
             raise kafka.NoProgress(
                 f"batch {record.sequence} of shard {record.shard} cannot be read again: no records for "
                 f"{no_progress_s:.0f} s. {WAY_OUT}"
             )
-    batch = inputs.batch_again(record)
-    if len(batch.records) < record.decisions:
-        raise MissingRange(
-            f"batch {record.sequence} of shard {record.shard}: the log holds {len(batch.records)} records in its "
-            f"ranges, and {record.decisions} were decided: it was cut, or records are gone from its middle. {WAY_OUT}"
-        )
-    return replace(
-        batch,
-        degraded=_degraded(record, len(batch.records)),
-        sources=record.sources,
-        activations=record.activations,
-        snapshot=record.snapshot,
-        pseudonym_key=record.pseudonym_key,
-        answer_refused=record.refused is not None,
-        digest=None if record.decided is None else record.digest,
-    )
+    return True
 
 
-def _degraded(record: JournalRecord, count: int) -> npt.NDArray[np.bool_] | None:
+def fetch(record: BatchOrder, inputs: ShardInputs, wait_s: float) -> int:
+    """Read on towards the end of the record's ranges, waiting at most `wait_s` for the first record. Gives how many
+    payments came."""
+    for buffer in (*(inputs.buffers[r.partition] for r in record.inputs), inputs.control, inputs.labels):
+        inputs.resume(buffer)
+    return inputs.fill(wait_s)
+
+
+def _degraded(record: BatchOrder, count: int) -> npt.NDArray[np.bool_] | None:
     if not record.degraded:
         return None
     if record.degraded_rows is None:
@@ -345,7 +361,7 @@ def _degraded(record: JournalRecord, count: int) -> npt.NDArray[np.bool_] | None
         return row_set.from_text(record.degraded_rows, count)
     except ValueError as exc:
         raise PromiseBroken(
-            f"batch {record.sequence} of shard {record.shard}: degraded_rows of its journal record: {exc}"
+            f"batch {record.sequence} of shard {record.shard}: degraded_rows of its record: {exc}"
         ) from exc
 
 
@@ -356,9 +372,12 @@ def empty_batch(
     labels: ControlRange | None,
     sources: Sources | None,
     change: Change | None,
+    order: int | None,
 ) -> Batch:
     """A batch without records: what a change comes to."""
-    return Batch(records_of([], []), tuple(inputs), [], control, labels_range=labels, sources=sources, change=change)
+    return Batch(
+        no_records(), tuple(inputs), [], control, labels_range=labels, sources=sources, change=change, order=order
+    )
 
 
 def check_sources(named: Sources, present: Sources, what: str) -> None:

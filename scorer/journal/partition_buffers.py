@@ -1,61 +1,51 @@
 """What a shard reads: its payments partitions and the topics control and labels, buffered within a bound.
 
-One consumer with manual assignment serves the live worker and recovery alike. Buffers are plain tuples; a partition
-that runs ahead of the others is paused, so that memory stays bounded whatever the lag.
+One consumer with manual assignment serves the live worker and recovery alike. Buffers hold the blocks that were read; a
+partition that runs ahead of the others is paused, so that memory stays bounded whatever the lag.
 """
 
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
-from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
-from operator import attrgetter
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from confluent_kafka import TIMESTAMP_LOG_APPEND_TIME, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import KafkaError, Message, TopicPartition
 
-from schemas.journal_record import ControlRange, InputRange, JournalRecord, Sources
+from schemas.journal_record import BatchOrder, ControlRange, InputRange, Sources
 from scorer.errors import FraudScorerError
+from scorer.journal.record_queue import RecordQueue
 from scorer.kafka import (
     APPEND_TIME_WAY_OUT,
+    NO_TRACES,
     Away,
-    KafkaFailure,
+    FlatReader,
+    LastRecord,
     OutOfRange,
-    Reader,
+    RecordBlock,
     SourceChanged,
-    describe,
     log_was_cut,
     present,
     read_failure,
+    surfaced,
 )
 from scorer.pipeline.records import Batch, ControlRecord, Records
+from scorer.runtime.trace_context import Carried
 
 CONSUME_MAX = 4096
-_offset = attrgetter("offset")
 CONTROL_BUFFER_MAX = 20_000
 # Large records are rare; without this bound a topic full of them would fill the memory, 32,768 records at a time.
 BUFFER_BYTES_MAX = 64 * 1024 * 1024
 NO_DEADLINE = math.inf
+_NO_TIMES: npt.NDArray[np.int64] = np.zeros(0, dtype=np.int64)
 
 
 class MissingRange(FraudScorerError):
     """Records that the shard must read are gone from the log."""
-
-
-class RawRecord(NamedTuple):
-    """A record as it was read."""
-
-    offset: int
-    timestamp_ms: int
-    key: bytes | None
-    value: bytes | None
-    deadline_ms: float = NO_DEADLINE  # epoch ms until which its decision is worth having
-    created: bool = False  # its timestamp is its producer's (CreateTime), not the broker's
 
 
 @dataclass(frozen=True)
@@ -65,13 +55,12 @@ class Deadlines:
     after_ms: float | None = None
     header: str | None = None
 
-    def of(self, message: Message, timestamp_ms: int) -> float:
-        """Epoch ms; NO_DEADLINE without one. A header that holds no number counts as none."""
-        headers: Iterable[tuple[str, bytes | None]] = (message.headers() or ()) if self.header else ()  # type: ignore[assignment]
-        for name, value in headers:
-            if name == self.header and value is not None and value.isdigit():
-                return float(value)
-        return NO_DEADLINE if self.after_ms is None else timestamp_ms + self.after_ms
+    def of(self, block: RecordBlock) -> npt.NDArray[np.float64]:
+        """Of each record, epoch ms; NO_DEADLINE without one. A header that holds no number counts as none."""
+        after_ms = NO_DEADLINE if self.after_ms is None else self.after_ms
+        found: npt.NDArray[np.float64] = block.timestamp_ms + np.float64(after_ms)
+        numbers = block.numbers
+        return found if numbers is None else np.where(np.isnan(numbers), found, numbers)
 
     def __bool__(self) -> bool:
         return self.after_ms is not None or self.header is not None
@@ -80,15 +69,17 @@ class Deadlines:
 class PartitionBuffer:
     """One partition: its records, the next position to hand out, and how far it was read.
 
+    `event_time_ms`: int64, event times of the first records, as far as the batcher has asked for them.
+
     `reached`: the offset to read next. Transaction markers and aborted records take offsets too, so it can stand beyond
-    the last record. `epoch`: leader epoch of the newest record read, -1 before the first; `epochs`: with which offset
-    it and those before began, as far as batches may still ask for them. `created_end`: the offset after the newest one
-    with a timestamp of its producer.
+    `records_end`, the offset after the newest record read; `taken_end` is that of the newest one handed out.
+    `epoch`: leader epoch of the newest record read, -1 before the first; `epochs`: with which offset it and those
+    before began, as far as batches may still ask for them. `created_end`: the offset after the newest one with a
+    timestamp of its producer.
     """
 
     __slots__ = (
         "at_end",
-        "bytes",
         "created_end",
         "epoch",
         "epochs",
@@ -98,50 +89,74 @@ class PartitionBuffer:
         "position",
         "reached",
         "records",
+        "records_end",
+        "taken_end",
     )
 
-    def __init__(self, partition: TopicPartition, offset: int, epoch: int = -1) -> None:
+    def __init__(self, partition: TopicPartition, offset: int, last: LastRecord | None = None) -> None:
+        """`last`: the newest record before `offset`, where it is known."""
         self.partition = partition
         self.position = self.reached = offset
-        self.epoch = epoch
+        self.records_end = self.taken_end = 0 if last is None else last.end
+        self.epoch = -1 if last is None else last.epoch
         self.created_end = 0
-        self.epochs: list[tuple[int, int]] = []  # first offset, epoch; rising, one for each election
-        self.records: deque[RawRecord] = deque()
-        # Event times of the buffer's first records, as far as the batcher has asked for them.
-        self.event_time_ms: deque[int] = deque()
-        self.bytes = 0
+        # First offset, epoch; rising, one for each election.
+        self.epochs: list[tuple[int, int]] = [] if last is None else [(last.end - 1, last.epoch)]
+        self.records = RecordQueue(partition.topic, partition.partition)
+        self.event_time_ms = _NO_TIMES
         self.at_end = False
         self.paused = False
 
-    def take_until(self, end: int) -> list[RawRecord]:
+    @property
+    def bytes(self) -> int:
+        """What the records take in memory, about."""
+        return self.records.bytes
+
+    def take_until(self, end: int) -> RecordBlock:
         """Hand out the records before offset `end`, which the next batch begins with."""
-        count = len(self.records)
-        if end < self.reached:
-            count = bisect_left(self.records, end, key=_offset)
-        taken = [self.records.popleft() for _ in range(count)]
-        self.position = end
+        count = len(self.records) if end >= self.reached else self.records.before(end)
+        self.position, self.taken_end = end, self.records_end_after(count)
         if len(self.epochs) > 1:
             del self.epochs[: max(0, sum(first < end for first, _ in self.epochs) - 1)]
-        self.bytes -= sum(len(raw.value or b"") for raw in taken)
-        for _ in range(min(count, len(self.event_time_ms))):
-            self.event_time_ms.popleft()
-        return taken
+        self.event_time_ms = self.event_time_ms[count:]
+        return self.records.take(count)
 
     @property
     def next(self) -> TopicPartition:
-        """Where to read on, with the epoch of the record before, so that the client recognises a log that was cut."""
+        """Where to read on, with the epoch of the record before, so that the client recognises a log that was cut.
+
+        The client compares that epoch's end with the position, which therefore is the one after the record: markers
+        that follow it may be of a later leader.
+        """
         topic, partition = self.partition.topic, self.partition.partition
         if self.epoch < 0:
             return TopicPartition(topic, partition, self.reached)
-        return TopicPartition(topic, partition, self.reached, leader_epoch=self.epoch)
+        return TopicPartition(topic, partition, self.records_end, leader_epoch=self.epoch)
 
-    def read(self, messages: Iterable[Message]) -> None:
-        """Note the leader epochs of records that came."""
-        for message in messages:
-            epoch = message.leader_epoch()
-            if epoch is not None and epoch > self.epoch:
-                self.epoch = epoch
-                self.epochs.append((present(message.offset(), "offset"), epoch))
+    @property
+    def last_taken(self) -> LastRecord | None:
+        """The newest record handed out, where its epoch is known."""
+        epoch = self.epoch_before(self.taken_end)
+        return None if epoch < 0 else LastRecord(self.taken_end, epoch)
+
+    def read(self, block: RecordBlock) -> None:
+        """Add what was read next. Raises SourceChanged when it stands where no record was before."""
+        if block.offset[0] < self.reached:
+            raise SourceChanged(
+                f"{self.partition.topic}/{self.partition.partition}: a record at offset {block.offset[0]}, where none "
+                f"was when the log was read to offset {self.reached}: it was cut, by an election of a leader that "
+                "lacked records, and filled again. `fraud-scorer recover` shows from where on"
+            )
+        self.records.append(block)
+        self.reached, self.at_end = int(block.offset[-1]) + 1, False
+        self.records_end = self.reached
+        if block.created.any():
+            self.created_end = int(block.offset[np.flatnonzero(block.created)[-1]]) + 1
+        if block.epoch.max() > self.epoch:  # seldom: with the first records and after an election
+            for offset, epoch in zip(block.offset.tolist(), block.epoch.tolist(), strict=True):
+                if epoch > self.epoch:
+                    self.epoch = epoch
+                    self.epochs.append((offset, epoch))
 
     def epoch_before(self, offset: int) -> int:
         """Leader epoch of the newest record read before `offset`; -1 when it is not known."""
@@ -151,14 +166,33 @@ class PartitionBuffer:
         """Where a batch ends that takes the first `count` records: past what is no record, when it takes them all."""
         if count == len(self.records):
             return self.reached
-        return self.records[count - 1].offset + 1 if count else self.position
+        return self.records.offset_of(count - 1) + 1 if count else self.position
+
+    def records_end_after(self, count: int) -> int:
+        """The offset after the last record of such a batch, or of the batches before it when it takes none."""
+        if count == len(self.records):
+            return self.records_end
+        return self.records.offset_of(count - 1) + 1 if count else self.taken_end
+
+    def range_after(self, count: int) -> InputRange:
+        """What a batch reads that takes the first `count` records."""
+        end, records_end = self.end_after(count), self.records_end_after(count)
+        known = self.epoch >= 0
+        return InputRange(
+            partition=present(self.partition.partition, "partition"),
+            start=self.position,
+            end=end,
+            epoch=self.epoch if known else None,
+            records_end=records_end if known and records_end < end else None,
+        )
 
     def move(self, offset: int) -> None:
         """Drop what is buffered and go on at `offset`."""
         self.records.clear()
-        self.event_time_ms.clear()
-        self.bytes, self.epoch = 0, -1
+        self.event_time_ms = _NO_TIMES
+        self.epoch = -1
         self.epochs.clear()
+        self.records_end = self.taken_end = 0
         self.position = self.reached = offset
 
 
@@ -177,14 +211,13 @@ class _CreatedAllowed:
         allowed = self.ends.get((topic, partition), 0)
         if buffer.created_end <= max(allowed, buffer.position):
             return
-        for raw in buffer.records:
-            if raw.offset >= end:
-                return
-            if raw.created and raw.offset >= allowed:
-                raise SourceChanged(
-                    f"{topic}/{partition} offset {raw.offset} has a timestamp of its producer: the topic's "
-                    f"message.timestamp.type was set to CreateTime. {APPEND_TIME_WAY_OUT}"
-                )
+        block = buffer.records.part(0, buffer.records.before(end))
+        refused = block.offset[block.created & (block.offset >= allowed)]
+        if len(refused):
+            raise SourceChanged(
+                f"{topic}/{partition} offset {refused[0]} has a timestamp of its producer: the topic's "
+                f"message.timestamp.type was set to CreateTime. {APPEND_TIME_WAY_OUT}"
+            )
 
 
 class ShardInputs:
@@ -192,7 +225,7 @@ class ShardInputs:
 
     def __init__(
         self,
-        consumer: Reader,
+        reader: FlatReader,
         *,
         payments: str,
         control: str,
@@ -201,31 +234,38 @@ class ShardInputs:
         control_position: int,
         labels_position: int,
         buffered_max: int,
-        epochs: Mapping[int, int] | None = None,
+        last: Mapping[str, LastRecord] = MappingProxyType({}),
         sources: Sources | None = None,
         deadlines: Deadlines = Deadlines(),
         fresh: bool = False,
+        traced: bool = False,
     ) -> None:
         """`positions` maps each payments partition of the shard to the offset to read next.
 
-        `epochs`: leader epochs of the records before those, where known: the client compares them with the log, and a
-        log that was cut is an error (KIP-320). `sources`: ids of the topics, carried on by every batch.
-        `fresh`: no batch has been taken yet, in the whole life of the journal.
+        `last`: the record before each position, where known, by the number of the payments partition, `control` and
+        `labels`: the client compares its epoch with the log, and a log that was cut is an error (KIP-320).
+        `sources`: ids of the topics, carried on by every batch.
+        `fresh`: no batch has been taken yet, in the whole life of the journal. `traced`: trace contexts are read.
         """
-        self._consumer = consumer
+        self._reader = reader
         self._payments_topic = payments
         self._deadlines = deadlines
+        if deadlines.header is not None:
+            reader.number_header(payments, deadlines.header)
+        if traced:
+            reader.trace_headers(payments)
+        self.carried: Mapping[int, Carried] = NO_TRACES  # of the batch handed out last, by the place of the record
         # The first batch of a journal names every partition, those too of which it takes nothing: else a partition not
         # read yet would begin, after a restart, wherever retention has left it by then.
         self._name_all = fresh
         self._buffered_max = buffered_max
         self.sources = sources
         self.buffers = {
-            p: PartitionBuffer(TopicPartition(payments, p), offset, (epochs or {}).get(p, -1))
+            p: PartitionBuffer(TopicPartition(payments, p), offset, last.get(str(p)))
             for p, offset in sorted(positions.items())
         }
-        self.control = PartitionBuffer(TopicPartition(control, 0), control_position)
-        self.labels = PartitionBuffer(TopicPartition(labels, 0), labels_position)
+        self.control = PartitionBuffer(TopicPartition(control, 0), control_position, last.get("control"))
+        self.labels = PartitionBuffer(TopicPartition(labels, 0), labels_position, last.get("labels"))
         self._created = _CreatedAllowed({}, 0)
         self._assign()
 
@@ -233,9 +273,14 @@ class ShardInputs:
         """(Re)assign every partition where it was read to; what is buffered stays."""
         self._all = [*self.buffers.values(), self.control, self.labels]
         self._records_max = max(1, self._buffered_max // max(1, len(self.buffers)))
+        # The client goes on pausing what was paused: to assign it anew changes nothing of that.
+        if paused := [buffer.partition for buffer in self._all if buffer.paused]:
+            with surfaced():
+                self._reader.resume(paused)
         for buffer in self._all:
             buffer.paused = buffer.at_end = False
-        self._consumer.assign([buffer.next for buffer in self._all])
+        with surfaced():
+            self._reader.assign([buffer.next for buffer in self._all])
 
     def add(self, positions: Mapping[int, int]) -> None:
         """Read further partitions of the payments topic, each from its offset on; the next batch names them."""
@@ -268,9 +313,21 @@ class ShardInputs:
         self._created = _CreatedAllowed(dict(zip(places, ends, strict=True)), now_ms)
 
     @property
+    def last_records(self) -> dict[str, LastRecord]:
+        """The newest record handed out of each partition, where its leader epoch is known, named as `last` has them."""
+        named = {str(p): buffer for p, buffer in self.buffers.items()}
+        named |= {"control": self.control, "labels": self.labels}
+        return {name: last for name, buffer in named.items() if (last := buffer.last_taken) is not None}
+
+    @property
     def all_buffers(self) -> Sequence[PartitionBuffer]:
         """Those of the payments partitions, then control, then labels."""
         return tuple(self._all)
+
+    @property
+    def way(self) -> str:
+        """Which way the records are read (FlatReader.way)."""
+        return self._reader.way
 
     @property
     def buffered(self) -> int:
@@ -279,58 +336,33 @@ class ShardInputs:
 
     def fill(self, wait_s: float) -> int:
         """Read what is there, waiting at most `wait_s` for the first record. Returns how many payments came."""
-        # consume(n, t) waits for n records or the whole of t; poll returns with the first one.
-        first = self._consumer.poll(wait_s)
-        if first is None:
-            return 0
-        count = self._take([first])
         room = sum(self._records_max - len(buffer.records) for buffer in self.buffers.values() if not buffer.paused)
-        count += self._take(self._consumer.consume(max(1, min(CONSUME_MAX, room)), 0))
+        with surfaced():
+            blocks, events = self._reader.read(wait_s, max(1, min(CONSUME_MAX, room)))
+        if not blocks and not events:
+            return 0
+        count = 0
+        for block in blocks:
+            self._buffer_at(block.topic, block.partition).read(block)
+            if block.topic == self._payments_topic:
+                count += len(block)
+        for message in events:
+            self._on_error(present(message.error(), "error"), message)
         self._balance()
         return count
 
-    def _take(self, messages: Sequence[Message]) -> int:
-        count = 0
-        last: dict[PartitionBuffer, Message] = {}
-        for message in messages:
-            error = message.error()
-            if error is not None:
-                self._on_error(error, message)
-                continue
-            offset = present(message.offset(), "offset")
-            kind, timestamp_ms = message.timestamp()
-            raw = RawRecord(
-                offset, timestamp_ms, message.key(), message.value(), created=kind != TIMESTAMP_LOG_APPEND_TIME
-            )
-            buffer = self._buffer_of(message)
-            if buffer.partition.topic == self._payments_topic:
-                if self._deadlines:
-                    raw = raw._replace(deadline_ms=self._deadlines.of(message, timestamp_ms))
-                count += 1
-            buffer.records.append(raw)
-            buffer.bytes += len(raw.value or b"")
-            last[buffer] = message
-            buffer.reached, buffer.at_end = offset + 1, False
-            if raw.created:
-                buffer.created_end = buffer.reached
-        for buffer, message in last.items():
-            newest = message.leader_epoch()
-            if newest is not None and newest > buffer.epoch:  # seldom: with the first records and after an election
-                buffer.read(m for m in messages if m.error() is None and self._buffer_of(m) is buffer)
-        return count
-
-    def _buffer_of(self, message: Message) -> PartitionBuffer:
-        topic = message.topic()
+    def _buffer_at(self, topic: str, partition: int) -> PartitionBuffer:
         if topic == self._payments_topic:
-            return self.buffers[present(message.partition(), "partition")]
+            return self.buffers[partition]
         return self.labels if topic == self.labels.partition.topic else self.control
 
     def _on_error(self, error: KafkaError, message: Message) -> None:
         code = error.code()
         if code == KafkaError._PARTITION_EOF:
-            buffer = self._buffer_of(message)
-            buffer.at_end = True
-            buffer.reached = max(buffer.reached, present(message.offset(), "offset"))
+            topic, partition = present(message.topic(), "topic"), present(message.partition(), "partition")
+            buffer, end = self._buffer_at(topic, partition), present(message.offset(), "offset")
+            if end >= buffer.reached:  # records that were read with it may have come after it
+                buffer.at_end, buffer.reached = True, end
             return
         # The client gives no topic for an error that concerns several partitions.
         topic = message.topic() or self._payments_topic
@@ -342,10 +374,18 @@ class ShardInputs:
             )
             raise SourceChanged(
                 f"the log of {topic} was cut below what was read already ({error.str()}), by an election of a leader "
-                f"that lacked records; read was {', '.join(known)}. `fraud-scorer recover` shows what is missing"
+                f"that lacked records; read was {', '.join(known)}. "
+                + (
+                    "`fraud-scorer recover` shows what is missing"
+                    if topic == self._payments_topic
+                    else "`fraud-scorer recover --new-journal` begins with empty windows, and reads it from its start"
+                )
             )
         failed = read_failure(error, topic)
         if isinstance(failed, OutOfRange):
+            if self._is_before(message):
+                self._assign()
+                return
             raise MissingRange(
                 f"{failed}: records may be gone that were not decided yet. `fraud-scorer recover` shows which, and can "
                 "accept that"
@@ -353,12 +393,27 @@ class ShardInputs:
         if not isinstance(failed, Away):  # what passes by itself is waited for
             raise failed
 
+    def _is_before(self, message: Message) -> bool:
+        """Whether an error is of an offset that was passed: reading goes on when it is asked for again.
+
+        Either it answers the assignment before, and the client takes it for one to this; or retention has removed the
+        last record that was read, so that nothing is left to compare with behind it.
+        """
+        place, offset = (message.topic(), message.partition()), message.offset()
+        for buffer in self._all:
+            if place == (buffer.partition.topic, buffer.partition.partition) and offset is not None:
+                if offset == buffer.records_end < buffer.reached:
+                    buffer.epoch = -1
+                return 0 <= offset < buffer.reached
+        return False
+
     def _balance(self) -> None:
         """Pause a full buffer, resume a half-empty one."""
         for buffer in self._all:
             limit = CONTROL_BUFFER_MAX if buffer in (self.control, self.labels) else self._records_max
             if not buffer.paused and (len(buffer.records) >= limit or buffer.bytes >= BUFFER_BYTES_MAX):
-                self._consumer.pause([buffer.partition])
+                with surfaced():
+                    self._reader.pause([buffer.partition])
                 buffer.paused = True
             elif buffer.paused and len(buffer.records) <= limit // 2 and buffer.bytes <= BUFFER_BYTES_MAX // 2:
                 self.resume(buffer)
@@ -366,39 +421,40 @@ class ShardInputs:
     def resume(self, buffer: PartitionBuffer) -> None:
         """Read on in a paused buffer, whatever its bound says: a batch that was decided once must fit again."""
         if buffer.paused:
-            self._consumer.resume([buffer.partition])
+            with surfaced():
+                self._reader.resume([buffer.partition])
             buffer.paused = False
 
     def caught_up(self, buffer: PartitionBuffer) -> bool:
         """Whether everything the broker has announced is in the buffer (or handed out)."""
         if buffer.at_end:
             return True
-        try:
-            _, high = self._consumer.get_watermark_offsets(buffer.partition, cached=True)
-        except KafkaException as exc:
-            raise KafkaFailure(f"watermarks cannot be read: {describe(exc)}") from exc
         # Below zero: no fetch has been answered yet, so nothing is known.
-        return 0 <= high <= buffer.reached
+        return 0 <= self._announced(buffer) <= buffer.reached
+
+    def _announced(self, buffer: PartitionBuffer) -> int:
+        """The end of a partition as the client knows it."""
+        with surfaced():
+            return self._reader.get_watermark_offsets(buffer.partition, cached=True)[1]
 
     def deadlines_ms(self, counts: dict[int, int]) -> npt.NDArray[np.float64] | None:
         """Deadlines of the first `counts[p]` records of each partition, epoch ms, in the order in which `batch` hands
         them out; None when there are no deadlines."""
         if not self._deadlines:
             return None
-        rows = (raw for p, buffer in self.buffers.items() for raw in islice(buffer.records, counts.get(p, 0)))
-        return np.fromiter((raw.deadline_ms for raw in rows), np.float64)
+        blocks = (buffer.records.part(0, counts.get(p, 0)) for p, buffer in self.buffers.items())
+        return np.concatenate([self._deadlines.of(block) for block in blocks])
 
     def batch(self, counts: dict[int, int], control_count: int, labels_count: int) -> Batch:
         """Hand out the first `counts[p]` records of each partition and the first so many control records and labels.
 
         Raises SourceChanged when one has a timestamp of its producer that is not allowed (see `allow_created`).
         """
-        ranges = []
-        for p, buffer in self.buffers.items():
-            end = buffer.end_after(counts.get(p, 0))
-            if end > buffer.position or self._name_all:
-                epoch = buffer.epoch if buffer.epoch >= 0 else None
-                ranges.append(InputRange(partition=p, start=buffer.position, end=end, epoch=epoch))
+        ranges = [
+            buffer.range_after(count)
+            for buffer, count in ((buffer, counts.get(p, 0)) for p, buffer in self.buffers.items())
+            if self._name_all or buffer.end_after(count) > buffer.position
+        ]
         self._name_all = False
         control = ControlRange(start=self.control.position, end=self.control.end_after(control_count))
         labels = ControlRange(start=self.labels.position, end=self.labels.end_after(labels_count))
@@ -410,8 +466,8 @@ class ShardInputs:
             self._created.check(buffer, end)
         return self._taken(ranges, control, labels, created_ms_max=self._created.ms_max)
 
-    def batch_again(self, record: JournalRecord) -> Batch:
-        """Hand out the very ranges of a journal record, all of which must have been read (see `holds`).
+    def batch_again(self, record: BatchOrder) -> Batch:
+        """Hand out the very ranges of a journal or order record, all of which must have been read (see `holds`).
 
         Raises SourceChanged when the log holds later records there than the ones that were decided.
         """
@@ -427,7 +483,7 @@ class ShardInputs:
                 )
         return self._taken(record.inputs, record.control, record.labels, created_ms_max=record.created_ms_max)
 
-    def holds(self, record: JournalRecord) -> bool:
+    def holds(self, record: BatchOrder) -> bool:
         """Whether its ranges were read to their ends."""
         return (
             record.control.end <= max(self.control.reached, self.control.position)
@@ -445,31 +501,20 @@ class ShardInputs:
     ) -> Batch:
         """`created_ms_max`: what a producer's timestamp counts as at most; None: as it is, as it did in releases that
         did not ask whose it is."""
-        rows: list[RawRecord] = []
-        partitions: list[int] = []
-        for r in ranges:
-            taken = self.buffers[r.partition].take_until(r.end)
-            rows += taken
-            partitions += [r.partition] * len(taken)
+        blocks = [self.buffers[r.partition].take_until(r.end) for r in ranges]
+        records = records_of(blocks, created_ms_max)
+        self.carried = _carried(blocks)
         control = self.control.take_until(control_range.end)
-        labels = [] if labels_range is None else self.labels.take_until(labels_range.end)
+        labels = None if labels_range is None else self.labels.take_until(labels_range.end)
         self._balance()
-        if created_ms_max is not None:
-            if any(raw.created for raw in rows):
-                rows = [
-                    raw._replace(timestamp_ms=min(raw.timestamp_ms, created_ms_max)) if raw.created else raw
-                    for raw in rows
-                ]
-            else:
-                created_ms_max = None
         return Batch(
-            records=records_of(partitions, rows),
+            records=records.records,
             inputs=tuple(ranges),
-            control=[ControlRecord(raw.offset, raw.key, raw.value) for raw in control],
+            control=_control_records(control),
             control_range=control_range,
-            labels=[ControlRecord(raw.offset, raw.key, raw.value) for raw in labels],
+            labels=[] if labels is None else _control_records(labels),
             labels_range=labels_range,
-            created_ms_max=created_ms_max,
+            created_ms_max=created_ms_max if records.created else None,
             sources=self.sources,
         )
 
@@ -485,26 +530,65 @@ class ShardInputs:
     def lag_of(self, partition: int) -> int:
         """The same for one payments partition."""
         buffer = self.buffers[partition]
-        _, high = self._consumer.get_watermark_offsets(buffer.partition, cached=True)
-        return len(buffer.records) + max(0, high - buffer.reached)
+        return len(buffer.records) + max(0, self._announced(buffer) - buffer.reached)
 
     def oldest_ms(self, partition: int) -> int | None:
         """Broker timestamp of the oldest record of a payments partition that waits here; None when none does."""
-        records = self.buffers[partition].records
-        return records[0].timestamp_ms if records else None
+        first = self.buffers[partition].records.part(0, 1)
+        return int(first.timestamp_ms[0]) if len(first) else None
 
     def close(self) -> None:
         """Leave the consumer."""
-        self._consumer.close()
+        self._reader.close()
 
 
-def records_of(partitions: Sequence[int], rows: Sequence[RawRecord]) -> Records:
-    """Columns of raw records."""
-    n = len(rows)
-    return Records(
-        partition=np.array(partitions, dtype=np.int32).reshape(n),
-        offset=np.fromiter((raw.offset for raw in rows), np.int64, n),
-        timestamp_ms=np.fromiter((raw.timestamp_ms for raw in rows), np.int64, n),
-        keys=[raw.key for raw in rows],
-        values=[raw.value for raw in rows],
+class _Taken(NamedTuple):
+    """Records that were handed out; whether a timestamp among them is a producer's."""
+
+    records: Records
+    created: bool
+
+
+def _carried(blocks: Sequence[RecordBlock]) -> Mapping[int, Carried]:
+    """The trace contexts of the records of all `blocks`, by the place of the record in `records_of`."""
+    found: dict[int, Carried] = {}
+    before = 0
+    for block in blocks:
+        if block.traces:
+            offsets = np.fromiter(block.traces, np.int64, len(block.traces))
+            places = np.searchsorted(block.offset, offsets)
+            known = places < len(block)
+            known[known] = block.offset[places[known]] == offsets[known]
+            for place, offset in zip(places[known].tolist(), offsets[known].tolist(), strict=True):
+                found[before + place] = block.traces[offset]
+        before += len(block)
+    return found or NO_TRACES
+
+
+def no_records() -> Records:
+    """Records of a batch that has none."""
+    return records_of([], None).records
+
+
+def records_of(blocks: Sequence[RecordBlock], created_ms_max: int | None) -> _Taken:
+    """The records of all `blocks`, one block after the other. `created_ms_max`: what a producer's timestamp counts as
+    at most; None: as it is."""
+    found = [block for block in blocks if len(block)]
+    whole = RecordBlock.concatenated(found) if found else RecordBlock.empty("", 0)
+    timestamp_ms, created = whole.timestamp_ms, bool(whole.created.any())
+    if created and created_ms_max is not None:
+        timestamp_ms = np.where(whole.created, np.minimum(timestamp_ms, created_ms_max), timestamp_ms)
+    records = Records(
+        partition=np.repeat(
+            np.array([block.partition for block in found], dtype=np.int32), [len(block) for block in found]
+        ),
+        offset=whole.offset,
+        timestamp_ms=timestamp_ms,
+        keys=whole.keys,
+        values=whole.values,
     )
+    return _Taken(records, created)
+
+
+def _control_records(block: RecordBlock) -> list[ControlRecord]:
+    return list(map(ControlRecord, block.offset.tolist(), block.keys, block.values)) if len(block) else []

@@ -18,9 +18,14 @@ def rerun(pipeline: Pipeline, record: JournalRecord, batch: Batch, bundles: Bund
     outcomes = pipeline.run(batch)
     again = outcomes.journal
     if again.head != record.head:
-        raise PromiseBroken(
-            f"batch {record.sequence} of shard {record.shard} gives digest {(again.decided or again.digest)[:12]}, "
-            f"the journal says {(record.decided or record.digest)[:12]}: code, bundle or log differ from those that "
-            "decided. Nothing was committed"
-        )
+        raise differs(again, record)
     return outcomes
+
+
+def differs(again: JournalRecord, record: JournalRecord) -> PromiseBroken:
+    """The error when a batch decided again comes out as `again`, and the journal says `record`."""
+    return PromiseBroken(
+        f"batch {record.sequence} of shard {record.shard} gives digest {(again.decided or again.digest)[:12]}, "
+        f"the journal says {(record.decided or record.digest)[:12]}: code, bundle or log differ from those that "
+        "decided. Nothing was committed"
+    )

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, Final, TypeVar
 
 import structlog
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
@@ -20,6 +20,13 @@ log = structlog.get_logger()
 
 QUIET_S = 5.0
 BATCH_BYTES_MAX = 524_288
+HEARTBEAT_MS = 100
+PRODUCER: Final[Mapping[str, Any]] = {
+    "enable.idempotence": True,
+    "acks": "all",
+    # Else asking for a topic by its name makes it: one that was deleted would come back with the broker's defaults.
+    "allow.auto.create.topics": False,
+}
 _OF = "@"  # client_id@application
 
 _Client = TypeVar("_Client")
@@ -31,7 +38,7 @@ def client_config(settings: KafkaSettings) -> dict[str, Any]:
         "bootstrap.servers": settings.bootstrap_servers,
         "client.id": settings.client_id,
         **{name: value.get_secret_value() for name, value in settings.security.items()},
-        "error_cb": _on_error,
+        "error_cb": log_error,
         "log_level": 2,  # errors come through error_cb, once and structured
         "socket.keepalive.enable": True,
         # Before the broker does it (after 10 minutes by default, load balancers after 4): an idle connection that the
@@ -67,7 +74,8 @@ def _suppressed(code: int, *, always: bool = False) -> int | None:
     return suppressed
 
 
-def _on_error(error: KafkaError) -> None:
+def log_error(error: KafkaError) -> None:
+    """The error callback of every client. One of a code is logged each QUIET_S; fatal ones are always."""
     # Transport errors heal by themselves; they must be seen, not acted upon. Fatal ones also come out of the next call.
     if meaning(error) is Kind.LOGIN:
         if _suppressed(KafkaError._AUTHENTICATION) is not None:
@@ -107,7 +115,7 @@ def reader(
     """
 
     def both(error: KafkaError) -> None:
-        _on_error(error)
+        log_error(error)
         if on_error is not None:
             on_error(error)
 
@@ -173,8 +181,9 @@ def member(settings: Settings, group: str) -> Consumer:
         config |= {
             "partition.assignment.strategy": "cooperative-sticky",
             "session.timeout.ms": settings.worker.session_timeout_ms,
-            # A cooperative hand-over takes two rounds of heartbeats: 6 s with the default of 3 s, 1 s with this.
-            "heartbeat.interval.ms": 500,
+            # A member hears with its next heartbeat that another has left: the largest part of a hand-over with 500 ms,
+            # and a cooperative one takes two rounds where a shard moves between members that stay.
+            "heartbeat.interval.ms": HEARTBEAT_MS,
         }
     if settings.worker.instance_id:
         config["group.instance.id"] = settings.worker.instance_id
@@ -218,11 +227,10 @@ def transactional_producer(
             **client_config(settings.kafka),
             "transactional.id": identity(settings, owner),
             "transaction.timeout.ms": settings.worker.transaction_timeout_ms,
-            "enable.idempotence": True,
-            "acks": "all",
+            **PRODUCER,
             "linger.ms": 2,
             "compression.type": "lz4",
-            "queue.buffering.max.messages": 200_000,
+            "queue.buffering.max.messages": queued_messages(settings),
             "queue.buffering.max.kbytes": 262_144,
             "batch.size": min(BATCH_BYTES_MAX, batch_bytes_max),
             # After EndTxn the next AddPartitionsToTxn often meets CONCURRENT_TRANSACTIONS, and librdkafka then waits
@@ -233,14 +241,18 @@ def transactional_producer(
     )
 
 
+def queued_messages(settings: Settings) -> int:
+    """How many messages a producer of the worker holds: all batches that may be on their way, were each a full one."""
+    return max(200_000, 8 * settings.worker.batch_payments_max)
+
+
 def plain_producer(settings: KafkaSettings, **overrides: Any) -> Producer:
     """An idempotent producer without transactions, for what the product sends into its own input topics."""
     return _made(
         Producer,
         {
             **client_config(settings),
-            "enable.idempotence": True,
-            "acks": "all",
+            **PRODUCER,
             "linger.ms": 2,
             "compression.type": "lz4",
             "queue.buffering.max.kbytes": 131_072,

@@ -23,7 +23,7 @@ from enum import Enum
 from types import MappingProxyType
 from typing import Final, TypeVar
 
-from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka import KafkaError, KafkaException, Message
 
 from scorer.errors import FraudScorerError
 
@@ -180,6 +180,10 @@ _CODES: Final[Mapping[Kind, tuple[int, ...]]] = {
 }
 _KIND: Final[Mapping[int, Kind]] = {code: kind for kind, codes in _CODES.items() for code in codes}
 
+# Of a fetch: a broker's disk or remote storage that fails for a moment, a topic that was made anew (which is noticed by
+# its id). The client asks again by itself, so a reader waits.
+_FETCHED_AGAIN: Final = frozenset({KafkaError.UNKNOWN, KafkaError.INCONSISTENT_TOPIC_ID})
+
 TRANSIENT: Final = frozenset(_CODES[Kind.AWAY])
 TRANSIENT_RETRY_S = 0.2
 DENIED: Final = frozenset(_CODES[Kind.DENIED])
@@ -204,6 +208,7 @@ def failure(
     error = cause if isinstance(cause, KafkaError) else cause.args[0] if cause.args else None
     if not isinstance(error, KafkaError):
         return Rebuild(f"{doing} ({cause})")
+    error = _refusal(error)
     reason = f"{doing} ({_line(error)})"
     match meaning(error):
         case Kind.FENCED:
@@ -220,6 +225,16 @@ def failure(
             return KafkaFailure(f"{reason}: {_SETTINGS.get(error.code(), 'the broker refuses a setting')}")
         case _:
             return Rebuild(reason)
+
+
+def _refusal(error: KafkaError) -> KafkaError:
+    """What the broker answered, where that made a client with enable.gapless.guarantee give up: such a client has one
+    code for every answer, and the answer in the text alone."""
+    if error.code() != KafkaError._GAPLESS_GUARANTEE:
+        return error
+    answers = {code: str(KafkaError(code).str()) for code in (*_CODES[Kind.DENIED], *_CODES[Kind.UNFIT])}
+    found = [code for code, text in answers.items() if text in error.str()]
+    return KafkaError(max(found, key=lambda code: len(answers[code])), error.str()) if found else error
 
 
 _LOG_TRUNCATION: Final = str(KafkaError(KafkaError._LOG_TRUNCATION).str())
@@ -247,7 +262,7 @@ def read_failure(error: KafkaError, place: str) -> KafkaFailure:
             return OutOfRange(f"a position of {place} is outside the log ({error.str()})")
         case Kind.AWAY | Kind.LOGIN | Kind.MISSING:  # a broker that has just started does not know its topics yet
             return Away(f"reading {place}: {error.name()}")
-        case _ if error.retriable():
+        case _ if error.retriable() or error.code() in _FETCHED_AGAIN:
             return Away(f"reading {place}: {error.name()}")
         case _:
             return KafkaFailure(f"reading {place} failed ({_line(error)})")
@@ -286,6 +301,13 @@ def present(part: _Part | None, name: str) -> _Part:
     if part is None:
         raise KafkaFailure(f"the client gave a message without its {name}")
     return part
+
+
+def reported_offset(message: Message) -> int:
+    """Where a record that was sent stands, by its delivery report; -1 for one that was sent again and whose first place
+    the broker does not know any more."""
+    offset = message.offset()
+    return -1 if offset is None else offset
 
 
 def describe(exc: KafkaException) -> str:

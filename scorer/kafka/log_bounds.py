@@ -8,6 +8,7 @@ from contextlib import suppress
 from confluent_kafka import IsolationLevel, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
+from scorer.kafka.admin_answers import answer_of
 from scorer.kafka.failures import DENIED, TRANSIENT, TRANSIENT_RETRY_S, Away, Denied, KafkaFailure, describe
 from scorer.kafka.topic_identity import METADATA_TIMEOUT_S, topic_facts
 
@@ -36,7 +37,7 @@ def offsets(
             dict.fromkeys(partitions, spec), isolation_level=isolation, request_timeout=timeout_s
         )
         try:
-            found = {(tp.topic, tp.partition): future.result().offset for tp, future in futures.items()}
+            found = {(tp.topic, tp.partition): answer_of(f, timeout_s).offset for tp, f in futures.items()}
             return [found[tp.topic, tp.partition] for tp in partitions]
         except KafkaException as exc:
             if exc.args[0].code() in DENIED:

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 from confluent_kafka import KafkaError, Message, TopicPartition
 
 from scorer.kafka.client_ports import Reader
-from scorer.kafka.failures import Away, OutOfRange, log_was_cut, present, read_failure
+from scorer.kafka.failures import Away, OutOfRange, log_was_cut, present, read_failure, surfaced
+from scorer.kafka.range_reader import take
 
 ANSWER_S = 15.0
+
+
+class LastRecord(NamedTuple):
+    """The newest record before a position: the offset after it, and the leader epoch under which it was written."""
+
+    end: int
+    epoch: int
 
 
 def first_of_later_epochs(
@@ -43,13 +52,10 @@ def first_of_later_epochs(
 
 
 def is_cut_below(
-    reader: Reader, place: TopicPartition, epoch: int, *, monotonic: Callable[[], float] = time.monotonic
+    reader: Reader, log: TopicPartition, last: LastRecord, *, monotonic: Callable[[], float] = time.monotonic
 ) -> bool:
-    """Whether a client that has read up to `place` under `epoch` refuses to go on, because that epoch ended before.
-
-    What was cut need not be records: transaction markers take offsets too.
-    """
-    known = TopicPartition(place.topic, place.partition, place.offset, leader_epoch=epoch)
+    """Whether a client that has read `last` refuses to go on behind it, because that epoch ended before."""
+    known = TopicPartition(log.topic, log.partition, last.end, leader_epoch=last.epoch)
     try:
         _record_from(reader, known, monotonic)
     except _Cut:
@@ -63,20 +69,19 @@ class _Cut(OutOfRange):
 
 def _record_from(reader: Reader, place: TopicPartition, monotonic: Callable[[], float]) -> Message | None:
     """The first record from an offset on; None at the end of the log."""
-    reader.assign([place])
+    with surfaced():
+        reader.assign([place])
     until = monotonic() + ANSWER_S
     while monotonic() < until:
-        message = reader.poll(0.5)
-        if message is None:
-            continue
-        error = message.error()
-        if error is None:
-            return message
-        if error.code() == KafkaError._PARTITION_EOF:
-            return None
-        if log_was_cut(error):
-            raise _Cut(f"the log of {place.topic}/{place.partition} was cut below offset {place.offset}")
-        failed = read_failure(error, f"{place.topic}/{place.partition}")
-        if not isinstance(failed, Away):
-            raise failed
+        for message in take(reader, 0.5, messages_max=1):
+            error = message.error()
+            if error is None:
+                return message
+            if error.code() == KafkaError._PARTITION_EOF:
+                return None
+            if log_was_cut(error):
+                raise _Cut(f"the log of {place.topic}/{place.partition} was cut below offset {place.offset}")
+            failed = read_failure(error, f"{place.topic}/{place.partition}")
+            if not isinstance(failed, Away):
+                raise failed
     raise Away(f"{place.topic}/{place.partition} cannot be read at offset {place.offset}: no answer")

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
+from confluent_kafka import KafkaError, Message, TopicPartition
 
 from scorer.kafka.failures import Away, NoProgress, present, read_failure, surfaced
+
+if TYPE_CHECKING:
+    from scorer.kafka.client_ports import Reader
 
 NO_PROGRESS_S: Final = 60.0
 MESSAGES_MAX: Final = 10_000
@@ -21,7 +24,7 @@ _POLL_S = 0.2
 
 
 def read_range(
-    consumer: Consumer,
+    consumer: Reader,
     place: TopicPartition,
     end: int,
     *,
@@ -66,7 +69,7 @@ def read_range(
             )
 
 
-def take(consumer: Consumer, wait_s: float, *, messages_max: int) -> list[Message]:
+def take(consumer: Reader, wait_s: float, *, messages_max: int) -> list[Message]:
     """What has come, waiting at most `wait_s` for the first: `consume(n, t)` would wait for n or the whole of t."""
     with surfaced():
         first = consumer.poll(wait_s)

@@ -14,6 +14,7 @@ from typing import Any, Final
 from confluent_kafka import KafkaError, KafkaException, TopicCollection
 from confluent_kafka.admin import AclOperation, AdminClient
 
+from scorer.kafka.admin_answers import answer_of
 from scorer.kafka.clients import admin, transactional_id
 from scorer.kafka.failures import TRANSIENT, Away, KafkaFailure, describe
 from scorer.kafka.topics import Topics, workers_group
@@ -77,7 +78,10 @@ def needed(settings: Settings, role: Role) -> list[Acl]:
         case Role.WORKER:
             return [
                 *(Acl("topic", name, ("Read", "DescribeConfigs")) for name in topics.inputs),
-                Acl("topic", topics.journal, ("Read", "Write", "DescribeConfigs")),
+                *(
+                    Acl("topic", name, ("Read", "Write", "DescribeConfigs"))
+                    for name in (topics.journal, topics.order, topics.decisions_fast)
+                ),
                 *(
                     Acl("topic", name, ("Write", "DescribeConfigs"))
                     for name in (topics.decisions, topics.audit, topics.dead_letters)
@@ -104,7 +108,7 @@ def needed(settings: Settings, role: Role) -> list[Acl]:
                 Acl("transactional-id", transactional_id(settings, "redrive"), ("Write",)),
             ]
         case Role.PAYMENTS:
-            return [*write(topics.payments), *read(topics.decisions)]
+            return [*write(topics.payments), *read(topics.decisions, topics.decisions_fast)]
         case Role.LABELS:
             return write(topics.labels)
         case Role.OPERATOR:
@@ -181,9 +185,7 @@ def _groups(client: AdminClient, wanted: Iterable[Acl]) -> dict[tuple[str, str],
 def _results(futures: dict[str, Any], denied: int) -> Iterator[tuple[str, set[str]]]:
     for name, future in futures.items():
         try:
-            operations = future.result(TIMEOUT_S + 5.0).authorized_operations
-        except TimeoutError as exc:
-            raise Away(f"Kafka does not answer within {TIMEOUT_S:.0f} s") from exc
+            operations = answer_of(future, TIMEOUT_S).authorized_operations
         except KafkaException as exc:
             if exc.args[0].code() in _NO_COORDINATOR:
                 continue  # a broker that has just started, or a group that is not there yet: joining waits for it

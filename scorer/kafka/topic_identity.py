@@ -9,6 +9,7 @@ from confluent_kafka import KafkaError, KafkaException, TopicCollection
 from confluent_kafka.admin import AdminClient, TopicDescription
 
 from scorer.errors import FraudScorerError
+from scorer.kafka.admin_answers import answer_of
 from scorer.kafka.failures import DENIED, TRANSIENT, Away, Denied, KafkaFailure, describe
 
 METADATA_TIMEOUT_S = 15.0
@@ -40,14 +41,12 @@ def topic_facts(
     found = {}
     for name, future in futures.items():
         try:
-            found[name] = _facts(future.result(timeout_s))
+            found[name] = _facts(answer_of(future, timeout_s))
         except KafkaException as exc:
             error = exc.args[0]
             if error.code() == KafkaError._UNSUPPORTED_FEATURE:
                 return _facts_without_ids(client, names, timeout_s)
             raise _meaning(name, error, exc) from exc
-        except TimeoutError as exc:
-            raise Away("Kafka does not answer a question about its topics") from exc
     return found
 
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
-from confluent_kafka import KafkaException, TopicCollection
+from confluent_kafka import KafkaException, TopicCollection, TopicPartitionInfo
 from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType
 
-from scorer.kafka.failures import Away, Kind, failure, meaning
+from scorer.kafka.admin_answers import answer_of
+from scorer.kafka.failures import Kind, failure, meaning
 from scorer.kafka.topic_identity import METADATA_TIMEOUT_S
 
 RECORD_BYTES_MAX: Final = 1_048_588  # Kafka's own default of max.message.bytes
 _SIZE, _IN_SYNC, _TIMESTAMP = "max.message.bytes", "min.insync.replicas", "message.timestamp.type"
+_UNCLEAN = "unclean.leader.election.enable"
+COPIES_MIN: Final = 2
 APPEND_TIME: Final = "LogAppendTime"
 APPEND_TIME_WAY_OUT: Final = (
     "`fraud-scorer setup --append-time` sets LogAppendTime; what is in the topics by then is decided as well"
@@ -36,7 +39,7 @@ def timestamp_types(client: AdminClient, names: Sequence[str]) -> dict[str, str]
     """
     return {
         name: found[_TIMESTAMP]
-        for name, found in _texts(client, names, (_TIMESTAMP,), METADATA_TIMEOUT_S).items()
+        for name, found in topic_settings(client, names, (_TIMESTAMP,), timeout_s=METADATA_TIMEOUT_S).items()
         if found
     }
 
@@ -51,14 +54,7 @@ def obstacle(client: AdminClient, names: Sequence[str], needed: Mapping[str, int
         limit = settings[name].get(_SIZE, RECORD_BYTES_MAX)
         if limit < size:
             return f"topic {name}: a record of {size} bytes must be written, and its {_SIZE} is {limit}. Raise it"
-    futures = client.describe_topics(TopicCollection(list(names)), request_timeout=timeout_s)
-    for name, future in futures.items():
-        try:
-            partitions = future.result(timeout_s + 1.0).partitions
-        except TimeoutError as exc:
-            raise Away("Kafka does not answer a question about its topics") from exc
-        except KafkaException as exc:
-            raise failure(exc, f"topic {name} cannot be described", needs=f"Write on topic {name}") from exc
+    for name, partitions in _described(client, names, timeout_s):
         for partition in partitions:
             # As the broker does: a topic with fewer replicas than the setting is content with those.
             wanted = min(settings[name].get(_IN_SYNC, 1), len(partition.replicas))
@@ -70,24 +66,71 @@ def obstacle(client: AdminClient, names: Sequence[str], needed: Mapping[str, int
     return ""
 
 
+def forgettable(client: AdminClient, names: Sequence[str]) -> str:
+    """What lets the broker lose records of these topics that it has acknowledged, for people; empty when nothing is
+    found.
+
+    Raises KafkaFailure when the broker does not answer.
+    """
+    settings = topic_settings(client, names, (_IN_SYNC, _UNCLEAN), timeout_s=METADATA_TIMEOUT_S)
+    topics: dict[str, list[str]] = {}
+    for name, partitions in _described(client, names, METADATA_TIMEOUT_S):
+        replicas = min((len(partition.replicas) for partition in partitions), default=0)
+        reason = _forgets(settings[name], replicas)
+        if reason:
+            topics.setdefault(reason, []).append(name)
+    return ". ".join(f"{', '.join(of)}: {reason}" for reason, of in topics.items())
+
+
+def _forgets(settings: Mapping[str, str], replicas: int) -> str:
+    if settings.get(_UNCLEAN) == "true":
+        return f"{_UNCLEAN}=true, so a leader that lacks acknowledged records may be elected. Set false"
+    if _IN_SYNC not in settings and replicas >= COPIES_MIN:
+        return (
+            f"{_IN_SYNC} is not shown to this client (the right DescribeConfigs is missing), so how many replicas hold "
+            "what is acknowledged is not known"
+        )
+    copies = min(int(settings.get(_IN_SYNC, 1)), replicas)
+    if copies < COPIES_MIN:
+        return (
+            f"a record counts as written when {copies} of {replicas} replicas hold it, and what one broker loses is "
+            f"lost. Set three replicas and {_IN_SYNC}=2"
+        )
+    return ""
+
+
+def _described(
+    client: AdminClient, names: Sequence[str], timeout_s: float
+) -> Iterator[tuple[str, Sequence[TopicPartitionInfo]]]:
+    """The partitions of each topic. Raises KafkaFailure when the broker does not answer."""
+    for name, future in client.describe_topics(TopicCollection(list(names)), request_timeout=timeout_s).items():
+        try:
+            yield name, answer_of(future, timeout_s).partitions
+        except KafkaException as exc:
+            raise failure(exc, f"topic {name} cannot be described", needs=f"Write on topic {name}") from exc
+
+
 def _settings(client: AdminClient, names: Sequence[str], timeout_s: float) -> dict[str, dict[str, int]]:
     """The two settings of each topic, as far as they are shown."""
-    texts = _texts(client, names, (_SIZE, _IN_SYNC), timeout_s)
+    texts = topic_settings(client, names, (_SIZE, _IN_SYNC), timeout_s=timeout_s)
     return {name: {key: int(value) for key, value in found.items()} for name, found in texts.items()}
 
 
-def _texts(
-    client: AdminClient, names: Sequence[str], wanted: Sequence[str], timeout_s: float
+def topic_settings(
+    client: AdminClient, names: Sequence[str], wanted: Sequence[str], *, timeout_s: float
 ) -> dict[str, dict[str, str]]:
-    """The `wanted` settings of each topic, as far as they are shown."""
+    """The `wanted` settings of each topic, as far as they are shown to this client.
+
+    Raises KafkaFailure when the broker does not answer.
+    """
     found: dict[str, dict[str, str]] = {}
     resources = [ConfigResource(ResourceType.TOPIC, name) for name in names]
+    if not resources:
+        return found
     for resource, future in client.describe_configs(resources, request_timeout=timeout_s).items():
         found[resource.name] = {}
         try:
-            entries = future.result(timeout_s + 1.0)
-        except TimeoutError as exc:
-            raise Away("Kafka does not answer a question about its topics") from exc
+            entries = answer_of(future, timeout_s)
         except KafkaException as exc:
             if meaning(exc.args[0]) is Kind.DENIED:
                 continue  # the right DescribeConfigs is missing; `acls worker --check` names it

@@ -18,26 +18,37 @@ class Topics:
     control: str
     labels: str
     dead_letters: str
+    order: str
+    decisions_fast: str
 
     @classmethod
     def of(cls, settings: KafkaSettings) -> Topics:
         prefix = settings.topic_prefix
-        return cls(
-            *(
-                prefix + name
-                for name in ("payments", "decisions", "audit", "journal", "control", "labels", "dead-letters")
-            )
-        )
+        names = (
+            "payments", "decisions", "audit", "journal", "control", "labels", "dead-letters", "order", "decisions-fast",
+        )  # fmt: skip
+        return cls(*(prefix + name for name in names))
 
     @property
     def all(self) -> tuple[str, ...]:
         """Every topic of the live engine."""
-        return *self.inputs, self.decisions, self.audit, self.journal, self.dead_letters
+        return *self.inputs, *self.outputs
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """What workers write."""
+        return self.decisions, self.audit, self.journal, self.dead_letters, self.order, self.decisions_fast
 
     @property
     def inputs(self) -> tuple[str, ...]:
         """What workers read and others write."""
         return self.payments, self.control, self.labels
+
+    @property
+    def decided_from(self) -> tuple[str, ...]:
+        """What a fast decision stands on: were records of these lost that the broker has acknowledged, it could be made
+        otherwise, or be missing."""
+        return *self.inputs, self.order, self.decisions_fast
 
 
 def workers_group(topics: Topics) -> str:

@@ -1,4 +1,4 @@
-"""Kafka and Postgres on this machine, for the demo and the tests: `with local_services() as services: …`.
+"""Kafka, Postgres and Prometheus on this machine, for the demo and the tests: `with local_services() as services: …`.
 
 It may start processes and containers and write to its own folders; it knows no payment, and no serving process
 imports it.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from scorer.local_services.local_kafka import Kafka
 from scorer.local_services.local_postgres import Postgres
+from scorer.local_services.local_prometheus import local_prometheus
 from scorer.local_services.service_errors import (
     AddressSilentError,
     NoWayToStartError,
@@ -24,5 +25,6 @@ __all__ = [
     "ServiceNotReadyError",
     "Services",
     "ServicesError",
+    "local_prometheus",
     "local_services",
 ]

@@ -102,7 +102,8 @@ def _fetch(maven: str, folder: Path, environment: Mapping[str, str]) -> None:
     process = subprocess.Popen(
         [maven, "--batch-mode", "--quiet", "--file", pom, *goal],
         cwd=folder,
-        env=dict(environment),
+        # A process of seconds: without the second compiler it takes half the CPU (1.9 s of 4.0 s, measured).
+        env={"MAVEN_OPTS": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC", **environment},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -9,6 +9,7 @@ import secrets
 import shutil
 import subprocess
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 from confluent_kafka import KafkaException
@@ -134,12 +135,14 @@ def cluster_id(bootstrap_servers: str, security: Mapping[str, str] | None = None
     return str(metadata.cluster_id) if metadata.brokers else None
 
 
-def start_kafka(place: Place, *, demo_only_broker_allowed: bool, preferred_port: int | None = None) -> Kafka:
+def start_kafka(
+    place: Place, *, demo_only_broker_allowed: bool, short_lived: bool = False, preferred_port: int | None = None
+) -> Kafka:
     """The first Kafka that can be had. Raises AddressSilentError, or NoWayToStartError with the ways out."""
     given = place.environment.get(ADDRESS, "").strip()
     if given:
         return Kafka(_given(given, place.environment))
-    ways: list[Callable[[Place, int | None], ManagedService]] = [_in_docker, _on_java]
+    ways: list[Callable[[Place, int | None], ManagedService]] = [_in_docker, partial(_on_java, short_lived=short_lived)]
     if demo_only_broker_allowed:
         ways.append(_tansu)
     reasons: list[str] = []
@@ -208,7 +211,7 @@ def _in_docker(place: Place, preferred: int | None) -> ManagedService:
     return start_on_free_port(plan, place, preferred)
 
 
-def _on_java(place: Place, preferred: int | None) -> ManagedService:
+def _on_java(place: Place, preferred: int | None, *, short_lived: bool = False) -> ManagedService:
     java, reason = jars.find_java(place.environment)
     if java is None:
         raise NoWayToStartError(f"Java: {reason}")
@@ -237,6 +240,7 @@ def _on_java(place: Place, preferred: int | None) -> ManagedService:
             argv=[
                 *command,
                 "-Xmx512m",
+                *(["-XX:TieredStopAtLevel=1"] if short_lived else []),
                 "-XX:MaxDirectMemorySize=128m",
                 "-XX:MaxMetaspaceSize=160m",
                 "-XX:ReservedCodeCacheSize=96m",

@@ -26,10 +26,16 @@ _PORT_ATTEMPTS_MAX = 5
 _POLL_INTERVAL_S = 0.05
 _GUARD_START_TIMEOUT_S = 10.0
 _FOLDER_FREE_TIMEOUT_S = 45.0  # longer than a former guard takes to stop its service (30 s) and clean up
+# Postgres, while a process of a killed one ends: a moment later it starts.
+_STILL_ENDING = "pre-existing shared memory block"
 _TAKEN = ("address already in use", "port is already allocated", "could not create any tcp/ip sockets")
 
 # What a child needs of the environment; more would let a stray KAFKA_OPTS or STORAGE_ENGINE change the service.
 _ENVIRONMENT_PASSED = ("PATH", "HOME", "TMPDIR", "USER", "LOGNAME")
+
+
+class _StillEndingError(ServiceNotReadyError):
+    """What ran before is not gone yet."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +67,7 @@ class Place:
 class Plan:
     """How one service runs on ports already chosen."""
 
-    name: str  # "kafka" or "postgres": names the folder, the log and the service in messages
+    name: str  # "kafka", "postgres" or "prometheus": names the folder, the log and the service in messages
     kind: str
     address: str
     port: int
@@ -163,6 +169,18 @@ class ManagedService:
         """Start, and wait until it answers. Raises ServiceNotReadyError, or ServicesError for a folder in use."""
         if self.pids:
             return
+        give_up = time.monotonic() + self._plan.ready_timeout_s
+        while True:
+            try:
+                self._start()
+            except _StillEndingError:
+                if time.monotonic() > give_up:
+                    raise
+                time.sleep(_POLL_INTERVAL_S)
+            else:
+                return
+
+    def _start(self) -> None:
         self._release_guard()
         lock = self._claim_folder()
         log_start = self._log.stat().st_size if self._log.exists() else 0
@@ -263,7 +281,11 @@ class ManagedService:
     def _not_ready(self, what: str, log_start: int) -> ServiceNotReadyError:
         logged = read_from(self._log, log_start)
         lines = "\n".join(f"    {line}" for line in logged.splitlines()[-TAIL_LINES:]) or "    (empty)"
-        error = PortTakenError if any(sign in logged.lower() for sign in _TAKEN) else ServiceNotReadyError
+        error: type[ServiceNotReadyError] = ServiceNotReadyError
+        if any(sign in logged.lower() for sign in _TAKEN):
+            error = PortTakenError
+        elif _STILL_ENDING in logged:
+            error = _StillEndingError
         return error(f"{self._plan.name} {what}; the end of {self._log}:\n{lines}")
 
     def _wait_for_guard(self) -> None:

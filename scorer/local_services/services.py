@@ -7,13 +7,17 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 from scorer.errors import UsageError
 from scorer.local_services.local_kafka import Kafka, start_kafka
 from scorer.local_services.local_postgres import Postgres, start_postgres
 from scorer.local_services.managed_service import ManagedService, Place
 from scorer.local_services.service_errors import ServicesError
+
+S = TypeVar("S", Kafka, Postgres)
 
 
 class Services:
@@ -51,6 +55,7 @@ def local_services(
     folder: Path | None = None,
     demo_only_broker_allowed: bool = False,
     fsync: bool = True,
+    short_lived: bool = False,
     environment: Mapping[str, str] | None = None,
     report: Callable[[str], None] = lambda _line: None,
 ) -> Iterator[Services]:
@@ -59,6 +64,7 @@ def local_services(
     folder: data and logs; what is in it is used again, and it stays. None: a temporary folder, removed at the end.
     demo_only_broker_allowed: last of all take a broker that keeps everything in memory and shows aborted records.
     fsync: False makes Postgres quicker and a power cut fatal to its data: for tests.
+    short_lived: Kafka on Java without the JVM's second compiler: half the CPU of a start, less throughput later.
     environment: where addresses, PATH and the like are looked up; os.environ by default.
     report: gets one line for each slow step.
 
@@ -74,12 +80,13 @@ def local_services(
     prepare(place)
     started: list[ManagedService] = []
     try:
-        broker = start_kafka(place, demo_only_broker_allowed=demo_only_broker_allowed) if kafka else None
-        if broker is not None and isinstance(broker.service, ManagedService):
-            started.append(broker.service)
-        database = start_postgres(place, fsync=fsync) if postgres else None
-        if database is not None and isinstance(database.service, ManagedService):
-            started.append(database.service)
+        broker, database = _start(
+            (lambda: start_kafka(place, demo_only_broker_allowed=demo_only_broker_allowed, short_lived=short_lived))
+            if kafka
+            else None,
+            (lambda: start_postgres(place, fsync=fsync)) if postgres else None,
+            started,
+        )
         yield Services(broker, database, place.log_folder)
     finally:
         for service in started:
@@ -88,6 +95,24 @@ def local_services(
             service.close()
         if temporary:
             shutil.rmtree(place.folder, ignore_errors=True)
+
+
+def _start(
+    kafka: Callable[[], Kafka] | None, postgres: Callable[[], Postgres] | None, started: list[ManagedService]
+) -> tuple[Kafka | None, Postgres | None]:
+    """Both side by side: neither needs the other, and a first start fetches files for minutes. What runs is in
+    `started` in any case, also when one of them cannot be had. Raises what the starts raise, Kafka's first."""
+
+    def begin(way: Callable[[], S]) -> S:
+        service = way()
+        if isinstance(service.service, ManagedService):
+            started.append(service.service)
+        return service
+
+    with ThreadPoolExecutor(1, "postgres") as beside:  # leaving it waits for the thread
+        database = None if postgres is None else beside.submit(begin, postgres)
+        broker = None if kafka is None else begin(kafka)
+        return broker, None if database is None else database.result()
 
 
 def prepare(place: Place) -> None:

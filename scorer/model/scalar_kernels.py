@@ -28,11 +28,7 @@ _PACKED = types.Array(types.uint64, 1, "C", readonly=True)
 _FLOATS = types.Array(types.float32, 1, "C", readonly=True)
 # Readonly in a signature takes writable arrays too: one compiled version for both, made at import and cached on disk.
 _ROWS = types.Array(types.float32, 2, "C", readonly=True)
-_DOUBLES = types.Array(types.float64, 1, "C", readonly=True)
-_SIGNATURES = [
-    types.void(_ROWS, _ROOT, _DEPTH, _PACKED, _FLOATS, _FLOATS, types.Array(types.float32, 1, "C")),
-    types.void(_ROWS, _ROOT, _DEPTH, _PACKED, _FLOATS, _DOUBLES, types.Array(types.float64, 1, "C")),
-]
+_SIGNATURE = types.void(_ROWS, _ROOT, _DEPTH, _PACKED, _FLOATS, _FLOATS, types.Array(types.float32, 1, "C"))
 
 
 def pack(table: Table) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -54,7 +50,7 @@ def _step(rows, row, threshold, packed):  # type: ignore[no-untyped-def]
     return (packed >> np.uint64(32)) + right
 
 
-@numba.njit(_SIGNATURES, cache=True, nogil=True, error_model="numpy")
+@numba.njit(_SIGNATURE, cache=True, nogil=True, error_model="numpy")
 def margins_batch(rows, root, depth, packed, threshold, value, out):  # type: ignore[no-untyped-def]
     """Margins of many rows: trees outside, rows inside, eight rows at a time. Added to out [n], typed as value."""
     count = rows.shape[0]
@@ -94,7 +90,7 @@ def margins_batch(rows, root, depth, packed, threshold, value, out):  # type: ig
                 r += np.uint64(1)
 
 
-@numba.njit(_SIGNATURES, cache=True, nogil=True, error_model="numpy")
+@numba.njit(_SIGNATURE, cache=True, nogil=True, error_model="numpy")
 def margins_single(rows, root, depth, packed, threshold, value, out):  # type: ignore[no-untyped-def]
     """Margins of few rows: rows outside, eight trees at a time. Added to out [n], of the type of value."""
     trees = np.uint64(root.shape[0])
@@ -134,3 +130,8 @@ def margins_single(rows, root, depth, packed, threshold, value, out):  # type: i
             total += value[node]
             t += np.uint64(1)
         out[index] = total
+
+
+# The versions for leaves of float64, which few models have, are compiled when one is loaded.
+for _kernel in (margins_batch, margins_single):
+    _kernel.disable_compile(False)  # type: ignore[attr-defined]

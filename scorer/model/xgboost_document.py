@@ -1,7 +1,6 @@
-"""An xgboost model file (JSON or UBJ) as a plain document, and its facts that treelite does not expose.
+"""An xgboost model file (JSON or UBJ): the document, its facts and its trees, read without a library.
 
-treelite reads the trees. It does not expose the booster (dart or gbtree), the declared counts or the objective's name,
-and it rounds the base margin in another way than xgboost; so these are read here, from the same bytes.
+Serving needs neither xgboost nor treelite; tests and the gate compare with both where they are installed.
 """
 
 from __future__ import annotations
@@ -9,12 +8,14 @@ from __future__ import annotations
 import json
 import math
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from scorer.model.model_errors import ModelFormatError, ModelUnsupportedError
+from scorer.model.tree_table import LESS, RawTree
 
 # 512 MiB: a model of 300 trees x depth 6 is 2 MiB. The reader holds the whole document, so its size bounds memory.
 MODEL_BYTES_MAX = 512 * 1024 * 1024
@@ -153,7 +154,10 @@ def read_document(data: bytes) -> dict[str, Any]:
         try:
             document = json.loads(data.decode("utf-8"), object_pairs_hook=_without_repeats)
         except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
-            raise ModelFormatError(f"the model file is neither JSON nor UBJ ({type(error).__name__})") from error
+            raise ModelFormatError(
+                f"the model file is neither JSON nor UBJ ({type(error).__name__}), nor does it begin as LightGBM;"
+                " is it complete, and written by the library's own save_model?"
+            ) from error
     if not isinstance(document, dict):
         raise ModelFormatError(f"the model document is a {type(document).__name__}, not an object")
     return document
@@ -241,18 +245,75 @@ def read_facts(document: dict[str, Any]) -> ModelFacts:
     )
 
 
-def without_tree_weights(document: dict[str, Any]) -> bytes:
-    """The dart document as JSON with every tree weight 1, so that a reader returns the leaves unscaled.
+def read_trees(document: dict[str, Any]) -> Iterator[RawTree]:
+    """The trees of a document that `read_facts` takes, in order and as they are stored: a leaf's value stands where an
+    inner node has its threshold. `lower_tree` checks indices and numbers.
 
-    Floats survive: a float32 widened to a double and written by repr parses back to the same float32.
+    Raises ModelFormatError for columns that are missing, of other lengths or no numbers, ModelUnsupportedError for
+    splits by category, several classes or leaves that are vectors.
     """
-    booster = dict(document["learner"]["gradient_booster"])
-    booster["weight_drop"] = [1.0] * len(booster["weight_drop"])
-    learner = {**document["learner"], "gradient_booster": booster}
-    return json.dumps({**document, "learner": learner}, default=_plain).encode()
+    booster = document["learner"]["gradient_booster"]
+    model = booster["gbtree"]["model"] if booster["name"] == "dart" else booster["model"]
+    groups = _column({"tree_info": model["tree_info"]}, "tree_info", np.int64, "the model")
+    if len(other := np.flatnonzero(groups)):
+        raise ModelUnsupportedError(f"tree {other[0]} has class {groups[other[0]]}; multi-class models are not served")
+    for index, tree in enumerate(model["trees"]):
+        yield _read_tree(tree, index)
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, np.ndarray):
-        return value.tolist()
-    raise TypeError(f"{type(value).__name__} in a model document")
+def _read_tree(tree: Any, index: int) -> RawTree:
+    where = f"tree {index}"
+    params = _at(tree, "tree_param")
+    declared = _count(_at(params, "num_nodes"), f"{where}: num_nodes")
+    if (outputs := _count(params.get("size_leaf_vector", "0"), f"{where}: size_leaf_vector")) > 1:
+        raise ModelUnsupportedError(f"{where}: leaves are vectors of {outputs}: multi-target models are not served")
+    left = _column(tree, "left_children", np.int64, where)
+    right = _column(tree, "right_children", np.int64, where)
+    if len(left) != declared:
+        raise ModelFormatError(f"{where}: num_nodes is {declared}, but {len(left)} nodes are there")
+    if len(right) == len(left):  # otherwise refused with the other columns
+        wrong = np.flatnonzero(((left == -1) != (right == -1)) | (np.minimum(left, right) < -1))
+        if len(wrong):
+            raise ModelFormatError(
+                f"{where}, node {wrong[0]}: children {left[wrong[0]]} and {right[wrong[0]]}; a leaf has -1 twice"
+            )
+    feature = _column(tree, "split_indices", np.int64, where)
+    if (feature != feature.astype(np.int32)).any():
+        raise ModelFormatError(f"{where}: a split_indices beyond 32 bits")
+    kinds = _column(tree, "split_type", np.int64, where) if "split_type" in tree else np.zeros(declared, np.int64)
+    if kinds.any() or len(tree.get("categories_nodes", ())):
+        named = feature[np.argmax(kinds != 0)] if len(kinds) == len(feature) and kinds.any() else -1
+        raise ModelUnsupportedError(
+            f"{where} splits on feature {named} by category, which is not served; encode it as a number"
+        )
+    value = _column(tree, "split_conditions", np.float32, where)
+    # An absent hessian sum (older writers) leaves zeros: margins work, explanations are refused by name.
+    hessians = tree.get("sum_hessian", ())
+    absent = isinstance(hessians, list | tuple | np.ndarray) and not len(hessians)
+    return RawTree(
+        left=left,
+        right=right,
+        feature=feature.astype(np.int32),
+        threshold=value,
+        operator=np.full(len(left), LESS, dtype=np.int8),
+        default_left=(_column(tree, "default_left", np.int64, where) != 0).astype(np.uint8),
+        value=value,
+        # float32 as xgboost holds it; JSON writes more digits than that.
+        cover=np.zeros(len(left)) if absent else _column(tree, "sum_hessian", np.float32, where).astype(np.float64),
+    )
+
+
+def _column(tree: Any, name: str, dtype: Any, where: str) -> np.ndarray:
+    """A list of numbers as an array of `dtype`. Numbers that it cannot hold become infinite (float32), or are
+    refused."""
+    stored = _at(tree, name)
+    try:
+        numbers = np.asarray(stored)
+        if numbers.ndim != 1 or (numbers.size and numbers.dtype.kind not in "iufb"):
+            raise ModelFormatError(f"{where}: {name} is not a list of numbers")
+        if np.issubdtype(dtype, np.integer) and numbers.dtype.kind not in "iub" and numbers.size:
+            raise ModelFormatError(f"{where}: {name} is not a list of whole numbers")
+        with np.errstate(over="ignore"):
+            return numbers.astype(dtype)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise ModelFormatError(f"{where}: {name} is not a list of numbers") from error

@@ -11,15 +11,28 @@ has read to the last one.
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
-import treelite
 
 from scorer.model import CompiledModel, ModelFormatError
 from scorer.model.tree_table import GREATER, GREATER_EQUAL, LESS, LESS_EQUAL
+from scorer.model_import.import_errors import ModelImportError
 from scorer.model_import.source_model import Placement, SourceModel
 
 _COMPARE = {LESS: np.less, LESS_EQUAL: np.less_equal, GREATER: np.greater, GREATER_EQUAL: np.greater_equal}
+
+
+def import_treelite() -> Any:
+    """The library. Raises ModelImportError naming what to install."""
+    try:
+        import treelite  # noqa: PLC0415 - serving must not need it
+    except ImportError as error:
+        raise ModelImportError(
+            "a treelite checkpoint is imported with treelite, which serving does not need: "
+            "pip install 'fraud-scorer[train]'"
+        ) from error
+    return treelite
 
 
 def read_checkpoint(data: bytes) -> SourceModel:
@@ -39,7 +52,7 @@ def read_checkpoint(data: bytes) -> SourceModel:
 
 
 def _names(data: bytes, features: int) -> list[str] | None:
-    text = str(treelite.Model.deserialize_bytes(data).get_header_accessor().get_field("attributes"))
+    text = str(import_treelite().Model.deserialize_bytes(data).get_header_accessor().get_field("attributes"))
     try:
         attributes = json.loads(text) if text else {}
     except (ValueError, RecursionError) as error:
@@ -53,7 +66,7 @@ def _names(data: bytes, features: int) -> list[str] | None:
 
 
 def _placed(data: bytes, placement: Placement) -> bytes:
-    model = treelite.Model.deserialize_bytes(data)
+    model = import_treelite().Model.deserialize_bytes(data)
     for index in range(model.num_tree):
         tree = model.get_tree_accessor(index)
         inner = np.array(tree.get_field("cleft")) >= 0

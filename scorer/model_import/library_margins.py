@@ -6,9 +6,9 @@ import importlib
 from typing import Any
 
 import numpy as np
-import treelite
 
 from scorer.model.model_errors import library_reason
+from scorer.model_import.checkpoint_source import import_treelite
 from scorer.model_import.import_errors import ModelImportError
 from scorer.model_import.source_model import SourceModel
 
@@ -22,12 +22,15 @@ def library_margins(source: SourceModel, rows: np.ndarray, rounds: int) -> np.nd
     Raises ModelImportError where the library refuses the file.
     """
     predict = {"xgboost": _xgboost, "LightGBM": _lightgbm, "treelite": _interpreter}[source.kind]
+    refusals: tuple[type[Exception], ...] = (ValueError, RuntimeError)
+    if source.kind == "treelite":
+        refusals = (*refusals, import_treelite().TreeliteError)
     try:
         found = predict(source, rounds)
         if found is None:
             return None
         parts = [found(rows[at : at + _ROWS]) for at in range(0, len(rows), _ROWS)]
-    except (ValueError, RuntimeError, treelite.TreeliteError) as error:
+    except refusals as error:
         raise ModelImportError(f"{source.kind} itself refuses the model: {library_reason(error)}") from error
     return np.concatenate(parts).astype(np.float32)
 
@@ -61,5 +64,6 @@ def _lightgbm(source: SourceModel, rounds: int) -> Any:
 
 
 def _interpreter(source: SourceModel, rounds: int) -> Any:  # noqa: ARG001 - as the others
+    treelite = import_treelite()
     model = treelite.Model.deserialize_bytes(source.data)
     return lambda rows: treelite.gtil.predict(model, rows, nthread=1, pred_margin=True).reshape(len(rows), -1)[:, -1]

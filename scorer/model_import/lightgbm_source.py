@@ -12,6 +12,8 @@ from scorer.model_import.source_model import Placement, SourceModel
 
 _UNNAMED = re.compile(r"^Column_\d+$")
 _SIGMOID = re.compile(r"^objective=binary sigmoid:(\S+)[ \t]*\r?$", re.MULTILINE)
+# Whose score is a probability; a bundle's own models may be others.
+_OBJECTIVES = ("binary", "cross_entropy")
 _DEFAULT_LEFT, _MISSING_SHIFT, _MISSING_NAN = 2, 2, 2
 _TAIL = "end of trees\n\nfeature_importances:\n\nparameters:\n\nend of parameters\n\npandas_categorical:null\n"
 _PERMUTED = ("feature_infos", "monotone_constraints")
@@ -29,6 +31,11 @@ def read_lightgbm(data: bytes) -> SourceModel:
     text, calibration = _unit_sigmoid(text.replace("\r\n", "\n"))
     model = CompiledModel.from_bytes(text.encode(), vector=False)
     names = (_header_value(text, "feature_names") or "").split()
+    objective = (_header_value(text, "objective") or "").split(" ")[0]
+    if objective not in _OBJECTIVES:
+        raise ModelUnsupportedError(
+            f"the LightGBM model: objective {objective[:60]!r} gives no probability of fraud; train with binary"
+        )
     if names and len(names) != model.feature_count:
         raise ModelFormatError(f"the LightGBM model has {model.feature_count} features and {len(names)} feature_names")
     if all(_UNNAMED.match(name) for name in names):

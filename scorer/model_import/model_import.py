@@ -247,6 +247,11 @@ def _compare_given(given: GoldenFile, ours: np.ndarray, scores: np.ndarray) -> d
 def _threshold(policy: Policy, scores: np.ndarray | None) -> float:
     if policy.flag.score is not None:
         return policy.flag.score
+    if policy.flag.cost is not None:
+        raise ModelImportError(
+            "the policy flags by cost, whose limits training finds on amounts that an imported model does not bring: "
+            "write flag: {score: …} or flag: {share: …}"
+        )
     share = float(policy.flag.share or 0)
     if scores is None or len(scores) < SHARE_ROWS_MIN:
         raise ModelImportError(

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Final
+from typing import Any, Final
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer, TopicPartition
 
@@ -111,6 +111,9 @@ class History:
         return count
 
 
+Progress = Callable[[int, int], None]
+
+
 @dataclass
 class Redriven:
     """What a redrive did, or would do."""
@@ -120,29 +123,37 @@ class Redriven:
     refused: Counter[str] = field(default_factory=Counter)
 
 
-def read(settings: Settings, *, no_progress_s: float = 60.0) -> Iterator[Letter | tuple[Place, Origin]]:
+def read(
+    settings: Settings, *, no_progress_s: float = 60.0, progress: Progress = lambda _done, _all: None
+) -> Iterator[Letter | tuple[Place, Origin]]:
     """Everything committed in the dead-letter topic up to its end now: letters, and notes as (letter, sent to).
+    `progress` is called with the number of offsets passed, and of all.
 
     Partition by partition in offset order. Raises KafkaFailure, also when reading makes no progress.
     """
     topic = kafka.Topics.of(settings.kafka).dead_letters
     client = kafka.admin(settings.kafka)
     partitions = [TopicPartition(topic, p) for p in range(kafka.partition_count(client, topic))]
-    bounds = zip(partitions, kafka.starts(client, partitions), kafka.ends(client, partitions), strict=True)
+    bounds = list(zip(partitions, kafka.starts(client, partitions), kafka.ends(client, partitions), strict=True))
+    total, before = sum(end - start for _, start, end in bounds), 0
     consumer = kafka.reader(settings.kafka, group=f"{settings.kafka.topic_prefix}fraud-scorer-letters")
     try:
         for partition, start, end in bounds:
             place = TopicPartition(topic, partition.partition, start)
             for message in kafka.read_range(consumer, place, end, no_progress_s=no_progress_s):
+                progress(before + kafka.present(message.offset(), "offset") + 1 - start, total)
                 yield _read_one(message)
+            before += end - start
     finally:
         consumer.close()
 
 
 def _read_one(message: Message) -> Letter | tuple[Place, Origin]:
-    headers: list[tuple[str, bytes]] = message.headers() or []  # type: ignore[assignment]
-    known = dict(headers)
     place = kafka.present(message.partition(), "partition"), kafka.present(message.offset(), "offset")
+    headers: Any = kafka.headers_of(message)
+    if headers is None:
+        raise FraudScorerError(f"{message.topic()}/{place[0]}, offset {place[1]}: a header's name is no UTF-8")
+    known = dict(headers)
     if NOTE in known:
         partition, offset = known[NOTE].decode().split("/")
         topic, to_partition, to_offset = known[NOTE_TO].decode().rsplit("/", 2)
@@ -154,22 +165,22 @@ def _read_one(message: Message) -> Letter | tuple[Place, Origin]:
     return Letter(place, message.timestamp()[1], message.key(), message.value(), about)
 
 
-def history(settings: Settings) -> History:
+def history(settings: Settings, progress: Progress = lambda _done, _all: None) -> History:
     """All notes, and the origins of letters that they concern."""
     found = History()
-    for item in read(settings):
+    for item in read(settings, progress=progress):
         if not isinstance(item, Letter):
             found.note(*item)
     if found.sent:
-        for item in read(settings):
+        for item in read(settings, progress=progress):
             if isinstance(item, Letter):
                 found.letter(item)
     return found
 
 
-def letters(settings: Settings, wanted: Filter) -> Iterator[Letter]:
+def letters(settings: Settings, wanted: Filter, progress: Progress = lambda _done, _all: None) -> Iterator[Letter]:
     """The letters that `wanted` takes."""
-    return (item for item in read(settings) if isinstance(item, Letter) and wanted.takes(item))
+    return (item for item in read(settings, progress=progress) if isinstance(item, Letter) and wanted.takes(item))
 
 
 def obstacle(letter: Letter, times: int, *, times_max: int, topics: kafka.Topics) -> str | None:
@@ -193,6 +204,7 @@ def redrive(
     limit: int | None = None,
     times_max: int = 3,
     on_letter: Callable[[Letter, str], None] = lambda _letter, _fate: None,
+    progress: Progress = lambda _done, _all: None,
 ) -> Redriven:
     """Send the letters that `wanted` takes back to where they came from, each at most once.
 
@@ -202,10 +214,10 @@ def redrive(
     topics = kafka.Topics.of(settings.kafka)
     # Sending to a topic that does not exist would make it, where the broker does that.
     kafka.topic_facts(kafka.admin(settings.kafka), topics.inputs)
-    known, result = history(settings), Redriven()
+    known, result = history(settings, progress), Redriven()
 
     def chosen() -> Iterator[tuple[Letter, int]]:
-        for letter in letters(settings, wanted):
+        for letter in letters(settings, wanted, progress):
             times = known.times(letter)
             if letter.place in known.sent:
                 result.already += 1

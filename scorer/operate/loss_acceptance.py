@@ -7,28 +7,42 @@ own transactional producer, which fences a worker that still runs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
-from typing import Literal
+from types import MappingProxyType
+from typing import Literal, NamedTuple
 
 from confluent_kafka import KafkaException, TopicPartition
 from confluent_kafka.admin import NewPartitions
 
-from schemas.journal_record import Change, ControlRange, InputRange, JournalRecord, Sources
+from schemas.journal_record import Change, ControlRange, InputRange, JournalRecord
+from schemas.order_record import OrderRecord
 from scorer import kafka
 from scorer.audit.signed.signatures import Signer
 from scorer.bundle import Bundle
-from scorer.errors import UsageError
-from scorer.journal import journal_reader
+from scorer.errors import PromiseBroken, UsageError
+from scorer.journal import journal_reader, order_reader
 from scorer.journal.activated_bundles import Bundles
-from scorer.journal.partition_buffers import PartitionBuffer
+from scorer.journal.answered_batches import AnsweredBatches
+from scorer.journal.partition_buffers import MissingRange, PartitionBuffer, ShardInputs
 from scorer.kafka import Topics
-from scorer.pipeline import Pipeline
+from scorer.operate.journal_summary import JournalSummary
+from scorer.pipeline import Batch, Outcomes, Pipeline
 from scorer.runtime.settings import Settings
+from scorer.worker.batch_traces import Tracer
 from scorer.worker.follower import Follower, shard_partitions
+from scorer.worker.order_log import OrderLog
+from scorer.worker.pending_commits import PendingCommits
 from scorer.worker.ports import Ports
 from scorer.worker.publisher import Publisher
+from scorer.worker.settlement import order_log, settle
 
+OPERATOR = "fraud-scorer recover"
+BATCHES = "batches"
+# As many numbers are used up at most, a record of the journal each.
+BATCHES_LOST_MAX = 10_000
+READ_AGAIN_S = 10.0  # without progress, a batch cannot be read again
 INIT_TIMEOUT_S = 60.0
 TIMEOUT_S = 30.0
 Trouble = Literal["ok", "made anew", "lost", "cut", "added"]
@@ -47,7 +61,12 @@ class Finding:
 
 @dataclass(frozen=True)
 class Loss:
-    """Offsets of one partition that an operator gives up: [start, end)."""
+    """Offsets of one partition that an operator gives up: [start, end). Of topic order: batches that cannot be decided
+    again, though their decisions may have left on topic decisions-fast.
+
+    Of BATCHES: numbers of a shard's batches, answered on topic decisions-fast, whose order is gone from the order log.
+    Their payments are decided anew, perhaps otherwise.
+    """
 
     topic: str
     partition: int
@@ -56,10 +75,11 @@ class Loss:
 
     @classmethod
     def parse(cls, text: str, topics: Topics) -> Loss:
-        """From TOPIC:PARTITION:FROM-TO. Raises UsageError."""
+        """From TOPIC:PARTITION:FROM-TO, or batches:SHARD:FROM-TO. Raises UsageError."""
         topic, _, rest = text.rpartition(":")[0].partition(":")
         span = text.rpartition(":")[2].split("-")
-        known = {"payments": topics.payments, "control": topics.control, "labels": topics.labels}
+        names = ("payments", "control", "labels", "order")
+        known = {name: getattr(topics, name) for name in names} | {BATCHES: BATCHES}
         topic = known.get(topic, topic)
         if topic not in known.values() or not rest.isdigit() or len(span) != 2 or not all(s.isdigit() for s in span):
             raise UsageError("a loss is TOPIC:PARTITION:FROM-TO, such as payments:0:1200-1350 (TO is the first kept)")
@@ -67,6 +87,24 @@ class Loss:
         if loss.end <= loss.start:
             raise UsageError(f"the range {loss.start}-{loss.end} is empty")
         return loss
+
+
+class _Claimed(NamedTuple):
+    """A shard's order log, claimed by this command: the offset up to which it is settled with the next record of the
+    journal, None without such a log; how many batches before it are given up; and where these begin in each payments
+    partition."""
+
+    order: int | None
+    given_up: int
+    starts: Mapping[int, int] = MappingProxyType({})
+
+
+class _Settled(NamedTuple):
+    """A shard's state, what writes to its journal, and its order log. No worker of the shard can write any more."""
+
+    follower: Follower
+    publisher: Publisher
+    claimed: _Claimed
 
 
 class Recovery:
@@ -79,49 +117,52 @@ class Recovery:
         self._topics = Topics.of(settings.kafka)
         self._ports = ports or Ports.real(settings)
         self._broker = self._ports.clients.broker()
+        # What the numbers of batches were that `new_state` gave up could not be read: they may be used again.
+        self.numbers_unknown = False
+        self._look()
+
+    def _look(self) -> None:
+        """Read what there is now: the topics, and the shard's journal."""
         self._facts = self._broker.topic_facts(self._topics.all)
         self._sources = journal_reader.sources_of(self._facts, self._topics)
-        self._records = journal_reader.read_journal(
-            settings.kafka,
+        records = journal_reader.journal_records(
+            self._settings.kafka,
             self._ports.clients,
-            shard,
-            no_progress_s=settings.worker.no_progress_s,
+            self._shard,
+            no_progress_s=self._settings.worker.no_progress_s,
             threads=self._ports.threads,
         )
-
-    @property
-    def _noted(self) -> Sources | None:
-        """Ids of the topics that were read last; None in a journal of an earlier release."""
-        return next((record.sources for record in reversed(self._records) if record.sources is not None), None)
+        try:
+            self._journal = JournalSummary.of(records)
+        except MissingRange as exc:
+            raise UsageError(
+                f"the journal of shard {self._shard} cannot be read from its first batch on ({exc}). This command "
+                "needs it whole; workers go on from a snapshot as long as there is one. Restore the journal topic"
+            ) from exc
 
     @property
     def _last(self) -> JournalRecord:
-        if not self._records:
+        if self._journal.last is None:
             raise UsageError(
                 f"the journal of shard {self._shard} is empty: nothing was decided, nothing can be missing"
             )
-        return self._records[-1]
+        return self._journal.last
 
     def positions(self) -> dict[int, int]:
         """Where the journal says that each payments partition was decided to."""
-        return {r.partition: r.end for record in self._records for r in record.inputs}
-
-    def _epochs(self) -> dict[int, int]:
-        """The leader epoch that the journal notes last for each payments partition, where it notes one."""
-        last = {r.partition: r.epoch for record in self._records for r in record.inputs}
-        return {partition: epoch for partition, epoch in last.items() if epoch is not None}
+        return self._journal.positions
 
     def _last_written(self, where: Sequence[TopicPartition], starts: Sequence[int], ends: Sequence[int]) -> list[int]:
         """For each log, at its decided position: how far it still holds the records that were decided. Below the
         position where it was cut; by an offset that a later leader has written, also when it is longer again by now."""
-        epochs, written = self._epochs(), []
+        last, written = self._journal.last_records, []
         reader = self._ports.clients.reader(f"{self._settings.kafka.topic_prefix}fraud-scorer-recover")
         try:
             for place, start, end in zip(where, starts, ends, strict=True):
-                until, epoch = min(place.offset, end), epochs.get(place.partition)
-                if place.topic == self._topics.payments and epoch is not None and start < until:
+                until, noted = min(place.offset, end), last.get(place.partition)
+                if place.topic == self._topics.payments and noted is not None and start < until:
                     until = kafka.first_of_later_epochs(
-                        reader, place, start, until, epoch, monotonic=self._ports.threads.monotonic
+                        reader, place, start, until, noted.epoch, monotonic=self._ports.threads.monotonic
                     )
                 written.append(until)
         finally:
@@ -132,26 +173,33 @@ class Recovery:
         self, where: Sequence[TopicPartition], starts: Sequence[int], written: Sequence[int]
     ) -> list[bool]:
         """For each log, at its decided position, which it still holds: whether a client refuses to read on there."""
-        epochs, monotonic = self._epochs(), self._ports.threads.monotonic
+        last = self._journal.last_records
+        return [
+            place.topic == self._topics.payments
+            and place.partition in last
+            and start <= last[place.partition].end
+            and until == place.offset
+            and self._is_cut_below(place, last[place.partition])
+            for place, start, until in zip(where, starts, written, strict=True)
+        ]
+
+    def _is_cut_below(self, place: TopicPartition, last: kafka.LastRecord) -> bool:
+        # A new client each time: it asks for the end of an epoch when it first hears of a topic's leaders, and not with
+        # a later assignment.
         reader = self._ports.clients.reader(f"{self._settings.kafka.topic_prefix}fraud-scorer-recover")
         try:
-            return [
-                place.topic == self._topics.payments
-                and place.partition in epochs
-                and start <= until == place.offset
-                and kafka.is_cut_below(reader, place, epochs[place.partition], monotonic=monotonic)
-                for place, start, until in zip(where, starts, written, strict=True)
-            ]
+            return kafka.is_cut_below(reader, place, last, monotonic=self._ports.threads.monotonic)
         finally:
             reader.close()
 
     def survey(self) -> list[Finding]:
-        """Everything that the journal stands on, fit or not."""
-        if not self._records:
-            return []
+        """Everything that the journal stands on, fit or not, and what follows it in the order log."""
+        if self._journal.last is None:
+            return self._order_found()
         found = [*self._topics_found()]
         if any(finding.trouble == "made anew" for finding in found):
             return found
+        found += self._order_found()
         positions = self.positions()
         where = [TopicPartition(self._topics.payments, p, offset) for p, offset in sorted(positions.items())]
         where.append(TopicPartition(self._topics.control, 0, self._last.control.end))
@@ -171,7 +219,7 @@ class Recovery:
 
     def _topics_found(self) -> list[Finding]:
         found = []
-        noted = self._noted
+        noted = self._journal.sources
         for field, topic in zip(("payments", "control", "labels"), self._topics.inputs, strict=True):
             before, now = noted and getattr(noted, field), self._facts[topic].id
             anew = before is not None and before != now and kafka.NO_ID not in (before, now)
@@ -180,46 +228,134 @@ class Recovery:
                 if anew
                 else Finding(topic, "ok", f"id {before or 'not noted'}", f"id {now}")
             )
-        payments, decisions = (self._facts[t].partitions for t in (self._topics.payments, self._topics.decisions))
-        if decisions < payments:
-            found.append(
-                Finding(
-                    self._topics.decisions,
-                    "lost",
-                    f"{payments} partitions are needed",
-                    f"{decisions} partitions",
-                    "--adopt-partitions",
-                )
-            )
+        payments = self._facts[self._topics.payments].partitions
+        for topic in self._too_few(payments):
+            has = f"{self._facts[topic].partitions} partitions"
+            found.append(Finding(topic, "lost", f"{payments} partitions are needed", has, "--adopt-partitions"))
         return found
+
+    def _order_found(self) -> list[Finding]:
+        """What the order log holds beyond the journal, where it cannot be decided again; and what was answered beyond
+        both."""
+        name = f"{self._topics.order}/{self._shard}"
+        newest, following = self._newest_answered(), self._journal.count
+        try:
+            missing = self._unsettled(self._broker.ends([TopicPartition(self._topics.order, self._shard)])[0])
+        except (MissingRange, kafka.SourceChanged) as exc:
+            end = max(newest, following) + 1
+            return [
+                Finding(name, "lost", f"decided to batch {following - 1}", *self._way_out(following, end, str(exc)))
+            ]
+        following += len(missing)
+        found = []
+        if reason := self._unreadable([record for _, record in missing]):
+            first, last = missing[0], missing[-1]
+            holds = (
+                f"the order of batches {first[1].sequence} to {last[1].sequence}, which were perhaps answered: {reason}"
+            )
+            command = f"--accept-loss {name.replace('/', ':')}:{first[0]}-{last[0] + 1}"
+            found.append(Finding(name, "lost", f"decided to batch {first[1].sequence - 1}", holds, command))
+        if newest >= following:
+            ends = f"journal and order log end with batch {following - 1}"
+            holds = f"decisions of batches up to {newest}, whose order is gone"
+            way_out = self._way_out(following, newest + 1, holds)
+            found.append(Finding(self._topics.decisions_fast, "lost", ends, *way_out))
+        return found
+
+    def _way_out(self, following: int, end: int, found: str) -> tuple[str, str]:
+        """What was found, and the command that accepts that batches from number `following` to `end` - 1 have no order;
+        for more than can be used up, what is to be done instead."""
+        if end - following > BATCHES_LOST_MAX:
+            return f"{found}. {self._too_many(following, end)}", ""
+        return found, f"--accept-loss {BATCHES}:{self._shard}:{following}-{end}"
+
+    def _too_many(self, following: int, end: int) -> str:
+        return (
+            f"Decisions of batches {following} to {end - 1} are more than were ever on their way: journal and order "
+            f"log are other ones than those along which they were decided. Delete the records of topic "
+            f"{self._topics.decisions_fast} (kafka-delete-records.sh), and let its readers forget the last place that "
+            "they have taken"
+        )
+
+    def _newest_answered(self) -> int:
+        """Number of the newest batch that stands on topic decisions-fast; -1 for none."""
+        ports = self._ports
+        with closing(AnsweredBatches(self._settings, self._shard, ports.clients, ports.threads)) as answered:
+            return answered.newest()
+
+    def _unsettled(self, end: int) -> list[tuple[int, OrderRecord]]:
+        """Batches of the order log before offset `end` that count and are not in the journal, each with its offset."""
+        named = self._journal.ordered
+        settled = None if named is None else order_reader.Settled(named.sequence, named.order or 0)
+        return order_reader.unsettled(
+            self._settings.kafka, self._shard, clients=self._ports.clients, threads=self._ports.threads,
+            broker=self._broker, settled=settled, sequence=self._journal.count, end=end,
+            no_progress_s=self._settings.worker.no_progress_s,
+        )  # fmt: skip
+
+    def _unreadable(self, records: Sequence[OrderRecord]) -> str:
+        """Why these batches cannot be read again; empty when they can."""
+        if not records:
+            return ""
+        starts: dict[int, int] = self.positions()
+        for record in records:
+            for r in record.inputs:
+                starts.setdefault(r.partition, r.start)
+        labels = records[0].labels
+        inputs = ShardInputs(
+            self._ports.clients.flat_reader(f"{self._settings.kafka.topic_prefix}fraud-scorer-recover"),
+            payments=self._topics.payments,
+            control=self._topics.control,
+            labels=self._topics.labels,
+            positions=starts,
+            control_position=records[0].control.start,
+            labels_position=0 if labels is None else labels.start,
+            buffered_max=self._settings.worker.buffered_payments_max,
+            sources=self._sources,
+        )
+        patience_s = min(READ_AGAIN_S, self._settings.worker.no_progress_s)
+        try:
+            for record in records:
+                journal_reader.reread_order(record, 0, inputs, no_progress_s=patience_s, threads=self._ports.threads)
+        except (MissingRange, kafka.SourceChanged, kafka.NoProgress) as exc:
+            return str(exc)
+        finally:
+            inputs.close()
+        return ""
+
+    def _too_few(self, payments: int) -> list[str]:
+        """Topics of decisions with fewer partitions than topic payments."""
+        topics = (self._topics.decisions, self._topics.decisions_fast)
+        return [topic for topic in topics if self._facts[topic].partitions < payments]
 
     def accept_loss(self, bundle: Bundle, losses: Sequence[Loss], reason: str) -> JournalRecord:
         """Pass over offsets that are gone. Raises UsageError for a range that is not exactly what is missing."""
-        follower = self._follower(bundle)
-        try:
-            inputs, control, labels = self._passed_over(follower, losses)
-            return self._commit(follower.pipeline, inputs, control, labels, "accept_loss", reason)
-        finally:
-            follower.close()
+        of_order = [loss for loss in losses if loss.topic == self._topics.order]
+        of_batches = [loss for loss in losses if loss.topic == BATCHES]
+        with self._settled(bundle, of_order, of_batches) as (follower, publisher, claimed):
+            of_topics = [loss for loss in losses if loss not in of_order and loss not in of_batches]
+            inputs, control, labels = self._passed_over(follower, of_topics)
+            inputs = _first_named(follower, inputs, claimed.starts)
+            return self._commit(publisher, follower.pipeline, inputs, control, labels, "accept_loss", reason, claimed)
 
     def adopt_partitions(self, bundle: Bundle, reason: str) -> JournalRecord | None:
-        """Take up partitions that were added to the payments topic, and give the decisions topic as many.
+        """Take up partitions that were added to the payments topic, and give the topics of decisions as many.
 
-        Gives the journal's record; None when the decisions topic alone lacked partitions.
+        Gives the journal's record; None when these alone lacked partitions.
         """
         payments = self._facts[self._topics.payments].partitions
-        if self._facts[self._topics.decisions].partitions < payments:
-            self._grow(self._topics.decisions, payments)
-        follower = self._follower(bundle)
-        try:
+        for topic in self._too_few(payments):
+            self._grow(topic, payments)
+        with self._settled(bundle) as (follower, publisher, claimed):
             added = follower.take_up(follower.added(payments))
             if not added:
                 return None
             inputs = [InputRange(partition=p, start=offset, end=offset) for p, offset in sorted(added.items())]
+            inputs = _first_named(follower, inputs)
             control, labels = (_here(buffer) for buffer in (follower.inputs.control, follower.inputs.labels))
-            return self._commit(follower.pipeline, inputs, control, labels, "adopt_partitions", reason)
-        finally:
-            follower.close()
+            return self._commit(
+                publisher, follower.pipeline, inputs, control, labels, "adopt_partitions", reason, claimed
+            )
 
     def new_state(self, bundle: Bundle, reason: str) -> JournalRecord:
         """Begin with empty windows, lists and dedupe table; the journal goes on, and what stands in it is kept.
@@ -227,8 +363,17 @@ class Recovery:
         A topic that is still the one that was read goes on where it was decided to, or where its log was cut below
         that; one made anew begins at its start.
         """
+        _ = self._last  # nothing is fenced for an empty journal
+        publisher = self._publisher()
+        try:
+            self._look()  # a worker may have committed until it was fenced
+            return self._new_state(publisher, bundle, reason)
+        finally:
+            publisher.close()
+
+    def _new_state(self, publisher: Publisher, bundle: Bundle, reason: str) -> JournalRecord:
         last, known = self._last, self.positions()
-        noted = self._noted
+        noted = self._journal.sources
         payments = self._facts[self._topics.payments].partitions
         where = [
             TopicPartition(self._topics.payments, p) for p in shard_partitions(self._settings, self._shard, payments)
@@ -248,23 +393,118 @@ class Recovery:
                 TopicPartition(self._topics.control, 0), TopicPartition(self._topics.labels, 0)
             ])
         )  # fmt: skip
-        producer = self._producer()
         pipeline = self._ports.states.fresh(bundle, self._shard)
         try:
             pipeline.restart(bundle, last.stream_time_ms)
             pipeline.sequence, pipeline.head = last.sequence + 1, last.head
             pipeline.activation_number = last.activation_number
-            return self._commit(pipeline, inputs, control, labels, "new_state", reason, producer=producer)
+
+            def passed_over(log: OrderLog) -> _Claimed:
+                claim = log.claim(OPERATOR, pipeline.sequence)
+                answered = max(0, self._newest_answered() + 1 - pipeline.sequence)
+                if answered > BATCHES_LOST_MAX:
+                    raise UsageError(self._too_many(pipeline.sequence, pipeline.sequence + answered))
+                try:
+                    return _Claimed(claim, max(answered, len(self._unsettled(claim))))
+                except (MissingRange, kafka.SourceChanged, PromiseBroken):  # the order log is another one as well
+                    self.numbers_unknown = not answered
+                    return _Claimed(claim, answered)
+
+            # What the order log holds beyond the journal is given up with the windows.
+            claimed = self._claimed(passed_over)
+            return self._commit(publisher, pipeline, inputs, control, labels, "new_state", reason, claimed)
         finally:
             pipeline.close()
 
+    @contextmanager
+    def _settled(
+        self, bundle: Bundle, given_up: Sequence[Loss] = (), batches: Sequence[Loss] = ()
+    ) -> Iterator[_Settled]:
+        """The shard's state after all that journal and order log hold; or, where an operator gives up what the order
+        log holds beyond the journal, without that. `batches`: what is answered and has no order any more. Raises
+        UsageError when that is not exactly what is given up."""
+        # Brought up before the shard is fenced, and what is left after it: a worker that is started again and again
+        # fences this command in turn.
+        state, stop, publisher = self._caught_up(bundle), self._ports.threads.event(), None
+        try:
+            publisher = writer = self._publisher()
+            state.catch_up(stop, bounds=False)
+            state.release_journal()
+
+            def settled(log: OrderLog) -> _Claimed:
+                commits = PendingCommits(writer, 1, 1, lambda *_: None)
+                claim, following = log.claim(OPERATOR, state.pipeline.sequence), state.pipeline.sequence
+                newest = self._newest_answered()
+                if batches:
+                    try:
+                        state.unsettled(claim)
+                    except (MissingRange, kafka.SourceChanged):  # what the log still holds is given up with them
+                        return _Claimed(claim, self._lost_batches(following, max(newest, following), batches))
+                tracer = Tracer(self._settings, self._ports, self._shard)
+                settle(
+                    log, claim, state, writer, commits, stop, settings=self._settings, ports=self._ports, tracer=tracer
+                )
+                commits.finish()
+                return _Claimed(claim, self._lost_batches(state.pipeline.sequence, newest, batches))
+
+            def passed_over(log: OrderLog) -> _Claimed:
+                claim = log.claim(OPERATOR, state.pipeline.sequence)
+                orders = state.unsettled(claim)
+                missing = [offset for offset, _ in orders]
+                for loss in given_up:
+                    if not missing or (loss.start, loss.end) != (missing[0], missing[-1] + 1):
+                        found = f"{missing[0]}-{missing[-1] + 1}" if missing else "nothing"
+                        raise UsageError(
+                            f"{loss.topic}/{loss.partition}: {found} is not decided, not {loss.start}-{loss.end}"
+                        )
+                lost = self._lost_batches(state.pipeline.sequence + len(missing), self._newest_answered(), batches)
+                return _Claimed(claim, len(missing) + lost, _starts(orders))
+
+            yield _Settled(state, writer, self._claimed(passed_over if given_up else settled))
+        finally:
+            if publisher is not None:
+                publisher.close()
+            state.close()
+
+    def _lost_batches(self, following: int, newest: int, accepted: Sequence[Loss]) -> int:
+        """How many batches there are from number `following` to `newest`, answered without an order. Raises UsageError
+        when they are not exactly those of `accepted`."""
+        end = newest + 1
+        lost = f"{following}-{end}" if end > following else "nothing"
+        if end - following > BATCHES_LOST_MAX:
+            raise UsageError(self._too_many(following, end))
+        if [loss for loss in accepted if (loss.start, loss.end) != (following, end)]:
+            given = ", ".join(f"{loss.start}-{loss.end}" for loss in accepted)
+            raise UsageError(f"shard {self._shard}: of its answered batches {lost} lacks an order, not {given}")
+        if end > following and not accepted:
+            raise UsageError(
+                f"shard {self._shard}: the order of batches {lost} is gone, and they were answered; accept that first: "
+                f"--accept-loss {BATCHES}:{self._shard}:{lost}"
+            )
+        return max(0, end - following)
+
+    def _claimed(self, use: Callable[[OrderLog], _Claimed]) -> _Claimed:
+        """What `use` gives for the shard's order log, if it has one."""
+        log = order_log(self._settings, self._ports, self._shard, {}, producer=self._ports.clients.log_producer)
+        if log is None:
+            return _Claimed(None, 0)
+        try:
+            return use(log)
+        finally:
+            log.close()
+
     def _follower(self, bundle: Bundle) -> Follower:
         """The shard's state at the journal's end, where snapshot and topics still give it."""
+        follower = self._caught_up(bundle)
+        follower.release_journal()
+        return follower
+
+    def _caught_up(self, bundle: Bundle) -> Follower:
+        """The same, with the journal's reader."""
         bundles = Bundles(bundle, self._settings.bundle)
         follower = Follower(self._settings, bundles, self._shard, self._ports)
         try:
             follower.catch_up(self._ports.threads.event(), bounds=False)
-            follower.release_journal()
         except BaseException:
             follower.close()
             raise
@@ -294,65 +534,94 @@ class Recovery:
                 inputs.append(InputRange(partition=loss.partition, start=loss.start, end=loss.end))
         return sorted(inputs, key=lambda r: r.partition), control, labels
 
-    def _producer(self) -> kafka.TransactionalProducer:
+    def _publisher(self) -> Publisher:
+        """With which no worker of the shard can commit any more."""
         producer = self._ports.clients.transactional_producer(f"shard-{self._shard}")
         try:
             producer.init_transactions(INIT_TIMEOUT_S)
         except KafkaException as exc:
             raise kafka.failure(exc) from exc
-        return producer
+        return Publisher(producer, self._topics, self._ports.threads, shard=self._shard, group_metadata=lambda: None)
 
     def _commit(
         self,
+        publisher: Publisher,
         pipeline: Pipeline,
         inputs: Sequence[InputRange],
         control: ControlRange,
         labels: ControlRange,
         kind: Literal["accept_loss", "adopt_partitions", "new_state"],
         reason: str,
-        *,
-        producer: kafka.TransactionalProducer | None = None,
+        claimed: _Claimed,
     ) -> JournalRecord:
+        """Commit the change, and one that moves nothing for each further batch that is given up: so no later batch has
+        the number of one that readers of topic decisions-fast may have taken."""
         change = Change(kind=kind, reason=reason)
-        sequence, head = pipeline.sequence, pipeline.head
-        batch = journal_reader.empty_batch(inputs, control, labels=labels, sources=self._sources, change=change)
-        outcomes = pipeline.run(batch)
-        if self._signer is not None:
-            # Signed over the very record; the batch is decided once more with the signature in it.
-            signed = self._signer.sign(outcomes.journal.accepted())
-            pipeline.sequence, pipeline.head = sequence, head
-            change = change.model_copy(update={"signed": signed})
-            outcomes = pipeline.run(replace(batch, change=change))
-        publisher = Publisher(
-            producer or self._producer(),
-            self._topics,
-            self._ports.threads,
-            shard=self._shard,
-            group_metadata=lambda: None,
+        batch = journal_reader.empty_batch(
+            inputs, control, labels=labels, sources=self._sources, change=change, order=claimed.order
         )
-        try:
-            publisher.wait(publisher.submit(outcomes))
-        finally:
-            publisher.close()
-        return outcomes.journal
+        moves_nothing = replace(
+            batch,
+            inputs=(),
+            control_range=ControlRange(start=control.end, end=control.end),
+            labels_range=ControlRange(start=labels.end, end=labels.end),
+            change=Change(kind="accept_loss", reason=reason),
+        )
+        batches = [batch, *[moves_nothing] * (claimed.given_up - 1)]
+        decided = [self._signed(pipeline, each) for each in batches]
+        for commit in publisher.submit_together(decided):
+            publisher.wait(commit)
+        return decided[0].journal
+
+    def _signed(self, pipeline: Pipeline, batch: Batch) -> Outcomes:
+        """A change, decided: with the operator's signature where there is a key."""
+        sequence, head = pipeline.sequence, pipeline.head
+        outcomes = pipeline.run(batch)
+        if self._signer is None or batch.change is None:
+            return outcomes
+        # Signed over the very record; the batch is decided once more with the signature in it.
+        signed = self._signer.sign(outcomes.journal.accepted())
+        pipeline.sequence, pipeline.head = sequence, head
+        return pipeline.run(replace(batch, change=batch.change.model_copy(update={"signed": signed})))
 
     def _grow(self, topic: str, partitions: int) -> None:
         client = kafka.admin(self._settings.kafka)  # kept until its answer is there
-        futures = client.create_partitions([NewPartitions(topic, partitions)], operation_timeout=TIMEOUT_S)
+        wanted = [NewPartitions(topic, partitions)]
+        futures = client.create_partitions(wanted, operation_timeout=TIMEOUT_S, request_timeout=TIMEOUT_S)
         try:
-            futures[topic].result(TIMEOUT_S)
+            kafka.answer_of(futures[topic], TIMEOUT_S)
         except KafkaException as exc:
             raise kafka.KafkaFailure(f"topic {topic} cannot be given partitions: {kafka.describe(exc)}") from exc
-        deadline = self._ports.threads.monotonic() + TIMEOUT_S
-        while self._broker.topic_facts([topic])[topic].partitions < partitions:  # metadata spreads in its own time
-            if self._ports.threads.monotonic() > deadline:
-                raise kafka.Away(f"topic {topic} does not show its new partitions")
-            self._ports.threads.sleep(0.2)
+        kafka.wait_until_visible(self._settings.kafka, {topic: partitions}, timeout_s=TIMEOUT_S)
 
 
 def _here(buffer: PartitionBuffer) -> ControlRange:
     """Nothing of what comes next."""
     return ControlRange(start=buffer.position, end=buffer.position)
+
+
+def _starts(orders: Sequence[tuple[int, OrderRecord]]) -> dict[int, int]:
+    """Where the first of these batches that names a payments partition begins in it."""
+    starts: dict[int, int] = {}
+    for _, record in orders:
+        for r in record.inputs:
+            starts.setdefault(r.partition, r.start)
+    return starts
+
+
+def _first_named(
+    follower: Follower, inputs: list[InputRange], starts: Mapping[int, int] = MappingProxyType({})
+) -> list[InputRange]:
+    """`inputs`; in the first record of a journal every other partition as well, as the first batch names them: else
+    a partition would begin, after a restart, wherever retention has left it by then. `starts`: where batches that are
+    given up begin; what is gone from there on is passed over with them."""
+    if follower.pipeline.sequence > 0:
+        return inputs
+    found = {
+        p: InputRange(partition=p, start=min(starts.get(p, buffer.position), buffer.position), end=buffer.position)
+        for p, buffer in follower.inputs.buffers.items()
+    } | {r.partition: r for r in inputs}
+    return [found[p] for p in sorted(found)]
 
 
 def _of_log(place: TopicPartition, start: int, end: int, written: int, refused: bool) -> Finding:
@@ -373,12 +642,25 @@ def shards(settings: Settings) -> Sequence[int]:
     return range(settings.worker.shards)
 
 
+def unfit_shards(settings: Settings) -> Sequence[int]:
+    """Those whose journal stands on something that is made anew, lost or cut; all, where nothing is found to be."""
+    unfit = [
+        shard
+        for shard in shards(settings)
+        if any(finding.trouble in ("made anew", "lost", "cut") for finding in Recovery(settings, shard).survey())
+    ]
+    return unfit or shards(settings)
+
+
 def by_shard(losses: Sequence[Loss], settings: Settings) -> Mapping[int, list[Loss]]:
     """Losses by the shard that reads the partition; topics control and labels are read by every shard."""
     topics, count = Topics.of(settings.kafka), settings.worker.shards
     found: dict[int, list[Loss]] = {}
     for loss in losses:
-        of = range(count) if loss.topic != topics.payments else (loss.partition % count,)
+        if loss.topic in (topics.order, BATCHES) and loss.partition >= count:
+            raise UsageError(f"{loss.topic}:{loss.partition}: there are shards 0 to {count - 1}")
+        of_one = loss.topic in (topics.payments, topics.order, BATCHES)
+        of = (loss.partition % count,) if of_one else range(count)
         for shard in of:
             found.setdefault(shard, []).append(loss)
     return found

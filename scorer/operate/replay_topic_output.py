@@ -10,14 +10,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable
 
 import numpy as np
 import pyarrow as pa
 from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 from confluent_kafka.admin import NewTopic
 
-from schemas.decision import DECISIONS, MODES, encode_decisions
+from schemas.decision import DECISIONS, MODES
+from schemas.decision_bytes import encode_decisions
 from scorer import kafka
 from scorer.errors import UsageError
 from scorer.runtime.settings import Settings
@@ -25,6 +25,7 @@ from scorer.runtime.settings import Settings
 HEADER = "fraud-scorer-replay"
 _QUEUE_FULL_WAIT_S = 0.05
 _READ_WAIT_S = 15.0
+_CREATE_S = 30.0
 _FLUSH_S = 60.0
 
 
@@ -43,7 +44,7 @@ class TopicOutput:
             replicas = settings.topics.replication_factor
             plan = NewTopic(topic, self._partitions, replicas, config={"retention.ms": "-1"})
             try:
-                client.create_topics([plan])[topic].result()
+                kafka.answer_of(client.create_topics([plan], request_timeout=_CREATE_S)[topic], _CREATE_S)
             except KafkaException as exc:
                 raise kafka.KafkaFailure(f"topic {topic} cannot be made: {kafka.describe(exc)}") from exc
         self._partitions = kafka.partition_count(client, topic)
@@ -70,8 +71,7 @@ class TopicOutput:
             consumer.close()
         if message is None:
             raise kafka.KafkaFailure(f"topic {self._topic}: it has no committed record before offset {end}")
-        headers: Iterable[tuple[str, bytes | None]] = message.headers() or ()  # type: ignore[assignment]
-        if (HEADER, self._mark) not in list(headers):
+        if (HEADER, self._mark) not in (kafka.headers_of(message) or ()):
             raise UsageError(f"topic {self._topic} holds something else than this replay; name another topic")
 
     def write(self, table: pa.Table) -> None:
@@ -94,7 +94,7 @@ class TopicOutput:
         self._producer.poll(0)
         self._raise_failure()
 
-    def _produce(self, value: bytes, key: bytes | None, partition: int) -> None:
+    def _produce(self, value: bytes | None, key: bytes | None, partition: int) -> None:
         while True:
             try:
                 self._producer.produce(

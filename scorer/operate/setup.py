@@ -23,6 +23,11 @@ HOUR_MS = 3_600_000
 # A record's timestamp is the broker's, whatever its producer's clock says.
 APPEND_TIME = {"message.timestamp.type": kafka.APPEND_TIME}
 TIMEOUT_S = 30.0
+# Of an order log only what the journal does not hold yet is needed, and the record that it names last: 2 x 256 batches
+# and two records at most, each below 1 MiB. So the newest 1 GiB is enough whatever the settings are, and however long a
+# shard is idle; by time it must not be bounded, for then an idle shard would lose that last record.
+ORDER_KEPT_BYTES = 1024 * 1024 * 1024
+ORDER_SEGMENT_BYTES = 128 * 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,8 @@ def topic_plans(settings: Settings) -> list[TopicPlan]:
             "cleanup.policy": "delete",
             "retention.ms": str(-1 if hours < 0 else hours * HOUR_MS),
             "min.insync.replicas": str(wanted.min_insync_replicas),
+            # What is kept for ever is so by size as well, whatever the brokers' default; but for topic order.
+            **({"retention.bytes": "-1"} if hours < 0 else {}),
             **more,
         }
 
@@ -70,6 +77,18 @@ def topic_plans(settings: Settings) -> list[TopicPlan]:
         # Until there are snapshots, the journal's beginning is needed to recover.
         TopicPlan(
             topics.journal, shards, config(-1), "one partition per shard; owning it is owning the shard; kept for ever"
+        ),
+        TopicPlan(
+            topics.order,
+            shards,
+            config(-1, **{"retention.bytes": str(ORDER_KEPT_BYTES), "segment.bytes": str(ORDER_SEGMENT_BYTES)}),
+            "one partition per shard; the order of batches whose decisions may have left; kept: the newest 1 GiB",
+        ),
+        TopicPlan(
+            topics.decisions_fast,
+            wanted.payments_partitions,
+            config(wanted.decisions_retention_hours),
+            "decisions as soon as their order is durable; may repeat, as decisions otherwise",
         ),
         # One partition each: every shard reads them in the same order.
         TopicPlan(
@@ -125,13 +144,14 @@ def create_topics(settings: Settings, *, append_time: bool = False) -> list[tupl
                 for plan in missing
             ],
             operation_timeout=TIMEOUT_S,
+            request_timeout=TIMEOUT_S,
         )
         if missing
         else {}
     )
     for name, future in made.items():
         try:
-            future.result(TIMEOUT_S)
+            kafka.answer_of(future, TIMEOUT_S)
         except KafkaException as exc:
             if exc.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:  # made by another setup in this moment
                 raise kafka.KafkaFailure(f"topic {name} cannot be made: {kafka.describe(exc)}") from exc
@@ -146,9 +166,9 @@ def create_topics(settings: Settings, *, append_time: bool = False) -> list[tupl
 def _check_config(client: AdminClient, plans: list[TopicPlan]) -> None:
     """A compacted or short-lived journal would lose what recovery needs: refuse it now, not after the loss."""
     resources = {ConfigResource(ResourceType.TOPIC, plan.name): plan for plan in plans}
-    for resource, future in client.describe_configs(list(resources)).items():
+    for resource, future in client.describe_configs(list(resources), request_timeout=TIMEOUT_S).items():
         try:
-            found = future.result(TIMEOUT_S)
+            found = kafka.answer_of(future, TIMEOUT_S)
         except KafkaException:
             continue  # not allowed to look, or a broker that cannot answer; the worker checks offsets itself
         kind = found.get("message.timestamp.type")
@@ -177,7 +197,7 @@ def _set_append_time(client: AdminClient, plans: list[TopicPlan]) -> None:
     ]
     for resource, future in client.incremental_alter_configs(resources, request_timeout=TIMEOUT_S).items():
         try:
-            future.result(TIMEOUT_S)
+            kafka.answer_of(future, TIMEOUT_S)
         except KafkaException as exc:
             name = resource.name
             raise kafka.failure(

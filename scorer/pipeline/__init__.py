@@ -4,7 +4,18 @@ It may touch schemas, features, model, policy and loaded bundles; it knows no Ka
 """
 
 from schemas.decision import DEGRADED, DUPLICATE, LATE, NORMAL, REFUSED
-from scorer.pipeline.pipeline import Outcomes, Pipeline, explained
+from scorer.pipeline.pipeline import Decided, Outcomes, Pipeline, explained
 from scorer.pipeline.records import Batch
 
-__all__ = ["DEGRADED", "DUPLICATE", "LATE", "NORMAL", "REFUSED", "Batch", "Outcomes", "Pipeline", "explained"]
+__all__ = [
+    "DEGRADED",
+    "DUPLICATE",
+    "LATE",
+    "NORMAL",
+    "REFUSED",
+    "Batch",
+    "Decided",
+    "Outcomes",
+    "Pipeline",
+    "explained",
+]

@@ -18,7 +18,7 @@ from schemas.card_numbers import is_card_number
 from schemas.contract_error import DeadLetterReason
 from schemas.field_kinds import Kind
 from schemas.field_table import FIELDS
-from schemas.payment_decoder import PaymentBatch
+from schemas.payment_batch import PaymentBatch
 from scorer.pipeline.records import Rejected
 
 NUMBERS_MIN: Final = 30  # fewer say nothing: five of ten pass by chance once in 700 fields

@@ -64,7 +64,8 @@ def _scan(  # type: ignore[no-untyped-def]
         now = max(now, event_ms[i])
         entry[i] = scalars[1]
         place = scalars[1] & mask
-        ids[place] = new_ids[i]
+        # Not as a row: for the text of an error that cannot occur, numba compiles for 2 s.
+        ids[place, 0], ids[place, 1] = new_ids[i, 0], new_ids[i, 1]
         payload[place] = new_payload[i]
         seen_ms[place] = now
         put(table, new_ids[i, 0], new_ids[i, 1], scalars[1])

@@ -14,16 +14,15 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from features.engine_image import Image
 from features.feature_set import FeatureSet
-from features.hashing import hash_strings
+from features.hashing import hash_places
 from features.window_engine import WindowEngine
 from schemas.card_fields import CardFields
 from schemas.contract_error import ContractError, DeadLetterReason
 from schemas.field_table import POSITION_FIELDS
-from schemas.payment_decoder import PaymentBatch
+from schemas.payment_batch import PaymentBatch
 from scorer.pipeline.dedupe import UNKNOWN, Dedupe
 from scorer.pipeline.ordering import journal_order
 from scorer.pipeline.records import Records, Rejected
@@ -106,10 +105,10 @@ class Enricher:
             self.engine = WindowEngine.restore(feature_set, images["engine"], folder=folder)
         self._selector = selector
 
-    def enrich(self, records: Records, cards: CardFields) -> Enriched:
+    def enrich(self, records: Records, cards: CardFields, *, labels_by_arrival: bool = False) -> Enriched:
         """Decode, order, find repeated payments, compute features. Every record ends in `payments` or in `rejected`.
 
-        `cards`: the feature set's, with the key of this batch.
+        `cards`: the feature set's, with the key of this batch. `labels_by_arrival`: see WindowEngine.apply.
         """
         decoded = records.decode(cards)
         rejected = [Rejected(r.index, r.error, r.error.payment_id) for r in decoded.rejects]
@@ -119,7 +118,8 @@ class Enricher:
             payments, amount = payments.take(order), amount[order]
         rows = payments.index.astype(np.int64)
 
-        ids, _ = hash_strings(payments.text("payment_id"), self.engine.hash_key)
+        ids = np.empty((len(payments), 2), dtype=np.uint64)
+        hash_places(*payments.placed("payment_id"), self.engine.hash_key, ids, False)
         selector = self._selector
         stream_ms = self.engine.stream_time_ms if selector is None else selector.stream_time_ms
         stream_ms = _NO_STREAM_TIME if stream_ms is None else stream_ms
@@ -138,7 +138,10 @@ class Enricher:
         all_fresh = len(fresh) == len(rows)
         first = payments if all_fresh else payments.take(fresh)
         features, late = self.engine.apply(
-            first, amount if all_fresh else amount[fresh], ids if all_fresh else ids[fresh]
+            first,
+            amount if all_fresh else amount[fresh],
+            ids if all_fresh else ids[fresh],
+            labels_by_arrival=labels_by_arrival,
         )
         return Enriched(
             payments, rows, entry, duplicate, conflict, fresh, first, features, late, rejected, refusals,
@@ -171,11 +174,13 @@ class Enricher:
         """Take out what the contract allows but the feature set or the clock rules do not;
         the reasons go to `rejected`. Gives the rest with their amounts in the set's currency."""
         feature_set = self.feature_set
-        admissible = np.ones(len(payments.rows), dtype=np.bool_)
+        admissible = np.ones(len(payments), dtype=np.bool_)
 
         def refuse(which: npt.NDArray[np.bool_], reason: DeadLetterReason, name: str, message: str) -> None:
-            error = ContractError(reason, name, message)
             which &= admissible
+            if not which.any():
+                return
+            error = ContractError(reason, name, message)
             ids = payments.text("payment_id").filter(pa.array(which)).to_pylist()
             rejected.extend(map(Rejected, payments.index[which].tolist(), repeat(error), ids))
             admissible[which] = False
@@ -188,12 +193,9 @@ class Enricher:
             "later than the broker's timestamp by more than max_future_skew",
         )
         for name in feature_set.required:
-            if name in POSITION_FIELDS:
-                missing = np.isnan(payments.column(name))
-            else:
-                missing = np.asarray(payments.text(name).is_null())
+            missing = np.isnan(payments.column(name)) if name in POSITION_FIELDS else payments.placed(name).places < 0
             refuse(missing, DeadLetterReason.MISSING_FIELD, name, "required by the feature set")
-        amount, convertible = self._convert(payments)
+        amount, convertible = self.engine.convert(payments)
         refuse(
             ~convertible,
             DeadLetterReason.NO_EXCHANGE_RATE,
@@ -204,9 +206,3 @@ class Enricher:
             return payments, amount
         kept = np.flatnonzero(admissible)
         return payments.take(kept), amount[kept]
-
-    def _convert(self, payments: PaymentBatch) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-        """As WindowEngine.convert, without a look at each row where all are in the set's currency."""
-        if pc.all(pc.equal(payments.text("currency"), self.feature_set.currency)).as_py() is not False:
-            return payments.amount_minor, np.ones(len(payments), dtype=np.bool_)
-        return self.engine.convert(payments)

@@ -26,6 +26,8 @@ def journal_order(
     event time decides. Example: partition 0 holds times 5, 3, 9 and partition 1 holds 4, 6: the order is 1:4, 0:5, 0:3,
     1:6, 0:9.
     """
+    if len(offset) < 2:
+        return np.arange(len(offset))
     by_offset = np.lexsort((offset, partition))
     maximum = running_maximum(partition[by_offset], event_time_ms[by_offset])
     return by_offset[np.lexsort((offset[by_offset], partition[by_offset], maximum))]

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,15 +20,17 @@ import pyarrow as pa
 from features.engine_image import Image
 from schemas.audit_digest import Digests
 from schemas.audit_record import NULLABLE, AuditColumns, AuditContext, decided, digests
-from schemas.card_fields import DEFAULTS, LIST, CardFields, CardRule
+from schemas.byte_column import ByteColumn
+from schemas.card_fields import LIST, CardFields, CardRule
 from schemas.contract_error import ContractError
 from schemas.control_record import ListAdd, ListRemove
 from schemas.dead_letter import answer_key
 from schemas.decision import DEGRADED, DUPLICATE, LATE, NORMAL
 from schemas.journal_record import FIRST_PREVIOUS, JournalRecord
 from schemas.label_record import Label
-from schemas.payment_decoder import PaymentBatch
+from schemas.payment_batch import PaymentBatch, as_objects
 from schemas.pseudonym import PseudonymKeys, id_of_key
+from schemas.row_kinds import numbered
 from scorer.bundle import Bundle
 from scorer.errors import PromiseBroken, UsageError
 from scorer.pipeline.card_keys import NO_KEYS, cards_of
@@ -47,15 +50,16 @@ from scorer.policy import APPROVE, LATE_REASON, PolicyRunner, Verdicts
 
 LIST_VALUES_MAX = 1_000_000
 # Margins float32 [n], scores float64 [n], outcomes by their number in the dedupe table int32 [n].
-_Decided = tuple[npt.NDArray[np.float32], npt.NDArray[np.float64], npt.NDArray[np.int32]]
+_Scored = tuple[npt.NDArray[np.float32], npt.NDArray[np.float64], npt.NDArray[np.int32]]
 
 
 @dataclass(frozen=True)
-class Outcomes:
-    """All that came of a micro-batch. Rows are in journal order; `rows[i]` is the place of row i in `records`.
+class Decided:
+    """What was decided of a micro-batch. Rows are in journal order; `rows[i]` is the place of row i in `records`.
 
-    payments: the n accepted ones · payment int64 [rows]: the place of each row among them, -1 for a refused record that
-    is answered
+    payments: the n accepted ones · kinds int32 [rows]: rows of the same number have the same decision, mode, reasons
+    and bundle; None: nothing is known of that · payment int64 [rows]: the place of each row among the payments, -1 for
+    a refused record that is answered · answered: how many those are, None where none may be
     """
 
     records: Records
@@ -65,11 +69,12 @@ class Outcomes:
     payment: npt.NDArray[np.int64]
     columns: AuditColumns
     bundles: list[str]
+    kinds: npt.NDArray[np.int32] | None
     rejected: list[Rejected]
     rejected_control: list[Rejected]
     labels: Sequence[ControlRecord]
     rejected_labels: list[Rejected]
-    journal: JournalRecord
+    answered: int | None
     duplicates: int
     conflicts: int
     late: int
@@ -84,21 +89,39 @@ class Outcomes:
             return column
         return column.take(pa.array(self.payment, mask=self.payment < 0))
 
-    def keys(self) -> list[bytes | None]:
+    def keys(self) -> ByteColumn:
         """The key of each row's decision: the record's own, or a pseudonym; masked as in the dead letter where the
         record is refused, none where its key is what was refused."""
-        keys, pseudonyms, rows = self.records.keys, self.payments.keys, self.rows.tolist()
-        found = [pseudonyms.get(row, keys[row]) for row in rows]
+        keys, pseudonyms = ByteColumn.of(self.records.keys), self.payments.keys
+        own = keys if self._in_place else keys.take(self.rows)
+        if not pseudonyms and not self.refused:
+            return own
+        found, rows = own.to_list(), self.rows.tolist()
+        for i, row in enumerate(rows):
+            if row in pseudonyms:
+                found[i] = pseudonyms[row]
         if self.refused:
             errors = {item.index: item.error for item in self.rejected}
             for i in np.flatnonzero(self.payment < 0).tolist():
                 found[i] = answer_key(keys[rows[i]], self.records.values[rows[i]], errors[rows[i]], self.cards)
-        return found
+        return ByteColumn.of(found)
+
+    @property
+    def _in_place(self) -> bool:
+        """Whether the rows are all the records, in their order."""
+        return len(self.rows) == len(self.records) and bool((self.rows == np.arange(len(self.rows))).all())
 
     @property
     def refused(self) -> int:
         """How many refused records are answered."""
-        return self.journal.refused or 0
+        return self.answered or 0
+
+
+@dataclass(frozen=True)
+class Outcomes(Decided):
+    """All that came of a micro-batch."""
+
+    journal: JournalRecord = field(kw_only=True)
 
 
 @dataclass
@@ -190,7 +213,7 @@ class Pipeline:
         cards = cards_of(bundle.feature_set, self._keys)
         # A list holds values of its field, and what that field is, they are.
         self._cards = cards.with_rules({f"{LIST}{item.name}": cards.rule(item.field) for item in bundle.policy.lists})
-        self._policy = PolicyRunner(bundle.policy, bundle.feature_set.names, float(bundle.threshold_margin))
+        self._policy = bundle.policy_runner()
         self._context = AuditContext(
             bundle=bundle.id,
             threshold=bundle.manifest.threshold_score,
@@ -205,14 +228,18 @@ class Pipeline:
 
     def run(self, batch: Batch) -> Outcomes:
         """Decide a micro-batch. Every record of it ends as exactly one row of `columns` or one entry of `rejected`."""
+        return self.seal(batch, self.decide(batch))
+
+    def decide(self, batch: Batch) -> Decided:
+        """The first part of `run`, all that the answers need; `seal` has to follow."""
         if not isinstance(batch, Batch):
             raise TypeError(f"batch is of type {type(batch).__name__}, wanted a Batch: Batch.of_payments(values)")
         cards = self._cards.with_key(self._pseudonym_key(batch))
         if not batch.answer_refused:  # a batch of a release before 0.2, where every field refused what looks like one
-            cards = cards.with_rules(dict.fromkeys(DEFAULTS, CardRule.REFUSE))
+            cards = cards.before_0_2()
         rejected_control, rejected_labels = self._apply_control(batch, cards), self._apply_labels(batch, cards)
         records = batch.records
-        enriched = self._enricher.enrich(records, cards)
+        enriched = self._enricher.enrich(records, cards, labels_by_arrival=batch.labels_by_arrival)
         payments, rows, fresh = enriched.payments, enriched.rows, enriched.fresh
         n = len(rows)
         features = enriched.features
@@ -224,11 +251,10 @@ class Pipeline:
             # A repeated payment has the decision of the first one; its features were not computed again.
             features, shadow = _spread(features, fresh, n), _spread(shadow, fresh, n)
             margins, scores, outcomes = self.dedupe.recall(enriched.entry)
-        kinds, kind = np.unique(outcomes, return_inverse=True)
-        of_kind = [self.dedupe.outcome(number) for number in kinds.tolist()]
+        examples, kind = numbered(outcomes) if n else ([], np.empty(0, np.int64))
+        of_kind = [self.dedupe.outcome(number) for number in outcomes[examples].tolist()]
         modes = np.array([o.mode for o in of_kind], dtype=np.uint8)[kind]
         modes[enriched.duplicate] = DUPLICATE
-        each = kind.tolist()
         columns = AuditColumns(
             payment_id=payments.text("payment_id"),
             partition=records.partition[rows],
@@ -241,15 +267,15 @@ class Pipeline:
             mode=modes,
             margin=margins,
             score=scores,
-            reasons=list(map([o.reasons for o in of_kind].__getitem__, each)),
-            fired=list(map([o.fired for o in of_kind].__getitem__, each)),
+            reasons=_by_kind([o.reasons for o in of_kind], kind),
+            fired=_by_kind([o.fired for o in of_kind], kind),
             features=features,
             challenger_margins=shadow,
         )
         refusals = enriched.refusals if batch.answer_refused else NO_REFUSALS
         all_ = answered(
             columns,
-            list(map([o.bundle for o in of_kind].__getitem__, each)),
+            _by_kind([o.bundle for o in of_kind], kind),
             rows,
             refusals,
             dedupe=self.dedupe,
@@ -258,11 +284,8 @@ class Pipeline:
             decision=self._policy.refused,
             bundle=self.bundle.id,
         )
-        refused = len(refusals) if batch.answer_refused and batch.change is None else None
-        dead_letters = len(enriched.rejected) + len(rejected_control) + len(rejected_labels)
-        journal = self._journal(batch, cards, all_.columns, dead_letters, refused)
         repeated = int((refusals.known >= 0).sum())
-        return Outcomes(
+        return Decided(
             records=records,
             control=batch.control,
             rows=all_.rows,
@@ -270,11 +293,12 @@ class Pipeline:
             payment=all_.payment,
             columns=all_.columns,
             bundles=all_.bundles,
+            kinds=None if len(refusals) else (2 * kind + enriched.duplicate).astype(np.int32),
             rejected=enriched.rejected,
             rejected_control=rejected_control,
             labels=batch.labels,
             rejected_labels=rejected_labels,
-            journal=journal,
+            answered=len(refusals) if batch.answer_refused and batch.change is None else None,
             duplicates=int(enriched.duplicate.sum()) + repeated,
             conflicts=int(enriched.conflict.sum()) + repeated,
             late=int(enriched.late.sum()),
@@ -282,6 +306,11 @@ class Pipeline:
             cards=cards,
             salt=batch.salt,
         )
+
+    def seal(self, batch: Batch, decided: Decided) -> Outcomes:
+        """The second part of `run`, which no answer waits for: the journal record of the batch that was decided last,
+        with the digest of its columns."""
+        return Outcomes(**vars(decided), journal=self._journal(batch, decided))
 
     def _shadow_margins(
         self, features: npt.NDArray[np.float32], degraded: npt.NDArray[np.bool_]
@@ -295,6 +324,11 @@ class Pipeline:
         if not len(in_time):
             return np.full((len(features), len(self.bundle.challengers)), np.nan, dtype=np.float32)
         return _spread(self.bundle.shadow_margins(features[in_time]), in_time, len(features))
+
+    def key_id(self, batch: Batch) -> str | None:
+        """Id of the key that token fields of `batch` are replaced with; None where no field is one."""
+        key = self._pseudonym_key(batch)
+        return None if key is None else id_of_key(key)
 
     def _pseudonym_key(self, batch: Batch) -> bytes | None:
         """The key of this batch: the one that it was read with before, else the first. Raises UsageError."""
@@ -332,7 +366,7 @@ class Pipeline:
         features: npt.NDArray[np.float32],
         late: npt.NDArray[np.bool_],
         degraded: npt.NDArray[np.bool_],
-    ) -> _Decided:
+    ) -> _Scored:
         """Each payment by the model, or without it where its own deadline is near."""
         if not degraded.any():
             return self._decide(payments, features, late)
@@ -349,23 +383,24 @@ class Pipeline:
 
     def _decide(
         self, payments: PaymentBatch, features: npt.NDArray[np.float32], late: npt.NDArray[np.bool_]
-    ) -> _Decided:
+    ) -> _Scored:
         margins = self.bundle.model.margins(features)
         if not np.isfinite(margins).all():
             raise PromiseBroken(f"bundle {self.bundle.id} gave a margin that is not a number; it is unfit to serve")
-        verdicts = explained(self.bundle, self._policy, payments, features, margins, self.lists.values)
-        return margins, self.bundle.scores(margins), self._outcomes(verdicts, late, NORMAL)
+        scores = self.bundle.scores(margins)
+        verdicts = explained(self.bundle, self._policy, payments, features, margins, scores, self.lists.values)
+        return margins, scores, self._outcomes(verdicts, late, NORMAL)
 
     def _decide_degraded(
         self, payments: PaymentBatch, features: npt.NDArray[np.float32], late: npt.NDArray[np.bool_]
-    ) -> _Decided:
+    ) -> _Scored:
         """Without the model: by its student, if the bundle has one. What pushed a score up is not asked: that costs
         most.
         """
         margins, scores, flagged = self.bundle.degraded(features)
         if not np.isfinite(margins).all():
             raise PromiseBroken(f"bundle {self.bundle.id}: its student gave a margin that is not a number")
-        verdicts = self._policy.decide_degraded(payments, features, self.lists.values, flagged)
+        verdicts = self._policy.decide_degraded(payments, features, self.lists.values, scores, flagged)
         return margins, scores, self._outcomes(verdicts, late, DEGRADED)
 
     def _outcomes(self, verdicts: Verdicts, late: npt.NDArray[np.bool_], usual_mode: int) -> npt.NDArray[np.int32]:
@@ -381,9 +416,8 @@ class Pipeline:
             outcomes[i] = number(Outcome(int(decision[i]), mode, reasons, verdicts.fired[i], bundle))
         return outcomes
 
-    def _journal(
-        self, batch: Batch, cards: CardFields, columns: AuditColumns, dead_letters: int, refused: int | None
-    ) -> JournalRecord:
+    def _journal(self, batch: Batch, decided: Decided) -> JournalRecord:
+        columns, key = decided.columns, decided.cards.pseudonym_key
         stream_ms = self.engine.stream_time_ms
         self.activation_number = max(self.activation_number, *(v.number or 0 for v in batch.activations), 0)
         degraded, degraded_rows = batch.degraded_fields()
@@ -399,18 +433,20 @@ class Pipeline:
             degraded=degraded,
             degraded_rows=degraded_rows,
             decisions=len(columns.payment_id),
-            dead_letters=dead_letters,
-            refused=refused,
+            dead_letters=len(decided.rejected) + len(decided.rejected_control) + len(decided.rejected_labels),
+            refused=decided.answered,
             digest=of_rows.digest,
             decided=of_rows.decided,
             previous=self.head,
             sources=batch.sources,
             change=batch.change,
-            pseudonym_key=None if cards.pseudonym_key is None else id_of_key(cards.pseudonym_key),
+            pseudonym_key=None if key is None else id_of_key(key),
             activations=tuple(batch.activations),
             activation_number=self.activation_number,
             created_ms_max=batch.created_ms_max,
+            labels_by=batch.labels_by,
             snapshot=batch.snapshot,
+            order=batch.order,
         )
         self.sequence += 1
         self.head = record.head
@@ -420,6 +456,12 @@ class Pipeline:
         if batch.digest is None:
             return digests(columns, self._context, batch.salt)
         return Digests(batch.digest, decided(columns, self._context))
+
+
+def _by_kind(values: Sequence[Any], kind: npt.NDArray[np.int64]) -> list[Any]:
+    """The value of each row, by the number of its kind."""
+    found: list[Any] = as_objects(values)[kind].tolist()
+    return found
 
 
 def _degraded(batch: Batch, enriched: Enriched) -> npt.NDArray[np.bool_]:
@@ -435,10 +477,12 @@ def explained(
     payments: PaymentBatch,
     features: npt.NDArray[np.float32],
     margins: npt.NDArray[np.float32],
+    scores: npt.NDArray[np.float64],
     lists: Mapping[str, set[str]],
 ) -> Verdicts:
-    """What the policy says of payments with these features float32 [n, F] and margins float32 [n], reasons included."""
-    verdicts = policy.decide(payments, features, margins, lists)
+    """What the policy says of payments with these features float32 [n, F], margins float32 [n] and scores float64 [n],
+    reasons included."""
+    verdicts = policy.decide(payments, features, margins, scores, lists)
     rows = np.flatnonzero(verdicts.by_score)
     if len(rows):
         contributions = bundle.model.contributions(features[rows])

@@ -5,19 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import repeat
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from features.hashing import PUBLIC_KEY, hash_strings
+from features.hashing import PUBLIC_KEY, hash_rows
 from schemas import row_set
+from schemas.byte_column import ByteColumn
 from schemas.card_fields import UNDECLARED, CardFields
 from schemas.contract_error import ContractError
 from schemas.control_record import Control, parse_control, parse_label
 from schemas.journal_record import ActivationVerdict, Change, ControlRange, InputRange, SnapshotDigest, Sources
 from schemas.label_record import Label
-from schemas.payment_decoder import PaymentBatch, decode_payments, refuse_single_value
+from schemas.payment_batch import PaymentBatch
+from schemas.payment_decoder import decode_payments, refuse_single_value
 
 # The timestamp of records that no broker has stamped: no event time is later than it allows.
 NO_CLOCK_MS = 1 << 62
@@ -45,7 +47,10 @@ class Records:
 
     def payload(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
         """A hash of the bytes of each of `rows`, uint64, which tells a payment sent again from another of its id."""
-        return hash_strings([self.values[i] for i in rows.tolist()], PUBLIC_KEY)[0][:, 0].copy()
+        values = ByteColumn.of(self.values)
+        found = np.empty(len(rows), dtype=np.uint64)
+        hash_rows(values.data, values.offsets, rows, PUBLIC_KEY, found)
+        return found
 
 
 @dataclass(frozen=True)
@@ -75,10 +80,13 @@ class Batch:
     when all are the broker's.
     `pseudonym_key`: id of the key that token fields were replaced with before; None: the first one known.
     `answer_refused`: refused records that name their payment are answered; releases before 0.2 did not.
+    `labels_by_arrival`: of several labels of a payment the one that comes last counts, not the one that became known
+    last; so it was in releases before 0.2.
     `sources`: ids of the topics that were read. `change`: what an operator accepted; then there is nothing to decide.
     `snapshot`: one that was written meanwhile, for the journal to name.
     `salt`: 32 random bytes under which the personal columns are digested; `digest`: of a batch that is decided again,
     as the journal has it, since the salt is not known then. Neither: the digest has no salt.
+    `order`: the offset on topic order up to which that log is settled with this batch; None without such a log.
     `known_labels`: of each control record the label that it is known to hold, so that it need not be parsed, or None;
     empty when nothing is known. `activations`: what became of the activations among `control`; whoever runs the batch
     has let the one that was taken decide.
@@ -100,7 +108,14 @@ class Batch:
     known_labels: Sequence[KnownLabel | None] = ()
     pseudonym_key: str | None = None
     answer_refused: bool = True
+    labels_by_arrival: bool = False
     activations: Sequence[ActivationVerdict] = ()
+    order: int | None = None
+
+    @property
+    def labels_by(self) -> Literal["known_at"] | None:
+        """Which of several labels of a payment counts, as journal and order log have it."""
+        return None if self.labels_by_arrival or self.change is not None else "known_at"
 
     def degraded_fields(self) -> tuple[bool, str | None]:
         """`degraded` as a journal record has it: whether any is, and which ones unless it is all."""

@@ -10,6 +10,11 @@ from typing import Final
 import numpy as np
 
 from features.hash_table import grown, new_table
+from features.hashing import hash_strings
+from schemas.byte_column import ByteColumn
+from schemas.dead_letter import dead_letter_record
+from schemas.decision_bytes import encode_decisions
+from schemas.fast_decision_bytes import placed
 from schemas.field_kinds import Kind
 from schemas.field_table import FIELDS
 from schemas.journal_record import ControlRange, InputRange
@@ -27,7 +32,16 @@ _PAYMENT = {field.name: field.example for field in FIELDS if field.kind != Kind.
 _KEYS = PseudonymKeys((b"\0" * 32,))
 # One payment and several take different ways through model and memory layouts.
 _SIZES = {"one payment": 1, "a repeated payment and a label": 1, "a batch of payments": 64}
-STEPS: Final = (*_SIZES, "growing tables", "a snapshot", "contributions", "the degraded model")
+_REFUSED = (b"no payment: 4111 1111 1111 1111", b'{"payment_id":"\\u0031","note":"4111-1111-1111-1111"}')
+STEPS: Final = (
+    *_SIZES,
+    "decisions' bytes",
+    "refused records",
+    "growing tables",
+    "a snapshot",
+    "contributions",
+    "the degraded model",
+)
 
 
 def warm_up(bundle: Bundle, begin: Callable[[str], object] = len) -> None:
@@ -43,19 +57,7 @@ def warm_up(bundle: Bundle, begin: Callable[[str], object] = len) -> None:
         begin(step)
         ids = [f"warm-up-{i}" for i in range(start, start + size)]
         ids[-1] = "warm-up-0"  # a repeated payment, too
-        values = [
-            json.dumps(
-                _PAYMENT | {"payment_id": i, "event_time": _TIME_MS, "currency": bundle.feature_set.currency}
-            ).encode()
-            for i in ids
-        ]
-        records = Records(
-            partition=np.zeros(size, np.int32),
-            offset=np.arange(start, start + size, dtype=np.int64),
-            timestamp_ms=np.full(size, _TIME_MS, np.int64),
-            keys=[b"c"] * size,
-            values=values,
-        )
+        records = _records(bundle, ids, start)
         control = [ControlRecord(0, None, label)] if start == 1 else []
         outcomes = pipeline.run(
             Batch(
@@ -68,6 +70,19 @@ def warm_up(bundle: Bundle, begin: Callable[[str], object] = len) -> None:
         if len(outcomes.rows) != size:
             raise PromiseBroken(f"the warm-up's own payments were refused: {outcomes.rejected[0].error}")
         start += size
+    begin("decisions' bytes")
+    columns = outcomes.columns
+    values = encode_decisions(
+        columns.payment_id, columns.decision, columns.score, columns.margin, columns.reasons, columns.mode,
+        outcomes.bundles, kinds=outcomes.kinds,
+    )  # fmt: skip
+    placed(values, 0, 0).take(np.zeros(1, np.int64))
+    # Their masks are a seventh of all kernels: compiled live, the first garbage would hold payments up for 15 s.
+    begin("refused records")
+    refused = pipeline.run(Batch.of_payments(ByteColumn.of(_REFUSED), first_offset=start))
+    for item in refused.rejected:
+        value = _REFUSED[item.index]
+        dead_letter_record("payments", 0, 0, b"4111 1111 1111 1111", value, item.error, cards=refused.cards)
     begin("growing tables")
     grown(new_table(8), 0, 64)
     pipeline.dedupe.known(np.zeros((1, 2), np.uint64), 0)
@@ -85,3 +100,30 @@ def warm_up(bundle: Bundle, begin: Callable[[str], object] = len) -> None:
     # The student is asked when time is short already.
     bundle.degraded(nothing[:1])
     bundle.degraded(nothing)
+
+
+def compile_beside_windows(bundle: Bundle) -> None:
+    """Compile what `warm_up` compiles but for the kernels of the windows (`WindowEngine.compile`), half of the work:
+    for a second process beside one that compiles those."""
+    pipeline = Pipeline(bundle, keys=_KEYS)
+    for size in _SIZES.values():
+        payments = _records(bundle, [f"warm-up-{i}" for i in range(size)], 0).decode(bundle.feature_set.cards)
+        hash_strings(payments.text("payment_id"), pipeline.engine.hash_key)
+    ids = np.zeros((0, 2), np.uint64)
+    pipeline.dedupe.scan(ids, np.zeros(0, np.uint64), np.zeros(0, np.int64), _TIME_MS)
+
+
+def _records(bundle: Bundle, ids: list[str], start: int) -> Records:
+    values = [
+        json.dumps(
+            _PAYMENT | {"payment_id": i, "event_time": _TIME_MS, "currency": bundle.feature_set.currency}
+        ).encode()
+        for i in ids
+    ]
+    return Records(
+        partition=np.zeros(len(ids), np.int32),
+        offset=np.arange(start, start + len(ids), dtype=np.int64),
+        timestamp_ms=np.full(len(ids), _TIME_MS, np.int64),
+        keys=[b"c"] * len(ids),
+        values=values,
+    )

@@ -1,10 +1,13 @@
 """The policy document: what decides besides the score, as data.
 
-Precedence, first that applies: a list or rule that flags; a list or rule that approves; the score threshold. Lists and
-rules give their own reason; a payment flagged by its score gets the reason groups that pushed the margin up most.
+Precedence, first that applies: a list or rule that flags; a list or rule that approves; the score threshold, which a
+segment may have of its own. Lists and rules give their own reason; a payment flagged by its score gets the reason
+groups that pushed the margin up most.
 
     name: cards
-    flag: {share: 0.01}                # or {score: 0.9}
+    flag: {share: 0.01}                # or {score: 0.9}, or {cost: {currency: EUR, review: 4, good_customer: 15}}
+    segments:                          # `fraud-scorer segments` shows which the data support
+      - {name: online, field: channel, values: [ecom], score: 0.7}
     rules:
       - {name: card_testing, when: [{feature: card_count_10m, at_least: 8}], then: flag, reason: VELOCITY}
     lists:
@@ -50,16 +53,44 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class FlagCost(_Strict):
+    """What flagging costs and saves, in major units of `currency`, which is the feature set's: scorer.policy.cost_rule.
+
+    review: the cost of looking at a flagged payment · good_customer: of stopping a genuine one, beside the review ·
+    loss_share: the part of the amount that is lost with a fraud that nothing stops · reviews_a_day: payments that
+    the team can look at; those flagged by cost, what rules and lists flag comes on top
+    """
+
+    currency: str = Field(pattern=r"^[A-Z]{3}$")
+    review: float = Field(ge=0, le=1e9, allow_inf_nan=False)
+    good_customer: float = Field(ge=0, le=1e9, allow_inf_nan=False)
+    loss_share: float = Field(1.0, gt=0, le=1, allow_inf_nan=False)
+    reviews_a_day: int | None = Field(None, ge=1, le=100_000_000)
+
+    @model_validator(mode="after")
+    def _some(self) -> FlagCost:
+        if self.review == 0 and self.good_customer == 0 and self.reviews_a_day is None:
+            raise ValueError(
+                "review and good_customer are both 0: flagging every payment would cost nothing; give a cost, or "
+                "reviews_a_day"
+            )
+        return self
+
+
 class FlagBy(_Strict):
-    """What flags a payment when no list or rule decides: a probability, or a share of the payments."""
+    """What flags a payment when no list or rule decides: a probability, a share of the payments, or money."""
 
     score: float | None = Field(None, gt=0, lt=1)
     share: float | None = Field(None, gt=0, lt=1)
+    cost: FlagCost | None = None
 
     @model_validator(mode="after")
     def _one(self) -> FlagBy:
-        if (self.score is None) == (self.share is None):
-            raise ValueError("give either score (a probability) or share (of payments to flag)")
+        if sum(value is not None for value in (self.score, self.share, self.cost)) != 1:
+            raise ValueError(
+                "give one of score (a probability), share (of payments to flag) and cost (of a review and of a good "
+                "customer stopped)"
+            )
         return self
 
 
@@ -114,6 +145,16 @@ class ListRule(_Strict):
     values: list[str] = Field(default_factory=list, max_length=1_000_000)
 
 
+class Segment(_Strict):
+    """Payments that the score flags from a threshold of their own on: those with one of `values` in `field`. Of several
+    that apply the first counts."""
+
+    name: Name
+    field: Literal["channel", "country", "mcc", "currency"]
+    values: list[str] = Field(min_length=1, max_length=1_000)
+    score: float = Field(gt=0, lt=1)
+
+
 class ReasonGroup(_Strict):
     """Features that share one reason code and sentence."""
 
@@ -141,6 +182,7 @@ class Policy(_Strict):
 
     name: Name
     flag: FlagBy
+    segments: list[Segment] = Field(default_factory=list, max_length=64)
     rules: list[Rule] = Field(default_factory=list, max_length=256)
     lists: list[ListRule] = Field(default_factory=list, max_length=64)
     reasons: list[ReasonGroup] = Field(default_factory=list, max_length=128)
@@ -150,11 +192,16 @@ class Policy(_Strict):
 
     @model_validator(mode="after")
     def _check(self) -> Policy:
-        deciding: list[Rule | ListRule] = [*self.rules, *self.lists]
-        names = [item.name for item in deciding]
+        named: list[Rule | ListRule | Segment] = [*self.rules, *self.lists, *self.segments]
+        names = [item.name for item in named]
         twice = {name for name in names if names.count(name) > 1}
         if twice:
-            raise ValueError(f"the name {min(twice)!r} is used twice among rules and lists")
+            raise ValueError(f"the name {min(twice)!r} is used twice among rules, lists and segments")
+        if self.segments and self.flag.cost is not None:
+            raise ValueError(
+                "segments have thresholds of the score, and flag.cost decides by money: give flag.score or flag.share, "
+                "or leave the segments out"
+            )
         for item in self.lists:
             if item.field not in KEY_FIELDS:
                 raise ValueError(f"list {item.name}: unknown field {item.field!r}; known are {', '.join(KEY_FIELDS)}")
@@ -170,6 +217,17 @@ class Policy(_Strict):
         where = str(source) if isinstance(source, Path) else "policy"
         text = source.read_text(encoding="utf-8") if isinstance(source, Path) else source
         return read_yaml_model(cls, text, where=where, error=PolicyError)
+
+    def without_segments(self) -> str | None:
+        """What to say beside figures of the common threshold, which know no field of a payment; None where there are no
+        segments."""
+        if not self.segments:
+            return None
+        names = ", ".join(segment.name for segment in self.segments)
+        return (
+            f"what is flagged, and figures from it, are by the common threshold, without the policy's segments "
+            f"({names}): `backtest` and `what-if` decide with them"
+        )
 
     def check(self, feature_names: Sequence[str]) -> None:
         """Raise PolicyError when a rule or reason names a feature that the set does not have."""
@@ -198,7 +256,9 @@ class Policy(_Strict):
             known = {reason.value: reason.sentence for reason in DeadLetterReason}
             return known.get(code.removeprefix(REFUSED_PREFIX).lower(), code)
         return {
-            SCORE_REASON: "The model's score is above the threshold.",
+            SCORE_REASON: "The model's score is above the threshold."
+            if self.flag.cost is None
+            else "By the model's score and the amount, flagging saves more than it costs.",
             LATE_REASON: "The payment came too late to enter the windows.",
             DEGRADED_REASON: "The deadline left no time for the model; its student, or the policy, flags then.",
         }.get(code, code)

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from features.feature_set import FeatureSet
+from features.window_plan import LABEL_AGGREGATES
 from schemas.audit_record import NULLABLE, AuditRow
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_OF_LABELS = frozenset({"fraud_count", "fraud_rate", "since_fraud", "since_first_fraud", "last_label"})
+_OF_LABELS = frozenset(LABEL_AGGREGATES)
 PLACE = ("origin_partition", "origin_offset")
 # What erasure replaces (scorer.audit.maintain.erasure).
 PERSON = ("payment_id", "customer_id", "account_id")

@@ -23,6 +23,7 @@ class Cause(StrEnum):
     OTHER_BUNDLE = "other_bundle"  # another bundle decided live: same features, another model or policy
     OTHER_FEATURE_SET = "other_feature_set"
     LATE_LABEL = "late_label"  # a label came after the decision, with a known_at before it
+    LABEL_RULE = "label_rule"  # decided by a release before 0.2, by another rule for several labels of one payment
     OTHER_PAYMENT = "other_payment"  # the file has other values of the payment than the topic
     LIVE_CONDITION = "live_condition"  # decided without the model near a deadline, or late in order of arrival
     MISSING = "missing"  # not in the trail
@@ -36,6 +37,7 @@ SENTENCES = {
     Cause.OTHER_BUNDLE: "another bundle decided live; the features are the same",
     Cause.OTHER_FEATURE_SET: "the bundle that decided live had another feature set",
     Cause.LATE_LABEL: "a label came after the decision, with a known_at before it",
+    Cause.LABEL_RULE: "decided by a release before 0.2, by another rule for several labels of one payment",
     Cause.OTHER_PAYMENT: "the file has other values of the payment than the topic",
     Cause.LIVE_CONDITION: "decided near a deadline, or late in order of arrival",
     Cause.MISSING: "not in the trail",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -19,7 +18,7 @@ from scorer.pipeline import DUPLICATE, REFUSED, Outcomes, Pipeline
 from scorer.pipeline.card_keys import NO_KEYS, cards_of
 from scorer.proof import comparison as compare
 from scorer.proof.differences import Cause, Difference, Differences
-from scorer.proof.live_trail import LiveBatch, Trail
+from scorer.proof.live_trail import Int64s, LiveBatch, Trail
 from scorer.replay.file_batches import file_batches
 
 _IDS_PER_QUERY = 4096
@@ -75,13 +74,15 @@ class _File:
         self._batches: dict[tuple[int, int], LiveBatch | None] = {}
 
     @cached_property
-    def _labels(self) -> dict[str, tuple[list[int], Any]]:
-        """By topic: offsets of the labels, rising, and of each the earliest time known among it and those after it."""
-        result: dict[str, tuple[list[int], Any]] = {}
+    def _labels(self) -> dict[str, tuple[Int64s, Int64s]]:
+        """By topic: offsets of the labels, rising, and of each the earliest time known among it and those after it.
+        Both int64 [labels]: 16 bytes a label."""
+        result: dict[str, tuple[Int64s, Int64s]] = {}
         topics: tuple[Literal["labels", "control"], ...] = ("labels", "control")
         for topic in topics:
             offsets, known = self._trail.label_times(topic)
-            result[topic] = offsets.tolist(), np.minimum.accumulate(known[::-1])[::-1]
+            np.minimum.accumulate(known[::-1], out=known[::-1])
+            result[topic] = offsets, known
         return result
 
     def compare(self, outcomes: Outcomes, numbers: Sequence[int]) -> None:
@@ -137,6 +138,8 @@ class _File:
                 late = self._late_label(batch, int(row["event_time"].timestamp() * 1000))
                 if late is not None:
                     return Cause.LATE_LABEL, f"labels from {late} on came after batch {batch.sequence}"
+                if batch.record is not None and batch.record.labels_by is None:
+                    return Cause.LABEL_RULE, f"batch {batch.sequence} counted the label that came last"
             return Cause.UNEXPLAINED, f"{', '.join(features[:5])} differ: the file's history is not the topic's"
         if batch.bundle != self._bundle.id:
             return Cause.OTHER_BUNDLE, f"{batch.bundle} decided live"
@@ -146,7 +149,7 @@ class _File:
         """Place of the first label with a `known_at` by `event_time_ms` that came too late for a batch, if any."""
         for topic, end in (("labels", batch.labels_end), ("control", batch.control_end)):
             offsets, earliest = self._labels[topic]
-            place = bisect_left(offsets, end)
+            place = int(np.searchsorted(offsets, end))
             if place < len(offsets) and earliest[place] <= event_time_ms:
                 return f"{topic} offset {offsets[place]}"
         return None

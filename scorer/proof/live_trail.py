@@ -11,17 +11,22 @@ from types import TracebackType
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import psycopg
 from psycopg.rows import dict_row, namedtuple_row
 
 from schemas.audit_digest import Digests, context_bytes, digests_of
 from schemas.journal_record import JournalError, JournalRecord
 from scorer.audit.verify.unit_check import MomentLoader
-from scorer.trail.audit_database import connect_text
+from scorer.trail.audit_database import connect_text, snapshot
 from scorer.trail.copy_decode import read_rows
 
-# Rows read by one query: about 250 MB where batches hold 4,096 payments; next to nothing on an idle topic.
+# Read by one query: rows, about 250 MB where batches hold 4,096 payments, and batches, each with its journal record.
 ROWS_PER_READ = 65_536
+BATCHES_PER_READ = 100
+LABELS_PER_PAGE = 20_000
+
+Int64s = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -102,7 +107,11 @@ class Trail:
         return -1 if row is None or row[0] is None else int(row[0])
 
     def batches(self, shard: int, first: int, last: int) -> dict[int, LiveBatch]:
-        """The trail's batches `first` to `last` of a shard, by sequence."""
+        """The trail's batches `first` to `last` of a shard, by sequence, all as they were at one moment."""
+        with snapshot(self._connection):
+            return self._batches(shard, first, last)
+
+    def _batches(self, shard: int, first: int, last: int) -> dict[int, LiveBatch]:
         with self._connection.cursor(row_factory=namedtuple_row) as cursor:
             found: list[Any] = cursor.execute(
                 "SELECT b.*, s.feature_names, EXISTS (SELECT 1 FROM erasures e WHERE e.shard = b.shard AND "
@@ -157,13 +166,17 @@ class Trail:
         """One batch of the trail."""
         return self.batches(shard, sequence, sequence).get(sequence)
 
-    def rows(self, batch: LiveBatch) -> list[dict[str, Any]]:
-        """A batch's rows in order."""
-        with self._connection.cursor(row_factory=dict_row) as cursor:
-            return cursor.execute(
+    def batch_and_rows(self, shard: int, sequence: int) -> tuple[LiveBatch, list[dict[str, Any]]] | None:
+        """One batch and its rows in order, of one moment; None when the trail does not have it."""
+        with snapshot(self._connection), self._connection.cursor(row_factory=dict_row) as cursor:
+            batch = self._batches(shard, sequence, sequence).get(sequence)
+            if batch is None:
+                return None
+            rows = cursor.execute(
                 "SELECT * FROM decisions WHERE day = %s AND shard = %s AND sequence = %s ORDER BY row_number",
                 (batch.day, batch.shard, batch.sequence),
             ).fetchall()
+            return batch, rows
 
     def of_payments(self, payment_ids: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
         """The first decisions (not those of repeated payments) on each payment, in order."""
@@ -189,15 +202,17 @@ class Trail:
         topic, partition, offset, before = row
         return topic, partition, 0 if before is None else before + 1, offset + 1
 
-    def label_times(
-        self, topic: Literal["control", "labels"]
-    ) -> tuple[np.ndarray[Any, np.dtype[np.int64]], np.ndarray[Any, np.dtype[np.int64]]]:
+    def label_times(self, topic: Literal["control", "labels"]) -> tuple[Int64s, Int64s]:
         """Of every label on a topic (its name without the prefix): its offset there, rising, and its `known_at`, epoch
-        ms."""
-        rows = self._connection.execute(
-            'SELECT "offset", (extract(epoch FROM known_at) * 1000)::bigint FROM labels '
-            'WHERE right(topic, length(%(topic)s)) = %(topic)s ORDER BY "offset"',
-            {"topic": topic},
-        ).fetchall()
-        table = np.array(rows, dtype=np.int64).reshape(-1, 2)
-        return table[:, 0].copy(), table[:, 1].copy()
+        ms; both int64 [labels]. They are read by pages: 16 bytes a label are all that grows with them."""
+        parts = [np.empty((0, 2), np.int64)]
+        with self._connection.transaction(), self._connection.cursor("label_times") as cursor:
+            cursor.execute(
+                'SELECT "offset", (extract(epoch FROM known_at) * 1000)::bigint FROM labels '
+                'WHERE right(topic, length(%(topic)s)) = %(topic)s ORDER BY "offset"',
+                {"topic": topic},
+            )
+            while page := cursor.fetchmany(LABELS_PER_PAGE):
+                parts.append(np.array(page, dtype=np.int64))
+        offsets = np.concatenate([part[:, 0] for part in parts])
+        return offsets, np.concatenate([part[:, 1] for part in parts])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,13 +13,14 @@ from scorer import kafka
 from scorer.audit.topic_history import audit_rows
 from scorer.bundle import Bundle
 from scorer.errors import FraudScorerError
-from scorer.journal import journal_reader
+from scorer.journal import journal_reader, journal_span
 from scorer.journal.activated_bundles import Bundles
 from scorer.pipeline import Outcomes, Pipeline
 from scorer.pipeline.records import Batch
 from scorer.proof import comparison as compare
+from scorer.proof import live_trail
 from scorer.proof.differences import Cause, Difference, Differences
-from scorer.proof.live_trail import ROWS_PER_READ, BatchPlace, LiveBatch, Trail
+from scorer.proof.live_trail import BatchPlace, LiveBatch, Trail
 from scorer.runtime.settings import Settings
 
 _COLUMNS = (*compare.PAYMENT, *compare.PLACE, *compare.VERDICT, "features")
@@ -44,42 +46,45 @@ def prove_topic(
     """
     clients = kafka.RealClients(settings)
     no_progress_s = settings.worker.no_progress_s
-    records = journal_reader.read_journal(settings.kafka, clients, shard, no_progress_s=no_progress_s)
-    if not records:
+    found_records = journal_reader.journal_records(settings.kafka, clients, shard, no_progress_s=no_progress_s)
+    span = journal_span.span_of(found_records)
+    if span is None:
         raise FraudScorerError(f"the journal of shard {shard} is empty: nothing has been decided yet")
-    records = journal_reader.since_new_state(records)
-    expect(sum(record.decisions for record in records))
-    inputs = journal_reader.inputs_along(records, clients, settings, reader="prove")
+    expect(span.decisions)
+    inputs = journal_span.inputs_along(span, clients, settings, reader="prove")
     pipeline = Pipeline(bundle, shard=shard, keys=settings.pseudonym_keys)
-    pipeline.begin_at(records[0])
-    if records[0].change is not None:
-        pipeline.restart(bundle, records[0].stream_time_ms)
+    pipeline.begin_at(span.first)
+    if span.first.change is not None:
+        pipeline.restart(bundle, span.first.stream_time_ms)
     bundles = Bundles(bundle, settings.bundle)
     walked = 0
     try:
-        with Trail(settings.postgres_url) as trail:
+        records = journal_span.records_of(span, settings.kafka, clients, no_progress_s=no_progress_s)
+        with Trail(settings.postgres_url) as trail, closing(records):
             proof = _Shard(trail, settings, shard, found, begin_ms, until_ms, tuple(bundle.feature_set.names))
-            batches = journal_reader.batches(records, inputs, no_progress_s=no_progress_s)
             for part in _parts(records):
+                # In this order, for the sink goes on: a batch that it writes between the two is behind, not gone.
+                _, last = trail.bounds(shard)
                 live = trail.batches(shard, part[0].sequence, part[-1].sequence)
                 for record in part:
-                    _, batch = next(batches)
+                    batch = journal_reader.reread(record, inputs, no_progress_s=no_progress_s)
                     _use(pipeline, record, batch, bundles)
                     outcomes = pipeline.run(batch)
-                    proof.compare(record, outcomes, live.get(record.sequence))
+                    proof.compare(record, outcomes, live.get(record.sequence), last=last)
                     walked += len(outcomes.rows)
                     progress(walked)
     finally:
         inputs.close()
 
 
-def _parts(records: Sequence[JournalRecord]) -> Iterator[list[JournalRecord]]:
+def _parts(records: Iterable[JournalRecord]) -> Iterator[list[JournalRecord]]:
+    """Consecutive records whose batches are read from the trail together."""
     part: list[JournalRecord] = []
     rows = 0
     for record in records:
         part.append(record)
         rows += record.decisions
-        if rows >= ROWS_PER_READ:
+        if rows >= live_trail.ROWS_PER_READ or len(part) >= live_trail.BATCHES_PER_READ:
             yield part
             part, rows = [], 0
     if part:
@@ -157,25 +162,32 @@ class _Shard:
     until_ms: int | None
     feature_names: tuple[str, ...]
 
-    def compare(self, record: JournalRecord, outcomes: Outcomes, live: LiveBatch | None) -> None:
-        """One batch."""
+    def compare(self, record: JournalRecord, outcomes: Outcomes, live: LiveBatch | None, *, last: int) -> None:
+        """One batch. `last`: the trail's newest batch, before `live` was read."""
         proof = self.found.proof
         inside = self._inside(outcomes)
         if live is None:
-            self._absent(record, outcomes, inside)
+            self._absent(record, outcomes, inside, last=last)
             return
         batch = _Batch(record, outcomes, live)
         if batch.again_is_journal and batch.rows_are_journal:
             proof.compared += len(inside)
             proof.equal += len(inside)
             return
-        rows = {row["row_number"]: row for row in self.trail.rows(live)}
+        # Read again with its rows, of one moment: an erasure may have changed both since.
+        now = self.trail.batch_and_rows(self.shard, record.sequence)
+        if now is None:
+            self._absent(record, outcomes, inside, last=last)
+            return
+        live, of_batch = now
+        batch = _Batch(record, outcomes, live)
+        rows = {row["row_number"]: row for row in of_batch}
         written = None if batch.rows_are_journal else self._written(live)
         before = sum(proof.causes.values())
         for number in inside:
             proof.compared += 1
-            row, again = rows.pop(number, None), compare.as_live(outcomes.columns.row(number))
-            difference = self._difference(batch, number, row, again, written)
+            row, decided = rows.pop(number, None), compare.as_live(outcomes.columns.row(number))
+            difference = self._difference(batch, number, row, decided, written)
             if difference is None:
                 proof.equal += 1
             else:
@@ -200,10 +212,9 @@ class _Shard:
         begin, until = self.begin_ms, self.until_ms
         return [i for i, t in enumerate(times) if (begin is None or t >= begin) and (until is None or t < until)]
 
-    def _absent(self, record: JournalRecord, outcomes: Outcomes, inside: list[int]) -> None:
+    def _absent(self, record: JournalRecord, outcomes: Outcomes, inside: list[int], *, last: int) -> None:
         """A batch that the trail does not have: not written yet, dropped by retention, or gone."""
         proof = self.found.proof
-        _, last = self.trail.bounds(self.shard)
         if record.sequence > last:
             proof.behind += len(inside)
         elif record.sequence <= self.trail.dropped_to(self.shard):

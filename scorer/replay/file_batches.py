@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from schemas.card_fields import UNDECLARED, CardFields
 from schemas.journal_record import ControlRange, InputRange
-from scorer.files.file_columns import DecodedBlock, FileLabels, decoded_blocks
+from scorer.files.file_columns import DecodedBlock, FileLabels, Shared, decoded_blocks, shared_blocks
 from scorer.files.mapping import Mapping
 from scorer.files.payment_file import ReadOptions
 from scorer.pipeline.records import NO_CLOCK_MS, Batch
@@ -52,7 +52,13 @@ def file_batches(
     with the number of rows, where it is known.
     """
     blocks = decoded_blocks(path, mapping, rows, cards, options=options, until_ms=until_ms, expect=expect)
-    return chained(blocks if labels is None else with_labels(blocks, labels))
+    return chained(blocks if labels is None else with_labels(blocks, labels, cards, options.labels_unmatched))
+
+
+def shared_batches(rows: Shared, cards: CardFields = UNDECLARED) -> Iterator[LabelledBatch]:
+    """As file_batches, of a source that several processes read (scorer.files.file_columns.shared_rows, which was given
+    BATCH_ROWS)."""
+    return chained(shared_blocks(rows, BATCH_ROWS, cards))
 
 
 def chained(blocks: Iterable[DecodedBlock]) -> Iterator[LabelledBatch]:

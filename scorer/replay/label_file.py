@@ -3,10 +3,11 @@ them and the control topic carries them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from schemas.card_fields import UNDECLARED, CardFields
 from schemas.contract_error import ContractError
 from schemas.control_record import parse_control
 from schemas.label_record import Label
@@ -17,8 +18,9 @@ from scorer.pipeline.records import ControlRecord
 _Labels = dict[str, list[tuple[Label, bytes]]]
 
 
-def read_labels(path: Path) -> _Labels:
-    """The label records of each payment, in the file's order. Raises UsageError naming the line."""
+def read_labels(path: Path, cards: CardFields = UNDECLARED) -> _Labels:
+    """The label records of each payment, in the file's order; the ids are as `cards` has them in payments. Raises
+    UsageError naming the line."""
     found: _Labels = {}
     try:
         with path.open("rb") as file:
@@ -27,7 +29,7 @@ def read_labels(path: Path) -> _Labels:
                 if not raw:
                     continue
                 try:
-                    record = parse_control(raw)
+                    record = parse_control(raw, cards=cards)
                 except ContractError as error:
                     raise UsageError(f"--labels {path}:{number}: {error}") from error
                 if not isinstance(record, Label):
@@ -40,17 +42,24 @@ def read_labels(path: Path) -> _Labels:
     return found
 
 
-def with_labels(blocks: Iterable[DecodedBlock], path: Path) -> Iterator[DecodedBlock]:
+def with_labels(
+    blocks: Iterable[DecodedBlock],
+    path: Path,
+    cards: CardFields = UNDECLARED,
+    unmatched: Callable[[int], None] = lambda _: None,
+) -> Iterator[DecodedBlock]:
     """The blocks with the labels of the file `path`, each beside the first record of its payment.
 
-    Raises UsageError for a file whose payments have labels already, or when no label is of a payment of the file.
+    `cards`: of whoever decides the blocks, for a payment that it takes has to be found here too. `unmatched` is called
+    with how many labelled payments were in no block. Raises UsageError for a file whose payments have labels already,
+    or when no label is of a payment of the file.
     """
-    labels = read_labels(path)
+    labels = read_labels(path, cards)
     count = len(labels)
     for block in blocks:
         if (block.label >= 0).any():
             raise UsageError(f"--labels {path}: the mapping names a label too; leave one of the two out")
-        payments = block.records.decode()
+        payments = block.records.decode(cards)
         label, known_at = block.label.copy(), block.label_known_at_ms.copy()
         control: list[ControlRecord] = []
         for row, payment_id in zip(payments.index.tolist(), payments.column("payment_id").tolist(), strict=True):
@@ -62,3 +71,5 @@ def with_labels(blocks: Iterable[DecodedBlock], path: Path) -> Iterator[DecodedB
         yield replace(block, labels=control, label=label, label_known_at_ms=known_at)
     if len(labels) == count:
         raise UsageError(f"--labels {path}: none of the {count:,} payments there is one of the payments read")
+    if labels:
+        unmatched(len(labels))

@@ -1,10 +1,12 @@
 """Replay of a file in several processes: each computes the payments of some keys; together they give one's result.
 
-    process k:  read all ─▶ decode ─▶ find repeats ─▶ own keys ─▶ features ─▶ model ─▶ policy ─┐ Arrow over a pipe,
-    parent:     block by block: rows of all processes in the file's order ─▶ output   ◀────────┘ block by block
+    parent:     file ─▶ parsed, in order, refused ─▶ rows on disk
+    process k:  rows ─▶ check ─▶ find repeats ─▶ own keys ─▶ features ─▶ model ─▶ policy ─┐ Arrow over a pipe,
+    parent:     block by block: rows of all processes in the file's order ─▶ output   ◀───┘ block by block
 
-Every process reads all payments and finds the repeated ones, so each has the dedupe table and the stream time that a
-single process would have. Memory is bounded: a process waits until its block is taken.
+The file is read once. Every process takes all its payments from disk and finds the repeated ones, so each has the
+dedupe table and the stream time that a single process would have. Memory is bounded: a process waits until its block is
+taken.
 """
 
 from __future__ import annotations
@@ -26,11 +28,11 @@ import pyarrow as pa
 from features.feature_set import FeatureSet
 from features.hashing import PUBLIC_KEY, hash_strings
 from schemas.card_fields import CardFields
-from schemas.payment_decoder import PaymentBatch
+from schemas.payment_batch import PaymentBatch
 from schemas.pseudonym import PseudonymKeys
 from scorer.bundle import Bundle
 from scorer.errors import FraudScorerError, UsageError
-from scorer.files.file_columns import FileLabels
+from scorer.files.file_columns import FileLabels, Shared, shared_rows
 from scorer.files.mapping import Mapping
 from scorer.files.payment_file import ReadOptions
 from scorer.files.refusals import Refusals
@@ -38,7 +40,7 @@ from scorer.pipeline import Pipeline
 from scorer.pipeline.card_keys import NO_KEYS, cards_of
 from scorer.pipeline.dedupe import Dedupe
 from scorer.pipeline.records import Batch
-from scorer.replay.file_batches import LabelledBatch, file_batches
+from scorer.replay.file_batches import BATCH_ROWS, LabelledBatch, shared_batches
 from scorer.replay.file_replay import described
 from scorer.replay.replay_output import Open, Window, decision_schema, decision_table, opened
 from scorer.replay.replay_report import Progress, Report
@@ -142,6 +144,9 @@ def replay_shares(
     bundle = Bundle.load(bundle_folder)
     fields = Share.fields_of(bundle.feature_set)
     window, names = Window(begin_ms, until_ms), bundle.feature_set.names
+    options = replace(options, lateness_ms=bundle.feature_set.allowed_lateness)
+    rows, workspace = shared_rows(path, mapping, BATCH_ROWS, options=options, until_ms=until_ms)
+    expect(rows.survey.rows)
     context = multiprocessing.get_context("spawn")
     pipes: list[Connection] = []
     workers = []
@@ -149,9 +154,9 @@ def replay_shares(
         for number in range(processes):
             ours, theirs = context.Pipe(duplex=False)
             share = Share(number, processes, fields)
-            # Every process reads all rows; the first one writes those that are refused.
+            # Every process has all rows; the first one writes those that are refused.
             to = refused if number == 0 else None
-            part = _Part(bundle_folder, path, mapping, until_ms, share, output is not None, keys, options, to)
+            part = _Part(bundle_folder, rows, share, output is not None, keys, to)
             worker = context.Process(target=_work, args=(theirs, part), daemon=True)
             worker.start()
             theirs.close()
@@ -159,11 +164,12 @@ def replay_shares(
             workers.append(worker)
         with opened(output, names, described(bundle, path, mapping, window)) as writer:
             done = 0
-            while (tables := _next(pipes, expect)) is not None:
+            while (tables := _next(pipes)) is not None:
                 done += tables[0]
                 if writer is not None:
-                    rows = pa.concat_tables(tables[1])
-                    writer.write(window.of(rows.take(pa.array(np.argsort(rows["offset"].to_numpy(), kind="stable")))))
+                    found = pa.concat_tables(tables[1])
+                    order = np.argsort(found["offset"].to_numpy(), kind="stable")
+                    writer.write(window.of(found.take(pa.array(order))))
                 progress(done)
         return _together([pickle.loads(pipe.recv_bytes()) for pipe in pipes])  # noqa: S301 - our own processes' report
     finally:
@@ -172,17 +178,15 @@ def replay_shares(
         for worker in workers:
             worker.terminate()
             worker.join(_JOIN_S)
+        workspace.close()
 
 
-def _next(pipes: Sequence[Connection], expect: Progress) -> tuple[int, list[pa.Table]] | None:
+def _next(pipes: Sequence[Connection]) -> tuple[int, list[pa.Table]] | None:
     """The next block of every process: records read, and each one's decisions; None at the end."""
     found: list[tuple[int, pa.Table | None] | None] = []
     for pipe in pipes:
         try:
             kind, payload = pickle.loads(pipe.recv_bytes())  # noqa: S301 - written by our own processes, as is `_work`
-            if kind == "expect":
-                expect(payload)
-                kind, payload = pickle.loads(pipe.recv_bytes())  # noqa: S301 - as above
         except EOFError as exc:
             raise FraudScorerError("a process of the replay ended without a result; see its message above") from exc
         if kind == "error":
@@ -199,13 +203,10 @@ class _Part:
     """What one process does: a share of a file with a bundle; `with_rows`: decisions are sent, not only counted."""
 
     bundle_folder: Path
-    path: str | Path
-    mapping: Mapping | None
-    until_ms: int | None
+    rows: Shared
     share: Share
     with_rows: bool
     keys: PseudonymKeys
-    options: ReadOptions
     refused: Path | None
 
 
@@ -221,16 +222,8 @@ def _work(pipe: Connection, part: _Part) -> None:
             pipeline = Pipeline(bundle, selector=ShareSelector(part.share, bundle.feature_set), keys=part.keys)
             cards = cards_of(bundle.feature_set, part.keys)
             report = Report(refusals=Refusals(part.refused))
-            options = replace(part.options, lateness_ms=bundle.feature_set.allowed_lateness)
             schema = decision_schema(bundle.feature_set.names)
-            for labelled in file_batches(
-                part.path,
-                part.mapping,
-                until_ms=part.until_ms,
-                cards=cards,
-                options=options,
-                expect=lambda rows: send("expect", rows),
-            ):
+            for labelled in shared_batches(part.rows, cards):
                 outcomes = pipeline.run(_own_labels(labelled, part.share, cards))
                 report.add(outcomes, labelled.row)
                 rows = None

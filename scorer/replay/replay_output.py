@@ -34,6 +34,7 @@ _TAKEN = frozenset(name for name, _ in _FIELDS)
 PART_PAYMENTS = 1 << 20
 _ABOUT = "_replay.json"
 _ROWS_PER_GROUP = 65_536
+_TABLES_WAITING_MAX = 256
 # Each day of a part is an open file: a slow stream of years must not need thousands.
 _DAYS_PER_PART_MAX = 366
 
@@ -147,17 +148,55 @@ class Output(Protocol):
         """Writing ended early; complete parts stay."""
 
 
+class _Waiting:
+    """Rows that wait until they are as many as a row group.
+
+    On an idle topic a batch has one row. Its table takes 3 KB and more, and a row group of its own would stay in the
+    writer's memory until the file is complete; so small tables are joined as they come.
+    """
+
+    def __init__(self) -> None:
+        self._joined: list[pa.Table] = []
+        self._small: list[pa.Table] = []
+        self.rows = 0
+
+    def add(self, table: pa.Table) -> None:
+        if not table.num_rows:
+            return
+        self._small.append(table)
+        self.rows += table.num_rows
+        if len(self._small) >= _TABLES_WAITING_MAX:
+            self._joined.append(pa.concat_tables(self._small).combine_chunks())
+            self._small.clear()
+
+    def take(self) -> pa.Table:
+        """All of them, in order; there must be one at least. None is left."""
+        table = pa.concat_tables([*self._joined, *self._small])
+        self.clear()
+        return table
+
+    def clear(self) -> None:
+        self._joined.clear()
+        self._small.clear()
+        self.rows = 0
+
+
 class FileOutput:
     """One Parquet file in row groups, so memory stays flat. It gets its name when it is complete."""
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
         self._path, self._partial = path, path.with_name(f".{path.name}.partial")
         self._file = _writer(self._partial, schema)
+        self._waiting = _Waiting()
 
     def write(self, table: pa.Table) -> None:
-        self._file.write_table(table)
+        self._waiting.add(table)
+        if self._waiting.rows >= _ROWS_PER_GROUP:
+            self._file.write_table(self._waiting.take())
 
     def close(self) -> None:
+        if self._waiting.rows:
+            self._file.write_table(self._waiting.take())
         self._file.close()
         self._partial.replace(self._path)
 
@@ -200,7 +239,7 @@ class FolderOutput:
             if path.suffix != ".parquet" or int(path.stem.removeprefix("part-")) >= self._parts:
                 path.unlink()
         self._files: dict[str, pq.ParquetWriter] = {}
-        self._waiting: list[pa.Table] = []
+        self._waiting = _Waiting()
         self._in_part = 0
 
     def _state(self, *, complete: bool) -> None:
@@ -216,11 +255,11 @@ class FolderOutput:
         table = table.slice(skipped)
         while table.num_rows:
             taken = table.slice(0, PART_PAYMENTS - self._in_part)
-            self._waiting.append(taken)
+            self._waiting.add(taken)
             self._in_part += taken.num_rows
             if self._in_part == PART_PAYMENTS:
                 self._finish()
-            elif sum(waiting.num_rows for waiting in self._waiting) >= _ROWS_PER_GROUP:
+            elif self._waiting.rows >= _ROWS_PER_GROUP:
                 self._flush()
                 if len(self._files) >= _DAYS_PER_PART_MAX:
                     self._finish()
@@ -228,10 +267,9 @@ class FolderOutput:
 
     def _flush(self) -> None:
         """Write the waiting rows, by day."""
-        if not self._waiting:
+        if not self._waiting.rows:
             return
-        table = pa.concat_tables(self._waiting)
-        self._waiting.clear()
+        table = self._waiting.take()
         days = pc.cast(table["event_time"], pa.date32())
         for day in pc.unique(days).to_pylist():
             place = self._folder / f"day={day}"

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from features.window_engine import EngineCounts
 from schemas.card_fields import CardFields
 from schemas.contract_error import ContractError
-from schemas.payment_decoder import PaymentBatch
+from schemas.payment_batch import PaymentBatch
 from scorer.files.refusals import Refusals
 from scorer.pipeline import Outcomes
 from scorer.pipeline.card_shares import CardShares

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from contextlib import closing
 from pathlib import Path
 
 from schemas.journal_record import JournalRecord
 from scorer import kafka
 from scorer.bundle import Bundle
 from scorer.errors import FraudScorerError, UsageError
-from scorer.journal import journal_reader
+from scorer.journal import journal_reader, journal_span
 from scorer.journal.activated_bundles import Bundles
+from scorer.journal.journal_span import JournalSpan
 from scorer.journal.rerun import rerun
 from scorer.pipeline import Pipeline
 from scorer.replay.replay_output import ALL, Open, Window, decision_schema, decision_table, opened
@@ -37,26 +40,28 @@ def replay_topic(
     clients = kafka.RealClients(settings)
     topics = kafka.Topics.of(settings.kafka)
     no_progress_s = settings.worker.no_progress_s
-    records = journal_reader.read_journal(settings.kafka, clients, shard, no_progress_s=no_progress_s)
-    if not records:
+    found = journal_reader.journal_records(settings.kafka, clients, shard, no_progress_s=no_progress_s)
+    span = span_within(found, window)
+    if span is None:
         raise FraudScorerError(
             f"the journal of shard {shard} is empty: nothing has been decided on {topics.payments} yet"
         )
-    records = _up_to(journal_reader.since_new_state(records), window)
-    expect(sum(record.decisions + record.dead_letters for record in records))
-    inputs = journal_reader.inputs_along(records, clients, settings, reader="replay")
+    expect(span.decisions + span.dead_letters)
+    inputs = journal_span.inputs_along(span, clients, settings, reader="replay")
     pipeline, report = Pipeline(bundle, shard=shard, keys=settings.pseudonym_keys), Report()
     bundles = Bundles(bundle, settings.bundle)
-    pipeline.begin_at(records[0])
-    if records[0].change is not None:
-        pipeline.restart(bundle, records[0].stream_time_ms)
-    same = records[0].bundle == bundle.id
+    pipeline.begin_at(span.first)
+    if span.first.change is not None:
+        pipeline.restart(bundle, span.first.stream_time_ms)
+    same = span.first.bundle == bundle.id
     names = bundle.feature_set.names
     schema = decision_schema(names)
     about: dict[str, object] = {"bundle": bundle.id, "topic": topics.payments, "shard": shard, **window.described()}
     try:
-        with opened(output, names, about) as writer:
-            for record, batch in journal_reader.batches(records, inputs, no_progress_s=no_progress_s):
+        records = journal_span.records_of(span, settings.kafka, clients, no_progress_s=no_progress_s)
+        with opened(output, names, about) as writer, closing(records):
+            for record in records:
+                batch = journal_reader.reread(record, inputs, no_progress_s=no_progress_s)
                 outcomes = rerun(pipeline, record, batch, bundles) if same else pipeline.run(batch)
                 report.batches_checked += same
                 report.add(outcomes)
@@ -69,20 +74,30 @@ def replay_topic(
     return report
 
 
-def _up_to(records: list[JournalRecord], window: Window) -> list[JournalRecord]:
-    """The records up to the last one that read something of the window's offsets."""
+def span_within(records: Iterable[tuple[int, JournalRecord]], window: Window) -> JournalSpan | None:
+    """What is replayed of a journal: up to the last record that read something of the window's offsets; all of it
+    without offsets, None when it is empty. Raises UsageError for offsets that the journal does not have."""
     if not window.offsets:
-        return records
-    known = journal_reader.first_positions(records)
-    last = -1
+        return journal_span.span_of(records)
+    span = needed = None
+    touched = set[int]()
+    for offset, record in records:
+        span = journal_span.extended(span, offset, record)
+        if span.first is record:
+            touched.clear()
+        touches = {
+            r.partition for r in record.inputs
+            if (bounds := window.offsets.get(r.partition)) is not None and r.start < bounds[1] and r.end > bounds[0]
+        }  # fmt: skip
+        if touches:
+            touched |= touches
+            needed = span.until_now()
+    if span is None:
+        return None
     for p, (start, end) in window.offsets.items():
-        if p not in known:
-            raise UsageError(f"offsets of partition {p}: the journal has the partitions {', '.join(map(str, known))}")
-        touching = [
-            i for i, record in enumerate(records) for r in record.inputs
-            if r.partition == p and r.start < end and r.end > start
-        ]  # fmt: skip
-        if not touching:
+        if p not in span.positions:
+            known = ", ".join(map(str, span.positions))
+            raise UsageError(f"offsets of partition {p}: the journal has the partitions {known}")
+        if p not in touched:
             raise UsageError(f"offsets {start} to {end} of partition {p}: the journal has decided none of them")
-        last = max(last, touching[-1])
-    return records[: last + 1]
+    return needed

@@ -11,8 +11,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from features.currency_conversion import CurrencyConversion
 from features.feature_set import FeatureSet
 from schemas.contract_error import ContractError
+from schemas.currencies import CURRENCY_EXPONENT
 from schemas.label_record import Label
 from schemas.pseudonym import PseudonymKeys
 from scorer.errors import UsageError
@@ -38,6 +40,8 @@ class TrainingTable:
     features: npt.NDArray[np.float32]
     label: npt.NDArray[np.int8]
     label_known_at_ms: npt.NDArray[np.int64]
+    amount: npt.NDArray[np.float64]
+    """[n], major units of the feature set's currency."""
     report: Report
 
     def genuine_after(self, delay_ms: int) -> TrainingTable:
@@ -67,7 +71,8 @@ def training_table(
     enricher, ledger = Enricher(feature_set), LabelLedger(as_of_ms)
     report = Report(refusals=refusals or Refusals())
     cards = cards_of(feature_set, keys)
-    parts: list[tuple[list[str], npt.NDArray[np.int64], npt.NDArray[np.float32]]] = []
+    parts: list[tuple[list[str], npt.NDArray[np.int64], npt.NDArray[np.float32], npt.NDArray[np.int64]]] = []
+    conversion, major = CurrencyConversion(feature_set), 10.0 ** CURRENCY_EXPONENT[feature_set.currency]
     for labelled in batches:
         labels: list[Label | KnownLabel] = []
         for verdict in control_verdicts(labelled.batch, cards):
@@ -85,7 +90,9 @@ def training_table(
             report.refuse(item.error, int(labelled.row[item.index]))
         payment_ids = enriched.first.column("payment_id").tolist()
         ledger.add(payment_ids, labels)
-        parts.append((payment_ids, enriched.first.event_time_ms, enriched.features))
+        parts.append(
+            (payment_ids, enriched.first.event_time_ms, enriched.features, conversion.convert(enriched.first)[0])
+        )
         progress(report.payments)
     report.refusals.close()
     if not parts:
@@ -98,6 +105,7 @@ def training_table(
         features=np.concatenate([part[2] for part in parts]),
         label=label,
         label_known_at_ms=known_at_ms,
+        amount=np.concatenate([part[3] for part in parts]) / major,
         report=report,
     )
 

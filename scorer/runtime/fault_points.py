@@ -3,7 +3,9 @@
     FRAUD_SCORER_FAULT=in_transaction:3:kill        at the third passing of that point SIGKILL this process
     FRAUD_SCORER_FAULT=after_consume:5:stop,before_commit:9:timeout       several, separated by commas
 
-Points, in the order in which a batch passes them: after_consume, after_compute, in_transaction, in_offsets (within the
+Points, in the order in which a batch passes them: after_consume, in_order (its order is on its way), after_compute,
+after_order (that is durable, nothing was published), after_publish (its fast decisions are given to the client),
+in_transaction, in_offsets (within the
 call that the client may not return from), before_commit (all is produced, the commit not asked for), after_commit
 (committed, the reply not yet used); and in_recovery, warm_up (on the thread that compiles), after_warm_up, main_loop
 (before each poll of the group, on the process's main thread), topic_watch (before each question about the topics),
@@ -32,11 +34,11 @@ from scorer.errors import UsageError
 
 SETTING: Final = "FRAUD_SCORER_FAULT"
 POINTS: Final = frozenset({
-    "after_consume", "after_compute", "in_transaction", "in_offsets", "before_commit", "after_commit",
-    "in_recovery", "warm_up", "after_warm_up", "main_loop", "topic_watch", "after_failure", "health",
-    "snapshot_begin", "snapshot_copy", "snapshot_finish", "snapshot_block", "snapshot_manifest", "snapshot_written",
-    "sink_copy", "sink_before_commit", "sink_after_commit", "sink_control", "sink_labels", "sink_dead_letters",
-    "sink_membership",
+    "after_consume", "in_order", "after_compute", "after_order", "after_publish", "in_transaction", "in_offsets",
+    "before_commit", "after_commit", "in_recovery", "warm_up", "after_warm_up", "main_loop", "topic_watch",
+    "after_failure", "health", "snapshot_begin", "snapshot_copy", "snapshot_finish", "snapshot_block",
+    "snapshot_manifest", "snapshot_written", "sink_copy", "sink_before_commit", "sink_after_commit", "sink_control",
+    "sink_labels", "sink_dead_letters", "sink_membership",
 })  # fmt: skip
 _SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "stop": signal.SIGSTOP}
 

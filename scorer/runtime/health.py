@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import errno
 import hmac
 import io
 import socket
@@ -19,7 +20,7 @@ import ssl
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from socketserver import ThreadingMixIn
@@ -29,7 +30,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 from wsgiref.types import StartResponse, WSGIApplication
 
 import structlog
-from prometheus_client import REGISTRY, CollectorRegistry, make_wsgi_app
+from prometheus_client import REGISTRY, CollectorRegistry, disable_created_metrics, make_wsgi_app
 
 from scorer.errors import UsageError
 from scorer.runtime import fault_points
@@ -38,8 +39,13 @@ from scorer.runtime.settings import HttpSettings
 CONNECTIONS_MAX = 16  # threads; a scrape takes milliseconds
 CONNECTION_S_MAX = 10.0
 _THREAD_WAIT_S = 0.25  # for the thread of a connection that was closed
+# Beside a port that is only the default: the first free one of these. The next one is the other process's own.
+_OTHER_PORTS = range(2, 22)
 Check = Callable[[], tuple[bool, str]]
 log = structlog.get_logger()
+
+# A gauge `_created` for each counter and histogram would double the lines of a scrape, and nothing of ours uses it.
+disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
 class _Quiet(WSGIRequestHandler):
@@ -154,6 +160,24 @@ class _Server(ThreadingMixIn, WSGIServer):
             log.error("health.request_failed", exc_info=error)
 
 
+def _listening(host: str, ports: Sequence[int], app: WSGIApplication) -> _Server:
+    """A server on the first of `ports` that is free. Raises UsageError where none can be used."""
+    for port in ports:
+        try:
+            server = make_server(host, port, app, server_class=_Server, handler_class=_Quiet)
+        except OSError as exc:
+            if exc.errno != errno.EADDRINUSE or port == ports[-1]:
+                raise UsageError(
+                    f"port {port} on {host} cannot be used ({exc.strerror}); "
+                    "set FRAUD_SCORER_HTTP__… to another, or to 0 for any"
+                ) from exc
+            continue
+        if port != ports[0]:
+            log.warning("health.port_taken", wanted=ports[0], instead=port)
+        return server
+    raise ValueError("no port was given")
+
+
 class HealthServer:
     """Serves until closed. `live` and `ready` answer (yes or no, one line why)."""
 
@@ -167,7 +191,10 @@ class HealthServer:
         registry: CollectorRegistry = REGISTRY,
         access: Access = Access(),
         on_failure: Callable[[], None] = lambda: None,
+        chosen: bool = True,
     ) -> None:
+        """`chosen`: whether someone chose `port`. Else the first free one after it is taken where it is in use, as by a
+        second worker on this machine. Raises UsageError when none can be used."""
         metrics: WSGIApplication = make_wsgi_app(registry)
         self._on_failure = on_failure
         self._failure: BaseException | None = None
@@ -196,13 +223,7 @@ class HealthServer:
             start(f"{status.value} {status.phrase}", [("Content-Type", "text/plain")])
             return [f"{why if known else status.phrase}\n".encode()]
 
-        try:
-            self._server = make_server(host, port, logged, server_class=_Server, handler_class=_Quiet)
-        except OSError as exc:
-            raise UsageError(
-                f"port {port} on {host} cannot be used ({exc.strerror}); "
-                "set FRAUD_SCORER_HTTP__… to another, or to 0 for any"
-            ) from exc
+        self._server = _listening(host, [port] if chosen else [port, *(port + step for step in _OTHER_PORTS)], logged)
         self._server.tls = access.tls
         self._scheme = "http" if access.tls is None else "https"
         self._thread = threading.Thread(target=self._serve, name="health", daemon=True)

@@ -95,6 +95,9 @@ def _parts(section: str, secret: str) -> Iterator[str]:
         yield from plain
         # As they stand in a URL.
         yield from (piece for piece in re.split("[:@/?&=]", secret) if unquote(piece) in plain)
+    elif section == "tracing":  # name=value,name=value with percent signs: as it is given, and as it is sent
+        values = [pair.partition("=")[2].strip() for pair in secret.split(",")]
+        yield from (secret, *values, *map(unquote, values))
     elif _SCHEME.match(secret):
         yield from address_secrets(secret)
     else:

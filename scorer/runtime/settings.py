@@ -3,7 +3,7 @@
     FRAUD_SCORER_KAFKA__BOOTSTRAP_SERVERS=broker:9092
     FRAUD_SCORER_KAFKA__SECURITY='{"security.protocol": "SASL_SSL", "sasl.mechanism": "SCRAM-SHA-512",
                                    "sasl.username": "fraud"}'
-    FRAUD_SCORER_KAFKA__SASL_PASSWORD_FILE=/run/secrets/kafka        # any *_FILE reads the value from a file
+    FRAUD_SCORER_KAFKA__SASL_PASSWORD_FILE=/run/secrets/kafka        # *_FILE: from a file; not lists or mappings
     FRAUD_SCORER_POSTGRES__URL=postgresql://sink@db/fraud
 
 `fraud-scorer settings` prints every value with its source, secrets hidden.
@@ -73,6 +73,11 @@ class KafkaSettings(Section):
         description="a connection idle for so long is closed by the client; less than what brokers "
         "(connections.max.idle.ms, 10 minutes by default), load balancers and firewalls in between allow",
     )
+    record_access: Literal["auto", "plain"] = Field(
+        default="auto",
+        description="auto: the worker reads records and produces decisions through the C interface of the client "
+        "library, where that proves itself at start; plain: through Python objects, which costs several times the CPU",
+    )
     security: dict[str, SecretStr] = Field(
         default_factory=dict, description="librdkafka settings passed through: security.protocol, sasl.*, ssl.*"
     )
@@ -120,10 +125,20 @@ class AuditSettings(Section):
     public_key: str | None = Field(
         default=None, description="Ed25519 public key (PEM), best from PUBLIC_KEY_FILE; enough to verify"
     )
+    quality_days: int = Field(
+        default=30,
+        ge=0,
+        le=3650,
+        description="the sink counts payments of so many days of stream time whose label is known, for precision and "
+        "recall; more than reports of fraud take; 0: it does not",
+    )
+    quality_every_s: float = Field(
+        default=300.0, ge=1, le=86_400, description="pause between two counts; longer where one takes long"
+    )
 
 
 class TopicSettings(Section):
-    """What `setup` creates. Existing topics are checked, never changed."""
+    """What `setup` creates. Existing topics are checked, and changed by `setup --append-time` alone."""
 
     payments_partitions: int = Field(
         default=4, ge=1, le=10_000, description="partitions of payments and of decisions (the same number)"
@@ -160,12 +175,37 @@ class WorkerSettings(Section):
         description='JSON list of the fields that key the payments topic, such as ["customer_id"]; with several '
         "shards every entity of the feature set must have them all",
     )
-    batch_payments_max: int = Field(default=4096, ge=1, le=65_536, description="payments in one transaction at most")
-    gather_ms_max: float = Field(
-        default=15.0,
+    batch_payments_max: int = Field(default=4096, ge=1, le=65_536, description="payments in one batch at most")
+    fast_decisions: bool = Field(
+        default=True,
+        description="write each batch's order to topic order first, and its decisions to topic decisions-fast as soon "
+        "as that is durable; the transaction with everything else follows",
+    )
+    fast_on_one_broker: Literal["warn", "refuse"] = Field(
+        default="warn",
+        description="what to do at start where the broker may lose what it has acknowledged of payments, control, "
+        "labels, order or decisions-fast (fewer than two replicas in sync, unclean elections): a fast decision could "
+        "then be taken back. refuse: end with 2; warn: log it",
+    )
+    transaction_batches_max: int = Field(
+        default=16,
+        ge=1,
+        le=256,
+        description="batches in one transaction at most, full ones no more than three; as many again may be decided "
+        "meanwhile",
+    )
+    transaction_gather_ms: float = Field(
+        default=20.0,
         ge=0,
         le=1000,
-        description="longest linger: how long a batch waits for more payments before it is closed",
+        description="transactions that are not full begin so far apart at least, and take the batches that come "
+        "meanwhile: so much later at most is a decision on topic decisions. Without fast decisions it is not used",
+    )
+    gather_ms_max: float = Field(
+        default=50.0,
+        ge=0,
+        le=1000,
+        description="longest linger: how long a batch waits for more payments while the one before is committed",
     )
     frontier_wait_ms: int = Field(
         default=2_000,
@@ -220,9 +260,17 @@ class WorkerSettings(Section):
     standby_shards_max: int = Field(
         default=1, ge=0, le=1000, description="shards of others that a worker follows warm; each takes a shard's memory"
     )
+    standby_warm_s: float = Field(
+        default=1_800.0,
+        ge=0,
+        description="a worker is not ready until it has caught up with the shards that it follows, so that a rolling "
+        "update does not stop their owner before; a standby that is not warm after so long is not waited for any more. "
+        "0: none is",
+    )
     group_protocol: Literal["classic", "consumer"] = Field(
         default="classic",
-        description="consumer: the broker assigns (KIP-848, Kafka 4); the session timeout is then the broker's setting",
+        description="consumer: the broker assigns (KIP-848, Kafka 4); session timeout and heartbeats are then the "
+        "brokers' settings, 45 s and 5 s by default",
     )
     instance_id: str | None = Field(
         default=None, description="static group membership: a restart within the session timeout keeps its shards"
@@ -319,7 +367,9 @@ class FileSettings(Section):
         default=1024, ge=64, description="memory for reading and sorting; what needs more goes to temp_folder"
     )
     temp_folder: Path | None = Field(
-        default=None, description="where sorting spills to, and stdin and objects are copied; the system's by default"
+        default=None,
+        description="where sorting spills to, stdin and objects are copied, and what was parsed of CSV and JSON is "
+        "kept; the system's by default",
     )
     future_gap: str = Field(
         default="30d",
@@ -329,6 +379,13 @@ class FileSettings(Section):
         default=0.01, ge=0, le=1, description="share of rows that may be refused; a run that refuses more fails"
     )
 
+    late_max: float = Field(
+        default=0.01,
+        ge=0,
+        le=1,
+        description="share of rows that may be late when they are read in the file's own order; more stop the run",
+    )
+
     @field_validator("future_gap")
     @classmethod
     def _duration(cls, given: str) -> str:
@@ -336,12 +393,87 @@ class FileSettings(Section):
         return given
 
 
+class TracingSettings(Section):
+    """Traces of sampled payments, given to an OpenTelemetry collector. Off by default."""
+
+    exporter: Literal["none", "otlp"] = Field(
+        default="none",
+        description="otlp: spans of sampled payments go to the collector at endpoint, by OTLP over HTTP; needs the "
+        "extra fraud-scorer[tracing]. none: no header of a payment is looked at, none is given back",
+    )
+    endpoint: str = Field(
+        default="http://127.0.0.1:4318/v1/traces",
+        pattern=r"^https?://",
+        description="the collector's address for traces, with its path",
+    )
+    headers: SecretStr | None = Field(
+        default=None,
+        description="name=value,name=value: headers of the requests to the collector, such as a token, best from "
+        "HEADERS_FILE; values are percent-encoded",
+    )
+    certificate: Path | None = Field(
+        default=None, description="PEM file of the authorities that the collector's certificate is checked with"
+    )
+    client_certificate: Path | None = Field(
+        default=None, description="PEM file of the certificate that is shown to the collector; needs client_key"
+    )
+    client_key: Path | None = Field(default=None, description="PEM file of its private key")
+    service_name: str = Field(
+        default="fraud-scorer", min_length=1, max_length=100, description="service.name of the spans"
+    )
+    ratio: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="share of the payments without a traceparent header that are sampled, chosen by their place on the "
+        "topic; those with one are sampled as it says",
+    )
+    payments_per_s_max: int = Field(
+        default=100,
+        ge=1,
+        le=1000,
+        description="sampled payments a second and shard at most, and as many at once; others are counted and not "
+        "traced, whatever their sender asks for",
+    )
+    timeout_s: float = Field(
+        default=5.0, gt=0, le=60, description="longest time of one request to the collector, repeats included"
+    )
+    flush_s: float = Field(
+        default=3.0, ge=0, le=30, description="how long a process that ends waits for its last spans to be taken"
+    )
+
+    @field_validator("endpoint")
+    @classmethod
+    def _without_credentials(cls, given: str) -> str:
+        if "@" in given:
+            raise ValueError("give the address without credentials, and those in headers, best from HEADERS_FILE")
+        return given
+
+    @model_validator(mode="after")
+    def _pair(self) -> TracingSettings:
+        if (self.client_certificate is None) != (self.client_key is None):
+            raise ValueError("client_certificate and client_key belong together: give both, or neither")
+        return self
+
+
 class HttpSettings(Section):
     """Metrics and health."""
 
     host: str = Field(default="127.0.0.1", description="address of /metrics, /livez and /readyz")
-    worker_port: int = Field(default=9464, ge=0, le=65_535, description="0: any free port, printed at start")
-    sink_port: int = Field(default=9465, ge=0, le=65_535, description="0: any free port, printed at start")
+    worker_port: int = Field(
+        default=9464,
+        ge=0,
+        le=65_535,
+        description="0: any free port, printed at start. Without this setting a second worker on one machine takes the "
+        "first free port from 9466 on, and logs it",
+    )
+    sink_port: int = Field(
+        default=9465,
+        ge=0,
+        le=65_535,
+        description="0: any free port, printed at start. Without this setting a second sink on one machine takes the "
+        "first free port from 9467 on, and logs it",
+    )
     certificate: Path | None = Field(
         default=None, description="PEM file of the port's certificate and its chain: then it speaks TLS; needs key"
     )
@@ -390,6 +522,7 @@ class Settings(BaseSettings):
     replay: ReplaySettings = ReplaySettings()
     files: FileSettings = FileSettings()
     http: HttpSettings = HttpSettings()
+    tracing: TracingSettings = TracingSettings()
     log_level: str = Field(
         default="info", pattern="^(debug|info|warning|error)$", description="lowest level that is logged"
     )

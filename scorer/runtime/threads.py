@@ -10,8 +10,10 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future as SystemFuture
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Final, Protocol, TypeVar
+
+__all__ = ["SYSTEM", "Empty", "Event", "Future", "Queue", "SystemThreads", "Thread", "Threads"]
 
 _Item = TypeVar("_Item")
 
@@ -29,7 +31,9 @@ class Queue(Protocol[_Item]):
     """As queue.SimpleQueue."""
 
     def put(self, item: _Item) -> None: ...
-    def get(self) -> _Item: ...
+    def get(self, *, timeout: float | None = None) -> _Item:
+        """Raises Empty when nothing comes in time."""
+
     def get_nowait(self) -> _Item: ...
     def empty(self) -> bool: ...
 

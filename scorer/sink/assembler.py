@@ -2,8 +2,8 @@
 
 Only a whole batch is handed on: readers of Postgres never see part of one, and it can be checked before it is written,
 by counts, digest, journal record and chain (each record names the head of the one before it). What cannot be a batch
-is handed on as Quarantined, in the order of the topic; the position moves over it, and `gap` allows the next batch to
-be a later one.
+is handed on as Quarantined, in the order of the topic; the position moves over it, and where it may have been the batch
+that is expected, `gap` allows the next one to be a later one.
 
     kind            unreadable      no audit chunk
                     incomplete      a chunk whose batch lacks other chunks
@@ -33,7 +33,7 @@ class Position:
     """How far one partition has come, and what the next batch of an audit partition must follow.
 
     `sequence` None: no batch came before. `head` None: any batch may follow, an operator moved the position.
-    `gap`: records went to quarantine since the last batch, so the next one may be any later one.
+    `gap`: records that may be the next batch went to quarantine since the last one, so that a later one may be next.
     """
 
     next_offset: int = 0
@@ -112,7 +112,8 @@ class Assembler:
     """Gathers the chunks of one partition. `position` is that after what was handed on last (or of the start).
 
     `in_journal`: whether the worker's journal holds a record; None when that cannot be known. Asked of a batch that
-    comes before its turn: what the worker did not write explains no gap, and stops nothing.
+    comes before its turn, and of one that contradicts itself: what the worker did not write explains no gap, and stops
+    nothing.
     """
 
     topic: str
@@ -181,12 +182,12 @@ class Assembler:
         except JournalError as exc:
             return self._pending("contradiction", f"its journal record cannot be read: {exc}")
         if problem := self._contradiction(header, journal):
-            return self._pending("contradiction", problem)
+            return self._pending("contradiction", problem, journal)
         if self._forged(journal):
             reason = "it comes before its turn, and the journal does not hold its record: the worker did not write it"
-            return self._pending("contradiction", reason, gap=self.position.gap)
+            return self._pending("contradiction", reason, journal)
         if problem := self._chain(offset, journal):
-            return self._pending("contradiction", problem)
+            return self._pending("contradiction", problem, journal)
         for chunk in self._chunks:
             if (name := column_with_card_number(chunk.header, chunk.rows)) is not None:
                 return self._pending("card_number", f"column {name} holds a card number")
@@ -263,10 +264,26 @@ class Assembler:
             return f"it names {journal.previous} as the record before it; that one is {before.head}"
         return f"batch {journal.sequence} was written before"
 
-    def _pending(self, kind: str, reason: str, *, gap: bool = True) -> list[Batch | Quarantined]:
-        """Everything gathered so far, into quarantine; the position moves behind it. `gap`: whether a later batch may
-        be next for it."""
+    def _leaves_gap(self, header: AuditHeader | None, journal: JournalRecord | None = None) -> bool:
+        """Whether what goes to quarantine may be the batch that is expected, so that the next one may be a later one.
+
+        A batch that was written before, one of another shard, and one that the journal does not have is not it: were a
+        gap allowed for it, the loss of a batch behind it would stop nothing. `header` None: nothing is known of it.
+        """
+        before = self.position
+        if before.gap or header is None:
+            return True
+        expected = 0 if before.sequence is None else before.sequence + 1
+        claims = [(header.shard, header.sequence), *([] if journal is None else [(journal.shard, journal.sequence)])]
+        if not any(before.shard in (None, shard) and sequence >= expected for shard, sequence in claims):
+            return False
+        return journal is None or self.in_journal(journal) is not False
+
+    def _pending(self, kind: str, reason: str, journal: JournalRecord | None = None) -> list[Batch | Quarantined]:
+        """Everything gathered so far, into quarantine; the position moves behind it. `journal`: the batch's record,
+        where it can be read."""
         done: list[Batch | Quarantined] = []
+        gap = self._leaves_gap(self._chunks[-1].header, journal)
         for (header, _, _), (offset, value) in zip(self._chunks, self._values, strict=True):
             before, self.position = self.position, replace(self.position, next_offset=offset + 1, gap=gap)
             done.append(self._quarantined(offset, value, kind, reason, header, before))
@@ -279,7 +296,7 @@ class Assembler:
         """One record, into quarantine. While a batch is pending the position stays: its chunks are still needed."""
         before = self.position
         if not self._chunks:
-            self.position = replace(before, next_offset=offset + 1, gap=True)
+            self.position = replace(before, next_offset=offset + 1, gap=self._leaves_gap(header))
         return self._quarantined(offset, value, kind, reason, header, before)
 
     def _quarantined(

@@ -28,13 +28,13 @@ class AuditPartitions:
         self._given: tuple[int, ...] | None = None
         self._stop = threading.Event()
         self._error: BaseException | None = None
+        self._callbacks = kafka.KeptCallbacks()
         self._consumer = kafka.partition_member(settings, f"{topic}-sink")
         self._thread = threading.Thread(target=self._run, name="sink-membership", daemon=True)
 
     def __enter__(self) -> Self:
-        self._consumer.subscribe(
-            [self._topic], on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._revoked
-        )
+        assigned, revoked = self._callbacks.kept(self._assigned), self._callbacks.kept(self._revoked)
+        self._consumer.subscribe([self._topic], on_assign=assigned, on_revoke=revoked, on_lost=revoked)
         self._thread.start()
         return self
 
@@ -63,6 +63,7 @@ class AuditPartitions:
                     self._consumer.poll(_POLL_S)  # errors come as messages; that Kafka is away, the reader reports
                 except KafkaException:
                     self._stop.wait(_POLL_S)
+                self._callbacks.check()
         except BaseException as exc:  # noqa: BLE001 - raised by `given` in the thread that asks
             self._error = exc
 

@@ -104,6 +104,7 @@ def batch_row(topic: str, origin_topic: str, batch: Batch) -> dict[str, object]:
         "head": batch.journal.head,
         "journal": json.loads(batch.header.journal),
         "salt": None if batch.header.salt is None else bytes.fromhex(batch.header.salt),
+        "refused": batch.journal.refused,
     }
 
 

@@ -22,6 +22,7 @@ from schemas.contract_error import ContractError
 from schemas.control_record import Activate, Control, parse_control_masked, parse_label
 from schemas.dead_letter import REDRIVEN, DeadLetter
 from schemas.label_record import Label
+from scorer import kafka
 from scorer.sink.batch_rows import kept_sha256, masked_value
 from scorer.sink.topic_reader import Record
 from scorer.trail import audit_tables
@@ -72,8 +73,10 @@ def _control_row(topic: str, record: Record, parsed: Control) -> Row:
 def dead_letter_row(topic: str, record: Record) -> Row | None:
     """Table and row of a dead letter; one that is not ours is kept too, as what it is. None for the note that a letter
     was sent again."""
+    headers: Any = kafka.headers_of(record.message)
+    if headers is None:
+        return _unreadable(topic, record)
     try:
-        headers: Any = record.message.headers() or []  # a list of (name, bytes); names that are no UTF-8 raise
         if any(name == REDRIVEN for name, _ in headers):
             return None
         letter = DeadLetter.from_headers(headers)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from scorer.trail.audit_tables import activations, control_changes, dead_letters, labels
+
 
 class SinkMetrics:
     """The sink's metrics, registered in `registry`. Raises ValueError when it holds a set already."""
@@ -14,6 +16,8 @@ class SinkMetrics:
         self.records = Counter(
             "fraud_scorer_sink_records", "Rows from control, labels, dead-letters.", ["table"], registry=registry
         )
+        for table in (control_changes, activations, labels, dead_letters):
+            self.records.labels(table.name)
         self.set_aside = Counter(
             "fraud_scorer_sink_set_aside",
             "Audit records quarantined in table set_aside instead of written; every one is an alert.",
@@ -22,6 +26,12 @@ class SinkMetrics:
         )
         for kind in ("unreadable", "incomplete", "contradiction", "card_number", "refused"):
             self.set_aside.labels(kind)
+        self.sequence = Gauge(
+            "fraud_scorer_sink_sequence",
+            "Number of a shard's last micro-batch that is in Postgres.",
+            ["shard"],
+            registry=registry,
+        )
         self.lag_records = Gauge(
             "fraud_scorer_sink_lag_records",
             "Records of a topic that are not in Postgres yet; markers and aborted records count until they are read.",
@@ -50,3 +60,28 @@ class SinkMetrics:
         )
         for kind in ("postgres", "kafka", "waiting", "fatal"):
             self.errors.labels(kind)
+        self.labelled = Gauge(
+            "fraud_scorer_labelled_payments",
+            "Payments of the last FRAUD_SCORER_AUDIT__QUALITY_DAYS days whose label is known, by bundle, decision and "
+            "whether the label says fraud.",
+            ["bundle", "decision", "fraud"],
+            registry=registry,
+        )
+        self.precision = Gauge(
+            "fraud_scorer_precision_ratio",
+            "Flagged and fraud over flagged, of these payments; no series where none was flagged.",
+            ["bundle"],
+            registry=registry,
+        )
+        self.recall = Gauge(
+            "fraud_scorer_recall_ratio",
+            "Flagged and fraud over fraud, of these payments; no series where none is fraud.",
+            ["bundle"],
+            registry=registry,
+        )
+        self.labelled_at = Gauge(
+            "fraud_scorer_labelled_timestamp_seconds",
+            "When these payments were counted last, epoch seconds; 0 before the first time, NaN where they are not "
+            "counted.",
+            registry=registry,
+        )

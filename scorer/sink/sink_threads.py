@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 import structlog
 
@@ -27,8 +28,9 @@ Run = Callable[[threading.Event], None]
 class SinkThreads:
     """Runs each of `runs` (name → what works until its event is set)."""
 
-    def __init__(self, runs: Mapping[str, Run]) -> None:
-        self._runs = dict(runs)
+    def __init__(self, runs: Mapping[str, Run], beside: Mapping[str, Run] = MappingProxyType({})) -> None:
+        """`beside`: what writes nothing, so that the end does not wait for it."""
+        self._runs, self._beside = dict(runs), dict(beside)
         self._error: BaseException | None = None
         self._ended = threading.Event()
 
@@ -37,10 +39,11 @@ class SinkThreads:
         threads = [
             # Daemons: one that hangs must not keep a process alive that has an error to report.
             threading.Thread(target=self._one, args=(name, run, stop), name=f"sink-{name}", daemon=True)
-            for name, run in self._runs.items()
+            for name, run in (self._runs | self._beside).items()
         ]
         for thread in threads:
             thread.start()
+        del threads[len(self._runs) :]
         while not stop.is_set() and not self._ended.is_set():
             stop.wait(_POLL_S)
         stop.set()

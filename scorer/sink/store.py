@@ -8,6 +8,9 @@ The order inside the one transaction of `write`:
     4. one row for each batch, one for each quarantined record (table set_aside)
     5. commit
 
+Where the transaction before is still under way on another connection (`scorer.sink.write_lanes`), 3 comes first and the
+rest waits for that one's commit: COPY needs nothing of it, positions and bundles do.
+
 Partitions of new days are made before it, in a transaction of their own: to have one too many is no harm.
 
 Behind a pooler that gives each transaction another server connection (PgBouncer's transaction mode), a lock of a
@@ -17,7 +20,7 @@ and a position that another sink has moved is read again instead of being an err
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
@@ -44,9 +47,14 @@ Moves = dict[int, tuple[Position, Position]]
 class Store:
     """One connection to the audit database. Every method raises StoreUnavailable when trying again later may help."""
 
-    def __init__(self, url: str, topic: str, origin_topic: str = "payments") -> None:
-        """Connects. Raises StoreUnavailable; SchemaMismatch when the database is not at this version's migration."""
+    def __init__(self, url: str, topic: str, origin_topic: str = "payments", *, lane: int | None = None) -> None:
+        """Connects. Raises StoreUnavailable; SchemaMismatch when the database is not at this version's migration.
+
+        `lane`: a further connection of a sink, which has locks of its own beside those of the first: when it breaks, no
+        other sink begins while the server may still be committing what came over it.
+        """
         self._topic = topic
+        self._lane = lane
         self._origin_topic = origin_topic
         self._contexts: dict[str, AuditContext] = {}
         self._days: set[int] = set()
@@ -81,6 +89,11 @@ class Store:
         self._connection.invalidate()
         self._connection.close()
 
+    @property
+    def pooled(self) -> bool:
+        """Whether a pooler gives each transaction another connection of the server."""
+        return self._pooled
+
     def _examine(self) -> bool:
         """Whether a pooler stands between. Raises StoreUnavailable where nothing can be written."""
         with self._transaction() as connection:
@@ -105,9 +118,15 @@ class Store:
         """
         with self._transaction() as connection:
             held = self._not_locked(connection, partitions)
-            if held and not self._pooled:
-                connection.execute(sa.text("SELECT pg_advisory_unlock_all()"))
+        if held:
+            self.unlock()
         return held
+
+    def unlock(self) -> None:
+        """Gives all locks back."""
+        if not self._pooled:
+            with self._transaction() as connection:
+                connection.execute(sa.text("SELECT pg_advisory_unlock_all()"))
 
     def _not_locked(self, connection: sa.Connection, partitions: Iterable[int]) -> list[int]:
         function = "pg_try_advisory_xact_lock" if self._pooled else "pg_try_advisory_lock"
@@ -159,9 +178,10 @@ class Store:
         with self._transaction() as connection:
             connection.execute(sa.update(audit_tables.positions).where(self._place(partition)).values(topic_id=None))
 
-    def write(self, items: Sequence[Batch | Quarantined]) -> None:
+    def write(self, items: Sequence[Batch | Quarantined], turn: Callable[[], None] | None = None) -> None:
         """Rows, batch rows, quarantine and positions of `items` (in order) in one transaction.
 
+        `turn` waits for the transaction before, where that is not committed yet; what it raises rolls this one back.
         Raises RowsRefused (nothing is written; with one batch at a time one learns which), StoreRefused, SinkError;
         StoreUnavailable: then only the positions in Postgres show what is committed.
         """
@@ -170,11 +190,15 @@ class Store:
         self._make_days({batch.day for batch in batches})
         known = dict(self._contexts)
         with self._transaction() as connection:
+            if turn is not None:
+                self._copy(batches)
+                turn()
             self._move(connection, moves_of(items))
             for batch in batches:
                 self._context(connection, known, batch)
-            if batches:
+            if turn is None:
                 self._copy(batches)
+            if batches:
                 rows = [batch_row(self._topic, self._origin_topic, batch) for batch in batches]
                 connection.execute(sa.insert(audit_tables.batches), rows)
             if quarantine:
@@ -218,10 +242,14 @@ class Store:
                         f"it for a moment, or wait for the next batch"
                     )
                 named = {"shard": batch.journal.shard, "sequence": batch.journal.sequence, "head": batch.journal.head}
+                kept = audit_tables.set_aside.c
                 later = sa.select(sa.func.count()).where(
-                    audit_tables.set_aside.c.topic == self._topic,
-                    audit_tables.set_aside.c.partition == batch.partition,
-                    audit_tables.set_aside.c.offset > batch.offset,
+                    kept.topic == self._topic,
+                    kept.partition == batch.partition,
+                    kept.offset > batch.offset,
+                    # As the assembler has it: what cannot be the next batch leaves no gap.
+                    kept.sequence.is_(None)
+                    | ((kept.shard == batch.journal.shard) & (kept.sequence > batch.journal.sequence)),
                 )
                 connection.execute(sa.update(table).where(where).values(**named, gap=bool(connection.scalar(later))))
             known = dict(self._contexts)
@@ -243,13 +271,16 @@ class Store:
         return sa.and_(audit_tables.positions.c.topic == self._topic, audit_tables.positions.c.partition == partition)
 
     def _lock_name(self, partition: int) -> str:
-        return f"fraud-scorer audit sink {self._topic}/{partition}"
+        lane = "" if self._lane is None or self._pooled else f" lane {self._lane}"
+        return f"fraud-scorer audit sink {self._topic}/{partition}{lane}"
 
     def forget(self) -> None:
         """Asks the database again for days and bundles, which others may have removed."""
         self._days, self._contexts = set(), {}
 
     def _copy(self, batches: Sequence[Batch]) -> None:
+        if not batches:
+            return
         with self._driver().cursor() as cursor, cursor.copy(copy_format.COPY_IN) as copy:
             copy.write(copy_format.HEADER)
             for batch in batches:

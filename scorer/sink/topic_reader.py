@@ -17,7 +17,8 @@ from scorer.runtime.settings import KafkaSettings
 from scorer.sink.sink_errors import KafkaUnavailable, MissingRange, SinkError, kafka_errors
 from scorer.sink.topic_offsets import TopicOffsets
 
-_FETCH: dict[str, Any] = {"fetch.max.bytes": 8 * 1024 * 1024}
+# When its queue is full the client looks again after a second by default: for as long there would be nothing to write.
+_FETCH: dict[str, Any] = {"fetch.max.bytes": 8 * 1024 * 1024, "fetch.queue.backoff.ms": 10}
 _MESSAGES_MAX = 1024  # a read; the queue below bounds it in bytes first
 
 

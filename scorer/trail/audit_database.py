@@ -14,7 +14,7 @@ from psycopg.conninfo import make_conninfo
 
 from scorer.runtime import assets
 
-REVISION = "0005"  # the newest migration: what this version of the code reads and writes
+REVISION = "0007"  # the newest migration: what this version of the code reads and writes
 
 # Two `setup` commands at once: the second waits for the first. Any fixed number serves; this one reads "fraud".
 _MIGRATION_LOCK = 0x6672617564
@@ -50,6 +50,17 @@ def engine(url: str) -> sa.Engine:
         poolclass=sa.NullPool,
         hide_parameters=True,
     )
+
+
+@contextmanager
+def snapshot(connection: psycopg.Connection) -> Iterator[None]:
+    """Everything read inside is of one moment, however much the sink commits meanwhile.
+
+    `connection` is in autocommit, and not inside a transaction. Nothing can be written inside.
+    """
+    with connection.transaction():
+        connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+        yield
 
 
 def migrate(url: str, revision: str = "head") -> None:

@@ -121,6 +121,7 @@ batches = sa.Table(
     *_text_columns("digest", "previous", "head"),
     sa.Column("journal", JSONB, nullable=False),
     sa.Column("salt", sa.LargeBinary),
+    sa.Column("refused", sa.Integer),
     postgresql_partition_by="RANGE (day)",
 )
 sa.Index(

@@ -5,7 +5,6 @@ About 1 µs a row at 44 features: binary COPY, read through libpq's own call a r
 
 from __future__ import annotations
 
-import select
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -13,7 +12,7 @@ from datetime import date
 import numpy as np
 import numpy.typing as npt
 import psycopg
-from psycopg import pq, sql
+from psycopg import sql
 
 from schemas.audit_digest import BatchParts, Run
 from schemas.audit_record import NULLABLE
@@ -29,6 +28,7 @@ from scorer.trail.copy_format import (
     TEXTS,
     fixed_bytes,
 )
+from scorer.trail.copy_stream import read_stream
 
 _NUMBERS = tuple(name for name in FIXED if name in COLUMNS_READ)
 
@@ -36,7 +36,6 @@ _SELECT = sql.SQL(
     "COPY (SELECT {fields} FROM decisions WHERE day = {day} AND shard = {shard} AND sequence BETWEEN {first} AND {last}"
     " ORDER BY sequence, row_number) TO STDOUT (FORMAT BINARY)"
 )
-WAIT_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -148,35 +147,7 @@ def read_rows(
         first=sql.Literal(first),
         last=sql.Literal(last),
     )
-    return _rows(*_copy(connection, statement), widths)
-
-
-def _copy(connection: psycopg.Connection, statement: sql.Composed) -> tuple[npt.NDArray[np.uint8], int]:
-    """The whole stream, and the most rows that can be in it."""
-    # psycopg's own copy goes through its machinery for every row, 3 µs; libpq's call takes a tenth of that.
-    raw = connection.pgconn
-    _check(raw.exec_(statement.as_bytes(connection)), pq.ExecStatus.COPY_OUT, raw)
-    blocks: list[bytes] = []
-    while True:
-        size, block = raw.get_copy_data(1)
-        if size == 0:
-            # Waited for here, since libpq's own waiting would hold the GIL, and with it the other connections' threads.
-            # In bounds, since over TLS what came may lie in OpenSSL already, where the socket does not show it.
-            select.select([raw.socket], [], [], WAIT_S)
-            raw.consume_input()
-            continue
-        if size < 0:
-            break
-        blocks.append(bytes(block))
-    while (result := raw.get_result()) is not None:
-        _check(result, pq.ExecStatus.COMMAND_OK, raw)
-    # Each row is a message of its own; the header comes with the first and the trailer as one more.
-    return np.frombuffer(b"".join(blocks), np.uint8), len(blocks)
-
-
-def _check(result: pq.abc.PGresult, wanted: pq.ExecStatus, raw: pq.abc.PGconn) -> None:
-    if result.status != wanted:
-        raise psycopg.OperationalError(f"reading decisions failed: {raw.get_error_message().strip()}")
+    return _rows(*read_stream(connection, statement), widths)
 
 
 def _rows(data: npt.NDArray[np.uint8], rows_max: int, widths: Sequence[int]) -> Rows:

@@ -1,6 +1,7 @@
 """Numba loops over rows as Postgres sends them in binary COPY: where the fields stand, then one column after the other.
 
-The format stands in `copy_format`.
+Whole words are loaded, wherever they stand: behind `data` a few more bytes must be readable. The format stands in
+`copy_format`.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ import numba as nb
 import numpy as np
 import numpy.typing as npt
 
+from features.raw_memory import peek32, peek64, poke32, swap32, swap64
+from schemas.byte_copy import move
 from scorer.trail.copy_format import ARRAY_HEADER_BYTES, EMPTY_ARRAY_BYTES, FLOAT_ELEMENT_BYTES
 
 Bytes = npt.NDArray[np.uint8]
@@ -19,10 +22,7 @@ MALFORMED = -2  # a count for what cannot be a value that the sink wrote
 
 @nb.njit(inline="always")
 def _int32(data: Bytes, at: Integer) -> Integer:
-    value = (
-        np.int64(data[at]) << 24 | np.int64(data[at + 1]) << 16 | np.int64(data[at + 2]) << 8 | np.int64(data[at + 3])
-    )
-    return value - (1 << 32) if value >= 1 << 31 else value
+    return np.int64(np.int32(swap32(peek32(data.ctypes.data + at))))
 
 
 @nb.njit(cache=True, nogil=True)
@@ -50,12 +50,10 @@ def find_fields(data: Bytes, at: Integer, starts: Places, lengths: Places) -> in
 
 @nb.njit(cache=True, nogil=True)
 def take_numbers(data: Bytes, starts: Places, width: int, out: npt.NDArray[np.uint64]) -> None:
-    """The big-endian numbers of `width` bytes at `starts`, as their bits."""
+    """The big-endian numbers of `width` bytes, 8 or 4, at `starts`, as their bits."""
     for i in range(len(starts)):
-        value = np.uint64(0)
-        for j in range(width):
-            value = (value << np.uint64(8)) | np.uint64(data[starts[i] + j])
-        out[i] = value
+        where = data.ctypes.data + starts[i]
+        out[i] = np.uint64(swap64(peek64(where))) if width == 8 else np.uint64(swap32(peek32(where)))
 
 
 @nb.njit(cache=True, nogil=True)
@@ -63,9 +61,9 @@ def take_texts(data: Bytes, starts: Places, lengths: Places, out: Bytes) -> None
     """The texts of a column one after the other; a null (length -1) has none."""
     at = 0
     for i in range(len(starts)):
-        for j in range(lengths[i]):
-            out[at + j] = data[starts[i] + j]
-        at += max(lengths[i], 0)
+        if lengths[i] > 0:
+            move(out.ctypes.data + at, data.ctypes.data + starts[i], lengths[i])
+            at += lengths[i]
 
 
 @nb.njit(cache=True, nogil=True)
@@ -107,15 +105,10 @@ def take_floats(
             malformed[i] = True
             continue
         at += ARRAY_HEADER_BYTES
+        source, target = data.ctypes.data + at + 4, out.ctypes.data + 4 * width * i
         for j in range(width):
-            at += 4  # its length, 4: the whole length leaves room for nothing else
-            out[i, j] = (
-                np.uint32(data[at]) << np.uint32(24)
-                | np.uint32(data[at + 1]) << np.uint32(16)
-                | np.uint32(data[at + 2]) << np.uint32(8)
-                | np.uint32(data[at + 3])
-            )
-            at += 4
+            # Before it its length, 4: the whole length leaves room for nothing else.
+            poke32(target + 4 * j, swap32(peek32(source + FLOAT_ELEMENT_BYTES * j)))
 
 
 @nb.njit(cache=True, nogil=True)
@@ -143,12 +136,11 @@ def take_lists(
             malformed[i] |= _int32(data, at + 16) != 1  # the lower bound, which readers of features[1] go by
             at += ARRAY_HEADER_BYTES
             for _ in range(count):
-                length = _int32(data, at)
+                length = max(_int32(data, at), 0)
                 at += 4
                 element_lengths[elements] = length
                 elements += 1
-                for j in range(length):
-                    text[filled + j] = data[at + j]
+                move(text.ctypes.data + filled, data.ctypes.data + at, length)
                 filled += length
                 at += length
         elif dimensions != 0:

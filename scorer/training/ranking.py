@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from scorer.training.training_errors import TrainError
@@ -17,6 +19,24 @@ def average_precision(truth: np.ndarray, scores: np.ndarray) -> float:
         return float("nan")
     recall_step = np.diff(hits, prepend=0) / hits[-1]
     return float(np.sum(recall_step * hits / (last_of_tie + 1)))
+
+
+def resampled_precisions(truth: np.ndarray, rankings: Sequence[np.ndarray], rounds: int, seed: int) -> np.ndarray:
+    """float64 [rounds, k]: average precision of the k rankings, float [n] each, with the rows of truth bool [n]
+    weighted by Poisson(1), the same weights for all: differences are drawn as one. Rows of one score count in their
+    order. (A paired bootstrap: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 16.)"""
+    rng = np.random.default_rng(seed)
+    orders = [np.argsort(-scores, kind="stable") for scores in rankings]
+    hits_of = [truth[order] for order in orders]
+    found = np.empty((rounds, len(orders)))
+    for number in range(rounds):
+        weight = rng.poisson(1.0, len(truth)).astype(np.float64)
+        for place, (order, truth_there) in enumerate(zip(orders, hits_of, strict=True)):
+            taken = weight[order]
+            hits = taken * truth_there
+            precision = (hits * np.cumsum(hits) / np.maximum(np.cumsum(taken), 1.0)).sum()
+            found[number, place] = precision / max(1.0, hits.sum())
+    return found
 
 
 def area_under_roc(truth: np.ndarray, scores: np.ndarray) -> float:

@@ -11,11 +11,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from scorer.training.boosting import STOP_FRAUDS_MIN
 from scorer.training.training_errors import TrainError
 from scorer.training.training_settings import TrainingRows, TrainingSettings
 
 # With fewer rows or frauds early stopping and the figures mean nothing.
 TRAIN_ROWS_MIN, VALIDATION_ROWS_MIN, FRAUDS_MIN = 100, 50, 5
+# Where the last rows hold fewer frauds than this, validation begins earlier: with so many frauds or a third of all,
+# whichever is less, but with half of the rows at most.
+VALIDATION_FRAUDS = 20
 
 
 @dataclass(frozen=True)
@@ -30,12 +34,18 @@ class Split:
     rows_in_gap: int
 
 
-def split_in_time(rows: TrainingRows, settings: TrainingSettings) -> Split:
-    """Split the rows of known label. Raises TrainError."""
+def split_in_time(rows: TrainingRows, settings: TrainingSettings, unseen_from_ms: int | None = None) -> Split:
+    """Split the rows of known label. Raises TrainError.
+
+    `unseen_from_ms`, epoch ms: the validation part is the last share of the rows from there on, so that nothing in it
+    is older; None: of all rows.
+    """
     label, known_at = rows.label, rows.label_known_at_ms
     usable = label >= 0
     if settings.as_of_ms is not None:
         usable &= known_at <= settings.as_of_ms
+        if settings.genuine_after_ms is not None:
+            usable &= rows.event_time_ms <= settings.as_of_ms - settings.genuine_after_ms
     known = np.flatnonzero(usable)
     if not len(known):
         later = int((label >= 0).sum())
@@ -47,8 +57,16 @@ def split_in_time(rows: TrainingRows, settings: TrainingSettings) -> Split:
         )
     times = rows.event_time_ms[known]
     # Rows of one time stay on one side.
-    border = int(np.sort(times)[min(int(len(known) * (1.0 - settings.validation_share)), len(known) - 1)])
+    newer = times >= (times.min() if unseen_from_ms is None else unseen_from_ms)
+    if not newer.any():
+        raise TrainError(
+            "no row of known label is newer than what the present model has seen: give a file that goes on after it"
+        )
+    wanted = VALIDATION_FRAUDS if unseen_from_ms is None else STOP_FRAUDS_MIN  # enough to tell two models apart
+    border = _border(times[newer], label[known][newer] == 1, settings.validation_share, wanted)
     in_train = (times < border - settings.label_gap_ms) & (known_at[known] <= border)
+    if settings.genuine_after_ms is not None:
+        in_train &= times <= border - settings.genuine_after_ms
     in_validation = times >= border
     split = Split(
         train=known[in_train],
@@ -60,6 +78,17 @@ def split_in_time(rows: TrainingRows, settings: TrainingSettings) -> Split:
     )
     _check_parts(label, split)
     return split
+
+
+def _border(times: np.ndarray, fraud: np.ndarray, share: float, most: int) -> int:
+    """The first time of the validation part, epoch ms, of n rows of known label: times int64 [n], fraud bool [n];
+    `most`: up to so many frauds it begins earlier for."""
+    ordered, frauds = np.sort(times), np.sort(times[fraud])
+    border = int(ordered[min(int(len(ordered) * (1.0 - share)), len(ordered) - 1)])
+    wanted = min(most, len(frauds) // 3)
+    if wanted == 0 or int((frauds >= border).sum()) >= wanted:
+        return border
+    return min(border, max(int(frauds[-wanted]), int(ordered[len(ordered) // 2])))
 
 
 def refuse_infinite(X: np.ndarray, names: list[str]) -> None:

@@ -1,11 +1,13 @@
 """From a feature matrix in time order to a bundle whose compiled model equals xgboost bit for bit.
 
-    rows of known label ─▶ split by time ─▶ search ─▶ boost, stop early on AP ─▶ measure, calibrate, threshold
-                                                            └─▶ boost again on all known rows ─▶ gate ─▶ bundle
+    rows of known label ─▶ split by time ─▶ boost by several recipes, each stopped early on AP ─▶ the best of them
+        the best ─▶ measure, calibrate, threshold ─┐
+        the same recipe on all known rows ─▶ gate ─┴▶ bundle
 
 The figures, the calibration and the threshold come from the model that never saw the validation part. Written is the
-second model, with the same recipe and as many rounds: the newest weeks are the ones most like tomorrow. xgboost is
-imported when training starts, never by serving.
+second model, with the same recipe and as many rounds: the newest weeks are the ones most like tomorrow. Where a bundle
+is continued (scorer/training/continuation.py), its model and its model with more trees are compared with that best one.
+xgboost is imported when training starts, never by serving.
 """
 
 from __future__ import annotations
@@ -13,23 +15,27 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from features.feature_set import FeatureSet
-from scorer.bundle import Calibration, TrainingWindow, write_bundle
+from scorer.bundle import Calibration, Lineage, TrainingWindow, write_bundle
 from scorer.model.calibration import calibration_error, fit_platt
-from scorer.policy import Policy
-from scorer.training.boosting import ROUNDS_MAX, Boosting, Data, Matrices, Progress, Recipe, boost, boost_rounds
+from scorer.policy import CostRule, FlagCost, Policy, expected_saving, money_saved, saving_min_for, score_of_as_many
+from scorer.training.boosting import Boosting, Data, Progress, Recipe, boost_rounds
 from scorer.training.compiled_booster import CompiledBooster
+from scorer.training.continuation import Continued, Present, check_kept, check_newer, choose
 from scorer.training.feature_selection import FeatureWorth, TrainingPartFigures, worth
 from scorer.training.leakage_suspects import precision_alone, refuse_leakage
 from scorer.training.ranking import summary, threshold_for_share
-from scorer.training.recipe_search import Trial, TrialProgress, search
+from scorer.training.recipe_search import Trial, TrialProgress, compare, recipes_for, search
 from scorer.training.time_split import Split, refuse_infinite, split_in_time
 from scorer.training.training_errors import TrainError
 from scorer.training.training_libraries import import_optuna, import_xgboost, versions
 from scorer.training.training_settings import TrainingRows, TrainingSettings
+
+DAY_MS = 86_400_000
 
 
 @dataclass(frozen=True)
@@ -41,12 +47,15 @@ class TrainingReport:
     trees: int
     threshold_score: float
     threshold_margin: float
+    saving_min: float | None
+    """Of a policy by cost: a payment is flagged when its expected saving is above this."""
     training: TrainingWindow
     metrics: dict[str, float]
     """On validation: average_precision, auc, recall, precision, flagged_share, rows, frauds, flagged, true_flagged,
     calibration_error and, of the uncalibrated score, calibration_error_before."""
     rows_without_label: int
-    """Rows whose label is not known, or became known after the day of training."""
+    """Rows whose label is not known, or became known after the day of training, or that had too little time before it
+    to count as genuine."""
     rows_in_gap: int
     """Known rows that the measured model did not see: they, or their labels, came too near the validation part."""
     empty_features: list[str]
@@ -55,8 +64,14 @@ class TrainingReport:
     """Share of the total gain, largest first; features never split on are left out."""
     recipe: Recipe
     trials: list[Trial] = field(default_factory=list)
+    """The recipes compared or searched, in their order."""
     features: list[FeatureWorth] = field(default_factory=list)
     """The feature selection report, of the measured model."""
+    lineage: Lineage | None = None
+    """Where a bundle was continued: which, and how its model became this one."""
+    candidates: dict[str, float] = field(default_factory=dict)
+    """Then: average precision on the held-back rows of the present model (kept), of that with new trees (continued),
+    and of a new fit (anew)."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +83,16 @@ class _Measured:
     gain: dict[str, float]
     calibration: Calibration
     threshold: float
+    saving_min: float | None
     metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class _Money:
+    """Amounts of the validation rows, float64 [n] in major units, and over how many days they spread."""
+
+    amounts: np.ndarray
+    days: float
 
 
 def train(
@@ -78,11 +102,14 @@ def train(
     output: Path,
     settings: TrainingSettings,
     *,
+    present: Path | None = None,
     progress: Progress | None = None,
     trial_progress: TrialProgress | None = None,
 ) -> TrainingReport:
     """Train on the rows and write the bundle to `output`, which must not exist.
 
+    `present`: folder of a bundle with the same features, whose model is continued where that is better than keeping it
+    or fitting anew; `rows` then go on after those that it has seen, which may be among them.
     `progress` is called after each round of boosting, `trial_progress` after each trial of the search.
     Raises TrainError (data or settings that cannot be trained with), LeakageError, GateError, BundleError,
     FeatureSetError or PolicyError.
@@ -94,33 +121,54 @@ def train(
     names = feature_set.names
     policy = Policy.from_yaml(policy_yaml)
     policy.check(names)
+    if policy.flag.cost is not None:
+        CostRule.of(policy.flag.cost, 0.0, feature_set)
+        if rows.amount is None:
+            raise TrainError(f"policy {policy.name} flags by cost: the rows need the amount of each payment")
     if os.path.lexists(output):  # before the work, not after it
         raise TrainError(f"{output} exists already; bundles are never overwritten, choose another place")
     settings.check()
     optuna = import_optuna() if settings.trials else None
     rows.check(names)
 
-    split = split_in_time(rows, settings)
+    before = None if present is None else Present.load(Path(present), feature_set, xgboost, settings.threads)
+    split = split_in_time(rows, settings, None if before is None else before.seen_until_ms)
     data = _parts(rows, split, names)
+    newer = None if before is None else _newer(rows, split, before)
     alone = precision_alone(data.X, data.fraud, settings.seed)
     refuse_leakage(alone, names, settings.accepted)
     empty = np.isnan(data.X).all(axis=0)
 
     boosting = Boosting(xgboost, feature_set, settings.seed, settings.threads)
+    recipes = recipes_for(data)
     trials: list[Trial] = []
-    recipe = Recipe()
-    if optuna is not None:
-        trials = search(boosting, optuna, data, trials=settings.trials, progress=trial_progress)
-        recipe = max(trials, key=lambda trial: trial.average_precision).recipe
+    seconds_max = settings.search_s_max
+    if optuna is not None and len(recipes) > 1:  # few frauds can't choose
+        trials = search(
+            boosting, optuna, data, trials=settings.trials, seconds_max=seconds_max, progress=trial_progress
+        )
+        best = max(trials, key=lambda trial: trial.average_precision).recipe
+        recipes = list(dict.fromkeys([recipes[0], best]))
+        seconds_max, trial_progress = None, None
+    fitted = compare(boosting, data, recipes, seconds_max=seconds_max, progress=progress, trial_progress=trial_progress)
+    recipe, trials = fitted.recipe, trials or fitted.trials
+    booster, chosen = fitted.booster, None
+    if before is not None and newer is not None:
+        chosen = choose(boosting, data, newer, before, fitted, progress)
+        booster, recipe = chosen.booster, chosen.recipe
 
-    measured = _measured(boosting, data, recipe, policy, progress)
+    measured = _measured(boosting, data, booster, policy, _money(rows, split))
     known = TrainingPartFigures(measured.gain, alone, empty)
     features = worth(measured.booster.model, names, known, data.held_out, data.held_out_fraud, settings.seed)
     written = measured.booster
-    if settings.refit:
-        written = _refitted(boosting, rows, split, recipe, measured.rounds)
+    if settings.refit and (chosen is None or chosen.made != "kept"):
+        written = _refitted(boosting, rows, split, recipe, measured.rounds, before if _continued(chosen) else None)
         written.proved_margins(data.held_out)
-    window = _window(rows, split, settings)
+    window, lineage, metrics = _window(rows, split, settings), None, measured.metrics
+    if before is not None and chosen is not None:
+        window = _window_of(before, chosen, rows, split, window)
+        lineage = before.lineage(chosen.made, chosen.trees_kept, chosen.before, measured.metrics["average_precision"])
+        metrics = metrics | {"average_precision_before": chosen.before}
     bundle = write_bundle(
         Path(output),
         name=settings.name,
@@ -129,10 +177,12 @@ def train(
         feature_set_yaml=feature_set_yaml,
         policy_yaml=policy_yaml,
         threshold_score=measured.threshold,
+        saving_min=measured.saving_min,
         calibration=measured.calibration,
         golden=written.golden(data.held_out),
         training=window,
-        metrics=measured.metrics,
+        lineage=lineage,
+        metrics=metrics,
         versions=versions(),
     )
     return TrainingReport(
@@ -141,8 +191,9 @@ def train(
         trees=written.model.tree_count,
         threshold_score=measured.threshold,
         threshold_margin=float(bundle.threshold_margin),
+        saving_min=measured.saving_min,
         training=window,
-        metrics=measured.metrics,
+        metrics=metrics,
         rows_without_label=split.rows_without_label,
         rows_in_gap=split.rows_in_gap,
         empty_features=[column for column, none in zip(names, empty, strict=True) if none],
@@ -150,6 +201,8 @@ def train(
         recipe=recipe,
         trials=trials,
         features=features,
+        lineage=lineage,
+        candidates={} if chosen is None else {str(name): value for name, value in chosen.candidates.items()},
     )
 
 
@@ -169,32 +222,112 @@ def _parts(rows: TrainingRows, split: Split, names: list[str]) -> Data:
     return data
 
 
-def _measured(boosting: Boosting, data: Data, recipe: Recipe, policy: Policy, progress: Progress | None) -> _Measured:
-    """Boost on the training part; calibrate, choose the threshold and measure on the validation part."""
-    matrices, parameters = Matrices(boosting, data, recipe), boosting.parameters(recipe, data.fraud)
-    booster, _ = boost(boosting, matrices, parameters, rounds_max=ROUNDS_MAX, progress=progress)
+def _money(rows: TrainingRows, split: Split) -> _Money | None:
+    if rows.amount is None:
+        return None
+    times = rows.event_time_ms[split.validation]
+    return _Money(rows.amount[split.validation], (int(times.max()) + 1 - split.validation_from_ms) / DAY_MS)
+
+
+def _measured(boosting: Boosting, data: Data, booster: Any, policy: Policy, money: _Money | None) -> _Measured:
+    """Calibrate, choose the threshold and measure a booster of the training part on the validation part."""
     compiled = CompiledBooster.of(boosting.xgboost, booster, boosting.threads)
     margins, fraud, link = compiled.proved_margins(data.held_out), data.held_out_fraud, compiled.model.link
     # Two numbers, fitted on rows that the model has not seen: the score becomes a probability, the ranking stays.
     calibration = fit_platt(margins, fraud.astype(np.float64))
     scores = calibration.apply(margins, link)
-    threshold = policy.flag.score
-    if threshold is None:
-        threshold = threshold_for_share(scores, float(policy.flag.share or 0))
-    metrics = summary(fraud, scores, scores >= threshold) | {
-        "calibration_error": calibration_error(scores, fraud),
-        "calibration_error_before": calibration_error(Calibration().apply(margins, link), fraud),
-    }
+    threshold, saving_min, saved = policy.flag.score, None, {}
+    if policy.flag.cost is not None and money is not None:
+        saving_min, flagged = _by_cost(policy.flag.cost, scores, money)
+        threshold = score_of_as_many(scores, int(flagged.sum()))
+        saved = {
+            name: float(money_saved(policy.flag.cost, fraud, by, money.amounts).sum())
+            for name, by in (("money_saved", flagged), ("money_saved_by_score", scores >= threshold))
+        }
+    else:
+        if threshold is None:
+            threshold = threshold_for_share(scores, float(policy.flag.share or 0))
+        flagged = scores >= threshold
+    metrics = (
+        summary(fraud, scores, flagged)
+        | saved
+        | {
+            "calibration_error": calibration_error(scores, fraud),
+            "calibration_error_before": calibration_error(Calibration().apply(margins, link), fraud),
+        }
+    )
     gain: dict[str, float] = booster.get_score(importance_type="total_gain")
-    return _Measured(compiled, booster.num_boosted_rounds(), gain, calibration, float(threshold), metrics)
+    return _Measured(compiled, booster.num_boosted_rounds(), gain, calibration, float(threshold), saving_min, metrics)
 
 
-def _refitted(boosting: Boosting, rows: TrainingRows, split: Split, recipe: Recipe, rounds: int) -> CompiledBooster:
-    """The second fit: same recipe and rounds, on all known rows. Raises TrainError for an infinite feature."""
-    data = Data(rows.X[split.known], rows.fraud[split.known], rows.X[:0], rows.fraud[:0])
+def _by_cost(cost: FlagCost, scores: np.ndarray, money: _Money) -> tuple[float, np.ndarray]:
+    """The least saving that the team's capacity allows, and the payments flagged, bool [n]. Raises TrainError."""
+    savings = expected_saving(cost, scores, money.amounts)
+    saving_min = saving_min_for(cost, savings, money.days)
+    flagged = savings > saving_min
+    if not flagged.any():
+        raise TrainError(
+            f"flag.cost flags none of the {len(savings)} validation payments: the best one saves an expected "
+            f"{savings.max():.2f} {cost.currency}, more than {saving_min:.2f} is wanted; lower review or "
+            "good_customer, or raise reviews_a_day"
+        )
+    return saving_min, flagged
+
+
+def _refitted(
+    boosting: Boosting, rows: TrainingRows, split: Split, recipe: Recipe, rounds: int, onto: Present | None
+) -> CompiledBooster:
+    """The second fit: same recipe and rounds, on all known rows; after the trees of `onto`, on those that it has not
+    seen. Raises TrainError for an infinite feature."""
+    known = split.known if onto is None else split.known[rows.event_time_ms[split.known] >= onto.learned_until_ms]
+    data = Data(rows.X[known], rows.fraud[known], rows.X[:0], rows.fraud[:0])
     refuse_infinite(data.X, boosting.feature_set.names)
-    booster = boost_rounds(boosting, data, recipe, rounds)
+    if onto is None:
+        booster = boost_rounds(boosting, data, recipe, rounds)
+    else:
+        booster = boost_rounds(boosting, data, recipe, rounds - onto.bundle.model.tree_count, onto.booster)
+        check_kept(boosting, booster, onto)
     return CompiledBooster.of(boosting.xgboost, booster, boosting.threads)
+
+
+def _continued(chosen: Continued | None) -> bool:
+    return chosen is not None and chosen.made == "continued"
+
+
+def _newer(rows: TrainingRows, split: Split, before: Present) -> Data:
+    """Training rows that the present model has not learned from, and the held-back ones. Raises TrainError for too
+    few."""
+    train = split.train[rows.event_time_ms[split.train] >= before.learned_until_ms]
+    fraud, held_out_fraud = rows.fraud[train], rows.fraud[split.validation]
+    check_newer(fraud, held_out_fraud, str(np.datetime64(before.learned_until_ms, "ms").astype("datetime64[s]")))
+    return Data(rows.X[train], fraud, rows.X[split.validation], held_out_fraud)
+
+
+def _window_of(
+    before: Present, chosen: Continued, rows: TrainingRows, split: Split, window: TrainingWindow
+) -> TrainingWindow:
+    """The account of the rows that the chosen model's own trees learned from: of a kept model those of the present one,
+    of a continued one the newer rows alone; what came before is in the bundle that the lineage names."""
+    if chosen.made == "anew":
+        return window
+    if chosen.made == "kept":
+        learned = before.bundle.manifest.training
+        assert learned is not None
+        names = ("train_from_ms", "train_until_ms", "train_rows", "train_frauds", "refit_rows", "refit_frauds")
+        kept = {name: getattr(learned, name) for name in names}
+        return window.model_copy(update=kept | {"learned_until_ms": before.learned_until_ms})
+    times, fraud = rows.event_time_ms, rows.fraud
+    train, known = (part[times[part] >= before.learned_until_ms] for part in (split.train, split.known))
+    refit = window.refit_rows > 0
+    return window.model_copy(
+        update={
+            "train_from_ms": int(times[train].min()),
+            "train_rows": len(train),
+            "train_frauds": int(fraud[train].sum()),
+            "refit_rows": len(known) if refit else 0,
+            "refit_frauds": int(fraud[known].sum()) if refit else 0,
+        }
+    )
 
 
 def _window(rows: TrainingRows, split: Split, settings: TrainingSettings) -> TrainingWindow:
@@ -218,5 +351,5 @@ def _window(rows: TrainingRows, split: Split, settings: TrainingSettings) -> Tra
 
 def _gain_shares(gain: dict[str, float]) -> list[tuple[str, float]]:
     """Each feature's share of the gain, largest first, then by name."""
-    total = sum(gain.values())
+    total = sum(gain.values()) or 1.0  # a compressed model keeps none
     return sorted(((name, value / total) for name, value in gain.items()), key=lambda item: (-item[1], item[0]))

@@ -24,6 +24,8 @@ class TrainingRows:
     label: np.ndarray
     event_time_ms: np.ndarray
     label_known_at_ms: np.ndarray
+    amount: np.ndarray | None = None
+    """float64 [n], major units of the feature set's currency: what a policy by cost takes; others do without."""
 
     @property
     def fraud(self) -> np.ndarray:
@@ -33,6 +35,8 @@ class TrainingRows:
     def check(self, names: list[str]) -> None:
         """Raise TrainError where shapes, dtypes or label values are not what training takes."""
         for column, values in vars(self).items():
+            if column == "amount" and values is None:
+                continue
             if not isinstance(values, np.ndarray):
                 raise TrainError(f"{column} is of type {type(values).__name__}, wanted a numpy array")
         if self.X.ndim != 2 or self.X.dtype != np.float32:
@@ -48,6 +52,13 @@ class TrainingRows:
                 raise TrainError(
                     f"{column} is {values.dtype} {values.shape}, wanted {np.dtype(dtype)} ({len(self.X)},)"
                 )
+        if self.amount is not None:
+            if self.amount.shape != (len(self.X),) or self.amount.dtype != np.float64:
+                raise TrainError(
+                    f"amount is {self.amount.dtype} {self.amount.shape}, wanted float64 ({len(self.X)},), major units"
+                )
+            if not (np.isfinite(self.amount).all() and (self.amount >= 0).all()):
+                raise TrainError("amount holds values below 0, infinite or missing; wanted major units of each payment")
         if len(self.label) and (self.label.min() < -1 or self.label.max() > 1):
             raise TrainError("label holds values other than 1 (fraud), 0 (genuine) and -1 (unknown)")
 
@@ -68,11 +79,17 @@ class TrainingSettings:
     threads: int = 2
     """Threads of xgboost, at most."""
     trials: int = 0
-    """Recipes to try on later days; 0: the default recipe."""
+    """Recipes that a search proposes and tries on later days; 0: the three known ones are compared."""
+    search_s_max: float | None = None
+    """No further recipe is begun after so many seconds, but the first; None: all. Where time ends it, the same rows may
+    give another recipe: the report's trials say which were tried."""
     refit: bool = True
     """The model that is written has seen all known rows, validation included."""
     as_of_ms: int | None = None
     """Day of training: labels that became known later are not used."""
+    genuine_after_ms: int | None = None
+    """The rows of unknown label were made genuine so long after their event time: rows so near to the validation part
+    or to `as_of_ms` are not used, of which frauds alone would have a label."""
     accepted: Collection[str] = ()
     """Features that may separate fraud from genuine by themselves."""
 
@@ -82,11 +99,14 @@ class TrainingSettings:
             raise TrainError(f"name does not match {NAME_PATTERN}; it becomes the first part of the bundle's id")
         if not 0 < len(self.created_at) <= CREATED_AT_MAX:
             raise TrainError(f"created_at has {len(self.created_at)} characters, wanted 1 to {CREATED_AT_MAX}")
+        genuine_ms = self.genuine_after_ms
         for name, value, wanted, valid in (
             ("threads", self.threads, "at least 1", self.threads >= 1),
             ("validation_share", self.validation_share, "between 0 and 1", 0.0 < self.validation_share < 1.0),
             ("label_gap_ms", self.label_gap_ms, "at least 0", self.label_gap_ms >= 0),
             ("trials", self.trials, "at least 0", self.trials >= 0),
+            ("genuine_after_ms", genuine_ms, "at least 0", genuine_ms is None or genuine_ms >= 0),
+            ("search_s_max", self.search_s_max, "at least 0", self.search_s_max is None or self.search_s_max >= 0),
         ):
             if not valid:
                 raise TrainError(f"{name} is {value}, out of range: wanted {wanted}")

@@ -20,7 +20,7 @@ from scorer.bundle.activation_signature import refusal_of
 from scorer.bundle.signature import parse_public, public_name
 from scorer.journal.activated_bundles import Bundles, activation
 from scorer.journal.bundle_fetch import Fetch, Refused
-from scorer.journal.partition_buffers import RawRecord
+from scorer.journal.record_queue import RawRecord
 from scorer.runtime.settings import BundleSettings
 from scorer.runtime.threads import Threads
 from scorer.worker import worker_metrics

@@ -86,6 +86,9 @@ class _Column:
     @classmethod
     def of(cls, times: Times, late: int) -> _Column:
         active = times >= max(late, NO_TIME + 1)
+        if len(times) and active.all():  # as nearly always
+            reached = np.maximum.accumulate(times)
+            return cls(reached, reached, np.ones(len(times), dtype=np.int64), True)
         reached = np.maximum.accumulate(np.where(active, times, NO_TIME)) if len(times) else times
         places = np.flatnonzero(active)
         following = np.append(reached[places], _NEVER)

@@ -1,22 +1,26 @@
 """When a batch closes, and with which records.
 
-Waiting: none when payments are rare; up to half a commit when they come faster than commits do, because a broker that
-commits three payments at a time saturates. Choosing: everything buffered, as long as that is one batch and every
-partition is caught up. Otherwise scorer.worker.batch_choice chooses, so that partitions advance together in event time
-and none starves another, and scorer.worker.frontier_wait bounds how long one is waited for.
+Waiting: none when nothing is being committed, so that a rare payment goes at once. While a batch is being committed the
+next one could not be handed over anyway: it is closed when that commit is expected to end, less what deciding it takes.
+So batches grow with the rate by themselves, and each has the company that the broker needs.
+
+Choosing: everything buffered, as long as that is one batch and every partition is caught up. Otherwise
+scorer.worker.batch_choice chooses, so that partitions advance together in event time and none starves another, and
+scorer.worker.frontier_wait bounds how long one is waited for.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence, Set
 from dataclasses import replace
-from itertools import islice
 
 import numpy as np
 
 from schemas.card_fields import UNDECLARED, CardFields
 from schemas.payment_decoder import event_times
-from scorer.journal.partition_buffers import PartitionBuffer, RawRecord, ShardInputs
+from scorer.journal.partition_buffers import PartitionBuffer, ShardInputs
+from scorer.journal.record_queue import RawRecord
+from scorer.kafka import RecordBlock
 from scorer.pipeline.records import Batch
 from scorer.runtime.threads import Threads
 from scorer.worker.batch_choice import NO_TIME, Rules, Times, choose
@@ -29,6 +33,7 @@ CONTROL_PER_BATCH_MAX = 4096
 # else retention that takes them would look like a loss, and lag would not reach zero.
 MARKERS_ALONE_S = 5.0
 IDLE_WAIT_S = 0.1
+FILL_WAIT_S = 0.002  # how often a batch that gathers looks whether the commit before it has ended
 # Weight of the newest observation in the running averages: about the last ten batches.
 _WEIGHT = 0.2
 
@@ -73,23 +78,30 @@ class Batcher:
             monotonic=threads.monotonic,
         )
         self._commit_s = 0.005
+        self._compute_s = 0.0
         self._total_s = 0.01
-        self._rate = 0.0
-        self._last_batch_at = self._threads.monotonic()
+        self._in_flight: Callable[[], bool] | None = None  # whether that commit has ended
+        self._submitted_at = 0.0
+        self.linger_s = 0.0  # what the last batch waited for company
         self._control_since: float | None = None
         self._markers_since: float | None = None
 
+    def submitted(self, done: Callable[[], bool], *, compute_s: float) -> None:
+        """A batch, whose deciding took so long, is being committed from now on until `done`."""
+        self._in_flight, self._submitted_at = done, self._threads.monotonic()
+        self._compute_s += _WEIGHT * (compute_s - self._compute_s)
+
     def committed(self, *, commit_s: float, total_s: float) -> None:
-        """A commit took so long, and its batch so long from closing to there."""
+        """The commit took so long, and its batch so long from closing to there."""
+        self._in_flight = None
         self._commit_s += _WEIGHT * (commit_s - self._commit_s)
         self._total_s += _WEIGHT * (total_s - self._total_s)
 
-    @property
-    def linger_s(self) -> float:
-        """Linger: how long a batch now waits for more payments."""
-        if self._rate * self._commit_s < 1.0:
-            return 0.0
-        return min(self._gather_s_max, self._commit_s / 2.0)
+    def _close_at(self, began: float) -> float:
+        """When the batch that has gathered since `began` should be closed, monotonic."""
+        if self._in_flight is None or self._in_flight():
+            return began
+        return min(began + self._gather_s_max, self._submitted_at + self._commit_s - self._compute_s)
 
     def next(self) -> Batch | None:
         """The next batch, or None when nothing came within a moment."""
@@ -97,11 +109,12 @@ class Batcher:
         if inputs.buffered == 0:
             inputs.fill(IDLE_WAIT_S)
         if inputs.buffered:
-            deadline = self._threads.monotonic() + self.linger_s
+            began = self._threads.monotonic()
             while inputs.buffered < self._batch_max:
-                remaining = deadline - self._threads.monotonic()
-                if inputs.fill(max(0.0, remaining)) == 0 and remaining <= 0:
+                remaining = self._close_at(began) - self._threads.monotonic()
+                if inputs.fill(max(0.0, min(remaining, FILL_WAIT_S))) == 0 and remaining <= 0:
                     break
+            self.linger_s = self._threads.monotonic() - began
         counts = self._choose()
         payments = sum(counts.values())
         if payments == 0 and inputs.buffered:
@@ -114,9 +127,6 @@ class Batcher:
         if payments == 0 and not self._alone(now, control, labels):
             return None
         self._control_since = self._markers_since = None
-        elapsed = max(1e-6, now - self._last_batch_at)
-        self._rate += _WEIGHT * (payments / elapsed - self._rate)
-        self._last_batch_at = now
         # Lists and rules alone are quick; whatever the queue has eaten, the commit still has to come. Each payment by
         # its own deadline: one that is past takes the model from no other.
         deadlines = inputs.deadlines_ms(counts)
@@ -185,9 +195,10 @@ class Batcher:
         """
         known = len(buffer.event_time_ms)
         if known < count:
-            rows = list(islice(buffer.records, known, count))
-            times = event_times([raw.value for raw in rows], missing=NO_TIME, cards=self._cards)
-            stamps = np.fromiter((raw.timestamp_ms for raw in rows), np.int64, len(rows))
-            times[times > stamps + self._skew_ms] = NO_TIME
-            buffer.event_time_ms.extend(times.tolist())
-        return np.fromiter(islice(buffer.event_time_ms, count), np.int64, count)
+            times = buffer.records.each(known, count, self._times_of)
+            buffer.event_time_ms = np.concatenate([buffer.event_time_ms, times])
+        return buffer.event_time_ms[:count]
+
+    def _times_of(self, block: RecordBlock) -> Times:
+        times = event_times(block.values, missing=NO_TIME, cards=self._cards)
+        return np.where(times > block.timestamp_ms + self._skew_ms, NO_TIME, times)

@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from schemas.card_fields import CardFields
 from scorer.pipeline import Outcomes
 from scorer.pipeline.card_shares import CardShares
+from scorer.runtime.threads import Threads
+
+# To look at a batch takes a millisecond, as long as to decide a small one: of those, one in a while is enough.
+SMALL: Final = 1_000
+EVERY_S: Final = 0.1
 
 
 class CardWatch:
     """Warns once of each field whose long numbers are not what is declared (scorer.pipeline.card_shares)."""
 
-    def __init__(self, cards: CardFields, log: Any) -> None:
-        self._shares, self._log = CardShares(cards), log
+    def __init__(self, cards: CardFields, threads: Threads, log: Any) -> None:
+        self._shares, self._threads, self._log = CardShares(cards), threads, log
         self._warned: set[str] = set()
+        self._seen_at = float("-inf")
 
     def see(self, outcomes: Outcomes) -> None:
-        """Look at a batch; after the first few ten thousand payments at none."""
+        """Look at a batch; after the first few ten thousand payments at none, and of small ones at some, whatever they
+        hold: with more of the refused ones than of others, the shares would be wrong."""
+        now = self._threads.monotonic()
+        if len(outcomes.payments) + len(outcomes.rejected) < SMALL and now - self._seen_at < EVERY_S:
+            return
+        self._seen_at = now
         if not self._shares.add(outcomes.payments, outcomes.rejected):
             return
         for share in self._shares.found():

@@ -8,6 +8,9 @@ release are there, this one stands by. What they left open is settled before it 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import structlog
 from confluent_kafka import KafkaException
 
@@ -15,13 +18,17 @@ from scorer import kafka
 from scorer.errors import UsageError
 from scorer.runtime.settings import Settings
 from scorer.runtime.threads import Event
+from scorer.worker.first_questions import answered
 from scorer.worker.ports import Ports
 
 log = structlog.get_logger()
 
 RETRY_S = 1.0
 LOGGED_S = 15.0
-INIT_TIMEOUT_S = 60.0
+# Of one try; a coordinator that is not there by then is asked anew.
+INIT_TIMEOUT_S = 15.0
+
+_Answer = TypeVar("_Answer")
 
 
 class Admission:
@@ -36,16 +43,14 @@ class Admission:
         self.waits_for = ""
 
     def wait(self, stop: Event) -> None:
-        """Return when the group may be joined, or `stop` is set. Raises UsageError beside another application."""
+        """Return when the group may be joined, or `stop` is set. Raises UsageError beside another application, Denied
+        as `answered` does."""
         logged_at, known = float("-inf"), False
         while not stop.is_set():
-            try:
-                members = self._members(self._former_group)
-                others = self._others()
-            except kafka.Away as exc:  # the groups' coordinator of a broker that has just started, say
-                log.warning("worker.group_not_asked", reason=str(exc))
-                stop.wait(RETRY_S)
-                continue
+            answer = self._answered(lambda: (self._members(self._former_group), self._others()), stop)
+            if answer is None:
+                break
+            members, others = answer
             known = known or members is not None
             if not members:
                 self._refuse(others)
@@ -61,6 +66,9 @@ class Admission:
         if known and not stop.is_set():
             self._settle(stop)
         self.waits_for = ""
+
+    def _answered(self, question: Callable[[], _Answer], stop: Event) -> _Answer | None:
+        return answered(question, stop, self._ports.threads, self._settings)
 
     def check_once(self) -> None:
         """Ask again after joining: another application may have joined in the same moment. Raises UsageError."""
@@ -98,15 +106,22 @@ class Admission:
         """End what a worker of a release before 0.2 may have left open, frozen in the middle of a commit, say."""
         for shard in range(self._settings.worker.shards):
             owner = f"shard-{shard}"
-            producer = self._ports.clients.transactional_producer(owner, former=True)
-            try:
-                producer.init_transactions(INIT_TIMEOUT_S)
-            except KafkaException as exc:
-                name = kafka.former_transactional_id(self._settings, owner)
-                failed = kafka.failure(exc, needs=f"Write on transactional-id {name}")
-                if not isinstance(failed, kafka.Denied):
-                    raise failed from exc
+            if self._answered(lambda owner=owner: self._end_former(owner), stop) is False:  # type: ignore[misc]
                 # The right was taken away already: the broker ends such a transaction by itself within its timeout.
-                log.warning("worker.former_id_denied", reason=str(failed))
                 stop.wait(self._settings.worker.transaction_timeout_ms / 1000.0)
                 return
+
+    def _end_former(self, owner: str) -> bool:
+        """Whether this worker is allowed to."""
+        producer = self._ports.clients.transactional_producer(owner, former=True)
+        try:
+            producer.init_transactions(INIT_TIMEOUT_S)
+        except KafkaException as exc:
+            del producer  # the error keeps this frame, and the client's threads would live as long
+            name = kafka.former_transactional_id(self._settings, owner)
+            failed = kafka.failure(exc, needs=f"Write on transactional-id {name}")
+            if not isinstance(failed, kafka.Denied):
+                raise failed from exc
+            log.warning("worker.former_id_denied", reason=str(failed))
+            return False
+        return True

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import structlog
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from scorer import kafka
@@ -18,7 +19,12 @@ from scorer.runtime.settings import Settings
 from scorer.runtime.threads import Event, Future, Queue
 from scorer.worker.ports import Ports
 
+log = structlog.get_logger()
+
 RETRY_S = 0.1
+# How often, and how long, the broker is asked whether this member is in the group without a partition.
+IDLE_EVERY_S = 0.5
+IDLE_ANSWER_S = 2.0
 # A rebalance that runs is over within the session timeout; then the answer is yes or no.
 _UNDECIDED = {
     *kafka.OLDER_GENERATION,
@@ -42,6 +48,7 @@ class Membership:
         self.group = kafka.workers_group(kafka.Topics.of(settings.kafka))
         self.consumer: kafka.Member = ports.clients.member(self.group)
         self.metadata: Any = None
+        self._idle_asked_at = float("-inf")
         # One a shard at most.
         self._questions: Queue[tuple[TopicPartition, Future[KafkaError | None]]] = self._threads.queue()
 
@@ -51,9 +58,31 @@ class Membership:
         Asked for here and kept: the call waits for a poll that runs, and a commit must not (nor can it, while a
         revocation callback inside poll waits for that very commit). Questions of `confirmed` are answered here too: the
         client makes a synchronous commit of another thread wait for a gap between two polls, a minute if need be.
+
+        A client that is leaving may have no group any more, and raises RuntimeError: the last generation stays, which
+        the broker refuses where it is over.
         """
-        self.metadata = self.consumer.consumer_group_metadata()
+        try:
+            self.metadata = self.consumer.consumer_group_metadata()
+        except RuntimeError as exc:
+            log.debug("worker.no_generation", group=self.group, reason=str(exc))
         self._answer()
+
+    def idle(self) -> bool:
+        """Whether this member is in the group, which has no shard for it; asked again from time to time.
+
+        With the classic protocol the client calls back also with nothing, with the consumer protocol (KIP-848) it does
+        not: a member for which there is no shard would never know that it is one.
+        """
+        now = self._threads.monotonic()
+        if self._settings.worker.group_protocol == "classic" or now - self._idle_asked_at < IDLE_EVERY_S:
+            return False
+        self._idle_asked_at, member_id = now, self.consumer.memberid()
+        try:
+            return bool(member_id) and self._broker.is_idle(self.group, str(member_id), timeout_s=IDLE_ANSWER_S)
+        except kafka.KafkaFailure as exc:
+            log.debug("worker.group_not_asked", reason=str(exc))
+            return False
 
     def confirmed(self, shard: int, stop: Event) -> bool:
         """Whether the group still counts this member as the owner of `shard`. False as well once `stop` is set.
@@ -100,3 +129,5 @@ class Membership:
                 answer.set_result(None)
             except KafkaException as exc:
                 answer.set_result(exc.args[0])
+            except RuntimeError:  # it is leaving
+                answer.set_result(KafkaError(KafkaError._STATE))

@@ -46,6 +46,5 @@ class LagGauges:
         for partition in self._shown:
             worker_metrics.LAG_RECORDS.remove(self._label, str(partition))
             worker_metrics.LAG_SECONDS.remove(self._label, str(partition))
-        if self._shown:
-            worker_metrics.LAG.remove(self._label)
+        worker_metrics.LAG.remove(self._label)
         self._shown = set()

@@ -23,6 +23,7 @@ from scorer.pipeline import Pipeline
 from scorer.pipeline.state_image import ShardCapture, facts, restored
 from scorer.runtime import fault_points
 from scorer.runtime.settings import Settings
+from scorer.runtime.span_export import SpanSink
 from scorer.runtime.threads import SYSTEM, Threads
 
 # Owner and standbys of one shard on one machine, and one that is just ending.
@@ -66,11 +67,12 @@ class States(Protocol):
 
 @dataclass(frozen=True)
 class Ports:
-    """The three of them."""
+    """The three of them, and where spans go: nowhere by default."""
 
     clients: kafka.Clients
     threads: Threads
     states: States
+    spans: SpanSink | None = None
 
     @classmethod
     def real(cls, settings: Settings) -> Ports:

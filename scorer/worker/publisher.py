@@ -1,7 +1,8 @@
-"""One micro-batch, one Kafka transaction: decisions, audit, journal, dead letters and offsets, all or nothing.
+"""Micro-batches in Kafka transactions: decisions, audit, journal, dead letters and offsets, all or nothing.
 
-The order inside a transaction does not matter to read_committed readers. What matters: nothing of batch n+1 is produced
-before batch n is committed, and after any failure neither the producer nor the state it came from is used again.
+One transaction holds the batches that waited when it began, in their order, up to a bound. What matters: nothing of the
+next transaction is produced before this one is committed; it commits only when topic decisions-fast has what it is to
+have of these batches; and after any failure neither the producer nor the state it came from is used again.
 """
 
 from __future__ import annotations
@@ -11,32 +12,35 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 
 from schemas.audit_record import CHUNK_BYTES_MAX, AuditHeader, ChunkTooSmall, encode
 from schemas.dead_letter import VALUE_BYTES_MAX, Headers, dead_letter_record
-from schemas.decision import encode_decisions
 from schemas.json_document import VALUE_BYTES_MAX as DECODED_BYTES_MAX
 from scorer.kafka import (
     OLDER_GENERATION,
+    ColumnProducer,
     KafkaFailure,
     Kind,
+    PlainColumns,
     Rebuild,
     Topics,
     TransactionalProducer,
     Unfit,
     failure,
     meaning,
-    present,
+    reported_offset,
 )
 from scorer.pipeline import Outcomes
 from scorer.pipeline.records import ControlRecord, Rejected
 from scorer.runtime import fault_points
-from scorer.runtime.threads import Future, Queue, Threads
+from scorer.runtime.threads import Empty, Future, Queue, Threads
+from scorer.runtime.trace_context import header_bytes
+from scorer.worker.answers import Answers, answers_of
+from scorer.worker.order_log import RECORD_OVERHEAD_BYTES, Delivery, fitting, unfit
 
 COMMIT_TIMEOUT_S = 30.0
 # Sending offsets takes milliseconds, and the client does not keep the timeout that it is given for it: when the group's
@@ -46,12 +50,12 @@ COMMIT_TIMEOUT_S = 30.0
 OFFSETS_TIMEOUT_S = 10.0
 LATE_S = 2.0
 GIVEN_UP_MAX = 8
+# With decisions, dead letters and audit chunks well below what the producer's queue holds, 200,000 messages.
+PAYMENTS_MAX = 65_536
 UNLIMITED_BYTES = 1 << 40  # for a topic whose limit is not known
 # A rebalance changes the group's generation; the batch is committed again under the new one once this member knows it.
 GENERATION_WAIT_S = 5.0
 GENERATION_RETRY_S = 0.05
-# What a record takes beside key, value and headers, with the head of a batch of its own.
-RECORD_OVERHEAD_BYTES = 256
 # No decision is larger: a key of 4 KiB, two ids of 128 characters, 16 reasons.
 DECISION_BYTES_MAX = 8_192
 
@@ -63,11 +67,22 @@ class Committed:
     outcomes: Outcomes
     commit_s: float
     audit_bytes: int
-    journal_offset: int
+    journal_offset: int  # -1 where it is not known
+    batches: int  # in its transaction
+    at: float  # monotonic, when the transaction had committed
+
+
+class _Work(NamedTuple):
+    """A batch to commit. `delivery`: of its fast decisions, where it has some."""
+
+    outcomes: Outcomes
+    answers: Answers
+    delivery: Delivery | None
+    future: Future[Committed]
 
 
 class _Reports:
-    """What the broker reports of a transaction's records. Delivery callbacks hold this and nothing else: a report that
+    """What the broker reports of a batch's records. Delivery callbacks hold this and nothing else: a report that
     never comes keeps what they hold."""
 
     def __init__(self) -> None:
@@ -75,11 +90,11 @@ class _Reports:
 
     def on_journal(self, error: KafkaError | None, message: Message) -> None:
         if error is None:
-            self.journal_offset = present(message.offset(), "offset")
+            self.journal_offset = reported_offset(message)
 
 
 class Publisher:
-    """Commits one batch at a time on a thread of its own, while the worker prepares the next one.
+    """Commits batches on a thread of its own, while the worker prepares the next ones.
 
     It has the only reference to its producer, which ends with it.
     """
@@ -96,27 +111,51 @@ class Publisher:
         group_metadata: Callable[[], Any],
         offsets_timeout_s: float = OFFSETS_TIMEOUT_S,
         limits: Mapping[str, int] = MappingProxyType({}),
+        columns: Callable[[TransactionalProducer], ColumnProducer] = PlainColumns,
+        batches_max: int = 1,
+        payments_max: int = PAYMENTS_MAX,
+        gather_s: float = 0.0,
     ) -> None:
         """`offsets_timeout_s`: no longer than the transaction's own, for then the broker aborts it anyway. `limits`:
-        the largest record of each topic, where it is known."""
+        the largest record of each topic, where it is known. `columns`: gives what hands decisions to the producer.
+        `batches_max`, `payments_max`: a transaction takes no further batch once it has so many batches or payments.
+        `gather_s`: those that have room begin so far apart at least, and take the batches that come meanwhile."""
         self._limits = limits
         self._producer = producer
+        self._columns = columns(producer)
         self._threads = threads
         self._offsets_timeout_s = min(OFFSETS_TIMEOUT_S, offsets_timeout_s)
         self._topics = topics
         self._shard = shard
         self._group_metadata = group_metadata
-        self._reports = _Reports()
+        self._batches_max, self._payments_max, self._gather_s = batches_max, payments_max, gather_s
+        self._failed = self._ended = False
+        self._began_at = -math.inf  # the last transaction, monotonic
         self._due = math.inf  # when the call that runs must have come back, monotonic
         self._lost = False
-        self._work: Queue[tuple[Outcomes, Future[Committed]] | None] = threads.queue()
+        self._work: Queue[Sequence[_Work] | None] = threads.queue()
         self._thread = threads.spawn(self._run, name=f"commit-{shard}")
 
-    def submit(self, outcomes: Outcomes) -> Future[Committed]:
-        """Start to commit; the future, given to `landed`, gives Committed, or raises Fenced or Rebuild."""
-        future: Future[Committed] = self._threads.future()
-        self._work.put((outcomes, future))
-        return future
+    def submit(
+        self, outcomes: Outcomes, answers: Answers | None = None, delivery: Delivery | None = None
+    ) -> Future[Committed]:
+        """Start to commit; the future, given to `wait`, gives Committed, or raises Fenced or Rebuild.
+
+        `answers`: the batch's decisions, where they are made already. `delivery`: what must be there before.
+        """
+        work = _Work(outcomes, answers or answers_of(outcomes), delivery, self._threads.future())
+        self._work.put([work])
+        return work.future
+
+    def submit_together(self, batches: Sequence[Outcomes]) -> list[Future[Committed]]:
+        """The same for batches that are committed all or not at all, in one transaction."""
+        works = [_Work(outcomes, answers_of(outcomes), None, self._threads.future()) for outcomes in batches]
+        self._work.put(works)
+        return [work.future for work in works]
+
+    def end_gathering(self) -> None:
+        """No other batch comes: what waits is committed at once."""
+        self._work.put(None)
 
     @property
     def overdue(self) -> bool:
@@ -134,11 +173,12 @@ class Publisher:
 
     def close(self) -> None:
         """Wait for a commit that runs, stop, and end the producer, unless one of its calls never comes back."""
-        self._work.put(None)
+        self.end_gathering()
         while self._thread.is_alive() and not self._lost:
             self._thread.join(LATE_S)
             if self.overdue:
                 self._give_up()
+        self._columns.close()
         if not self._lost:
             # Records that still wait would keep the client's threads and connections busy while it ends.
             with suppress(KafkaException):  # a fenced one raises its fatal error here once more
@@ -155,23 +195,57 @@ class Publisher:
         return Rebuild(reason)
 
     def _run(self) -> None:
-        while (work := self._work.get()) is not None:
-            outcomes, future = work
+        while works := self._next():
             try:
-                future.set_result(self._commit(outcomes))
-            except BaseException as exc:  # noqa: BLE001 - raised to the shard by its future
-                future.set_exception(exc)
+                self._commit_next(works)
+            except BaseException as exc:  # noqa: BLE001 - raised to the shard by the futures
+                self._failed = True
+                for work in works:
+                    work.future.set_exception(exc)
 
-    def _commit(self, outcomes: Outcomes) -> Committed:
+    def _next(self) -> list[_Work]:
+        """The batches of the next transaction, in order; none at the end."""
+        works: list[_Work] = []
+        deadline, payments = self._began_at + self._gather_s, 0
+        while not self._ended and len(works) < self._batches_max and payments < self._payments_max:
+            try:
+                if not works:
+                    given = self._work.get()
+                elif (remaining := deadline - self._threads.monotonic()) > 0:
+                    given = self._work.get(timeout=remaining)
+                else:
+                    given = self._work.get_nowait()
+            except Empty:
+                break
+            if given is None:
+                self._ended = True
+            else:
+                works += given
+                payments += sum(len(work.outcomes.records) for work in given)
+        self._began_at = self._threads.monotonic()
+        return works
+
+    def _commit_next(self, works: Sequence[_Work]) -> None:
+        if self._failed:  # state has gone on beyond what was committed
+            raise Rebuild("the transaction before was not committed")
+        for work, committed in zip(works, self._commit(works), strict=True):
+            work.future.set_result(committed)
+
+    def _commit(self, works: Sequence[_Work]) -> list[Committed]:
         started = self._threads.monotonic()
-        audit = self._audit(outcomes)
+        audits = [self._audit(work.outcomes) for work in works]
         until = self._threads.monotonic() + GENERATION_WAIT_S
         while True:
             try:
-                self._transaction(outcomes, audit)
+                reports = self._transaction(works, audits)
                 self._producer.poll(0)  # delivery reports of what the commit has flushed
-                seconds = self._threads.monotonic() - started
-                return Committed(outcomes, seconds, sum(map(len, audit)), self._reports.journal_offset)
+                ended = self._threads.monotonic()
+                return [
+                    Committed(
+                        work.outcomes, ended - started, sum(map(len, audit)), report.journal_offset, len(works), ended
+                    )
+                    for work, audit, report in zip(works, audits, reports, strict=True)
+                ]
             except KafkaException as exc:
                 if not _of_an_older_generation(exc) or self._threads.monotonic() > until:
                     raise failure(exc) from exc
@@ -201,11 +275,7 @@ class Publisher:
         return self._limits.get(topic, UNLIMITED_BYTES)
 
     def _unfit(self, topic: str, size: int) -> Unfit:
-        return Unfit(
-            f"topic {topic}: a record of {size} bytes must be written, and its max.message.bytes is "
-            f"{self._limits[topic]}",
-            {topic: size},
-        )
+        return unfit(topic, size, self._limits[topic])
 
     def _abort(self) -> None:
         """Roll back a transaction that the group refused; the producer and the outcomes can then be used again."""
@@ -214,20 +284,14 @@ class Publisher:
         except KafkaException as exc:
             raise failure(exc) from exc
 
-    def _transaction(self, outcomes: Outcomes, audit: list[bytes]) -> None:
+    def _transaction(self, works: Sequence[_Work], audits: Sequence[list[bytes]]) -> list[_Reports]:
         self._producer.begin_transaction()
-        self._produce_decisions(outcomes)
-        fault_points.point("in_transaction")
-        self._produce_dead_letters(outcomes)
-        for chunk in audit:
-            self._produce(self._topics.audit, chunk, partition=self._shard)
-        self._produce(
-            self._topics.journal,
-            outcomes.journal.to_bytes(),
-            partition=self._shard,
-            on_delivery=self._reports.on_journal,
-        )
-        positions = [TopicPartition(self._topics.payments, r.partition, r.end) for r in outcomes.journal.inputs]
+        reports: list[_Reports] = []
+        ends: dict[int, int] = {}
+        for work, audit in zip(works, audits, strict=True):
+            reports.append(self._produce_batch(work, audit))
+            ends |= {r.partition: r.end for r in work.outcomes.journal.inputs}
+        positions = [TopicPartition(self._topics.payments, partition, end) for partition, end in ends.items()]
         metadata = self._group_metadata()  # none without a membership: what a command commits
         if (
             positions and metadata is not None
@@ -240,38 +304,42 @@ class Publisher:
                 self._due = math.inf
             if self._lost:
                 raise Rebuild("the client's call came back after it was given up")
+        for work in works:
+            if work.delivery is not None:
+                work.delivery.wait()
         fault_points.point("before_commit")
         self._producer.commit_transaction(COMMIT_TIMEOUT_S)
         fault_points.point("after_commit")
+        return reports
 
-    def _produce_decisions(self, outcomes: Outcomes) -> None:
-        """One message per answer, with the payment's own key, to the partition of the same number."""
-        columns = outcomes.columns
-        values = encode_decisions(
-            _texts(columns.payment_id),
-            columns.decision,
-            columns.score,
-            columns.margin,
-            columns.reasons,
-            columns.mode,
-            outcomes.bundles,
+    def _produce_batch(self, work: _Work, audit: list[bytes]) -> _Reports:
+        outcomes, reports = work.outcomes, _Reports()
+        self._produce_decisions(work.answers)
+        fault_points.point("in_transaction")
+        self._produce_dead_letters(outcomes)
+        for number, chunk in enumerate(audit):
+            headers = list(work.answers.audit_headers) if number == 0 else []
+            if len(chunk) + header_bytes(headers) + RECORD_OVERHEAD_BYTES > self._limit(self._topics.audit):
+                headers = []  # the topic takes the record, and no more with it
+            self._produce(self._topics.audit, chunk, partition=self._shard, headers=headers or None)
+        self._produce(
+            self._topics.journal, outcomes.journal.to_bytes(), partition=self._shard, on_delivery=reports.on_journal
         )
-        keys = outcomes.keys()
-        # One call for each partition: the client takes a partition of a single message and then does not heed it.
-        by_partition: dict[int, list[dict[str, Any]]] = {}
-        for value, key, partition in zip(values, keys, columns.partition.tolist(), strict=True):
-            by_partition.setdefault(partition, []).append({"value": value, "key": key})
+        return reports
+
+    def _produce_decisions(self, answers: Answers) -> None:
+        """One message per answer, with the payment's own key, to the partition of the same number."""
+        values, keys, partition = answers.values, answers.keys, answers.partition
         topic = self._topics.decisions
-        if self._limit(topic) < DECISION_BYTES_MAX + RECORD_OVERHEAD_BYTES:
-            for value, key in zip(values, keys, strict=True):
-                self._check(topic, value, key)
-        for partition, messages in by_partition.items():
-            if self._producer.produce_batch(topic, messages, partition) != len(messages):
-                # A message that was refused has its error in it; a full queue is the usual one.
-                for refused in (m["_error"] for m in messages if "_error" in m):
-                    if refused.code() != KafkaError._QUEUE_FULL:
-                        raise self._refused(topic, refused)
-                raise BufferError
+        sizes = values.lengths + keys.lengths + RECORD_OVERHEAD_BYTES
+        too_large = np.flatnonzero(sizes > self._limit(topic))
+        if len(too_large):  # the broker would only name a request
+            raise self._unfit(topic, int(sizes[too_large[0]]))
+        headers = fitting(answers.headers, values.lengths + keys.lengths, self._limits.get(topic))
+        try:
+            self._columns.produce(topic, values, keys, partition, headers)
+        except KafkaException as exc:
+            raise self._refused(topic, exc.args[0]) from exc
 
     def _produce_dead_letters(self, outcomes: Outcomes) -> None:
         records, rejected = outcomes.records, outcomes.rejected
@@ -345,6 +413,11 @@ class Publisher:
 
     def _refused(self, topic: str, error: KafkaError) -> KafkaFailure:
         """What it means that the client did not take a record at all."""
+        if error.code() == KafkaError._FATAL:  # the transaction's own calls give the cause
+            try:
+                self._producer.abort_transaction(COMMIT_TIMEOUT_S)
+            except KafkaException as exc:
+                return failure(exc)
         if meaning(error) is Kind.UNFIT:  # by a setting of this client, which does not pass
             return KafkaFailure(
                 f"a record for {topic} was refused by the client ({error.name()}): its message.max.bytes, in "
@@ -357,7 +430,3 @@ def _of_an_older_generation(exc: KafkaException) -> bool:
     """Whether the group refused the offsets because a rebalance is on or has just been; all else is well."""
     error = exc.args[0]
     return error.txn_requires_abort() and error.code() in OLDER_GENERATION | {KafkaError.REBALANCE_IN_PROGRESS}
-
-
-def _texts(column: Sequence[str]) -> list[str]:
-    return column.to_pylist() if isinstance(column, pa.Array) else list(column)

@@ -70,8 +70,8 @@ class ShardThread:
         while not self.stop.is_set():
             began = self._threads.monotonic()
             try:
-                warm, self._standby = (self._standby.take() if self._standby else None), None
-                self.shard.run(self.stop, warm)
+                standby, self._standby = self._standby, None
+                self.shard.run(self.stop, standby)
             except kafka.Denied as exc:
                 worker_metrics.REBUILDS.labels(str(self.number), "denied").inc()
                 if not self._is_ours(exc):
@@ -143,6 +143,8 @@ class ShardThread:
             except kafka.Denied as exc:
                 denial = exc
                 continue
+            if self.stop.is_set():  # then no answer says anything: what is not committed is the next owner's
+                return False
             if isinstance(cause, kafka.Fenced):  # in a commit: the process ends
                 self.failure = cause
                 return False

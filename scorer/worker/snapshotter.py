@@ -91,7 +91,7 @@ class Snapshotter:
         self._finish(pipeline, inputs)
 
     def committed(self, sequence: int, journal_offset: int) -> None:
-        """Batch `sequence` is committed, its journal record stands at `journal_offset`."""
+        """Batch `sequence` is committed, its journal record stands at `journal_offset`: -1 when that is not known."""
         self._last_commit = sequence, journal_offset
         if self._naming is not None and sequence >= self._naming:
             self._naming = None
@@ -101,6 +101,9 @@ class Snapshotter:
     def _write_committed(self) -> None:
         finished, last = self._finished, self._last_commit
         if finished is None or last is None or finished.sequence != last[0] + 1:
+            return
+        if last[1] < 0:  # a snapshot without the place of its record is of no use; the next one has another record
+            self._give_up("where the journal record stands is not known")
             return
         self._finished = None
         finished.known["journal_offset"] = last[1]
@@ -169,7 +172,7 @@ class Snapshotter:
             return
         known = self._states.facts(pipeline) | {
             "positions": {str(p): buffer.position for p, buffer in inputs.buffers.items()},
-            "epochs": {str(p): buffer.epoch for p, buffer in inputs.buffers.items()},
+            "last_records": inputs.last_records,
             "control_position": inputs.control.position,
             "labels_position": inputs.labels.position,
             "sources": None if inputs.sources is None else inputs.sources.model_dump(),

@@ -18,7 +18,8 @@ from scorer.errors import FraudScorerError, UsageError
 from scorer.kafka import KafkaFailure, SourceChanged, TopicFacts
 from scorer.runtime import fault_points
 from scorer.runtime.settings import Settings
-from scorer.runtime.threads import Thread
+from scorer.runtime.threads import Event, Thread
+from scorer.worker.first_questions import answered
 from scorer.worker.follower import check_append_time, check_topics
 from scorer.worker.ports import Ports
 
@@ -57,13 +58,31 @@ class TopicWatch:
         self.failure: BaseException | None = None
         self._thread: Thread | None = None
 
-    def start(self) -> None:
-        """Note the topics as they are now and begin to ask. Raises UsageError when their counts do not fit."""
+    def start(self, stop: Event) -> None:
+        """Note the topics as they are now and begin to ask, or return when `stop` is set. Raises UsageError when their
+        counts do not fit, Denied as `answered` does."""
+        answered(self._begin, stop, self._threads, self._settings)
+
+    def _begin(self) -> None:
         self._first = self._broker.topic_facts(self._names)
         check_topics(self._settings, self._first)
         self._see(self._first)
         self._see_types()
+        if self._settings.worker.fast_decisions:
+            self._check_kept()
         self._thread = self._threads.spawn(self._run, name="topic-watch")
+
+    def _check_kept(self) -> None:
+        """A fast decision stands as long as the broker has its batch's order, and all that this says was read. Raises
+        UsageError where the settings say so."""
+        reason = self._broker.forgettable(self._topics.decided_from)
+        if reason and self._settings.worker.fast_on_one_broker == "refuse":
+            raise UsageError(
+                f"a fast decision could be taken back. {reason}. Or set FRAUD_SCORER_WORKER__FAST_ON_ONE_BROKER=warn, "
+                "or FRAUD_SCORER_WORKER__FAST_DECISIONS=false"
+            )
+        if reason:
+            log.warning("order.forgettable", reason=f"a fast decision could be taken back, or be missing. {reason}")
 
     def check(self) -> None:
         """Raise what was found not to fit."""
@@ -78,8 +97,8 @@ class TopicWatch:
     def close(self) -> None:
         """Stop asking."""
         self._stop.set()
-        if self._thread is not None:
-            self._thread.join()
+        if self._thread is not None:  # a question that has no answer yet is left to the end of the process
+            self._thread.join(ANSWER_S)
 
     def _run(self) -> None:
         try:

@@ -7,16 +7,17 @@ alone counts, and fencing of the shard's producer protects against a member that
 from __future__ import annotations
 
 import gc
+from dataclasses import replace
 
 import structlog
-from confluent_kafka import KafkaError, KafkaException, TopicPartition
+from confluent_kafka import KafkaError, TopicPartition
 
 from features.feature_set import FeatureSetError
 from scorer import kafka
 from scorer.bundle import Bundle
-from scorer.errors import FraudScorerError, UsageError
+from scorer.errors import UsageError
 from scorer.journal.activated_bundles import Bundles
-from scorer.runtime import fault_points
+from scorer.runtime import fault_points, span_export
 from scorer.runtime.settings import Settings
 from scorer.runtime.threads import Event
 from scorer.worker import worker_metrics
@@ -28,6 +29,7 @@ from scorer.worker.ports import Ports
 from scorer.worker.shard import Shard
 from scorer.worker.shard_thread import ShardThread
 from scorer.worker.standby import Standby
+from scorer.worker.standby_warmth import StandbyWarmth
 from scorer.worker.topic_watch import SILENT_S, TopicWatch
 
 log = structlog.get_logger()
@@ -36,10 +38,17 @@ log = structlog.get_logger()
 POLL_S = 0.05
 # How often it is logged that the group has not let this worker in.
 WAITING_LOGGED_S = 15.0
-# Two intervals of heartbeats (see scorer.kafka.clients): so much less than the session may be enough to lose a shard.
+# So much less than the session may be enough to lose a shard: an interval of heartbeats (scorer.kafka.clients), and the
+# time that a request takes on a busy machine.
 HEARTBEATS_MS = 1000
-# Deciding may end in the middle of a commit, which takes at most its timeout.
-HAND_OVER_S = 35.0
+# A shard that is given up has the order of a batch, a transaction and the one that waits behind it to bring to an end,
+# and no more: what takes longer than its time-out the broker has aborted by then. README (SIGTERM) has the sum.
+HAND_OVER_TRANSACTIONS = 3
+HAND_OVER_MORE_S = 5.0
+# A shard that restores its state is asked to end as well, and its time has nothing to do with transactions.
+HAND_OVER_S_MIN = 35.0
+# A standby has nothing to commit, and its threads end with the process.
+STANDBYS_END_S = 2.0
 
 
 def _calm_collector() -> None:
@@ -61,15 +70,19 @@ class Worker:
         except FeatureSetError as exc:
             raise UsageError(f"FRAUD_SCORER_WORKER__SHARDS={settings.worker.shards}: {exc}") from exc
         self._settings = settings
-        self._ports = ports or Ports.real(settings)
+        self._ports = ports or replace(Ports.real(settings), spans=span_export.of(settings, part="worker"))
         self._threads = self._ports.threads
         self._compilation = Compilation(bundle, self._threads)
         self._bundles = Bundles(bundle, settings.bundle, self._threads)
         self._owned: dict[int, ShardThread] = {}
         self._standbys: dict[int, Standby] = {}
+        self._warmth = StandbyWarmth(settings, self._threads, self._standbys)
+        self._was_ready = self._left_running = False
+        self._stands_by = False  # whether what others own is followed, since the group was joined
         self._joined = False
         self._warm = False
-        self._failure: BaseException | None = None
+        self._callbacks = kafka.KeptCallbacks()
+        self._failures: list[BaseException] = []  # of shards that were given up
         self._polled_at = float("inf")  # not polling yet
         self._waiting_logged_at = self._began_at = float("-inf")
         self._denied_at: float | None = None
@@ -85,14 +98,14 @@ class Worker:
         return not broken, f"shards failed: {broken}" if broken else "alive"
 
     def ready(self) -> tuple[bool, str]:
-        """Warm, in the group, and every owned shard deciding (a standby owns none and is ready)."""
+        """Warm, in the group, every owned shard deciding, and every shard that it follows caught up with."""
         if not self._warm:
             return False, self._compilation.state
         if self._denied_at is not None:
             return False, "refused by Kafka's authoriser"
         if self._admission.waits_for:  # a standby of those workers
             return True, self._admission.waits_for
-        if not self._joined:
+        if not (self._joined and self._stands_by):
             return False, "joining the group"
         owned = list(self._owned.values())
         obstacles = [reason for o in owned for reason in (o.waits_for, o.shard.waits_for) if reason]
@@ -101,7 +114,13 @@ class Worker:
         if self._watch.silent_s > SILENT_S:
             return False, f"Kafka has not answered for {self._watch.silent_s:.0f} s"
         waiting = [o.number for o in list(self._owned.values()) if not o.shard.recovered.is_set()]
-        return not waiting, f"recovering shards {waiting}" if waiting else f"deciding shards {sorted(self._owned)}"
+        if waiting:
+            return False, f"recovering shards {waiting}"
+        # Once only: that paces a rolling update. An owner that begins to follow another shard later still decides its
+        # own, and a budget for disruptions does not protect what is not ready.
+        cold = "" if self._was_ready else self._warmth.waits_for()
+        self._was_ready = self._was_ready or not cold
+        return not cold, cold or f"deciding shards {sorted(self._owned)}"
 
     def run(self, stop: Event) -> None:
         """Compile, then take part until `stop` is set. Raises what ended a shard:
@@ -111,12 +130,14 @@ class Worker:
             self.take_part(stop)
 
     @property
-    def compiling(self) -> bool:
-        """Whether a compiler runs on a thread, which only the end of the process ends."""
-        return self._compilation.running
+    def left_running(self) -> bool:
+        """Whether a compiler, a shard or a standby runs on a thread, which only the end of the process ends."""
+        return self._compilation.running or self._left_running
 
     def take_part(self, stop: Event) -> None:
-        """Take part in the group until `stop` is set, then drain and leave. Raises what ended a shard."""
+        """Take part in the group until `stop` is set, then drain and leave. Raises what ended a shard, or makes its
+        decisions wrong: not that Kafka failed while shards were drained, for what is not committed is the next
+        owner's."""
         fault_points.point("after_warm_up")
         self._warm = True
         if self._settings.bundle.unsigned_activations and not self._settings.bundle.trusted_keys:
@@ -126,13 +147,16 @@ class Worker:
                 "the control topic chooses the model",
             )
         topic = kafka.Topics.of(self._settings.kafka).journal
-        self._watch.start()
-        self._admission.wait(stop)
-        member = self._membership.consumer
-        member.subscribe([topic], on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost)
-        # From here on the group expects to hear of this member. That compiling may have taken minutes is no freeze.
-        self._polled_at = self._waiting_logged_at = self._began_at = self._threads.monotonic()
+        member, kept = self._membership.consumer, self._callbacks.kept
         try:
+            self._watch.start(stop)
+            self._admission.wait(stop)
+            if not stop.is_set():
+                member.subscribe(
+                    [topic], on_assign=kept(self._assigned), on_revoke=kept(self._revoked), on_lost=kept(self._lost)
+                )
+            # From here on the group expects to hear of this member. That compiling may have taken minutes is no freeze.
+            self._polled_at = self._waiting_logged_at = self._began_at = self._threads.monotonic()
             while not stop.is_set():
                 fault_points.point("main_loop")
                 self._poll(member)
@@ -140,14 +164,23 @@ class Worker:
                 if self._joined:
                     self._admission.check_once()
                     self._keep_standbys()
+                    self._stands_by = True
+                self._warmth.look()
         finally:
             # Committing needs the membership, so shards end before the member leaves.
             self._drain(list(self._owned))
             member.close()
-            for standby in self._standbys.values():
-                standby.close()
+            self._end_standbys()
             self._watch.close()
+            if self._ports.spans is not None:
+                self._ports.spans.close()
+            # Also where another failure is on its way out already.
+            for failure in self._found():
+                log.warning("worker.left_uncommitted", kind=type(failure).__name__, reason=str(failure))
             log.info("worker.left")
+        for failure in self._found():
+            if not isinstance(failure, kafka.KafkaFailure):
+                raise failure
 
     def _poll(self, member: kafka.Member) -> None:
         """Hear of the group once: callbacks run in here, and the present generation is noted for commits."""
@@ -159,21 +192,33 @@ class Worker:
                 up_s=round(self._waiting_logged_at - self._began_at),
                 reason="a rebalance that does not end, or a coordinator that does not answer",
             )
-        self._note_freeze(self._threads.monotonic() - self._polled_at)
+        self._note_freeze()
         self._polled_at = self._threads.monotonic()
         message = member.poll(POLL_S)
+        self._note_freeze()
         self._membership.refresh()
+        # A commit in there waits as long as a session for a coordinator that is away: that is no freeze.
+        self._polled_at = self._threads.monotonic()
         error = None if message is None else message.error()
         if error is not None:
             self._on_error(error)
+        if not self._joined:
+            if self._membership.idle():
+                log.info("worker.idle", group=self._membership.group)
+                self._denied_at, self._joined = None, True
+            self._polled_at = self._threads.monotonic()  # that the broker answers late is no freeze
 
     def _raise_failures(self) -> None:
         """End the process with what ended one of its parts."""
         self._limit_denial()
+        for failure in self._found():
+            raise failure
+
+    def _found(self) -> list[BaseException]:
+        """What has ended parts of this process."""
         parts: list[ShardThread | Standby] = [*self._owned.values(), *self._standbys.values()]
-        for failure in (self._watch.failure, self._failure, *(part.failure for part in parts)):
-            if failure is not None:
-                raise failure
+        found = (self._watch.failure, *self._failures, self._callbacks.error, *(part.failure for part in parts))
+        return [failure for failure in found if failure is not None]
 
     def _on_error(self, error: KafkaError) -> None:
         # Fencing of a static member comes as _FATAL while fatal() is False (confluent-kafka-python#869).
@@ -214,13 +259,9 @@ class Worker:
 
     def _assigned(self, consumer: kafka.Member, partitions: list[TopicPartition]) -> None:
         # Cooperative protocol: what is given here comes on top of what is owned.
-        try:
-            consumer.incremental_assign(partitions)
-            if partitions:
-                consumer.pause(partitions)
-        except KafkaException as exc:
-            self._failure = kafka.KafkaFailure(f"assignment failed: {kafka.describe(exc)}")
-            return
+        consumer.incremental_assign(partitions)
+        if partitions:
+            consumer.pause(partitions)
         for partition in partitions:
             number = partition.partition
             log.info("shard.assigned", shard=number)
@@ -232,9 +273,10 @@ class Worker:
                 group_metadata=lambda: self._membership.metadata,
                 watch=self._watch,
             )
-            self._owned[number] = ShardThread(
-                self._settings, shard, number, self._membership, self._standbys.pop(number, None), self._ports
-            )
+            standby = self._standbys.get(number)
+            self._owned[number] = ShardThread(self._settings, shard, number, self._membership, standby, self._ports)
+            self._standbys.pop(number, None)
+        self._polled_at = self._threads.monotonic()
         self._denied_at = None
         self._joined = True  # last: until then no probe shall take this member for one that owns nothing
         worker_metrics.OWNED.set(len(self._owned))
@@ -242,44 +284,68 @@ class Worker:
     def _revoked(self, consumer: kafka.Member, partitions: list[TopicPartition]) -> None:
         # Still a member of the old generation here, so the batch in flight can be committed; that generation is asked
         # for anew, because the thread that does so after each poll is the one that waits in here.
+        self._note_freeze()
         self._membership.refresh()
         self._drain([p.partition for p in partitions])
         consumer.incremental_unassign(partitions)
+        self._polled_at = self._threads.monotonic()
 
-    def _note_freeze(self, still_s: float) -> None:
-        """Remember that nothing was polled for longer than the session: this process was stopped, or starved."""
+    def _note_freeze(self) -> None:
+        """Remember that nothing was polled for longer than the session: this process was stopped, or starved.
+
+        To be called before anything that waits: a shard that takes its time to end is no freeze, for the client's own
+        thread sends heartbeats meanwhile.
+        """
         worker = self._settings.worker
-        # The group counts from the last heartbeat, which was sent up to 0.5 s before the process stood still; 1 s with
-        # the time that a request takes. Beyond max.poll.interval the client itself leaves the group, and joins again.
+        still_s = self._threads.monotonic() - self._polled_at
+        # The group counts from the last heartbeat, which was sent before the process stood still. Beyond
+        # max.poll.interval the client itself leaves the group, and joins again.
         if worker.session_timeout_ms - HEARTBEATS_MS <= still_s * 1000.0 < worker.max_poll_interval_ms:
             self._frozen_until = self._threads.monotonic()
 
     def _lost(self, consumer: kafka.Member, partitions: list[TopicPartition]) -> None:
         # Another member owns them already; the batch in flight will be fenced. State is dropped with the shard.
         log.warning("shard.lost", shards=[p.partition for p in partitions])
-        self._joined = False  # the group, or the broker, does not know this member now: not ready until it does again
-        self._drain([p.partition for p in partitions])
-        consumer.incremental_unassign(partitions)
-        self._note_freeze(self._threads.monotonic() - self._polled_at)
+        # The group, or the broker, does not know this member now: not ready until it does again.
+        self._joined = self._stands_by = False
+        self._note_freeze()
         since_s = self._threads.monotonic() - self._frozen_until
+        self._drain([p.partition for p in partitions])
         if partitions and since_s < 2 * self._settings.worker.session_timeout_ms / 1000.0:
-            self._failure = self._failure or kafka.Fenced(
-                "this process stood still for longer than the session timeout, and others own its shards now; "
-                "restart it, and look for what stops it"
+            self._failures.append(
+                kafka.Fenced(
+                    "this process stood still for longer than the session timeout, and others own its shards now; "
+                    "restart it, and look for what stops it"
+                )
             )
+        consumer.incremental_unassign(partitions)
+        self._polled_at = self._threads.monotonic()
 
     def _keep_standbys(self) -> None:
-        """Follow shards that others own, as many as the settings allow."""
-        wanted = self._settings.worker.standby_shards_max - len(self._standbys)
+        """Follow shards that others own, as many as the settings allow: the next ones after its own, so that of as many
+        workers as shards each follows another one."""
+        wanted, shards = self._settings.worker.standby_shards_max - len(self._standbys), self._settings.worker.shards
         if wanted <= 0:
             return
-        for number in range(self._settings.worker.shards):
+        first = max(self._owned, default=-1) + 1
+        for number in (n % shards for n in range(first, first + shards)):
             if wanted > 0 and number not in self._owned and number not in self._standbys:
                 self._standbys[number] = Standby(self._settings, self._bundles, number, self._ports)
                 wanted -= 1
-        worker_metrics.STANDBYS.set(len(self._standbys))
+
+    def _end_standbys(self) -> None:
+        """One that restores a large state, or waits for an answer, is left to the end of the process."""
+        for standby in self._standbys.values():  # all are asked before the first is waited for
+            standby.end()
+        until = self._threads.monotonic() + STANDBYS_END_S
+        for standby in self._standbys.values():
+            self._left_running |= not standby.close(max(0.0, until - self._threads.monotonic()))
 
     def _drain(self, numbers: list[int]) -> None:
+        """Have these shards end, and keep what ended them. One that does not end in time keeps this process from going
+        on, but not from ending: nothing that it does later is committed."""
+        transactions_s = HAND_OVER_TRANSACTIONS * self._settings.worker.transaction_timeout_ms / 1000.0
+        bound_s = max(HAND_OVER_S_MIN, transactions_s + HAND_OVER_MORE_S)
         for number in numbers:  # all are asked before the first is waited for
             if number in self._owned:
                 self._owned[number].stop.set()
@@ -287,9 +353,12 @@ class Worker:
             owned = self._owned.pop(number, None)
             if owned is None:
                 continue
-            if not owned.drain(HAND_OVER_S):
-                self._failure = FraudScorerError(f"shard {number} did not end within {HAND_OVER_S:.0f} s")
+            if not owned.drain(bound_s):
+                log.error("shard.not_ended", shard=number, waited_s=bound_s)
+                self._left_running = True
+                self._failures.append(kafka.KafkaFailure(f"shard {number} did not end within {bound_s:g} s"))
             elif owned.failure is not None:
-                self._failure = self._failure or owned.failure
+                self._failures.append(owned.failure)
+            worker_metrics.forget(number)
             log.info("shard.released", shard=number)
         worker_metrics.OWNED.set(len(self._owned))

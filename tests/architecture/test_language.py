@@ -24,7 +24,7 @@ def test_no_text_uses_a_word_that_has_to_be_translated() -> None:
     """Code, comments, logs, errors, documents and tests say reason, logged, compared with, repair, path."""
     tracked = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT, capture_output=True, text=True, timeout=60, check=True,
+        cwd=ROOT, capture_output=True, text=True, timeout=600, check=True,
     ).stdout.splitlines()  # fmt: skip
     found = []
     for name in tracked:

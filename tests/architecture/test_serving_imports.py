@@ -56,3 +56,25 @@ def test_the_help_says_of_each_command_what_the_command_says() -> None:
         command = load(name)
         assert command.name == name
         assert (command.help or "").split("\n\n")[0].replace("\n", " ") == line
+
+
+def test_the_help_of_each_command_imports_no_kernel_and_no_library_of_data() -> None:
+    """`fraud-scorer COMMAND --help` answers within a second: what takes longer to import than to read a sentence is
+    imported when the command runs."""
+    code = """
+import json, sys
+from typer.testing import CliRunner
+from scorer.cli import app
+from scorer.cli.lazy_commands import COMMANDS
+for name in set(COMMANDS) - {"acls"}:  # its roles stand with the rights, in the room of the client
+    answer = CliRunner().invoke(app, [name, "--help"])
+    assert answer.exit_code == 0, (name, answer.output, answer.exception)
+answer = CliRunner().invoke(app, ["features", "explain", "--help"])
+assert answer.exit_code == 0, answer.output
+print(json.dumps(sorted(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    loaded = set(json.loads(done.stdout))
+    slow = {"numba", "llvmlite", "pyarrow", "duckdb", "sqlalchemy", "treelite", "scorer.model", "scorer.replay"}
+    assert loaded & (NEVER | slow) == set()

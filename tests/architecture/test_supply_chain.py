@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import json
 import re
@@ -18,8 +19,12 @@ LOCKS = {
     "serving": ROOT / "deploy/locks/serving.lock",
     "demo": ROOT / "deploy/locks/demo.lock",
     "all": ROOT / "requirements.lock",
+    "build": ROOT / "deploy/locks/build.lock",
+    "tracing": ROOT / "deploy/locks/tracing.lock",  # beside that of serving
 }
 SBOM = ROOT / "deploy/locks/serving.cdx.json"
+# Releases of other projects that this repository has copies of.
+COPIES = [ROOT / "scorer/backtest/page/uplot"]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 REGISTRY = re.compile(r"https?://|--(?:extra-)?index-url|--find-links|--trusted-host| @ ")
 # The union of packages that serving may never hold: the rest of what tests, demo and training install.
@@ -31,6 +36,7 @@ LICENSES = {
     "0BSD", "Apache-2.0", "Apache-2.0 WITH LLVM-exception", "BSD-2-Clause", "BSD-3-Clause", "CC0-1.0", "ISC",
     "LGPL-3.0-only", "MIT", "MIT-0", "MPL-2.0", "PSF-2.0", "Unlicense", "Zlib",
 }  # fmt: skip
+FREE_TEXTS = {"3-Clause BSD License": "BSD-3-Clause"}  # protobuf's
 CLASSIFIERS = {
     "License :: OSI Approved :: Apache Software License",
     "License :: OSI Approved :: BSD License",
@@ -102,20 +108,38 @@ def test_a_lock_agrees_with_the_project_file(name: str, extra: str | None) -> No
             assert requirement.specifier.contains(version), f"{LOCKS[name].name} has {version}, not {requirement}"
 
 
-@pytest.mark.parametrize("name", ["serving", "demo"])
+@pytest.mark.parametrize("name", ["serving", "demo", "tracing"])
 def test_what_is_installed_elsewhere_is_what_the_tests_ran_on(name: str) -> None:
     """Production and demo get no version that the tests did not have."""
     tested = versions(LOCKS["all"])
     assert {package: found for package, found in versions(LOCKS[name]).items() if not found <= tested[package]} == {}
 
 
-def test_every_package_of_production_has_hashes() -> None:
-    """`pip install --require-hashes` takes the serving lock, and a package changed at its source is refused."""
-    entries = LOCKS["serving"].read_text().replace("\\\n", " ").splitlines()
+@pytest.mark.parametrize(("name", "count"), [("serving", 20), ("build", 3), ("tracing", 8)])
+def test_every_package_of_production_has_hashes(name: str, count: int) -> None:
+    """`pip install --require-hashes` takes what is installed and what builds it, and a package changed at its source is
+    refused."""
+    entries = LOCKS[name].read_text().replace("\\\n", " ").splitlines()
     entries = [line for line in entries if line.strip() and not line.lstrip().startswith("#")]
-    assert len(entries) > 20
+    assert len(entries) > count
     without = [line.split()[0] for line in entries if not re.search(r"--hash=sha256:[0-9a-f]{64}\b", line)]
     assert without == []
+
+
+def test_the_lock_of_the_build_agrees_with_the_project_file() -> None:
+    """The image's build makes the wheel with a build tool that pyproject.toml allows."""
+    build = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]
+    locked = versions(LOCKS["build"])
+    for requirement in map(Requirement, build):
+        assert all(requirement.specifier.contains(version) for version in locked[requirement.name])
+
+
+def test_the_lock_of_spans_agrees_with_the_project_file() -> None:
+    """An image with spans has the packages that the extra allows, and none of serving at another version."""
+    locked, serving = versions(LOCKS["tracing"]), versions(LOCKS["serving"])
+    for requirement in map(Requirement, PROJECT["optional-dependencies"]["tracing"]):
+        assert all(requirement.specifier.contains(version) for version in locked[canonicalize_name(requirement.name)])
+    assert {name: found for name, found in locked.items() if name in serving and serving[name] != found} == {}
 
 
 def test_no_lock_names_where_packages_come_from() -> None:
@@ -140,13 +164,15 @@ def test_production_holds_no_test_tools_and_no_lock_the_unlicensed_broker() -> N
     ] == ["stand-in-broker"]
 
 
-def test_every_package_of_production_has_an_allowed_licence() -> None:
+@pytest.mark.parametrize("lock", ["serving", "tracing"])
+def test_every_package_of_production_has_an_allowed_licence(lock: str) -> None:
     """Who ships the worker knows under which licences: each package names one, and it is on the list."""
     refused = {}
-    for name in here(LOCKS["serving"]):
+    for name in here(LOCKS[lock]):
         about = importlib.metadata.metadata(name)
         # Before PEP 639 the field was free text: an SPDX expression counts there too.
-        free = [text for text in about.get_all("License", []) if text in LICENSES]
+        free = [FREE_TEXTS.get(text, text) for text in about.get_all("License", [])]
+        free = [text for text in free if text in LICENSES]
         named = about.get_all("License-Expression", []) or free
         classifiers = about.get_all("Classifier", [])
         if not license_allowed(named, classifiers):
@@ -171,8 +197,20 @@ def test_the_check_of_licences_can_refuse(expressions: list[str], classifiers: l
     assert license_allowed(expressions, classifiers) is allowed
 
 
+@pytest.mark.parametrize("folder", COPIES, ids=lambda folder: folder.name)
+def test_a_copy_is_as_published_and_its_licence_goes_with_it(folder: Path) -> None:
+    """Each file has the sha256 of the release that ORIGIN.json names; the licence is allowed and is in the wheel."""
+    origin = json.loads((folder / "ORIGIN.json").read_text())
+    assert {path.name for path in folder.iterdir()} == {*origin["sha256"], "ORIGIN.json"}
+    for name, digest in origin["sha256"].items():
+        assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest, name
+    assert origin["license"] in LICENSES
+    assert str((folder / "LICENSE").relative_to(ROOT)) in PROJECT["license-files"]
+
+
 def test_the_component_list_is_current() -> None:
-    """The SBOM lists exactly what the serving lock installs on Linux, with licences, and what needs what."""
+    """The SBOM lists exactly what the serving lock installs on Linux and what the repository has copies of, with
+    licences, and what needs what."""
     document = json.loads(SBOM.read_text())
     assert (document["bomFormat"], document["specVersion"]) == ("CycloneDX", "1.6")
     assert document["metadata"]["component"]["version"] == PROJECT["version"]
@@ -184,9 +222,13 @@ def test_the_component_list_is_current() -> None:
         for pin in pins(LOCKS["serving"])
         if pin.marker is None or pin.marker.evaluate(environment)
     }
-    assert listed == locked
+    copies = [json.loads((folder / "ORIGIN.json").read_text()) for folder in COPIES]
+    assert listed == locked | {canonicalize_name(copy["name"]): copy["version"] for copy in copies}
+    purls = {part["purl"]: part["licenses"][0].get("license", {}).get("id") for part in document["components"]}
+    assert {copy["purl"]: copy["license"] for copy in copies}.items() <= purls.items()
     assert [part["name"] for part in document["components"] if not part.get("licenses")] == []
     needed = {canonicalize_name(Requirement(text).name) for text in PROJECT["dependencies"]}
+    needed |= {canonicalize_name(copy["name"]) for copy in copies}
     names = {part["bom-ref"]: canonicalize_name(part["name"]) for part in document["components"]}
     graph = {row["ref"]: {names[ref] for ref in row.get("dependsOn", [])} for row in document["dependencies"]}
     assert graph[document["metadata"]["component"]["bom-ref"]] == needed

@@ -20,10 +20,10 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the wheel's content and nothing else."""
     made, target = tmp_path_factory.mktemp("dist"), tmp_path_factory.mktemp("site")
     build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(made), str(ROOT)]
-    subprocess.run(build, check=True, capture_output=True, timeout=120)
+    subprocess.run(build, check=True, capture_output=True, timeout=600)
     (wheel,) = made.glob("*.whl")
     install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-compile", "--target", str(target)]
-    subprocess.run([*install, str(wheel)], check=True, capture_output=True, timeout=120)
+    subprocess.run([*install, str(wheel)], check=True, capture_output=True, timeout=600)
     return target
 
 
@@ -32,7 +32,7 @@ def run(installed: Path, folder: Path, *arguments: str) -> str:
     environment = {**os.environ, "PYTHONPATH": str(installed)}
     command = [sys.executable, *arguments]
     done = subprocess.run(
-        command, env=environment, cwd=folder, capture_output=True, text=True, timeout=120, check=False
+        command, env=environment, cwd=folder, capture_output=True, text=True, timeout=600, check=False
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -59,6 +59,17 @@ def test_data_files_travel_in_it(installed: Path, tmp_path: Path) -> None:
     places = run(installed, tmp_path, "-c", code).split()
     assert len(places) == 6
     assert all(place.startswith(str(installed)) for place in places), places
+
+
+def test_the_report_s_page_travels_in_it(installed: Path, tmp_path: Path) -> None:
+    """A report can be written from an installed wheel: its script, its style and the copy of uPlot are there."""
+    code = (
+        "import sys; from pathlib import Path; from scorer.backtest import Backtest, write_page\n"
+        "write_page(Backtest(0, 1, 0, 0, 'EUR', 1, 1, []), Path('report.html'), 'empty')"
+    )
+    run(installed, tmp_path, "-c", code)
+    page = (tmp_path / "report.html").read_text()
+    assert all(text in page for text in ("var uPlot=", "function chart(", ".u-wrap", "Permission is hereby granted"))
 
 
 def test_its_command_works(installed: Path, tmp_path: Path) -> None:

@@ -5,8 +5,9 @@
               same size: what Postgres itself needs
     verify    every digest recomputed from the rows, every link, over one connection more than cores (the default)
 
-`--rows`, `--rounds`; figures are medians over the rounds. One core is the sink's: its process is bound to one, Postgres
-and Kafka have the rest.
+`--rows`, `--rounds`, `--lanes`; figures are medians over the rounds. One core is the sink's: its process is bound to
+one, Postgres and Kafka have the rest. `sink_to_copy_cpu` compares CPU, Postgres' included: it holds on a busy machine
+as well.
 """
 
 from __future__ import annotations
@@ -105,28 +106,29 @@ def database(server_url: str) -> Iterator[str]:
             server.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 
 
-def bare_copy(url: str, transactions: list[list[memoryview]], *, indexes: bool) -> float:
-    """Seconds to COPY the rows, with the table's indexes or without."""
-    with psycopg.connect(url, autocommit=True) as connection:
+def bare_copy(url: str, transactions: list[list[memoryview]], *, indexes: bool) -> dict[str, float]:
+    """Wall and CPU seconds to COPY the rows, with the table's indexes or without."""
+    with psycopg.connect(audit_database.connect_text(url), autocommit=True) as connection:
         target = "decisions"
         if not indexes:
             target = "bare"
             connection.execute("CREATE TABLE bare (LIKE decisions)")
         statement = f"COPY {target} ({', '.join(copy_format.COLUMNS)}) FROM STDIN (FORMAT BINARY)"
-        started = time.perf_counter()
+        started, cpu = time.perf_counter(), time.process_time()
         for parts in transactions:
             with connection.transaction(), connection.cursor() as cursor, cursor.copy(statement) as copy:
                 copy.write(copy_format.HEADER)
                 for part in parts:
                     copy.write(part)
                 copy.write(copy_format.TRAILER)
-        return time.perf_counter() - started
+        seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu
+        return {"seconds": seconds, "cpu_seconds": cpu_seconds, "postgres_cpu_seconds": backend_cpu_s(url) or math.nan}
 
 
-def run_sink(servers: str, topic: str, url: str, batches: int) -> dict[str, float]:
+def run_sink(servers: str, topic: str, url: str, batches: int, lanes: int) -> dict[str, float]:
     """Wall and CPU seconds of a sink in a process of its own, from its first read to its last commit."""
     child = subprocess.run(
-        [sys.executable, "-m", "tests.benchmarks.audit", "--sink", servers, topic, url, str(batches)],
+        [sys.executable, "-m", "tests.benchmarks.audit", "--sink", servers, topic, url, str(batches), str(lanes)],
         capture_output=True,
         text=True,
         check=True,
@@ -134,7 +136,7 @@ def run_sink(servers: str, topic: str, url: str, batches: int) -> dict[str, floa
     return json.loads(child.stdout.splitlines()[-1])
 
 
-def sink_child(servers: str, topic: str, url: str, batches: int) -> None:
+def sink_child(servers: str, topic: str, url: str, batches: int, lanes: int) -> None:
     """What `run_sink` starts; on one core."""
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     header = AuditHeader(**CONTEXT.model_dump(), shard=0, sequence=0, journal="")
@@ -143,7 +145,7 @@ def sink_child(servers: str, topic: str, url: str, batches: int) -> None:
     column_with_card_number(*decode_chunk(chunk))
     stop = threading.Event()
     settings = sink_settings(servers, topic, url)
-    sink = AuditSink(settings, partitions=[0], transaction_bytes_max=TRANSACTION_BYTES)
+    sink = AuditSink(settings, partitions=[0], transaction_bytes_max=TRANSACTION_BYTES, lanes=lanes)
     thread = threading.Thread(target=sink.run, args=(stop,))
     thread.start()
     while not sink.ready():
@@ -171,7 +173,7 @@ def backend_cpu_s(url: str) -> float | None:
     return sum(int(stat[11]) + int(stat[12]) for stat in stats) / os.sysconf("SC_CLK_TCK")
 
 
-def measure(rows: int, rounds: int) -> dict[str, object]:
+def measure(rows: int, rounds: int, lanes: int) -> dict[str, object]:
     """All figures."""
     audit_batches.CONTEXT = CONTEXT
     count = max(1, rows // BATCH_ROWS)
@@ -196,10 +198,14 @@ def measure(rows: int, rounds: int) -> dict[str, object]:
         total = count * BATCH_ROWS
         for _ in range(rounds):
             with database(services.postgres.url) as url:
-                result.setdefault("copy_s", []).append(bare_copy(url, transactions, indexes=True))
-                result.setdefault("copy_without_indexes_s", []).append(bare_copy(url, transactions, indexes=False))
+                copy = bare_copy(url, transactions, indexes=True)
+                result.setdefault("copy_s", []).append(copy["seconds"])
+                result.setdefault("copy_cpu_s", []).append(copy["cpu_seconds"] + copy["postgres_cpu_seconds"])
+                result.setdefault("copy_postgres_cpu_s", []).append(copy["postgres_cpu_seconds"])
+                copy = bare_copy(url, transactions, indexes=False)
+                result.setdefault("copy_without_indexes_s", []).append(copy["seconds"])
             with database(services.postgres.url) as url:
-                sink = run_sink(servers, topic, url, count)
+                sink = run_sink(servers, topic, url, count, lanes)
                 result.setdefault("sink_s", []).append(sink["seconds"])
                 result.setdefault("sink_cpu_s", []).append(sink["cpu_seconds"])
                 result.setdefault("sink_postgres_cpu_s", []).append(sink["postgres_cpu_seconds"] or math.nan)
@@ -220,11 +226,16 @@ def measure(rows: int, rounds: int) -> dict[str, object]:
         "sink_postgres_cpu_us_per_row": round(median["sink_postgres_cpu_s"] / total * 1e6, 2),
         "copy_rows_per_s": round(total / median["copy_s"]),
         "copy_without_indexes_rows_per_s": round(total / median["copy_without_indexes_s"]),
+        "copy_postgres_cpu_us_per_row": round(median["copy_postgres_cpu_s"] / total * 1e6, 2),
         "verify_rows_per_s": round(total / median["verify_s"]),
         "verify_one_connection_rows_per_s": round(total / median["verify_one_connection_s"]),
         "verify_own_cpu_us_per_row": round(median["verify_one_connection_s_cpu"] / total * 1e6, 2),
         "load": os.getloadavg()[0],
         "sink_to_copy": round(median["sink_s"] / median["copy_s"], 2),
+        "sink_to_copy_in_each_round": [
+            round(a / b, 2) for a, b in zip(result["sink_s"], result["copy_s"], strict=True)
+        ],
+        "sink_to_copy_cpu": round((median["sink_cpu_s"] + median["sink_postgres_cpu_s"]) / median["copy_cpu_s"], 2),
     }
 
 
@@ -233,13 +244,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=200_000)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--sink", nargs=4, help=argparse.SUPPRESS)
+    parser.add_argument("--lanes", type=int, default=2, help="transactions of the sink at once (default: %(default)s)")
+    parser.add_argument("--sink", nargs=5, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.sink:
-        servers, topic, url, batches = options.sink
-        sink_child(servers, topic, url, int(batches))
+        servers, topic, url, batches, lanes = options.sink
+        sink_child(servers, topic, url, int(batches), int(lanes))
         return
-    print(json.dumps(measure(options.rows, options.rounds)))
+    print(json.dumps(measure(options.rows, options.rounds, options.lanes)))
 
 
 if __name__ == "__main__":

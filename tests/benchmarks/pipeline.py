@@ -2,12 +2,19 @@
 `python -m tests.benchmarks.pipeline [--quick]` prints one JSON object; `--rates 0.2,1,10 --no-backlog` measures latency
 at these rates alone.
 
-Both get the same simulated payments on topics of their own, on one real broker, one after the other, several times in
+`floor` is an echo by the client library's C interface, `without_fast` the worker without topic decisions-fast
+(`cpu_worker_over_without_fast`: what that topic costs), and
+`stages` the worker's CPU by stage, in a run of its own. With `--partitions 1` the payments topic has one partition
+instead of four.
+
+All get the same simulated payments on topics of their own, on one real broker, one after the other, several times in
 turn; a figure is the median of its rounds. CPU is user and system time of the whole process (the client's threads
-included) over a backlog in batches of 4,096, kernels compiled before. Latency runs from a payment handed to the client
-until its decision has been read under read_committed, at a steady rate, from one payment in five seconds on; broker,
-sender and reader share the machine with what is measured. A rate is measured for `--seconds`, a slow one for longer, so
-that a percentile is of some payments (`payments` says how many), but for no more than a minute.
+included) over a backlog in batches of 4,096, kernels compiled before, without the first tenth of it: `start_cpu_s` is
+what that tenth and the start took. Latency runs from a payment handed to the client until its decision has been read
+under read_committed (`fast`: on topic decisions-fast), at a steady rate, from one payment in five seconds on; broker,
+sender and readers share the machine with what is measured. A rate is measured for `--seconds`, a slow one for longer,
+so that a percentile is of some payments (`payments` says how many), but for no more than a minute. `cpu_us` is the CPU
+a payment meanwhile, from 100 payments/s on of the worker without topic decisions-fast as well.
 
 `refused` is the worker over a backlog in which nothing can be decided: CPU µs for each kind of refusal, dead letters
 committed, over that of a decided payment.
@@ -37,15 +44,17 @@ from scorer.operate.setup import create_topics
 from scorer.runtime.logs import configure
 from scorer.runtime.settings import Settings, load
 from scorer.simulate import World
-from tests.benchmarks.echo import Echo
+from tests.benchmarks.echo import Echo, FlatEcho
+from tests.benchmarks.stages import Stages
 
 BATCH = 4096
-RATES = (0.2, 1.0, 10.0, 100.0, 200.0, 2000.0)
+RATES = (0.2, 1.0, 10.0, 100.0, 200.0, 2000.0, 10_000.0)
 SLOW_SECONDS_MAX = 60.0  # how long a slow rate is measured
+WITHOUT_FAST_RATE_MIN = 100.0  # below it a process that waits takes more CPU than its payments
 SLOW_PAYMENTS = 30  # how many payments it should have by then
 WARM_RATE_MIN = 20.0
 DRAIN_S = 120.0
-
+PARTITIONS = "FRAUD_SCORER_TOPICS__PAYMENTS_PARTITIONS"
 
 REFUSED = {
     "text": b"garbage %d",
@@ -59,9 +68,14 @@ def _settings(bootstrap: str, prefix: str) -> Settings:
     return load(kafka={"bootstrap_servers": bootstrap, "topic_prefix": prefix}, worker={"batch_payments_max": BATCH})
 
 
+def _partitions(count: int) -> None:
+    """Make the payments topics with so many partitions, here and in the children."""
+    os.environ[PARTITIONS] = str(count)
+
+
 class _Child:
     """The part that is measured, in a process of its own:
-    it answers `ready`, then `done CPU_S SECONDS` for `drain N`."""
+    it answers `ready`, then `done JSON` for `await N`."""
 
     def __init__(self, part: str, bootstrap: str, prefix: str) -> None:
         # One thread a pool: the machine is shared, and both parts must be given the same.
@@ -76,12 +90,17 @@ class _Child:
         self.process.stdin.write(line + "\n")
         self.process.stdin.flush()
 
+    def cpu_s(self) -> float:
+        """User and system time of the process so far."""
+        self.tell("cpu")
+        return float(self.hear()[1])
+
     def hear(self) -> list[str]:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
             raise RuntimeError(f"the measured part ended with {self.process.wait()}")
-        return line.split()
+        return line.split(maxsplit=1)
 
     def __enter__(self) -> _Child:
         return self
@@ -98,17 +117,21 @@ def _part(part: str, bootstrap: str, prefix: str) -> None:
     settings = _settings(bootstrap, prefix)
     stop = threading.Event()
     gather_ms = 4.0
-    if part == "worker":
+    measured = None
+    if part in ("worker", "stages", "without_fast"):
         from scorer.pipeline.warm_up import warm_up  # noqa: PLC0415 - the echo must not carry the worker's memory
         from scorer.worker.worker import Worker  # noqa: PLC0415
+        from tests.benchmarks import stages  # noqa: PLC0415
 
-        bundle = Bundle.load(demo_bundle(load().cache.expanduser(), lambda _line: None))
+        measured = stages.of_worker() if part == "stages" else None
+        bundle = Bundle.load(demo_bundle())
         warm_up(bundle)
+        settings.worker.fast_decisions = part != "without_fast"
         worker = Worker(settings, bundle)
         run = threading.Thread(target=worker.run, args=(stop,), daemon=True)
         decided = _committed
     else:
-        echo = Echo(settings, batch_max=BATCH, gather_ms=gather_ms)
+        echo = (Echo if part == "echo" else FlatEcho)(settings, batch_max=BATCH, gather_ms=gather_ms)
         run = threading.Thread(target=echo.run, args=(stop,), daemon=True)
         decided = lambda: echo.echoed  # noqa: E731
     print("ready", flush=True)
@@ -118,15 +141,42 @@ def _part(part: str, bootstrap: str, prefix: str) -> None:
             cpu, wall = time.process_time(), time.perf_counter()
             run.start()
         elif word == "await":
-            while decided() < int(rest[0]):
-                if not run.is_alive():
-                    raise SystemExit("the measured part stopped")
-                time.sleep(0.02)
-            print("done", time.process_time() - cpu, time.perf_counter() - wall, flush=True)
+            due = int(rest[0])
+            first = _reached(decided, due // 10, run)
+            started = time.process_time() - cpu, time.perf_counter() - wall, measured and measured.seconds()
+            last = _reached(decided, due, run)
+            used = time.process_time() - cpu - started[0]
+            found = {
+                "payments": last - first,
+                "start_cpu_s": started[0],
+                "cpu_s": used,
+                "wall_s": time.perf_counter() - wall - started[1],
+                "stages": _by_stage(measured, started[2] or {}, used),
+            }
+            print("done", json.dumps(found), flush=True)
+        elif word == "cpu":
+            print("cpu", time.process_time(), flush=True)
         elif word == "stop":
             stop.set()
             run.join(60)
             return
+
+
+def _reached(decided: Callable[[], int], count: int, run: threading.Thread) -> int:
+    """Wait until so many payments are decided; how many there are by then."""
+    while (now := decided()) < count:
+        if not run.is_alive():
+            raise SystemExit("the measured part stopped")
+        time.sleep(0.02)
+    return now
+
+
+def _by_stage(measured: Stages | None, before: dict[str, float], used: float) -> dict[str, float]:
+    """CPU seconds by stage since `before`, what is in none of them included."""
+    if measured is None:
+        return {}
+    found = {stage: seconds - before.get(stage, 0.0) for stage, seconds in measured.seconds().items()}
+    return found | {"other": used - sum(found.values())}
 
 
 def _committed() -> int:
@@ -143,7 +193,7 @@ def _topics(bootstrap: str, name: str) -> Settings:
     return settings
 
 
-def backlog(bootstrap: str, name: str, part: str, payments: int) -> dict[str, float]:
+def backlog(bootstrap: str, name: str, part: str, payments: int) -> dict[str, Any]:
     """CPU µs and wall of one part over a backlog of `payments`."""
     settings = _topics(bootstrap, name)
     blocks = live_blocks(World(LIVE_SEED, customers=CUSTOMERS))
@@ -152,7 +202,7 @@ def backlog(bootstrap: str, name: str, part: str, payments: int) -> dict[str, fl
     return _drained(settings, bootstrap, part, payments)
 
 
-def refusals(bootstrap: str, kind: str, records: int) -> dict[str, float]:
+def refusals(bootstrap: str, kind: str, records: int) -> dict[str, Any]:
     """CPU µs and wall of the worker over a backlog of records that it refuses."""
     settings = _topics(bootstrap, f"refused-{kind}")
     producer = kafka.plain_producer(settings.kafka)
@@ -165,45 +215,67 @@ def refusals(bootstrap: str, kind: str, records: int) -> dict[str, float]:
     return _drained(settings, bootstrap, "worker", records)
 
 
-def _drained(settings: Settings, bootstrap: str, part: str, payments: int) -> dict[str, float]:
+def _drained(settings: Settings, bootstrap: str, part: str, payments: int) -> dict[str, Any]:
     with _Child(part, bootstrap, settings.kafka.topic_prefix) as child:
         child.hear()
         child.tell("go")
         child.tell(f"await {payments}")
-        _, cpu_s, wall_s = child.hear()
+        found = json.loads(child.hear()[1])
         child.tell("stop")
         child.process.wait(90)
     _delete(settings)
-    return {"cpu_us": float(cpu_s) / payments * 1e6, "payments_per_s": payments / float(wall_s)}
+    counted = max(1, found["payments"])  # all may come with the first tenth
+    return {
+        "cpu_us": found["cpu_s"] / counted * 1e6,
+        "payments_per_s": counted / found["wall_s"],
+        "start_cpu_s": found["start_cpu_s"],
+        "stages": {stage: round(seconds / counted * 1e6, 3) for stage, seconds in found["stages"].items()},
+    }
 
 
-def latency(bootstrap: str, name: str, part: str, rate: float, seconds: float) -> dict[str, float]:
-    """Percentiles in ms at a steady rate, without the payments that warm up."""
+def latency(bootstrap: str, name: str, part: str, rate: float, seconds: float) -> dict[str, Any]:
+    """Percentiles in ms at a steady rate, without the payments that warm up; of the worker on topic decisions-fast as
+    well (`fast`), read in the same run."""
     settings = _topics(bootstrap, name)
     with _Child(part, bootstrap, settings.kafka.topic_prefix) as child:
         child.hear()
         child.tell("go")
-        reader = DecisionReader(settings)
-        sender = Sender(settings, on_payments=reader.sending)
+        readers = [DecisionReader(settings)]
+        if part == "worker" and settings.worker.fast_decisions:
+            readers.append(DecisionReader(settings, fast=True))
+
+        def sending(values: list[bytes]) -> None:
+            for reader in readers:
+                reader.sending(values)
+
+        sender = Sender(settings, on_payments=sending)
         stop = threading.Event()
         # Warm: broker, group and connections; not counted.
         warm = max(WARM_RATE_MIN, rate)
         sender.run(live_blocks(World(LIVE_SEED, customers=CUSTOMERS)), stop=stop, rate=warm, limit=int(2 * warm))
-        _wait_decided(reader, sender.sent.payments)
-        reader.seen.latencies_ms.clear()
-        more = Sender(settings, on_payments=reader.sending)
+        for reader in readers:
+            _wait_decided(reader, sender.sent.payments)
+            reader.seen.latencies_ms.clear()
+        before_s = child.cpu_s()
+        more = Sender(settings, on_payments=sending)
         lasting = max(seconds, min(SLOW_SECONDS_MAX, SLOW_PAYMENTS / rate))
         more.run(
             live_blocks(World(LIVE_SEED + 1, customers=CUSTOMERS)), stop=stop, rate=rate, limit=int(lasting * rate)
         )
-        _wait_decided(reader, sender.sent.payments + more.sent.payments)
-        values = np.array(reader.seen.latencies_ms)
-        reader.close()
+        for reader in readers:
+            _wait_decided(reader, sender.sent.payments + more.sent.payments)
+            reader.close()
+        cpu_us = (child.cpu_s() - before_s) / more.sent.payments * 1e6
         child.tell("stop")
         child.process.wait(90)
     _delete(settings)
-    found = {f"p{q:g}_ms": round(float(np.percentile(values, q)), 2) for q in (50, 99, 99.9)}
-    return {"payments": len(values), **found}
+    found = _percentiles(readers[0]) | {"cpu_us": round(cpu_us, 1)}
+    return {**found, "fast": _percentiles(readers[1])} if len(readers) > 1 else found
+
+
+def _percentiles(reader: DecisionReader) -> dict[str, Any]:
+    values = np.array(reader.seen.latencies_ms)
+    return {"payments": len(values)} | {f"p{q:g}_ms": round(float(np.percentile(values, q)), 2) for q in (50, 99, 99.9)}
 
 
 def _wait_decided(reader: DecisionReader, count: int) -> None:
@@ -224,7 +296,7 @@ def _delete(settings: Settings) -> None:
 def measure(payments: int, rounds: int, rates: Sequence[float], seconds: float) -> dict[str, Any]:
     """The whole benchmark; without rounds only the latencies."""
     report = lambda line: print(line, file=sys.stderr)  # noqa: E731
-    demo_bundle(load().cache.expanduser(), report)
+    demo_bundle()
     with local_services(postgres=False, report=report) as services:
         at = services.kafka.bootstrap_servers
         found: dict[str, Any] = {"broker": services.kafka.kind}
@@ -232,21 +304,24 @@ def measure(payments: int, rounds: int, rates: Sequence[float], seconds: float) 
             found |= _throughput(at, payments, rounds, report)
         found["latency"] = {}
         for rate in rates:
-            both = {part: latency(at, f"{rate:g}-{part}", part, rate, seconds) for part in ("echo", "worker")}
-            report(f"{rate:g}/s: {both}")
-            ratio = {q: round(both["worker"][q] / both["echo"][q], 2) for q in both["echo"] if q != "payments"}
-            found["latency"][f"{rate:g}_per_s"] = {**both, "worker_over_echo": ratio}
+            parts = ("echo", "worker", *(("without_fast",) if rate >= WITHOUT_FAST_RATE_MIN else ()))
+            measured = {part: latency(at, f"{rate:g}-{part}", part, rate, seconds) for part in parts}
+            report(f"{rate:g}/s: {measured}")
+            echo, worker = measured["echo"], measured["worker"]
+            ratio = {q: round(worker[q] / echo[q], 2) for q in echo if q != "payments"}
+            found["latency"][f"{rate:g}_per_s"] = {**measured, "worker_over_echo": ratio}
     return found
 
 
 def _throughput(at: str, payments: int, rounds: int, report: Callable[[str], None]) -> dict[str, Any]:
-    runs: dict[str, list[dict[str, float]]] = {"worker": [], "echo": []}
+    runs: dict[str, list[dict[str, Any]]] = {"worker": [], "without_fast": [], "echo": [], "floor": []}
     for n in range(rounds):
         for part, results in runs.items():
             results.append(backlog(at, f"{n}-{part}", part, payments))
             report(f"{part}: {results[-1]}")
     cpu = {part: statistics.median(r["cpu_us"] for r in results) for part, results in runs.items()}
     speed = {part: statistics.median(r["payments_per_s"] for r in results) for part, results in runs.items()}
+    by_stage = backlog(at, "stages", "stages", payments)["stages"]
     refused = {}
     for kind in REFUSED:
         result = refusals(at, kind, payments // 4)
@@ -262,6 +337,10 @@ def _throughput(at: str, payments: int, rounds: int, report: Callable[[str], Non
         "rounds": rounds,
         "cpu_us_per_payment": {part: round(value, 2) for part, value in cpu.items()},
         "cpu_worker_over_echo": round(cpu["worker"] / cpu["echo"], 2),
+        "cpu_worker_over_without_fast": round(cpu["worker"] / cpu["without_fast"], 2),
+        "cpu_worker_over_floor": round(cpu["worker"] / cpu["floor"], 2),
+        "start_cpu_s": {part: round(statistics.median(r["start_cpu_s"] for r in runs[part]), 2) for part in runs},
+        "cpu_us_by_stage": by_stage,
         "payments_per_s": {part: round(value) for part, value in speed.items()},
         "refused": refused,
     }
@@ -286,7 +365,10 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, help="how long each rate is measured (default 15; 5 with --quick)")
     parser.add_argument("--no-backlog", action="store_true", help="only latency")
     parser.add_argument("--part", nargs=3, metavar=("PART", "BOOTSTRAP", "PREFIX"), help=argparse.SUPPRESS)
+    parser.add_argument("--partitions", type=int, help="of the payments topic (default: the setting's, 4)")
     given = parser.parse_args()
+    if given.partitions:
+        _partitions(given.partitions)
     if given.part:
         _part(*given.part)
         return

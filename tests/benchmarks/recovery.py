@@ -25,7 +25,6 @@ import numpy as np
 from scorer.demo import CUSTOMERS, LIVE_SEED, DecisionReader, demo_bundle, live_blocks
 from scorer.local_services import local_services
 from scorer.operate.record_sender import Sender
-from scorer.runtime.settings import load
 from scorer.simulate import World
 from tests.benchmarks.first_decision import first_decision
 from tests.benchmarks.workers import Worker, made_settings, snapshots
@@ -120,7 +119,7 @@ def main() -> None:
     parser.add_argument("--soak", type=float, default=60.0, help="seconds of the soak; an hour is 3600")
     given = parser.parse_args()
     report = lambda line: print(line, file=sys.stderr)  # noqa: E731
-    bundle = demo_bundle(load().cache.expanduser(), report)
+    bundle = demo_bundle()
     lengths, rounds, seconds = ([20_000, 60_000], 1, 8.0) if given.quick else ([50_000, 200_000, 800_000], 3, 20.0)
     result: dict[str, Any] = {"rate_per_s": RATE}
     with local_services(postgres=False, report=report) as services, tempfile.TemporaryDirectory() as name:

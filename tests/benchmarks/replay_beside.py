@@ -26,7 +26,7 @@ from typing import Any
 from scorer.demo import CUSTOMERS, LIVE_SEED, demo_bundle, live_blocks
 from scorer.local_services import local_services
 from scorer.operate.record_sender import Sender
-from scorer.runtime.settings import PREFIX, Settings, load
+from scorer.runtime.settings import PREFIX, Settings
 from scorer.simulate import World
 from tests.benchmarks.pipeline import _Child, _topics, latency
 
@@ -85,7 +85,7 @@ def replaying(settings: Settings, bundle: str, done: list[int]) -> Iterator[None
 def measure(payments: int, rounds: int, seconds: float) -> dict[str, Any]:
     """The whole benchmark."""
     report = lambda line: print(line, file=sys.stderr)  # noqa: E731
-    bundle = demo_bundle(load().cache.expanduser(), report)
+    bundle = demo_bundle()
     found: dict[str, list[dict[str, float]]] = {"alone": [], "replay beside": []}
     done: list[int] = []
     with local_services(postgres=False, report=report) as services:

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from features import kernel_tables as kt
-from features.feature_set import FeatureSet
+from features.feature_set import BY_VALUE, FeatureSet
 
 WINDOWS = ("1m", "10m", "1h", "6h", "1d", "7d", "14d", "30d")
 ENTITIES = {"customer": "customer_id", "card": "card_token", "terminal": "terminal_id", "merchant": "merchant_id"}
@@ -51,17 +51,22 @@ def prepared(
     """
     rng = np.random.default_rng(seed)
     entities = len(feature_set.entities)
-    distinct = {f.of for f in feature_set.features if f.aggregate == "distinct"}
+    distinct = {f.of for f in feature_set.features if f.aggregate in BY_VALUE}
     rows = np.zeros((count, kt.B_KEYS + 2 * entities + len(distinct)), dtype=np.uint64)
     step = max(1, span_ms // count)
     rows[:, kt.B_TIME] = (start_ms + np.cumsum(rng.integers(0, 2 * step + 1, count))).astype(np.uint64)
     rows[:, kt.B_AMOUNT] = np.minimum(np.exp(rng.normal(8, 1.5, count)), 10**10).astype(np.uint64)
     rows[:, kt.B_ID : kt.B_ID + 2] = rng.integers(0, 2**64, (count, 2), dtype=np.uint64)
     rows[:, kt.B_PRESENT] = (1 << entities) - 1
+    for d in range(len(distinct)):  # 40 different texts
+        rows[:, kt.B_KEYS + 2 * entities + d] = _mixed(rng.integers(1, 41, count).astype(np.uint64))
     for e in range(entities):
         key = rng.integers(0, max(1, keys // entities), count).astype(np.uint64) * np.uint64(entities) + np.uint64(
             e + 1
         )
         rows[:, kt.B_KEYS + 2 * e] = _mixed(key)
         rows[:, kt.B_KEYS + 2 * e + 1] = _mixed(key + np.uint64(1 << 40))
+    somewhere = np.random.default_rng((seed, 1)).integers(0, 40, count)  # 40 places
+    for word, degrees in ((kt.B_LATITUDE, 55.0), (kt.B_LONGITUDE, 13.0)):
+        rows[:, word] = (np.linspace(degrees - 5, degrees + 5, 40)[somewhere]).view(np.uint64)
     return rows

@@ -12,6 +12,9 @@ from tests.faults.broker import OwnBroker
 from tests.faults.nursery import Nursery
 from tests.faults.payments import make_bundle
 from tests.faults.run import Application
+from tests.record_ways import RECORD_ACCESS, way
+
+__all__ = ["way"]
 
 
 @pytest.fixture(scope="session")
@@ -34,7 +37,7 @@ def nursery(bundle: Path) -> Iterator[Nursery]:
 
 @pytest.fixture
 def application(
-    broker: OwnBroker, nursery: Nursery, bundle: Path, tmp_path: Path
+    broker: OwnBroker, nursery: Nursery, bundle: Path, tmp_path: Path, way: str
 ) -> Iterator[Callable[..., Application]]:
     """Makes applications; their workers end with the test, and the broker is whole again."""
     made: list[Application] = []
@@ -42,11 +45,16 @@ def application(
     def make(**settings: Any) -> Application:
         folder = tmp_path / str(len(made))
         folder.mkdir()
-        made.append(Application(broker, nursery, folder, bundle, **settings))
+        environment = {RECORD_ACCESS: way} | settings.pop("workers_environment", {})
+        made.append(Application(broker, nursery, folder, bundle, workers_environment=environment, **settings))
         return made[-1]
 
     yield make
-    for app in made:
-        app.close()
     broker.proxy.heal()
     broker.start()
+    try:
+        for app in made:  # whatever the test was about, and however its workers ended
+            app.check_answers()
+    finally:
+        for app in made:
+            app.close()

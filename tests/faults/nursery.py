@@ -78,7 +78,8 @@ class Nursery:
         return answer
 
     def start(self, environment: dict[str, str], port: int, log: Path) -> Child:
-        """A worker with exactly this environment; its metrics are on `port`."""
+        """A worker with exactly this environment; its metrics are on `port`, and its log exists from now on."""
+        log.touch()
         return Child(self, self.ask({"start": environment, "log": str(log)})["pid"], port, log)
 
     def __enter__(self) -> Nursery:

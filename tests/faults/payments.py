@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import xgboost as xgb
 
-from schemas.decision import encode_decisions
+from schemas.decision_bytes import encode_decisions
 from schemas.journal_record import ControlRange, InputRange
 from scorer.bundle import Bundle, write_bundle
 from scorer.pipeline import Pipeline

@@ -15,25 +15,36 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-from confluent_kafka import Consumer, KafkaError, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
 
 from schemas.audit_record import Chunk, decode_parts, digest_chunks
 from schemas.dead_letter import DeadLetter
+from schemas.fast_decision import FastDecision, FastDecisions
 from schemas.journal_record import JournalRecord
 from scorer import kafka
 from scorer.bundle import Bundle
-from scorer.demo import free_ports
 from scorer.operate.setup import create_topics
 from scorer.replay import replay_topic
 from scorer.runtime.settings import PREFIX, Settings, load
+from tests.answers import check_answers
 from tests.faults.broker import Brokers
 from tests.faults.nursery import Child, Nursery
 from tests.faults.payments import Payment, undisturbed
 from tests.integration.running import is_ready
+from tests.ports import free_ports
 
 SESSION_MS = 2_000
+# What a worker logs that another one has replaced, whatever it notices first: the fence, the group, its own clock, or a
+# record of the other owner on the order log.
+REPLACED = ("another worker owns", "put this member out", "stood still", "another worker has written there")
 RESTART_S = 0.2
+READ_TIMEOUT_S = 120.0  # from the last record that came
+
+
+def was_replaced(log: str) -> bool:
+    """Whether the worker that has written `log` ended because another one owns its shards now."""
+    return any(words in log for words in REPLACED)
 
 
 class Torn(AssertionError):
@@ -65,9 +76,11 @@ class Topic:
     def read_to_end(self) -> None:
         """All that is committed now, past every transaction marker."""
         ends = kafka.ends(self._client, self._partitions)
-        deadline = time.monotonic() + 30
+        deadline, reached = time.monotonic() + READ_TIMEOUT_S, dict(self._reached)
         while any(self._reached.get(p, 0) < end for p, end in enumerate(ends)):
             self.fill()
+            if reached != self._reached:
+                deadline, reached = time.monotonic() + READ_TIMEOUT_S, dict(self._reached)
             if time.monotonic() > deadline:
                 raise Torn(f"{self._partitions[0].topic} cannot be read to its end: {self._reached} of {ends}")
 
@@ -116,6 +129,7 @@ class Application:
         self._producer: Producer = kafka.plain_producer(self.settings.kafka)
         self.decisions = Topic(self.settings, self.topics.decisions)
         self.dead_letters = Topic(self.settings, self.topics.dead_letters)
+        self.fast = Topic(self.settings, self.topics.decisions_fast)
         self.workers: dict[str, Child] = {}
         self._beside: list[Child] = []
         self.exits: Counter[str] = Counter()
@@ -153,15 +167,17 @@ class Application:
         return child
 
     def limited(self, topic: str, record_bytes_max: int) -> Callable[[], None]:
-        """Let a topic take no larger records than this; gives what removes the limit."""
+        """Let a topic take no larger records than this, if the broker answers; gives what removes the limit, and raises
+        KafkaException when the broker does not answer: to be called again."""
         client = kafka.admin(self.settings.kafka)
 
         def alter(operation: AlterConfigOpType, value: str | None) -> None:
             entry = ConfigEntry("max.message.bytes", value, incremental_operation=operation)
             resource = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=[entry])
-            client.incremental_alter_configs([resource])[resource].result(15)
+            client.incremental_alter_configs([resource], request_timeout=5.0)[resource].result(15)
 
-        alter(AlterConfigOpType.SET, str(record_bytes_max))
+        with contextlib.suppress(KafkaException):  # the broker is away
+            alter(AlterConfigOpType.SET, str(record_bytes_max))
         return lambda: alter(AlterConfigOpType.DELETE, None)
 
     def ready(self, name: str, seconds: float = 40) -> Child:
@@ -215,6 +231,7 @@ class Application:
     def decided(self) -> int:
         """Payments answered, and dead letters without an answer, seen so far."""
         self.dead_letters.fill()
+        self.fast.fill()
         return self.decisions.fill() + self._unanswered()
 
     def _unanswered(self) -> int:
@@ -249,7 +266,7 @@ class Application:
             # Asked a second time while it was leaving, or before it could hear: then the signal alone ended it.
             unheard = code == -signal.SIGTERM and ("worker.left" in log or "worker.start" not in log)
             # A worker that was frozen, or starved, past its session logs it and ends with 1, as row 3 wants.
-            replaced = "another worker owns" in log or "stood still" in log
+            replaced = code == 1 and was_replaced(log)
             if code not in (0, -signal.SIGKILL) and not unheard and not replaced:
                 raise Torn(f"a worker was asked to stop and ended with {code}:\n{child.log_end()}")
 
@@ -259,11 +276,19 @@ class Application:
                 child.signal(signal.SIGKILL)
         self.decisions.close()
         self.dead_letters.close()
+        self.fast.close()
 
     # the reckoning
 
-    def check(self) -> None:
-        """Raise Torn unless decisions, audit rows, dead letters and journal are those of an undisturbed run."""
+    def check_answers(self) -> None:
+        """Raise AssertionError when a payment has two different decisions on any topic, repeats included."""
+        check_answers(self.settings)
+
+    def check(self, *, fast_whole: bool = True) -> None:
+        """Raise Torn unless decisions, audit rows, dead letters and journal are those of an undisturbed run.
+
+        `fast_whole`: topic decisions-fast has all decisions, and not only such."""
+        self.check_answers()
         self.decisions.read_to_end()
         self.dead_letters.read_to_end()
         _same("records answered", len(self.decisions.messages) + self._unanswered(), len(self.sent))
@@ -284,6 +309,7 @@ class Application:
         for r in sorted(replayed, key=lambda r: (r["partition"], r["offset"])):
             audited.setdefault(r["partition"], []).append(r["payment_id"])
         _same("decisions of each partition, in order", decided, audited)
+        self._check_fast(whole=fast_whole and self.settings.worker.fast_decisions)
         if self.settings.topics.payments_partitions == 1:
             expected = undisturbed(bundle, self.sent)
             _same("decisions", [m.value() for m in self.decisions.messages], expected.decisions)
@@ -291,6 +317,31 @@ class Application:
             features = np.array([rows[key][-1] for key in sorted(rows)], np.float32)
             if not np.array_equal(features.view(np.uint32), _canonical(expected.features)):
                 raise Torn("the features in the audit are not those of an undisturbed run")
+
+    def _check_fast(self, *, whole: bool) -> None:
+        """What a reader of topic decisions-fast takes equals topic decisions, and what it drops is equal to what it has
+        taken before."""
+        self.fast.read_to_end()
+        reader = FastDecisions()
+        taken: dict[int, list[bytes]] = {}
+        known: dict[tuple[int, int, int], bytes] = {}
+        for message in self.fast.messages:
+            partition, value = message.partition(), message.value()
+            place = FastDecision.model_validate_json(value)
+            _same("repeats", known.setdefault((partition, place.sequence, place.row), value), value)
+            decision = reader.new(partition, value)
+            if decision is not None:
+                taken.setdefault(partition, []).append(decision.to_bytes())
+        decided: dict[int, list[bytes]] = {}
+        for message in self.decisions.messages:
+            decided.setdefault(message.partition(), []).append(message.value())
+        if not whole:
+            among = {p: [value for value in decided[p] if value in set(values)] for p, values in taken.items()}
+            _same("fast decisions among the decisions", taken, among)
+        else:
+            _same(
+                "fast decisions of each partition, in order", dict(sorted(taken.items())), dict(sorted(decided.items()))
+            )
 
     def _letters(self) -> list[tuple[int, str]]:
         letters = [DeadLetter.from_headers(message.headers()) for message in self.dead_letters.messages]

@@ -21,7 +21,8 @@ from tests.faults.payments import payments
 from tests.faults.run import Application
 from tests.faults.topic_changes import CHANGES
 
-POINTS = ("after_consume", "after_compute", "in_transaction", "before_commit", "after_commit", "in_recovery")
+POINTS = ("after_consume", "in_order", "after_compute", "after_order", "after_publish", "in_transaction",
+          "before_commit", "after_commit", "in_recovery")  # fmt: skip
 STUCK = "in_offsets:{}:sleep=60"  # the client does not come back
 SNAPSHOT_POINTS = ("snapshot_begin", "snapshot_copy", "snapshot_finish", "snapshot_block", "snapshot_manifest",
                    "snapshot_written")  # fmt: skip
@@ -159,7 +160,10 @@ class Runner:
                     due.append((now + seconds, undo))
             for entry in [entry for entry in due if entry[0] <= now]:
                 due.remove(entry)
-                entry[1]()
+                try:
+                    entry[1]()
+                except KafkaException:  # the broker is away: asked again
+                    due.append((now + 1.0, entry[1]))
             app.supervise()
             app.decided()
         # A worker that a point has frozen is awakened when another has long taken over.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -23,15 +24,19 @@ from tests.integration.secured import Secured, sasl
 USER = "User:worker"
 # Every connection logs in again within so many ms: expired credentials are noticed then.
 LOGIN_MS = 2_000
-# What is taken away: rights on a resource. All of them: FAULT_RIGHTS=decisions,payments,group,journal,transactional-id
+# What is taken away: rights on a resource. All of them:
+# FAULT_RIGHTS=decisions,decisions-fast,order,payments,group,journal,transactional-id
 RIGHTS = {
     "decisions": ("topic", "decisions"),
+    "decisions-fast": ("topic", "decisions-fast"),
+    "order": ("topic", "order"),
     "payments": ("topic", "payments"),
     "group": ("group", "journal-workers"),
     "journal": ("topic", "journal"),
     "transactional-id": ("transactional-id", "journal-shard-"),
+    "readers": ("group", "fraud-scorer"),  # met by readers that are made meanwhile alone
 }
-TAKEN = os.environ.get("FAULT_RIGHTS", "decisions,group").split(",")
+TAKEN = os.environ.get("FAULT_RIGHTS", "decisions,decisions-fast,order,group").split(",")
 Make = Callable[..., Application]
 
 
@@ -72,9 +77,13 @@ def application(secured: Secured, nursery: Nursery, bundle: Path, tmp_path: Path
         return app
 
     yield make
-    for app in made:
-        app.close()
-    secured.revoke(USER)
+    try:
+        for app in made:
+            app.check_answers()
+    finally:
+        for app in made:
+            app.close()
+        secured.revoke(USER)
 
 
 def without(app: Application, taken: str) -> list[Acl]:
@@ -97,19 +106,45 @@ def test_row_13_rights_that_are_taken_away_are_waited_for(application: Make, sec
         secured.grant(USER, without(app, taken))
         stream(app, given[:40], rate=50)
         app.wait(lambda: name in _missing(worker.log.read_text(), before), 40, f"the missing {taken} to be named")  # noqa: B023
-        app.wait(lambda: not is_ready(worker.port), 10, f"the worker without {taken} to report that it is not ready")
+        app.wait(lambda: not is_ready(worker.port), 60, f"the worker without {taken} to report that it is not ready")
         secured.grant(USER, needed(app.settings, Role.WORKER))
         app.pay(given[40:80])
         del given[:80]
         decided(app, len(app.sent))
         assert worker.poll() is None, worker.log_end()
-        app.wait(lambda: is_ready(worker.port), 20, "the worker to be ready again")
+        app.wait(lambda: is_ready(worker.port), 60, "the worker to be ready again")
     app.finish(supervised=False)
     app.check()
 
 
 def _missing(log: str, start: int) -> str:
     return "\n".join(line for line in log[start:].splitlines() if "missing" in line)
+
+
+def test_row_13_a_right_on_the_readers_groups_is_waited_for(application: Make, secured: Secured) -> None:
+    """Who takes a shard over without being allowed to describe its readers' groups names that right and waits for it;
+    given, it goes on by itself."""
+    app = application(sasl("worker"))
+    owner = app.start("a")
+    app.ready("a")
+    stream(app, payments(55, 100))
+    decided(app, 100)
+    next_owner = app.start("b")
+    app.wait(lambda: "shard.assigned" in owner.log.read_text(), 40, "the first worker to own the shard")
+    app.ready("b")
+    secured.revoke(USER)
+    secured.grant(USER, without(app, "readers"))
+    owner.signal(signal.SIGTERM)
+    assert owner.wait(60) == 0, owner.log_end()
+    name = app.settings.kafka.topic_prefix + RIGHTS["readers"][1]
+    app.wait(lambda: f"Describe on group {name}" in next_owner.log.read_text(), 40, "the missing right to be named")
+    assert next_owner.poll() is None, next_owner.log_end()
+    secured.grant(USER, needed(app.settings, Role.WORKER))
+    app.pay(payments(56, 40))
+    decided(app, 140)
+    assert next_owner.poll() is None, next_owner.log_end()
+    app.finish(supervised=False)
+    app.check()
 
 
 def test_row_13_a_right_that_stays_away_ends_the_worker(application: Make, secured: Secured) -> None:

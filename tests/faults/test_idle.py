@@ -15,7 +15,7 @@ from tests.faults.test_rows import decided
 BROKER_IDLE_MS = 4_000
 CLIENT_IDLE_S = 2
 QUIET_S = 7.0  # the broker closes at the idle time or up to one more second after it
-LATENCY_S_MAX = 2.0  # where a closed connection was used it took 5 to 10 s
+LATENCY_S_MAX = 4.0  # where a closed connection was used it took 5 to 10 s
 
 
 def test_row_38_the_first_payment_after_an_idle_time_is_decided_at_once(

@@ -8,16 +8,19 @@ import time
 from collections.abc import Callable
 
 from confluent_kafka import Producer, TopicPartition
-from confluent_kafka.admin import NewPartitions
 
 from scorer import kafka
 from tests.faults.broker import OwnBroker
-from tests.faults.nursery import CLOCK_AHEAD
+from tests.faults.nursery import CLOCK_AHEAD, Child
 from tests.faults.payments import Payment, payments
-from tests.faults.run import SESSION_MS, Application
+from tests.faults.run import SESSION_MS, Application, was_replaced
 from tests.integration.running import metrics
+from tests.record_ways import BOTH_WAYS
+from tests.topic_made_anew import grow
 
 Make = Callable[..., Application]
+# As many commits as batches, so that a busy machine has as many of them as a quiet one.
+EACH_BATCH = {"transaction_batches_max": 1}
 
 
 def stream(app: Application, given: list[Payment], *, rate: float = 500.0, until: Callable[[], object] = bool) -> None:
@@ -38,26 +41,43 @@ def decided(app: Application, count: int) -> None:
     app.wait(lambda: app.decided() >= count, 60, f"{count} decisions")
 
 
+def pay_until_it_ends(
+    app: Application, worker: Child, given: list[Payment], size: int, each: Callable[[], object] = bool
+) -> None:
+    """Take portions from the front of `given` until the worker ends, each sent once the one before is decided: however
+    long the worker takes, a portion is a batch of its own. `each` is called after each portion."""
+
+    def has_ended() -> bool:
+        if worker.poll() is None and app.decided() >= len(app.sent):
+            assert given, f"the payments are used up, and the worker goes on\n{worker.log_end()}"
+            app.pay(given[:size])
+            del given[:size]
+            each()
+        return worker.poll() is not None
+
+    app.wait(has_ended, 180, "the worker to end")
+
+
+@BOTH_WAYS
 def test_row_1_killed_at_each_named_step_and_terminated_in_the_middle(application: Make) -> None:
-    """SIGKILL after consuming, after computing, inside the transaction, before and after the commit, and in recovery:
-    the outcome is equal. SIGTERM in the middle of a batch: drained, exit 0."""
+    """SIGKILL after consuming, while the order is appended, after computing, before and after decisions leave, inside
+    the transaction, before and after the commit, and in recovery: the outcome is equal. SIGTERM in the middle of a
+    batch: drained, exit 0."""
     # Static membership: a restart has its shard again at once, not when the killed one's session ends.
     app = application(standby_shards_max=0, instance_id="a")
-    points = ["after_consume", "after_compute", "in_transaction", "before_commit", "after_commit", "in_recovery"]
-    given = payments(1, 1_500)
-    for n, point in enumerate(points):
+    points = [
+        "after_consume", "in_order", "after_compute", "after_order", "after_publish", "in_transaction", "before_commit",
+        "after_commit", "in_recovery",
+    ]  # fmt: skip
+    given = payments(1, 2_400)
+    for point in points:
         child = app.start("a", f"{point}:2:kill")
-        while child.poll() is None:
-            app.pay(given[:4])
-            del given[:4]
-            app.decided()
-            time.sleep(0.05)
+        pay_until_it_ends(app, child, given, 4)
         assert child.code == -signal.SIGKILL, (point, child.log_end())
-        assert given, f"{n} points used up the payments"
     child = app.start("a", "after_compute:5:term")
     stream_without_supervisor(app, given[:300], child.poll)
     del given[:300]
-    assert child.wait(20) == 0, child.log_end()
+    assert child.wait(60) == 0, child.log_end()
     app.start("a")
     app.pay(given)
     app.finish()
@@ -70,18 +90,26 @@ def stream_without_supervisor(app: Application, given: list[Payment], ended: Cal
         del given[:15]
         time.sleep(0.05)
     app.pay(given)
-    app.wait(lambda: ended() is not None, 30, "the worker to end")
+    app.wait(lambda: ended() is not None, 90, "the worker to end")
 
 
+@BOTH_WAYS
 def test_row_2_a_commit_that_times_out_rebuilds_and_tears_nothing(application: Make) -> None:
     """Done or not: after a commit that timed out producer and state are rebuilt, counted, and all is equal."""
-    app = application()
+    # Longer than the usual 2 s and 3 s: a machine that is too busy to commit in time would count a rebuild more.
+    app = application(**EACH_BATCH, session_timeout_ms=6_000, transaction_timeout_ms=60_000)
     app.start("a", "before_commit:4:timeout,after_commit:8:timeout")
     app.ready("a")
     stream(app, payments(2, 500))
     decided(app, 500)
-    counted = metrics(app.workers["a"].port)
-    assert sum(value for name, value in counted.items() if name.startswith("fraud_scorer_rebuilds_total")) == 2, counted
+
+    def rebuilds() -> dict[str, float]:
+        counted = metrics(app.workers["a"].port)
+        return {name: value for name, value in counted.items() if name.startswith("fraud_scorer_rebuilds_total")}
+
+    # The last payment may be decided before its commit is found to have timed out.
+    app.wait(lambda: sum(rebuilds().values()) >= 2, 60, "two rebuilds to be counted")
+    assert sum(rebuilds().values()) == 2, rebuilds()
     app.finish()
     app.check()
 
@@ -89,23 +117,24 @@ def test_row_2_a_commit_that_times_out_rebuilds_and_tears_nothing(application: M
 def test_row_10_a_call_that_never_comes_back_is_given_up(application: Make) -> None:
     """The client can hang in a call beyond the timeout that it was given (librdkafka#5456): the call is given up with
     its producer, the shard is rebuilt in the same process, and all is equal. SIGTERM ends it with 0 all the same."""
-    app = application(standby_shards_max=0)
+    app = application(standby_shards_max=0, session_timeout_ms=6_000, **EACH_BATCH)
     worker = app.start("a", "in_offsets:4:sleep=600")
     app.ready("a")
     stream(app, payments(24, 300))
     decided(app, 300)
-    assert "has not come back" in worker.log_end(), worker.log_end()
+    assert "has not come back" in worker.log.read_text(), worker.log_end()
     assert worker.poll() is None, worker.log_end()
     app.finish(supervised=False)
     assert worker.code == 0, worker.log_end()
     app.check()
 
 
+@BOTH_WAYS
 def test_rows_3_and_8_a_frozen_owner_with_an_open_transaction_is_replaced_and_fenced(application: Make) -> None:
     """Frozen before its commit, past the session timeout: the standby settles the open transaction and goes on;
     awakened, the former owner is fenced and exits non-zero; all is equal."""
-    app = application()
-    frozen = app.start("a", "before_commit:6:stop")
+    app = application(**EACH_BATCH)
+    frozen = app.start("a", "before_commit:3:stop")
     app.ready("a")
     app.start("b")
     app.ready("b")
@@ -113,9 +142,8 @@ def test_rows_3_and_8_a_frozen_owner_with_an_open_transaction_is_replaced_and_fe
     stream(app, given[:300])
     decided(app, 300)  # the standby has them all, the open transaction of the former owner notwithstanding
     frozen.signal(signal.SIGCONT)
-    assert frozen.wait(20) == 1, frozen.log_end()
-    log = frozen.log_end()
-    assert any(words in log for words in ("another worker owns this shard", "put this member out", "stood still"))
+    assert frozen.wait(60) == 1, frozen.log_end()
+    assert was_replaced(frozen.log_end()), frozen.log_end()
     del app.workers["a"]
     stream(app, given[300:])
     app.finish(supervised=False)
@@ -133,7 +161,7 @@ def test_rows_4_and_22_workers_join_and_leave_whatever_their_clocks_say(applicat
     app.start("b", **{CLOCK_AHEAD: "3600"})
     stream(app, given[400:800])
     app.kill("a", signal.SIGTERM)
-    assert app.workers.pop("a").wait(30) == 0
+    assert app.workers.pop("a").wait(60) == 0
     stream(app, given[800:])
     app.finish(supervised=False)
     app.check()
@@ -147,7 +175,7 @@ def test_row_6_two_workers_with_one_static_member_id(application: Make) -> None:
     given = payments(6, 400)
     stream(app, given[:200])
     app.start("b")
-    assert first.wait(30) == 1, first.log_end()
+    assert first.wait(60) == 1, first.log_end()
     assert "blue-1" in first.log_end()
     del app.workers["a"]
     stream(app, given[200:])
@@ -236,7 +264,7 @@ def test_row_11_payments_that_are_gone_before_they_were_decided(application: Mak
     assert child.wait(40) == 1, child.log_end()
     assert "are gone" in child.log_end()
 
-    client.create_partitions([NewPartitions(app.topics.payments, 3)])[app.topics.payments].result(15)
+    grow(app.settings.kafka, app.topics.payments, 3)
     child = app.start("a")
     assert child.wait(40) != 0, child.log_end()
     assert "partitions" in child.log_end()
@@ -244,7 +272,7 @@ def test_row_11_payments_that_are_gone_before_they_were_decided(application: Mak
 
 def test_row_13_the_broker_is_killed_and_comes_back(application: Make, broker: OwnBroker) -> None:
     """While the broker is away the worker waits and is not ready; then it goes on by itself, and all is equal."""
-    app = application()
+    app = application(session_timeout_ms=6_000)
     worker = app.start("a")
     app.ready("a")
     given = payments(14, 800)

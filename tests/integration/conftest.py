@@ -17,7 +17,12 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
 from scorer.local_services import Kafka, Services, local_services
+from tests.answers import check_answers
 from tests.integration.handbook import train_bundle
+from tests.integration.running import test_settings
+from tests.record_ways import way
+
+__all__ = ["way"]
 
 
 @pytest.fixture(scope="session")
@@ -55,6 +60,16 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def topics_prefix() -> str:
     """A prefix that no other test's topics, groups and transactional ids have."""
     return f"test-{secrets.token_hex(4)}-"
+
+
+@pytest.fixture
+def one_decision_each(request: pytest.FixtureRequest, services: Services, topics_prefix: str) -> Iterator[None]:
+    """When the test has ended, all of its decisions are read, repeats included: no payment has two different ones, but
+    for those of the marker `decided_anew`."""
+    yield
+    marker = request.node.get_closest_marker("decided_anew")
+    anew = None if marker is None else marker.args[0]
+    check_answers(test_settings(services.kafka.bootstrap_servers, topics_prefix), anew=anew)
 
 
 @pytest.fixture

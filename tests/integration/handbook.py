@@ -90,9 +90,10 @@ def train_bundle(folder: Path, features: str = FEATURES, policy: str = POLICY) -
     return folder
 
 
-def handbook(count: int) -> list[Outgoing]:
-    blocks = read_payments(handbook_file(), Mapping.from_yaml(MAPPING), rows_per_block=5_000)
+def handbook(count: int, rows: int = 5_000) -> list[Outgoing]:
+    """The first payments, in blocks of `rows`."""
+    blocks = read_payments(handbook_file(), Mapping.from_yaml(MAPPING), rows_per_block=rows)
     return [
         Outgoing(b.keys, b.values, b.event_time_ms, outgoing_pairs(label_records(b), b.label_known_at_ms[b.label >= 0]))
-        for b in itertools.islice(blocks, count // 5_000)
+        for b in itertools.islice(blocks, count // rows)
     ]

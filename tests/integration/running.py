@@ -17,8 +17,8 @@ from typing import Any
 from confluent_kafka import Consumer, KafkaError, TopicPartition
 
 from scorer import kafka
-from scorer.demo import free_ports
 from scorer.runtime.settings import PREFIX, Settings, load
+from tests.ports import free_ports
 
 
 def test_settings(bootstrap: str, prefix: str, **sections: dict[str, Any]) -> Settings:
@@ -42,10 +42,10 @@ def environment(settings: Settings, **more: str) -> dict[str, str]:
 
 @contextmanager
 def process(
-    name: str, arguments: list[str], settings: Settings, log: Path, **more: str
+    name: str, arguments: list[str], settings: Settings, log: Path, *, port: int | None = None, **more: str
 ) -> Iterator[subprocess.Popen[bytes]]:
     """`fraud-scorer NAME …`, ready; killed at the end if it still runs. `more` is its environment's own."""
-    (port,) = free_ports(1)
+    port = free_ports(1)[0] if port is None else port
     env = environment(settings, **{f"{PREFIX}HTTP__{'WORKER' if name == 'run' else 'SINK'}_PORT": str(port)}, **more)
     with log.open("ab") as out:
         child = subprocess.Popen(
@@ -86,7 +86,7 @@ def readiness(port: int) -> str:
 
 def metrics(port: int) -> dict[str, float]:
     """A process's metrics by their full name with labels."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
         lines = answer.read().decode().splitlines()
     return {
         line.rsplit(" ", 1)[0]: float(line.rsplit(" ", 1)[1]) for line in lines if line and not line.startswith("#")
@@ -115,8 +115,9 @@ class TopicReader:
         for message in self._consumer.consume(5000, 0.2):
             if message.error() is None:
                 self.messages.append(message)
-            else:
-                assert message.error().code() == KafkaError._PARTITION_EOF, message.error()
+            else:  # the client goes on by itself where the broker was away, or too busy to answer
+                passing = kafka.TRANSIENT | {KafkaError._PARTITION_EOF}
+                assert message.error().code() in passing, message.error()
         return len(self.messages)
 
     def json(self) -> list[dict[str, Any]]:

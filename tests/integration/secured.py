@@ -17,7 +17,7 @@ from confluent_kafka.admin import (
 )
 
 from scorer import kafka
-from scorer.kafka.rights import Acl
+from scorer.kafka.rights import Acl, Role, missing
 from scorer.runtime.settings import Settings, load
 from tests.faults.broker import OwnBroker
 from tests.integration.certificates import Authority
@@ -107,3 +107,11 @@ class Secured:
         )
         for future in self.admin.delete_acls([every]).values():
             future.result(15)
+
+
+def seen_missing(settings: Settings, role: Role) -> list[Acl] | None:
+    """What the role lacks; None while the broker does not answer, as a busy one: to be asked again."""
+    try:
+        return missing(settings, role)
+    except kafka.KafkaFailure:
+        return None

@@ -21,7 +21,6 @@ from scorer import kafka
 from scorer.bundle import Bundle, write_bundle
 from scorer.bundle.activation_signature import signed_activation
 from scorer.bundle.signature import new_private_key, public_name, sign
-from scorer.demo import free_ports
 from scorer.local_services import Services
 from scorer.operate.activation import new_activation, send_activation
 from scorer.operate.record_sender import Outgoing, Sender
@@ -39,9 +38,11 @@ from tests.integration.running import (
     test_settings,
     wait_for,
 )
+from tests.ports import free_ports
 
 BLOCK = 5_000
 FEW = 400
+FETCH_TIMEOUT_S = 6.0
 
 
 def _twin(bundle: Path, output: Path) -> Bundle:
@@ -76,7 +77,7 @@ class _Deployment:
         rules: dict[str, Any] = {
             "trusted_keys": [public_name(self.key.public_key())],
             "locations": [str(folder / "bundles"), *places],
-            "fetch_timeout_s": 6.0,
+            "fetch_timeout_s": FETCH_TIMEOUT_S,
         }
         self.settings = test_settings(
             bootstrap, prefix, postgres={"url": database}, worker={"batch_payments_max": 512}, bundle=rules
@@ -146,12 +147,12 @@ def _written(value: Any) -> str:
 
 
 def _refused(port: int) -> dict[str, int]:
-    """Refused activations by reason."""
+    """Refused activations by reason, those that there were."""
     name = "fraud_scorer_bundles_refused_total"
     return {
         key.partition('reason="')[2].partition('"')[0]: int(value)
         for key, value in metrics(port).items()
-        if key.startswith(name)
+        if key.startswith(name) and value
     }
 
 
@@ -255,18 +256,21 @@ def test_a_hostile_place_costs_no_payment_and_a_lost_bundle_is_waited_for(
             port = one.port  # type: ignore[attr-defined]
             app.send(payments[0])
             for number, kind in enumerate(("slow", "headers", "endless", "more", "redirect", "broken"), start=1):
+                asked_at = time.monotonic()
                 send_activation(settings, app.activation(app.second, f"{server.url}/{kind}"))
-                took_s = app.send(payments[number])
+                app.send(payments[number])
                 if kind in ("slow", "headers"):
-                    wait_for(lambda kind=kind: any(kind in path for path in server.asked), 10, "the fetch")  # type: ignore[misc]
-                    assert sum(_refused(port).values()) == number - 1, f"{kind}: {took_s}"
-                wait_for(lambda n=number: sum(_refused(port).values()) == n, 30, f"{kind} to be refused")  # type: ignore[misc]
+                    wait_for(lambda kind=kind: any(kind in path for path in server.asked), 60, "the fetch")  # type: ignore[misc]
+                    # Decided before the fetch was given up; nothing is proved where this machine needed longer for it.
+                    refused, took_s = sum(_refused(port).values()), time.monotonic() - asked_at
+                    assert refused == number - 1 or took_s > FETCH_TIMEOUT_S, f"{kind}: {took_s}"
+                wait_for(lambda n=number: sum(_refused(port).values()) == n, 90, f"{kind} to be refused")  # type: ignore[misc]
             assert set(_refused(port)) <= {"unreachable", "unfit"}
             assert server.sent < 50 << 20
             send_activation(settings, app.activation(app.second, f"{server.url}/good"))
             wait_for(
                 lambda: metrics(port).get(f'fraud_scorer_bundle_info{{bundle="{app.second.id}",shard="0"}}') == 1,
-                30, "the swap",
+                90, "the swap",
             )  # fmt: skip
             app.send(payments[7])
             assert one.poll() is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -121,10 +122,13 @@ def test_a_topic_that_is_altered_under_the_worker_stops_it_loudly(app: Applicati
         app.send(ids("first", 10))
         app.wait_decided(ids("first", 10))
         set_timestamps(app, app.topics.payments, "CreateTime")
-        time.sleep(0.3)
+        topic = app.topics.payments
+        with closing(kafka.RealClients(app.settings).broker()) as broker:
+            wait_for(lambda: broker.timestamp_types([topic]) == {topic: "CreateTime"}, 60, "the broker to show it")
+        time.sleep(0.3)  # shown a moment before it is applied to what is written
         send(app, "meanwhile", now_ms() + 2 * YEAR_MS, now_ms() + 2 * YEAR_MS)
         app.send(ids("second", 10))
-        assert worker.wait(30) == 1
+        assert worker.wait(60) == 1
     last = app.log.read_text()[-3000:]
     assert "CreateTime" in last
     assert "setup --append-time" in last

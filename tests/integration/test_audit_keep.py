@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 from datetime import date
@@ -13,6 +14,7 @@ import pytest
 
 from schemas.audit_record import digest
 from scorer.audit.maintain.erasure import _record, erase
+from scorer.audit.maintain.person_traces import Traces
 from scorer.audit.maintain.retention import retain
 from scorer.audit.signed.anchors import AnchorFile, anchor
 from scorer.audit.signed.signatures import Signer
@@ -21,8 +23,8 @@ from scorer.errors import PromiseBroken, UsageError
 from scorer.sink import store
 from scorer.sink.batch_rows import batch_row
 from scorer.trail import audit_database
-from tests.integration.audit_batches import CONTEXT
-from tests.integration.audit_trail import Trail, migrated, sql
+from tests.integration.audit_batches import CONTEXT, rows
+from tests.integration.audit_trail import Trail, in_order, migrated, sql
 
 
 @pytest.fixture
@@ -152,6 +154,72 @@ def test_a_person_is_erased_and_the_chain_stays_whole(trail: Trail, tmp_path: Pa
     assert erase(trail.url, column="customer_id", value="c_1", signer=signer).rows == 0
 
 
+def test_a_short_identifier_erases_nothing_of_others(trail: Trail) -> None:
+    """Customer 17 is erased with all rows of its payments; merchant 17 stays on its list, and records that merely hold
+    these characters stay in quarantine."""
+    signer, made = Signer.generate(), in_order(rows(71, 3))
+    person = replace(made, payment_id=["pay_a", "pay_b", "pay_c"], customer_id=["17", "x", "17"])
+    refused = replace(
+        made, payment_id=["pay_a", "pay_b", "pay_d"], customer_id=[None, None, "y"], account_id=[None, None, None]
+    )
+    trail.write_columns(0, [person, refused], day=4)
+    (theirs,), _ = trail.chunks(1, replace(made, payment_id=["17a", "17b", "17c"]), day=4)
+    (hers,), _ = trail.chunks(1, person, day=4)
+    kept = {
+        0: (theirs, True),
+        1: (hers, False),
+        2: (b"no chunk 17", True),
+        3: (b'{"type":"list_add","list":"blocked_merchants","value":"17"}', True),
+        4: (b'{"type":"list_add","list":"blocked_customers","value":"17"}', False),
+        5: (b'{"type":"label","payment_id":"pay_c","fraud":true}', False),
+        6: (b'{"type":"label","payment_id":"17","fraud":true}', True),
+    }
+    with psycopg.connect(trail.url, autocommit=True) as connection:
+        for offset, (value, _) in kept.items():
+            connection.execute(
+                'INSERT INTO set_aside (topic, partition, "offset", kind, reason, value, masked) '
+                "VALUES ('audit', 9, %s, 'unreadable', '', %s, false)",
+                (offset, value),
+            )
+        for offset, name in enumerate(("blocked_merchants", "blocked_customers")):
+            connection.execute(
+                'INSERT INTO control_changes (topic, "offset", type, record, recorded_at) '
+                "VALUES ('control', %s, 'list_add', %s, now())",
+                (offset, json.dumps({"type": "list_add", "list": name, "value": "17"})),
+            )
+
+        def left() -> set[int]:
+            return {row[0] for row in connection.execute('SELECT "offset" FROM set_aside WHERE value IS NOT NULL')}
+
+        with pytest.raises(UsageError, match="blocked_customers, blocked_merchants"):
+            erase(trail.url, column="customer_id", value="17", signer=signer)
+        assert left() == {*kept}, "nothing is changed before the lists are named"
+        traces: list[Traces] = []
+        done = erase(
+            trail.url, column="customer_id", value="17", signer=signer, lists=["blocked_customers"], found=traces.append
+        )
+        assert [(t.rows, t.more_rows, t.lists, len(t.quarantined)) for t in traces] == [
+            (2, 1, {"blocked_customers": 1}, 3)
+        ]
+        assert (done.rows, done.batches, done.elsewhere, done.unreadable_left) == (3, 2, 4, 1)
+        assert left() == {offset for offset, (_, stays) in kept.items() if stays}
+        values = dict(connection.execute("SELECT record->>'list', record->>'value' FROM control_changes").fetchall())
+        assert values["blocked_merchants"] == "17"
+        assert values["blocked_customers"].startswith("erased-")
+        ids = connection.execute(
+            "SELECT payment_id FROM decisions WHERE shard = 0 AND day = '2026-01-05' ORDER BY sequence, row_number"
+        ).fetchall()
+        assert [payment_id for (payment_id,) in ids if not payment_id.startswith("erased-")] == ["pay_b"] * 2 + [
+            "pay_d"
+        ]
+        assert ids[0] == ids[3], "the rows of one payment can still be recognised as such"
+        assert verify(trail.url, verifier=signer.verifier).good
+        with pytest.raises(UsageError):
+            erase(trail.url, column="customer_id", value="17", signer=signer)
+        again = erase(trail.url, column="customer_id", value="17", signer=signer, lists=(), also_unreadable=True)
+        assert (again.rows, again.elsewhere, left()) == (0, 1, {0, 3, 6})
+
+
 def kept_digests(url: str) -> set[str]:
     """Every digest that the trail keeps for ever, journal records, signed records and `decided` included."""
     with psycopg.connect(url) as connection:
@@ -232,7 +300,7 @@ def test_a_trail_of_the_release_before_goes_on(database: str) -> None:
 
 
 def without_salt(*about: Any) -> dict[str, object]:
-    return {name: value for name, value in batch_row(*about).items() if name != "salt"}
+    return {name: value for name, value in batch_row(*about).items() if name not in ("salt", "refused")}
 
 
 def test_an_edit_that_poses_as_an_erasure_is_found(trail: Trail) -> None:

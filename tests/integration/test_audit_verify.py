@@ -217,6 +217,7 @@ OWNER: dict[str, tuple[str, tuple[int, int, str]]] = {
             ("event_time_min", "event_time_min - interval '1 s'", "batch_edited"),
             ("event_time_max", "NULL", "batch_edited"),
             ("dead_letters", "1", "batch_edited"),
+            ("refused", "1", "batch_edited"),
             ("flagged", "flagged - 1", "batch_edited"),
             ("late", "late + 1", "batch_edited"),
             ("duplicates", "0", "batch_edited"),

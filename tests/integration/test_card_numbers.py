@@ -76,6 +76,7 @@ def test_a_card_number_is_decided_and_reaches_no_output(
         )
         assert connection.execute("SELECT count(*) FROM set_aside").fetchone() == (0,)
         modes = connection.execute("SELECT mode, count(*) FROM decisions GROUP BY 1 ORDER BY 1").fetchall()
+        assert connection.execute("SELECT sum(refused) FROM batches").fetchone() == (10,)
         tables = [name for (name,) in connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")]
         rows = repr([connection.execute(f'SELECT t::text FROM "{name}" t').fetchall() for name in tables]).encode()
     assert modes == [("normal", 50), ("refused", 10)]

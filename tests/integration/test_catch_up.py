@@ -7,10 +7,14 @@ import signal
 import time
 from pathlib import Path
 
+import pytest
+
 from scorer import kafka
 from scorer.local_services import Services
 from scorer.operate.setup import setup
 from tests.integration.running import TopicReader, process, test_settings, wait_for
+
+pytestmark = pytest.mark.usefixtures("one_decision_each")
 
 HOUR_MS = 3_600_000
 

@@ -22,6 +22,8 @@ from scorer.runtime.threads import SYSTEM
 from scorer.worker.batcher import Batcher
 from tests.integration.running import TopicReader, process, test_settings, wait_for
 
+pytestmark = pytest.mark.usefixtures("one_decision_each")
+
 DAY_MS = 86_400_000
 LIVE = 20
 BATCH = 512
@@ -132,7 +134,7 @@ def test_a_paused_partition_holds_the_others_for_the_bounded_wait(log: Log) -> N
     log.send(0, payments("paused", [now_ms() + i for i in range(100)]))
     consumer = kafka.reader(log.settings.kafka, group="fairness")
     inputs = ShardInputs(
-        consumer,
+        kafka.PlainReader(consumer),
         payments=log.topics.payments,
         control=log.topics.control,
         labels=log.topics.labels,
@@ -160,13 +162,13 @@ def test_a_paused_partition_holds_the_others_for_the_bounded_wait(log: Log) -> N
             taken.extend(zip(batch.records.partition.tolist(), batch.records.offset.tolist(), strict=True))
         return len(taken)
 
-    # Its end too: shown after the pause, it would say that nothing is to be waited for.
     wait_for(lambda: take() >= 100 and inputs.buffers[0].at_end, 30, "the first records and their end")
     paused = inputs.buffers[0].partition
-    consumer.pause([paused])
     log.send(0, payments("more", [now_ms() + i for i in range(100)]))
-    # The client learns of a partition's end by fetching, which a paused one does not: ask for it.
-    consumer.get_watermark_offsets(paused, timeout=10.0, cached=False)
+    # The client learns of a partition's end by fetching. What it has fetched, and is not taken, it fetches again
+    # after a pause.
+    wait_for(lambda: consumer.get_watermark_offsets(paused, cached=True)[1] >= 200, 30, "the client to know of more")
+    consumer.pause([paused])
     inputs.buffers[0].at_end = False
     before = REGISTRY.get_sample_value("fraud_scorer_frontier_waits_total", outcome) or 0.0
     for n in range(1, 4):  # the wait comes once, not with every payment

@@ -13,15 +13,18 @@ from pathlib import Path
 
 import pytest
 
+from schemas.order_record import OrderRecord, order_log_record
 from scorer import kafka
 from scorer.bundle import Bundle
 from scorer.local_services import Services
-from scorer.operate.record_sender import Sender
+from scorer.operate.record_sender import Outgoing, Sender
 from scorer.operate.setup import setup
 from scorer.replay import replay_topic
 from scorer.runtime.settings import Settings
 from tests.integration.handbook import CUSTOMER_FEATURES, CUSTOMER_POLICY, handbook, train_bundle
 from tests.integration.running import TopicReader, environment, metrics, process, test_settings, wait_for
+
+pytestmark = pytest.mark.usefixtures("one_decision_each")
 
 PAYMENTS = 10_000
 
@@ -54,11 +57,20 @@ def decisions(settings: Settings) -> Iterator[TopicReader]:
     reader.close()
 
 
-def stream(settings: Settings) -> threading.Thread:
-    """Payments at a rate that outlives the hand-over."""
-    sending = threading.Thread(
-        target=lambda: Sender(settings).run(handbook(PAYMENTS), stop=threading.Event(), rate=800), daemon=True
-    )
+def blocks() -> list[Outgoing]:
+    """All payments, in four blocks of three seconds each: what comes after an event is sent after it."""
+    return handbook(PAYMENTS, rows=PAYMENTS // 4)
+
+
+def stream(settings: Settings, given: list[Outgoing], *, after: threading.Thread | None = None) -> threading.Thread:
+    """Send them at a rate, once the thread `after` has ended."""
+
+    def send() -> None:
+        if after is not None:
+            after.join()
+        Sender(settings).run(given, stop=threading.Event(), rate=800)
+
+    sending = threading.Thread(target=send, daemon=True)
     sending.start()
     return sending
 
@@ -86,9 +98,11 @@ def test_a_standby_takes_over_warm(
     """The standby has decided again all that was committed before it takes over; SIGTERM drains and exits 0."""
     first_log, second_log = tmp_path / "first.log", tmp_path / "second.log"
     with process("run", ["--bundle", str(bundle)], settings, first_log) as first:
-        sending = stream(settings)
+        first_block, *others = blocks()
+        sending = stream(settings, [first_block])
         wait_for(lambda: decisions.fill() > PAYMENTS // 8, 120, "the first decisions")
         with process("run", ["--bundle", str(bundle)], settings, second_log) as second:
+            sending = stream(settings, others, after=sending)
             wait_for(lambda: followed(second) > 10, 60, "the standby to follow")
             first.send_signal(how)
             assert first.wait(60) == (0 if how == signal.SIGTERM else -how), first_log.read_text()[-2000:]
@@ -103,9 +117,11 @@ def test_a_frozen_worker_that_wakes_is_fenced(
     """SIGSTOP past the session timeout, a standby takes over, SIGCONT: the zombie commits nothing and exits with 1."""
     first_log, second_log = tmp_path / "first.log", tmp_path / "second.log"
     with process("run", ["--bundle", str(bundle)], settings, first_log) as first:
-        sending = stream(settings)
+        first_block, *others = blocks()
+        sending = stream(settings, [first_block])
         wait_for(lambda: decisions.fill() > PAYMENTS // 8, 120, "the first decisions")
         with process("run", ["--bundle", str(bundle)], settings, second_log) as second:
+            sending = stream(settings, others, after=sending)
             wait_for(lambda: followed(second) > 10, 60, "the standby to follow")
             os.kill(first.pid, signal.SIGSTOP)
             owned = "fraud_scorer_owned_shards"
@@ -118,6 +134,45 @@ def test_a_frozen_worker_that_wakes_is_fenced(
             check(settings, decisions, bundle, sending)
             second.send_signal(signal.SIGTERM)
             assert second.wait(60) == 0, second_log.read_text()[-2000:]
+
+
+def ordered(orders: TopicReader) -> int:
+    """Number of the batch that follows the order log."""
+    orders.fill()
+    found = [order_log_record(message.value()) for message in orders.messages]
+    return max((record.sequence + 1 for record in found if isinstance(record, OrderRecord)), default=0)
+
+
+def test_a_standby_is_as_far_as_the_order_log_and_goes_on_from_there(
+    settings: Settings, decisions: TopicReader, bundle: Path, tmp_path: Path
+) -> None:
+    """While the owner's commit stands still the standby decides what the owner orders; killed there, the owner leaves
+    batches that no transaction holds, and the standby commits them as it has decided them."""
+    first_log, second_log = tmp_path / "first.log", tmp_path / "second.log"
+    topics = kafka.Topics.of(settings.kafka)
+    orders, journal = TopicReader(settings, topics.order), TopicReader(settings, topics.journal)
+    stalls = {"FRAUD_SCORER_FAULT": ",".join(f"before_commit:{n}:sleep=9" for n in (40, 60, 80))}
+    with (
+        process("run", ["--bundle", str(bundle)], settings, first_log, **stalls) as first,
+        process("run", ["--bundle", str(bundle)], settings, second_log) as second,
+    ):
+        sending = stream(settings, blocks())
+
+        def is_ahead() -> bool:
+            """Each number is a lower bound of what it was when the next one was read."""
+            wanted, decided = ordered(orders), followed(second)
+            return decided >= wanted and decided > journal.fill() + 5
+
+        wait_for(is_ahead, 120, "the standby to be at the end of the order log, beyond the journal")
+        first.kill()
+        first.wait(60)
+        check(settings, decisions, bundle, sending)
+        second.send_signal(signal.SIGTERM)
+        assert second.wait(60) == 0, second_log.read_text()[-2000:]
+    orders.close()
+    journal.close()
+    assert "standby.restarted" not in second_log.read_text()
+    assert "shard.rebuild" not in second_log.read_text()
 
 
 def owned(child: subprocess.Popen[bytes]) -> float:
@@ -138,11 +193,14 @@ def test_two_shards_move_between_workers_under_the_broker_assigned_protocol(
     reader = TopicReader(settings, kafka.Topics.of(settings.kafka).decisions)
     first_log, second_log = tmp_path / "first.log", tmp_path / "second.log"
     with process("run", ["--bundle", str(bundle)], settings, first_log, **more) as first:
-        sending = stream(settings)
+        first_block, second_block, *others = blocks()
+        sending = stream(settings, [first_block])
         wait_for(lambda: owned(first) == 2 and reader.fill() > PAYMENTS // 8, 120, "both shards to decide")
         with process("run", ["--bundle", str(bundle)], settings, second_log, **more) as second:
+            sending = stream(settings, [second_block], after=sending)
             wait_for(lambda: owned(first) == 1 and owned(second) == 1, 60, "one shard each")
             before = reader.fill()
+            sending = stream(settings, others, after=sending)
             wait_for(lambda: reader.fill() > before + 500, 60, "both to decide")
             second.send_signal(signal.SIGTERM)
             assert second.wait(60) == 0, second_log.read_text()[-2000:]

@@ -11,7 +11,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,7 +19,6 @@ import pytest
 from confluent_kafka import KafkaException, Producer, TopicPartition
 
 from scorer import kafka
-from scorer.demo import free_ports
 from scorer.local_services import Services
 from scorer.operate.record_sender import Sender
 from scorer.operate.setup import setup
@@ -28,6 +27,7 @@ from scorer.runtime.settings import PREFIX, Settings
 from tests.integration.handbook import handbook
 from tests.integration.running import environment, is_ready, metrics, process, test_settings, wait_for
 from tests.integration.sinks import query
+from tests.ports import free_ports
 
 PAYMENTS = 5_000
 
@@ -79,10 +79,24 @@ def ready(port: int) -> tuple[bool, str]:
         return False, f"unreachable: {error}"
 
 
-def seconds_until(condition: Callable[[], bool], limit_s: float, what: str) -> float:
-    began = time.monotonic()
-    wait_for(condition, limit_s, what)
-    return time.monotonic() - began
+def ready_for_s(ports: list[int], what: str) -> float:
+    """Wait until all of them answer that they are not ready for the sake of Kafka; gives the seconds from now to the
+    last question that one of them answered otherwise."""
+    began, ready_s = time.monotonic(), 0.0
+
+    def all_unready() -> bool:
+        nonlocal ready_s
+        unready = 0
+        for port in ports:
+            asked_s = time.monotonic() - began
+            good, why = ready(port)
+            if good:
+                ready_s = asked_s
+            unready += not good and "Kafka" in why
+        return unready == len(ports)
+
+    wait_for(all_unready, 60, what)
+    return ready_s
 
 
 @pytest.fixture(autouse=True)
@@ -115,20 +129,15 @@ def test_a_broker_that_is_away_makes_owner_standby_and_sink_unready_in_seconds(
     ):
         ports = [child.port for child in (owner, standby, sink, spare)]  # type: ignore[attr-defined]
         pid = broker.service.pids["service"]  # type: ignore[union-attr]
-
-        def all_unready() -> bool:
-            return not any(ready(port)[0] for port in ports)
-
         os.kill(pid, signal.SIGSTOP)
         try:
-            assert seconds_until(all_unready, 20, "all of them to be unready while the broker hangs") < 6.0
-            assert all("Kafka" in ready(port)[1] for port in ports), [ready(port) for port in ports]
+            assert ready_for_s(ports, "all of them to be unready while the broker hangs") < 6.0
         finally:
             os.kill(pid, signal.SIGCONT)
         wait_for(lambda: all(ready(port)[0] for port in ports), 60, "all of them to be ready again")
         broker.kill()
         try:
-            assert seconds_until(all_unready, 20, "all of them to be unready without a broker") < 6.0
+            assert ready_for_s(ports, "all of them to be unready without a broker") < 6.0
         finally:
             broker.start()
         wait_for(lambda: all(ready(port)[0] for port in ports), 60, "all of them to be ready after the restart")
@@ -172,11 +181,11 @@ def test_lag_is_shown_by_partition_and_reaches_zero_past_markers_and_aborted_rec
         def at_end() -> bool:
             now = metrics(port)
             lags = [
-                now[f'fraud_scorer_lag_{unit}{{partition="{p}",shard="0"}}']
+                now.get(f'fraud_scorer_lag_{unit}{{partition="{p}",shard="0"}}')
                 for unit in ("records", "seconds")
                 for p in (0, 1)
             ]
-            return now['fraud_scorer_lag_payments{shard="0"}'] == 0 and lags == [0] * 4
+            return now.get('fraud_scorer_lag_payments{shard="0"}') == 0 and lags == [0] * 4
 
         wait_for(at_end, 60, "a lag of 0")
         in_transaction(settings, topic, [b"{}"], commit=False)
@@ -189,7 +198,7 @@ def test_lag_is_shown_by_partition_and_reaches_zero_past_markers_and_aborted_rec
 def commits(settings: Settings, topic: str) -> bool:
     try:
         in_transaction(settings, topic, [b"{}"], commit=True)
-    except KafkaException:
+    except (KafkaException, kafka.KafkaFailure):
         return False
     return True
 
@@ -223,15 +232,15 @@ def test_positions_of_the_sink_move_over_a_tail_that_holds_no_record(settings: S
         return [value for name, value in metrics(port).items() if name.startswith("fraud_scorer_sink_lag_")]
 
     with process("sink", [], settings, tmp_path / "sink.log") as sink:
-        wait_for(lambda: stored() == ends, 30, "the positions to reach the ends")
+        wait_for(lambda: stored() == ends, 60, "the positions to reach the ends")
         port = sink.port  # type: ignore[attr-defined]
-        wait_for(lambda: len(lags(port)) == 2 * len(places) and not any(lags(port)), 15, "a lag of 0 everywhere")
+        wait_for(lambda: len(lags(port)) == 2 * len(places) and not any(lags(port)), 60, "a lag of 0 everywhere")
         sink.kill()
         sink.wait()
     for future in client.delete_records([TopicPartition(t, p, end) for (t, p), end in ends.items()]).values():
         future.result(30)
     with process("sink", [], settings, tmp_path / "sink.log") as sink:
-        wait_for(lambda: not any(lags(sink.port)), 15, "a lag of 0 after retention")  # type: ignore[attr-defined]
+        wait_for(lambda: not any(lags(sink.port)), 60, "a lag of 0 after retention")  # type: ignore[attr-defined]
         sink.send_signal(signal.SIGHUP)
         assert sink.wait(60) == 0, (tmp_path / "sink.log").read_text()[-2000:]
     assert stored() == ends
@@ -258,7 +267,7 @@ def test_a_stop_while_kernels_compile_ends_the_start(settings: Settings, bundle:
         assert not good
         assert "compiling" in why
         child.send_signal(signal.SIGTERM)
-        assert child.wait(10) == 0, log.read_text()[-2000:]
+        assert child.wait(60) == 0, log.read_text()[-2000:]
 
 
 @pytest.mark.parametrize("name", ["run", "sink"])
@@ -289,11 +298,11 @@ def test_a_stop_during_recovery_is_drained(settings: Settings, bundle: Path, tmp
         wait_for(lambda: metrics(port).get('fraud_scorer_batches_total{shard="0"}', 0) > 10, 60, "batches")
         worker.send_signal(signal.SIGTERM)
         assert worker.wait(60) == 0
-    more = {SETTING: "in_recovery:3:sleep=3", f"{PREFIX}SNAPSHOTS__EVERY_PAYMENTS": "0"}
+    more = {SETTING: "in_recovery:3:sleep=12", f"{PREFIX}SNAPSHOTS__EVERY_PAYMENTS": "0"}
     with starting("run", ["--bundle", str(bundle)], settings, log, **more) as (child, port):
         wait_for(lambda: "recovering" in ready(port)[1], 60, "the recovery")
         child.send_signal(signal.SIGTERM)
-        assert child.wait(20) == 0, log.read_text()[-2000:]
+        assert child.wait(60) == 0, log.read_text()[-2000:]
 
 
 def test_the_second_interrupt_ends_at_once(settings: Settings, bundle: Path, tmp_path: Path) -> None:
@@ -301,12 +310,13 @@ def test_the_second_interrupt_ends_at_once(settings: Settings, bundle: Path, tmp
     log = tmp_path / "run.log"
     with process("run", ["--bundle", str(bundle)], settings, log, **{SETTING: "before_commit:1:sleep=60"}) as worker:
         send(settings)
-        time.sleep(1)
+        port = worker.port  # type: ignore[attr-defined]
+        wait_for(lambda: metrics(port).get('fraud_scorer_batches_in_flight{shard="0"}', 0) > 0, 60, "a batch in flight")
         worker.send_signal(signal.SIGINT)
         time.sleep(1)
         assert worker.poll() is None, "it drains"
         worker.send_signal(signal.SIGINT)
-        assert worker.wait(5) == 130, log.read_text()[-2000:]
+        assert worker.wait(30) == 130, log.read_text()[-2000:]
 
 
 @pytest.mark.parametrize(
@@ -372,4 +382,4 @@ def test_an_unexpected_exception_of_a_standby_ends_it(settings: Settings, bundle
         ):
             assert child.wait(90) == 1, log.read_text()[-3000:]
         assert "fault at in_recovery" in log.read_text()
-        assert is_ready(owner.port)  # type: ignore[attr-defined]
+        wait_for(lambda: is_ready(owner.port), 60, "the owner to be ready")  # type: ignore[attr-defined]

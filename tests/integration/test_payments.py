@@ -151,7 +151,15 @@ def test_every_malformed_record_becomes_a_dead_letter_and_the_next_one_is_decide
             60,
             "dead letters and decisions",
         )
-        counted = metrics(worker.port)  # type: ignore[attr-defined]
+
+        def counted(name: str) -> float:
+            shown = metrics(worker.port)  # type: ignore[attr-defined]
+            return sum(value for full, value in shown.items() if full.startswith(f"fraud_scorer_{name}_total"))
+
+        # Counted a moment after they can be read.
+        unanswered = 2 * len(MALFORMED) - len(decisions.messages)
+        wait_for(lambda: counted("dead_letters") == len(MALFORMED), 60, "all dead letters to be counted, once")
+        wait_for(lambda: counted("unanswered") == unanswered, 60, "all without an answer to be counted, once")
         worker.send_signal(signal.SIGTERM)
         assert worker.wait(60) == 0
     described = [DeadLetter.from_headers(message.headers()) for message in dead.messages]
@@ -167,11 +175,6 @@ def test_every_malformed_record_becomes_a_dead_letter_and_the_next_one_is_decide
     )
     assert {d["decision"] for d in refused} == {"flag"}
     assert len(decided) + len(refused) == len(decisions.messages)
-    unanswered = sum(value for name, value in counted.items() if name.startswith("fraud_scorer_unanswered_total"))
-    assert len(decided) + len(refused) + unanswered == 2 * len(MALFORMED)
-    assert sum(value for name, value in counted.items() if name.startswith("fraud_scorer_dead_letters_total")) == len(
-        MALFORMED
-    )
     seen = (
         b"".join(message.value() or b"" for message in (*dead.messages, *decisions.messages))
         + log.read_bytes()

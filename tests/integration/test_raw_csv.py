@@ -7,11 +7,12 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
+
+from tests.documents import with_command
 
 EXAMPLE = Path(__file__).parents[2] / "deploy" / "examples" / "raw_csv"
 PAGE = (EXAMPLE / "README.md").read_text(encoding="utf-8")
@@ -47,10 +48,15 @@ def test_the_tutorial_from_a_raw_csv_to_a_report(tmp_path: Path) -> None:
     transactions(tmp_path / "transactions.csv")
     commands = "\n".join(re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL))
     assert commands.count("fraud-scorer ") == 4
-    script = f'set -e\nfraud-scorer() {{ "{sys.executable}" -m scorer "$@"; }}\n{commands}'
-    environment = {**os.environ, "PYTHONPATH": str(EXAMPLE.parents[2])}
+    environment = with_command({**os.environ, "PYTHONPATH": str(EXAMPLE.parents[2])}, tmp_path)
     ended = subprocess.run(
-        ["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=400, check=False
+        ["bash", "-ec", commands],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
     )
     assert ended.returncode == 0, f"{ended.stdout}\n{ended.stderr}"
     assert "event_time: {column: [Year, Month, Day, Time]" in (tmp_path / "draft.yaml").read_text(encoding="utf-8")

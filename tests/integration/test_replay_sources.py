@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from schemas.control_record import parse_control_masked
+from schemas.label_record import Label
 from scorer import kafka
 from scorer.bundle import Bundle
 from scorer.demo.demo_processes import own_database
@@ -19,7 +23,9 @@ from scorer.errors import UsageError
 from scorer.local_services import Services
 from scorer.operate.replay_topic_output import TopicOutput
 from scorer.operate.setup import setup
+from scorer.proof import live_trail
 from scorer.replay import part_files, replay_output, replay_topic
+from scorer.replay.label_ledger import LabelLedger
 from scorer.runtime.settings import Settings
 from tests.integration.running import TopicReader, process, test_settings, wait_for
 from tests.integration.test_audit_commands import POLICY, START_MS, Running
@@ -50,6 +56,20 @@ def payment(number: int) -> tuple[bytes, bytes]:
         "channel": "ecom",
     }
     return customer.encode(), b"no payment" if number == 77 else json.dumps(value).encode()
+
+
+def some_labels() -> list[tuple[str, dict[str, Any]]]:
+    """Topic and record, in the order of sending: up to three of a payment, of which what came last on either topic, or
+    has the larger offset there, need not be what became known last."""
+    chance = random.Random(7)
+    made = [
+        (chance.choice(("labels", "control")), {"type": "label", "payment_id": f"p_{number}", "fraud": bool(nth % 2)})
+        for number in range(10, 60) for nth in range(chance.randrange(4))
+    ]  # fmt: skip
+    chance.shuffle(made)
+    for (_, label), hour in zip(made, chance.sample(range(1_000), len(made)), strict=True):
+        label["known_at"] = START_MS + 3_600_000 * hour
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -83,9 +103,10 @@ def running(
                     topics.control,
                     json.dumps({"type": "list_add", "list": "blocked", "value": f"t_{start % 5 + 1}"}).encode(),
                 )
-            label = {"type": "label", "payment_id": "p_10", "fraud": True, "known_at": START_MS + 86_400_000}
-            trail.send(topics.labels, json.dumps(label).encode())
-            wait_for(lambda: trail.count("labels") == 1, 60, "the label")
+            labels = some_labels()
+            for topic, label in labels:
+                trail.send(getattr(topics, topic), json.dumps(label).encode())
+            wait_for(lambda: trail.count("labels") == len(labels), 60, "the labels")
         yield trail
 
 
@@ -144,8 +165,45 @@ def test_audit_rows_decide_as_the_topic_does(running: Running, bundles: dict[str
     assert rows(audit, *unlike) == rows(fresh, *unlike)
     assert {"late", "normal"} == set(audit["mode"].to_pylist())
     assert {"BLOCKED_TERMINAL"} < {reason for reasons in audit["reasons"].to_pylist() for reason in reasons}
-    labelled = [row for row in audit.select(["payment_id", "label"]).to_pylist() if row["label"] is not None]
-    assert labelled == [{"payment_id": "p_10", "label": 1}]
+    ledger = LabelLedger()
+    ledger.add(audit["payment_id"].to_pylist(), [Label.model_validate(label) for _, label in some_labels()])
+    for name, values in zip(("label", "label_known_at"), ledger.columns(), strict=True):
+        column = pa.compute.cast(audit[name], pa.int64())
+        assert pa.compute.fill_null(column, -1).to_pylist() == values.tolist()
+
+
+def test_audit_rows_are_not_decided_with_a_masked_list(running: Running, bundles: dict[str, Path]) -> None:
+    """A terminal listed by a number that looks like a card's stands masked in the trail: the replay is refused, rather
+    than approve what the list had flagged."""
+    card = b'{"type":"list_add","list":"blocked","value":"4111111111111111"}'
+    masked = json.dumps(parse_control_masked(card).model_dump(mode="json"))
+    with psycopg.connect(running.database, autocommit=True) as connection:
+        (kept,) = connection.execute('SELECT record::text FROM control_changes WHERE "offset" = 0').fetchone() or ("",)
+        connection.execute('UPDATE control_changes SET record = %s WHERE "offset" = 0', (masked,))
+        try:
+            asked = ("replay", "--bundle", str(bundles["decides"]), "--input", "audit")
+            error = running.command(*asked, code=2)["error"]
+        finally:
+            connection.execute('UPDATE control_changes SET record = %s WHERE "offset" = 0', (kept,))
+    assert "list blocked, offset 0 of topic control" in error
+    assert "--input topic" in error
+
+
+def test_times_of_labels_are_read_by_pages(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many pages they take, `prove` gets every label of a topic with its offset and time, in order."""
+    monkeypatch.setattr(live_trail, "LABELS_PER_PAGE", 7)
+    sent: dict[str, list[int]] = {"labels": [], "control": []}
+    for topic, label in some_labels():
+        sent[topic].append(label["known_at"])
+    with live_trail.Trail(running.database) as trail, psycopg.connect(running.database) as connection:
+        for topic in ("labels", "control"):
+            offsets, known = trail.label_times(topic)
+            assert known.tolist() == sent[topic]
+            stored = connection.execute(
+                'SELECT "offset" FROM labels WHERE topic = %s ORDER BY 1',
+                (f"{running.settings.kafka.topic_prefix}{topic}",),
+            ).fetchall()
+            assert offsets.tolist() == [offset for (offset,) in stored]
 
 
 def test_a_replay_onto_a_topic_equals_the_live_decisions(running: Running, bundles: dict[str, Path]) -> None:

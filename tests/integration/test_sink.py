@@ -149,6 +149,36 @@ def test_killed_in_the_middle_nothing_is_missing_or_doubled(servers: str, topic:
     assert_equal_to(migrated, shard)
 
 
+def test_a_database_restored_from_a_backup_catches_up(
+    servers: str, topic: str, migrated: str, services: Services
+) -> None:
+    """A copy of the database as it was some time ago: a sink that is started on it writes what came after, once, in the
+    chain's order, though another sink had written all of it to the database that was lost."""
+    shard = Shard(servers, topic)
+    with psycopg.connect(services.postgres.url, autocommit=True) as server:
+        backup = sql.Identifier(f"test_{secrets.token_hex(4)}")
+        for number in range(12):
+            if number == 6:
+                server.execute(sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(backup, _database_of(migrated)))
+            shard.write(rows(number, 200))
+            if number in (5, 11):
+                with running(servers, topic, migrated) as sink:
+                    wait_for(sink.sink.drained, "the batches so far")
+        try:
+            restored = migrated.rsplit("/", 1)[0] + "/" + backup.as_string().strip('"')
+            assert query(restored, "SELECT count(*) FROM batches") == [(6,)]
+            with running(servers, topic, restored) as sink:
+                wait_for(sink.sink.drained, "what came after the backup")
+            assert sink.error is None
+            assert_equal_to(restored, shard)
+        finally:
+            server.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(backup))
+
+
+def _database_of(url: str) -> sql.Identifier:
+    return sql.Identifier(url.rsplit("/", 1)[1])
+
+
 def test_postgres_restarted_in_the_middle(servers: str, topic: str, services: Services) -> None:
     """Postgres stopped, killed and started while rows are written: the sink waits, not ready, and loses nothing."""
     name = f"test_{secrets.token_hex(4)}"
@@ -168,7 +198,10 @@ def test_postgres_restarted_in_the_middle(servers: str, topic: str, services: Se
             assert not sink.sink.drained()
             services.postgres.start()
             seen = query(url, "SELECT count(*) FROM batches")[0][0]
-            wait_for(lambda: query(url, "SELECT count(*) FROM batches")[0][0] > seen, "rows after the restart")
+            wait_for(
+                lambda: query(url, "SELECT count(*) FROM batches")[0][0] > seen or sink.sink.drained(),
+                "rows after the restart",
+            )
             services.postgres.kill()
             services.postgres.start()
             wait_for(sink.sink.drained, "the sink to drain")
@@ -194,7 +227,7 @@ def test_connection_cut_inside_the_transaction(servers: str, topic: str, migrate
             nonlocal cuts
             found = killer.execute(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() "
-                "AND application_name = 'fraud-scorer' AND query LIKE 'COPY%' AND state = 'active'"
+                "AND application_name = 'fraud-scorer' AND query LIKE 'COPY%' AND state <> 'idle'"
             ).fetchall()
             cuts += len(found)
             return cuts >= 3 or sink.sink.drained()
@@ -342,6 +375,30 @@ def test_a_batch_lost_on_the_topic_stops_the_sink(servers: str, topic: str, migr
     assert error.exit_code == 3
     shard.written, shard.records = good
     assert_equal_to(migrated, shard)
+
+
+@pytest.mark.parametrize("poison", ["sent again", "of another shard"])
+def test_what_is_not_the_next_batch_hides_no_loss(servers: str, topic: str, migrated: str, poison: str) -> None:
+    """A batch that was written before, or one of another shard, goes to quarantine; a loss behind it stops the sink."""
+    shard = Shard(servers, topic)
+    first, record = shard.chunks(rows(1, 10))
+    shard.send(first)
+    shard.sequence, shard.head = 0, record.head
+    shard.written[0], shard.records[0] = rows(1, 10), record
+    shard.write(rows(2, 10))
+    if poison == "of another shard":
+        shard.number = 7
+        first, _ = shard.chunks(rows(3, 10))
+        shard.number = 0
+    shard.send(first)
+    good = dict(shard.written), dict(shard.records)
+    shard.write(rows(4, 10), sequence=5)
+    error = Running(servers, topic, migrated).fails()
+    assert isinstance(error, AuditBroken)
+    assert "missing between" in str(error)
+    shard.written, shard.records = good
+    assert_equal_to(migrated, shard)
+    assert [row[1] for row in set_aside(migrated)] == ["contradiction"]
 
 
 def test_rows_that_postgres_refuses_are_set_aside(servers: str, topic: str, migrated: str) -> None:

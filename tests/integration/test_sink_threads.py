@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from scorer.demo import free_ports
 from scorer.errors import FraudScorerError
 from scorer.local_services import Services
 from scorer.runtime.fault_points import SETTING
@@ -23,6 +22,7 @@ from scorer.trail import audit_database
 from tests.integration.audit_batches import Shard, make_topic, rows
 from tests.integration.running import environment, process, test_settings, wait_for
 from tests.integration.sinks import query
+from tests.ports import free_ports
 
 
 @pytest.fixture
@@ -101,5 +101,22 @@ def test_a_hanging_sink_does_not_hide_an_error(monkeypatch: pytest.MonkeyPatch) 
         with pytest.raises(ValueError, match="unexpected"):
             SinkThreads({"hangs": lambda _stop: hang.wait(60), "breaks": breaks}).run(threading.Event())  # type: ignore[dict-item]
         assert time.monotonic() - began < 10
+    finally:
+        hang.set()
+
+
+def test_the_end_does_not_wait_for_what_writes_nothing() -> None:
+    """A count in Postgres that takes a minute makes no error of a clean stop."""
+    stop, hang, written = threading.Event(), threading.Event(), []
+
+    def writes(until: threading.Event) -> None:
+        until.wait(30)
+        written.append(True)
+
+    threads = SinkThreads({"audit": writes}, {"label-quality": lambda _stop: hang.wait(60)})  # type: ignore[dict-item]
+    try:
+        stop.set()
+        threads.run(stop)
+        assert written == [True]
     finally:
         hang.set()

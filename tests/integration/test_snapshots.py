@@ -7,8 +7,12 @@ import json
 import signal
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
+from schemas.journal_record import JournalRecord
 from scorer import kafka
 from scorer.bundle import Bundle
 from scorer.local_services import Services
@@ -17,6 +21,8 @@ from scorer.operate.setup import setup
 from scorer.replay import replay_topic
 from tests.integration.handbook import handbook
 from tests.integration.running import TopicReader, metrics, process, test_settings, wait_for
+
+pytestmark = pytest.mark.usefixtures("one_decision_each")
 
 PAYMENTS = 15_000
 
@@ -47,11 +53,22 @@ def test_a_killed_worker_goes_on_from_the_newest_good_snapshot(
         "FRAUD_SCORER_WORKER__LOG_FOLDER": str(tmp_path / "log"),
     }
     decisions = TopicReader(settings, kafka.Topics.of(settings.kafka).decisions)
-    blocks = handbook(PAYMENTS)
+    blocks = handbook(PAYMENTS, rows=2_500)
     third = len(blocks) // 3
     sent = 0
 
     written = 'fraud_scorer_snapshots_total{shard="0"}'
+
+    def settled(port: int, log: Path, snapshots_min: int) -> Callable[[], bool]:
+        """Whether so many are there and no more come: one that is being written when the last payment is decided is
+        finished, and named by the journal, without further payments."""
+        seen: dict[tuple[float, int], float] = {}
+
+        def still() -> bool:
+            now = metrics(port).get(written, 0.0), log.read_text().count("snapshot.written")
+            return now[0] >= snapshots_min and time.monotonic() - seen.setdefault(now, time.monotonic()) > 3.0
+
+        return still
 
     def generation(number: int, snapshots_min: int) -> tuple[str, dict[str, float]]:
         """One worker: decides a third of the payments, writes its snapshots and is killed."""
@@ -59,34 +76,35 @@ def test_a_killed_worker_goes_on_from_the_newest_good_snapshot(
         log = tmp_path / f"worker-{number}.log"
         with process("run", ["--bundle", str(bundle)], settings, log, **more) as worker:
             part = blocks[number * third : (number + 1) * third]
-            Sender(settings).run(part, stop=threading.Event(), rate=3000)
-            sent += sum(len(block.values) for block in part)
-            wait_for(lambda: decisions.fill() >= sent, 120, "the decisions")
             port = worker.port  # type: ignore[attr-defined]
-            # One that is being written when the last payment is decided is finished, and named by the journal, without
-            # further payments.
-            seen: dict[tuple[float, int], float] = {}
-
-            def settled() -> bool:
-                now = metrics(port).get(written, 0.0), log.read_text().count("snapshot.written")
-                return now[0] >= snapshots_min and time.monotonic() - seen.setdefault(now, time.monotonic()) > 3.0
-
-            wait_for(settled, 60, "the snapshots")
+            # A snapshot that takes as long as all these payments is the only one of them: each has payments of its own.
+            portions = max(1, snapshots_min)
+            for portion in range(portions):
+                some = part[portion * len(part) // portions : (portion + 1) * len(part) // portions]
+                Sender(settings).run(some, stop=threading.Event(), rate=3000)
+                sent += sum(len(block.values) for block in some)
+                wait_for(lambda due=sent: decisions.fill() >= due, 120, "the decisions")
+                wait_for(settled(port, log, min(snapshots_min, portion + 1)), 60, "the snapshots")
             counted = metrics(port)
             worker.send_signal(signal.SIGKILL)
             worker.wait()
         return log.read_text(), counted
 
     generation(0, 2)
-    manifests = sorted(next(store.rglob("manifests")).iterdir())
+    # Of two that are written before the journal's next record, it names the later one: the other is never used.
+    journal = TopicReader(settings, kafka.Topics.of(settings.kafka).journal)
+    journal.fill()
+    records = [JournalRecord.from_bytes(message.value()) for message in journal.messages]
+    journal.close()
+    before, newest = [record.snapshot.sequence for record in records if record.snapshot is not None][-2:]
 
-    forge(manifests[-1])
+    forge(next(store.rglob(f"manifests/{newest:020d}.json")))
     text, counted = generation(1, 1)
     assert "snapshot.restored" in text
     assert counted['fraud_scorer_snapshots_refused_total{shard="0"}'] == 1
     assert "is not the one that the journal names" in text
     restored = next(json.loads(line) for line in text.splitlines() if "snapshot.restored" in line)
-    assert restored["sequence"] == int(manifests[-2].stem)
+    assert restored["sequence"] == before
 
     for block in next(store.rglob("blocks")).iterdir():
         content = bytearray(block.read_bytes())

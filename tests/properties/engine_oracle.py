@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -60,6 +61,12 @@ class Oracle:
             mine = [r for r in mine if self.now - f.delay - f.window < r["t"] <= self.now - f.delay]
         if f.include_current and self.passes(f, row):
             mine = [*mine, row]
+        if f.aggregate == "neighbour_frauds":
+            mine = sorted((r for r in mine if self.neighbour(f, r)), key=lambda r: r["t"])  # stable
+            mine = mine[-(f.latest or 20) :]
+        elif f.aggregate == "median" or (f.latest is not None and f.aggregate != "nearest_km"):
+            mine = sorted(mine, key=lambda r: (r is row, r["t"]))  # stable; the current payment is the latest
+            mine = mine[-(f.latest or 128) :]
         return getattr(self, f.aggregate)(f, mine, row)
 
     def field(self, name: str, row: Row) -> Any:
@@ -103,8 +110,15 @@ class Oracle:
     def min(self, f, rows, _): return min(r["amount"] for r in rows) / 100 if rows else NAN
     def max(self, f, rows, _): return max(r["amount"] for r in rows) / 100 if rows else NAN
     def distinct(self, f, rows, _): return float(len({r[f.of] for r in rows} - {None}))
+    def share(self, f, rows, row):
+        return share_of(f, sum(r[f.of] == row[f.of] for r in rows), rows) if row[f.of] is not None else NAN
+    def circular_dispersion(self, f, rows, row):
+        return float(np.mean([1 - math.cos(self.angle(f, r) - self.angle(f, row)) for r in rows])) if rows else NAN
+    def circular_variance(self, f, rows, _):
+        return 1 - abs(np.mean([np.exp(1j * self.angle(f, r)) for r in rows])) if rows else NAN
+    def angle(self, f, row): return 2 * math.pi * self.field(f.of, row) / (24 if f.of == "hour_of_day" else 7)
     def fraud_count(self, f, rows, _): return float(len(self.frauds(rows)))
-    def fraud_rate(self, f, rows, _): return len(self.frauds(rows)) / len(rows) if rows else NAN
+    def fraud_rate(self, f, rows, _): return share_of(f, len(self.frauds(rows)), rows)
     def since_last(self, f, rows, _): return self.since([r["t"] for r in rows], max)
     def since_first(self, f, rows, _): return self.since([r["t"] for r in rows], min)
     def since_fraud(self, f, rows, _): return self.since([r["t"] for r in self.frauds(rows)], max)
@@ -112,6 +126,8 @@ class Oracle:
     def decayed_count(self, f, rows, _): return sum(2.0 ** -((self.now - r["t"]) / f.half_life) for r in rows)
     def decayed_sum(self, f, rows, _):
         return sum(r["amount"] * 2.0 ** -((self.now - r["t"]) / f.half_life) for r in rows) / 100
+    def decayed_mean(self, f, rows, _): return decayed(f, rows)[0] / 100
+    def decayed_std(self, f, rows, _): return math.sqrt(decayed(f, rows)[1]) / 100
     def last(self, f, rows, _): return latest(rows)["amount"] / 100 if rows else NAN
     # fmt: on
 
@@ -119,10 +135,28 @@ class Oracle:
         a = [r["amount"] for r in rows]
         return math.sqrt(len(a) * sum(x * x for x in a) - sum(a) ** 2) / len(a) / 100 if a else NAN
 
-    def median(self, f, rows, row):
-        stored = sorted((r for r in rows if r is not row), key=lambda r: r["t"])  # stable
-        last = [*stored, *(r for r in rows if r is row)][-128:]
-        return float(np.median([r["amount"] for r in last])) / 100 if last else NAN
+    def median(self, f, rows, _):
+        return float(np.median([r["amount"] for r in rows])) / 100 if rows else NAN
+
+    def neighbour(self, f, row):
+        key = tuple(row[field] for field in self.set.entities[f.of])
+        return None if None in key else key
+
+    def neighbour_frauds(self, f, rows, _):
+        keys = {self.neighbour(f, r) for r in rows}
+        return float(sum(self.neighbour(f, r) in keys and r["t"] > self.now - f.window for r in self.frauds(self.rows)))
+
+    def mean_gap(self, f, rows, _):
+        times = sorted(r["t"] for r in rows)
+        return float(np.mean(np.diff(times))) / 1000 if len(times) > 1 else NAN
+
+    def nearest_km(self, f, rows, row):
+        rows = sorted((r for r in rows if r["latitude"] is not None), key=lambda r: r["t"])  # stable
+        latest_at = {(r["latitude"], r["longitude"]): k for k, r in enumerate(rows)}
+        places = sorted(latest_at, key=lambda place: latest_at[place])[-(f.latest or 20) :]
+        if row["latitude"] is None or not places:
+            return NAN
+        return min(distance_km(place, (row["latitude"], row["longitude"])) for place in places)
 
     def last_label(self, f, rows, _):
         labelled = [r for r in rows if self.known(r) is not None]
@@ -133,17 +167,35 @@ class Oracle:
         if not placed or row["latitude"] is None or latest(placed)["t"] == row["t"]:
             return NAN
         a, b = latest(placed), row
-        p, q = math.radians(a["latitude"]), math.radians(b["latitude"])
-        h = (
-            math.sin((q - p) / 2) ** 2
-            + math.cos(p) * math.cos(q) * math.sin(math.radians(b["longitude"] - a["longitude"]) / 2) ** 2
-        )
-        return 2 * 6371.0088 * math.asin(min(1.0, math.sqrt(h))) * 3_600_000 / abs(b["t"] - a["t"])
+        km = distance_km((a["latitude"], a["longitude"]), (b["latitude"], b["longitude"]))
+        return km * 3_600_000 / abs(b["t"] - a["t"])
+
+
+def distance_km(a: tuple[float, float], b: tuple[float, float]) -> float:
+    p, q = math.radians(a[0]), math.radians(b[0])
+    h = math.sin((q - p) / 2) ** 2 + math.cos(p) * math.cos(q) * math.sin(math.radians(b[1] - a[1]) / 2) ** 2
+    return 2 * 6371.0088 * math.asin(min(1.0, math.sqrt(h)))
 
 
 def single(value: float) -> float:
     """As the float32 of a column; what lies beyond is NaN."""
     return float(np.float32(value)) if abs(value) < 2.0**128 - 2.0**103 else NAN
+
+
+def share_of(f: Feature, hits: int, rows: list[Row]) -> float:
+    rate, weight = (f.prior.rate, f.prior.weight) if f.prior else (0.0, 0.0)
+    return (hits + rate * weight) / (len(rows) + weight) if rows or weight else NAN
+
+
+def decayed(f: Feature, rows: list[Row]) -> tuple[float, float]:
+    """Mean and variance of the amounts, weighted by their age at the newest of the payments."""
+    newest = max((r["t"] for r in rows), default=0)
+    weights = [Fraction(2.0 ** -((newest - r["t"]) / f.half_life)) for r in rows]
+    if not rows:
+        return NAN, NAN
+    mean = sum(w * r["amount"] for w, r in zip(weights, rows, strict=True)) / sum(weights)
+    squares = sum(w * (r["amount"] - mean) ** 2 for w, r in zip(weights, rows, strict=True))
+    return float(mean), float(squares / sum(weights))
 
 
 def latest(rows: list[Row]) -> Row:

@@ -49,8 +49,39 @@ features:
   - {name: middle_late, entity: device, aggregate: median, of: amount, window: 30s, delay: 10s}
   - {name: middle_now, entity: device, aggregate: median, of: amount, window: 90s, include_current: true,
      where: {channel: [pos]}}
+  - {name: middle_3, entity: customer, aggregate: median, of: amount, window: 1m, latest: 3}
+  - {name: mean_2, entity: customer, aggregate: mean, of: amount, window: 10m, latest: 2}
+  - {name: mean_4_now, entity: device, aggregate: mean, of: amount, window: 2m, latest: 4, include_current: true,
+     where: {channel: ecom}}
+  - {name: std_5, entity: terminal, aggregate: std, of: amount, window: 5m, latest: 5, include_current: true}
+  - {name: least_2, entity: terminal, aggregate: min, of: amount, window: 1m, latest: 2, delay: 10s}
+  - {name: most_3, entity: terminal, aggregate: max, of: amount, window: 5m, latest: 3}
+  - {name: tills_in_trouble, entity: customer, aggregate: neighbour_frauds, of: terminal, window: 2m}
+  - {name: devices_in_trouble, entity: terminal, aggregate: neighbour_frauds, of: device, window: 40s, latest: 2,
+     where: {channel: ecom}}
+  - {name: customers_in_trouble, entity: device, aggregate: neighbour_frauds, of: customer, window: 5m, latest: 3}
+  - {name: near, entity: customer, aggregate: nearest_km, window: 10m}
+  - {name: near_2, entity: customer, aggregate: nearest_km, window: 1m, latest: 2}
+  - {name: near_online, entity: terminal, aggregate: nearest_km, window: 5m, latest: 3, where: {channel: ecom}}
+  - {name: gaps_3, entity: terminal, aggregate: mean_gap, window: 5m, latest: 3}
+  - {name: gaps_4_now, entity: customer, aggregate: mean_gap, window: 1m, latest: 4, include_current: true}
+  - {name: gaps_2_late, entity: terminal, aggregate: mean_gap, window: 1m, latest: 2, delay: 10s}
   - {name: shops, entity: customer, aggregate: distinct, of: merchant_id, window: 1m, include_current: true}
   - {name: shops_late, entity: customer, aggregate: distinct, of: merchant_id, window: 1m, delay: 25s}
+  - {name: shop_share, entity: customer, aggregate: share, of: merchant_id, window: 1m}
+  - {name: shop_share_now, entity: device, aggregate: share, of: merchant_id, window: 2m, include_current: true,
+     where: {channel: ecom}}
+  - {name: till_share_late, entity: device, aggregate: share, of: terminal_id, window: 1m, delay: 10s}
+  - {name: shop_share_smooth, entity: customer, aggregate: share, of: merchant_id, window: 1m, include_current: true,
+     prior: {rate: 0.05, weight: 2.5}}
+  - {name: rate_smooth, entity: terminal, aggregate: fraud_rate, window: 1m, delay: 30s, prior: {rate: 0.01, weight: 7}}
+  - {name: hour_unlike, entity: customer, aggregate: circular_dispersion, of: hour_of_day, window: 9h}
+  - {name: hour_unlike_now, entity: device, aggregate: circular_dispersion, of: hour_of_day, window: 40h, delay: 1m,
+     include_current: true, where: {channel: ecom}}
+  - {name: hour_spread, entity: device, aggregate: circular_variance, of: hour_of_day, window: 9h,
+     include_current: true}
+  - {name: day_unlike, entity: customer, aggregate: circular_dispersion, of: day_of_week, window: 3d}
+  - {name: day_spread, entity: customer, aggregate: circular_variance, of: day_of_week, window: 9h}
   - {name: online, entity: customer, aggregate: count, window: 1m, where: {channel: ecom}}
   - {name: small, entity: customer, aggregate: sum, of: amount, window: 1m, where: {amount: {below: 5}}}
   - {name: pair_n, entity: pair, aggregate: count, window: 30s}
@@ -77,6 +108,12 @@ features:
   - {name: decayed, entity: customer, aggregate: decayed_count, half_life: 20s, include_current: true}
   - {name: decayed_sum, entity: customer, aggregate: decayed_sum, of: amount, half_life: 20s}
   - {name: decayed_online, entity: pair, aggregate: decayed_sum, of: amount, half_life: 1m, where: {channel: ecom}}
+  - {name: decayed_mean, entity: customer, aggregate: decayed_mean, of: amount, half_life: 20s}
+  - {name: decayed_mean_now, entity: device, aggregate: decayed_mean, of: amount, half_life: 5s, include_current: true}
+  - {name: decayed_std, entity: customer, aggregate: decayed_std, of: amount, half_life: 20s}
+  - {name: decayed_std_now, entity: pair, aggregate: decayed_std, of: amount, half_life: 2m, include_current: true,
+     where: {channel: ecom}}
+  - {name: decayed_z, zscore: [amount, decayed_mean, decayed_std]}
   - {name: ratio, ratio: [amount, mean]}
   - {name: difference, difference: [amount, mean]}
   - {name: zscore, zscore: [amount, mean, std]}
@@ -96,7 +133,10 @@ def payments(count_max: int, *, lateness_ms: int = 40_000) -> st.SearchStrategy[
     """Steps of a stream: mostly onwards, some backwards (late, or beyond the lateness), some standing still, some far
     ahead."""
     step = st.one_of(
-        st.integers(0, 15_000), st.just(0), st.integers(-lateness_ms, -1), st.sampled_from([1, 20_000, 60_000, 200_000])
+        st.integers(0, 15_000),
+        st.just(0),
+        st.integers(-lateness_ms, -1),
+        st.sampled_from([1, 20_000, 60_000, 200_000, 200_000, 14_000_000, 90_000_000]),
     )
     return st.lists(
         st.fixed_dictionaries({
@@ -108,7 +148,10 @@ def payments(count_max: int, *, lateness_ms: int = 40_000) -> st.SearchStrategy[
             "terminal_id": st.sampled_from(["t1", "t2", None]),
             "device_id": st.sampled_from(["d1", "d1", "d2", None]),
             "channel": st.sampled_from(["pos", "ecom", None]),
-            "place": st.sampled_from([None, (52.5, 13.4), (48.1, 11.6), (-33.9, 151.2)]),
+            "place": st.sampled_from([
+                None, (52.5, 13.4), (52.5, 13.4), (52.5000002, 13.4), (48.1, 11.6), (-33.9, 151.2), (0, 180.0),
+                (0.1, -179.9), (90.0, 10.0),
+            ]),
             "risk": st.sampled_from([None, 1, 2.5, "high"]),
             "label": st.one_of(st.none(), st.tuples(st.integers(-30_000, 90_000), st.booleans())),
             "again": st.one_of(st.none(), st.integers(90_001, 250_000)),

@@ -50,6 +50,33 @@ def test_a_team_looks_at_the_best_of_each_day(rows: list[Row], alerts: int) -> N
     assert recall == pytest.approx(sum(looked) / max(1, truth.sum()))
 
 
+@given(ROWS)
+def test_intervals_over_days_draw_whole_days(rows: list[Row]) -> None:
+    """Days that bring the same leave no doubt; a sum and its negative, drawn alike, have mirrored intervals."""
+    day, _, _, _, amount = _columns(rows)
+    day = np.append(day, np.arange(100, 110))  # enough days to draw from
+    amount = np.append(amount, np.arange(10.0))
+    each = 1.0 / np.bincount(day)[day]
+    found = figures.day_intervals(day, {"a": each, "b": amount, "c": -amount}, rounds=30, seed=1)
+    assert found["a"] == pytest.approx((len(np.unique(day)),) * 2)
+    assert found["b"] == pytest.approx((-found["c"][1], -found["c"][0]))
+    assert figures.day_intervals(day, {"a": each}, rounds=0, seed=1) == {}
+    few = day >= 101
+    assert figures.day_intervals(day[few], {"a": each[few]}, rounds=30, seed=1) == {}
+
+
+@given(ROWS)
+def test_average_precision_of_drawn_customers(rows: list[Row]) -> None:
+    """Each draw is the average precision of its customers' payments, as often as each was drawn."""
+    _, customer, truth, scores, _ = _columns(rows)
+    drawn = figures.average_precisions_drawn(customer, truth, scores, rounds=3, seed=4)
+    random, who = np.random.default_rng(4), np.unique(customer)
+    for value in drawn:
+        picked = [np.flatnonzero(customer == who[i]) for i in random.integers(0, len(who), len(who))]
+        several = np.concatenate(picked)
+        assert value == pytest.approx(average_precision(truth[several], scores[several]), nan_ok=True)
+
+
 @given(ROWS, st.integers(1, 4))
 def test_card_precision_by_hand(rows: list[Row], k: int) -> None:
     """Each day the k customers with the highest score; found ones leave; ties by the smaller customer number."""

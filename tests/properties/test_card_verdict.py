@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ from schemas.card_rule import ISSUERS, PRINTED, luhn
 from schemas.contract_error import ContractError
 from schemas.field_table import TEXT_FIELDS
 from schemas.payment import Payment
-from schemas.payment_decoder import PaymentBatch, decode_payments
+from schemas.payment_batch import PaymentBatch
+from schemas.payment_decoder import decode_payments
 from schemas.pseudonym import is_pseudonym
 from scorer.files.file_columns import decoded_blocks
 from scorer.files.mapping import Mapping
@@ -126,7 +128,8 @@ def test_one_verdict_on_a_text_from_every_input(texts: list[str]) -> None:
 def test_one_verdict_on_declared_fields_from_every_input(texts: list[str]) -> None:
     """Opaque texts are taken as they are, pseudonyms stand for those of token fields, and all else is tested: alike
     from JSON and Parquet, and as the reference says."""
-    texts = [text for text in texts if text] or ["x"]  # an empty cell is an absent field
+    # An empty cell of a file is an absent field, and a category code of fewer than four digits has lost its zeros.
+    texts = [text for text in texts if text and not re.fullmatch("[0-9]{1,3}", text)] or ["x"]
     rows = payments(texts)
     cards = DECLARED.with_key(bytes(32))
     plain = of_json(rows, escaped=False, cards=cards)

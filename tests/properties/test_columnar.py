@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 
 from schemas.card_fields import UNDECLARED, CardFields
 from schemas.contract_error import ContractError
-from schemas.payment_decoder import PaymentBatch, PaymentRow, Reject, decode_payments
+from schemas.payment_batch import PaymentBatch, PaymentRow, Reject
+from schemas.payment_decoder import decode_payments
 from scorer.bundle import Bundle, write_bundle
 from scorer.errors import FraudScorerError
 from scorer.files.file_columns import DecodedBlock, decoded_blocks
@@ -287,13 +288,9 @@ class AsJson(Records):
     """Rows as JSON, decoded as those of a topic; without those that the mapping refuses."""
 
     def decode(self, cards: CardFields = UNDECLARED) -> PaymentBatch:
-        good = np.array([value is not None for value in self.values])
-        rows = np.flatnonzero(good)
-        found = decode_payments([self.values[i] for i in rows], [self.keys[i] for i in rows], cards=cards)
-        rejects = [Reject(int(rows[reject.index]), reject.error) for reject in found.rejects]
-        rejects += [Reject(i, error) for i, error in REFUSED.get(id(self.values), {}).items()]
-        found.index = rows[found.index].astype(np.int32)
-        found.rejects = sorted(rejects, key=lambda reject: reject.index)
+        found = decode_payments(self.values, self.keys, cards=cards)
+        refused = REFUSED.get(id(self.values), {})
+        found.rejects = [Reject(i, refused.get(i, error)) for i, error in found.rejects]
         return found
 
 
@@ -308,10 +305,12 @@ def as_json(path: Path, mapping: Mapping) -> Iterator[LabelledBatch]:
     def blocks() -> Iterator[DecodedBlock]:
         for batch in file.batches(ROWS_PER_BLOCK):
             codes = batch.column("refused").to_pylist()
-            values = [None if code else value for code, value in zip(codes, json_values(file, batch), strict=True)]
+            values = [
+                None if code else value for code, value in zip(codes, json_values(file.facts, batch), strict=True)
+            ]
             KEPT.append(values)
-            REFUSED[id(values)] = {i: file.refusal(code) for i, code in enumerate(codes) if code}
-            block = json_block(file, batch)
+            REFUSED[id(values)] = {i: file.facts.refusal(code) for i, code in enumerate(codes) if code}
+            block = json_block(file.facts, batch)
             customers = batch.column("customer_id").to_pylist()
             nothing = np.zeros(len(values), np.int64)
             keys = [None if customer is None else customer.encode() for customer in customers]

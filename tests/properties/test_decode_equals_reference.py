@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -12,9 +13,12 @@ from payment_texts import FIELDS, GOOD, TOKENS, junk, keys, mutated, records, to
 
 from schemas.contract_error import ContractError
 from schemas.payment import Payment
-from schemas.payment_decoder import PaymentRow, decode_payments, event_times
+from schemas.payment_batch import PaymentRow
+from schemas.payment_decoder import decode_payments, event_times
 
 BYTES_MAX = 4_096
+# `DECODE_EXAMPLES=1000000 pytest tests/properties/test_decode_equals_reference.py` is the long form.
+EXAMPLES = int(os.environ.get("DECODE_EXAMPLES", "4000"))
 
 
 def outcomes(values: list[bytes | None], keys: list[bytes | None]) -> tuple[list[str], list[str]]:
@@ -49,7 +53,7 @@ def assert_equal(values: list[bytes | None], keys: list[bytes | None] | None = N
 
 
 checked = settings(
-    max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+    max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
 )
 
 
@@ -173,6 +177,7 @@ def test_good_payments_take_the_fast_way(monkeypatch: pytest.MonkeyPatch) -> Non
     assert [repr([getattr(row, name) for name in FIELDS]) for row in batch.rows] == expected
 
 
+@settings(deadline=None)
 @given(st.integers(0, 40), st.integers(0, 2**32))
 def test_columns_follow_take(count: int, seed: int) -> None:
     """Columns, attributes and index of a reordered batch are those of the batch, reordered."""

@@ -44,6 +44,16 @@ features:
   - {name: median_2h, entity: customer, aggregate: median, of: amount, window: 2h}
   - {name: shops_1d, entity: customer, aggregate: distinct, of: merchant_id, window: 1d}
   - {name: shops_old, entity: customer, aggregate: distinct, of: merchant_id, window: 6h, delay: 1h}
+  - {name: shop_share, entity: customer, aggregate: share, of: merchant_id, window: 7d}
+  - {name: channel_share, entity: terminal, aggregate: share, of: channel, window: 1d, delay: 1h}
+  - {name: risk_smooth, entity: terminal, aggregate: fraud_rate, window: 12h, delay: 2h, prior: {rate: 0.02, weight: 5}}
+  - {name: hour_unlike, entity: customer, aggregate: circular_dispersion, of: hour_of_day, window: 7d}
+  - {name: hour_spread, entity: terminal, aggregate: circular_variance, of: hour_of_day, window: 1d, delay: 1h}
+  - {name: day_unlike, entity: customer, aggregate: circular_dispersion, of: day_of_week, window: 30d,
+     include_current: true, where: {channel: ecom}}
+  - {name: mean_5, entity: customer, aggregate: mean, of: amount, window: 30d, latest: 5}
+  - {name: most_3, entity: terminal, aggregate: max, of: amount, window: 1d, latest: 3, delay: 1h}
+  - {name: gaps_10, entity: customer, aggregate: mean_gap, window: 7d, latest: 10}
   - {name: pair_n, entity: pair, aggregate: count, window: 30d, where: {amount: {at_least: 20, below: 500}}}
   - {name: frauds_1d, entity: terminal, aggregate: fraud_count, window: 1d}
   - {name: risk, entity: terminal, aggregate: fraud_rate, window: 12h, delay: 2h}
@@ -52,6 +62,7 @@ features:
   - {name: since_fraud, entity: terminal, aggregate: since_fraud}
   - {name: first_fraud, entity: terminal, aggregate: since_first_fraud}
   - {name: decayed, entity: customer, aggregate: decayed_sum, of: amount, half_life: 3h}
+  - {name: decayed_mean, entity: customer, aggregate: decayed_mean, of: amount, half_life: 12h}
   - {name: decayed_n, entity: terminal, aggregate: decayed_count, half_life: 1d, include_current: true}
   - {name: ratio, ratio: [amount, mean_7d]}
   - {name: unusual, entity: customer, aggregate: count, window: 14d, where: {ratio: {above: 2}}}
@@ -138,25 +149,39 @@ def query(s: FeatureSet, f: Feature, done: set[str]) -> str:
     inside = f"j.t > i.now - {f.delay + f.window} AND j.t <= i.now - {f.delay}" if f.window else "true"
     seen = f"(j.seq < i.seq AND NOT j.late AND {inside})" + (" OR j.seq = i.seq" if f.include_current else "")
     fraud = "j.fraud = 1 AND j.known <= i.now AND j.seq < i.seq"
+    rate, weight = (f.prior.rate, f.prior.weight) if f.prior else (0, 0)
+    place, parts = ("({} // 3600000 % 24)", 24) if f.of == "hour_of_day" else ("(({} // 86400000 + 3) % 7)", 7)
+    own, other = (f"(2 * pi() * {place.format(row + '.t')} / {parts})" for row in "ij")
     fade = f"power(2.0, -(i.now - j.t) / {f.half_life}.0)" if f.half_life else ""
     value = {
         "count": "count(j.seq)", "sum": "coalesce(sum(j.amount), 0) / 100.0", "mean": "avg(j.amount) / 100.0",
         "min": "min(j.amount) / 100.0",
         "max": "max(j.amount) / 100.0", "std": "stddev_pop(j.amount) / 100.0", "median": "median(j.amount) / 100.0",
-        "distinct": f"count(DISTINCT j.{f.of})", "fraud_count": f"count(j.seq) FILTER ({fraud})",
-        "fraud_rate": f"count(j.seq) FILTER ({fraud}) / nullif(count(j.seq), 0)",
+        "mean_gap": "(max(j.t) - min(j.t)) / nullif(count(j.seq) - 1, 0) / 1000.0",
+        "distinct": f"count(DISTINCT j.{f.of})",
+        "share": f"CASE WHEN any_value(i.{f.of}) IS NOT NULL THEN count(j.seq) FILTER (j.{f.of} = i.{f.of}) / "
+        "nullif(count(j.seq), 0) END",
+        "circular_dispersion": f"avg(1 - cos({own} - {other})) FILTER (j.seq IS NOT NULL)",
+        "circular_variance": f"1 - sqrt(pow(avg(cos({other})), 2) + pow(avg(sin({other})), 2))",
+        "fraud_count": f"count(j.seq) FILTER ({fraud})",
+        "fraud_rate": f"(count(j.seq) FILTER ({fraud}) + {rate * weight}) / nullif(count(j.seq) + {weight}, 0)",
         "since_last": "(any_value(i.now) - max(j.t)) / 1000.0",
         "since_first": "(any_value(i.now) - min(j.t)) / 1000.0",
         "since_fraud": f"(any_value(i.now) - max(j.t) FILTER ({fraud})) / 1000.0",
         "since_first_fraud": f"(any_value(i.now) - min(j.t) FILTER ({fraud})) / 1000.0",
         "decayed_count": f"coalesce(sum({fade}), 0)",
         "decayed_sum": f"coalesce(sum(j.amount * {fade}), 0) / 100.0",
+        "decayed_mean": f"sum(j.amount * {fade}) / nullif(sum({fade}), 0) / 100.0",
     }[f.aggregate]  # fmt: skip
     missing = " OR ".join(f"any_value(i.{field}) IS NULL" for field in s.entities[f.entity])
+    joined = f"p j ON {same} AND ({seen}) AND ({clause(f, done)})"
+    if f.latest:  # the payments in the window, newest first
+        pairs = "SELECT i.seq AS at, j.*, row_number() OVER (PARTITION BY i.seq ORDER BY j.t DESC, j.seq DESC) AS place"
+        joined = f"({pairs} FROM p i JOIN {joined}) j ON j.at = i.seq AND j.place <= {f.latest}"
     return (
         f"SELECT i.seq, CAST(CASE WHEN {missing} THEN 'nan'::DOUBLE ELSE coalesce({value}, 'nan'::DOUBLE) END AS "
         f"FLOAT) AS v "
-        f"FROM p i LEFT JOIN p j ON {same} AND ({seen}) AND ({clause(f, done)}) GROUP BY i.seq"
+        f"FROM p i LEFT JOIN {joined} GROUP BY i.seq"
     )
 
 
@@ -179,7 +204,8 @@ def test_the_training_export_equals_sql_for_every_feature(seed: int, tmp_path: P
         "out.parquet",
     ]
     done = subprocess.run(
-        [sys.executable, "-m", "scorer", *command], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        [sys.executable, "-m", "scorer", *command], cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "FRAUD_SCORER_FILES__LATE_MAX": "1"},
         capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

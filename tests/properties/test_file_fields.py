@@ -37,7 +37,7 @@ def read(columns: dict[str, Any], field: str, text: str, form: str = "parquet") 
         file = PaymentFile(path, Mapping.from_yaml(text))
         rows = [row for batch in file.batches(10_000) for row in batch.to_pylist()]
         rows.sort(key=lambda row: row["row"])
-        return [(row[field], file.refusal(row["refused"]).field if row["refused"] else None) for row in rows]
+        return [(row[field], file.facts.refusal(row["refused"]).field if row["refused"] else None) for row in rows]
 
 
 def amounts(cells: Sequence[Any], codes: Sequence[str], form: str = "parquet") -> list[tuple[Any, str | None]]:

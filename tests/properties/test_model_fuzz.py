@@ -113,7 +113,7 @@ def mutate(data: bytes, rng: np.random.Generator, text: bool) -> bytes:
 
 def attempt(data: bytes) -> bool:
     """Whether the bytes are a model after all; then it scores and explains, or refuses in words."""
-    started = time.perf_counter()
+    started = time.process_time()
     try:
         model = CompiledModel.from_bytes(data)
         rows = np.zeros((20, model.feature_count), dtype=np.float32)
@@ -127,7 +127,7 @@ def attempt(data: bytes) -> bool:
     except ModelError:
         return False
     finally:
-        assert time.perf_counter() - started < SECONDS_MAX
+        assert time.process_time() - started < SECONDS_MAX
 
 
 @pytest.mark.parametrize("kind", ["ubj", "json", "dart", "lightgbm", "forest", "boosting"])

@@ -105,6 +105,10 @@ class Log:
             del self.entries[: offset - self.start]
             self.start = offset
 
+    def elect(self) -> None:
+        """Another leader, which has all that the one before had."""
+        self.epochs.append((self.epochs[-1][0] + 1, self.end))
+
     def truncate(self, offset: int) -> None:
         """An unclean election: the new leader has nothing from `offset` on."""
         epoch = self.epochs[-1][0] + 1
@@ -119,7 +123,7 @@ class Log:
             for owner, (first, entries) in self.open.items()
             if first < offset
         }
-        self.epochs.append((epoch, offset))
+        self.epochs = [*(known for known in self.epochs if known[1] < offset), (epoch, offset)]
 
     def under(self, epoch: int, start: int, end: int) -> Iterator[tuple[int, Entry]]:
         """(offset, record) of the committed ones in [start, end), as the log was when `epoch` was its newest."""

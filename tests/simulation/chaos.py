@@ -9,6 +9,7 @@ from schemas.journal_record import ControlRange, JournalRecord
 from tests.simulation import invariants
 from tests.simulation.broker import ABORTED, COMMITTED, OPEN, Entry
 from tests.simulation.incarnation import Incarnation
+from tests.simulation.operator import Operator
 from tests.simulation.shard_state import BUNDLE, Kept, State
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ DENIED_S_MAX = 60.0
 AUDIT_BYTES_MAX = 300
 PARTITIONS_MAX = 4
 CLOCK_JUMP_S = 7_200.0
+GIVEN_UP = 0.984
 
 
 class Chaos:
@@ -57,21 +59,24 @@ class Chaos:
             process.threads_port.clock_offset_s = CLOCK_JUMP_S * (random() - 0.5)
         elif kind < 0.930:
             self._add_partitions()
-        elif kind < 0.934:
+        elif kind < 0.940:
             self._make_payments_anew()
-        elif kind < 0.944:
+        elif kind < 0.948:
             self._cut_payments()
-        elif kind < 0.954:
+        elif kind < 0.956:
             self._retain_payments()
-        elif kind < 0.960:
+        elif kind < 0.962:
             world.note(None, "the authoriser refuses")
             world.network.denied_until_s = world.scheduler.now_s + DENIED_S_MAX * random()
-        elif kind < 0.964:
+        elif kind < 0.966:
             world.note(None, "the audit topic takes no record of a batch")
             world.broker.record_bytes_max["audit"] = AUDIT_BYTES_MAX
         elif kind < 0.974:
             world.note(None, "the broker is away")
             world.network.away_until_s = world.scheduler.now_s + AWAY_S_MAX * random()
+        elif kind < GIVEN_UP:
+            if world.operator is None and invariants.unsettled_orders(world, shard):
+                world.operator = Operator(world, gives_up=shard)
         else:
             self._write_to_journal(shard)
 
@@ -104,6 +109,7 @@ class Chaos:
         if broker.partition_count("payments") < PARTITIONS_MAX:
             self._world.note(None, "the payments topic gets another partition")
             broker.add_partitions("decisions", 1)
+            broker.add_partitions("decisions-fast", 1)
             broker.add_partitions("payments", 1)
             self._world.disturbed |= self._world.shards > 1
 

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from confluent_kafka import TopicPartition
 
-from scorer.kafka import Away, Denied, TopicFacts
+from scorer.kafka import Away, Denied, LogProducer, PlainColumns, PlainReader, TopicFacts
 from tests.simulation.broker import Log, Refused, TimedOut
 from tests.simulation.consumers import SimMember, SimReader
+from tests.simulation.log_producer import Appends, SimLogProducer
 from tests.simulation.producer import SimProducer, Transactions
 
 if TYPE_CHECKING:
@@ -30,6 +31,9 @@ class SimClients:
     def reader(self, group: str, *, fetch_wait_ms: int = 5, memory_kib: int = 32_768) -> SimReader:
         return SimReader(self._world, self._process)
 
+    def flat_reader(self, group: str, *, fetch_wait_ms: int = 5, memory_kib: int = 32_768) -> PlainReader:
+        return PlainReader(self.reader(group))
+
     def member(self, group: str) -> SimMember:
         return SimMember(self._world, self._process)
 
@@ -39,6 +43,17 @@ class SimClients:
         producer = SimProducer(Transactions(self._world, self._process, owner))
         self._process.producers.append(weakref.ref(producer))
         return producer
+
+    def log_producer(self, *, batch_bytes_max: int = 0) -> SimLogProducer:
+        producer = SimLogProducer(Appends(self._world, self._process))
+        self._process.log_producers.append(weakref.ref(producer))
+        return producer
+
+    def columns(self, producer: LogProducer) -> PlainColumns:
+        return PlainColumns(producer)
+
+    def connect(self, producer: LogProducer, topics: Sequence[str]) -> None:
+        self._world.scheduler.pause()
 
     def broker(self) -> SimQuestions:
         return SimQuestions(self._world, self._process)
@@ -56,6 +71,9 @@ class SimQuestions:
 
     def topic_facts(self, names: Sequence[str], *, timeout_s: float = 0.0) -> Mapping[str, TopicFacts]:
         return self._ask(lambda: self._world.broker.facts(names))
+
+    def forgettable(self, names: Sequence[str]) -> str:
+        return self._ask(lambda: "")
 
     def timestamp_types(self, names: Sequence[str]) -> Mapping[str, str]:
         return self._ask(lambda: dict.fromkeys(names, "LogAppendTime"))
@@ -79,6 +97,9 @@ class SimQuestions:
 
     def group_clients(self, group: str) -> Sequence[str] | None:
         return None
+
+    def is_idle(self, group: str, member_id: str, *, timeout_s: float) -> bool:
+        return False  # not asked under the classic protocol
 
     def close(self) -> None:
         self._world.scheduler.check()

@@ -51,14 +51,13 @@ class SimReader(_Client):
         self._watched: list[Log] = []
 
     def assign(self, partitions: list[TopicPartition]) -> None:
-        """Also again: what was fetched and not given is fetched anew."""
+        """Also again: what was fetched and not given is fetched anew, and what is paused stays so."""
         self._check_open()
         self._unwatch()
         self._at = {(p.topic, p.partition): p.offset for p in partitions}
         # Of the record before, where it is known: the client asks the leader where that epoch ended (KIP-320).
         self._epoch = {(p.topic, p.partition): p.leader_epoch for p in partitions if p.leader_epoch is not None}
         self._high.clear()
-        self._paused.clear()
         self._at_end.clear()
         for topic, partition in self._at:
             log = self._world.broker.log(topic, partition)
@@ -137,6 +136,8 @@ class SimReader(_Client):
             return self._message(place, offset, entry)
         if at < stable or (at == stable and place not in self._at_end):
             self._at[place] = stable
+            if stable > 0:  # of what it has passed over too: markers and aborted records are batches of the log
+                self._epoch[place] = log.epoch_at(stable - 1)
             self._at_end.add(place)
             return self._message(place, stable, error=KafkaError(KafkaError._PARTITION_EOF, "end"))
         return None
@@ -161,7 +162,7 @@ class SimMember(_Client):
         self._assignment: list[int] = []
         self._known_generation = -1
         self._handled_generation = -1
-        self._was_in = False
+        self._was_in = self._leaving = False
 
     def subscribe(self, topics: list[str], *, on_assign: Any, on_revoke: Any, on_lost: Any) -> None:
         (self._topic,) = topics
@@ -215,7 +216,12 @@ class SimMember(_Client):
 
     def consumer_group_metadata(self) -> tuple[str, int]:
         self._check_open()
+        if self._leaving:  # as the real one does where its group has ended before the callback
+            raise RuntimeError("Consumer group metadata not available")
         return self._name, self._known_generation
+
+    def memberid(self) -> str:
+        return self._name
 
     def incremental_assign(self, partitions: list[TopicPartition]) -> None:
         self._check_open()
@@ -231,6 +237,7 @@ class SimMember(_Client):
 
     def close(self) -> None:
         self._check_open()
+        self._leaving = True
         if self._assignment and self._name in self._world.group.members:
             self._on_revoke(self, self._partitions(list(self._assignment)))
         self._world.group.leave(self._name)

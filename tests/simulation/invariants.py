@@ -6,7 +6,8 @@ from collections import Counter
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from schemas.journal_record import FIRST_PREVIOUS, JournalRecord, Sources
+from schemas.journal_record import FIRST_PREVIOUS, BatchOrder, JournalRecord, Sources
+from schemas.order_record import ClaimRecord, OrderRecord, order_log_record
 from tests.simulation.broker import COMMITTED, Entry, Log, topic_id
 from tests.simulation.shard_state import NAMED, Read, Row, State, decide
 
@@ -41,6 +42,109 @@ class Reader:
             self._positions[n] = max(position, end)
 
 
+class FastReader:
+    """A payment system on topic decisions-fast, as its documentation shows it: of each partition the last (sequence,
+    row) is remembered, and what is not newer is dropped."""
+
+    def __init__(self, logs: list[Log]) -> None:
+        self._logs = logs  # grows with the topic
+        self._positions: dict[int, int] = {}
+        self._last: dict[int, tuple[int, int]] = {}
+        self.taken: dict[int, list[bytes]] = {}  # by partition, as topic decisions has them
+        self.every: dict[bytes, set[bytes]] = {}  # by payment, repeats included
+
+    def read(self) -> None:
+        for p, log in enumerate(self._logs):
+            for _, entry in log.committed(self._positions.get(p, 0)):
+                value, _, sequence, row = (entry.value or b"").rsplit(b" ", 3)
+                self.every.setdefault(value.split()[0], set()).add(value)
+                if (int(sequence), int(row)) > self._last.get(p, (-1, -1)):
+                    self._last[p] = int(sequence), int(row)
+                    self.taken.setdefault(p, []).append(value)
+            self._positions[p] = log.end
+
+
+def check_answers(world: World) -> None:
+    """Raise Violation when two different decisions of a payment stand on any topic that payment systems read."""
+    every = {payment: set(values) for payment, values in world.fast_reader.every.items()}
+    for log in world.broker.topics["decisions"].logs:
+        for _, entry in log.committed(0):
+            value = entry.value or b""
+            every.setdefault(value.split()[0], set()).add(value)
+    for payment, values in every.items():
+        if len(values) > 1:
+            raise Violation(f"payment {payment.decode()} has several decisions: {sorted(values)}")
+
+
+def counting_orders(world: World, shard: int) -> dict[int, OrderRecord]:
+    """The batches of a shard's order log that count, by offset; those that retention took included."""
+    epoch, found = None, {}
+    for offset, entry in enumerate(world.broker.log("order", shard).all):
+        record = order_log_record(entry.value)
+        if isinstance(record, ClaimRecord):
+            epoch = offset
+        elif record.epoch == epoch:
+            found[offset] = record
+    return found
+
+
+def _journal(world: World, shard: int) -> list[JournalRecord]:
+    return [read_record(entry.value or b"") for _, entry in world.broker.log("journal", shard).committed(0)]
+
+
+def unsettled_orders(world: World, shard: int) -> list[int]:
+    """Offsets of the orders that count and that the journal does not hold."""
+    settled = [record.order for record in _journal(world, shard) if record.order is not None]
+    return [offset for offset in counting_orders(world, shard) if offset > max(settled, default=-1)]
+
+
+def newest_answered(world: World, shard: int) -> int:
+    """The newest batch with a decision on topic decisions-fast; -1 for none."""
+    logs = world.broker.topics["decisions-fast"].logs
+    values = (entry.value or b"" for log in logs for _, entry in log.committed(0))
+    places = (value.rsplit(b" ", 3)[1:3] for value in values)
+    return max((int(sequence) for number, sequence in places if int(number) == shard), default=-1)
+
+
+def all_settled(world: World) -> bool:
+    """Whether the journals hold all that the order logs do."""
+    return all(
+        counting_orders(world, shard).keys() <= {record.order for record in _journal(world, shard)}
+        for shard in range(world.shards)
+    )
+
+
+def _check_order(world: World) -> None:
+    """Each batch whose order counts is in the journal, at its offset; what is taken of topic decisions-fast equals
+    topic decisions."""
+    always_fast = world.settings.worker.fast_decisions and not world.fast_changes
+    for shard in range(world.shards):
+        records, counting = _journal(world, shard), counting_orders(world, shard)
+        settled = {record.order: record for record in records if record.order in counting}
+        for offset, found in counting.items():
+            record = settled.get(offset)
+            if record is None:
+                raise Violation(f"shard {shard}: the order at offset {offset} counts, and no batch is its")
+            if any(getattr(record, name) != getattr(found, name) for name in BatchOrder.model_fields):
+                raise Violation(f"shard {shard} batch {record.sequence} is not what its order says")
+        others = [record.sequence for record in records if record.order not in counting]
+        if others and always_fast:
+            raise Violation(f"shard {shard}: batches {others} have no order that counts")
+    for p, log in enumerate(world.broker.topics["decisions"].logs if always_fast else ()):
+        decided = [entry.value or b"" for _, entry in log.committed(0)]
+        taken = world.fast_reader.taken.get(p, [])
+        if taken != decided:
+            raise Violation(f"partition {p}: fast decisions {taken} are not the decisions {decided}")
+
+
+def _check_fast_is_complete(world: World) -> None:
+    """Whatever an operator has given up: each decision of topic decisions has been taken of topic decisions-fast."""
+    for p, log in enumerate(world.broker.topics["decisions"].logs):
+        missed = {entry.value or b"" for _, entry in log.committed(0)} - set(world.fast_reader.taken.get(p, []))
+        if missed:
+            raise Violation(f"partition {p}: a reader takes the fast decisions {sorted(missed)} for old ones")
+
+
 def all_decided(world: World) -> bool:
     """Whether as many payments are decided, or dead letters alone, as there are payments; where logs were changed,
     whether the journals have come to the end of each."""
@@ -64,6 +168,10 @@ def check(world: World) -> None:
     letters: Counter[bytes] = Counter()
     for shard in range(world.shards):
         letters += _check_shard(world, shard)
+    if not world.disturbed:
+        _check_order(world)
+    elif world.settings.worker.fast_decisions and not world.fast_changes:
+        _check_fast_is_complete(world)
     found = Counter(entry.value or b"" for _, entry in world.broker.log("dead-letters", 0).committed(0))
     if found != letters and not world.remade:
         raise Violation(f"{sum(found.values())} dead letters, the journals say {sum(letters.values())}")
@@ -101,6 +209,9 @@ def _check_shard(world: World, shard: int) -> Counter[bytes]:
         if (record.sequence, record.previous) != (n, head):
             raise Violation(f"journal of shard {shard}: record {n} does not chain (it says {record.sequence})")
         head = record.head
+        unnamed = set(range(shard, world.partitions_at_first, world.shards)) - {r.partition for r in record.inputs}
+        if n == 0 and unnamed:  # a restart would begin there wherever retention has left it, and nothing would show it
+            raise Violation(f"the first record of shard {shard} does not name partitions {sorted(unnamed)}")
         rows: list[Row] = []
         entries: list[Entry] = []
         kind = None if record.change is None else record.change.kind
@@ -113,6 +224,9 @@ def _check_shard(world: World, shard: int) -> Counter[bytes]:
         for r in record.inputs:
             if kind is not None:
                 given_up |= _given_up(payments[r.partition], r.partition, ends[r.partition], r.end, kind)
+                if kind == "new_state":  # a later leader wrote them below what was decided, and retention was faster
+                    gone = payments[r.partition].all[: min(r.end, payments[r.partition].start)]
+                    given_up |= {entry for entry in gone if entry.state == COMMITTED and not taken[entry]}
                 named.add(r.partition)
                 ends[r.partition] = r.end
                 continue
@@ -126,7 +240,8 @@ def _check_shard(world: World, shard: int) -> Counter[bytes]:
                 )
             ends[r.partition] = r.end
             # As the log was when it was read. Without an epoch no record of the partition had been read.
-            under = () if r.epoch is None else payments[r.partition].under(r.epoch, r.start, r.end)
+            until = r.end if r.records_end is None else r.records_end
+            under = () if r.epoch is None else payments[r.partition].under(r.epoch, r.start, until)
             found = list(under)
             rows += [(r.partition, at, entry.value or b"") for at, entry in found]
             entries += [entry for _, entry in found]
@@ -162,6 +277,7 @@ def _check_shard(world: World, shard: int) -> Counter[bytes]:
                 record.sources,
                 record.snapshot,
                 record.change,
+                record.order,
             ),
         )
         state = decided.state
@@ -170,6 +286,8 @@ def _check_shard(world: World, shard: int) -> Counter[bytes]:
         for i, value in zip(decided.order, decided.values, strict=True):
             expected[rows[i][0]].append(value)
         letters.update(rows[i][2] for i in decided.refused)
+    for p in set(partitions) - named:  # as for the first batch: nothing of the partition was ever read into a batch
+        given_up |= _given_up(topics["payments"].logs[p], p, 0, topics["payments"].logs[p].start, "the journal")
     wanted = [
         entry for p in partitions for entry in topics["payments"].logs[p].all if entry.state == COMMITTED
     ]  # fmt: skip
@@ -177,7 +295,8 @@ def _check_shard(world: World, shard: int) -> Counter[bytes]:
     repeated = [entry.value for entry, times in taken.items() if times > 1]
     if missing or repeated:
         raise Violation(f"shard {shard}: payments missing {missing}, more than once {repeated}")
-    accepted = any(read_record(raw).change is not None for raw in raws)
+    # What an operator commits moves no offsets of the group.
+    accepted = shard in world.operated or any(read_record(raw).change is not None for raw in raws)
     for p, end in positions_after(raws).items() if not accepted else ():
         known = world.broker.offsets.get(("payments", p), end)  # none, where the group has forgotten it
         if known != end:

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from scorer.errors import FraudScorerError, PromiseBroken
 from scorer.journal.partition_buffers import MissingRange
-from scorer.kafka import SourceChanged, Topics
+from scorer.kafka import Fenced, SourceChanged, Topics
 from scorer.operate.loss_acceptance import Loss, Recovery
 from scorer.worker.ports import Ports
+from tests.simulation import invariants
 from tests.simulation.clients import SimClients
 from tests.simulation.invariants import Violation
 from tests.simulation.scheduler import Process
@@ -23,32 +24,51 @@ if TYPE_CHECKING:
 class Operator(Process):
     """Runs the command once for each shard, and is gone."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, *, gives_up: int | None = None) -> None:
+        """`gives_up`: instead, the shard of which what the order log holds beyond the journal is given up."""
         super().__init__("operator")
-        self._world = world
+        self._world, self._gives_up = world, gives_up
         self.open_consumers: list[Any] = []
         self.producers: list[weakref.ref[Any]] = []
+        self.log_producers: list[weakref.ref[Any]] = []
         self.hung = 0
         self.threads_port = SimThreads(world.scheduler, self)
         world.scheduler.spawn(self, self._main, "main")
 
     def _main(self) -> None:
         world = self._world
-        for shard in range(world.shards):
+        for shard in range(world.shards) if self._gives_up is None else (self._gives_up,):
             try:
-                self._recover(shard)
+                if self._gives_up is None:
+                    self._recover(shard)
+                else:
+                    self._give_up_orders(shard)
             except PromiseBroken as exc:
                 if not (world.spoilt or world.rewritten):
                     raise Violation(f"recover of shard {shard} ends with {exc}") from exc
             except FraudScorerError as exc:
                 world.note(self, f"recover of shard {shard} ends: {type(exc).__name__}: {exc}")
                 world.refused = True  # to be tried again
+                world.recoveries_fenced += isinstance(exc, Fenced)
         world.operator = None
         world.scheduler.kill(self)
 
-    def _recover(self, shard: int) -> None:
+    def _give_up_orders(self, shard: int) -> None:
+        """As of batches that cannot be decided again, while workers run on."""
         world = self._world
-        ports = Ports(SimClients(world, self), self.threads_port, States(world, self))
+        world.disturbed = True
+        recovery = Recovery(world.settings, shard, ports=self._ports())
+        offsets = invariants.unsettled_orders(world, shard)
+        if offsets:
+            loss = Loss(Topics.of(world.settings.kafka).order, shard, offsets[0], offsets[-1] + 1)
+            world.note(self, f"has to give up the orders at {offsets} of shard {shard}")
+            recovery.accept_loss(BUNDLE, [loss], "its payments are gone")
+
+    def _ports(self) -> Ports:
+        return Ports(SimClients(self._world, self), self.threads_port, States(self._world, self))
+
+    def _recover(self, shard: int) -> None:
+        world, ports = self._world, self._ports()
         recovery = Recovery(world.settings, shard, ports=ports)
         survey = recovery.survey()
         found = {finding.trouble: finding for finding in survey if finding.trouble != "ok"}

@@ -5,26 +5,32 @@ from __future__ import annotations
 import gc
 import itertools
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 import structlog
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
+from schemas.order_record import ClaimRecord, OrderRecord, order_log_record
 from scorer import kafka
-from scorer.journal import journal_reader
+from scorer.journal import answered_batches, journal_reader, order_reader
+from scorer.journal.answered_batches import AnsweredBatches
 from scorer.journal.journal_reader import JournalReader
-from scorer.journal.partition_buffers import ShardInputs
+from scorer.journal.order_reader import OrderLogReader
+from scorer.journal.partition_buffers import PartitionBuffer, ShardInputs
 from scorer.operate.loss_acceptance import Recovery
 from scorer.runtime import fault_points
-from scorer.worker import batcher, follower, publisher
+from scorer.worker import answers, batcher, follower, order_log, publisher
+from scorer.worker.decided_ahead import DecidedAhead
 from scorer.worker.follower import Follower
 from scorer.worker.missing_rights import MissingRights
+from scorer.worker.order_log import Delivery, OrderLog
+from scorer.worker.pending_commits import PendingCommits
 from scorer.worker.publisher import Committed, Publisher
-from scorer.worker.shard import Shard
 from scorer.worker.topic_watch import TopicWatch
 from tests.simulation import shard_state
+from tests.simulation.invariants import Violation
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
@@ -44,7 +50,7 @@ def _positions_from_the_group(stack: ExitStack) -> None:
         positions = {p: world.broker.offsets.get(("payments", p), 0) for p in buffers}
         self.inputs.close()
         self.inputs = ShardInputs(
-            self._ports.clients.reader("r"), payments="payments", control="control", labels="labels",
+            self._ports.clients.flat_reader("r"), payments="payments", control="control", labels="labels",
             positions=positions, control_position=self.inputs.control.position,
             labels_position=self.inputs.labels.position, buffered_max=8, sources=self.inputs.sources,
             fresh=self.pipeline.sequence == 0,
@@ -57,10 +63,10 @@ def _same_producer_after_a_timeout(stack: ExitStack) -> None:
     """A timed-out commit is aborted and sent again; that there is nothing to abort is taken for the commit's answer."""
     real = Publisher._commit
 
-    def commit(self: Any, outcomes: Any) -> Committed:
+    def commit(self: Any, works: Any) -> list[Committed]:
         while True:
             try:
-                return real(self, outcomes)
+                return real(self, works)
             except kafka.Rebuild as exc:
                 cause = exc.__cause__
                 if not isinstance(cause, KafkaException) or cause.args[0].code() != KafkaError._TIMED_OUT:
@@ -70,28 +76,33 @@ def _same_producer_after_a_timeout(stack: ExitStack) -> None:
                 except KafkaException as refused:
                     if refused.args[0].code() != KafkaError.INVALID_TXN_STATE:
                         raise kafka.failure(refused) from refused
-                    return Committed(outcomes, 0.0, 0, self._reports.journal_offset)
+                    return [Committed(work.outcomes, 0.0, 0, -1, len(works), 0.0) for work in works]
 
     stack.enter_context(patch.object(Publisher, "_commit", commit))
 
 
 def _state_kept_after_a_failure(stack: ExitStack) -> None:
-    real = Shard._finish
+    real = PendingCommits._finish
 
-    def finish(self: Any, *arguments: Any) -> None:
-        with suppress(kafka.Rebuild):
-            real(self, *arguments)
+    def finish(self: Any) -> None:
+        first = self._waiting[0]
+        try:
+            real(self)
+        except kafka.Rebuild:
+            self._waiting.remove(first)
+            self._payments -= first.payments
+            self._publisher._failed = False
 
-    stack.enter_context(patch.object(Shard, "_finish", finish))
+    stack.enter_context(patch.object(PendingCommits, "_finish", finish))
 
 
 def _standby_as_it_is(stack: ExitStack) -> None:
     """A state that followed warm is taken without bringing it to the journal's end."""
     real_follow, real_catch_up = Follower.follow, Follower.catch_up
 
-    def follow(self: Any, stop: Any) -> None:
+    def follow(self: Any, *given: Any) -> None:
         self.warm = True
-        real_follow(self, stop)
+        real_follow(self, *given)
 
     def catch_up(self: Any, stop: Any, *, bounds: bool = True) -> None:
         if not getattr(self, "warm", False):
@@ -114,7 +125,7 @@ def _snapshots_unchecked(stack: ExitStack) -> None:
             int(known["control_position"]),
             int(known["labels_position"]),
             fresh=False,
-            epochs={},
+            last={},
         )
 
     stack.enter_context(patch.object(Follower, "_start_of", start_of))
@@ -127,7 +138,7 @@ def _positions_from_the_watermark(stack: ExitStack) -> None:
 
     def batch(self: Any, counts: Any, control_count: int, labels_count: int) -> Any:
         for buffer in self.buffers.values():
-            _, high = self._consumer.get_watermark_offsets(buffer.partition, cached=True)
+            _, high = self._reader.get_watermark_offsets(buffer.partition, cached=True)
             buffer.reached = max(buffer.reached, high)
         return real(self, counts, control_count, labels_count)
 
@@ -222,6 +233,152 @@ def _denials_end_the_worker(stack: ExitStack) -> None:
     stack.enter_context(patch.object(MissingRights, "outlasted", lambda self, denial, batches, stop: denial))
 
 
+def _offsets_not_compared(stack: ExitStack) -> None:
+    """An order counts for its owner wherever the broker has put it."""
+    real = OrderLog.appended
+
+    def appended(self: Any) -> None:
+        report = self._append
+        try:
+            real(self)
+        except kafka.Fenced:
+            self._last = report.offset
+
+    stack.enter_context(patch.object(OrderLog, "appended", appended))
+
+
+def _published_before_it_is_durable(stack: ExitStack) -> None:
+    """Decisions leave while their order is on its way."""
+
+    def appended(self: Any) -> None:
+        self._append = None
+        self._last += 1
+
+    stack.enter_context(patch.object(OrderLog, "appended", appended))
+
+
+def _degraded_rows_not_ordered(stack: ExitStack) -> None:
+    """An order does not say for which rows a clock left no time for the model."""
+    real = order_log.order_record
+
+    def order_record(*given: Any) -> OrderRecord:
+        return real(*given).model_copy(update={"degraded": False, "degraded_rows": None})
+
+    stack.enter_context(patch.object(order_log, "order_record", order_record))
+
+
+def _orders_left_unsettled(stack: ExitStack) -> None:
+    """A new owner goes on from the journal, whatever stands in the order log."""
+    stack.enter_context(patch.object(Follower, "unsettled", lambda self, claim: []))
+
+
+def _every_order_counts(stack: ExitStack) -> None:
+    """What an owner appended after the claim of a later one is taken for good."""
+
+    def counting(records: Any) -> Any:
+        return [(offset, record) for offset, record in records if isinstance(record, OrderRecord)]
+
+    stack.enter_context(patch.object(order_reader, "counting", counting))
+
+
+def _no_claim(stack: ExitStack) -> None:
+    """A new owner appends under the claim that it finds."""
+    real = OrderLog.claim
+
+    def claim(self: Any, owner: str, sequence: int) -> int:
+        log = self._producer._world.broker.log("order", self._shard)
+        known = [n for n, entry in enumerate(log.all) if isinstance(order_log_record(entry.value), ClaimRecord)]
+        if not known:
+            return real(self, owner, sequence)
+        self._epoch, self._last = known[-1], log.end - 1
+        return int(log.end)
+
+    stack.enter_context(patch.object(OrderLog, "claim", claim))
+
+
+def _read_before_the_claim(stack: ExitStack) -> None:
+    """A new owner takes of the order log what stood there when it fenced the former one, and claims it later."""
+    real_catch_up, real_unsettled = Follower.catch_up, Follower.unsettled
+
+    def catch_up(self: Any, stop: Any, *, bounds: bool = True) -> None:
+        self.known_end = self._ports.clients._world.broker.log("order", self._shard).end
+        real_catch_up(self, stop, bounds=bounds)
+        self._ports.threads.sleep(2.0)  # until it claims
+
+    def unsettled(self: Any, claim: int) -> Any:
+        return [(offset, record) for offset, record in real_unsettled(self, claim) if offset < self.known_end]
+
+    stack.enter_context(patch.object(Follower, "catch_up", catch_up))
+    stack.enter_context(patch.object(Follower, "unsettled", unsettled))
+
+
+def _committed_before_it_is_published(stack: ExitStack) -> None:
+    """A transaction does not wait for the fast decisions of its batches."""
+    stack.enter_context(patch.object(Delivery, "wait", lambda self: None))
+
+
+def _zombies_followed(stack: ExitStack) -> None:
+    """A standby takes every order that it reads for one that counts."""
+    real = OrderLogReader._read
+
+    def read(self: Any, wait_s: float) -> Any:
+        return [(offset, record, isinstance(record, OrderRecord)) for offset, record, _ in real(self, wait_s)]
+
+    stack.enter_context(patch.object(OrderLogReader, "_read", read))
+
+
+def _ahead_not_compared(stack: ExitStack) -> None:
+    """What a standby has decided along the order log is taken for what the journal holds."""
+
+    def confirm(self: Any, record: Any) -> None:
+        self._payments -= len(self._waiting.popleft()[0].records)
+
+    stack.enter_context(patch.object(DecidedAhead, "confirm", confirm))
+
+
+def _ahead_forgotten(stack: ExitStack) -> None:
+    """A new owner goes on from the state that it has, and commits nothing of what it decided while it followed."""
+
+    def take(self: Any, head: str) -> list[Any]:
+        self._waiting.clear()
+        return []
+
+    stack.enter_context(patch.object(DecidedAhead, "take", take))
+
+
+def _commits_after_a_failure(stack: ExitStack) -> None:
+    """What waits behind a transaction that failed is committed all the same."""
+
+    def commit_next(self: Any, works: Any) -> None:
+        for work, committed in zip(works, self._commit(works), strict=True):
+            work.future.set_result(committed)
+
+    stack.enter_context(patch.object(Publisher, "_commit_next", commit_next))
+
+
+def _numbers_used_again(stack: ExitStack) -> None:
+    """After batches were given up the journal goes on with their numbers, and no new owner looks what was answered."""
+    real = Recovery._commit
+
+    def commit(self: Any, *given: Any) -> Any:
+        *others, claimed = given
+        return real(self, *others, claimed._replace(given_up=0))
+
+    stack.enter_context(patch.object(Recovery, "_commit", commit))
+    stack.enter_context(patch.object(AnsweredBatches, "check", lambda *_: None))
+
+
+def _positions_behind_markers(stack: ExitStack) -> None:
+    """Reading goes on where it ended, under the epoch of the last record, whoever wrote the markers behind it."""
+
+    def next_place(self: Any) -> Any:
+        if self.epoch < 0:
+            return TopicPartition(self.partition.topic, self.partition.partition, self.reached)
+        return TopicPartition(self.partition.topic, self.partition.partition, self.reached, leader_epoch=self.epoch)
+
+    stack.enter_context(patch.object(PartitionBuffer, "next", property(next_place)))
+
+
 RULES: dict[str, Callable[[ExitStack], None]] = {
     "one_transactional_id": _by_the_world,
     "generation_in_commits": _by_the_world,
@@ -232,6 +389,7 @@ RULES: dict[str, Callable[[ExitStack], None]] = {
     "standby_catches_up": _standby_as_it_is,
     "snapshots_are_checked": _snapshots_unchecked,
     "positions_from_what_was_read": _positions_from_the_watermark,
+    "positions_behind_records": _positions_behind_markers,
     "journal_is_checked": _journal_unchecked,
     "topics_are_watched": _topics_believed,
     "producers_end": _producers_kept,
@@ -241,6 +399,20 @@ RULES: dict[str, Callable[[ExitStack], None]] = {
     "snapshots_end_with_their_state": _snapshots_outlive_their_state,
     "added_partitions_from_their_start": _partitions_taken_up_at_their_end,
     "denials_are_waited_for": _denials_end_the_worker,
+    "order_offsets_are_compared": _offsets_not_compared,
+    "order_is_durable_first": _published_before_it_is_durable,
+    "degraded_rows_are_ordered": _degraded_rows_not_ordered,
+    "orders_are_settled": _orders_left_unsettled,
+    "later_claims_end_earlier_ones": _every_order_counts,
+    "owners_claim": _no_claim,
+    "orders_are_read_up_to_the_claim": _read_before_the_claim,
+    "commits_wait_for_fast_decisions": _committed_before_it_is_published,
+    "standbys_follow_what_counts": _zombies_followed,
+    "decided_ahead_is_compared": _ahead_not_compared,
+    "decided_ahead_is_committed": _ahead_forgotten,
+    "nothing_commits_after_a_failure": _commits_after_a_failure,
+    "log_producers_give_nothing_up": _by_the_world,
+    "given_up_numbers_are_used_up": _numbers_used_again,
 }
 
 
@@ -263,6 +435,16 @@ def product(broken: frozenset[str] = frozenset()) -> Iterator[Callable[[World], 
     def passing(point: str) -> None:
         present[0].passing(point)
 
+    confirm = DecidedAhead.confirm
+
+    def confirmed(self: Any, record: Any) -> None:
+        try:
+            confirm(self, record)
+        except kafka.Rebuild as exc:  # an order that counts is the journal's, unless an operator has given it up
+            if not (present[0].disturbed or present[0].spoilt):
+                raise Violation(str(exc)) from exc
+            raise
+
     def to_trace(logger: object, method: str, event: dict[str, Any]) -> Any:
         world = present[0]
         name = event.pop("event")
@@ -280,8 +462,11 @@ def product(broken: frozenset[str] = frozenset()) -> Iterator[Callable[[World], 
         stack.callback(gc.enable)
         stack.enter_context(patch.object(fault_points, "point", passing))
         stack.enter_context(patch.object(publisher, "encode", shard_state.encode_audit))
-        stack.enter_context(patch.object(publisher, "encode_decisions", shard_state.encode_decisions))
+        stack.enter_context(patch.object(answers, "encode_decisions", shard_state.encode_decisions))
+        stack.enter_context(patch.object(order_log, "placed", shard_state.placed))
+        stack.enter_context(patch.object(answered_batches, "place_of", shard_state.place_of))
         stack.enter_context(patch.object(batcher, "event_times", shard_state.event_times))
+        stack.enter_context(patch.object(DecidedAhead, "confirm", confirmed))
         structlog.configure(processors=[to_trace], cache_logger_on_first_use=False)
         stack.callback(structlog.configure, **before)
         for rule in sorted(broken):

@@ -34,6 +34,7 @@ class Process:
         self.name = name
         self.dead = False
         self.silent_since_s: float | None = None  # frozen
+        self.ever_silent = False
         self.threads: dict[SimThread, None] = {}
         self.parked: list[SimThread] = []  # could go on, were the process not frozen
 

@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from features.snapshot_store import Manifest, SnapshotDamaged, SnapshotError, SnapshotStoreError
 from schemas.audit_record import AuditContext
+from schemas.byte_column import ByteColumn
 from schemas.card_fields import UNDECLARED, CardFields
 from schemas.contract_error import ContractError, DeadLetterReason
 from schemas.journal_record import (
@@ -42,8 +43,11 @@ NAMED = b"refused "  # before the id of what is no payment, and is answered besi
 CONTEXT = AuditContext(bundle="b", threshold=0.5, feature_fingerprint="f", feature_names=("x",))
 BUNDLE: Any = SimpleNamespace(
     id="b",
+    golden=None,
+    challengers=(),
     feature_set=SimpleNamespace(
         fingerprint="f",
+        names=["x"],
         max_future_skew=10**15,
         allowed_lateness=10**15,
         cards=UNDECLARED,
@@ -109,6 +113,7 @@ class Read(NamedTuple):
     sources: Sources | None
     snapshot: SnapshotDigest | None
     change: Change | None = None
+    order: int | None = None
 
 
 def is_refused(value: bytes) -> bool:
@@ -143,8 +148,10 @@ def decide(state: State, read: Read) -> Decided:
         digest=windows,
         previous=state.head,
         sources=read.sources,
+        labels_by=None if read.change is not None else "known_at",
         snapshot=read.snapshot,
         change=read.change,
+        order=read.order,
     )
     values = tuple(b"%s %s" % (read.rows[i][2].split()[1], windows[:12].encode()) for i in order)
     after = State(state.shard, state.sequence + 1, journal.head, windows)
@@ -157,6 +164,7 @@ class StandIn:
 
     def __init__(self, state: State) -> None:
         self.state = state
+        self._next: State | None = None  # after the batch that was decided and not sealed
         self.bundle = BUNDLE
         self.activation_number = 0
         self.engine = SimpleNamespace(counts=lambda: _ZEROS, stream_time_ms=0)
@@ -183,6 +191,9 @@ class StandIn:
     def head(self, head: str) -> None:
         self.state = self.state._replace(head=head)
 
+    def key_id(self, batch: Batch) -> str | None:
+        return None
+
     def restart(self, bundle: Any, stream_time_ms: int) -> None:
         self.state = self.state._replace(windows="")
 
@@ -190,6 +201,15 @@ class StandIn:
         self.state = self.state._replace(sequence=record.sequence, head=record.previous)
 
     def run(self, batch: Batch) -> Outcomes:
+        return self.seal(batch, self.decide(batch))
+
+    def seal(self, batch: Batch, decided: Outcomes) -> Outcomes:
+        assert self._next is not None, "nothing was decided"
+        self.state, self._next = self._next, None
+        return decided
+
+    def decide(self, batch: Batch) -> Outcomes:
+        assert self._next is None, "what was decided last is not sealed"
         records = batch.records
         rows = tuple(zip(records.partition.tolist(), records.offset.tolist(), records.values, strict=True))
         control = tuple(record.value or b"" for record in batch.control)
@@ -207,9 +227,10 @@ class StandIn:
                 batch.sources,
                 batch.snapshot,
                 batch.change,
+                batch.order,
             ),
         )
-        self.state = decided.state
+        self._next = decided.state
         n, order = len(decided.order), np.array(decided.order, np.int64)
         zeros: Any = np.zeros(n, np.uint8)
         columns: Any = SimpleNamespace(
@@ -228,11 +249,13 @@ class StandIn:
             payment=np.where([is_refused(records.values[i] or b"") for i in order.tolist()], -1, np.arange(n)),
             payments=Payments(decided.values),  # type: ignore[arg-type]
             columns=columns,
+            kinds=None,
             bundles=["b"] * n,
             rejected=[Rejected(i, _REFUSED) for i in decided.refused],
             rejected_control=[],
             labels=batch.labels,
             rejected_labels=[],
+            answered=decided.journal.refused,
             journal=decided.journal,
             duplicates=0,
             conflicts=0,
@@ -258,8 +281,17 @@ class _Empty:
 # The pure encoders of scorer.worker.publisher and batcher, cheap: what a simulated reader sees.
 
 
-def encode_decisions(values: list[bytes], *columns: Any) -> list[bytes]:
+def encode_decisions(values: list[bytes], *columns: Any, kinds: Any) -> list[bytes]:
     return values
+
+
+def placed(values: ByteColumn, shard: int, sequence: int) -> ByteColumn:
+    return ByteColumn.of([b"%s %d %d %d" % (value or b"", shard, sequence, row) for row, value in enumerate(values)])
+
+
+def place_of(value: bytes) -> tuple[int, int]:
+    _, shard, sequence, _ = value.rsplit(b" ", 3)
+    return int(shard), int(sequence)
 
 
 def encode_audit(columns: Any, header: Any, **_: int) -> list[bytes]:

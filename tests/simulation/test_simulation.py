@@ -12,6 +12,17 @@ from tests.simulation.rules import RULES
 
 SCHEDULES = 1_200
 BROKEN_SCHEDULES_MAX = 4_000
+# Where the search begins for rules that only a rare schedule needs: none before it breaks a promise.
+FIRST = {
+    "topics_are_watched": 4_000,
+    "orders_are_read_up_to_the_claim": 4_400,
+    "standbys_follow_what_counts": 1_300,
+    "added_partitions_from_their_start": 770,
+    "positions_behind_records": 850,
+    "one_transactional_id": 1_500,
+}
+# Needed only in schedules that chance hardly ever gives: test_given_up_ahead.py makes them.
+DIRECTED = {"decided_ahead_is_compared"}
 
 
 def test_whatever_is_killed_frozen_lost_or_late_every_payment_is_decided_once_along_one_chain() -> None:
@@ -23,10 +34,10 @@ def test_whatever_is_killed_frozen_lost_or_late_every_payment_is_decided_once_al
     assert first_violation(1, SCHEDULES) is None
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", [rule for rule in RULES if rule not in DIRECTED])
 def test_each_rule_of_the_protocol_is_needed(rule: str) -> None:
     """Without any one of the rules some schedule breaks a promise, and it is found."""
-    assert first_violation(1, BROKEN_SCHEDULES_MAX, frozenset({rule})) is not None
+    assert first_violation(FIRST.get(rule, 1), BROKEN_SCHEDULES_MAX, frozenset({rule})) is not None
 
 
 def test_a_seed_replays_its_schedule_step_by_step() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from queue import Empty
 from typing import Any
 
 from tests.simulation.scheduler import Process, Scheduler, SimThread, Waiters
@@ -90,13 +91,17 @@ class SimQueue:
         self._items.append(item)
         self._scheduler.wake(self._waiters)
 
-    def get(self) -> Any:
+    def get(self, *, timeout: float | None = None) -> Any:
+        until_s = self._scheduler.deadline(timeout)
         while not self._items:
-            self._scheduler.wait(self._waiters)
+            if not self._scheduler.wait(self._waiters, until_s) and not self._items:
+                raise Empty
         return self.get_nowait()
 
     def get_nowait(self) -> Any:
         self._scheduler.check()
+        if not self._items:
+            raise Empty
         return self._items.popleft()
 
     def empty(self) -> bool:

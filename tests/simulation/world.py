@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
+from scorer.runtime.settings import Settings
 from tests.simulation import invariants
 from tests.simulation.broker import Broker
 from tests.simulation.chaos import Chaos
@@ -21,7 +22,9 @@ CHAOS_STEPS = 450
 HEALING_STEPS_MAX = 12_000
 SPOILT_STEPS = 800  # how long workers may try to go on along a journal that a stranger has written to
 CHECKED_EVERY = 25
+RECOVERIES_FENCED_MAX = 3
 EXPIRED_EVERY = 8
+ELECTED_SHARE = 0.01  # of the steps
 
 
 class World:
@@ -34,15 +37,17 @@ class World:
         self.broken = broken
         self._trace = trace
         self._steps = 0
+        # Of its own: elections change nothing that a right client does, and so leave a seed's schedule as it is.
+        self._elections = random.Random(f"elections of {seed}")
         self.scheduler = Scheduler(rng, self._between)
         self.shards = 1 if self.random() < 0.7 else 2
-        partitions = self.shards * (2 if self.random() < 0.5 else 1)
+        self.partitions_at_first = partitions = self.shards * (2 if self.random() < 0.5 else 1)
         self.group_waiters: Waiters = []
         self.group = Group(self.shards, lambda: self.scheduler.wake(self.group_waiters))
         self.broker = Broker(lambda: self.scheduler.now_s, self.group.refusal)
         for topics, count in (
-            (("payments", "decisions"), partitions),
-            (("journal", "audit"), self.shards),
+            (("payments", "decisions", "decisions-fast"), partitions),
+            (("journal", "audit", "order"), self.shards),
             (("control", "labels", "dead-letters"), 1),
         ):
             for topic in topics:
@@ -61,10 +66,24 @@ class World:
         # By shard, how many batches were committed when the payments topic was made anew (first).
         self.remade: dict[int, int] = {}
         self.refused = False
+        self.recoveries_fenced = 0
         self.operator: Operator | None = None
-        self.settings = settings(self.shards, standbys=self.random() < 0.5, deadlines=self.random() < 0.3)
+        self.operated: set[int] = set()  # shards whose journal an operator has written to
+        standbys, deadlines = self.random() < 0.5, self.random() < 0.3
+        # In some schedules fast decisions are off, in others they are switched on and off with each process.
+        kind = self.random()
+        self.fast_changes = kind < 0.25
+        self.settings = settings(
+            self.shards,
+            standbys=standbys,
+            deadlines=deadlines,
+            fast=kind < 0.8,
+            transaction_batches_max=1 + int(3 * self.random()),
+            gather_ms=(0.0, 50.0)[int(2 * self.random())],
+        )
         self._committers: list[list[str]] = [[] for _ in range(self.shards)]
         self.reader = invariants.Reader(self.broker.topics["decisions"].logs)
+        self.fast_reader = invariants.FastReader(self.broker.topics["decisions-fast"].logs)
         self._chaos = Chaos(self)
         self._chaos_until = int(CHAOS_STEPS * (0.6 + 0.8 * self.random()))
         self._healed = False
@@ -78,9 +97,31 @@ class World:
     def run(self) -> None:
         """Chaos, then healing until everything is decided and calm, then the reckoning. Raises Violation."""
         self.scheduler.run()
-        self.reader.read()
+        self._read()
         if not self.spoilt:
             invariants.check(self)
+
+    def violation(self) -> Violation | None:
+        """What the schedule breaks, run to its end; None when all promises hold."""
+        try:
+            self.run()
+        except Violation as found:
+            return found
+        return None
+
+    def _read(self) -> None:
+        """What payment systems do."""
+        self.reader.read()
+        self.fast_reader.read()
+        if not (self.disturbed or self.spoilt):
+            invariants.check_answers(self)
+
+    def settings_of(self, name: str) -> Settings:
+        """Of a process."""
+        if not self.fast_changes:
+            return self.settings
+        worker = self.settings.worker.model_copy(update={"fast_decisions": int(name.strip("w")) % 2 == 0})
+        return self.settings.model_copy(update={"worker": worker})
 
     # what the broker does for clients, watched
 
@@ -98,6 +139,8 @@ class World:
         self.broker.end(owner, epoch)
         self.note(process, f"commits as {owner}")
         shard = shard_of(owner)
+        if process is self.operator:
+            self.operated.add(shard)
         committer, before = f"{process.name}, epoch {epoch}", self._committers[shard]
         if epoch > self.spoilt.get(shard, epoch):
             raise Violation(f"{committer} decides on a journal that does not chain")
@@ -134,6 +177,7 @@ class World:
 
     def silent(self, process: Process) -> None:
         """The group hears nothing of it from now on."""
+        process.ever_silent = True
         if process not in self._silent:
             self._silent.append(process)
 
@@ -155,6 +199,8 @@ class World:
             self.broker.write_marker(self.random())
         if self._steps < self._chaos_until:
             self._disturb(self.random())
+            if self._elections.random() < ELECTED_SHARE:
+                self._elections.choice(self.broker.topics["payments"].logs).elect()
         elif self._healed:
             self._calm(self.random())
         else:
@@ -167,7 +213,7 @@ class World:
         if chance < 0.04:
             self._payers.pay()
         elif chance < 0.05:
-            self.reader.read()
+            self._read()
         elif chance < 0.06:
             self.network.deliver_late()
         elif chance < 0.075:
@@ -179,7 +225,8 @@ class World:
         if chance > 0.9:
             self._payers.pay()
             self.network.deliver_late()
-        if chance > 0.97:
+        # After some tries the operator stops the workers, which take the shard from the command each time they start.
+        if chance > 0.97 and not (self.operator is not None and self.recoveries_fenced > RECOVERIES_FENCED_MAX):
             self.launch()
         if self.refused and self.operator is None and chance > 0.9:
             self.refused = False
@@ -190,6 +237,7 @@ class World:
             if waiting is None or (given_up and self.broker.settled):
                 self.scheduler.stop()
             elif self._steps > self._chaos_until + HEALING_STEPS_MAX:
+                self._read()
                 invariants.check(self)
                 raise Violation(f"no progress after the last fault: {waiting}")
 
@@ -199,6 +247,8 @@ class World:
             return "not everything is decided"
         if not self.broker.settled:
             return "a transaction is open"
+        if not (self.disturbed or invariants.all_settled(self)):
+            return "an order is not settled"
         if self.refused or self.operator is not None:
             return "an operator is needed"
         if len(self.processes) < self._workers:

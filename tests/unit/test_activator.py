@@ -16,7 +16,7 @@ from scorer.bundle import Bundle
 from scorer.bundle.activation_signature import signed_activation
 from scorer.bundle.signature import public_name, sign
 from scorer.journal.activated_bundles import Bundles
-from scorer.journal.partition_buffers import RawRecord
+from scorer.journal.record_queue import RawRecord
 from scorer.pipeline import Pipeline
 from scorer.pipeline.records import Batch
 from scorer.pipeline.warm_up import warm_up

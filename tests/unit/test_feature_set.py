@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 
 from features import kernel_tables as kt
-from features.feature_description import describe, json_schema
+from features.feature_description import FeatureCost, describe, json_schema
 from features.feature_set import FeatureSet, FeatureSetError
 from features.window_engine import WindowEngine
 from tests.benchmarks.streams import bench_set
 from tests.properties.engine_streams import T0, feed
 
+ROOT = Path(__file__).resolve().parents[2]
 HEAD = """name: t
 currency: EUR
 entities: {customer: [customer_id], pair: [customer_id, merchant_id]}
@@ -45,6 +46,91 @@ features:
             "{name: x, entity: customer, aggregate: distinct, of: amount, window: 1h}",
             "7: .*distinct counts one of payment_id",
         ),
+        ("{name: x, entity: customer, aggregate: share, window: 1h}", "7: .*needs `of: customer_id or another text"),
+        (
+            "{name: x, entity: customer, aggregate: share, of: amount, window: 1h}",
+            "7: .*share counts one of payment_id",
+        ),
+        ("{name: x, entity: customer, aggregate: share, of: mcc}", "7: .*needs a window such as 24h"),
+        ("{name: x, entity: pair, aggregate: share, of: merchant_id, window: 1h}", "7: .*the share is always 1"),
+        (
+            "{name: x, entity: customer, aggregate: sum, of: amount, window: 1h, latest: 5}",
+            "7: .*sum takes no latest; that is for mean, std, min, max, median, mean_gap, neighbour_frauds, nearest_km",
+        ),
+        ("{name: x, entity: customer, aggregate: mean, of: amount, latest: 5}", "7: .*needs a window such as 24h"),
+        (
+            "{name: x, entity: customer, aggregate: mean, of: amount, window: 1h, latest: 129}",
+            "7: .*latest: .*less than or equal to 128",
+        ),
+        (
+            "{name: x, entity: customer, aggregate: mean, of: amount, window: 1h, latest: true}",
+            "7: .*latest: .*valid integer",
+        ),
+        ("{name: x, entity: customer, aggregate: mean_gap, window: 1h}", "7: .*2 or more, such as latest: 10"),
+        ("{name: x, entity: customer, aggregate: mean_gap, window: 1h, latest: 1}", "7: .*2 or more"),
+        ("{name: x, entity: customer, aggregate: mean_gap, of: amount, window: 1h, latest: 5}", "7: .*takes no `of`"),
+        ("{name: x, ratio: [n, amount], latest: 5}", "7: .*latest belong to an aggregate"),
+        ("{name: x, entity: customer, aggregate: neighbour_frauds, window: 1d}", "7: .*needs `of: another entity`"),
+        ("{name: x, entity: customer, aggregate: neighbour_frauds, of: pair}", "7: .*needs a window such as 24h"),
+        (
+            "{name: x, entity: customer, aggregate: neighbour_frauds, of: device, window: 1d}",
+            "7: .*with another entity; declared are customer, pair",
+        ),
+        (
+            "{name: x, entity: pair, aggregate: neighbour_frauds, of: pair, window: 1d}",
+            "7: .*with another entity; declared are customer, pair",
+        ),
+        (
+            "{name: x, entity: customer, aggregate: neighbour_frauds, of: pair, window: 1d, delay: 1d}",
+            "7: .*neither delay nor include_current",
+        ),
+        (
+            "{name: x, entity: customer, aggregate: neighbour_frauds, of: pair, window: 1d, latest: 21}",
+            "7: .*looks at 20 payments at most",
+        ),
+        ("{name: x, entity: customer, aggregate: nearest_km}", "7: .*needs a window such as 24h"),
+        ("{name: x, entity: customer, aggregate: nearest_km, of: amount, window: 1d}", "7: .*takes no `of`"),
+        (
+            "{name: x, entity: customer, aggregate: nearest_km, window: 1d, include_current: true}",
+            "7: .*nearest_km takes neither delay nor include_current",
+        ),
+        (
+            "{name: x, entity: customer, aggregate: nearest_km, window: 1d, latest: 21}",
+            "7: .*nearest_km looks at 20 places at most",
+        ),
+        (
+            "{name: x, entity: customer, aggregate: circular_variance, window: 1h}",
+            "7: .*needs `of: hour_of_day or day_of_week`",
+        ),
+        (
+            "{name: x, entity: customer, aggregate: circular_dispersion, of: amount, window: 1h}",
+            "7: .*circular_dispersion is computed of hour_of_day or day_of_week",
+        ),
+        (
+            "{name: x, entity: customer, aggregate: sum, of: hour_of_day, window: 1h}",
+            "7: .*sum is computed of amount, not of 'hour_of_day'",
+        ),
+        (
+            "{name: x, entity: customer, aggregate: count, window: 1h, prior: {rate: 0.1, weight: 5}}",
+            "7: .*count takes no prior; that is for share and fraud_rate",
+        ),
+        ("{name: x, ratio: [n, amount], prior: {rate: 0.1, weight: 5}}", "7: .*prior belong to an aggregate"),
+        (
+            "{name: x, entity: customer, aggregate: fraud_rate, window: 1h, prior: {rate: 2, weight: 5}}",
+            "7: .*prior.rate: .*less than or equal to 1",
+        ),
+        (
+            "{name: x, entity: customer, aggregate: fraud_rate, window: 1h, prior: {rate: 0.1, weight: 0}}",
+            "7: .*prior.weight: .*greater than 0",
+        ),
+        (
+            "{name: x, entity: customer, aggregate: fraud_rate, window: 1h, prior: {rate: 0.1}}",
+            "7: .*prior.weight: Field required",
+        ),
+        (
+            "{name: x, entity: customer, aggregate: fraud_rate, window: 1h, prior: {rate: 0.1, wight: 3}}",
+            "7: .*unknown key 'wight'; did you mean weight",
+        ),
         ("{name: x, entity: customer, aggregate: since_last, delay: 1h}", "7: .*leave them out"),
         ("{name: x, entity: customer, aggregate: since_first, window: 1h}", "7: .*leave the window out"),
         ("{name: x, entity: customer, aggregate: decayed_count}", "7: .*needs a half_life such as 7d"),
@@ -52,7 +138,16 @@ features:
             "{name: x, entity: customer, aggregate: decayed_count, half_life: 1d, window: 7d}",
             "7: .*leave window and delay out",
         ),
-        ("{name: x, entity: customer, aggregate: count, window: 7d, half_life: 1d}", "7: .*takes no half_life"),
+        (
+            "{name: x, entity: customer, aggregate: count, window: 7d, half_life: 1d}",
+            "7: .*takes no half_life; that is for decayed_count, decayed_sum, decayed_mean, decayed_std",
+        ),
+        ("{name: x, entity: customer, aggregate: decayed_mean, half_life: 1d}", "7: .*needs `of: amount`"),
+        ("{name: x, entity: customer, aggregate: decayed_std, of: amount}", "7: .*needs a half_life such as 7d"),
+        (
+            "{name: x, entity: customer, aggregate: decayed_std, of: amount, half_life: 1d, delay: 7d}",
+            "7: .*leave window and delay out",
+        ),
         ("{name: x, entity: customer, aggregate: fraud_count, window: 7d, include_current: true}", "7: .*no label yet"),
         ("{name: x, ratio: [n, later]}", "7: .*'later' must be a feature that stands before it"),
         ("{name: x, ratio: [n, amount], window: 1h}", "7: .*window belong to an aggregate"),
@@ -184,6 +279,12 @@ def test_a_set_whose_keys_the_sharding_splits_is_refused() -> None:
         declared.check_sharding(["merchant_id"], 8)
     with pytest.raises(FeatureSetError, match="feature n"):
         declared.check_sharding([], 2)
+    reached = FeatureSet.from_yaml(
+        HEAD.replace("pair: [customer_id, merchant_id]", "shop: [merchant_id]")
+        + "  - {name: s, entity: customer, aggregate: neighbour_frauds, of: shop, window: 1d}\n"
+    )
+    with pytest.raises(FeatureSetError, match=r"feature s: .*only a part of every shop \(merchant_id\)"):
+        reached.check_sharding(["customer_id"], 8)
 
 
 def test_the_fingerprint_is_of_what_changes_values() -> None:
@@ -192,6 +293,24 @@ def test_the_fingerprint_is_of_what_changes_values() -> None:
     assert FeatureSet.from_yaml("# a comment\n" + HEAD.replace("  - ", "    - ")).fingerprint == declared.fingerprint
     assert FeatureSet.from_yaml(HEAD.replace("1h", "2h")).fingerprint != declared.fingerprint
     assert FeatureSet.from_yaml(HEAD.replace("1h", "60m")).fingerprint == declared.fingerprint
+    smoothed = HEAD + "  - {name: r, entity: pair, aggregate: fraud_rate, window: 1h, prior: {rate: 0.1, weight: 5}}\n"
+    assert FeatureSet.from_yaml(smoothed).fingerprint != FeatureSet.from_yaml(smoothed.replace("5}", "6}")).fingerprint
+
+
+def test_sets_of_earlier_releases_keep_their_fingerprints() -> None:
+    """Kinds of features that came later change no digest of a bundle, a journal or a snapshot that has none of them."""
+    earlier = {
+        "demo": "ac5de9b855d50183e6f645845523f76b22ca1efb7f339dcfe2c870f405cd663d",
+        "raw_csv": "ebed3deba50fc3ca1acb4caf7fcaf2ef3b2ec37bbc7229e52b024c3b9ea647e2",
+    }
+    for name, fingerprint in earlier.items():
+        assert FeatureSet.from_yaml(ROOT / "deploy/examples" / name / "feature_set.yaml").fingerprint == fingerprint
+
+
+def described(*lines: str) -> list[FeatureCost]:
+    """The features of these lines, as `features explain` has them."""
+    text = HEAD + "".join(f"  - {line}\n" for line in lines)
+    return describe(FeatureSet.from_yaml(text)).features[2:]
 
 
 def test_every_feature_is_told_in_words() -> None:
@@ -207,6 +326,38 @@ def test_every_feature_is_told_in_words() -> None:
         "mean of amounts in EUR with the same customer_id and merchant_id, in the 7d up to 2d ago, where channel is "
         "one of ecom, moto and n > 3"
     )
+    (rate,) = described(
+        "{name: r, entity: pair, aggregate: fraud_rate, window: 1d, delay: 7d, prior: {rate: 0.005, weight: 20}}"
+    )
+    assert rate.sentence.endswith("in the 1d up to 7d ago, smoothed as if 20 payments more had a share of 0.005")
+    (mean,) = described("{name: m5, entity: customer, aggregate: mean, of: amount, window: 30d, latest: 5}")
+    assert mean.sentence == "mean of amounts in EUR (the last 5 at most) with the same customer_id, in the last 30d"
+    assert mean.counted == "each payment in the window, up to 5"
+    (trouble,) = described("{name: t, entity: customer, aggregate: neighbour_frauds, of: pair, window: 14d}")
+    assert trouble.sentence == (
+        "number of payments known to be fraud of every pair of the last 20 payments with the same customer_id, in the "
+        "last 14d"
+    )
+    (near,) = described("{name: k, entity: customer, aggregate: nearest_km, window: 30d, latest: 12}")
+    assert near.sentence == (
+        "km to the nearest of the last 12 different places of payments with the same customer_id, in the last 30d"
+    )
+    assert near.counted == "each different place in the window, up to 12"
+    (gap,) = described("{name: g, entity: customer, aggregate: mean_gap, window: 30d, latest: 8}")
+    assert gap.sentence.startswith("mean seconds between neighbours of payments (the last 8 at most) with the same")
+    (unlike,) = described("{name: u, entity: pair, aggregate: circular_dispersion, of: hour_of_day, window: 60d}")
+    assert unlike.sentence == (
+        "circular dispersion of hour_of_day about this payment's (0 equal, 2 opposite), of payments with the same "
+        "customer_id and merchant_id, in the last 60d"
+    )
+    assert unlike.bytes_per_key == 24
+    (usual,) = described("{name: d, entity: customer, aggregate: decayed_std, of: amount, half_life: 14d}")
+    assert usual.sentence == (
+        "standard deviation of amounts in EUR with the same customer_id, each counting half as much every 14d"
+    )
+    assert usual.bytes_per_key == 40
+    (share,) = (f.sentence for f in described("{name: s, entity: customer, aggregate: share, of: mcc, window: 30d}"))
+    assert share == "share of payments with this payment's mcc among those with the same customer_id, in the last 30d"
     assert len({f.sentence for f in describe(FeatureSet.from_yaml(bench_set())).features}) == 44
 
 
@@ -239,21 +390,29 @@ entities: {customer: [customer_id]}
 features:
   - {name: most, entity: customer, aggregate: max, of: amount, window: 30d}
   - {name: middle, entity: customer, aggregate: median, of: amount, window: 30d}
+  - {name: few, entity: customer, aggregate: mean, of: amount, window: 30d, latest: 10, where: {amount: {above: 0}}}
   - {name: shops, entity: customer, aggregate: distinct, of: merchant_id, window: 30d}
+  - {name: shop_share, entity: customer, aggregate: share, of: merchant_id, window: 30d}
+  - {name: near, entity: customer, aggregate: nearest_km, window: 30d}
 """)
     engine, n = WindowEngine(declared), 3_000
     rows = [
         {"payment_id": f"p{k}", "t": T0 + k, "amount": 10_000 - k, "currency": "EUR", "customer_id": "c",
-         "merchant_id": f"m{k}"}
+         "merchant_id": f"m{k}", "latitude": k / 100, "longitude": 10.0}
         for k in range(n)
     ]  # fmt: skip
     feed(engine, rows)
     s, ops = engine.state, engine.plan.tables.ops
     slot = engine._slot_of(0, ["c"])
     costs = {f.name: f for f in describe(declared).features}
-    for name, kind, pairs in (("most", kt.OP_EXTREME, n), ("middle", kt.OP_MEDIAN, kt.MEDIAN_MAX)):
-        block = s.arena[slot + ops[ops[:, kt.O_KIND] == kind][0, kt.O_ACCUMULATOR]]
+    series = (
+        ("most", kt.OP_EXTREME, 0, n), ("middle", kt.OP_RECENT, 0, kt.RECENT_MAX), ("few", kt.OP_RECENT, 1, 10),
+        ("near", kt.OP_PLACES, 0, 20),
+    )  # fmt: skip
+    for name, kind, place, pairs in series:
+        block = s.arena[slot + ops[ops[:, kt.O_KIND] == kind][place, kt.O_ACCUMULATOR]]
         size = 64 << int(s.pool[block + 1])
         assert size > costs[name].bytes_more_max * pairs / 8
         assert size <= costs[name].bytes_more_max * pairs
+    assert costs["shop_share"].bytes_more_max == costs["shops"].bytes_more_max  # of one group: the same places
     assert n * costs["shops"].bytes_more_max / 4 < s.distincts.nbytes <= n * costs["shops"].bytes_more_max

@@ -237,6 +237,7 @@ def test_the_payments_inside_a_window_explain_its_value() -> None:
     give_labels(engine, [("p1", T0, True)])
     feed(engine, rows)
     assert engine.payments_in_window(["c1"], "n").amount_minor.tolist() == [300, 200, 400, 500]
+    assert engine.payments_in_window(["c1"], "mean_2").amount_minor.tolist() == [400, 500]
     online = engine.payments_in_window(["c1"], "online")
     assert online.amount_minor.tolist() == [200, 400]
     assert online.label.tolist() == [1, 0]

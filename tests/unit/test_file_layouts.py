@@ -168,6 +168,51 @@ def test_folders_patterns_and_stdin(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ids(folder)
 
 
+def test_files_of_a_folder_have_one_header(tmp_path: Path) -> None:
+    """A file whose columns stand in another order would put its cells under wrong names: it is named, no cell is."""
+    rows = months(4)
+    write_rows(tmp_path / "a.csv", rows[:2])
+    (tmp_path / "b.csv").write_text("cust,ts,amount,id\n" + "".join(f"{c},{t},{a},{i}\n" for i, t, a, c in rows[2:]))
+    with pytest.raises(MappingError, match=r"the header of \S*b\.csv is not that of \S*a\.csv: .* from column 1 on"):
+        ids(tmp_path)
+    (tmp_path / "b.csv").write_text("".join(",".join(row) + "\n" for row in rows[2:]))  # without a header
+    with pytest.raises(MappingError, match="is not that of") as caught:
+        ids(tmp_path)
+    assert rows[2][1] not in str(caught.value)
+    write_rows(tmp_path / "b.csv", rows[2:])
+    assert ids(tmp_path) == [row[0] for row in rows]
+
+
+def test_a_file_without_a_header_shows_no_card_number(tmp_path: Path) -> None:
+    """Its first line is a payment: the way out is named, no cell is."""
+    path = tmp_path / "bare.csv"
+    path.write_text(f"p1,2024-03-01T10:00:00Z,1.50,{CARDS[0]}\n")
+    with pytest.raises(MappingError, match=r"column 4 of the first line .*header: false") as caught:
+        ids(path)
+    assert CARDS[0] not in str(caught.value)
+    text = (
+        "payment_id: column0\nevent_time: column1\namount: column2\ncurrency: {constant: EUR}\ncsv: {header: false}\n"
+    )
+    assert ids(path, text) == ["p1"]
+    path.write_text("\n\n")
+    with pytest.raises(MappingError, match="is empty"):
+        ids(path)
+
+
+def test_days_of_a_spreadsheet_are_times(tmp_path: Path) -> None:
+    """Counted from 1899, with decimals cut by whoever wrote them; and a time before 2000 says what may be wrong."""
+    path = tmp_path / "sheet.csv"
+    path.write_text("id,day,amount\n1,45352.333333333,1\n2,45352.5,1\n3,12.5,1\n")
+    text = "payment_id: id\namount: amount\ncurrency: {constant: EUR}\n"
+    text += "event_time: {column: day, unit: d, start: 1899-12-30}\n"
+    (block,) = blocks_of(path, text)
+    payments = block.records.decode()
+    assert [time_of(ms) for ms in payments.event_time_ms] == ["2024-03-01T08:00:00Z", "2024-03-01T12:00:00Z"]
+    file = PaymentFile(path, Mapping.from_yaml(text))
+    codes = [code for batch in file.batches(10) for code in batch.column("refused").to_pylist() if code]
+    assert ["before 2000" in str(file.facts.refusal(code)) for code in codes] == [True]
+
+
 def test_an_object_store_is_read_by_its_url() -> None:
     """A URL that fsspec knows is read like a file; what is not there is refused without a secret in the message."""
     import fsspec  # noqa: PLC0415

@@ -136,7 +136,7 @@ def test_label_of_a_nameless_payment(tmp_path: Path) -> None:
     """A row without id or time, which the decoder refuses, has no label either: labels and records stay one to one."""
     path = tmp_path / "rows.jsonl"
     path.write_text(
-        '{"id":null,"at":5,"paid":1,"money":"EUR","fraud":1}\n{"id":"b","at":null,"paid":1,"money":"EUR","fraud":1}\n'
+        '{"id":null,"at":1700000000,"paid":1,"money":"EUR","fraud":1}\n{"id":"b","at":null,"paid":1,"money":"EUR","fraud":1}\n'
     )
     mapping = Mapping.from_yaml("{payment_id: id, event_time: at, amount: paid, currency: money, label: fraud}")
     block = only(path, mapping)

@@ -35,7 +35,7 @@ def fetch(
     if login is not None:
         request.add_header("Authorization", f"Basic {base64.b64encode(login.encode()).decode()}")
     try:
-        with urllib.request.urlopen(request, timeout=5, context=context) as answer:
+        with urllib.request.urlopen(request, timeout=30, context=context) as answer:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         with error:
@@ -87,7 +87,7 @@ def test_a_server_that_ends_by_itself_ends_the_process(capsys: pytest.CaptureFix
         alive = {"live": lambda: (True, ""), "ready": lambda: (True, ""), "registry": CollectorRegistry()}
         with HealthServer("127.0.0.1", 0, on_failure=stop.set, **alive) as health:  # type: ignore[arg-type]
             health._server.service_actions = broken  # type: ignore[method-assign]
-            assert stop.wait(5)
+            assert stop.wait(30)
 
     with pytest.raises(RuntimeError, match="accept loop"):
         serve()
@@ -116,7 +116,7 @@ def test_idle_connections_neither_pile_up_nor_keep_a_probe_out(monkeypatch: pyte
             assert health_threads() - before <= health_port.CONNECTIONS_MAX
             if k % 10 == 9:
                 assert fetch(health.address, "/livez") == (200, "alive\n")
-        give_up = time.monotonic() + 5
+        give_up = time.monotonic() + 30
         while health_threads() > before and time.monotonic() < give_up:
             time.sleep(0.05)
         assert health_threads() == before
@@ -159,3 +159,24 @@ def test_half_of_a_pair_is_no_protection(half: dict[str, str]) -> None:
     """A certificate without its key, or a name without a password, is refused at start: never an open port instead."""
     with pytest.raises(UsageError, match="belong together"):
         load(http=half)
+
+
+def test_a_default_port_that_is_taken_gives_way_to_the_next_free_one(capsys: pytest.CaptureFixture[str]) -> None:
+    """A second process on one machine serves beside the first and logs where; a port that somebody chose stays an
+    error that names it."""
+    logs.configure()
+
+    def serving(port: int, *, chosen: bool) -> HealthServer:
+        good = lambda: (True, "alive")  # noqa: E731
+        return HealthServer("127.0.0.1", port, live=good, ready=good, registry=CollectorRegistry(), chosen=chosen)
+
+    with serving(0, chosen=True) as first:
+        taken = int(first.address.rpartition(":")[2])
+        with serving(taken, chosen=False) as second:
+            port = int(second.address.rpartition(":")[2])
+            assert taken + 1 < port < taken + 22  # the one after it is the other process's own
+            assert fetch(second.address, "/livez") == (200, "alive\n")
+        with pytest.raises(UsageError, match=f"port {taken} on 127.0.0.1 cannot be used"):
+            serving(taken, chosen=True)
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "health.port_taken" in line]
+    assert (json.loads(line)["wanted"], json.loads(line)["instead"]) == (taken, port)

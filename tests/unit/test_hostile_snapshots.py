@@ -15,15 +15,19 @@ from typing import Any
 import numpy as np
 import pytest
 
+from features import kernel_tables as kt
 from features.engine_image import Image, StateMismatch
+from features.engine_state import CHUNK_WORDS
 from features.feature_set import FeatureSet
 from features.log_segments import SegmentError
 from features.snapshot_store import SnapshotDamaged, SnapshotError, SnapshotForged, SnapshotStore
+from features.window_plan import lower
 from scorer.bundle import Bundle
 from scorer.pipeline import Pipeline
 from scorer.pipeline.records import Batch
 from scorer.pipeline.state_image import ShardCapture, facts, restored
 from tests.golden_rows import golden_rows
+from tests.older_images import as_format_3
 
 ROOT = Path(__file__).resolve().parents[2]
 REFUSED = (StateMismatch, SegmentError, SnapshotError)
@@ -42,11 +46,17 @@ features:
   - {name: least, entity: customer, aggregate: min, of: amount, window: 20m}
   - {name: middle, entity: customer, aggregate: median, of: amount, window: 20m, delay: 2m}
   - {name: shops, entity: customer, aggregate: distinct, of: terminal_id, window: 20m}
+  - {name: shop_share, entity: customer, aggregate: share, of: terminal_id, window: 30m, delay: 1m}
+  - {name: hour_unlike, entity: customer, aggregate: circular_dispersion, of: hour_of_day, window: 30m}
+  - {name: mean_5, entity: terminal, aggregate: mean, of: amount, window: 30m, latest: 5}
+  - {name: trouble, entity: customer, aggregate: neighbour_frauds, of: terminal, window: 20m}
+  - {name: near, entity: customer, aggregate: nearest_km, window: 20m}
   - {name: most, entity: pair, aggregate: max, of: amount, window: 10m}
   - {name: rate, entity: terminal, aggregate: fraud_rate, window: 30m, delay: 5m}
   - {name: since_fraud, entity: terminal, aggregate: since_fraud}
   - {name: last_label, entity: terminal, aggregate: last_label}
   - {name: decayed, entity: terminal, aggregate: decayed_sum, of: amount, half_life: 10m}
+  - {name: decayed_std, entity: terminal, aggregate: decayed_std, of: amount, half_life: 10m}
 """
 
 
@@ -55,6 +65,7 @@ def payment(rng: random.Random, n: int, at_ms: int) -> bytes:
     fields = {
         "payment_id": f"p{n}", "event_time": at_ms - late, "amount_minor": rng.randrange(1, 50_000), "currency": "EUR",
         "customer_id": f"c{rng.randrange(40)}", "terminal_id": f"t{rng.randrange(30)}",
+        "latitude": rng.randrange(-3, 4) * 30.0, "longitude": rng.randrange(-6, 7) * 30.0,
     }  # fmt: skip
     return json.dumps(fields).encode()
 
@@ -134,7 +145,7 @@ def attacked(rng: random.Random, known: dict[str, Any], parts: dict[str, Image])
             arrays = dict(parts[part].arrays)
             arrays[name] = changed(rng, arrays[name])
             if rng.random() < 0.05:
-                arrays[rng.choice(["rows-1", "labels-0", "pending-99", "strange", name])] = arrays.pop(name)
+                arrays[rng.choice(["rows-1", "labels-0", "known-0", "pending-99", "strange", name])] = arrays.pop(name)
             parts[part] = Image(parts[part].meta, arrays)
         names.append(f"{part}.{name}")
     return known, parts, ", ".join(names)
@@ -146,6 +157,8 @@ def attack(seed: int, count: int, folder: Path) -> None:
     rng = random.Random(seed)
     bundle = Bundle.load(folder / "bundle")
     pipeline, known, parts = snapshot(bundle)
+    if seed == 1:  # of the release before
+        parts["engine"] = as_format_3(parts["engine"])
     nexts = [stream(90 + k, 1_500 + 250 * k, 250) for k in range(4)]
     sound = restored(bundle, known, parts)
     for batch in nexts:
@@ -206,6 +219,52 @@ def test_an_edited_snapshot_is_refused_or_harmless(seed: int, folder: Path) -> N
     assert done.returncode == 0, (done.returncode, done.stdout[-500:], done.stderr[-3000:])
     refused, count = map(int, done.stdout.splitlines()[-1].removeprefix("refused ").split(" of "))
     assert refused > count // 2
+
+
+def test_a_neighbour_that_is_no_key_is_refused(folder: Path) -> None:
+    """The place of a neighbour in a snapshot is followed when features are read, so it has to be a slot of its own
+    entity."""
+    bundle = Bundle.load(folder / "bundle")
+    _, known, parts = snapshot(bundle)
+    engine = parts["engine"]
+    ops = lower(bundle.feature_set, segment_shift=12).tables.ops
+    (op,) = ops[ops[:, kt.O_KIND] == kt.OP_NEIGHBOURS]
+    arena, owner = engine.arrays["arena"], engine.arrays["owner"]
+    (customers,) = np.flatnonzero(owner == op[kt.O_ENTITY])[:1]
+    block = arena[customers * CHUNK_WORDS + op[kt.O_ACCUMULATOR]]
+    assert block > 0
+    first = int(engine.arrays["pool"][block] >> 32)
+    for place in (0, 1, int(customers) * CHUNK_WORDS, len(arena) - 1, len(arena), 1 << 40, -8):
+        pool = engine.arrays["pool"].copy()
+        pool[block + 3 + 2 * first] = place
+        edited = {**parts, "engine": Image(engine.meta, {**engine.arrays, "pool": pool})}
+        with pytest.raises(StateMismatch, match="series of a key"):
+            restored(bundle, known, edited)
+
+
+def test_a_place_that_is_not_on_the_earth_is_refused(folder: Path) -> None:
+    """Places of a key's latest payments come back as they were, or the snapshot is not used."""
+    bundle = Bundle.load(folder / "bundle")
+    _, known, parts = snapshot(bundle)
+    engine = parts["engine"]
+    ops = lower(bundle.feature_set, segment_shift=12).tables.ops
+    (op,) = ops[ops[:, kt.O_KIND] == kt.OP_PLACES]
+    (customers,) = np.flatnonzero(engine.arrays["owner"] == op[kt.O_ENTITY])[:1]
+    block = engine.arrays["arena"][customers * CHUNK_WORDS + op[kt.O_ACCUMULATOR]]
+    first = int(engine.arrays["pool"][block] >> 32)
+    north, east = 1 << 32, 1
+    for place, sound in (
+        (900_000_000 * north, True), (-900_000_000 * north, True), (1_800_000_000 * east, True),
+        (900_000_001 * north, False), (-900_000_001 * north, False), (1_800_000_001 * east, False), (-(1 << 63), False),
+    ):  # fmt: skip
+        pool = engine.arrays["pool"].copy()
+        pool[block + 3 + 2 * first] = place
+        edited = {**parts, "engine": Image(engine.meta, {**engine.arrays, "pool": pool})}
+        if sound:
+            restored(bundle, known, edited)
+            continue
+        with pytest.raises(StateMismatch, match="series of a key"):
+            restored(bundle, known, edited)
 
 
 def forge(folder: Path, edit: Any) -> None:

@@ -68,6 +68,8 @@ def test_a_setting_that_is_refused_each_time_is_named() -> None:
         (E._AUTO_OFFSET_RESET, kafka.OutOfRange),
         (E.UNKNOWN_TOPIC_OR_PART, kafka.Away),
         (E._TRANSPORT, kafka.Away),
+        (E.UNKNOWN, kafka.Away),  # the broker's own trouble: the client fetches again
+        (E.INCONSISTENT_TOPIC_ID, kafka.Away),
         (E.TOPIC_AUTHORIZATION_FAILED, kafka.Denied),
         (E.INVALID_MSG, kafka.KafkaFailure),
     ],

@@ -46,7 +46,7 @@ def _run(installed: Path, *, first: str = "", **variables: str) -> tuple[str, Pa
     environment = kept | {"HOME": "/dev/null/none", "TMPDIR": str(installed.parent), "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM.format(first=first)],
-        cwd=installed, env=environment | variables, capture_output=True, text=True, timeout=120, check=False,
+        cwd=installed, env=environment | variables, capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     answer, folder = done.stdout.split()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +13,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import xgboost as xgb
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from features.feature_set import FeatureSet
 from scorer.backtest.decided_payments import Decided
 from scorer.bundle import Bundle, write_bundle
 from scorer.errors import UsageError
 from scorer.files.mapping import Mapping
+from scorer.files.payment_file import ReadOptions
+from scorer.pipeline.card_keys import PseudonymKeys, cards_of
 from scorer.replay import TrainingTable, file_batches, replay_file, training_table
 from scorer.runtime.assets import path
 
@@ -107,6 +113,36 @@ def test_a_correction_counts_from_the_time_it_is_known(tmp_path: Path, bundle: B
         assert known == wanted
 
 
+@settings(max_examples=15, deadline=None)
+@given(
+    st.permutations([(p, day, day % 3 == 0) for p in range(4) for day in range(1 + p, 9 + p, 2)]), st.integers(0, 12)
+)
+def test_labels_of_a_file_count_in_order_of_known_at(labels: list[tuple[int, int, bool]], count: int) -> None:
+    """Whatever order a label file has, windows and target hold what became known last, in batches of any size."""
+    holds = {
+        p: max(known)[1] for p in range(4) if (known := [(day, fraud) for q, day, fraud in labels[:count] if q == p])
+    }
+    start = 1_767_225_600_000
+    payment = {"amount_minor": 500, "currency": "EUR", "terminal_id": "t"}
+    lines = [
+        payment | {"payment_id": f"p{n}", "event_time": start + day * DAY_MS} for n, day in enumerate([0, 1, 2, 3, 20])
+    ]
+    known = [
+        {"type": "label", "payment_id": f"p{p}", "fraud": fraud, "known_at": start + day * DAY_MS}
+        for p, day, fraud in labels[:count]
+    ]
+    known.append({"type": "label", "payment_id": "p4", "fraud": False, "known_at": start + 21 * DAY_MS})
+    with tempfile.TemporaryDirectory() as name:
+        files = [Path(name) / each for each in ("payments.jsonl", "labels.jsonl")]
+        for file, records in zip(files, (lines, known), strict=True):
+            file.write_text("".join(json.dumps(record) + "\n" for record in records))
+        for rows in (1, 3, 16_384):
+            batches = file_batches(files[0], None, labels=files[1], rows=rows)
+            table = training_table(FeatureSet.from_yaml(FEATURE_SET), batches)
+            assert table.label[:4].tolist() == [int(holds.get(p, -1)) for p in range(4)]
+            assert table.features[-1, 1] == sum(holds.values())
+
+
 def _simulated(tmp_path: Path, *more: str) -> None:
     world = ["--customers", "200", "--count", "4000", "--from", "2025-01-01"]
     command = [sys.executable, "-m", "scorer", "simulate", *world, *more]
@@ -137,3 +173,30 @@ def test_what_simulate_writes_can_be_trained_on(tmp_path: Path) -> None:
         training_table(declared, file_batches(tmp_path / "h.jsonl", None, labels=tmp_path / "bad.jsonl"))
     with pytest.raises(UsageError, match="the mapping names a label too"):
         training_table(declared, file_batches(tmp_path / "h.parquet", mapping, labels=tmp_path / "l.jsonl"))
+
+
+@pytest.mark.parametrize("rule", ["opaque", "token"])
+def test_a_label_file_finds_the_payments_that_the_declared_fields_let_in(tmp_path: Path, rule: str) -> None:
+    """A customer's id that could be a card number is declared: the payment is taken, and so are its labels. Labels of
+    payments that are not there are counted."""
+    declared = FeatureSet.from_yaml(FEATURE_SET + f"card_numbers: {{customer_id: {rule}}}\n")
+    payments = [
+        {"payment_id": f"4{n:03d}000000000000", "event_time": 1_767_225_600_000 + n * DAY_MS, "amount_minor": 500,
+         "currency": "EUR", "terminal_id": "t", "customer_id": "4111111111111111"}
+        for n in range(3)
+    ]  # fmt: skip
+    (tmp_path / "payments.jsonl").write_text("".join(json.dumps(payment) + "\n" for payment in payments))
+    label = {"type": "label", "fraud": True, "known_at": 1_767_225_600_000 + DAY_MS}
+    named = [payments[0]["payment_id"], "no-payment"]
+    (tmp_path / "labels.jsonl").write_text("".join(json.dumps(label | {"payment_id": each}) + "\n" for each in named))
+    unmatched: list[int] = []
+    batches = file_batches(
+        tmp_path / "payments.jsonl",
+        None,
+        cards=cards_of(declared, PseudonymKeys((b"k" * 32,))),
+        labels=tmp_path / "labels.jsonl",
+        options=ReadOptions(labels_unmatched=unmatched.append),
+    )
+    table = training_table(declared, batches, source=tmp_path / "payments.jsonl", keys=PseudonymKeys((b"k" * 32,)))
+    assert (table.label.tolist(), table.features[:, 1].tolist()) == ([1, -1, -1], [0.0, 1.0, 1.0])
+    assert unmatched == [1]

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from scorer.bundle import Bundle, Calibration, NewChallenger, write_bundle
+from scorer.bundle.challengers import with_challengers
 from scorer.bundle.gate import verify
 from scorer.compress import levers
 from scorer.compress.source_export import to_c, to_python
@@ -100,7 +101,7 @@ def test_pruning_keeps_its_word_on_the_rows_that_chose(folder: Path, tmp_path: P
     """
     X, truth = _data(4, 6_000)
     done = levers.prune(folder, tmp_path / "p", X, truth, loss=0.01, created_at="x")
-    half = np.arange(len(X)) % 2 == 0
+    half = np.arange(len(X)) < len(X) // 2
     before, after = (
         average_precision(truth[half], Bundle.load(path).model.margins(np.ascontiguousarray(X[half])).astype(float))
         for path in (folder, tmp_path / "p")
@@ -139,12 +140,38 @@ def test_a_student_is_small_and_near(folder: Path, tmp_path: Path) -> None:
     assert verify(tmp_path / "s").passed
 
 
+def test_an_isolation_forest_is_a_challenger_like_any_other(folder: Path, tmp_path: Path) -> None:
+    """A bundle of it passes the gate, sits beside the champion and scores in shadow, bit for bit; labels give its
+    scores their meaning and nothing else."""
+    X, truth = _data(8, 6_000)
+    done = levers.isolate(folder, tmp_path / "forest", X, truth, trees=50, seed=1, created_at="x")
+    assert done.rows == 3_000
+    assert done.detail == {"forest_trees": 50, "rows_a_tree": 256}
+    assert verify(tmp_path / "forest").passed
+    forest = Bundle.load(tmp_path / "forest")
+    assert forest.scores(forest.model.margins(X)).mean() == pytest.approx(truth.mean(), rel=0.2)
+    both = with_challengers(folder, [tmp_path / "forest"], tmp_path / "both", created_at="x")
+    margins = forest.model.margins(X[:200])
+    assert (both.shadow_margins(X[:200])[:, 0] == margins).all()
+    fewer = truth & (np.arange(len(truth)) % 2 == 0)
+    other = levers.isolate(folder, tmp_path / "other", X, fewer, trees=50, seed=1, created_at="x")
+    assert (Bundle.load(tmp_path / "other").model.margins(X[:200]) == margins).all()
+    assert other.bundle_id != done.bundle_id
+    with pytest.raises(UsageError, match="frauds look no more unusual"):
+        levers.isolate(folder, tmp_path / "turned", X, ~truth, trees=50, seed=1, created_at="x")
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda f, o, X, t: levers.quantise(f, o, X, t, bits=1, created_at="x"), "--bits 1"),
         (lambda f, o, X, t: levers.prune(f, o, X, t, loss=-1, created_at="x"), "--loss -1"),
         (lambda f, o, X, t: levers.student(f, o, X, t, trees=0, depth=3, seed=1, created_at="x"), "--trees 0"),
+        (lambda f, o, X, t: levers.isolate(f, o, X, t, trees=0, seed=1, created_at="x"), "--trees 0: 1 to 1,000"),
+        (
+            lambda f, o, X, t: levers.isolate(f, o, X, t & (np.arange(len(t)) > 500), trees=9, seed=1, created_at="x"),
+            "earlier half of the rows needs 5 frauds",
+        ),
         (lambda f, o, X, t: levers.quantise(f, o, X[:50], t[:50], bits=8, created_at="x"), "too few to measure"),
         (lambda f, o, X, t: levers.quantise(f, o, X[:, :5], t, bits=8, created_at="x"), "5 features"),
     ],
@@ -343,7 +370,7 @@ def test_a_model_without_trees_exports_and_nan_stays_nan(tmp_path: Path, curve: 
 def test_pruning_that_loses_more_where_it_is_measured_writes_nothing(folder: Path, tmp_path: Path) -> None:
     """The rows that did not choose lose more than stated: nothing is written, unless the loss is accepted."""
     X, truth = _data(5, 1_000)
-    chosen = np.arange(len(X)) % 2 == 0
+    chosen = np.arange(len(X)) < len(X) // 2
     # The half that chooses has frauds by chance: no tree is worth anything there, and all of them where it is measured.
     truth = np.where(chosen, np.random.default_rng(0).random(len(X)) < 0.2, truth)
     with pytest.raises(PromiseBroken, match=r"fell by .*, more than the 0\.2 of --loss .* nothing was written"):

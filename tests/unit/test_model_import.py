@@ -327,6 +327,9 @@ UNSUPPORTED: dict[str, tuple[Callable[[], bytes], str]] = {
         lambda: _text(*rows(), linear_tree=True), r"tree 0 has linear leaves \(linear_tree\), which are not served",
     ),
     "zero as missing": (lambda: _text(*rows(), zero_as_missing=True), r"takes 0 as missing \(zero_as_missing\)"),
+    "regression of LightGBM": (
+        lambda: _text(*rows(), objective="regression"), r"objective 'regression' gives no probability of fraud",
+    ),
     "several classes of LightGBM": (
         lambda: _text(rows()[0], np.arange(1_500) % 3, objective="multiclass", num_class=3),
         r"num_class is 3: multi-class models are not served",

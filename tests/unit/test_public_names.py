@@ -13,6 +13,7 @@ NAMES = [
     "Batch",
     "Bundle",
     "CompiledModel",
+    "FastDecisions",
     "FraudScorerError",
     "Outcomes",
     "Pipeline",

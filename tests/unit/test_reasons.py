@@ -79,7 +79,9 @@ def test_a_flag_wins_over_an_approval() -> None:
     features[0, 1] = 9.0  # a list approves, a rule flags
     features[2, 0] = 0.0  # a rule approves, a list flags
     margins = np.array([-1.0, -1.0, -1.0, 1.0, 1.0], dtype=np.float32)
-    found = runner.decide(batch, features, margins, {"trusted": {"friend"}, "blocked": {"thief"}})
+    found = runner.decide(
+        batch, features, margins, np.zeros(len(margins)), {"trusted": {"friend"}, "blocked": {"thief"}}
+    )
     assert found.decision.tolist() == [FLAG, FLAG, FLAG, APPROVE, FLAG]
     assert found.reasons == [("FAST",), ("BLOCKED",), ("BLOCKED",), ("TRUSTED",), ()]
     assert found.fired == [("trusted", "fast"), ("trusted", "blocked"), ("blocked", "small"), ("trusted",), ()]

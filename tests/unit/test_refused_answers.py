@@ -13,7 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schemas.audit_record import AuditHeader, decode_parts, digest_chunks, encode
-from schemas.decision import DECISIONS, MODES, encode_decisions
+from schemas.card_numbers import is_iban
+from schemas.decision import DECISIONS, MODES
+from schemas.decision_bytes import encode_decisions
 from schemas.journal_record import ControlRange, InputRange, JournalRecord
 from schemas.pseudonym import PseudonymKeys, is_pseudonym, pseudonym
 from scorer.bundle import Bundle
@@ -24,6 +26,7 @@ from scorer.pipeline.state_image import ShardCapture, facts, restored
 from tests.faults.payments import POLICY, START_MS, TOKENS, make_bundle
 
 CARD = "4111111111111111"
+IBAN = "FI2341446962913702"
 KEY, OTHER = bytes(range(32)), bytes(32)
 
 
@@ -198,6 +201,17 @@ def test_ids_that_look_like_card_numbers_stay_refused_where_an_earlier_release_r
     before = decide(Pipeline(bundle), values, answer_refused=False)
     assert [item.index for item in before.rejected] == [0, 1]
     assert len(decide(Pipeline(bundle), values).rejected) == 0
+
+
+def test_account_numbers_stay_refused_where_an_earlier_release_refused_them(bundle: Bundle) -> None:
+    """An IBAN in which the digits of a card number stand is one now, in a field, an attribute and the key; a journal
+    from before has it as refused."""
+    assert is_iban(IBAN)
+    values = [payment("a", account_id=IBAN), payment("b", 1, attributes={"to": IBAN}), payment("c", 2), payment("d", 3)]
+    keys = [b"c1", b"c1", IBAN.encode(), b"c1"]
+    before = decide(Pipeline(bundle), values, keys=keys, answer_refused=False)
+    assert [item.index for item in before.rejected] == [0, 1, 2]
+    assert len(decide(Pipeline(bundle), values, keys=keys).rejected) == 0
 
 
 def test_the_audit_record_holds_the_refusals(bundle: Bundle) -> None:

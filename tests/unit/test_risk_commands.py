@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
+from scorer.backtest.comparison_findings import Seen
+from scorer.backtest.shadow_trial import seen_of
 from scorer.bundle import Bundle
 from scorer.cli import app
 from scorer.errors import FraudScorerError, UsageError
@@ -157,14 +160,40 @@ def test_the_page_is_one_file_that_loads_nothing(place: Path) -> None:
     """The HTML names no address and no other file; its numbers stand beside it as Parquet."""
     result = _backtest(place, "page.html", "--policy", f"{place}/other.yaml")
     page = (place / "page.html").read_text()
-    addresses = set(re.findall(r"https?://[^\"' )]+", page)) - {
-        "http://www.w3.org/2000/svg"
-    }  # a namespace, never loaded
-    assert not addresses
+    assert set(re.findall(r"https?://[^\"' )]+", page)) == {"https://github.com/leeoniya/uPlot"}  # in a comment
     assert not re.search(r"<(link|img|iframe|script[^>]*\ssrc)", page)
-    for name in ("overall", "days", "segments", "sweep", "calibration", "drift", "changes"):
+    (text,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
+    data = json.loads(text)
+    assert {name: data[name] for name in ("payments", "matured", "summary", "effects")} == {
+        name: result[name] for name in ("payments", "matured", "summary", "effects")
+    }
+    for shown, side in zip(data["sides"], result["sides"], strict=True):
+        assert {"name": shown["name"], **shown["overall"], "intervals": shown["intervals"]} == side
+    for name in ("overall", "effects", "days", "segments", "sweep", "calibration", "drift", "changes"):
         assert pq.read_table(place / "page_numbers" / f"{name}.parquet").num_rows > 0
     assert result["decided_otherwise"] == pq.read_metadata(place / "page_numbers" / "changes.parquet").num_rows
+
+
+def test_a_change_is_counted_in_money_whatever_flags(place: Path) -> None:
+    """Where no policy flags by cost, --cost gives what money is counted by; without it the summary names the option. A
+    limit is no cost."""
+    arguments = [
+        "what-if", "--bundle", f"{place}/bundle", "--decided", f"{place}/decided.parquet", "--policy",
+        f"{place}/other.yaml", "--from", "2024-02-12", "--rounds", "50", "--json",
+    ]  # fmt: skip
+    assert "--cost" in _run(*arguments)["summary"][-1]
+    cost = "{currency: EUR, review: 2, good_customer: 10}"
+    result = _run(*arguments, "--cost", cost)
+    effects = {effect["figure"]: effect for effect in result["effects"]}
+    first, second = result["sides"]
+    days = first["flagged"] / first["flagged_a_day"]
+    more = effects["loss_prevented"]["change"] - effects["cost_of_reviews"]["change"]
+    assert effects["money_saved"]["change"] == pytest.approx(more - effects["cost_of_good_customers"]["change"])
+    assert effects["money_saved"]["change"] * days == pytest.approx(second["money_saved"] - first["money_saved"])
+    assert effects["cost_of_reviews"]["after"] == pytest.approx(2 * second["flagged_a_day"])
+    assert "EUR a day" in result["summary"][0]
+    assert "leave it out" in _run(*arguments, "--cost", cost[:-1] + ", reviews_a_day: 5}", refused=True)["error"]
+    assert "give the costs in EUR" in _run(*arguments, "--cost", cost.replace("EUR", "USD"), refused=True)["error"]
 
 
 def test_what_if_equals_deciding_again(place: Path) -> None:
@@ -263,3 +292,203 @@ def test_what_does_not_fit_is_refused(place: Path) -> None:
         f"{place}/mapping.yaml", "--as-of", "2024-01-01", "--output", f"{place}/x.html", refused=True,
     )["error"]  # fmt: skip
     assert "matured" in error or "known by the end" in error
+
+
+def test_a_bundle_learns_on_from_the_command_line(place: Path) -> None:
+    """`train --continue` takes feature set and policy from the bundle, learns from the file's newer payments, and shows
+    what was compared; other features are refused by name, and without a bundle the two files have to be named."""
+    _write_history(place / "longer.parquet", payments=30_000)
+    common = ["train", "--input", f"{place}/longer.parquet", "--mapping", f"{place}/mapping.yaml", "--label-gap", "2d"]
+    common += ["--threads", "1", "--search-time", "0s", "--json", "--output", f"{place}/next"]
+    other = FEATURE_SET.replace("window: 7d", "window: 3d").replace("mean_7d", "mean_3d")
+    (place / "other_set.yaml").write_text(other)
+    (place / "plain.yaml").write_text("name: plain\nflag: {share: 0.02}\n")
+    named = ["--feature-set", f"{place}/other_set.yaml", "--policy", f"{place}/plain.yaml"]
+    error = _run(*common, *named, "--continue", f"{place}/bundle", refused=True)["error"]
+    assert "a model learns on with the same features only" in error
+    assert "--feature-set: name the file, or --continue" in _run(*common, refused=True)["error"]
+    _run(
+        "bundle", "challenge", f"{place}/bundle", "--with", f"{place}/bundle", "--output", f"{place}/carrying", "--json"
+    )  # fmt: skip
+    shown = CliRunner().invoke(app, [*common, "--continue", f"{place}/carrying"], catch_exceptions=False)
+    result = json.loads(shown.stdout)
+    old, new = Bundle.load(place / "carrying"), Bundle.load(place / "next")
+    assert f"no challengers and no student ({old.challengers[0].id})" in " ".join(shown.stderr.split())
+    assert not new.challengers
+    assert new.manifest.lineage is not None
+    assert result["lineage"] == new.manifest.lineage.model_dump()
+    assert result["continues"] == old.id
+    assert set(result["candidates"]) == {"kept", "continued", "anew"}
+    assert new.manifest.feature_fingerprint == old.manifest.feature_fingerprint
+    assert (place / "next" / "policy.yaml").read_text() == POLICY
+    assert "trees of it" in CliRunner().invoke(app, ["bundle", "show", f"{place}/next"]).stdout
+    replayed = _run(
+        "replay", "--bundle", f"{place}/next", "--input", f"{place}/longer.parquet", "--mapping",
+        f"{place}/mapping.yaml", "--output", f"{place}/next.parquet", "--json",
+    )  # fmt: skip
+    assert replayed["decisions"] == 30_000
+    rows = pq.read_table(place / "next.parquet")
+    features = np.column_stack([rows[name].to_numpy() for name in new.feature_set.names]).astype(np.float32)
+    assert (rows["margin"].to_numpy() == new.model.margins(features)).all()
+    share = np.mean(np.array(rows["decision"].to_pylist()[-6_000:]) == "flag")
+    assert 0.005 < share < 0.04  # the policy's 2 % were met on the held-back rows
+
+
+def test_training_says_that_its_figures_are_without_segments(place: Path) -> None:
+    """A note names the policy's segments."""
+    segments = "segments: [{name: online, field: channel, values: [ecom], score: 0.2}]\n"
+    (place / "segments.yaml").write_text(f"name: segments\nflag: {{share: 0.02}}\n{segments}")
+    arguments = [
+        "train", "--feature-set", f"{place}/set.yaml", "--policy", f"{place}/segments.yaml", "--input",
+        f"{place}/history.parquet", "--mapping", f"{place}/mapping.yaml", "--until", "2024-01-25", "--label-gap", "2d",
+        "--threads", "1", "--search-time", "0s", "--output", f"{place}/segments", "--json",
+    ]  # fmt: skip
+    shown = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert "without the policy's segments (online)" in " ".join(shown.stderr.split())
+
+
+@pytest.fixture(scope="module")
+def both(place: Path) -> Path:
+    """The bundle with a challenger of another seed, and what it decided."""
+    _run(
+        "train", "--feature-set", f"{place}/set.yaml", "--policy", f"{place}/policy.yaml", "--input",
+        f"{place}/history.parquet", "--mapping", f"{place}/mapping.yaml", "--until", "2024-01-25", "--label-gap", "2d",
+        "--threads", "1", "--search-time", "0s", "--seed", "9", "--name", "rival", "--output", f"{place}/rival",
+        "--json",
+    )  # fmt: skip
+    _run("bundle", "challenge", f"{place}/bundle", "--with", f"{place}/rival", "--output", f"{place}/both", "--json")
+    _run(
+        "replay", "--bundle", f"{place}/both", "--input", f"{place}/history.parquet", "--mapping",
+        f"{place}/mapping.yaml", "--output", f"{place}/both.parquet", "--json",
+    )  # fmt: skip
+    return place / "both"
+
+
+def _compared(place: Path, *more: str, refused: bool = False) -> dict[str, Any]:
+    return _run(
+        "compare", "--bundle", f"{place}/both", "--decided", f"{place}/both.parquet", "--rounds", "100", "--json",
+        *more, refused=refused,
+    )  # fmt: skip
+
+
+def test_champion_and_challenger_are_compared_on_matured_labels(place: Path, both: Path) -> None:
+    """The challenger's decisions are those that its own bundle's model gives the stored features, from the score on
+    that flags as many as the champion's; each difference is recounted from the replay's own output."""
+    result = _compared(place, "--from", "2024-02-12", "--output", f"{place}/compared.html")
+    rows = pq.read_table(place / "both.parquet")
+    bundle, rival = Bundle.load(both), Bundle.load(place / "rival")
+    time_ms = rows["event_time"].cast(pa.int64()).to_numpy()
+    kept = (time_ms >= 1_707_696_000_000) & (time_ms < result["until_ms"])
+    assert result["payments"] == kept.sum()
+    assert result["delay_ms"] == 2 * DAY_MS  # the mapping's: every label takes as long
+    features = np.column_stack([rows[name].to_numpy() for name in bundle.feature_set.names]).astype(np.float32)[kept]
+    margins, fraud = rival.model.margins(features), rows["label"].to_numpy()[kept] == 1
+    champion = np.array(rows["decision"].to_pylist())[kept] == "flag"
+    least = np.sort(margins)[-int(champion.sum())]
+    challenger = margins >= least
+    only, lost = challenger & ~champion, champion & ~challenger
+    wanted = [(champion & challenger).sum(), only.sum(), lost.sum(), (~champion & ~challenger).sum()]
+    assert [cell["payments"] for cell in result["cells"]] == wanted
+    assert result["figures"]["frauds_caught"]["value"] == (fraud & only).sum() - (fraud & lost).sum()
+    assert result["deciding"] == "frauds_caught"
+    assert {"label delay", "selection bias", "feedback loop"} <= {one["name"] for one in result["findings"]}
+    assert Bundle.load(both).challengers[0].id in (place / "compared.html").read_text()
+    shown = CliRunner().invoke(
+        app, ["compare", "--bundle", str(both), "--decided", f"{place}/both.parquet", "--rounds", "100"]
+    )
+    assert shown.exit_code == 0, shown.output
+    assert "challenger alone flags" in shown.output
+
+
+def test_payments_that_a_model_learned_from_are_not_compared(place: Path, both: Path) -> None:
+    """The challenger's training lasts longer than the champion's: only payments after both count, and the report says
+    so. A bundle with nothing of a challenger's training keeps its id, and is warned about."""
+    later, earlier = Bundle.load(place / "bundle"), Bundle.load(place / "rival")
+    assert later.manifest.training is not None
+    seen_ms = later.manifest.training.validation_until_ms
+    _run("bundle", "challenge", f"{place}/rival", "--with", f"{place}/bundle", "--output", f"{place}/turned", "--json")
+    turned = Bundle.load(place / "turned")
+    _run(
+        "replay", "--bundle", f"{place}/turned", "--input", f"{place}/history.parquet", "--mapping",
+        f"{place}/mapping.yaml", "--output", f"{place}/turned.parquet", "--json",
+    )  # fmt: skip
+    assert earlier.manifest.training is not None
+    assert seen_ms > earlier.manifest.training.validation_until_ms
+    common = ["compare", "--rounds", "0", "--json", "--decided", f"{place}/turned.parquet", "--bundle"]
+    result = _run(*common, f"{place}/turned")
+    assert result["from_ms"] >= seen_ms
+    (found,) = (one for one in result["findings"] if one["name"] == "training days")
+    assert not found["warning"]
+    error = _run(*common, f"{place}/turned", "--until", "2024-02-01", refused=True)["error"]
+    assert "has learned from all of the payments" in error
+    (item,) = turned.manifest.challengers
+    assert item.seen_until_ms == seen_ms
+    without = turned.manifest.model_copy(update={"challengers": [item.model_copy(update={"seen_until_ms": None})]})
+    assert b"seen_until_ms" not in without.to_bytes()
+    old = replace(turned, manifest=without)
+    seen = seen_of(old, old.challengers[0])
+    assert seen == Seen(earlier.manifest.training.validation_until_ms, (later.id,))
+
+
+def test_a_sample_to_inspect_is_drawn_and_read_again(place: Path, both: Path) -> None:
+    """--inspect writes ids of payments that the challenger alone flags, and of which times; --inspected takes the file
+    and compares the payments of those times alone. A file of ids without times stands for all."""
+    assert both.is_dir()
+    first = _compared(place, "--until", "2024-02-26", "--inspect", f"{place}/ids.txt", "--inspect-count", "3")
+    head, *ids = (place / "ids.txt").read_text().splitlines()
+    assert len(ids) == 3
+    assert f"[{first['from_ms']}, {first['until_ms']}) ms" in head
+    # Four days later: newer payments had no chance to be drawn, so the sample does not stand for them.
+    again = _compared(place, "--inspected", f"{place}/ids.txt")
+    assert again["cells"][1]["inspected"] == 3
+    assert [cell["payments"] for cell in first["cells"]] == [cell["payments"] for cell in again["cells"]]
+    (place / "own.txt").write_text("\n".join(ids))
+    own = _compared(place, "--inspected", f"{place}/own.txt")
+    assert own["payments"] > again["payments"]
+
+
+REFUSALS = {
+    "another bundle": (["--bundle", "{place}/bundle"], "has no challenger"),
+    "a stranger": (["--challenger", "stranger"], "--challenger stranger: the challengers of shop-"),
+    "two delays": (["--label-delay", "3d", "--genuine-after", "3d"], "not both"),
+    "a count alone": (["--inspect-count", "3"], "name the file to write the ids to"),
+    "no duration": (["--label-delay", "soon"], "--label-delay"),
+    "other decisions": (["--decided", "{place}/decided.parquet"], "replay with shop-"),
+    "too young": (["--label-delay", "300d"], "older than the 300 days that labels take"),
+    "no ids": (["--inspected", "{place}/empty.txt"], "holds no payment id"),
+    "not text": (["--inspected", "{place}/both.parquet"], "cannot be read as text"),
+    "other ids": (["--inspected", "{place}/mapping.yaml"], "none of the 9 inspected payments"),
+    "no folder": (["--output", "{place}/none/x.html"], "--output"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_what_cannot_be_compared_is_refused(place: Path, both: Path, case: str) -> None:
+    """Each refusal names the option or the bundle, and the way out."""
+    assert both.is_dir()
+    (place / "empty.txt").write_text("\n")
+    arguments, message = REFUSALS[case]
+    assert message in _compared(place, *(text.format(place=place) for text in arguments), refused=True)["error"]
+
+
+def test_levers_are_reported_with_labels_and_without(place: Path) -> None:
+    """`bundle compile --report` measures on the file's labelled payments; on a file without labels it says what
+    changes. It writes no bundle, and takes no --output."""
+    common = ["bundle", "compile", f"{place}/bundle", "--report", "--input", f"{place}/history.parquet"]
+    common += ["--from", "2024-02-12"]
+    found = _run(*common, "--mapping", f"{place}/mapping.yaml", "--json")
+    assert found["frauds"] > 20
+    assert {"leaves of 8 bits", "early exit"} <= {one["lever"] for one in found["levers"]}
+    assert all(one["lost"] is not None for one in found["levers"])
+    unlabelled = "".join(line for line in MAPPING.splitlines(keepends=True) if not line.startswith("label"))
+    (place / "unlabelled.yaml").write_text(unlabelled)
+    without = _run(*common, "--mapping", f"{place}/unlabelled.yaml", "--json")
+    assert without["frauds"] is None
+    assert without["rows"] == found["rows"]
+    refused = _run(*common, "--mapping", f"{place}/mapping.yaml", "--output", f"{place}/small", refused=True)
+    assert "--report writes no bundle" in refused["error"]
+    assert not (place / "small").exists()
+    shown = CliRunner().invoke(app, [*common, "--mapping", f"{place}/mapping.yaml"])
+    assert shown.exit_code == 0, shown.output
+    for title in ("Batch sizes", "Exports", "Degraded mode"):
+        assert title in shown.output

@@ -12,7 +12,7 @@ from features.filters import KEY_FIELDS
 from schemas.decision import DECISIONS, MODES, Decision
 from schemas.field_table import FIELD_NAMES, POSITION_FIELDS, REQUIRED_FIELDS, TEXT_FIELDS
 from schemas.payment import Payment
-from schemas.payment_decoder import PaymentRow
+from schemas.payment_batch import PaymentRow
 from scorer.files.mapping import Mapping
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -120,7 +120,7 @@ def test_what_librdkafka_repeats_of_its_settings_is_hidden(monkeypatch: pytest.M
     )
     errors: list[KafkaError] = []
     client = Producer({**client_config(settings.load().kafka), "error_cb": errors.append})
-    give_up = time.monotonic() + 5
+    give_up = time.monotonic() + 30
     while not errors and time.monotonic() < give_up:
         client.poll(0.05)
     assert "s3cret-oauth" in errors[0].str(), "librdkafka no longer repeats it: this test has lost its case"
@@ -165,7 +165,7 @@ def test_a_crash_that_dumps_the_environment_shows_no_secret() -> None:
     environment |= {"FRAUD_SCORER_POSTGRES__URL": "postgresql://me:s3cret%40pw@db/x?options=s3cret-o"}
     environment |= {"FRAUD_SCORER_KAFKA__SECURITY": '{"sasl.password": "s3cret-sasl"}'}
     done = subprocess.run(
-        [sys.executable, "-c", CRASH], env=environment, capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", CRASH], env=environment, capture_output=True, text=True, timeout=600, check=False
     )
     assert done.returncode == 1
     assert done.stderr.count("RuntimeError: environment") == 2

@@ -7,8 +7,10 @@ import time
 import pytest
 from prometheus_client import CollectorRegistry
 
+from scorer.runtime.settings import Settings
 from scorer.sink.readiness import Readiness
 from scorer.sink.sink_metrics import SinkMetrics
+from scorer.sink.sink_process import SinkProcess
 from scorer.sink.topic_lag import TopicLag
 
 
@@ -55,3 +57,11 @@ def test_lag_is_the_oldest_record_that_is_not_written() -> None:
     lag.begin({1: 5})
     assert shown(0) == (None, None)
     assert lag.records() == {1: 0}
+
+
+@pytest.mark.parametrize(("days", "shown"), [(30, "0.0"), (0, "nan")])
+def test_counting_that_is_off_does_not_look_like_counting_that_fails(days: int, shown: str) -> None:
+    """LabelCountTooOld compares the time of the last count: 0 is old, NaN is not."""
+    registry = CollectorRegistry()
+    SinkProcess(Settings(kafka={"bootstrap_servers": "127.0.0.1:1"}, audit={"quality_days": days}), registry)
+    assert str(registry.get_sample_value("fraud_scorer_labelled_timestamp_seconds")) == shown

@@ -120,6 +120,47 @@ def test_a_degraded_batch_is_decided_by_the_student(bundle: Bundle) -> None:
     assert (after.columns.margin[normal] == bundle.model.margins(after.columns.features[normal])).all()
 
 
+SHARE = POLICY.replace("flag: {score: 0.6}", "flag: {share: 0.05}")
+
+
+def _flagging(source: Path, folder: Path, policy: str, threshold: float) -> Path:
+    """The bundle with another policy and threshold."""
+    bundle = Bundle.load(source)
+    assert bundle.golden is not None
+    write_bundle(
+        folder, name=bundle.manifest.name, created_at="2026-01-01T00:00:00Z",
+        model=(source / bundle.manifest.model_file).read_bytes(), feature_set_yaml=FEATURES, policy_yaml=policy,
+        threshold_score=threshold, calibration=bundle.manifest.calibration,
+        golden=(np.ascontiguousarray(bundle.golden[:, :-1]), bundle.golden[:, -1].copy()),
+    )  # fmt: skip
+    return folder
+
+
+def test_a_student_keeps_to_the_share(student: Path, tmp_path: Path) -> None:
+    """Where both flag one share, a student flags from the score that meets it on its own scores, however many of them
+    reach the champion's; with another policy the champion's threshold stands."""
+    make_bundle(tmp_path / "alone")
+    champion = _flagging(tmp_path / "alone", tmp_path / "champion", SHARE, 0.2)
+    rows = np.random.default_rng(8).uniform(0, 500, (4000, 5)).astype(np.float32)
+    small = Bundle.load(student)
+    own = float(np.unique(small.scores(small.model.margins(rows)))[-1])
+    poor = _flagging(student, tmp_path / "poor", SHARE, own)
+    both = with_challengers(champion, [], tmp_path / "both", created_at="2026-01-01T00:00:00Z", student=poor)
+    assert (both.student_threshold_score, both.manifest.threshold_score) == (own, 0.2)
+    assert verify(tmp_path / "both").passed
+    _, scores, flags = both.degraded(rows)
+    assert flags is not None
+    assert (flags == (scores >= own)).all()
+    assert flags.sum() < (scores >= 0.2).sum()
+    columns = decide(Pipeline(both), payments(1, 400), 0, degraded=True).columns
+    fresh = np.flatnonzero(columns.mode == DEGRADED)
+    wanted = (columns.score[fresh] >= own) | (columns.features[fresh, 0] >= 480)
+    assert ((columns.decision[fresh] == FLAG) == wanted).all()
+    other = _flagging(student, tmp_path / "other", SHARE.replace("0.05", "0.1"), own)
+    mixed = with_challengers(champion, [], tmp_path / "mixed", created_at="2026-01-01T00:00:00Z", student=other)
+    assert mixed.student_threshold_score == 0.2
+
+
 def test_the_journal_says_which_batches_were_the_students(bundle: Bundle) -> None:
     """Run again along the journal, from the beginning or from a snapshot, every digest is the same; that of a batch
     which the model decided is another one."""

@@ -14,16 +14,18 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 import psycopg
+import pyarrow as pa
 from psycopg.rows import dict_row
 
 from schemas.audit_record import digest
 from schemas.currencies import CURRENCY_EXPONENT
-from schemas.payment_decoder import PaymentBatch
+from schemas.payment_batch import PaymentBatch, Placed
+from schemas.payment_columns import places_of
 from scorer.audit.explain.redecision import Window
 from scorer.bundle import Bundle
 from scorer.errors import FraudScorerError, UsageError
 from scorer.pipeline import Outcomes
-from scorer.policy import FLAG, LATE_REASON, PolicyRunner
+from scorer.policy import FLAG, LATE_REASON, expected_saving
 from scorer.trail.audit_database import connect_text
 
 _MODES = {
@@ -136,6 +138,8 @@ def prove(explanation: Explanation, bundle: Bundle) -> None:
         by = "the one before its first tree" if bundle.student is None else f"that of the student {bundle.student.id}"
         explanation.notes.append(f"Decided without the model: the margin is {by}.")
         margins, scores, _ = bundle.degraded(features)
+        if bundle.student is not None and bundle.manifest.student_threshold_score is not None:
+            explanation.notes.append(f"The student flags from a score of {bundle.student_threshold_score:.6g} on.")
     else:
         margins = bundle.model.margins(features)
         scores = bundle.scores(margins)
@@ -147,14 +151,27 @@ def prove(explanation: Explanation, bundle: Bundle) -> None:
         logged, again = np.array(row["challenger_margins"], np.float32), bundle.shadow_margins(features)[0]
         equal = bool((_canonical(logged) == _canonical(again)).all())
         checks.append(Check("challengers' margins", str(logged.tolist()), str(again.tolist()), equal))
+    rule = bundle.policy_runner().cost
+    if rule is not None and (not degraded or bundle.student is not None):
+        amounts = rule.amounts(cast("PaymentBatch", _Listed(row)))
+        saving = float(expected_saving(rule.cost, scores, amounts)[0])
+        explanation.notes.append(
+            f"The policy weighs money, not the score against the threshold: flagging this payment saves an expected "
+            f"{saving:,.2f} {rule.cost.currency}; above {rule.saving_min:,.2f} it flags."
+        )
+    explanation.notes += [
+        f"Its segment {segment.name} flags from a score of {segment.score:.6g} on."
+        for segment in bundle.policy.segments
+        if segment.name in row["fired"]
+    ]
     lists = {item.name for item in bundle.policy.lists}
     held = [name for name in row["fired"] if name in lists]
     if held:
         explanation.notes.append(f"Taken from the row: the payment stood on {', '.join(held)}.")
-    decision, reasons, fired = _decide(bundle, features, margins, held, row)
+    decision, reasons, fired = _decide(bundle, features, margins, scores, held, row)
     checks.append(_equal("decision", row["decision"], decision))
     checks.append(_equal("reasons", ", ".join(row["reasons"]), ", ".join(reasons)))
-    checks.append(_equal("rules and lists", ", ".join(row["fired"]), ", ".join(fired)))
+    checks.append(_equal("rules, lists and segments", ", ".join(row["fired"]), ", ".join(fired)))
 
 
 def compare_replay(explanation: Explanation, outcomes: Outcomes) -> None:
@@ -194,28 +211,38 @@ def _batch_digest(row: dict[str, Any], outcomes: Outcomes) -> Check:
 
 
 class _Listed:
-    """Stands for a payment that is on the lists named in its row, in every field."""
+    """Stands for a payment that is on the lists named in its row, in every field, with the row's amount."""
+
+    def __init__(self, row: dict[str, Any]) -> None:
+        self.amount_minor = np.array([row["amount_minor"]], np.int64)
+        self._row = row
 
     def column(self, _name: str) -> Sequence[str]:
         return ("listed",)
+
+    def placed(self, name: str) -> Placed:
+        """The row's own: the currency for the rule by cost, a segment's field for its threshold."""
+        return places_of(pa.array([self._row[name]], pa.string()))
 
 
 def _decide(
     bundle: Bundle,
     features: npt.NDArray[np.float32],
     margins: npt.NDArray[np.float32],
+    scores: npt.NDArray[np.float64],
     held: list[str],
     row: dict[str, Any],
 ) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
     """The policy's verdict on one payment: decision, reasons, rules and lists."""
-    runner = PolicyRunner(bundle.policy, bundle.feature_set.names, float(bundle.threshold_margin))
-    # Of the payment the policy looks at fields of lists alone; that those named in the row held is given.
-    payment, lists = cast("PaymentBatch", _Listed()), {name: {"listed"} for name in held}
+    runner = bundle.policy_runner()
+    # Of the payment the policy looks at the amount and at fields of segments and lists; that the lists named in the row
+    # held is given.
+    payment, lists = cast("PaymentBatch", _Listed(row)), {name: {"listed"} for name in held}
     if row["mode"] == "degraded":
-        verdicts = runner.decide_degraded(payment, features, lists, bundle.degraded(features)[2])
+        verdicts = runner.decide_degraded(payment, features, lists, scores, bundle.degraded(features)[2])
         reasons = verdicts.reasons[0]
     else:
-        verdicts = runner.decide(payment, features, margins, lists)
+        verdicts = runner.decide(payment, features, margins, scores, lists)
         reasons = verdicts.reasons[0]
         if verdicts.by_score[0]:
             reasons = runner.explain(bundle.model.contributions(features)[0], reasons)

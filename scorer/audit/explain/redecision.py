@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -10,8 +11,9 @@ from schemas.currencies import CURRENCY_EXPONENT
 from scorer import kafka
 from scorer.bundle import Bundle
 from scorer.errors import UsageError
-from scorer.journal import journal_reader
+from scorer.journal import journal_reader, journal_span
 from scorer.journal.activated_bundles import Bundles
+from scorer.journal.journal_span import JournalSpan
 from scorer.journal.rerun import rerun
 from scorer.pipeline import Outcomes, Pipeline
 from scorer.runtime.settings import Settings
@@ -46,37 +48,50 @@ def replay_until(
 ) -> Again:
     """Re-runs the journal of a shard up to batch `sequence`, checking each digest.
 
-    `bundle` is the one that the shard began with; later ones come through the control topic.
+    `bundle` is the one that the shard began with; later ones come through the control topic. Records after the batch
+    are looked through for a `new_state`, unparsed; their chain is not checked.
 
     Raises PromiseBroken at the first batch that gives something else, MissingRange when records are gone.
     """
     clients = kafka.RealClients(settings)
     no_progress_s = settings.worker.no_progress_s
-    records = journal_reader.read_journal(settings.kafka, clients, shard, no_progress_s=no_progress_s)
-    if not records or sequence > records[-1].sequence:
-        raise UsageError(f"the journal of shard {shard} has no batch {sequence}")
-    records = [record for record in journal_reader.since_new_state(records) if record.sequence <= sequence]
-    if not records:
-        raise UsageError(
-            f"batch {sequence} of shard {shard} was decided before an operator let the state begin anew: "
-            "the topics it read are not there any more"
-        )
-    inputs = journal_reader.inputs_along(records, clients, settings, reader="explain")
+    span = _span_to(sequence, settings, clients, shard)
+    inputs = journal_span.inputs_along(span, clients, settings, reader="explain")
     pipeline = Pipeline(bundle, shard=shard, keys=settings.pseudonym_keys)
     bundles = Bundles(bundle, settings.bundle)
-    pipeline.begin_at(records[0])
+    pipeline.begin_at(span.first)
     outcomes: Outcomes | None = None
     try:
-        for number, (record, batch) in enumerate(
-            journal_reader.batches(records, inputs, no_progress_s=no_progress_s), start=1
-        ):
-            outcomes = rerun(pipeline, record, batch, bundles)
-            progress(number, len(records))
+        with closing(journal_span.records_of(span, settings.kafka, clients, no_progress_s=no_progress_s)) as records:
+            for number, record in enumerate(records, start=1):
+                batch = journal_reader.reread(record, inputs, no_progress_s=no_progress_s)
+                outcomes = rerun(pipeline, record, batch, bundles)
+                progress(number, span.count)
     finally:
         inputs.close()
     if outcomes is None:
         raise UsageError(f"the journal of shard {shard} has no batch {sequence}")
     return Again(outcomes, pipeline)
+
+
+def _span_to(sequence: int, settings: Settings, clients: kafka.Clients, shard: int) -> JournalSpan:
+    """What has to be decided again for batch `sequence`: the journal from its last `new_state` up to it."""
+    no_progress_s = settings.worker.no_progress_s
+    span: JournalSpan | None = None
+    found = journal_reader.journal_records(settings.kafka, clients, shard, no_progress_s=no_progress_s)
+    with closing(found):
+        for offset, record in found:
+            span = journal_span.extended(span, offset, record)
+            if record.sequence == sequence:
+                break
+    if span is None or span.last.sequence != sequence:
+        raise UsageError(f"the journal of shard {shard} has no batch {sequence}")
+    if journal_reader.new_state_from(span.end, settings.kafka, clients, shard, no_progress_s=no_progress_s):
+        raise UsageError(
+            f"batch {sequence} of shard {shard} was decided before an operator let the state begin anew: "
+            "the topics it read are not there any more"
+        )
+    return span
 
 
 def windows_of(again: Again, row_number: int) -> list[Window]:

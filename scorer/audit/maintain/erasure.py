@@ -11,6 +11,9 @@ record with the digest that its rows have under it; `verify` compares them with 
 journal digest stay as they were, and what was decided (`decided` in the journal record) is verified as before.
 Batches are verified before they are touched: an erasure must not cover up a change.
 
+Rows of the same payments without the identifier, such as answers to records that were refused, get the pseudonym of
+the payment's id too. What else names the person is found by `scorer.audit.maintain.person_traces`.
+
 What this does not reach: Kafka's topics hold values and salt until their own retention removes them (35 days by
 default), backups and archived WAL of Postgres until theirs; a dead row goes with the next vacuum. The digest of a batch
 of a release before 0.2 has no salt: it stays in the journal, and can be guessed.
@@ -21,7 +24,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import date
 from typing import Any
@@ -30,6 +33,7 @@ import psycopg
 from psycopg import sql
 
 from schemas.audit_digest import SALT_BYTES, context_bytes, digests_of
+from scorer.audit.maintain.person_traces import Traces, find_traces
 from scorer.audit.signed.amendments import amend
 from scorer.audit.signed.anchors import AnchorFile
 from scorer.audit.signed.signatures import Signer
@@ -51,12 +55,26 @@ class Erased:
     batches: int = 0
     labels: int = 0
     elsewhere: int = 0
+    unreadable_left: int = 0  # quarantined records that cannot be read and may name the person
 
 
-def erase(url: str, *, column: str, value: str, signer: Signer, anchors: AnchorFile | None = None) -> Erased:
+def erase(
+    url: str,
+    *,
+    column: str,
+    value: str,
+    signer: Signer,
+    anchors: AnchorFile | None = None,
+    lists: Collection[str] | None = None,
+    also_unreadable: bool = False,
+    found: Callable[[Traces], None] = lambda _: None,
+) -> Erased:
     """Replaces every trace of the person whose `column` is `value`. Needs the owner's login.
 
-    Raises UsageError for a column that names no person, PromiseBroken when a batch to be changed does not verify.
+    `lists`: those of the policy that hold such values; None where the caller does not know. `also_unreadable`: empties
+    quarantined records that cannot be read and hold a value of few characters, too. `found` gets what will be changed
+    before anything is. Raises UsageError for a column that names no person, and where lists have the value and none
+    were named; PromiseBroken when a batch to be changed does not verify.
     """
     if column not in COLUMNS:
         raise UsageError(f"{column} is no identifier of a person; there are {', '.join(COLUMNS)}")
@@ -67,47 +85,58 @@ def erase(url: str, *, column: str, value: str, signer: Signer, anchors: AnchorF
 
     result = Erased()
     with psycopg.connect(connect_text(url), autocommit=True) as connection:
-        found = connection.execute(
-            sql.SQL("SELECT DISTINCT day, shard, sequence FROM decisions WHERE {} = %s ORDER BY 1, 2, 3").format(
-                sql.Identifier(column)
-            ),
-            (value,),
-        ).fetchall()
-        for day, shard, sequence in found:
-            checked = check(connection, Unit(shard, day, sequence, sequence), signer.verifier)
-            if checked.findings:
-                raise PromiseBroken(
-                    f"stopped after {result.batches} of {len(found)} batches: {checked.findings[0].sentence}. A batch "
-                    f"that does not verify is evidence and stays as it is"
-                )
-            with connection.transaction():
-                labels = _batch(connection, (day, shard, sequence), (column, value), pseudonym, result)
-                body = _record(connection, (day, shard, sequence), signer, anchors)
-                if anchors is not None:
-                    anchors.append([body], signer)
-                _amend(connection, labels, signer, anchors)
-            result.batches += 1
-            result.labels += len(labels)
+        traces = find_traces(connection, column=column, value=value, lists=lists, also_unreadable=also_unreadable)
+        found(traces)
+        result.unreadable_left = traces.unreadable_left
         with connection.transaction():
-            elsewhere = _elsewhere(connection, value, pseudonym(value))
+            elsewhere = _elsewhere(connection, value, pseudonym(value), traces)
             _amend(connection, elsewhere, signer, anchors)
         result.elsewhere = len(elsewhere)
+        name = sql.Identifier(column)
+        # The person's own rows last: where this is stopped, the next run finds the payment ids by them again.
+        parts = (
+            (sql.SQL("payment_id = ANY (%s) AND {} IS NULL").format(name), traces.payment_ids),
+            (sql.SQL("{} = %s").format(name), value),
+        )
+        changed: set[tuple[date, int, int]] = set()
+        for where, of in parts:
+            batches = connection.execute(
+                sql.SQL("SELECT DISTINCT day, shard, sequence FROM decisions WHERE {} ORDER BY 1, 2, 3").format(where),
+                (of,),
+            ).fetchall()
+            for day, shard, sequence in batches:
+                checked = check(connection, Unit(shard, day, sequence, sequence), signer.verifier)
+                if checked.findings:
+                    raise PromiseBroken(
+                        f"stopped after {len(changed)} batches: {checked.findings[0].sentence}. A batch that does not "
+                        "verify is evidence and stays as it is"
+                    )
+                with connection.transaction():
+                    labels = _batch(connection, (day, shard, sequence), (where, of), pseudonym, result)
+                    body = _record(connection, (day, shard, sequence), signer, anchors)
+                    if anchors is not None:
+                        anchors.append([body], signer)
+                    _amend(connection, labels, signer, anchors)
+                changed.add((day, shard, sequence))
+                result.labels += len(labels)
+        result.batches = len(changed)
     return result
 
 
 def _batch(
     connection: psycopg.Connection,
     batch: tuple[date, int, int],
-    person: tuple[str, str],
+    person: tuple[sql.Composed, Any],
     pseudonym: Callable[[str], str],
     result: Erased,
 ) -> list[_Changed]:
-    """Changes the rows of one batch, and the labels of their payments; returns those."""
-    column, value = person
+    """Changes the rows of one batch, and the labels of their payments; returns those. `person`: a condition on rows,
+    and its value."""
+    where, value = person
     labels: list[_Changed] = []
     rows = connection.execute(
-        sql.SQL("SELECT row_number, payment_id, customer_id, account_id FROM decisions WHERE {} AND {} = %s").format(
-            _BATCH, sql.Identifier(column)
+        sql.SQL("SELECT row_number, payment_id, customer_id, account_id FROM decisions WHERE {} AND {}").format(
+            _BATCH, where
         ),
         (*batch, value),
     ).fetchall()
@@ -169,18 +198,20 @@ def _record(
     return body
 
 
-def _elsewhere(connection: psycopg.Connection, value: str, pseudonym: str) -> list[_Changed]:
+def _elsewhere(connection: psycopg.Connection, value: str, pseudonym: str, traces: Traces) -> list[_Changed]:
     """Values of lists, and quarantined records, that name the person."""
     changed: list[_Changed] = connection.execute(
         "UPDATE control_changes SET record = jsonb_set(record, '{value}', to_jsonb(%s::text)) "
-        """WHERE record->>'value' = %s RETURNING 'control_changes', topic, 0, "offset", record->>'value'""",
-        (pseudonym, value),
+        """WHERE record->>'value' = %s AND record->>'list' = ANY (%s) """
+        """RETURNING 'control_changes', topic, 0, "offset", record->>'value'""",
+        (pseudonym, value, list(traces.lists)),
     ).fetchall()
-    changed += connection.execute(
-        "UPDATE set_aside SET value = NULL, value_sha256 = NULL WHERE position(%s::bytea IN value) > 0 "
-        """RETURNING 'set_aside', topic, partition, "offset", NULL""",
-        (value.encode(),),
-    ).fetchall()
+    for place in traces.quarantined:
+        changed += connection.execute(
+            "UPDATE set_aside SET value = NULL, value_sha256 = NULL WHERE topic = %s AND partition = %s "
+            """AND "offset" = %s RETURNING 'set_aside', topic, partition, "offset", NULL""",
+            place,
+        ).fetchall()
     return changed
 
 

@@ -131,14 +131,15 @@ def _key(body: dict[str, Any]) -> tuple[Any, ...]:
 
 def not_in_file(connection: psycopg.Connection, file: AnchorFile) -> list[Finding]:
     """What the database notes as written to this very place and the place lacks: the file is gone, or was cut."""
-    lines = file.lines()
-    there = {*lines, *(_without_place_in_file(line) for line in lines)}
+    # The database before the file: what is anchored meanwhile gets its line first, and is committed then.
     noted = connection.execute("SELECT document FROM anchors WHERE place = %s", (file.place,)).fetchall()
-    lacking = sum(document not in there for (document,) in noted)
     kept = connection.execute(
         "SELECT document FROM tombstones UNION ALL SELECT document FROM erasures UNION ALL "
         "SELECT document FROM amendments"
     ).fetchall()
+    lines = file.lines()
+    there = {*lines, *(_without_place_in_file(line) for line in lines)}
+    lacking = sum(document not in there for (document,) in noted)
     for (document,) in kept:
         try:
             body = body_of(document, None)

@@ -6,13 +6,20 @@ import psycopg
 
 from scorer.audit.findings import Finding
 from scorer.audit.verify.scope import Start
+from scorer.trail.audit_database import snapshot
 
 
 def compare_bundles(connection: psycopg.Connection, starts: dict[int, Start]) -> list[Finding]:
     """Where a bundle's row differs from its batches, and rows that are missing or too many.
 
-    Of a bundle that none but removed days decided with, nothing is left to compare.
+    Of a bundle that none but removed days decided with, nothing is left to compare. All is read in one snapshot: a
+    bundle may be activated meanwhile.
     """
+    with snapshot(connection):
+        return _compare(connection, starts)
+
+
+def _compare(connection: psycopg.Connection, starts: dict[int, Start]) -> list[Finding]:
     used: dict[str, dict[int, tuple[int, float, str]]] = {}
     for shard, bundle, first, threshold, fingerprint in connection.execute(
         "SELECT shard, bundle, min(sequence), min(threshold), min(feature_fingerprint) FROM batches GROUP BY 1, 2"

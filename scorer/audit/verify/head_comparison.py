@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import psycopg
@@ -15,6 +15,38 @@ from scorer.audit.topic_history import journal_heads, journal_shards, next_seque
 from scorer.audit.verify.scope import End, Report, Scope, Start
 from scorer.kafka import Topics
 from scorer.runtime.settings import Settings
+
+
+class Runs:
+    """Numbers in rising order, as runs of consecutive ones: two numbers for a whole journal without gaps."""
+
+    def __init__(self, runs: Iterable[range] = ()) -> None:
+        self._runs = list(runs)
+
+    def add(self, number: int) -> None:
+        if self._runs and self._runs[-1].stop == number:
+            self._runs[-1] = range(self._runs[-1].start, number + 1)
+        else:
+            self._runs.append(range(number, number + 1))
+
+    @property
+    def first(self) -> int:
+        return self._runs[0][0]
+
+    @property
+    def last(self) -> int:
+        return self._runs[-1][-1]
+
+    def up_to(self, end: int) -> Iterator[int]:
+        """Those that are at most `end`."""
+        return (number for run in self._runs for number in range(run.start, min(run.stop, end + 1)))
+
+    def beyond(self, end: int) -> Runs:
+        """Those that are more than `end`."""
+        return Runs(range(max(run.start, end + 1), run.stop) for run in self._runs if run.stop > end + 1)
+
+    def __len__(self) -> int:
+        return sum(map(len, self._runs))
 
 
 def compare_anchors(
@@ -98,8 +130,8 @@ def _journal_of_shard(
     report: Report,
 ) -> None:
     """Both in order of sequence, side by side."""
-    behind: list[int] = []
-    absent: dict[str, list[int]] = {}
+    behind = Runs()
+    absent: dict[str, int] = {}  # by day the first one
     with connection.transaction(), connection.cursor(f"heads_{shard}", row_factory=namedtuple_row) as cursor:
         cursor.itersize = 20_000
         rows: Iterator[Any] = cursor.execute(
@@ -121,9 +153,9 @@ def _journal_of_shard(
                 have = next(rows, None)
             if have is None or have.sequence > named.sequence:
                 if have is None:
-                    behind.append(named.sequence)
+                    behind.add(named.sequence)
                 else:
-                    absent.setdefault(named.day, []).append(named.sequence)
+                    absent.setdefault(named.day, named.sequence)
                 continue
             report.heads_journal = (report.heads_journal or 0) + 1
             if have.head != named.head and not differs:
@@ -137,7 +169,7 @@ def _journal_of_shard(
 
 
 def _behind(
-    connection: psycopg.Connection, settings: Settings, shard: int, behind: list[int], start: Start, report: Report
+    connection: psycopg.Connection, settings: Settings, shard: int, behind: Runs, start: Start, report: Report
 ) -> None:
     """Batches on the journal topic past those in the database: has the sink yet to write them, or are they gone?
 
@@ -151,53 +183,56 @@ def _behind(
     ).fetchone()
     newest = connection.execute("SELECT max(sequence) FROM batches WHERE shard = %s", (shard,)).fetchone()
     end = -1 if newest is None or newest[0] is None else int(newest[0])
-    if end >= behind[0]:
+    if end >= behind.first:
         here = connection.execute(
-            "SELECT sequence FROM batches WHERE shard = %s AND sequence BETWEEN %s AND %s", (shard, behind[0], end)
+            "SELECT sequence FROM batches WHERE shard = %s AND sequence BETWEEN %s AND %s", (shard, behind.first, end)
         )
-        gone = sorted({sequence for sequence in behind if sequence <= end} - {row[0] for row in here})
+        gone = sorted({*behind.up_to(end)} - {row[0] for row in here})
         if gone:
-            kind, detail = _quarantined(connection, shard, gone) or ("batch_missing", "the journal topic has it")
+            kind, detail = _quarantined(connection, shard, gone[0]) or ("batch_missing", "the journal topic has it")
             report.findings.append(Finding(shard, gone[0], kind, detail, None, gone[-1]))
-        behind = [sequence for sequence in behind if sequence > end]
+        behind = behind.beyond(end)
     if not behind:
         return
-    quarantined = _quarantined(connection, shard, behind)
+    first, last = behind.first, behind.last
+    quarantined = _quarantined(connection, shard, first)
     if end < 0 and not start.sequence:
         kind, detail = quarantined or (
             "trail_missing",
-            f"the journal topic has batches {behind[0]} to {behind[-1]}. A sink that has not begun looks the same: "
+            f"the journal topic has batches {first} to {last}. A sink that has not begun looks the same: "
             "start it, and verify again when it has caught up",
         )
-        report.findings.append(Finding(shard, behind[0], kind, detail, None, behind[-1]))
+        report.findings.append(Finding(shard, first, kind, detail, None, last))
         return
     following = None if position is None else next_sequence(settings, shard, start=position[0])
-    if following is None or following > behind[0]:
-        last = behind[-1] if following is None else min(behind[-1], following - 1)
+    if following is None or following > first:
+        until = last if following is None else min(last, following - 1)
         kind, detail = quarantined or ("tail_cut", "the journal topic has them, and the sink's position is past them")
-        report.findings.append(Finding(shard, behind[0], kind, detail, None, last))
-    report.behind += sum(1 for sequence in behind if following is not None and sequence >= following)
+        report.findings.append(Finding(shard, first, kind, detail, None, until))
+    if following is not None:
+        report.behind += len(behind.beyond(following - 1))
 
 
-def _quarantined(connection: psycopg.Connection, shard: int, sequences: list[int]) -> tuple[str, str] | None:
-    """The finding for batches whose first has records in table set_aside; None when it has none."""
+def _quarantined(connection: psycopg.Connection, shard: int, sequence: int) -> tuple[str, str] | None:
+    """The finding for batches of which the first, `sequence`, has records in table set_aside; None when it has
+    none."""
     found = connection.execute(
-        "SELECT count(*), min(kind) FROM set_aside WHERE shard = %s AND sequence = %s", (shard, sequences[0])
+        "SELECT count(*), min(kind) FROM set_aside WHERE shard = %s AND sequence = %s", (shard, sequence)
     ).fetchone()
     return (
         None if found is None or not found[0] else ("set_aside", f"{found[0]} records stand in set_aside ({found[1]})")
     )
 
 
-def _whole_days(connection: psycopg.Connection, shard: int, absent: dict[str, list[int]], report: Report) -> None:
-    """Batches that the journal knows and the database lacks: are they all of a day?"""
-    for day, sequences in absent.items():
+def _whole_days(connection: psycopg.Connection, shard: int, absent: dict[str, int], report: Report) -> None:
+    """Batches that the journal knows and the database lacks, by day the first one: are they all of that day?"""
+    for day, sequence in absent.items():
         left = connection.execute(
             "SELECT 1 FROM batches WHERE day = %s AND shard = %s LIMIT 1", (day, shard)
         ).fetchone()
         if left is None:
             for number, finding in enumerate(report.findings):
-                covers = finding.last_sequence is not None and finding.sequence <= sequences[0] <= finding.last_sequence
+                covers = finding.last_sequence is not None and finding.sequence <= sequence <= finding.last_sequence
                 if finding.shard == shard and finding.kind == "batch_missing" and covers:
                     detail = f"no batch of {day} is left, and no tombstone was written"
                     report.findings[number] = Finding(

@@ -13,22 +13,26 @@ _FINDINGS_MAX = 1_000
 
 
 def check_positions(connection: psycopg.Connection, scope: Scope, ends: dict[int, End], report: Report) -> None:
-    """Positions move with the rows: the newest batch is the one they name."""
+    """Positions move with the rows: the newest batch is the one they name.
+
+    Each is compared with the batches in one statement, so of one moment: `ends`, what was verified, is older, and the
+    sink goes on meanwhile. It counts for shards of which retention alone has left a trace.
+    """
     if scope.last is not None:
         return
     _unnamed_batches(connection, scope, ends, report)
     _audit_positions(connection, scope, report)
-    rows = connection.execute("SELECT topic, partition, shard, sequence FROM positions WHERE shard IS NOT NULL")
-    for topic, partition, shard, sequence in rows.fetchall():
-        if sequence is None or scope.bounds(shard) is None:
+    rows = connection.execute(
+        "SELECT p.shard, p.sequence, (SELECT max(b.sequence) FROM batches b WHERE b.shard = p.shard), "
+        "(SELECT max(s.sequence) FROM set_aside s WHERE s.topic = p.topic AND s.partition = p.partition) "
+        "FROM positions p WHERE p.shard IS NOT NULL AND p.sequence IS NOT NULL ORDER BY p.topic, p.partition"
+    ).fetchall()
+    for shard, sequence, newest, quarantined in rows:
+        if scope.bounds(shard) is None:
             continue
-        newest = connection.execute("SELECT max(sequence) FROM batches WHERE shard = %s", (shard,)).fetchone()
-        have = ends[shard].sequence if shard in ends else -1 if newest is None or newest[0] is None else newest[0]
+        have = newest if newest is not None else ends[shard].sequence if shard in ends else -1
         if have < sequence:
-            quarantined = connection.execute(
-                "SELECT max(sequence) FROM set_aside WHERE topic = %s AND partition = %s", (topic, partition)
-            ).fetchone()
-            kind = "set_aside" if quarantined is not None and quarantined[0] == sequence == have + 1 else "tail_cut"
+            kind = "set_aside" if quarantined == sequence == have + 1 else "tail_cut"
             detail = f"the sink wrote up to {sequence}, the newest batch is {have}"
             report.findings.append(Finding(shard, have + 1, kind, detail, None, sequence))
         elif have > sequence:
@@ -71,7 +75,9 @@ def _unnamed_batches(connection: psycopg.Connection, scope: Scope, ends: dict[in
         if scope.bounds(shard) is None:
             continue
         newest = connection.execute(
-            "SELECT sequence, audit_topic, audit_offset FROM batches WHERE shard = %s ORDER BY sequence DESC LIMIT 1",
+            "SELECT b.sequence, b.audit_topic, b.audit_offset, p.next_offset, p.sequence FROM (SELECT * FROM batches "
+            "WHERE shard = %s ORDER BY sequence DESC LIMIT 1) b LEFT JOIN positions p ON p.topic = b.audit_topic "
+            "AND p.partition = b.shard",
             (shard,),
         ).fetchone()
         if newest is None:
@@ -80,18 +86,16 @@ def _unnamed_batches(connection: psycopg.Connection, scope: Scope, ends: dict[in
                 first = ends[shard].sequence + 1 if shard in ends else 0
                 report.findings.append(Finding(shard, first, "tail_cut", detail))
             continue
-        position = connection.execute(
-            "SELECT next_offset, sequence FROM positions WHERE topic = %s AND partition = %s", (newest[1], shard)
-        ).fetchone()
-        if position is None:
-            detail = f"the sink's position on {newest[1]}/{shard} is gone"
-            report.findings.append(Finding(shard, newest[0] + 1, "tail_cut", detail))
-        elif position[1] is None and position[0] > newest[2] + 1:
+        sequence, topic, offset, next_offset, position = newest
+        if next_offset is None:
+            detail = f"the sink's position on {topic}/{shard} is gone"
+            report.findings.append(Finding(shard, sequence + 1, "tail_cut", detail))
+        elif position is None and next_offset > offset + 1:
             detail = (
-                f"the position on {newest[1]}/{shard} is past batch {newest[0]} and names none: batches were passed "
+                f"the position on {topic}/{shard} is past batch {sequence} and names none: batches were passed "
                 "over, or an operator moved it and nothing was written since"
             )
-            report.findings.append(Finding(shard, newest[0] + 1, "tail_cut", detail))
+            report.findings.append(Finding(shard, sequence + 1, "tail_cut", detail))
 
 
 def check_origins(connection: psycopg.Connection, scope: Scope, settings: Settings | None, report: Report) -> None:

@@ -10,18 +10,44 @@ import psycopg
 from scorer.audit.findings import Finding
 from scorer.audit.verify.scope import BIGINT_MAX, Report, Scope
 from scorer.audit.verify.unit_check import Unit
+from scorer.trail.audit_database import snapshot
 
 UNIT_ROWS, UNIT_BATCHES = 30_000, 2_000
 FINDINGS_MAX = 1_000
+_Place = tuple[int, date]  # shard and day
+_Cuts = list[tuple[int, int]]
 _BOUND = re.compile(r"FOR VALUES FROM \('(\d{4}-\d\d-\d\d)'\) TO \('(\d{4}-\d\d-\d\d)'\)")
 
 
 def plan_units(connection: psycopg.Connection, scope: Scope, report: Report) -> tuple[list[Unit], int]:
     """Units that cover each (day, shard) within the scope, in order of shard and sequence, and the rows they hold."""
-    places: set[tuple[int, date]] = set()
-    sizes: dict[tuple[int, date], list[tuple[int, int]]] = {}
+    with snapshot(connection):
+        places, sizes, total = _sizes(connection, scope, report)
+    units = []
+    for shard, day in sorted(places):
+        bounds = scope.bounds(shard) or (0, BIGINT_MAX)
+        low = -BIGINT_MAX - 1 if scope.bounds(shard) == (0, BIGINT_MAX) else bounds[0]
+        edges = [last for last, _ in sizes.get((shard, day), [])]
+        for number, last in enumerate(edges or [bounds[1]]):
+            # The last unit of a day reaches as far as the scope does: rows without a batch are found there.
+            upper = bounds[1] if number + 1 >= len(edges) else last
+            units.append(Unit(shard, day, low, upper))
+            low = upper + 1
+    # Chains are joined in order of sequence, which along a shard is the order of days.
+    return units, total
+
+
+def _sizes(
+    connection: psycopg.Connection, scope: Scope, report: Report
+) -> tuple[set[_Place], dict[_Place, _Cuts], int]:
+    """Each (shard, day) with batches or rows, where the batches of each are cut (last sequence, weight), and all rows.
+
+    Of one moment: were the days read after the batches, a day that began in between would seem to follow too early.
+    """
+    places: set[_Place] = set()
+    sizes: dict[_Place, _Cuts] = {}
     total = 0
-    with connection.transaction(), connection.cursor("plan") as cursor:
+    with connection.cursor("plan") as cursor:
         cursor.itersize = 50_000
         for shard, text, sequence, decisions in cursor.execute(
             "SELECT shard, day::text, sequence, decisions FROM batches WHERE sequence >= %s "
@@ -41,23 +67,12 @@ def plan_units(connection: psycopg.Connection, scope: Scope, report: Report) -> 
             # The last cut grows until it holds a unit's rows: (last sequence, rows, batches) without keeping batches.
             if not cuts or cuts[-1][1] >= UNIT_ROWS * UNIT_BATCHES:
                 cuts.append((sequence, 0))
-            last, weight = cuts[-1]
+            _, weight = cuts[-1]
             cuts[-1] = (sequence, weight + decisions * UNIT_BATCHES + UNIT_ROWS)
     places |= sizes.keys()
     for day in _days(connection, report):
         places |= {(shard, day) for shard in _shards(connection, day) if scope.bounds(shard) is not None}
-    units = []
-    for shard, day in sorted(places):
-        bounds = scope.bounds(shard) or (0, BIGINT_MAX)
-        low = -BIGINT_MAX - 1 if scope.bounds(shard) == (0, BIGINT_MAX) else bounds[0]
-        edges = [last for last, _ in sizes.get((shard, day), [])]
-        for number, last in enumerate(edges or [bounds[1]]):
-            # The last unit of a day reaches as far as the scope does: rows without a batch are found there.
-            upper = bounds[1] if number + 1 >= len(edges) else last
-            units.append(Unit(shard, day, low, upper))
-            low = upper + 1
-    # Chains are joined in order of sequence, which along a shard is the order of days.
-    return units, total
+    return places, sizes, total
 
 
 def _days(connection: psycopg.Connection, report: Report) -> list[date]:

@@ -22,6 +22,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
+from typing import Any
 
 import psycopg
 
@@ -40,7 +41,7 @@ from scorer.audit.verify.scope import Evidence, Report, Scope, Start
 from scorer.audit.verify.sink_positions import check_origins, check_positions
 from scorer.audit.verify.unit_check import Checked, Unit, check
 from scorer.audit.verify.unit_plan import FINDINGS_MAX, plan_units
-from scorer.errors import UsageError
+from scorer.errors import FraudScorerError, UsageError
 from scorer.runtime.settings import Settings
 from scorer.trail.audit_database import connect_text
 
@@ -63,7 +64,8 @@ def verify(
     """Verify the audit trail at `url`. `kafka_settings` None: without the journal and audit topics.
 
     Raises UsageError when there are signed documents and no public key to check them by, when `anchors` is not there
-    and the database names others, and when nothing lies in the scope; KafkaFailure, psycopg.Error.
+    and the database names others, and when nothing lies in the scope; FraudScorerError when there are findings and
+    retention or an erasure ran meanwhile, which may be their cause; KafkaFailure, psycopg.Error.
     """
     scope = scope or Scope()
     report = Report()
@@ -73,6 +75,7 @@ def verify(
             return report  # without them nothing else can be read
         if anchors is not None:
             must_exist(connection, anchors)
+        signed = _signed(connection)
         starts = _tombstones(connection, verifier, report)
         _erasures_need_key(connection, verifier)
         units, total = plan_units(connection, scope, report)
@@ -110,7 +113,19 @@ def verify(
             report.findings = in_order(compare_rows(connection, kafka_settings, report.findings, _ROWS_COMPARED_MAX))
         if not report.batches and not report.findings:
             _not_empty(connection, scope)
+        if report.findings and _signed(connection) != signed:
+            raise FraudScorerError(
+                "retention or an erasure ran while the trail was verified, which may be the cause of "
+                f"{report.findings[0].sentence}; verify again once it has ended"
+            )
     return report
+
+
+def _signed(connection: psycopg.Connection) -> tuple[Any, ...] | None:
+    """How many records of retention and erasure there are."""
+    return connection.execute(
+        "SELECT (SELECT count(*) FROM tombstones), (SELECT count(*) FROM erasures), (SELECT count(*) FROM amendments)"
+    ).fetchone()
 
 
 def _not_empty(connection: psycopg.Connection, scope: Scope) -> None:

@@ -1,0 +1,82 @@
+"""An order log that lost what it had acknowledged, on real Kafka: nothing is decided otherwise without an operator."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+from confluent_kafka import TopicPartition
+
+from schemas.fast_decision import FastDecisions
+from scorer import kafka
+from scorer.bundle import Bundle
+from scorer.local_services import Services
+from scorer.replay import replay_topic
+from scorer.runtime.fault_points import SETTING
+from tests.integration.running import TopicReader, wait_for
+from tests.integration.test_broker_changes import PARTITIONS, Application, ids
+
+pytestmark = pytest.mark.usefixtures("one_decision_each")
+
+
+@pytest.fixture
+def app(services: Services, topics_prefix: str, database: str, bundle: Path, tmp_path: Path) -> Application:
+    return Application(services, topics_prefix, database, bundle, tmp_path)
+
+
+@pytest.mark.decided_anew("lost-")
+@pytest.mark.parametrize("before", [20, 0], ids=["journal names the log", "empty journal"])
+def test_an_order_log_made_anew_stops_the_shard_until_what_was_answered_is_accepted(
+    app: Application, before: int
+) -> None:
+    """A worker is killed when its decisions have left and are not committed; then topic order is made anew. A start is
+    refused, `recover` names the batches, and accepts them. Windows stay, each payment is decided once on topic
+    decisions, and a reader of decisions-fast, which remembers its last place, takes every decision that comes."""
+    first, lost, later = ids("first", before), ids("lost", 4), ids("later", 20)
+    fast, taken = TopicReader(app.settings, app.topics.decisions_fast), FastDecisions()
+
+    def new_decisions() -> set[str]:
+        seen, places = len(fast.messages), [TopicPartition(app.topics.decisions_fast, p) for p in range(PARTITIONS)]
+        wait_for(lambda: fast.fill() == sum(kafka.ends(app.admin, places)), 60, "all fast decisions")
+        found = [taken.new(m.partition() or 0, m.value() or b"") for m in fast.messages[seen:]]
+        return {decision.payment_id for decision in found if decision is not None}
+
+    if first:
+        with app.worker():
+            app.send(first)
+            app.wait_decided(first)
+    with app.worker(**{SETTING: "before_commit:1:kill"}) as worker:
+        app.send(lost)
+        assert worker.wait(60) == -signal.SIGKILL
+    answered = new_decisions() - set(first)
+    assert answered <= set(lost)
+    assert answered
+    app.make_anew(app.topics.order, 1)
+
+    refused = app.command("run", "--bundle", str(app.bundle))
+    assert refused.returncode == 1, refused.stderr
+    assert "fraud-scorer recover" in refused.stderr
+    wrong = app.command(
+        "recover", "--bundle", str(app.bundle), "--accept-loss", "batches:0:90-91", "--reason", "a test"
+    )
+    assert wrong.returncode == 2, wrong.stderr
+    assert "not 90-91" in wrong.stderr
+
+    shown = app.command("recover", "--json")
+    assert shown.returncode == 1
+    found = [f for f in json.loads(shown.stdout.splitlines()[-1])["findings"] if f["trouble"] != "ok"]
+    assert [f["trouble"] for f in found] == ["lost"]
+    option, value = found[0]["command"].split()
+    assert value.startswith("batches:0:")
+    accepted = app.command("recover", "--bundle", str(app.bundle), option, value, "--reason", "the disk is gone")
+    assert accepted.returncode == 0, accepted.stderr
+    assert app.command("recover").returncode == 0
+    with app.worker():
+        app.send(later)
+        app.wait_decided([*lost, *later])
+    assert sorted(app.decided()) == sorted([*first, *lost, *later])
+    assert new_decisions() == {*lost, *later}
+    report = replay_topic(Bundle.load(app.bundle), app.settings, app.folder / "replay.parquet")
+    assert report.decisions == len(first) + len(lost) + len(later)
