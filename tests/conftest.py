@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, settings
+
+from tests.waits import RAN_OUT
 
 # Examples are random where people work, so that each run looks at others; .ci/run sets CI and has the same each time,
 # so that a run says something of the change alone. No bound on the time of an example: on a busy machine it says
@@ -17,3 +21,24 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("tests")
+
+FAILURES = "FRAUD_SCORER_TEST_FAILURES"
+"""Names the file into which .ci/run has each failure written."""
+
+
+def pytest_exception_interact(
+    node: pytest.Item | pytest.Collector,
+    call: pytest.CallInfo[object],
+    report: pytest.TestReport | pytest.CollectReport,
+) -> None:
+    """Show a failure when it happens, not after the last test, and note whether only a wait ran out."""
+    if FAILURES not in os.environ or call.excinfo is None:
+        return
+    kind = "wait" if isinstance(node, pytest.Item) and isinstance(call.excinfo.value, RAN_OUT) else "wrong"
+    with Path(os.environ[FAILURES]).open("a", encoding="utf-8") as failures:
+        failures.write(f"{kind} {report.nodeid}\n")
+    terminal = node.config.pluginmanager.get_plugin("terminalreporter")
+    if terminal is not None:
+        terminal.ensure_newline()
+        terminal.write_line(f"FAILED NOW ({report.when or 'collection'}) {report.nodeid}")
+        terminal.write_line(report.longreprtext[-4000:])

@@ -20,6 +20,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from tests.waits import WaitEnded
+
 CLOCK_AHEAD = "TEST_CLOCK_AHEAD_S"  # a worker's wall clock runs ahead by so much
 
 
@@ -45,7 +47,8 @@ class Child:
     def wait(self, seconds: float) -> int:
         deadline = time.monotonic() + seconds
         while self.poll() is None:
-            assert time.monotonic() < deadline, f"worker {self.pid} did not end within {seconds} s\n{self.log_end()}"
+            if time.monotonic() > deadline:
+                raise WaitEnded(f"worker {self.pid} did not end within {seconds} s\n{self.log_end()}")
             time.sleep(0.02)
         assert self.code is not None
         return self.code

@@ -33,6 +33,7 @@ from tests.faults.nursery import Child, Nursery
 from tests.faults.payments import Payment, undisturbed
 from tests.integration.running import is_ready
 from tests.ports import free_ports
+from tests.waits import WaitEnded
 
 SESSION_MS = 2_000
 # What a worker logs that another one has replaced, whatever it notices first: the fence, the group, its own clock, or a
@@ -49,6 +50,10 @@ def was_replaced(log: str) -> bool:
 
 class Torn(AssertionError):
     """The outcome is not that of an undisturbed run."""
+
+
+class TornWait(Torn, WaitEnded):
+    """It has not come in time."""
 
 
 class Topic:
@@ -245,7 +250,7 @@ class Application:
                 self.supervise()
             if time.monotonic() > deadline:
                 logs = "\n".join(f"--- {name}\n{child.log_end()[-2500:]}" for name, child in self.workers.items())
-                raise Torn(f"waited {seconds:.0f} s for {what}\n{logs}")
+                raise TornWait(f"waited {seconds:.0f} s for {what}\n{logs}")
             time.sleep(0.02)
 
     def finish(self, seconds: float = 90, *, supervised: bool = True) -> None:

@@ -19,6 +19,7 @@ from confluent_kafka import Consumer, KafkaError, TopicPartition
 from scorer import kafka
 from scorer.runtime.settings import PREFIX, Settings, load
 from tests.ports import free_ports
+from tests.waits import WaitEnded
 
 
 def test_settings(bootstrap: str, prefix: str, **sections: dict[str, Any]) -> Settings:
@@ -97,7 +98,8 @@ def wait_for(condition: Callable[[], bool], seconds: float, what: str) -> None:
     """Poll until `condition` holds; fail the test naming `what` otherwise."""
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
+        if time.monotonic() > deadline:
+            raise WaitEnded(f"waited {seconds} s for {what}")
         time.sleep(0.1)
 
 

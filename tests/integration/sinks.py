@@ -18,6 +18,7 @@ from scorer.trail import audit_database, audit_tables
 from tests.integration.audit_batches import CONTEXT, Shard
 from tests.integration.running import test_settings
 from tests.integration.stored_batch import read_batch
+from tests.waits import WaitEnded
 
 DEADLINE_S = 60.0
 
@@ -26,7 +27,8 @@ def wait_for(condition: Callable[[], object], what: str) -> None:
     """Waits for what other processes do; the deadline only bounds a failure."""
     end = time.monotonic() + DEADLINE_S
     while not condition():
-        assert time.monotonic() < end, f"waited {DEADLINE_S:.0f} s for {what}"
+        if time.monotonic() > end:
+            raise WaitEnded(f"waited {DEADLINE_S:.0f} s for {what}")
         time.sleep(0.02)
 
 

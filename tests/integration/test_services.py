@@ -47,6 +47,7 @@ from scorer.local_services.managed_service import ManagedService, Place
 from scorer.local_services.postgres_files import PACKAGE
 from scorer.local_services.services import prepare
 from scorer.runtime import assets
+from tests.waits import WaitEnded
 
 COMMAND = [sys.executable, "-c", "from scorer.cli.services_commands import app; app()"]
 
@@ -68,7 +69,7 @@ def eventually(holds: Callable[[], bool], what: str) -> None:
         if holds():
             return
         time.sleep(0.05)
-    pytest.fail(f"not within 40 s: {what}")
+    raise WaitEnded(f"not within 40 s: {what}")
 
 
 def alive(pid: int) -> bool:
@@ -118,7 +119,7 @@ def receive(kafka: Kafka, topic: str, count: int) -> list[bytes]:
                 values.append(message.value())
     finally:
         consumer.close()
-    pytest.fail(f"{len(values)} of {count} messages")
+    raise WaitEnded(f"{len(values)} of {count} messages within 40 s")
 
 
 def make_topic(kafka: Kafka, topic: str) -> None:
