@@ -29,7 +29,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from features.feature_set import FeatureSet
 from scorer.compress.isolation_forest import isolation_forest
@@ -202,16 +201,9 @@ def handbook(seed: int, learner: Learner, kinds: list[str]) -> dict[str, float]:
 def read_handbook(feature_set: FeatureSet, path: Path) -> tuple[TrainingTable, quality.Rows]:
     mapping = Mapping.from_yaml(EXAMPLES / "handbook" / "mapping.yaml")
     table = training_table(feature_set, file_batches(path, mapping))
-    source = pq.read_table(path, columns=["TRANSACTION_ID", "CUSTOMER_ID", "TX_FRAUD_SCENARIO"])
-    number = source["TRANSACTION_ID"].to_numpy().astype(np.int64)
-    order = np.argsort(number)
-    place = order[np.searchsorted(number[order], np.array(table.payment_id, dtype=np.int64))]
-    customer, scenario = (
-        np.array(source[name].to_pylist(), dtype=np.int64)[place] for name in ("CUSTOMER_ID", "TX_FRAUD_SCENARIO")
+    rows = quality.rows_of(
+        path, table.payment_id, table.features, table.label, table.label_known_at_ms, table.event_time_ms
     )
-    rows = quality.Rows(
-        table.features, table.label, table.label_known_at_ms, table.event_time_ms, customer, scenario
-    )  # fmt: skip
     return table, rows
 
 

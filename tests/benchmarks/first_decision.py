@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 from confluent_kafka import TopicPartition
-from scorer.demo.trained_bundle import LIVE_START_MS
 
 from scorer import kafka
 from scorer.demo import CUSTOMERS, LIVE_SEED, live_blocks
+from scorer.demo.demo_bundle import LIVE_START_MS
 from scorer.operate.record_sender import Outgoing, Sender
 from scorer.runtime.settings import Settings
 from scorer.simulate import World

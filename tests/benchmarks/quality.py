@@ -17,6 +17,7 @@ import argparse
 import json
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -109,15 +110,27 @@ def read_rows(data: Path, features: Path | None) -> Rows:
         label = written["label"].to_numpy().astype(np.int8)
         known_at_ms = written["label_known_at"].to_numpy().astype("datetime64[ms]").astype(np.int64)
         time_ms = written["event_time"].to_numpy().astype("datetime64[ms]").astype(np.int64)
+    return rows_of(data, ids, X, label, known_at_ms, time_ms)
+
+
+def rows_of(
+    data: Path,
+    payment_ids: Sequence[str],
+    features: np.ndarray,
+    label: np.ndarray,
+    known_at_ms: np.ndarray,
+    time_ms: np.ndarray,
+) -> Rows:
+    """The rows with what the protocol needs of each payment, from the file that they were made of."""
     source = pq.read_table(data, columns=["TRANSACTION_ID", "CUSTOMER_ID", "TERMINAL_ID", "TX_FRAUD_SCENARIO"])
     number = source["TRANSACTION_ID"].to_numpy().astype(np.int64)
     order = np.argsort(number)
-    place = order[np.searchsorted(number[order], np.array(ids, dtype=np.int64))]
+    place = order[np.searchsorted(number[order], np.array(payment_ids, dtype=np.int64))]
     customer, terminal, scenario = (
         np.array(source[name].to_pylist(), dtype=np.int64)[place]
         for name in ("CUSTOMER_ID", "TERMINAL_ID", "TX_FRAUD_SCENARIO")
     )
-    return Rows(X, label, known_at_ms, time_ms, customer, terminal, scenario)
+    return Rows(features, label, known_at_ms, time_ms, customer, terminal, scenario)
 
 
 def test_rows(rows: Rows, week: int) -> np.ndarray:
