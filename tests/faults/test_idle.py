@@ -27,7 +27,6 @@ def test_row_38_the_first_payment_after_an_idle_time_is_decided_at_once(
     with OwnBroker({"connections.max.idle.ms": str(BROKER_IDLE_MS)}) as broker:
         app = Application(
             broker, nursery, tmp_path, bundle, workers_environment=environment,
-            session_timeout_ms=6_000, transaction_timeout_ms=10_000,
         )  # fmt: skip
         try:
             app.start("a")

@@ -96,8 +96,8 @@ def stream_without_supervisor(app: Application, given: list[Payment], ended: Cal
 @BOTH_WAYS
 def test_row_2_a_commit_that_times_out_rebuilds_and_tears_nothing(application: Make) -> None:
     """Done or not: after a commit that timed out producer and state are rebuilt, counted, and all is equal."""
-    # Longer than the usual 2 s and 3 s: a machine that is too busy to commit in time would count a rebuild more.
-    app = application(**EACH_BATCH, session_timeout_ms=6_000, transaction_timeout_ms=60_000)
+    # Longer than the usual 10 s: a machine that is too busy to commit in time would count a rebuild more.
+    app = application(**EACH_BATCH, transaction_timeout_ms=60_000)
     app.start("a", "before_commit:4:timeout,after_commit:8:timeout")
     app.ready("a")
     stream(app, payments(2, 500))
@@ -117,7 +117,7 @@ def test_row_2_a_commit_that_times_out_rebuilds_and_tears_nothing(application: M
 def test_row_10_a_call_that_never_comes_back_is_given_up(application: Make) -> None:
     """The client can hang in a call beyond the timeout that it was given (librdkafka#5456): the call is given up with
     its producer, the shard is rebuilt in the same process, and all is equal. SIGTERM ends it with 0 all the same."""
-    app = application(standby_shards_max=0, session_timeout_ms=6_000, **EACH_BATCH)
+    app = application(standby_shards_max=0, **EACH_BATCH)
     worker = app.start("a", "in_offsets:4:sleep=600")
     app.ready("a")
     stream(app, payments(24, 300))
@@ -272,7 +272,7 @@ def test_row_11_payments_that_are_gone_before_they_were_decided(application: Mak
 
 def test_row_13_the_broker_is_killed_and_comes_back(application: Make, broker: OwnBroker) -> None:
     """While the broker is away the worker waits and is not ready; then it goes on by itself, and all is equal."""
-    app = application(session_timeout_ms=6_000)
+    app = application()
     worker = app.start("a")
     app.ready("a")
     given = payments(14, 800)
