@@ -248,9 +248,14 @@ def test_command_starts_once_and_stops_for_good(place: Place) -> None:
         exports = dict(re.findall(r"^export (\w+)=(\S+)$", first, re.MULTILINE))
         assert list(exports) == [KAFKA_ADDRESS, POSTGRES_ADDRESS]
         assert len(first.splitlines()) == 2
-        shown = json.loads(run("status", "--json").splitlines()[-1])["services"]
-        assert [shown[name]["answers"] for name in ("kafka", "postgres")] == [True, True]
-        assert "answers" in run("status")
+        shown: dict[str, dict[str, object]] = {}
+
+        def both_answer() -> bool:  # a busy one may need longer than `status` waits
+            shown.update(json.loads(run("status", "--json").splitlines()[-1])["services"])
+            return [shown[name]["answers"] for name in ("kafka", "postgres")] == [True, True]
+
+        eventually(both_answer, "both answer")
+        eventually(lambda: "answers" in run("status"), "the table shows that one answers")
         run("stop")
         assert not any(port_open(port_of(address)) for address in exports.values())
         assert not any(alive(service["pid"]) for service in shown.values())
