@@ -193,7 +193,7 @@ class Application:
             alter(AlterConfigOpType.SET, str(record_bytes_max))
         return lambda: alter(AlterConfigOpType.DELETE, None)
 
-    def ready(self, name: str, seconds: float = 40) -> Child:
+    def ready(self, name: str, seconds: float = 90) -> Child:
         """Wait until the worker reports that it is ready."""
         child = self.workers[name]
         self.wait(lambda: is_ready(child.port), seconds, f"{name} to be ready")
@@ -261,7 +261,7 @@ class Application:
                 raise Torn(f"waited {seconds:.0f} s for {what}\n{logs}")
             time.sleep(0.02)
 
-    def finish(self, seconds: float = 90, *, supervised: bool = True) -> None:
+    def finish(self, seconds: float = 120, *, supervised: bool = True) -> None:
         """All payments sent are decided; the workers drain and exit 0."""
         self.wait(self.flushed, 60, "the payments to reach Kafka", supervised=supervised)
         n = len(self.sent)

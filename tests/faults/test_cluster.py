@@ -180,7 +180,7 @@ def test_row_24_a_marker_of_a_later_leader_is_taken_for_no_cut(nursery: Nursery,
                 _idle(app, worker)
             for removed in (False, True):
                 app.kill("a")
-                worker.wait(10)
+                worker.wait(90)
                 if removed:  # what was decided, and the last record before the marker with it
                     (behind,) = kafka.ends(client, [TopicPartition(topic, 0)])
                     place = TopicPartition(topic, 0, behind)

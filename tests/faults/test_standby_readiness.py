@@ -41,7 +41,7 @@ def test_a_restarted_worker_is_ready_once_its_standby_is_warm(application: Make)
     app.wait(lambda: metrics(standby.port)["fraud_scorer_warm_standby_shards"] == 1.0, 60, "the metric to show it")
     assert followed(standby.port) > metrics(owner.port)['fraud_scorer_journal_sequence{shard="0"}']
     app.kill("a", signal.SIGTERM)
-    assert owner.wait(40) == 0
+    assert owner.wait(90) == 0
     stream(app, payments(72, 200))
     decided(app, 500)
     app.start("a")
