@@ -102,7 +102,6 @@ def test_a_killed_worker_goes_on_from_the_newest_good_snapshot(
     # Of two that are written before the journal's next record, it names the later one: the other is never used.
     journal.read_to_end()
     before, newest = named()[-2:]
-    journal.close()
 
     forge(next(store.rglob(f"manifests/{newest:020d}.json")))
     text, counted = generation(1, 1)
@@ -126,3 +125,4 @@ def test_a_killed_worker_goes_on_from_the_newest_good_snapshot(
     report = replay_topic(Bundle.load(bundle), settings, None)
     assert (report.payments, report.decisions) == (sent, sent)
     decisions.close()
+    journal.close()
