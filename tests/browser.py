@@ -59,7 +59,7 @@ def asked(page: Path, script: str, *flags: str) -> Any:
     copy.write_text(watched, encoding="utf-8")
     done = subprocess.run(
         [program, *FLAGS, *flags, f"--user-data-dir={page.parent}/profile_{page.stem}", "--dump-dom", copy.as_uri()],
-        capture_output=True, text=True, timeout=120, check=True,
+        capture_output=True, text=True, timeout=600, check=True,
     )  # fmt: skip
     (answer,) = re.findall(r'<pre id="answer">(.*?)</pre>', done.stdout, re.DOTALL)
     answered = json.loads(html.unescape(answer))

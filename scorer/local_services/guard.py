@@ -44,6 +44,7 @@ class Spec(TypedDict):
     environment: dict[str, str]
     folder: str  # working directory of the service
     log: str
+    lock: int | None  # descriptor of the folder's lock; the service holds it too, and may outlive the guard by a moment
     user: list[int] | None  # uid and gid to run as; only root may ask
     stop_signal: int
     stop_timeout_s: float
@@ -105,6 +106,7 @@ def _start(spec: Spec, log: int) -> subprocess.Popen[bytes]:
         user=user,
         group=group,
         extra_groups=[] if user is not None else None,
+        pass_fds=() if spec["lock"] is None else (spec["lock"],),
         start_new_session=True,
         preexec_fn=_limits(spec),  # noqa: PLW1509 -- the guard has one thread
     )

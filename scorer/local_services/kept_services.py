@@ -53,6 +53,11 @@ class ServiceNote(msgspec.Struct, frozen=True):
         """Whether its guard lives, or it itself without one."""
         return any(lives(note) for note in self.processes.values())
 
+    @property
+    def guarded(self) -> bool:
+        """Whether its guard lives. A service without one is about to end."""
+        return "guard" in self.processes and lives(self.processes["guard"])
+
 
 class State(msgspec.Struct, frozen=True):
     """What state.json holds: services by name, "kafka" and "postgres"."""
@@ -118,7 +123,10 @@ def start(
                 if others.get(VARIABLES[name]):
                     where = f"{name} runs in {folder}, and {VARIABLES[name]} gives another"
                     raise UsageError(f"{where}; stop the one or unset the other")
-                continue
+                if known.guarded:
+                    continue
+                report(f"{name} runs without its guard: it is stopped and started again")
+                _end({name: known}, report)
             service = starter(known.port if known is not None else None)
             notes[name] = _note(service)
             # Noted first, then left: killed in between, this command takes the service along.
@@ -136,17 +144,7 @@ def stop(folder: Path, report: Callable[[str], None]) -> list[str]:
     with _locked(folder):
         state = read(folder)
         running = {name: service for name, service in state.services.items() if service.running}
-        for service in running.values():
-            _ask_to_stop(service)
-        give_up = time.monotonic() + _STOP_TIMEOUT_S
-        for name, service in running.items():
-            if _gone(service, give_up):
-                continue
-            report(f"{name} did not stop within {_STOP_TIMEOUT_S:.0f} s and is killed")
-            for note in service.processes.values():
-                _send(note, signal.SIGKILL)
-            if not _gone(service, time.monotonic() + _KILL_TIMEOUT_S):
-                raise ServicesError(f"{name} does not end even when killed: process {service.processes['service'].pid}")
+        _end(running, report)
     return sorted(running)
 
 
@@ -180,6 +178,21 @@ def _note(service: Service) -> ServiceNote:
     if isinstance(service, ManagedService):
         return ServiceNote(service.kind, service.address, service.port, int(service.stop_signal), processes)
     return ServiceNote(service.kind, service.address, None, int(signal.SIGTERM), processes)
+
+
+def _end(services: Mapping[str, ServiceNote], report: Callable[[str], None]) -> None:
+    """Stop them side by side; what does not stop is killed. Raises ServicesError for one that outlives that."""
+    for service in services.values():
+        _ask_to_stop(service)
+    give_up = time.monotonic() + _STOP_TIMEOUT_S
+    for name, service in services.items():
+        if _gone(service, give_up):
+            continue
+        report(f"{name} did not stop within {_STOP_TIMEOUT_S:.0f} s and is killed")
+        for note in service.processes.values():
+            _send(note, signal.SIGKILL)
+        if not _gone(service, time.monotonic() + _KILL_TIMEOUT_S):
+            raise ServicesError(f"{name} does not end even when killed: process {service.processes['service'].pid}")
 
 
 def _ask_to_stop(service: ServiceNote) -> None:

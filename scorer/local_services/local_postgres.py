@@ -163,9 +163,12 @@ def _ready(port: int, data_folder: Path | None) -> bool:
     """Ready is more than answering: our database is there."""
     if not (port_open(port) and answers(_url(port, "postgres"), data_folder=data_folder)):
         return False
-    with psycopg.connect(_url(port, "postgres"), connect_timeout=3, autocommit=True) as connection:
-        if connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", (DATABASE,)).fetchone() is None:
-            connection.execute(f"CREATE DATABASE {DATABASE}")
+    try:
+        with psycopg.connect(_url(port, "postgres"), connect_timeout=3, autocommit=True) as connection:
+            if connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", (DATABASE,)).fetchone() is None:
+                connection.execute(f"CREATE DATABASE {DATABASE}")
+    except psycopg.OperationalError:  # too busy to answer in time, or about to end
+        return False
     return True
 
 

@@ -24,10 +24,16 @@ from scorer.local_services.service_errors import PortTakenError, ServiceNotReady
 TAIL_LINES = 20
 _PORT_ATTEMPTS_MAX = 5
 _POLL_INTERVAL_S = 0.05
-_GUARD_START_TIMEOUT_S = 10.0
-_FOLDER_FREE_TIMEOUT_S = 45.0  # longer than a former guard takes to stop its service (30 s) and clean up
-# Postgres, while a process of a killed one ends: a moment later it starts.
-_STILL_ENDING = "pre-existing shared memory block"
+_GUARD_START_TIMEOUT_S = 60.0  # 0.1 s on an idle core
+_GUARD_END_TIMEOUT_S = 15.0  # after its service
+_FOLDER_FREE_TIMEOUT_S = 90.0  # longer than a former guard takes to stop its service (45 s) and clean up
+# What Postgres (the first two) and Kafka log while a process of a former life ends that holds no lock of ours: a
+# container's, or one that an earlier release started. When it has ended they start.
+_STILL_ENDING = (
+    "pre-existing shared memory block",
+    'lock file "postmaster.pid" already exists',
+    "failed to acquire lock on file .lock",
+)
 _TAKEN = ("address already in use", "port is already allocated", "could not create any tcp/ip sockets")
 
 # What a child needs of the environment; more would let a stray KAFKA_OPTS or STORAGE_ENGINE change the service.
@@ -182,13 +188,15 @@ class ManagedService:
 
     def _start(self) -> None:
         self._release_guard()
+        self._service_pid = 0
         lock = self._claim_folder()
         log_start = self._log.stat().st_size if self._log.exists() else 0
         try:
-            self._launch(lock)
-        finally:
-            os.close(lock)  # the guard has its own copy: the folder is free when the guard is gone
-        try:
+            try:
+                self._launch(lock)
+            finally:
+                os.close(lock)  # guard and service have copies: the folder is free when both are gone
+            self._read_pid(log_start)
             self._wait(log_start)
         except BaseException:  # Ctrl-C as well: nothing half started stays behind
             self.stop()
@@ -204,7 +212,7 @@ class ManagedService:
     def kill(self) -> None:
         """SIGKILL, as a crash would; then `start` recovers it."""
         if self.pids:
-            os.killpg(self._service_pid, signal.SIGKILL)
+            self._kill_service()
         self._wait_for_guard()
         self._release_guard()
 
@@ -221,7 +229,8 @@ class ManagedService:
         guard.discard(self._spec())  # once more, for a service that was already stopped
 
     def _claim_folder(self) -> int:
-        """The lock that shows who uses the folder: its guard holds it as long as it lives, whatever its caller does."""
+        """The lock that shows who uses the folder: guard and service, each as long as it lives, hold it, whatever the
+        caller does. A service whose guard was killed still writes there, and answers, until it has ended."""
         lock = os.open(self._plan.folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
         give_up = time.monotonic() + _FOLDER_FREE_TIMEOUT_S
         while True:
@@ -255,16 +264,23 @@ class ManagedService:
         finally:
             os.close(reading)
         self._lifeline = writing
-        spec = memoryview(json.dumps(self._spec()).encode() + b"\n")
+        spec = memoryview(json.dumps(self._spec(lock)).encode() + b"\n")
         with contextlib.suppress(BrokenPipeError):  # the guard has ended: `_wait` reports it
             while spec:  # a pipe takes 64 KiB at a time
                 spec = spec[os.write(writing, spec) :]
+
+    def _read_pid(self, log_start: int) -> None:
+        """The guard's first line: the process id of the service. Raises ServiceNotReadyError when none comes."""
+        assert self._guard is not None
         assert self._guard.stdout is not None
         with self._guard.stdout as answer, selectors.DefaultSelector() as selector:
             selector.register(answer, selectors.EVENT_READ)
-            line = answer.readline() if selector.select(_GUARD_START_TIMEOUT_S) else b""
-        if line:
-            self._service_pid = json.loads(line)["pid"]
+            if not selector.select(_GUARD_START_TIMEOUT_S):
+                raise self._not_ready(f"was not started by its guard within {_GUARD_START_TIMEOUT_S:.0f} s", log_start)
+            line = answer.readline()
+        if not line:  # the guard has ended
+            raise self._not_ready("ended while it was starting", log_start)
+        self._service_pid = json.loads(line)["pid"]
 
     def _wait(self, log_start: int) -> None:
         assert self._guard is not None
@@ -282,10 +298,10 @@ class ManagedService:
         logged = read_from(self._log, log_start)
         lines = "\n".join(f"    {line}" for line in logged.splitlines()[-TAIL_LINES:]) or "    (empty)"
         error: type[ServiceNotReadyError] = ServiceNotReadyError
-        if any(sign in logged.lower() for sign in _TAKEN):
-            error = PortTakenError
-        elif _STILL_ENDING in logged:
+        if any(sign in logged.lower() for sign in _STILL_ENDING):  # it may have the port as well, and keeps neither
             error = _StillEndingError
+        elif any(sign in logged.lower() for sign in _TAKEN):
+            error = PortTakenError
         return error(f"{self._plan.name} {what}; the end of {self._log}:\n{lines}")
 
     def _wait_for_guard(self) -> None:
@@ -293,12 +309,17 @@ class ManagedService:
             return
         try:
             # Beyond the guard's own bound there is nothing it still waits for.
-            self._guard.wait(self._plan.stop_timeout_s + 15.0)
+            self._guard.wait(self._plan.stop_timeout_s + _GUARD_END_TIMEOUT_S)
         except subprocess.TimeoutExpired:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._service_pid, signal.SIGKILL)
+            self._kill_service()
             self._guard.kill()
             self._guard.wait()
+
+    def _kill_service(self) -> None:
+        # Group 0 is the caller's own, and 1 is not ours: without an id there is nothing to kill.
+        if self._service_pid > 1:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._service_pid, signal.SIGKILL)
 
     def _release_guard(self) -> None:
         self.begin_close()
@@ -311,7 +332,7 @@ class ManagedService:
             self._guard.returncode = 0  # or Python warns that a child still runs
             self._release_guard()
 
-    def _spec(self) -> guard.Spec:
+    def _spec(self, lock: int | None = None) -> guard.Spec:
         plan, temporary = self._plan, self._place.temporary
         logs = [self._log, self._log.with_name(self._log.name + ".1")]
         return guard.Spec(
@@ -319,6 +340,7 @@ class ManagedService:
             environment=plan.environment,
             folder=str(plan.folder),
             log=str(self._log),
+            lock=lock,
             user=list(plan.user) if plan.user is not None else None,
             stop_signal=int(plan.stop_signal),
             stop_timeout_s=plan.stop_timeout_s,

@@ -46,7 +46,7 @@ from scorer.worker.answers import Answers
 POLL_S = 0.001
 ANSWER_TIMEOUT_S = 10.0
 # How long the cause of an error is waited for that says only that the client has given up.
-CAUSE_S = 1.0
+CAUSE_S = 3.0
 _WITHOUT_CAUSE: Final = frozenset({KafkaError._FATAL, KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT})
 # What a record takes beside key, value and headers, with the head of a batch of its own.
 RECORD_OVERHEAD_BYTES: Final = 256

@@ -26,7 +26,7 @@ print(json.dumps(sorted(sys.modules)))
 
 def test_serving_imports_no_local_services_and_no_training_library() -> None:
     """The command line, the worker and the sink work where the extras `local`, `demo` and `train` are not installed."""
-    done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
     loaded = set(json.loads(done.stdout))
     assert "scorer.cli.run_commands" in loaded
@@ -43,7 +43,7 @@ answer = CliRunner().invoke(app, ["--help"])
 assert answer.exit_code == 0 and "dead-letters" in answer.output and "Decide payments" in answer.output, answer.output
 print(json.dumps(sorted(sys.modules)))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
     loaded = set(json.loads(done.stdout))
     heavy = {"numba", "llvmlite", "xgboost", "confluent_kafka", "pyarrow", "psycopg", "pydantic", "numpy"}
@@ -73,7 +73,7 @@ answer = CliRunner().invoke(app, ["features", "explain", "--help"])
 assert answer.exit_code == 0, answer.output
 print(json.dumps(sorted(sys.modules)))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
     loaded = set(json.loads(done.stdout))
     slow = {"numba", "llvmlite", "pyarrow", "duckdb", "sqlalchemy", "treelite", "scorer.model", "scorer.replay"}

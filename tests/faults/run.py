@@ -31,16 +31,18 @@ from tests.answers import check_answers
 from tests.faults.broker import Brokers
 from tests.faults.nursery import Child, Nursery
 from tests.faults.payments import Payment, undisturbed
-from tests.integration.running import is_ready
+from tests.integration.running import NO_PROGRESS_S, holds, is_ready
 from tests.ports import free_ports
 from tests.waits import WaitEnded
 
-SESSION_MS = 2_000
+# Long enough that a busy machine does not keep a worker still for it: that would end the worker, as it should.
+SESSION_MS, TRANSACTION_MS = 6_000, 10_000
+# Where workers are frozen, by chance or by a schedule, and supervised: another one takes over in a test's time.
+QUICK_TO_REPLACE = {"session_timeout_ms": 2_000, "transaction_timeout_ms": 3_000}
 # What a worker logs that another one has replaced, whatever it notices first: the fence, the group, its own clock, or a
 # record of the other owner on the order log.
 REPLACED = ("another worker owns", "put this member out", "stood still", "another worker has written there")
 RESTART_S = 0.2
-READ_TIMEOUT_S = 120.0  # from the last record that came
 
 
 def was_replaced(log: str) -> bool:
@@ -81,11 +83,11 @@ class Topic:
     def read_to_end(self) -> None:
         """All that is committed now, past every transaction marker."""
         ends = kafka.ends(self._client, self._partitions)
-        deadline, reached = time.monotonic() + READ_TIMEOUT_S, dict(self._reached)
+        deadline, reached = time.monotonic() + NO_PROGRESS_S, dict(self._reached)
         while any(self._reached.get(p, 0) < end for p, end in enumerate(ends)):
             self.fill()
             if reached != self._reached:
-                deadline, reached = time.monotonic() + READ_TIMEOUT_S, dict(self._reached)
+                deadline, reached = time.monotonic() + NO_PROGRESS_S, dict(self._reached)
             if time.monotonic() > deadline:
                 raise Torn(f"{self._partitions[0].topic} cannot be read to its end: {self._reached} of {ends}")
 
@@ -118,7 +120,7 @@ class Application:
         self._environment = workers_environment or {}
         self.broker, self._nursery, self._folder, self._bundle = broker, nursery, folder, bundle
         prefix = f"faults-{secrets.token_hex(4)}-"
-        section = {"shards": shards, "session_timeout_ms": SESSION_MS, "transaction_timeout_ms": 3_000,
+        section = {"shards": shards, "session_timeout_ms": SESSION_MS, "transaction_timeout_ms": TRANSACTION_MS,
                    "batch_payments_max": 64, "no_progress_s": 30.0, "shard_key": ["customer_id"]} | worker  # fmt: skip
         self._worker = {k: v for k, v in section.items() if v is not None}
         self.snapshots = folder / "snapshots"
@@ -130,6 +132,8 @@ class Application:
         )
         create_topics(self.settings)
         self.topics = kafka.Topics.of(self.settings.kafka)
+        if self.settings.worker.group_protocol == "consumer":
+            self._set_session()
         self.sent: list[Payment] = []
         self._producer: Producer = kafka.plain_producer(self.settings.kafka)
         self.decisions = Topic(self.settings, self.topics.decisions)
@@ -171,6 +175,15 @@ class Application:
         self._beside.append(self.workers.pop(name))
         return child
 
+    def _set_session(self) -> None:
+        """Under the consumer protocol the broker knows how long a session of this group is."""
+        value = str(self.settings.worker.session_timeout_ms)
+        entry = ConfigEntry("consumer.session.timeout.ms", value, incremental_operation=AlterConfigOpType.SET)
+        group = f"{self.topics.journal}-workers"
+        resource = ConfigResource(ResourceType.GROUP, group, incremental_configs=[entry])
+        client = kafka.admin(self.settings.kafka)  # its futures end with it
+        client.incremental_alter_configs([resource])[resource].result(30)
+
     def limited(self, topic: str, record_bytes_max: int) -> Callable[[], None]:
         """Let a topic take no larger records than this, if the broker answers; gives what removes the limit, and raises
         KafkaException when the broker does not answer: to be called again."""
@@ -185,7 +198,7 @@ class Application:
             alter(AlterConfigOpType.SET, str(record_bytes_max))
         return lambda: alter(AlterConfigOpType.DELETE, None)
 
-    def ready(self, name: str, seconds: float = 40) -> Child:
+    def ready(self, name: str, seconds: float = 90) -> Child:
         """Wait until the worker reports that it is ready."""
         child = self.workers[name]
         self.wait(lambda: is_ready(child.port), seconds, f"{name} to be ready")
@@ -245,7 +258,7 @@ class Application:
 
     def wait(self, condition: Callable[[], object], seconds: float, what: str, *, supervised: bool = False) -> None:
         deadline = time.monotonic() + seconds
-        while not condition():
+        while not holds(condition, deadline):
             if supervised:
                 self.supervise()
             if time.monotonic() > deadline:
@@ -253,7 +266,7 @@ class Application:
                 raise TornWait(f"waited {seconds:.0f} s for {what}\n{logs}")
             time.sleep(0.02)
 
-    def finish(self, seconds: float = 90, *, supervised: bool = True) -> None:
+    def finish(self, seconds: float = 120, *, supervised: bool = True) -> None:
         """All payments sent are decided; the workers drain and exit 0."""
         self.wait(self.flushed, 60, "the payments to reach Kafka", supervised=supervised)
         n = len(self.sent)
@@ -266,7 +279,7 @@ class Application:
             child.signal(signal.SIGCONT)
             self.kill(name, signal.SIGTERM)
         for child in self.workers.values():
-            code = child.wait(40)
+            code = child.wait(90)  # three transactions and 5 s are its own bound
             log = child.log_end()
             # Asked a second time while it was leaving, or before it could hear: then the signal alone ended it.
             unheard = code == -signal.SIGTERM and ("worker.left" in log or "worker.start" not in log)

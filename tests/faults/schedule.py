@@ -18,7 +18,7 @@ from scorer.runtime.settings import PREFIX
 from tests.faults.broker import OwnBroker
 from tests.faults.nursery import Nursery
 from tests.faults.payments import payments
-from tests.faults.run import Application
+from tests.faults.run import QUICK_TO_REPLACE, Application
 from tests.faults.topic_changes import CHANGES
 
 POINTS = ("after_consume", "in_order", "after_compute", "after_order", "after_publish", "in_transaction",
@@ -123,7 +123,7 @@ class Runner:
             app = Application(
                 self._broker, self._nursery, Path(folder), self._bundle,
                 partitions=schedule.partitions, shards=schedule.shards, snapshot_every=schedule.snapshot_every,
-                group_protocol=schedule.protocol,
+                group_protocol=schedule.protocol, **QUICK_TO_REPLACE,
             )  # fmt: skip
             try:
                 for worker in WORKERS:

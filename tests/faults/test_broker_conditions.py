@@ -41,7 +41,7 @@ def altered(app: Application, topic: str, name: str, value: str) -> Iterator[Non
         change = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=[entry])
         client.incremental_alter_configs([change])[change].result(15)
         shown = lambda: client.describe_configs([resource])[resource].result(15)[name].value == text  # noqa: E731
-        app.wait(shown, 20, f"{name} of {topic} to be {text}")
+        app.wait(shown, 90, f"{name} of {topic} to be {text}")
 
     write(value)
     try:
@@ -54,7 +54,7 @@ def ended(app: Application, name: str, **more: str) -> Child:
     """A worker that is started and ends by itself."""
     app.start(name, **more)
     child = app.workers.pop(name)
-    child.wait(40)
+    child.wait(90)
     return child
 
 

@@ -24,8 +24,8 @@ from tests.faults.run import Application
 from tests.faults.test_rows import decided, stream
 from tests.integration.running import metrics, readiness
 
-TRANSACTION_OUTLASTED_S = 5  # its time-out is 3 s, and the broker looks every half second
-FROZEN_S = 4.0  # below the nine seconds after which a broker counts as dead
+TRANSACTION_MS, TRANSACTION_OUTLASTED_S = 3_000, 5  # the broker looks every half second
+FROZEN_S = 4.0  # below the nine seconds after which a broker of the cluster counts as dead
 
 
 def test_row_13_all_three_nodes_of_a_cluster_are_rolled(nursery: Nursery, bundle: Path, tmp_path: Path) -> None:
@@ -60,7 +60,7 @@ def test_row_28_too_few_replicas_in_sync_are_named_and_waited_for(
     the broker has ended its transaction (which fences the producer); when the node is back it goes on by itself, and
     the outcome is equal."""
     with Cluster() as cluster:
-        app = Application(cluster, nursery, tmp_path, bundle, replicas_in_sync=3)
+        app = Application(cluster, nursery, tmp_path, bundle, replicas_in_sync=3, transaction_timeout_ms=TRANSACTION_MS)
         try:
             worker = app.start("a", f"before_commit:2:sleep={TRANSACTION_OUTLASTED_S}")
             app.ready("a")
@@ -180,7 +180,7 @@ def test_row_24_a_marker_of_a_later_leader_is_taken_for_no_cut(nursery: Nursery,
                 _idle(app, worker)
             for removed in (False, True):
                 app.kill("a")
-                worker.wait(10)
+                worker.wait(90)
                 if removed:  # what was decided, and the last record before the marker with it
                     (behind,) = kafka.ends(client, [TopicPartition(topic, 0)])
                     place = TopicPartition(topic, 0, behind)

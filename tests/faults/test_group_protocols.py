@@ -54,7 +54,7 @@ def test_a_standby_takes_over_warm(application: Make, protocol: str, how: signal
     decided(app, 200)
     catches_up(app, standby)
     app.kill("a", how)
-    assert owner.wait(40) == (0 if how == signal.SIGTERM else -how)
+    assert owner.wait(90) == (0 if how == signal.SIGTERM else -how)
     del app.workers["a"]
     stream(app, given[200:400])
     decided(app, 400)
@@ -79,7 +79,7 @@ def test_a_frozen_owner_is_fenced(application: Make, protocol: str) -> None:
     stream(app, given[:300])
     decided(app, 300)
     frozen.signal(signal.SIGCONT)
-    assert frozen.wait(30) == 1, frozen.log_end()
+    assert frozen.wait(90) == 1, frozen.log_end()
     assert was_replaced(frozen.log_end()), frozen.log_end()
     del app.workers["a"]
     stream(app, given[300:])
@@ -97,7 +97,7 @@ def test_another_application_is_refused(application: Make, protocol: str) -> Non
     given = payments(83, 200)
     stream(app, given[:100])
     other = app.beside("other", **{f"{PREFIX}WORKER__APPLICATION": "another"})
-    assert other.wait(40) == 2, other.log_end()
+    assert other.wait(90) == 2, other.log_end()
     assert "decide these payments already" in other.log_end()
     stream(app, given[100:])
     app.finish(supervised=False)
@@ -112,7 +112,7 @@ def test_the_same_static_member_id_twice_ends_one_loudly(application: Make, prot
     app.ready("a")
     stream(app, payments(84, 100))
     second = app.start("b")
-    app.wait(lambda: first.poll() is not None or second.poll() is not None, 40, "one of them to end")
+    app.wait(lambda: first.poll() is not None or second.poll() is not None, 90, "one of them to end")
     ended = "a" if first.poll() is not None else "b"
     child = app.workers.pop(ended)
     assert child.code == 1, child.log_end()
@@ -135,7 +135,7 @@ def test_the_protocol_is_changed_one_worker_after_the_other(application: Make, b
     decided(app, 200)
     catches_up(app, standby)
     app.kill("a", signal.SIGTERM)
-    assert owner.wait(40) == 0
+    assert owner.wait(90) == 0
     del app.workers["a"]
     stream(app, payments(87, 200))
     decided(app, 400)

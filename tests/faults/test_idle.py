@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from tests.faults.test_rows import decided
 BROKER_IDLE_MS = 4_000
 CLIENT_IDLE_S = 2
 QUIET_S = 7.0  # the broker closes at the idle time or up to one more second after it
-LATENCY_S_MAX = 4.0  # where a closed connection was used it took 5 to 10 s
+LATENCY_S_MAX = 4.0  # where a closed connection was used it took 5 to 10 s, each time
 
 
 def test_row_38_the_first_payment_after_an_idle_time_is_decided_at_once(
@@ -27,12 +28,11 @@ def test_row_38_the_first_payment_after_an_idle_time_is_decided_at_once(
     with OwnBroker({"connections.max.idle.ms": str(BROKER_IDLE_MS)}) as broker:
         app = Application(
             broker, nursery, tmp_path, bundle, workers_environment=environment,
-            session_timeout_ms=6_000, transaction_timeout_ms=10_000,
         )  # fmt: skip
         try:
             app.start("a")
             app.ready("a")
-            given, latencies_s = payments(38, 3), []
+            given, latencies_s = payments(38, 4), []
             for n in range(len(given)):
                 sent_at = time.monotonic()
                 app.pay(given[n : n + 1])
@@ -41,7 +41,8 @@ def test_row_38_the_first_payment_after_an_idle_time_is_decided_at_once(
                 latencies_s.append(round(time.monotonic() - sent_at, 2))
                 if n < len(given) - 1:
                     time.sleep(QUIET_S)
-            assert max(latencies_s[1:]) < LATENCY_S_MAX, latencies_s
+            # Not the longest: this machine may stand still once.
+            assert statistics.median(latencies_s[1:]) < LATENCY_S_MAX, latencies_s
             app.finish(supervised=False)
             app.check()
         finally:

@@ -10,18 +10,16 @@ from confluent_kafka import Consumer, KafkaError
 
 from tests.faults.broker import OwnBroker
 from tests.faults.payments import payments
-from tests.faults.run import Application
+from tests.faults.run import SESSION_MS, Application
 from tests.faults.test_rows import decided, stream
 
 Make = Callable[..., Application]
-# Long enough that a busy machine does not keep a worker still for it: that would end the worker, as it should.
-SESSION_MS = 6_000
 
 
 def test_a_long_warm_up_is_no_freeze(application: Make, broker: OwnBroker) -> None:
     """Compiling for longer than the session, and then losing the shard to the network: the worker joins again by
     itself, for it never stood still."""
-    app = application(standby_shards_max=0, session_timeout_ms=SESSION_MS)
+    app = application(standby_shards_max=0)
     worker = app.start("a", f"after_warm_up:1:sleep={SESSION_MS / 1000 + 0.5}")
     app.wait(lambda: "shard.deciding" in worker.log.read_text(), 60, "the shard to be decided")
     broker.proxy.hang()
@@ -37,7 +35,7 @@ def test_a_long_warm_up_is_no_freeze(application: Make, broker: OwnBroker) -> No
 def test_a_shard_that_is_slow_to_end_is_no_freeze(application: Make, broker: OwnBroker) -> None:
     """The shard is lost to the network while a batch waits for an answer for longer than the session: the worker joins
     again by itself, for it never stood still."""
-    app = application(standby_shards_max=0, session_timeout_ms=SESSION_MS)
+    app = application(standby_shards_max=0)
     worker = app.start("a", f"in_order:2:sleep={2 * SESSION_MS / 1000 + 2}")
     app.ready("a")
     given = payments(42, 200)
@@ -112,7 +110,7 @@ def test_row_4_a_worker_that_finds_another_assignor_in_its_group_says_so(applica
 def test_row_5_a_worker_that_does_not_poll_in_time_loses_its_shard_and_joins_again(application: Make) -> None:
     """Standing still for longer than max.poll.interval it leaves the group, commits nothing meanwhile, drops its
     state, joins again by itself, and the outcome is equal."""
-    app = application(standby_shards_max=0, session_timeout_ms=SESSION_MS, max_poll_interval_ms=SESSION_MS)
+    app = application(standby_shards_max=0, max_poll_interval_ms=SESSION_MS)
     # The main thread alone stands still: the shard's own goes on deciding, which is what must come to nothing. At turn
     # 300, after 15 s: "b" is a member by then, and payments still come.
     worker = app.start("a", f"main_loop:300:sleep={SESSION_MS / 1000 + 1.5}")

@@ -32,9 +32,9 @@ def test_an_owner_that_wakes_between_order_and_publication_repeats_the_same_byte
     decided(app, 300)
     before = app.fast.fill()
     frozen.signal(signal.SIGCONT)
-    app.wait(lambda: frozen.poll() is not None, 40, "the former owner to end")
+    app.wait(lambda: frozen.poll() is not None, 90, "the former owner to end")
     assert frozen.code not in (0, None), frozen.log_end()
-    app.wait(lambda: app.fast.fill() >= before, 10, "what it repeats")
+    app.wait(lambda: app.fast.fill() >= before, 90, "what it repeats")
     stream(app, payments(42, 100))
     app.finish()
     app.check()
@@ -84,7 +84,7 @@ def test_an_order_log_that_is_trimmed_serves_owners_and_standbys(application: Ma
     del app.workers["c"]
     trim(app, beyond=1)
     refused = app.start("d")
-    assert refused.wait(40) == 1, refused.log_end()
+    assert refused.wait(90) == 1, refused.log_end()
     assert f"{app.topics.order}/0: offsets" in refused.log_end()
     del app.workers["d"]
 

@@ -38,7 +38,7 @@ def stream(app: Application, given: list[Payment], *, rate: float = 500.0, until
 
 
 def decided(app: Application, count: int) -> None:
-    app.wait(lambda: app.decided() >= count, 60, f"{count} decisions")
+    app.wait(lambda: app.decided() >= count, 120, f"{count} decisions")
 
 
 def pay_until_it_ends(
@@ -96,8 +96,8 @@ def stream_without_supervisor(app: Application, given: list[Payment], ended: Cal
 @BOTH_WAYS
 def test_row_2_a_commit_that_times_out_rebuilds_and_tears_nothing(application: Make) -> None:
     """Done or not: after a commit that timed out producer and state are rebuilt, counted, and all is equal."""
-    # Longer than the usual 2 s and 3 s: a machine that is too busy to commit in time would count a rebuild more.
-    app = application(**EACH_BATCH, session_timeout_ms=6_000, transaction_timeout_ms=60_000)
+    # Longer than the usual 10 s: a machine that is too busy to commit in time would count a rebuild more.
+    app = application(**EACH_BATCH, transaction_timeout_ms=60_000)
     app.start("a", "before_commit:4:timeout,after_commit:8:timeout")
     app.ready("a")
     stream(app, payments(2, 500))
@@ -117,7 +117,7 @@ def test_row_2_a_commit_that_times_out_rebuilds_and_tears_nothing(application: M
 def test_row_10_a_call_that_never_comes_back_is_given_up(application: Make) -> None:
     """The client can hang in a call beyond the timeout that it was given (librdkafka#5456): the call is given up with
     its producer, the shard is rebuilt in the same process, and all is equal. SIGTERM ends it with 0 all the same."""
-    app = application(standby_shards_max=0, session_timeout_ms=6_000, **EACH_BATCH)
+    app = application(standby_shards_max=0, **EACH_BATCH)
     worker = app.start("a", "in_offsets:4:sleep=600")
     app.ready("a")
     stream(app, payments(24, 300))
@@ -192,12 +192,12 @@ def test_row_7_handed_over_while_still_recovering(application: Make) -> None:
     stream(app, given[:400])
     decided(app, 400)
     app.kill("a")
-    app.workers.pop("a").wait(10)
+    app.workers.pop("a").wait(90)
     slow = app.start("b", "in_recovery:3:sleep=2")
-    app.wait(lambda: "shard.assigned" in slow.log_end(), 30, "the shard to be assigned")
+    app.wait(lambda: "shard.assigned" in slow.log_end(), 90, "the shard to be assigned")
     time.sleep(1.0)
     app.kill("b", signal.SIGTERM)
-    assert slow.wait(20) == 0, slow.log_end()
+    assert slow.wait(90) == 0, slow.log_end()
     app.start("b")
     stream(app, given[400:])
     app.finish()
@@ -217,7 +217,7 @@ def test_row_9_the_journals_start_is_gone(application: Make) -> None:
     gone = TopicPartition(app.topics.journal, 0, kafka.ends(client, [journal])[0] // 2)
     client.delete_records([gone])[gone].result(15)
     child = app.start("a")
-    assert child.wait(40) == 1, child.log_end()
+    assert child.wait(90) == 1, child.log_end()
     assert "batches 0 to" in child.log_end()
     assert "are gone" in child.log_end()
 
@@ -240,7 +240,7 @@ def test_row_10_a_hanging_transaction_stops_recovery_loudly(application: Make) -
     hanging.produce(app.topics.journal, b"x", partition=0)
     hanging.flush(10)
     child = app.start("a")
-    assert child.wait(40) == 1, child.log_end()
+    assert child.wait(90) == 1, child.log_end()
     assert "no progress towards offset" in child.log_end()
     hanging.abort_transaction(15)
     app.start("a")
@@ -257,22 +257,22 @@ def test_row_11_payments_that_are_gone_before_they_were_decided(application: Mak
     app.finish()
     client = kafka.admin(app.settings.kafka)
     app.pay(payments(13, 50))
-    app.wait(lambda: kafka.ends(client, [TopicPartition(app.topics.payments, 0)])[0] >= 100, 20, "the payments")
+    app.wait(lambda: kafka.ends(client, [TopicPartition(app.topics.payments, 0)])[0] >= 100, 90, "the payments")
     gone = TopicPartition(app.topics.payments, 0, 70)
     client.delete_records([gone])[gone].result(15)
     child = app.start("a")
-    assert child.wait(40) == 1, child.log_end()
+    assert child.wait(90) == 1, child.log_end()
     assert "are gone" in child.log_end()
 
     grow(app.settings.kafka, app.topics.payments, 3)
     child = app.start("a")
-    assert child.wait(40) != 0, child.log_end()
+    assert child.wait(90) != 0, child.log_end()
     assert "partitions" in child.log_end()
 
 
 def test_row_13_the_broker_is_killed_and_comes_back(application: Make, broker: OwnBroker) -> None:
     """While the broker is away the worker waits and is not ready; then it goes on by itself, and all is equal."""
-    app = application(session_timeout_ms=6_000)
+    app = application()
     worker = app.start("a")
     app.ready("a")
     given = payments(14, 800)
@@ -319,7 +319,7 @@ def test_row_18_a_repeated_payment_has_the_same_decision_and_counts_once(applica
     conflicts = lambda: [  # noqa: E731 - counted a moment after the commit
         value for name, value in metrics(app.workers["a"].port).items() if "conflict" in name and "total" in name
     ]
-    app.wait(lambda: conflicts() == [1.0], 10, "the conflict to be counted")
+    app.wait(lambda: conflicts() == [1.0], 90, "the conflict to be counted")
     app.finish()
     app.check()
     texts = [message.value().replace(b"duplicate", b"normal") for message in app.decisions.messages]

@@ -25,7 +25,7 @@ def test_a_shard_that_falls_idle_finishes_its_snapshot(application: Make) -> Non
     decided(app, 400)
     app.wait(lambda: metrics(worker.port).get(WRITTEN, 0.0) >= 1, 60, "the snapshot of an idle shard")
     app.kill("a", signal.SIGKILL)
-    app.workers.pop("a").wait(10)
+    app.workers.pop("a").wait(90)
     successor = app.start("b")
     app.wait(lambda: "shard.deciding" in successor.log.read_text(), 60, "the successor")
     assert "snapshot.restored" in successor.log.read_text()

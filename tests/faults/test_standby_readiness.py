@@ -41,7 +41,7 @@ def test_a_restarted_worker_is_ready_once_its_standby_is_warm(application: Make)
     app.wait(lambda: metrics(standby.port)["fraud_scorer_warm_standby_shards"] == 1.0, 60, "the metric to show it")
     assert followed(standby.port) > metrics(owner.port)['fraud_scorer_journal_sequence{shard="0"}']
     app.kill("a", signal.SIGTERM)
-    assert owner.wait(40) == 0
+    assert owner.wait(90) == 0
     stream(app, payments(72, 200))
     decided(app, 500)
     app.start("a")
@@ -60,12 +60,12 @@ def test_a_standby_that_cannot_catch_up_holds_a_rolling_update_up_for_a_bounded_
     decided(app, 200)
     client, gone = kafka.admin(app.settings.kafka), TopicPartition(app.topics.payments, 0, 100)
     client.delete_records([gone])[gone].result(15)
-    waiting, bounded = app.start("b"), app.start("c", **{WARM_S: "8"})
+    waiting, bounded = app.start("b"), app.start("c", **{WARM_S: "25"})
     for child in (bounded, waiting):  # that one is ready after its bound
         app.wait(lambda port=child.port: "are gone" in readiness(port), 40, "the missing payments to be named")
     stream(app, payments(74, 100))
     decided(app, 300)
-    app.ready("c")
+    app.ready("c", 90)
     assert metrics(bounded.port)["fraud_scorer_warm_standby_shards"] == 0.0
     app.wait(lambda: "standby.cold" in bounded.log.read_text(), 60, "the error in the log")
     assert "are gone" in readiness(waiting.port)

@@ -21,6 +21,8 @@ from scorer.runtime.settings import PREFIX, Settings, load
 from tests.ports import free_ports
 from tests.waits import WaitEnded
 
+NO_PROGRESS_S = 120.0  # from the last record that came
+
 
 def test_settings(bootstrap: str, prefix: str, **sections: dict[str, Any]) -> Settings:
     """Settings for one test's own topics."""
@@ -95,31 +97,59 @@ def metrics(port: int) -> dict[str, float]:
 
 
 def wait_for(condition: Callable[[], bool], seconds: float, what: str) -> None:
-    """Poll until `condition` holds; fail the test naming `what` otherwise."""
+    """Poll until `condition` holds; fail the test naming `what` otherwise. A process that was asked and did not answer,
+    being busy, is asked again; when the time is up its error is raised."""
     deadline = time.monotonic() + seconds
-    while not condition():
+    while not holds(condition, deadline):
         if time.monotonic() > deadline:
             raise WaitEnded(f"waited {seconds} s for {what}")
         time.sleep(0.1)
+
+
+def holds(condition: Callable[[], object], deadline: float) -> bool:
+    """Whether `condition` holds; an OSError that it raises before the deadline is no answer yet."""
+    try:
+        return bool(condition())
+    except OSError:
+        if time.monotonic() > deadline:
+            raise
+        return False
 
 
 class TopicReader:
     """Everything that read_committed readers see of a topic, gathered as it comes."""
 
     def __init__(self, settings: Settings, topic: str) -> None:
-        client = kafka.admin(settings.kafka)
+        self._client = kafka.admin(settings.kafka)
+        self._places = [TopicPartition(topic, p, 0) for p in range(kafka.partition_count(self._client, topic))]
         self._consumer: Consumer = kafka.reader(settings.kafka, group="test-reader")
-        self._consumer.assign([TopicPartition(topic, p, 0) for p in range(kafka.partition_count(client, topic))])
+        self._consumer.assign(self._places)
+        self._reached: dict[int, int] = {}
         self.messages: list[Any] = []
 
     def fill(self) -> int:
         """Take what has come; gives how many messages there are by now."""
         for message in self._consumer.consume(5000, 0.2):
-            if message.error() is None:
+            error = message.error()
+            if error is None:
                 self.messages.append(message)
+                self._reached[message.partition()] = message.offset() + 1
+            elif error.code() == KafkaError._PARTITION_EOF:  # behind the markers of transactions, which are no records
+                self._reached[message.partition()] = message.offset()
             else:  # the client goes on by itself where the broker was away, or too busy to answer
-                passing = kafka.TRANSIENT | {KafkaError._PARTITION_EOF}
-                assert message.error().code() in passing, message.error()
+                assert error.code() in kafka.TRANSIENT, error
+        return len(self.messages)
+
+    def read_to_end(self) -> int:
+        """Take all that is committed now, past every marker; gives how many messages there are. An open transaction is
+        waited for."""
+        ends = kafka.ends(self._client, self._places)
+        deadline, reached = time.monotonic() + NO_PROGRESS_S, dict(self._reached)
+        while any(self._reached.get(p, 0) < end for p, end in enumerate(ends)):
+            self.fill()
+            if reached != self._reached:
+                deadline, reached = time.monotonic() + NO_PROGRESS_S, dict(self._reached)
+            assert time.monotonic() < deadline, f"read to {self._reached} of {ends}, and nothing more came"
         return len(self.messages)
 
     def json(self) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,11 @@ class Secured:
             listener="SASL_PLAINTEXT",
             proxied_listener="SSL",
         )
-        self.admin: AdminClient = kafka.admin(self.settings("admin", "").kafka)
+
+    @cached_property
+    def admin(self) -> AdminClient:
+        """A client of the broker that runs: until then its ports may change."""
+        return kafka.admin(self.settings("admin", "").kafka)
 
     def settings(self, user: str, prefix: str, **sections: Any) -> Settings:
         return load(

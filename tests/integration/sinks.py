@@ -10,6 +10,7 @@ from typing import Self
 
 import psycopg
 import sqlalchemy as sa
+from psycopg import sql
 
 from schemas.audit_record import digest
 from scorer.runtime.settings import Settings
@@ -20,7 +21,7 @@ from tests.integration.running import test_settings
 from tests.integration.stored_batch import read_batch
 from tests.waits import WaitEnded
 
-DEADLINE_S = 60.0
+DEADLINE_S = 120.0
 
 
 def wait_for(condition: Callable[[], object], what: str) -> None:
@@ -30,6 +31,20 @@ def wait_for(condition: Callable[[], object], what: str) -> None:
         if time.monotonic() > end:
             raise WaitEnded(f"waited {DEADLINE_S:.0f} s for {what}")
         time.sleep(0.02)
+
+
+def slowed(url: str, table: str, seconds: float) -> None:
+    """Have each statement that writes to a table take so long, so that whoever looks meets a sink at work."""
+    with psycopg.connect(url, autocommit=True) as owner:
+        owner.execute(
+            "CREATE FUNCTION pause() RETURNS trigger LANGUAGE plpgsql AS "
+            f"'BEGIN PERFORM pg_sleep({seconds}); RETURN NULL; END'"
+        )
+        owner.execute(
+            sql.SQL("CREATE TRIGGER pause BEFORE INSERT ON {} FOR EACH STATEMENT EXECUTE FUNCTION pause()").format(
+                sql.Identifier(table)
+            )
+        )
 
 
 def sink_settings(servers: str, topic: str, url: str) -> Settings:

@@ -60,12 +60,20 @@ class Deployment:
         return self.settings.model_copy(update=changed)
 
     def alter(self, topic: str, operation: AlterConfigOpType, values: Mapping[str, str]) -> None:
-        """Set or remove a topic's own settings."""
+        """Set or remove a topic's own settings; the broker shows them when this ends."""
         if not values:
             return
         entries = [ConfigEntry(name, value, incremental_operation=operation) for name, value in values.items()]
         resource = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=entries)
-        self.client.incremental_alter_configs([resource])[resource].result(15)
+        self.client.incremental_alter_configs([resource])[resource].result(30)
+
+        def shown() -> bool:
+            now = self.client.describe_configs([resource])[resource].result(30)
+            if operation is AlterConfigOpType.SET:
+                return all(now[name].value == value for name, value in values.items())
+            return all(now[name].is_default for name in values)
+
+        wait_for(shown, 60, f"{topic} to have {dict(values)}")
 
     @contextmanager
     def altered(self, topic: str, **values: str) -> Iterator[None]:

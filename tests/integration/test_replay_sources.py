@@ -117,12 +117,10 @@ def replayed(running: Running, bundle: Path, source: str, name: str, *more: str)
 
 
 def sent(settings: Settings, topic: str) -> dict[int, list[tuple[bytes | None, bytes | None]]]:
-    """Keys and values by partition; there is nothing more when a second passes without a record."""
+    """Keys and values by partition."""
     reader = TopicReader(settings, topic)
     try:
-        quiet, before = 0, 0
-        while quiet < 5:
-            quiet, before = (quiet + 1 if reader.fill() == before else 0), len(reader.messages)
+        reader.read_to_end()
     finally:
         reader.close()
     found: dict[int, list[tuple[bytes | None, bytes | None]]] = {}

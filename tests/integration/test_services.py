@@ -214,6 +214,24 @@ def test_killed_guard_takes_its_service_along(place: Place) -> None:
     postgres.service.close()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux signals a process whose parent died")
+@pytest.mark.parametrize("start", [start_kafka, start_postgres])
+def test_service_starts_again_after_its_guard_was_killed(place: Place, start: Callable[..., Services]) -> None:
+    """While a service whose guard was killed still ends, start waits for it, and brings it back on its port."""
+    more = {"demo_only_broker_allowed": False} if start is start_kafka else {"fsync": False}
+    service = start(place, **more).service
+    former, address = service.pids, service.address
+    os.kill(former["guard"], signal.SIGKILL)
+    eventually(lambda: not service.pids, "the guard is gone")
+    service.start()
+    try:
+        assert not alive(former["service"])
+        assert service.pids
+        assert service.address == address
+    finally:
+        service.close()
+
+
 def test_command_starts_once_and_stops_for_good(place: Place) -> None:
     """Two starts at once make one pair of services; stop frees their ports; the next start has the same addresses."""
     options = ["--folder", str(place.folder)]
@@ -231,9 +249,14 @@ def test_command_starts_once_and_stops_for_good(place: Place) -> None:
         exports = dict(re.findall(r"^export (\w+)=(\S+)$", first, re.MULTILINE))
         assert list(exports) == [KAFKA_ADDRESS, POSTGRES_ADDRESS]
         assert len(first.splitlines()) == 2
-        shown = json.loads(run("status", "--json").splitlines()[-1])["services"]
-        assert [shown[name]["answers"] for name in ("kafka", "postgres")] == [True, True]
-        assert "answers" in run("status")
+        shown: dict[str, dict[str, object]] = {}
+
+        def both_answer() -> bool:  # a busy one may need longer than `status` waits
+            shown.update(json.loads(run("status", "--json").splitlines()[-1])["services"])
+            return [shown[name]["answers"] for name in ("kafka", "postgres")] == [True, True]
+
+        eventually(both_answer, "both answer")
+        eventually(lambda: "answers" in run("status"), "the table shows that one answers")
         run("stop")
         assert not any(port_open(port_of(address)) for address in exports.values())
         assert not any(alive(service["pid"]) for service in shown.values())

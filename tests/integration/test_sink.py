@@ -27,7 +27,7 @@ from scorer.sink import set_position
 from scorer.sink.sink_errors import AuditBroken, MissingRange, SchemaMismatch
 from scorer.trail import audit_database, audit_tables
 from tests.integration.audit_batches import Shard, make_topic, rows
-from tests.integration.sinks import Running, assert_equal_to, query, running, wait_for
+from tests.integration.sinks import Running, assert_equal_to, query, running, slowed, wait_for
 
 
 @pytest.fixture
@@ -128,6 +128,7 @@ def test_killed_in_the_middle_nothing_is_missing_or_doubled(servers: str, topic:
     )
     with psycopg.connect(migrated) as setup:
         setup.execute("SELECT audit_day('2026-01-01')")  # to make the day needs the lock that is held below
+    slowed(migrated, "decisions", 0.1)
     for _ in range(2):
         before = query(migrated, state)
         with psycopg.connect(migrated) as holder:
@@ -217,6 +218,7 @@ def test_connection_cut_inside_the_transaction(servers: str, topic: str, migrate
     shard = Shard(servers, topic)
     for number in range(40):
         shard.write(rows(number, 500))
+    slowed(migrated, "decisions", 0.1)
     with (
         running(servers, topic, migrated, transaction_bytes_max=40_000) as sink,
         psycopg.connect(migrated, autocommit=True) as killer,

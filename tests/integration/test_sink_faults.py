@@ -205,7 +205,7 @@ def test_row_1_killed_at_each_step_of_a_transaction(shard: Shard, url: str, poin
     program = Path(__file__).with_name("sink_process.py")
     command = [sys.executable, str(program), shard.bootstrap_servers, shard.topic, url, "80000"]
     environment = os.environ | {SETTING: f"{point}:kill", "PYTHONPATH": str(Path(__file__).parents[2])}
-    killed = subprocess.run(command, env=environment, timeout=60, check=False, capture_output=True)
+    killed = subprocess.run(command, env=environment, timeout=300, check=False, capture_output=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()[-2000:]
     committed = query(url, "SELECT count(*) FROM batches")[0][0]
     assert 0 < committed < len(shard.written) or point.startswith("sink_copy")

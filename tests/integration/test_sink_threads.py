@@ -48,7 +48,7 @@ def test_an_unexpected_exception_in_any_thread_ends_the_sink(settings: Settings,
         env=environment(settings, **{SETTING: f"{point}:error", f"{PREFIX}HTTP__SINK_PORT": str(port)}),
         capture_output=True,
         text=True,
-        timeout=90,
+        timeout=300,
         check=False,
     )
     assert done.returncode == 1, done.stderr[-3000:]

@@ -53,9 +53,16 @@ def test_a_killed_worker_goes_on_from_the_newest_good_snapshot(
         "FRAUD_SCORER_WORKER__LOG_FOLDER": str(tmp_path / "log"),
     }
     decisions = TopicReader(settings, kafka.Topics.of(settings.kafka).decisions)
+    journal = TopicReader(settings, kafka.Topics.of(settings.kafka).journal)
     blocks = handbook(PAYMENTS, rows=2_500)
     third = len(blocks) // 3
     sent = 0
+
+    def named() -> list[int]:
+        """Sequences of the snapshots that the journal names."""
+        journal.fill()
+        records = [JournalRecord.from_bytes(message.value()) for message in journal.messages]
+        return [record.snapshot.sequence for record in records if record.snapshot is not None]
 
     written = 'fraud_scorer_snapshots_total{shard="0"}'
 
@@ -84,7 +91,8 @@ def test_a_killed_worker_goes_on_from_the_newest_good_snapshot(
                 Sender(settings).run(some, stop=threading.Event(), rate=3000)
                 sent += sum(len(block.values) for block in some)
                 wait_for(lambda due=sent: decisions.fill() >= due, 120, "the decisions")
-                wait_for(settled(port, log, min(snapshots_min, portion + 1)), 60, "the snapshots")
+                wait_for(settled(port, log, min(snapshots_min, portion + 1)), 180, "the snapshots")
+                wait_for(lambda least=portion + 1: len(named()) >= min(snapshots_min, least), 120, "the journal")
             counted = metrics(port)
             worker.send_signal(signal.SIGKILL)
             worker.wait()
@@ -92,11 +100,8 @@ def test_a_killed_worker_goes_on_from_the_newest_good_snapshot(
 
     generation(0, 2)
     # Of two that are written before the journal's next record, it names the later one: the other is never used.
-    journal = TopicReader(settings, kafka.Topics.of(settings.kafka).journal)
-    journal.fill()
-    records = [JournalRecord.from_bytes(message.value()) for message in journal.messages]
-    journal.close()
-    before, newest = [record.snapshot.sequence for record in records if record.snapshot is not None][-2:]
+    journal.read_to_end()
+    before, newest = named()[-2:]
 
     forge(next(store.rglob(f"manifests/{newest:020d}.json")))
     text, counted = generation(1, 1)
@@ -114,8 +119,10 @@ def test_a_killed_worker_goes_on_from_the_newest_good_snapshot(
     assert "snapshot.restored" not in text
     assert counted['fraud_scorer_snapshots_refused_total{shard="0"}'] >= 2
 
+    decisions.read_to_end()
     ids = [decided["payment_id"] for decided in decisions.json()]
     assert len(ids) == len(set(ids)) == sent
     report = replay_topic(Bundle.load(bundle), settings, None)
     assert (report.payments, report.decisions) == (sent, sent)
     decisions.close()
+    journal.close()

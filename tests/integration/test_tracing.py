@@ -133,7 +133,7 @@ def open_metrics(port: int) -> str:
     asked = urllib.request.Request(
         f"http://127.0.0.1:{port}/metrics", headers={"Accept": "application/openmetrics-text; version=1.0.0"}
     )
-    with urllib.request.urlopen(asked, timeout=5) as answer:
+    with urllib.request.urlopen(asked, timeout=30) as answer:
         assert "openmetrics" in answer.headers["Content-Type"]
         return str(answer.read().decode())
 
@@ -162,18 +162,21 @@ def test_a_flood_of_sampled_payments_is_bounded_and_a_collector_that_is_away_hol
         more = tracing(found, PAYMENTS_PER_S_MAX="5", FLUSH_S="1")
         with process("run", ["--bundle", str(bundle)], settings, tmp_path / "worker.log", **more) as worker:
             carried = [("traceparent", parent(7, sampled=True))]
+            began = time.monotonic()
             send(settings, {f"p{n}": carried for n in range(2_000)})
-            wait_for(lambda: decisions.fill() >= 2_000, 60, "the decisions")
+            wait_for(lambda: decisions.fill() >= 2_000, 180, "the decisions")
+            taken_s = time.monotonic() - began
+            back = [dict(message.headers()) for message in decisions.messages]
+            ours = sum(headers["traceparent"] != carried[0][1] for headers in back)
+            # Five at once, and five a second from then on, for as long as this machine took to decide.
+            assert 0 < ours <= 5 * (taken_s + 2)
             port = worker.port  # type: ignore[attr-defined]
             name = "fraud_scorer_trace_spans_dropped_total"
-            wait_for(lambda: metrics(port)[f'{name}{{reason="limit"}}'] > 1_800, 30, "the limit's count")
-            wait_for(lambda: metrics(port)[f'{name}{{reason="export"}}'] > 0, 30, "the collector's count")
+            wait_for(lambda: metrics(port)[f'{name}{{reason="limit"}}'] >= 2_000 - ours, 60, "the limit's count")
+            wait_for(lambda: metrics(port)[f'{name}{{reason="export"}}'] > 0, 60, "the collector's count")
             worker.send_signal(signal.SIGTERM)
             assert worker.wait(60) == 0
-    back = [dict(message.headers()) for message in decisions.messages]
-    ours = sum(headers["traceparent"] != carried[0][1] for headers in back)
-    assert 0 < ours < 200
-    wait_for(lambda: audit.fill() > 0, 30, "audit records")
+    audit.read_to_end()
     named = [value for message in audit.messages for name, value in message.headers() or [] if name == SAMPLED_ROWS]
     assert sum(len(value.split(b"\n")) for value in named) == ours
     decisions.close()

@@ -74,7 +74,7 @@ def _control(*values: bytes, first: int = 10) -> list[RawRecord]:
 
 
 def _until(found: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while not found():
         assert time.monotonic() < deadline
         time.sleep(0.01)

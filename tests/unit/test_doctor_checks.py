@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from scorer.operate.doctor import broker_check
 from scorer.operate.doctor.broker_check import check_clock
 from scorer.operate.doctor.diagnosis import Diagnosis, Level
 from scorer.operate.doctor.process_check import is_here
@@ -23,6 +24,35 @@ def test_producers_timestamps_say_nothing_about_the_brokers_clock() -> None:
     assert found.findings == []
     assert "producers" in found.not_checked["clock"]
     assert found.checked == []
+
+
+class Broker:
+    """Answers so late that each question takes `late_s`; a payment comes in between, with this clock's time but for
+    `ahead_s`."""
+
+    def __init__(self, late_s: float, ahead_s: float) -> None:
+        self._late_s, self._ahead_s = late_s, ahead_s
+        self.now_s = 1_000_000.0
+        self._newest_s = self.now_s - 500.0 - ahead_s
+
+    def newest_s(self, *_: object) -> float:
+        shown, self._newest_s = self._newest_s, self.now_s + 0.05 - self._ahead_s
+        self.now_s += self._late_s
+        return shown
+
+
+@pytest.mark.parametrize("late_s", [0.0, 5.0])
+@pytest.mark.parametrize(("ahead_s", "word"), [(0.0, ""), (30.0, "ahead of"), (-30.0, "behind")])
+def test_a_broker_that_answers_late_makes_no_clock_wrong(
+    late_s: float, ahead_s: float, word: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Answers of a busy broker take seconds: a clock that is right is not called wrong for it, and one that is wrong by
+    more than that is found."""
+    found, broker = Diagnosis(), Broker(late_s, ahead_s)
+    monkeypatch.setattr(broker_check, "_newest_s", broker.newest_s)
+    check_clock(found, None, [], producer_timestamps=False, epoch_s=lambda: broker.now_s)  # type: ignore[arg-type]
+    assert found.checked == ["clock"]
+    assert [f"{word} the broker's" in finding.found for finding in found.findings] == [True] * bool(word)
 
 
 def traced(**tracing: Any) -> Diagnosis:

@@ -119,7 +119,7 @@ def test_idle_connections_neither_pile_up_nor_keep_a_probe_out(monkeypatch: pyte
         give_up = time.monotonic() + 30
         while health_threads() > before and time.monotonic() < give_up:
             time.sleep(0.05)
-        assert health_threads() == before
+        assert health_threads() <= before  # one of an earlier test may have ended meanwhile
 
 
 def test_metrics_need_the_login_and_probes_say_no_more_than_their_status() -> None:

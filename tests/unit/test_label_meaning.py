@@ -146,7 +146,7 @@ def test_labels_of_a_file_count_in_order_of_known_at(labels: list[tuple[int, int
 def _simulated(tmp_path: Path, *more: str) -> None:
     world = ["--customers", "200", "--count", "4000", "--from", "2025-01-01"]
     command = [sys.executable, "-m", "scorer", "simulate", *world, *more]
-    done = subprocess.run(command, cwd=tmp_path, check=False, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=tmp_path, check=False, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
 
 

@@ -17,7 +17,7 @@ from scorer.journal.partition_buffers import ShardInputs
 from scorer.runtime.settings import Settings, load
 from tests.refusing_cluster import FIND_COORDINATOR, RefusingCluster, held_by_each_client
 
-WAIT_S = 20.0
+WAIT_S = 120.0
 Read = Callable[[], object]
 
 

@@ -12,6 +12,7 @@ from confluent_kafka import KafkaError
 from schemas.byte_column import ByteColumn
 from scorer import kafka
 from scorer.runtime.threads import SYSTEM
+from scorer.worker import order_log
 from scorer.worker.answers import Answers
 from scorer.worker.order_log import OrderLog
 from tests.refusing_cluster import PRODUCE, RefusingCluster, held_by_each_client
@@ -22,12 +23,13 @@ KINDS = [
     (KafkaError.INVALID_RECORD, kafka.Unfit),
     (KafkaError.UNKNOWN, kafka.Rebuild),
 ]
-WAIT_S = 20.0
+WAIT_S = 120.0
 
 
 @pytest.fixture
-def made() -> tuple[OrderLog, RefusingCluster]:
-    """A claimed order log over a broker that takes everything."""
+def made(monkeypatch: pytest.MonkeyPatch) -> tuple[OrderLog, RefusingCluster]:
+    """A claimed order log over a broker that takes everything. Its cause is waited for on a busy machine, too."""
+    monkeypatch.setattr(order_log, "CAUSE_S", WAIT_S)
     settings = held_by_each_client()
     clients, topics = kafka.RealClients(settings), kafka.Topics.of(settings.kafka)
     producer = clients.log_producer()

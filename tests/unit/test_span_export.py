@@ -86,7 +86,7 @@ def test_off_by_default_nothing_of_it_is_imported() -> None:
         "assert span_export.of(settings.load(), part='worker') is None\n"
         "assert not [name for name in sys.modules if name.startswith('opentelemetry')]"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=600)
 
 
 def test_a_missing_package_is_named_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:

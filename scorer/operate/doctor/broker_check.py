@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
@@ -116,26 +117,32 @@ def check_clock(
 ) -> None:
     """This machine's clock beside the broker's, by the timestamps that the broker gives records as they come.
 
-    The newest record shows a clock that is behind. One that is ahead shows in the age of a record that has just come,
-    so that direction needs traffic; without any it is not checked.
+    A record that is newer than this clock when the broker has answered shows that it is behind. One that is ahead shows
+    in a record that is not older than the question before it and yet as old as that by this clock: so that direction
+    needs traffic; without any it is not checked. However long an answer takes, it makes no clock wrong.
     """
     if producer_timestamps:
         found.skip("clock", "payments have their producers' timestamps, not the broker's")
         return
-    first = _newest_s(client, partitions)
-    if first is not None and first - epoch_s() > SKEW_S_MAX:
-        _skewed(found, "behind", first - epoch_s())
-        return
-    until = time.monotonic() + TRAFFIC_S
-    while time.monotonic() < until:
-        time.sleep(_LOOK_S)
+    known: float | None = None  # the newest record of the question before, which was asked at `asked_s`
+    asked_s, until = 0.0, time.monotonic() + TRAFFIC_S
+    while True:
+        asks_s = epoch_s()
         newest = _newest_s(client, partitions)
-        if newest is not None and (first is None or newest > first):
-            found.checked.append("clock")
-            ahead = epoch_s() - newest
-            if abs(ahead) > SKEW_S_MAX:
-                _skewed(found, "ahead of" if ahead > 0 else "behind", abs(ahead))
-            return
+        if newest is not None:
+            behind = newest - epoch_s()
+            if behind > SKEW_S_MAX:
+                _skewed(found, "behind", behind)
+                return
+            if known is not None and newest > known:
+                found.checked.append("clock")
+                if asked_s - newest > SKEW_S_MAX:
+                    _skewed(found, "ahead of", asked_s - newest)
+                return
+            known, asked_s = newest, asks_s
+        if time.monotonic() > until:
+            break
+        time.sleep(_LOOK_S)
     found.skip("clock", f"no payment came within {TRAFFIC_S:.0f} s; only a record that has just come shows the clock")
 
 
@@ -151,11 +158,11 @@ def _skewed(found: Diagnosis, direction: str, seconds: float) -> None:
 
 
 def _newest_s(client: AdminClient, partitions: list[TopicPartition]) -> float | None:
-    """The largest timestamp of the partitions, epoch seconds; None when they are empty or do not say."""
+    """The largest timestamp of the partitions, epoch seconds, -inf when they are empty; None without an answer."""
     futures = client.list_offsets(dict.fromkeys(partitions, OffsetSpec.max_timestamp()), request_timeout=TIMEOUT_S)
     try:
         stamps = [kafka.answer_of(future, TIMEOUT_S).timestamp for future in futures.values()]
     except (KafkaException, kafka.Away):
         return None
     newest = max((stamp for stamp in stamps if stamp is not None), default=-1)
-    return newest / 1000.0 if newest >= 0 else None
+    return newest / 1000.0 if newest >= 0 else -math.inf
