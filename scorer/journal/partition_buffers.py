@@ -320,6 +320,12 @@ class ShardInputs:
         return {name: last for name, buffer in named.items() if (last := buffer.last_taken) is not None}
 
     @property
+    def places(self) -> dict[str, int]:
+        """Up to where each partition was handed out, named as `last` has them."""
+        payments = {str(p): buffer.position for p, buffer in self.buffers.items()}
+        return payments | {"control": self.control.position, "labels": self.labels.position}
+
+    @property
     def all_buffers(self) -> Sequence[PartitionBuffer]:
         """Those of the payments partitions, then control, then labels."""
         return tuple(self._all)

@@ -165,8 +165,9 @@ class Shard:
             store = self._ports.states.store(self._number)
             if store is not None:
                 self._snapshotter = Snapshotter(
-                    self._settings, self._number, store, self._bundles.location, self._ports
-                )
+                    self._settings, self._number, store, self._bundles.location, self._ports,
+                    kept=follower.snapshot_places, last_commit=follower.last_commit,
+                )  # fmt: skip
             commits = PendingCommits(publisher, *ahead_max(worker), self._committed)
             if not worker.fast_decisions and not stop.is_set():
                 order = order_log(

@@ -54,8 +54,18 @@ class Snapshotter:
     """Takes the snapshots of one owned shard. All calls from the shard's own thread."""
 
     def __init__(
-        self, settings: Settings, shard: int, store: Store, bundle_location: Callable[[str], str], ports: Ports
+        self,
+        settings: Settings,
+        shard: int,
+        store: Store,
+        bundle_location: Callable[[str], str],
+        ports: Ports,
+        *,
+        kept: Mapping[str, int] | None = None,
+        last_commit: tuple[int, int] | None = None,
     ) -> None:
+        """`kept`: the positions in the snapshot that the state was made from, as `places` gives them; None without one.
+        `last_commit`: as `committed` is told, of the last batch that was decided again."""
         self._threads, self._states = ports.threads, ports.states
         self._every_payments = settings.snapshots.every_payments
         self._every_s = settings.snapshots.every_s
@@ -70,7 +80,8 @@ class Snapshotter:
         self._written: SnapshotDigest | None = None
         self._naming: int | None = None  # sequence of the batch whose record names one
         self._payments = 0
-        self._last_commit: tuple[int, int] | None = None  # sequence, journal offset
+        self._kept_places = kept  # of the newest snapshot; None: not known
+        self._last_commit = last_commit  # sequence, journal offset
         self._last_at = self._threads.monotonic()
         self._not_before = 0.0
 
@@ -85,7 +96,7 @@ class Snapshotter:
             return
         self._check_thread()
         if self._capture is None:
-            if self._finished is None and self._due():
+            if self._finished is None and self._due(pipeline, inputs):
                 self._begin(pipeline)
             return
         self._finish(pipeline, inputs)
@@ -137,11 +148,15 @@ class Snapshotter:
             raise FraudScorerError(f"the snapshot writer ended with {type(failed).__name__}: {failed}") from failed
         self._give_up(str(failed))
 
-    def _due(self) -> bool:
+    def _due(self, pipeline: Pipeline, inputs: ShardInputs) -> bool:
         now = self._threads.monotonic()
         enough = bool(self._every_payments) and self._payments >= self._every_payments
-        late = bool(self._every_s) and now - self._last_at >= self._every_s and self._payments > 0
-        return (enough or late) and now >= self._not_before
+        late = bool(self._every_s) and now - self._last_at >= self._every_s
+        # Also where no payment was read: what lies behind the positions of the newest snapshot may be removed from the
+        # topics, and a state from that snapshot has to read it again.
+        return now >= self._not_before and (
+            enough or (late and pipeline.sequence > 0 and inputs.places != self._kept_places)
+        )
 
     def _begin(self, pipeline: Pipeline) -> None:
         started = self._threads.monotonic()
@@ -179,7 +194,7 @@ class Snapshotter:
             "bundle_location": self._bundle_location(pipeline.bundle.id),
         }
         self._finished = _Finished(pipeline.sequence, known, parts)
-        self._payments, self._last_at = 0, self._threads.monotonic()
+        self._payments, self._last_at, self._kept_places = 0, self._threads.monotonic(), inputs.places
         self._write_committed()  # of an idle shard the batch is committed already
 
     def _pause(self, started: float) -> None:
@@ -213,5 +228,5 @@ class Snapshotter:
     def _give_up(self, reason: str) -> None:
         worker_metrics.SNAPSHOTS_FAILED.labels(self._label).inc()
         log.warning("snapshot.failed", shard=self._shard, reason=reason)
-        self._capture, self._finished = None, None
+        self._capture, self._finished, self._kept_places = None, None, None
         self._not_before = self._threads.monotonic() + RETRY_S
