@@ -33,6 +33,9 @@ log = structlog.get_logger()
 
 # A snapshot that could not be finished or written is tried again no sooner.
 RETRY_S = 30.0
+# How long the end of a shard waits for a block that is being written, or for a copy: a shard that has to be handed over
+# in 35 s, or decides again after a failed commit, waits for no upload.
+END_S = 5.0
 # What a store or a disk may do; anything else that ends the thread is a defect and ends the process.
 EXPECTED = (SnapshotError, OSError, MemoryError)
 
@@ -63,8 +66,10 @@ class Snapshotter:
         *,
         kept: Mapping[str, int] | None = None,
         last_commit: tuple[int, int] | None = None,
+        former: Thread | None = None,
     ) -> None:
-        """`kept`: the positions in the snapshot that the state was made from, as `places` gives them; None without one.
+        """`former`: what a snapshotter of this shard before this one has left running; nothing is begun beside it.
+        `kept`: the positions in the snapshot that the state was made from, as `places` gives them; None without one.
         `last_commit`: as `committed` is told, of the last batch that was decided again."""
         self._threads, self._states = ports.threads, ports.states
         self._every_payments = settings.snapshots.every_payments
@@ -75,6 +80,7 @@ class Snapshotter:
         self._bundle_location = bundle_location
         self._capture: Capture | None = None
         self._finished: _Finished | None = None
+        self._former = former
         self._thread: Thread | None = None
         self._failed: Exception | None = None
         self._written: SnapshotDigest | None = None
@@ -84,6 +90,7 @@ class Snapshotter:
         self._last_commit = last_commit  # sequence, journal offset
         self._last_at = self._threads.monotonic()
         self._not_before = 0.0
+        self._ending = False
 
     def between_batches(self, pipeline: Pipeline, inputs: ShardInputs, payments: int) -> None:
         """The state is that after a batch of `payments`, and nothing writes to it now.
@@ -92,7 +99,7 @@ class Snapshotter:
         for the next payment to be finished.
         """
         self._payments += payments
-        if self._thread is not None and self._thread.is_alive():
+        if self.running is not None:
             return
         self._check_thread()
         if self._capture is None:
@@ -111,7 +118,7 @@ class Snapshotter:
 
     def _write_committed(self) -> None:
         finished, last = self._finished, self._last_commit
-        if finished is None or last is None or finished.sequence != last[0] + 1:
+        if self._ending or finished is None or last is None or finished.sequence != last[0] + 1:
             return
         if last[1] < 0:  # a snapshot without the place of its record is of no use; the next one has another record
             self._give_up("where the journal record stands is not known")
@@ -133,10 +140,28 @@ class Snapshotter:
         self._naming = sequence
         return replace(batch, snapshot=written)
 
+    @property
+    def running(self) -> Thread | None:
+        """The thread of a copy or a write that runs, of a snapshotter before this one too."""
+        return next(
+            (thread for thread in (self._thread, self._former) if thread is not None and thread.is_alive()), None
+        )
+
+    def end(self) -> None:
+        """The shard ends here, so that no record of it names another snapshot: a write ends before its next block."""
+        self._ending = True
+        self._store.give_up()
+
     def close(self) -> None:
-        """Wait for a copy or a write that runs. Raises what ended its thread unexpectedly."""
+        """Wait for a copy or a write that runs, but not for a store that hangs: that thread runs on, and keeps what it
+        reads. Raises what ended a thread unexpectedly."""
+        self.end()
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(END_S)
+            if self._thread.is_alive():
+                worker_metrics.SNAPSHOTS_FAILED.labels(self._label).inc()
+                log.error("snapshot.not_ended", shard=self._shard, waited_s=END_S)
+                return
         self._check_thread()
 
     def _check_thread(self) -> None:
@@ -146,7 +171,10 @@ class Snapshotter:
             return
         if not isinstance(failed, EXPECTED):
             raise FraudScorerError(f"the snapshot writer ended with {type(failed).__name__}: {failed}") from failed
-        self._give_up(str(failed))
+        if self._ending:
+            log.info("snapshot.given_up", shard=self._shard, reason=str(failed))
+        else:
+            self._give_up(str(failed))
 
     def _due(self, pipeline: Pipeline, inputs: ShardInputs) -> bool:
         now = self._threads.monotonic()

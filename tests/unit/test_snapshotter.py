@@ -1,14 +1,18 @@
-"""When a snapshot of a shard is due."""
+"""When a snapshot of a shard is due, and that none holds up the end of its shard."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from features.snapshot_store import SnapshotStoreError
 from scorer.runtime.settings import load
 from scorer.runtime.threads import SystemThreads
+from scorer.worker import snapshotter
 from scorer.worker.ports import Ports
 from scorer.worker.snapshotter import RETRY_S, Snapshotter
 
@@ -44,6 +48,9 @@ class _States:
     def __init__(self) -> None:
         self.written: list[tuple[int, Mapping[str, Any]]] = []
         self.fails = False
+        self.answers = threading.Event()  # a call of the store comes back
+        self.answers.set()
+        self.given_up = False
 
     def capture(self, pipeline: Any) -> _Capture:
         return _Capture()
@@ -51,7 +58,11 @@ class _States:
     def facts(self, pipeline: Any) -> dict[str, Any]:
         return {}
 
+    def give_up(self) -> None:
+        self.given_up = True
+
     def write(self, sequence: int, meta: Mapping[str, Any], parts: Any) -> Any:
+        self.answers.wait()
         if self.fails:
             raise SnapshotStoreError("the store is away")
         self.written.append((sequence, dict(meta)))
@@ -68,10 +79,15 @@ class Made:
         self.threads, self.states = _Threads(), _States()
         self.offset = 600
         self.pipeline: Any = SimpleNamespace(sequence=sequence, bundle=SimpleNamespace(id="b"))
-        self.snapshotter = Snapshotter(
+        self.snapshotter = self.another(kept, None)
+
+    def another(self, kept: Mapping[str, int] | None, former: Any) -> Snapshotter:
+        """The snapshotter of this state, after one that left `former` running."""
+        sequence = self.pipeline.sequence
+        return Snapshotter(
             load(snapshots={"every_s": EVERY_S}), 0, self.states, lambda _: "",  # type: ignore[arg-type]
             Ports(object(), self.threads, self.states),  # type: ignore[arg-type]
-            kept=kept, last_commit=(sequence - 1, 70) if sequence else None,
+            kept=kept, last_commit=(sequence - 1, 70) if sequence else None, former=former,
         )  # fmt: skip
 
     def moved(self, offset: int) -> None:
@@ -87,7 +103,7 @@ class Made:
             self.threads.now += seconds / 8
             self.snapshotter.between_batches(self.pipeline, self._inputs(), 0)
             thread = self.snapshotter._thread
-            if thread is not None:
+            if thread is not None and self.states.answers.is_set():
                 thread.join()
 
     def positions(self) -> list[tuple[int, int]]:
@@ -142,3 +158,26 @@ def test_a_snapshot_that_failed_is_taken_again_of_a_shard_that_has_become_idle()
     made.states.fails = False
     made.idle(RETRY_S + 2 * EVERY_S)
     assert made.positions() == [(6, 640)]
+
+
+def test_a_store_that_hangs_holds_up_no_end_of_a_shard(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shard ends while a call of the store does not come back, and may be taken up again in this process: then no
+    other snapshot is begun until that call has come back, so that one state at most is kept for it."""
+    monkeypatch.setattr(snapshotter, "END_S", 0.05)
+    made = Made(kept=places(600), sequence=5)
+    made.states.answers.clear()
+    made.moved(640)
+    made.idle(2 * EVERY_S)
+    made.snapshotter.close()
+    left = made.snapshotter.running
+    assert made.states.given_up
+    assert left is not None
+    made.snapshotter = made.another(None, left)
+    made.idle(2 * EVERY_S)
+    assert made.snapshotter._thread is None
+    made.states.answers.set()
+    left.join()
+    made.idle(2 * EVERY_S)
+    assert made.positions() == [(6, 640)] * 2
+    made.snapshotter.close()
+    assert made.snapshotter.running is None
