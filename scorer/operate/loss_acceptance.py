@@ -297,10 +297,10 @@ class Recovery:
         """Why these batches cannot be read again; empty when they can."""
         if not records:
             return ""
-        starts: dict[int, int] = self.positions()
-        for record in records:
+        known, starts = self.positions(), dict[int, int]()
+        for record in records:  # of the partitions that they name: what another lacks says nothing of these batches
             for r in record.inputs:
-                starts.setdefault(r.partition, r.start)
+                starts.setdefault(r.partition, known.get(r.partition, r.start))
         labels = records[0].labels
         inputs = ShardInputs(
             self._ports.clients.flat_reader(f"{self._settings.kafka.topic_prefix}fraud-scorer-recover"),
