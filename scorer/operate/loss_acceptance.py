@@ -21,7 +21,7 @@ from schemas.order_record import OrderRecord
 from scorer import kafka
 from scorer.audit.signed.signatures import Signer
 from scorer.bundle import Bundle
-from scorer.errors import PromiseBroken, UsageError
+from scorer.errors import UsageError
 from scorer.journal import journal_reader, order_reader
 from scorer.journal.activated_bundles import Bundles
 from scorer.journal.answered_batches import AnsweredBatches
@@ -406,7 +406,7 @@ class Recovery:
                     raise UsageError(self._too_many(pipeline.sequence, pipeline.sequence + answered))
                 try:
                     return _Claimed(claim, max(answered, len(self._unsettled(claim))))
-                except (MissingRange, kafka.SourceChanged, PromiseBroken):  # the order log is another one as well
+                except (MissingRange, kafka.SourceChanged):  # the order log is another one as well
                     self.numbers_unknown = not answered
                     return _Claimed(claim, answered)
 
