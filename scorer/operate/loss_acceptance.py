@@ -148,6 +148,18 @@ class Recovery:
             )
         return self._journal.last
 
+    def lost_of_all(self) -> list[Loss]:
+        """What this shard lacks of the topics that every shard reads."""
+        last, topics = self._journal.last, (self._topics.control, self._topics.labels)
+        if last is None:
+            return []
+        starts = self._broker.starts([TopicPartition(topic, 0) for topic in topics])
+        return [
+            Loss(topic, 0, decided.end, start)
+            for topic, decided, start in zip(topics, (last.control, last.labels), starts, strict=True)
+            if decided is not None and decided.end < start
+        ]
+
     def positions(self) -> dict[int, int]:
         """Where the journal says that each payments partition was decided to."""
         return self._journal.positions
@@ -652,15 +664,26 @@ def unfit_shards(settings: Settings) -> Sequence[int]:
     return unfit or shards(settings)
 
 
-def by_shard(losses: Sequence[Loss], settings: Settings) -> Mapping[int, list[Loss]]:
-    """Losses by the shard that reads the partition; topics control and labels are read by every shard."""
+def by_shard(losses: Sequence[Loss], settings: Settings, *, ports: Ports | None = None) -> Mapping[int, list[Loss]]:
+    """Losses by the shard that reads the partition. Topics control and labels are read by every shard, each from where
+    it has decided to: a loss there is that of the shards that lack this very range. Raises UsageError where none does.
+    """
     topics, count = Topics.of(settings.kafka), settings.worker.shards
+    lost: dict[int, list[Loss]] | None = None
     found: dict[int, list[Loss]] = {}
     for loss in losses:
         if loss.topic in (topics.order, BATCHES) and loss.partition >= count:
             raise UsageError(f"{loss.topic}:{loss.partition}: there are shards 0 to {count - 1}")
-        of_one = loss.topic in (topics.payments, topics.order, BATCHES)
-        of = (loss.partition % count,) if of_one else range(count)
+        of: Sequence[int] = (loss.partition % count,)
+        if loss.topic not in (topics.payments, topics.order, BATCHES):
+            lost = lost or {shard: Recovery(settings, shard, ports=ports).lost_of_all() for shard in range(count)}
+            of = [shard for shard, lacking in lost.items() if loss in lacking]
+            if not of:
+                lacks = {
+                    (each.start, each.end) for lacking in lost.values() for each in lacking if each.topic == loss.topic
+                }
+                missing = " and ".join(f"{start}-{end}" for start, end in sorted(lacks)) or "nothing"
+                raise UsageError(f"{loss.topic}/{loss.partition}: {missing} is missing, not {loss.start}-{loss.end}")
         for shard in of:
             found.setdefault(shard, []).append(loss)
     return found

@@ -51,6 +51,7 @@ Rows of FAULTS.md that a worker meets, and their tests with such a reader:
           integration/test_order_cut.py
     25    integration/test_broker_changes.py
     26    integration/test_broker_changes.py
+          faults/test_shared_topics.py::test_row_26_what_shards_lack_of_a_topic_that_all_read_is_accepted_range_by_range
     27    integration/test_fencing.py
           integration/test_broker_limits.py
           faults/test_group_protocols.py::test_another_application_is_refused
