@@ -33,6 +33,7 @@ from scorer.runtime.settings import Settings
 from scorer.worker.batch_traces import Tracer
 from scorer.worker.follower import Follower, shard_partitions
 from scorer.worker.order_log import OrderLog
+from scorer.worker.owner_clients import OwnerClients
 from scorer.worker.pending_commits import PendingCommits
 from scorer.worker.ports import Ports
 from scorer.worker.publisher import Publisher
@@ -43,7 +44,6 @@ BATCHES = "batches"
 # As many numbers are used up at most, a record of the journal each.
 BATCHES_LOST_MAX = 10_000
 READ_AGAIN_S = 10.0  # without progress, a batch cannot be read again
-INIT_TIMEOUT_S = 60.0
 TIMEOUT_S = 30.0
 Trouble = Literal["ok", "made anew", "lost", "cut", "added"]
 
@@ -117,6 +117,7 @@ class Recovery:
         self._topics = Topics.of(settings.kafka)
         self._ports = ports or Ports.real(settings)
         self._broker = self._ports.clients.broker()
+        self._clients = OwnerClients(settings, self._ports, shard)
         # What the numbers of batches were that `new_state` gave up could not be read: they may be used again.
         self.numbers_unknown = False
         self._look()
@@ -497,7 +498,8 @@ class Recovery:
 
     def _claimed(self, use: Callable[[OrderLog], _Claimed]) -> _Claimed:
         """What `use` gives for the shard's order log, if it has one."""
-        log = order_log(self._settings, self._ports, self._shard, {}, producer=self._ports.clients.log_producer)
+        limits = self._clients.limits()
+        log = order_log(self._settings, self._ports, self._shard, limits, producer=self._clients.log_producer)
         if log is None:
             return _Claimed(None, 0)
         try:
@@ -548,12 +550,15 @@ class Recovery:
 
     def _publisher(self) -> Publisher:
         """With which no worker of the shard can commit any more."""
-        producer = self._ports.clients.transactional_producer(f"shard-{self._shard}")
-        try:
-            producer.init_transactions(INIT_TIMEOUT_S)
-        except KafkaException as exc:
-            raise kafka.failure(exc) from exc
-        return Publisher(producer, self._topics, self._ports.threads, shard=self._shard, group_metadata=lambda: None)
+        limits = self._clients.limits()
+        return Publisher(
+            self._clients.fencing_producer(),
+            self._topics,
+            self._ports.threads,
+            shard=self._shard,
+            group_metadata=lambda: None,
+            limits=limits,
+        )
 
     def _commit(
         self,
