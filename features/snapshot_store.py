@@ -111,8 +111,18 @@ class SnapshotStore:
         # Blocks that this process has written, or has read and compared with their checksum; others are read before a
         # snapshot relies on them.
         self._sound: set[str] = set()
+        self._given_up = False
         # Checksums of arrays that never change, by the object they belong to.
         self._sealed: WeakKeyDictionary[Any, list[str]] = WeakKeyDictionary()
+
+    def give_up(self) -> None:
+        """Let a write or a deletion that runs end before its next block, and refuse any other: from any thread, once
+        and for all."""
+        self._given_up = True
+
+    def _go_on(self) -> None:
+        if self._given_up:
+            raise SnapshotStoreError(f"{self._root}: given up by its writer")
 
     def write(self, sequence: int, meta: Mapping[str, Any], parts: Mapping[str, Image]) -> Written:
         """Write the images of all parts (engine, dedupe table …) as snapshot `sequence`. Raises SnapshotStoreError."""
@@ -134,6 +144,7 @@ class SnapshotStore:
                 if known is None or not self._sound.issuperset(known):
                     known = []
                     for start in range(0, len(flat), BLOCK_BYTES):
+                        self._go_on()
                         block = flat[start : start + BLOCK_BYTES].data
                         digest = hashlib.sha256(block).hexdigest()
                         if sizes.get(digest) != len(block) or not self._is_sound(digest):
@@ -148,6 +159,7 @@ class SnapshotStore:
                 total += len(flat)
                 blocks += len(known)
             body["parts"][part] = {"meta": dict(image.meta), "arrays": arrays}
+        self._go_on()
         text = json.dumps(body, sort_keys=True, separators=(",", ":"))
         digest = hashlib.sha256(text.encode()).hexdigest()
         proof = {} if self._key is None else {"hmac": _hmac(self._key, text)}
@@ -202,12 +214,15 @@ class SnapshotStore:
         kept = self.sequences()
         needed: set[str] = set()
         for sequence in kept[:keep]:
+            self._go_on()
             # A damaged manifest names no blocks: then none is deleted, because the snapshot may still be repaired.
             needed.update(self._needed(self.manifest(sequence).body))
         for sequence in kept[keep:]:
+            self._go_on()
             self._fs.rm_file(self._path(sequence))
         stale = [digest for digest in self._stored_blocks() if digest not in needed]
         for digest in stale:
+            self._go_on()
             with contextlib.suppress(FileNotFoundError):
                 self._fs.rm_file(f"{self._root}/blocks/{digest}")
             self._distrust(digest)

@@ -349,7 +349,22 @@ def fetch(record: BatchOrder, inputs: ShardInputs, wait_s: float) -> int:
     payments came."""
     for buffer in (*(inputs.buffers[r.partition] for r in record.inputs), inputs.control, inputs.labels):
         inputs.resume(buffer)
-    return inputs.fill(wait_s)
+    empty = [r for r in record.inputs if _holds_no_payment(record, r)]
+    unread = [inputs.buffers[r.partition] for r in empty]
+    # Of a partition that the record does not need nothing is said here: what it lacks is shown where it is needed.
+    count = inputs.fill(wait_s, [buffer for buffer in inputs.lacking(record) if buffer not in unread])
+    inputs.pass_gone(empty)
+    return count
+
+
+def _holds_no_payment(record: BatchOrder, of: InputRange) -> bool:
+    """Whether a range of the record is known to hold transaction markers and aborted records alone: when retention has
+    taken those, nothing is missing."""
+    if of.records_end is not None and of.records_end <= of.start:
+        return True
+    if isinstance(record, OrderRecord):
+        return record.records == 0
+    return isinstance(record, JournalRecord) and not (record.decisions or record.dead_letters)
 
 
 def _degraded(record: BatchOrder, count: int) -> npt.NDArray[np.bool_] | None:

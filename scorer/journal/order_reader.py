@@ -18,7 +18,6 @@ from confluent_kafka import KafkaError, Message, TopicPartition
 
 from schemas.order_record import ClaimRecord, OrderError, OrderRecord, order_log_record
 from scorer import kafka
-from scorer.errors import PromiseBroken
 from scorer.journal.journal_reader import WAY_OUT
 from scorer.journal.partition_buffers import MissingRange
 from scorer.runtime.settings import KafkaSettings, Settings
@@ -39,6 +38,10 @@ class Settled(NamedTuple):
 
 class OrdersLost(kafka.SourceChanged):
     """The order log does not hold what it has acknowledged."""
+
+
+class OrderUnreadable(kafka.SourceChanged):
+    """The order log holds what is no record of it: a stranger has written there, or a later release."""
 
 
 class Epochs:
@@ -83,8 +86,8 @@ def unsettled(
     """The batches that count before offset `end` (that of a claim) and follow batch `sequence` - 1, which the journal
     ends with; each with its offset.
 
-    Raises MissingRange when what is needed is gone, SourceChanged when the log is another one or batches of it are gone
-    (OrdersLost), NoProgress when reading stalls.
+    Raises MissingRange when what is needed is gone, SourceChanged when the log is another one, when batches of it are
+    gone (OrdersLost) or when it holds what is no record of it (OrderUnreadable), NoProgress when reading stalls.
     """
     place = TopicPartition(kafka.Topics.of(settings).order, shard)
     name = f"{place.topic}/{place.partition}"
@@ -145,7 +148,7 @@ class OrderLogReader:
         """What has come, each with its offset, waiting at most `wait_s` for the first.
 
         Raises MissingRange when records before it are gone, SourceChanged when the log does not hold the record that
-        the journal names, PromiseBroken for what is no record of it.
+        the journal names, or holds what is no record of it (OrderUnreadable).
         """
         return [(o, record) for o, record, counts in self._read(wait_s) if counts and isinstance(record, OrderRecord)]
 
@@ -253,7 +256,9 @@ def _taken(message: Message, position: int, place: TopicPartition) -> tuple[int,
             return offset + 1, (offset, order_log_record(message.value()))
         except OrderError as exc:
             name = f"{place.topic}/{place.partition}"
-            raise PromiseBroken(f"{name} offset {offset}: {exc}; the order log was changed") from exc
+            raise OrderUnreadable(
+                f"{name} offset {offset}: {exc}. A stranger has written to the order log, or a later release. {WAY_OUT}"
+            ) from exc
     if error.code() == KafkaError._PARTITION_EOF:
         return max(position, kafka.present(message.offset(), "offset")), None
     failed = kafka.read_failure(error, f"{place.topic}/{place.partition}")

@@ -7,7 +7,7 @@ partition that runs ahead of the others is paused, so that memory stays bounded 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import NamedTuple
@@ -106,6 +106,11 @@ class PartitionBuffer:
         self.event_time_ms = _NO_TIMES
         self.at_end = False
         self.paused = False
+
+    @property
+    def place(self) -> tuple[str, int]:
+        """Topic and partition."""
+        return self.partition.topic, self.partition.partition
 
     @property
     def bytes(self) -> int:
@@ -267,6 +272,7 @@ class ShardInputs:
         self.control = PartitionBuffer(TopicPartition(control, 0), control_position, last.get("control"))
         self.labels = PartitionBuffer(TopicPartition(labels, 0), labels_position, last.get("labels"))
         self._created = _CreatedAllowed({}, 0)
+        self._gone: dict[tuple[str, int], str] = {}  # partitions whose next records are gone, with what to say of it
         self._assign()
 
     def _assign(self) -> None:
@@ -279,6 +285,7 @@ class ShardInputs:
                 self._reader.resume(paused)
         for buffer in self._all:
             buffer.paused = buffer.at_end = False
+        self._gone.clear()
         with surfaced():
             self._reader.assign([buffer.next for buffer in self._all])
 
@@ -320,6 +327,12 @@ class ShardInputs:
         return {name: last for name, buffer in named.items() if (last := buffer.last_taken) is not None}
 
     @property
+    def places(self) -> dict[str, int]:
+        """Up to where each partition was handed out, named as `last` has them."""
+        payments = {str(p): buffer.position for p, buffer in self.buffers.items()}
+        return payments | {"control": self.control.position, "labels": self.labels.position}
+
+    @property
     def all_buffers(self) -> Sequence[PartitionBuffer]:
         """Those of the payments partitions, then control, then labels."""
         return tuple(self._all)
@@ -334,8 +347,19 @@ class ShardInputs:
         """Payments read and not yet handed out."""
         return sum(len(buffer.records) for buffer in self.buffers.values())
 
-    def fill(self, wait_s: float) -> int:
-        """Read what is there, waiting at most `wait_s` for the first record. Returns how many payments came."""
+    def fill(self, wait_s: float, needed: Collection[PartitionBuffer] | None = None) -> int:
+        """Read what is there, waiting at most `wait_s` for the first record. Returns how many payments came.
+
+        Raises MissingRange when what comes next in one of `needed` is gone; without it, in any partition.
+        """
+        count = self._read(wait_s)
+        if self._gone:
+            for buffer in self._all if needed is None else needed:
+                if buffer.place in self._gone:
+                    raise MissingRange(self._gone[buffer.place])
+        return count
+
+    def _read(self, wait_s: float) -> int:
         room = sum(self._records_max - len(buffer.records) for buffer in self.buffers.values() if not buffer.paused)
         with surfaced():
             blocks, events = self._reader.read(wait_s, max(1, min(CONSUME_MAX, room)))
@@ -386,10 +410,15 @@ class ShardInputs:
             if self._is_before(message):
                 self._assign()
                 return
-            raise MissingRange(
+            reason = (
                 f"{failed}: records may be gone that were not decided yet. `fraud-scorer recover` shows which, and can "
                 "accept that"
             )
+            place = message.topic(), message.partition()
+            if (known := next((buffer.place for buffer in self._all if buffer.place == place), None)) is None:
+                raise MissingRange(reason)
+            self._gone[known] = reason  # the others are read on
+            return
         if not isinstance(failed, Away):  # what passes by itself is waited for
             raise failed
 
@@ -401,7 +430,7 @@ class ShardInputs:
         """
         place, offset = (message.topic(), message.partition()), message.offset()
         for buffer in self._all:
-            if place == (buffer.partition.topic, buffer.partition.partition) and offset is not None:
+            if place == buffer.place and offset is not None:
                 if offset == buffer.records_end < buffer.reached:
                     buffer.epoch = -1
                 return 0 <= offset < buffer.reached
@@ -485,11 +514,24 @@ class ShardInputs:
 
     def holds(self, record: BatchOrder) -> bool:
         """Whether its ranges were read to their ends."""
-        return (
-            record.control.end <= max(self.control.reached, self.control.position)
-            and (record.labels is None or record.labels.end <= max(self.labels.reached, self.labels.position))
-            and all(r.end <= self.buffers[r.partition].reached for r in record.inputs)
-        )
+        return not self.lacking(record)
+
+    def lacking(self, record: BatchOrder) -> list[PartitionBuffer]:
+        """The partitions of which its ranges were not read to their ends."""
+        ends = [(self.buffers[r.partition], r.end) for r in record.inputs]
+        ends += [(self.control, record.control.end)]
+        ends += [] if record.labels is None else [(self.labels, record.labels.end)]
+        return [buffer for buffer, end in ends if end > max(buffer.reached, buffer.position)]
+
+    def pass_gone(self, ranges: Sequence[InputRange]) -> None:
+        """Of `ranges`, which hold no record, take those for read that are gone from their log: reading goes on behind
+        them."""
+        gone = [(self.buffers[r.partition], r.end) for r in ranges if self.buffers[r.partition].place in self._gone]
+        gone = [(buffer, end) for buffer, end in gone if end > buffer.reached]
+        for buffer, end in gone:
+            buffer.reached, buffer.epoch = end, -1  # nothing is left to compare with
+        if gone:
+            self._assign()
 
     def _taken(
         self,

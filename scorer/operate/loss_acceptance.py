@@ -21,7 +21,7 @@ from schemas.order_record import OrderRecord
 from scorer import kafka
 from scorer.audit.signed.signatures import Signer
 from scorer.bundle import Bundle
-from scorer.errors import PromiseBroken, UsageError
+from scorer.errors import UsageError
 from scorer.journal import journal_reader, order_reader
 from scorer.journal.activated_bundles import Bundles
 from scorer.journal.answered_batches import AnsweredBatches
@@ -33,6 +33,7 @@ from scorer.runtime.settings import Settings
 from scorer.worker.batch_traces import Tracer
 from scorer.worker.follower import Follower, shard_partitions
 from scorer.worker.order_log import OrderLog
+from scorer.worker.owner_clients import OwnerClients
 from scorer.worker.pending_commits import PendingCommits
 from scorer.worker.ports import Ports
 from scorer.worker.publisher import Publisher
@@ -43,7 +44,6 @@ BATCHES = "batches"
 # As many numbers are used up at most, a record of the journal each.
 BATCHES_LOST_MAX = 10_000
 READ_AGAIN_S = 10.0  # without progress, a batch cannot be read again
-INIT_TIMEOUT_S = 60.0
 TIMEOUT_S = 30.0
 Trouble = Literal["ok", "made anew", "lost", "cut", "added"]
 
@@ -117,6 +117,7 @@ class Recovery:
         self._topics = Topics.of(settings.kafka)
         self._ports = ports or Ports.real(settings)
         self._broker = self._ports.clients.broker()
+        self._clients = OwnerClients(settings, self._ports, shard)
         # What the numbers of batches were that `new_state` gave up could not be read: they may be used again.
         self.numbers_unknown = False
         self._look()
@@ -147,6 +148,18 @@ class Recovery:
                 f"the journal of shard {self._shard} is empty: nothing was decided, nothing can be missing"
             )
         return self._journal.last
+
+    def lost_of_all(self) -> list[Loss]:
+        """What this shard lacks of the topics that every shard reads."""
+        last, topics = self._journal.last, (self._topics.control, self._topics.labels)
+        if last is None:
+            return []
+        starts = self._broker.starts([TopicPartition(topic, 0) for topic in topics])
+        return [
+            Loss(topic, 0, decided.end, start)
+            for topic, decided, start in zip(topics, (last.control, last.labels), starts, strict=True)
+            if decided is not None and decided.end < start
+        ]
 
     def positions(self) -> dict[int, int]:
         """Where the journal says that each payments partition was decided to."""
@@ -297,10 +310,10 @@ class Recovery:
         """Why these batches cannot be read again; empty when they can."""
         if not records:
             return ""
-        starts: dict[int, int] = self.positions()
-        for record in records:
+        known, starts = self.positions(), dict[int, int]()
+        for record in records:  # of the partitions that they name: what another lacks says nothing of these batches
             for r in record.inputs:
-                starts.setdefault(r.partition, r.start)
+                starts.setdefault(r.partition, known.get(r.partition, r.start))
         labels = records[0].labels
         inputs = ShardInputs(
             self._ports.clients.flat_reader(f"{self._settings.kafka.topic_prefix}fraud-scorer-recover"),
@@ -406,7 +419,7 @@ class Recovery:
                     raise UsageError(self._too_many(pipeline.sequence, pipeline.sequence + answered))
                 try:
                     return _Claimed(claim, max(answered, len(self._unsettled(claim))))
-                except (MissingRange, kafka.SourceChanged, PromiseBroken):  # the order log is another one as well
+                except (MissingRange, kafka.SourceChanged):  # the order log is another one as well
                     self.numbers_unknown = not answered
                     return _Claimed(claim, answered)
 
@@ -485,7 +498,8 @@ class Recovery:
 
     def _claimed(self, use: Callable[[OrderLog], _Claimed]) -> _Claimed:
         """What `use` gives for the shard's order log, if it has one."""
-        log = order_log(self._settings, self._ports, self._shard, {}, producer=self._ports.clients.log_producer)
+        limits = self._clients.limits()
+        log = order_log(self._settings, self._ports, self._shard, limits, producer=self._clients.log_producer)
         if log is None:
             return _Claimed(None, 0)
         try:
@@ -536,12 +550,15 @@ class Recovery:
 
     def _publisher(self) -> Publisher:
         """With which no worker of the shard can commit any more."""
-        producer = self._ports.clients.transactional_producer(f"shard-{self._shard}")
-        try:
-            producer.init_transactions(INIT_TIMEOUT_S)
-        except KafkaException as exc:
-            raise kafka.failure(exc) from exc
-        return Publisher(producer, self._topics, self._ports.threads, shard=self._shard, group_metadata=lambda: None)
+        limits = self._clients.limits()
+        return Publisher(
+            self._clients.fencing_producer(),
+            self._topics,
+            self._ports.threads,
+            shard=self._shard,
+            group_metadata=lambda: None,
+            limits=limits,
+        )
 
     def _commit(
         self,
@@ -652,15 +669,26 @@ def unfit_shards(settings: Settings) -> Sequence[int]:
     return unfit or shards(settings)
 
 
-def by_shard(losses: Sequence[Loss], settings: Settings) -> Mapping[int, list[Loss]]:
-    """Losses by the shard that reads the partition; topics control and labels are read by every shard."""
+def by_shard(losses: Sequence[Loss], settings: Settings, *, ports: Ports | None = None) -> Mapping[int, list[Loss]]:
+    """Losses by the shard that reads the partition. Topics control and labels are read by every shard, each from where
+    it has decided to: a loss there is that of the shards that lack this very range. Raises UsageError where none does.
+    """
     topics, count = Topics.of(settings.kafka), settings.worker.shards
+    lost: dict[int, list[Loss]] | None = None
     found: dict[int, list[Loss]] = {}
     for loss in losses:
         if loss.topic in (topics.order, BATCHES) and loss.partition >= count:
             raise UsageError(f"{loss.topic}:{loss.partition}: there are shards 0 to {count - 1}")
-        of_one = loss.topic in (topics.payments, topics.order, BATCHES)
-        of = (loss.partition % count,) if of_one else range(count)
+        of: Sequence[int] = (loss.partition % count,)
+        if loss.topic not in (topics.payments, topics.order, BATCHES):
+            lost = lost or {shard: Recovery(settings, shard, ports=ports).lost_of_all() for shard in range(count)}
+            of = [shard for shard, lacking in lost.items() if loss in lacking]
+            if not of:
+                lacks = {
+                    (each.start, each.end) for lacking in lost.values() for each in lacking if each.topic == loss.topic
+                }
+                missing = " and ".join(f"{start}-{end}" for start, end in sorted(lacks)) or "nothing"
+                raise UsageError(f"{loss.topic}/{loss.partition}: {missing} is missing, not {loss.start}-{loss.end}")
         for shard in of:
             found.setdefault(shard, []).append(loss)
     return found

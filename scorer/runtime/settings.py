@@ -326,7 +326,7 @@ class SnapshotSettings(Section):
         default=1_000_000, ge=0, description="a snapshot after so many payments; 0: not by count"
     )
     every_s: float = Field(
-        default=300.0, ge=0, description="a snapshot after so many seconds with payments; 0: not by time"
+        default=300.0, ge=0, description="a snapshot after so many seconds in which something was read; 0: not by time"
     )
     kept: int = Field(
         default=3, ge=1, le=1000, description="snapshots kept: when the newest is bad, the next one serves"

@@ -65,6 +65,7 @@ class _Start(NamedTuple):
     fresh: bool
     last: Mapping[str, kafka.LastRecord]
     settled: order_reader.Settled | None = None
+    journal_offset: int = -1  # of a snapshot's own record
 
 
 class Follower:
@@ -99,7 +100,7 @@ class Follower:
         payments = facts[self._topics.payments]
         self._sources = journal_reader.sources_of(facts, self._topics)
         self.deployment = journal_reader.deployment_of(facts, self._topics)
-        self._left: deque[JournalRecord] = deque()  # read, and not decided again yet
+        self._left: deque[tuple[int, JournalRecord]] = deque()  # read, and not decided again yet
         self._orders: order_reader.OrderLogReader | None = None
         self._orders_from: order_reader.Settled | None = None  # where they were read from
         self._held: deque[order_reader.Ordered] = deque()  # orders, read and not decided yet
@@ -115,7 +116,10 @@ class Follower:
         # Of the batch that follows the journal, as far as it was read; and the head of the one before.
         self.sequence, self._head = self.pipeline.sequence, self.pipeline.head
         self._settled = at.settled
+        self._journal_offset = at.journal_offset
         self.inputs = self._inputs(at)
+        # Of the snapshot that the state was made from; None without one.
+        self.snapshot_places = self.inputs.places if at.journal_offset >= 0 else None
 
     def _from_scratch(self, partitions: list[int]) -> _Start:
         """From the journal's first record, or the last one at which an operator let the state begin anew."""
@@ -287,6 +291,7 @@ class Follower:
             fresh=False,
             last=records,
             settled=_settled_by(last),
+            journal_offset=offset,
         )
 
     def _snapshot_bundle(self, bundle_id: str, hint: str) -> Bundle:
@@ -492,10 +497,10 @@ class Follower:
         """Decide again what the journal has given; gives how many batches. What is left when `stop` is set waits for
         the next call.
         """
-        self._left.extend(record for _, record in records)
+        self._left.extend(records)
         count = 0
         while self._left and not stop.is_set():
-            record = self._left[0]
+            _, record = self._left[0]
             if self._ahead:
                 self._ahead.confirm(record)
                 self._committed(record)
@@ -525,11 +530,16 @@ class Follower:
 
     def _committed(self, record: JournalRecord) -> None:
         """The first of the journal's records that are left is decided, and equal."""
-        self._left.popleft()
+        self._journal_offset, _ = self._left.popleft()
         self.sequence, self._head = record.sequence + 1, record.head
         self._settled = _settled_by(record) or self._settled
         if not self._ahead:
             self.pipeline.head = record.head
+
+    @property
+    def last_commit(self) -> tuple[int, int] | None:
+        """Number and journal offset of the last of the journal's batches that the state has; None before the first."""
+        return None if self._journal_offset < 0 else (self.sequence - 1, self._journal_offset)
 
     @property
     def settled(self) -> bool:

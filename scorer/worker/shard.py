@@ -37,7 +37,7 @@ from scorer.policy import FLAG
 from scorer.runtime import fault_points
 from scorer.runtime.metric_families import Buckets, Family
 from scorer.runtime.settings import Settings
-from scorer.runtime.threads import Event, Threads
+from scorer.runtime.threads import Event, Thread, Threads
 from scorer.worker import worker_metrics
 from scorer.worker.activator import Activator
 from scorer.worker.answers import answers_of
@@ -104,6 +104,7 @@ class Shard:
         self._gauges_at = 0.0
         self._lag = LagGauges(number, ports.threads)
         self._snapshotter: Snapshotter | None = None
+        self._left: Thread | None = None  # a copy or a write of a snapshot that has not ended with its state
         self._batcher: Batcher | None = None
         self._steps = _Steps(ports.threads)
         self.waits_for = ""  # what keeps it from recovering, for people
@@ -165,8 +166,9 @@ class Shard:
             store = self._ports.states.store(self._number)
             if store is not None:
                 self._snapshotter = Snapshotter(
-                    self._settings, self._number, store, self._bundles.location, self._ports
-                )
+                    self._settings, self._number, store, self._bundles.location, self._ports,
+                    kept=follower.snapshot_places, last_commit=follower.last_commit, former=self._left,
+                )  # fmt: skip
             commits = PendingCommits(publisher, *ahead_max(worker), self._committed)
             if not worker.fast_decisions and not stop.is_set():
                 order = order_log(
@@ -200,6 +202,8 @@ class Shard:
             worker_metrics.BUFFERED.remove(self._label)
             worker_metrics.IN_FLIGHT.remove(self._label)
             try:
+                if self._snapshotter is not None:
+                    self._snapshotter.end()  # while the publisher's last commit is waited for
                 if publisher is not None:
                     publisher.close()
                 if order is not None:
@@ -208,13 +212,18 @@ class Shard:
                     answered.close()
                 if self._snapshotter is not None:
                     self._snapshotter.close()
-                    self._snapshotter = None
+                    self._left, self._snapshotter = self._snapshotter.running, None
             finally:
                 clients.close()
                 if standby is not None:
                     standby.close()
                 if follower is not None:
                     follower.close()
+
+    @property
+    def left_running(self) -> bool:
+        """Whether a copy or a write of a snapshot runs on, which only its store or the end of the process ends."""
+        return self._left is not None and self._left.is_alive()
 
     def _wait(self, reason: str) -> None:
         self.waits_for = reason
@@ -323,6 +332,8 @@ class Shard:
             if self._snapshotter is not None:
                 self._snapshotter.between_batches(pipeline, inputs, len(outcomes.records))
         self._log.info("shard.stopped_deciding", sequence=pipeline.sequence, uncommitted=len(commits))
+        if self._snapshotter is not None:
+            self._snapshotter.end()  # while the last commits are waited for
         publisher.end_gathering()
         commits.finish()
 

@@ -33,6 +33,9 @@ log = structlog.get_logger()
 
 # A snapshot that could not be finished or written is tried again no sooner.
 RETRY_S = 30.0
+# How long the end of a shard waits for a block that is being written, or for a copy: a shard that has to be handed over
+# in 35 s, or decides again after a failed commit, waits for no upload.
+END_S = 5.0
 # What a store or a disk may do; anything else that ends the thread is a defect and ends the process.
 EXPECTED = (SnapshotError, OSError, MemoryError)
 
@@ -54,8 +57,20 @@ class Snapshotter:
     """Takes the snapshots of one owned shard. All calls from the shard's own thread."""
 
     def __init__(
-        self, settings: Settings, shard: int, store: Store, bundle_location: Callable[[str], str], ports: Ports
+        self,
+        settings: Settings,
+        shard: int,
+        store: Store,
+        bundle_location: Callable[[str], str],
+        ports: Ports,
+        *,
+        kept: Mapping[str, int] | None = None,
+        last_commit: tuple[int, int] | None = None,
+        former: Thread | None = None,
     ) -> None:
+        """`former`: what a snapshotter of this shard before this one has left running; nothing is begun beside it.
+        `kept`: the positions in the snapshot that the state was made from, as `places` gives them; None without one.
+        `last_commit`: as `committed` is told, of the last batch that was decided again."""
         self._threads, self._states = ports.threads, ports.states
         self._every_payments = settings.snapshots.every_payments
         self._every_s = settings.snapshots.every_s
@@ -65,14 +80,17 @@ class Snapshotter:
         self._bundle_location = bundle_location
         self._capture: Capture | None = None
         self._finished: _Finished | None = None
+        self._former = former
         self._thread: Thread | None = None
         self._failed: Exception | None = None
         self._written: SnapshotDigest | None = None
         self._naming: int | None = None  # sequence of the batch whose record names one
         self._payments = 0
-        self._last_commit: tuple[int, int] | None = None  # sequence, journal offset
+        self._kept_places = kept  # of the newest snapshot; None: not known
+        self._last_commit = last_commit  # sequence, journal offset
         self._last_at = self._threads.monotonic()
         self._not_before = 0.0
+        self._ending = False
 
     def between_batches(self, pipeline: Pipeline, inputs: ShardInputs, payments: int) -> None:
         """The state is that after a batch of `payments`, and nothing writes to it now.
@@ -81,11 +99,11 @@ class Snapshotter:
         for the next payment to be finished.
         """
         self._payments += payments
-        if self._thread is not None and self._thread.is_alive():
+        if self.running is not None:
             return
         self._check_thread()
         if self._capture is None:
-            if self._finished is None and self._due():
+            if self._finished is None and self._due(pipeline, inputs):
                 self._begin(pipeline)
             return
         self._finish(pipeline, inputs)
@@ -100,7 +118,7 @@ class Snapshotter:
 
     def _write_committed(self) -> None:
         finished, last = self._finished, self._last_commit
-        if finished is None or last is None or finished.sequence != last[0] + 1:
+        if self._ending or finished is None or last is None or finished.sequence != last[0] + 1:
             return
         if last[1] < 0:  # a snapshot without the place of its record is of no use; the next one has another record
             self._give_up("where the journal record stands is not known")
@@ -122,10 +140,28 @@ class Snapshotter:
         self._naming = sequence
         return replace(batch, snapshot=written)
 
+    @property
+    def running(self) -> Thread | None:
+        """The thread of a copy or a write that runs, of a snapshotter before this one too."""
+        return next(
+            (thread for thread in (self._thread, self._former) if thread is not None and thread.is_alive()), None
+        )
+
+    def end(self) -> None:
+        """The shard ends here, so that no record of it names another snapshot: a write ends before its next block."""
+        self._ending = True
+        self._store.give_up()
+
     def close(self) -> None:
-        """Wait for a copy or a write that runs. Raises what ended its thread unexpectedly."""
+        """Wait for a copy or a write that runs, but not for a store that hangs: that thread runs on, and keeps what it
+        reads. Raises what ended a thread unexpectedly."""
+        self.end()
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(END_S)
+            if self._thread.is_alive():
+                worker_metrics.SNAPSHOTS_FAILED.labels(self._label).inc()
+                log.error("snapshot.not_ended", shard=self._shard, waited_s=END_S)
+                return
         self._check_thread()
 
     def _check_thread(self) -> None:
@@ -135,13 +171,20 @@ class Snapshotter:
             return
         if not isinstance(failed, EXPECTED):
             raise FraudScorerError(f"the snapshot writer ended with {type(failed).__name__}: {failed}") from failed
-        self._give_up(str(failed))
+        if self._ending:
+            log.info("snapshot.given_up", shard=self._shard, reason=str(failed))
+        else:
+            self._give_up(str(failed))
 
-    def _due(self) -> bool:
+    def _due(self, pipeline: Pipeline, inputs: ShardInputs) -> bool:
         now = self._threads.monotonic()
         enough = bool(self._every_payments) and self._payments >= self._every_payments
-        late = bool(self._every_s) and now - self._last_at >= self._every_s and self._payments > 0
-        return (enough or late) and now >= self._not_before
+        late = bool(self._every_s) and now - self._last_at >= self._every_s
+        # Also where no payment was read: what lies behind the positions of the newest snapshot may be removed from the
+        # topics, and a state from that snapshot has to read it again.
+        return now >= self._not_before and (
+            enough or (late and pipeline.sequence > 0 and inputs.places != self._kept_places)
+        )
 
     def _begin(self, pipeline: Pipeline) -> None:
         started = self._threads.monotonic()
@@ -179,7 +222,7 @@ class Snapshotter:
             "bundle_location": self._bundle_location(pipeline.bundle.id),
         }
         self._finished = _Finished(pipeline.sequence, known, parts)
-        self._payments, self._last_at = 0, self._threads.monotonic()
+        self._payments, self._last_at, self._kept_places = 0, self._threads.monotonic(), inputs.places
         self._write_committed()  # of an idle shard the batch is committed already
 
     def _pause(self, started: float) -> None:
@@ -213,5 +256,5 @@ class Snapshotter:
     def _give_up(self, reason: str) -> None:
         worker_metrics.SNAPSHOTS_FAILED.labels(self._label).inc()
         log.warning("snapshot.failed", shard=self._shard, reason=reason)
-        self._capture, self._finished = None, None
+        self._capture, self._finished, self._kept_places = None, None, None
         self._not_before = self._threads.monotonic() + RETRY_S

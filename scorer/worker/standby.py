@@ -11,6 +11,7 @@ import structlog
 
 from scorer import kafka
 from scorer.journal.activated_bundles import Bundles
+from scorer.journal.order_reader import OrderUnreadable
 from scorer.journal.partition_buffers import MissingRange
 from scorer.runtime.settings import Settings
 from scorer.worker import worker_metrics
@@ -26,9 +27,9 @@ RETRY_S = 5.0
 class Standby:
     """Follows until its state is taken, or until it is closed.
 
-    A broker that is away, records that are gone before they were followed, and orders that an operator gave up begin it
-    anew after a pause. Anything else, a digest that differs above all, ends it and stands in `failure`: this process
-    must not take the shard over.
+    A broker that is away, records that are gone before they were followed, orders that an operator gave up or has to
+    give up begin it anew after a pause. Anything else, a digest that differs above all, ends it and stands in
+    `failure`: this process must not take the shard over.
     """
 
     def __init__(self, settings: Settings, bundles: Bundles, shard: int, ports: Ports) -> None:
@@ -64,7 +65,7 @@ class Standby:
                     self._wait("")
 
             follower.follow(self._stop, between)
-        except (kafka.KafkaFailure, MissingRange) as exc:
+        except (kafka.KafkaFailure, MissingRange, OrderUnreadable) as exc:
             if self.warm:
                 self.began_at = self._ports.threads.monotonic()
             self._drop()

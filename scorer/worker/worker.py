@@ -359,6 +359,7 @@ class Worker:
                 self._failures.append(kafka.KafkaFailure(f"shard {number} did not end within {bound_s:g} s"))
             elif owned.failure is not None:
                 self._failures.append(owned.failure)
+            self._left_running |= owned.shard.left_running
             worker_metrics.forget(number)
             log.info("shard.released", shard=number)
         worker_metrics.OWNED.set(len(self._owned))

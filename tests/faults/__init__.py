@@ -33,6 +33,7 @@ Rows of FAULTS.md that a worker meets, and their tests with such a reader:
           faults/test_rows.py::test_row_10_a_hanging_transaction_stops_recovery_loudly
     11    faults/test_rows.py::test_row_11_payments_that_are_gone_before_they_were_decided
     12    faults/test_snapshot_rows.py::test_rows_1_and_12_killed_at_each_step_of_a_snapshot
+          faults/test_snapshot_rows.py::test_row_12_a_store_that_hangs_holds_up_neither_a_rebuild_nor_the_end
           integration/test_snapshots.py
     13    faults/test_rows.py::test_row_13_the_broker_is_killed_and_comes_back
           faults/test_rows.py::test_row_13_the_network_hangs_and_is_cut
@@ -50,6 +51,7 @@ Rows of FAULTS.md that a worker meets, and their tests with such a reader:
           integration/test_order_cut.py
     25    integration/test_broker_changes.py
     26    integration/test_broker_changes.py
+          faults/test_shared_topics.py::test_row_26_what_shards_lack_of_a_topic_that_all_read_is_accepted_range_by_range
     27    integration/test_fencing.py
           integration/test_broker_limits.py
           faults/test_group_protocols.py::test_another_application_is_refused

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from tests.faults.payments import payments
 from tests.faults.run import Application
 from tests.faults.schedule import SNAPSHOT_POINTS
-from tests.faults.test_rows import decided, pay_until_it_ends
+from tests.faults.test_rows import EACH_BATCH, decided, pay_until_it_ends, stream
 from tests.integration.running import metrics
 
 Make = Callable[..., Application]
@@ -48,4 +48,23 @@ def test_rows_1_and_12_killed_at_each_step_of_a_snapshot(application: Make) -> N
     assert "snapshot.refused" not in last.log.read_text(), last.log_end()  # what was cut off is no snapshot at all
     app.pay(given[:200])
     app.finish()
+    app.check()
+
+
+def test_row_12_a_store_that_hangs_holds_up_neither_a_rebuild_nor_the_end(application: Make) -> None:
+    """The snapshot store does not answer when a commit fails: the shard is rebuilt and decides while the writer still
+    waits, the worker says so, SIGTERM ends it with 0 in time, and all is equal."""
+    app = application(standby_shards_max=0, snapshot_every=40, transaction_timeout_ms=60_000, **EACH_BATCH)
+    worker = app.start("a", "snapshot_block:1:sleep=600,before_commit:60:timeout")
+    app.ready("a")
+    given = payments(33, 2_400)
+    while given and "shard.rebuild" not in worker.log.read_text():
+        stream(app, [given.pop() for _ in range(20)])
+        decided(app, len(app.sent))
+    assert "shard.rebuild" in worker.log.read_text(), worker.log_end()
+    stream(app, given[:100])
+    decided(app, len(app.sent))
+    assert "snapshot.not_ended" in worker.log.read_text(), worker.log_end()
+    assert worker.poll() is None, worker.log_end()
+    app.finish(supervised=False)
     app.check()

@@ -18,6 +18,7 @@ from scorer.bundle import Bundle
 from scorer.cli.label_commands import _send as send_labels
 from scorer.operate.activation import new_activation
 from scorer.operate.dead_letters import Filter, redrive
+from scorer.operate.loss_acceptance import Recovery
 from scorer.operate.record_sender import Sender
 from scorer.operate.setup import create_topics
 from scorer.replay import replay_topic
@@ -125,6 +126,25 @@ def test_batches_are_split_for_topics_with_a_small_limit(application: Make) -> N
     worker = app.start("a")
     app.wait(lambda: app.decided() >= len(app.sent), WAIT_S, "all to be decided")
     assert rebuilds(worker) == 0
+    app.finish()
+    app.check()
+
+
+def test_recover_splits_what_it_settles_for_topics_with_a_small_limit(application: Make, bundle: Path) -> None:
+    """An owner is killed when a large batch is answered and not committed. `recover` commits it before it accepts
+    anything, in records as small as the topics take them."""
+    app = application(batch_payments_max=2048, **PATIENT)
+    app.pay(payments(73, 1500))
+    app.wait(app.flushed, WAIT_S, "the payments to reach Kafka")
+    child = app.start("a", "before_commit:1:kill")
+    app.wait(lambda: child.poll() is not None, WAIT_S, "the owner to end")
+    del app.workers["a"]
+    for topic in (app.topics.audit, app.topics.decisions, app.topics.journal, app.topics.dead_letters):
+        set_limit(app, topic, 20_000)
+    assert Recovery(app.settings, 0).adopt_partitions(Bundle.load(bundle), "nothing was added") is None
+    app.decisions.read_to_end()
+    assert len(app.decisions.messages) > 100
+    app.start("a")
     app.finish()
     app.check()
 

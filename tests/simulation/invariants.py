@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from schemas.journal_record import FIRST_PREVIOUS, BatchOrder, JournalRecord, Sources
-from schemas.order_record import ClaimRecord, OrderRecord, order_log_record
+from schemas.order_record import ClaimRecord, OrderError, OrderRecord, order_log_record
 from tests.simulation.broker import COMMITTED, Entry, Log, topic_id
 from tests.simulation.shard_state import NAMED, Read, Row, State, decide
 
@@ -80,7 +80,10 @@ def counting_orders(world: World, shard: int) -> dict[int, OrderRecord]:
     """The batches of a shard's order log that count, by offset; those that retention took included."""
     epoch, found = None, {}
     for offset, entry in enumerate(world.broker.log("order", shard).all):
-        record = order_log_record(entry.value)
+        try:
+            record = order_log_record(entry.value)
+        except OrderError:  # a stranger's
+            continue
         if isinstance(record, ClaimRecord):
             epoch = offset
         elif record.epoch == epoch:

@@ -339,6 +339,7 @@ class Store:
 
     def __init__(self, world: World, process: Incarnation, shard: int) -> None:
         self._world, self._process, self._kept = world, process, world.snapshots[shard]
+        self._given_up = False
 
     def newest_first(self) -> Iterator[Manifest | SnapshotError]:
         try:
@@ -356,12 +357,17 @@ class Store:
 
     def write(self, sequence: int, meta: Mapping[str, Any], parts: Mapping[str, Any]) -> Any:
         kept = Kept(sequence, dict(meta), dict(parts))
+        if self._given_up:
+            raise SnapshotStoreError("given up by its writer")
         try:
             self._world.network.call(lambda: self._kept.append(kept), "snapshot written")
         except TimedOut:
             raise SnapshotStoreError("the store does not answer") from None
         self._world.note(self._process, f"keeps a snapshot after batch {sequence - 1}")
         return SimpleNamespace(sequence=sequence, digest=kept.digest, bytes=0, bytes_uploaded=0)
+
+    def give_up(self) -> None:
+        self._given_up = True
 
     def prune(self, keep: int) -> int:
         del self._kept[:-keep]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import threading
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -190,6 +191,41 @@ def test_pruning_keeps_what_the_kept_snapshots_need(stream: np.ndarray, tmp_path
     assert store.prune(1) > 0
     assert store.sequences() == [2]
     WindowEngine.restore(SET, store.read(2)[1]["engine"])
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_write_that_is_given_up_ends_before_its_next_block(stream: np.ndarray, tmp_path: Path, steps: int) -> None:
+    """Whoever waits for a writer's end waits for one block; no manifest names what was left out, another writer goes
+    on with the blocks that are there."""
+    passed: list[str] = []
+
+    def on_step(step: str) -> None:
+        passed.append(step)
+        if len(passed) == steps:
+            store.give_up()
+
+    engine, store = WindowEngine(SET, segment_shift=9), SnapshotStore(str(tmp_path), on_step=on_step)
+    play(engine, stream)
+    with pytest.raises(SnapshotError, match="given up"):
+        store.write(1, {}, {"engine": image_of(engine)})
+    assert passed == ["snapshot_block"] * steps
+    assert store.sequences() == []
+    with pytest.raises(SnapshotError, match="given up"):
+        store.write(2, {}, {"engine": image_of(engine)})
+    SnapshotStore(str(tmp_path)).write(2, {}, {"engine": image_of(engine)})
+    SnapshotStore(str(tmp_path)).read(2)
+
+
+def test_images_of_an_engine_can_be_read_after_it_is_closed(stream: np.ndarray, tmp_path: Path) -> None:
+    """A writer that a store holds up reads them while the shard's next engine uses the same folder."""
+    engine = WindowEngine(SET, segment_shift=9, folder=tmp_path / "log")
+    play(engine, stream)
+    image = image_of(engine)
+    before = {name: array.copy() for name, array in image.arrays.items()}
+    engine.close()
+    with closing(WindowEngine(SET, segment_shift=9, folder=tmp_path / "log")) as other:
+        play(other, stream[::-1])
+        assert all(np.array_equal(array, before[name]) for name, array in image.arrays.items())
 
 
 def test_a_folder_that_others_emptied_is_filled_again(stream: np.ndarray, tmp_path: Path) -> None:

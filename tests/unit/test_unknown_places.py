@@ -63,16 +63,20 @@ def test_no_snapshot_is_written_that_does_not_say_where_its_batch_stands(known: 
     settings = load(snapshots={"every_payments": 1})
     snapshotter = Snapshotter(settings, 0, store, lambda bundle: "", Ports(None, SYSTEM, states))  # type: ignore[arg-type]
     buffer = SimpleNamespace(position=0)
-    inputs: Any = SimpleNamespace(buffers={}, last_records={}, control=buffer, labels=buffer, sources=None)
+    inputs: Any = SimpleNamespace(buffers={}, last_records={}, control=buffer, labels=buffer, sources=None, places={})
+
+    def ended() -> None:
+        if (thread := snapshotter.running) is not None:
+            thread.join()
 
     def batch(sequence: int, journal_offset: int) -> None:
         """One is decided, captured, and committed."""
         pipeline: Any = SimpleNamespace(sequence=sequence + 1, bundle=SimpleNamespace(id="b"))
         snapshotter.between_batches(pipeline, inputs, 1)
-        snapshotter.close()
+        ended()
         snapshotter.between_batches(pipeline, inputs, 0)
         snapshotter.committed(sequence, journal_offset)
-        snapshotter.close()
+        ended()
 
     batch(0, 40 if known else -1)
     assert written == ([40] if known else [])

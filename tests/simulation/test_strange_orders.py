@@ -1,0 +1,67 @@
+"""Directed schedules: a stranger writes to an order log what is no record of it."""
+
+from __future__ import annotations
+
+import random
+from contextlib import ExitStack
+from typing import Any
+from unittest.mock import patch
+
+from scorer.journal.order_reader import OrderUnreadable
+from tests.simulation.broker import COMMITTED, Entry
+from tests.simulation.chaos import Chaos
+from tests.simulation.incarnation import Incarnation
+from tests.simulation.invariants import Violation
+from tests.simulation.rules import product
+from tests.simulation.test_order_cut import UNREADABLE
+from tests.simulation.world import World
+
+SCHEDULES = 60
+WRITTEN_CHANCE = 0.01
+REFUSED_MIN = 20
+
+
+class Directed:
+    """Schedules of chance in which no other log is changed. `refused`: those in which a worker refused to go on for a
+    record of the stranger."""
+
+    def __init__(self) -> None:
+        self.refused = 0
+
+    def violation(self, seed: int) -> Violation | None:
+        """What the schedule breaks."""
+        rng, between, refuses = random.Random(seed), World._between, Incarnation._may_refuse
+        written = refused = False
+
+        def writing(world: World) -> None:
+            nonlocal written
+            log = world.broker.log("order", 0)
+            if not written and log.all and world.operator is None and rng.random() < WRITTEN_CHANCE:
+                written = world.disturbed = True
+                world.note(None, "a stranger writes to the order log of shard 0")
+                log.append(Entry(None, b"hello", COMMITTED, world.broker.timestamp_ms()))
+            between(world)
+
+        def may_refuse(process: Incarnation, exc: Any) -> bool:
+            nonlocal refused
+            refused |= isinstance(exc, OrderUnreadable)
+            return refuses(process, exc)
+
+        with ExitStack() as stack:
+            use = stack.enter_context(product())
+            for name in UNREADABLE:
+                stack.enter_context(patch.object(Chaos, name, lambda *_: None))
+            stack.enter_context(patch.object(World, "_between", writing))
+            stack.enter_context(patch.object(Incarnation, "_may_refuse", may_refuse))
+            use(world := World(seed))
+            found = world.violation()
+        self.refused += refused
+        return found
+
+
+def test_a_strangers_record_stops_the_shard_until_an_operator_accepts_it() -> None:
+    """Workers do not go on beyond what they cannot read; `recover` shows a way out that can be taken, and after it each
+    payment is decided once, and shards and standbys go on."""
+    directed = Directed()
+    assert [(seed, found) for seed in range(SCHEDULES) if (found := directed.violation(seed))] == []
+    assert directed.refused >= REFUSED_MIN
