@@ -12,7 +12,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.table import Table
 
-from scorer.cli.command_support import Json, counting, err, out, parse_time_ms, read_mapping, read_options, show
+from scorer.cli.command_support import (
+    Json,
+    counting,
+    date_of,
+    err,
+    out,
+    parse_time_ms,
+    read_mapping,
+    read_options,
+    show,
+)
 from scorer.cli.command_support import settings as load_settings
 from scorer.cli.import_command import import_bundle
 from scorer.cli.lever_tables import show_report
@@ -367,7 +377,7 @@ def _student(bundle: Bundle) -> str:
 
 
 def _days(begin_ms: int, end_ms: int) -> str:
-    return " to ".join(time.strftime("%Y-%m-%d", time.gmtime(at / 1000)) for at in (begin_ms, end_ms))
+    return " to ".join(date_of(at) for at in (begin_ms, end_ms))
 
 
 def _private_key(path: Path) -> Ed25519PrivateKey:

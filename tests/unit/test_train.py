@@ -195,6 +195,10 @@ def test_frauds_without_their_genuine_neighbours_are_not_trained_on(data: Traini
     assert (data.event_time_ms[split.train] <= split.validation_from_ms - week).all()
     assert (data.event_time_ms[split.known] <= as_of - week).all()
     assert (data.label[split.validation][data.event_time_ms[split.validation] > end - DAY_MS] == 0).any()
+    undated = split_in_time(rows, replace(settings, as_of_ms=None))  # then the last payment's time
+    assert (undated.known == split.known).all()
+    late = replace(rows, label_known_at_ms=np.where(rows.label == 1, as_of + week, known_at))
+    assert len(split_in_time(late, replace(settings, as_of_ms=None)).known) == (rows.label >= 0).sum()
     tail = split_in_time(rows, replace(settings, genuine_after_ms=None)).validation
     assert (data.label[tail[data.event_time_ms[tail] > as_of - week]] == 1).all()
 
