@@ -112,6 +112,11 @@ def date_of(at_ms: int) -> str:
     return time.strftime("%Y-%m-%d", time.gmtime(at_ms / 1000))
 
 
+def moment_of(at_ms: int) -> str:
+    """Epoch ms in UTC to the second, such as 2025-02-01T12:30:00Z."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(at_ms / 1000))
+
+
 def show(result: dict[str, Any], *, as_json: bool, title: str) -> None:
     """A result: one JSON line for programs, a table for people."""
     if as_json:
