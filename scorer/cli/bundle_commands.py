@@ -12,7 +12,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.table import Table
 
-from scorer.cli.command_support import Json, counting, err, out, parse_time_ms, read_mapping, read_options, show
+from scorer.cli.command_support import (
+    Json,
+    counting,
+    date_of,
+    err,
+    moment_of,
+    out,
+    parse_time_ms,
+    read_mapping,
+    read_options,
+    show,
+)
 from scorer.cli.command_support import settings as load_settings
 from scorer.cli.import_command import import_bundle
 from scorer.cli.lever_tables import show_report
@@ -256,7 +267,7 @@ def compile_bundle(
         raise UsageError("--output: name the folder of the new bundle")
     if output is not None and report:
         raise UsageError("--report writes no bundle: leave --output out, and give it to the lever that you choose")
-    X, truth = _held_out(folder, file, mapping, begin, until, unlabelled=report, quiet=as_json)
+    X, truth, until_ms = _held_out(folder, file, mapping, begin, until, unlabelled=report, quiet=as_json)
     if report:
         show_report(folder, X, truth if len(truth) else None, loss=loss, seed=seed, as_json=as_json)
         return
@@ -268,17 +279,23 @@ def compile_bundle(
         return
     with counting("making the bundle smaller", quiet=as_json):
         if quantise_leaves:
-            done = levers.quantise(folder, output, X, truth, bits=bits, created_at=created_at)
+            done = levers.quantise(folder, output, X, truth, bits=bits, created_at=created_at, until_ms=until_ms)
         elif prune:
-            done = levers.prune(folder, output, X, truth, loss=loss, created_at=created_at, accept=accept_loss)
+            done = levers.prune(
+                folder, output, X, truth, loss=loss, created_at=created_at, accept=accept_loss, until_ms=until_ms
+            )
         elif first_trees is not None:
-            done = levers.shorten(folder, output, X, truth, trees=first_trees, created_at=created_at)
+            done = levers.shorten(folder, output, X, truth, trees=first_trees, created_at=created_at, until_ms=until_ms)
         elif isolation_forest:
             many = 100 if trees is None else trees
-            done = levers.isolate(folder, output, X, truth, trees=many, seed=seed, created_at=created_at)
+            done = levers.isolate(
+                folder, output, X, truth, trees=many, seed=seed, created_at=created_at, until_ms=until_ms
+            )
         else:
             many = 40 if trees is None else trees
-            done = levers.student(folder, output, X, truth, trees=many, depth=depth, seed=seed, created_at=created_at)
+            done = levers.student(
+                folder, output, X, truth, trees=many, depth=depth, seed=seed, created_at=created_at, until_ms=until_ms
+            )
     for note in done.notes:
         err.print(f"note: {note}", markup=False)
     if as_json:
@@ -367,7 +384,7 @@ def _student(bundle: Bundle) -> str:
 
 
 def _days(begin_ms: int, end_ms: int) -> str:
-    return " to ".join(time.strftime("%Y-%m-%d", time.gmtime(at / 1000)) for at in (begin_ms, end_ms))
+    return " to ".join(date_of(at) for at in (begin_ms, end_ms))
 
 
 def _private_key(path: Path) -> Ed25519PrivateKey:
@@ -413,16 +430,18 @@ def _report(verdict: Verdict, folder: Path, *, as_json: bool) -> None:
 def _held_out(
     folder: Path, file: Path, mapping: Path | None, begin: str | None, until: str | None, *, unlabelled: bool,
     quiet: bool,
-) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-    """Rows float32 [n, k] and truth bool [n] of payments of known label; with `unlabelled`, where none is known, all
-    rows and a truth of length 0."""
+) -> tuple[np.ndarray, np.ndarray, int]:  # fmt: skip
+    """Rows float32 [n, k] and truth bool [n] of payments of known label, and the first time after them; with
+    `unlabelled`, where none is known, all rows and a truth of length 0. Payments that the bundle's model has seen in
+    training are left out. Raises UsageError where it has seen all of them."""
     import numpy as np  # noqa: PLC0415
 
     from scorer.bundle import Bundle  # noqa: PLC0415
     from scorer.pipeline.card_keys import cards_of  # noqa: PLC0415 - as below
     from scorer.replay import file_batches, training_table  # noqa: PLC0415 - the whole pipeline
 
-    declared, keys = Bundle.load(folder).feature_set, load_settings().pseudonym_keys
+    bundle = Bundle.load(folder)
+    declared, keys, training = bundle.feature_set, load_settings().pseudonym_keys, bundle.manifest.training
     with counting("payments", quiet=quiet) as progress:
         options = replace(read_options(), lateness_ms=declared.allowed_lateness, looking=progress.looking)
         batches = file_batches(
@@ -436,5 +455,26 @@ def _held_out(
         at = parse_time_ms(bound, option)
         if at is not None:
             keep &= (table.event_time_ms >= at) if after else (table.event_time_ms < at)
-    truth = np.asarray(table.label[keep] == 1)
-    return np.ascontiguousarray(table.features[keep]), truth[:0] if without else truth
+    if not keep.any():
+        raise UsageError("no payment of known label lies in the window: check --from and --until")
+    if training is not None:
+        keep = _unseen(keep, table.event_time_ms, bundle.id, training.validation_until_ms)
+    truth, until_ms = np.asarray(table.label[keep] == 1), int(table.event_time_ms[keep].max()) + 1
+    return np.ascontiguousarray(table.features[keep]), truth[:0] if without else truth, until_ms
+
+
+def _unseen(keep: np.ndarray, times_ms: np.ndarray, name: str, seen_until_ms: int) -> np.ndarray:
+    """bool [n]: those of `keep` that the bundle called `name` has not seen in training; of those before it a model
+    ranks and rates too well. Raises UsageError where none is left."""
+    seen = keep & (times_ms < seen_until_ms)
+    if not seen.any():
+        return keep
+    day = moment_of(seen_until_ms)
+    if not (keep & ~seen).any():
+        raise UsageError(
+            f"{name} has seen all of the {int(seen.sum()):,} payments (those before {day}) in training or in a `bundle "
+            "compile` before, so nothing can be measured on them: give later payments, or train with an earlier "
+            "--until and keep the days after it for this"
+        )
+    err.print(f"note: {int(seen.sum()):,} payments before {day} are left out: {name} has seen them in training")
+    return keep & ~seen

@@ -6,6 +6,7 @@ import json
 import re
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -104,6 +105,16 @@ def settings(**overrides: Any) -> Settings:
     loaded = load(**overrides)
     logs.configure(loaded.log_level)
     return loaded
+
+
+def date_of(at_ms: int) -> str:
+    """The day of epoch ms in UTC, such as 2025-02-01."""
+    return time.strftime("%Y-%m-%d", time.gmtime(at_ms / 1000))
+
+
+def moment_of(at_ms: int) -> str:
+    """Epoch ms in UTC to the second, such as 2025-02-01T12:30:00Z."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(at_ms / 1000))
 
 
 def show(result: dict[str, Any], *, as_json: bool, title: str) -> None:

@@ -14,7 +14,18 @@ import typer
 from rich.table import Table
 
 from schemas.durations import parse_duration_ms
-from scorer.cli.command_support import Counting, Json, counting, err, out, parse_time_ms, read_mapping, read_text, show
+from scorer.cli.command_support import (
+    Counting,
+    Json,
+    counting,
+    date_of,
+    err,
+    out,
+    parse_time_ms,
+    read_mapping,
+    read_text,
+    show,
+)
 from scorer.cli.command_support import settings as load_settings
 from scorer.cli.risk_options import (
     FileRun,
@@ -74,7 +85,11 @@ def train(
     until: Annotated[str | None, typer.Option("--until", help="Day after the last one to learn from.")] = None,
     as_of: Annotated[
         str | None,
-        typer.Option("--as-of", help="Day of training: labels known later are not used. By default all of the window."),
+        typer.Option(
+            "--as-of",
+            help="Day of training: labels known later are not used. By default all of the window; with "
+            "--genuine-after the time of the last payment or report.",
+        ),
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the bundle; the feature set's by default.")] = None,
     seed: Annotated[int, typer.Option(help="The same seed and data give the same model.")] = 1,
@@ -113,6 +128,7 @@ def train(
     from scorer.training import TrainingRows, TrainingSettings  # noqa: PLC0415 - only this command trains
     from scorer.training import train as fit  # noqa: PLC0415
     from scorer.training.boosting import STOP_FRAUDS_MIN  # noqa: PLC0415
+    from scorer.training.time_split import day_of_training  # noqa: PLC0415
 
     declared, text, policy_text = _declared(feature_set, policy, present)
     genuine_ms = parse_duration_option(genuine_after, "--genuine-after")
@@ -157,10 +173,6 @@ def train(
     run.check(table.report.refusals, table.report.payments)
     if genuine_ms is not None:
         table = table.genuine_after(genuine_ms)
-        if settings.as_of_ms is not None:
-            err.print(
-                f"note: rows of the last {genuine_after} before --as-of are not used: only frauds have a label there"
-            )
     kept = _inside(table, begin_ms, end_ms)
     rows = TrainingRows(
         table.features[kept],
@@ -169,6 +181,9 @@ def train(
         table.label_known_at_ms[kept],
         table.amount[kept],
     )
+    if genuine_ms is not None and (day := day_of_training(rows, settings)) is not None:
+        what = "--as-of" if as_of is not None else f"{date_of(day)}, the last payment or report (no --as-of)"
+        err.print(f"note: rows of the last {genuine_after} before {what} are not used: only frauds have a label there")
     with counting("training", quiet=as_json) as progress:
         rounds, tried = _progress(progress)
         report = fit(rows, text, policy_text, output, settings, present=present, progress=rounds, trial_progress=tried)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from scorer.bundle import Bundle, Calibration, write_bundle
+from scorer.bundle import Bundle, Calibration, TrainingWindow, write_bundle
 from scorer.bundle.bundle_folder import checked
 from scorer.bundle.manifest import FEATURE_SET, POLICY
 from scorer.compress import tree_levers
@@ -27,6 +27,7 @@ from scorer.training import average_precision, import_xgboost, threshold_for_sha
 from scorer.training.compiled_booster import CompiledBooster
 
 ROWS_MIN, FRAUDS_MIN = 200, 5
+_NEW_TREES = ("distil", "isolation-forest")
 
 
 @dataclass(frozen=True)
@@ -106,14 +107,37 @@ def precision_of(X: np.ndarray, truth: np.ndarray) -> Callable[[Table], float]:
     return lambda table: average_precision(truth, CompiledModel(table).margins(X).astype(np.float64))
 
 
-def quantise(path: Path, output: Path, X: np.ndarray, truth: np.ndarray, *, bits: int, created_at: str) -> Compiled:
+# Of what follows `until_ms` is the first time after the rows: the new bundle's manifest says that it has seen them.
+
+
+def quantise(
+    path: Path,
+    output: Path,
+    X: np.ndarray,
+    truth: np.ndarray,
+    *,
+    bits: int,
+    created_at: str,
+    until_ms: int | None = None,
+) -> Compiled:
     """Leaves on a grid of `bits` bits. The calibration stays. Raises UsageError or BundleError."""
     bundle, source = _open(path, X, truth)
-    return _written(bundle, path, output, quantised(bundle, source, bits), X, truth, created_at=created_at)
+    own = None if bundle.policy.flag.score is not None else until_ms  # then no row has a part in the bundle
+    return _written(
+        bundle, path, output, quantised(bundle, source, bits), X, truth, created_at=created_at, until_ms=own
+    )
 
 
 def prune(
-    path: Path, output: Path, X: np.ndarray, truth: np.ndarray, *, loss: float, created_at: str, accept: bool = False
+    path: Path,
+    output: Path,
+    X: np.ndarray,
+    truth: np.ndarray,
+    *,
+    loss: float,
+    created_at: str,
+    until_ms: int | None = None,
+    accept: bool = False,
 ) -> Compiled:
     """Trees left out at the end, then sibling leaves merged, as far as average precision on the rows falls by at most
     `loss`.
@@ -131,17 +155,28 @@ def prune(
     # Pruning moves all margins: the calibration is fitted again.
     changed = pruned(bundle, source, precision_of(here, there), loss, refitted(here, there))
     rest, loss_max = np.ascontiguousarray(X[later]), None if accept else loss
-    return _written(bundle, path, output, changed, rest, truth[later], created_at=created_at, loss_max=loss_max)
+    return _written(
+        bundle, path, output, changed, rest, truth[later], created_at=created_at, until_ms=until_ms, loss_max=loss_max
+    )
 
 
-def shorten(path: Path, output: Path, X: np.ndarray, truth: np.ndarray, *, trees: int, created_at: str) -> Compiled:
+def shorten(
+    path: Path,
+    output: Path,
+    X: np.ndarray,
+    truth: np.ndarray,
+    *,
+    trees: int,
+    created_at: str,
+    until_ms: int | None = None,
+) -> Compiled:
     """The first `trees` trees: a small model, such as a student for degraded mode. The earlier half of the rows
     calibrates it, the later one measures."""
     bundle, source = _open(path, X, truth)
     earlier, later = halves(len(X))
     changed = shortened(bundle, source, trees, as_the_whole(bundle, np.ascontiguousarray(X[earlier])))
     rest = np.ascontiguousarray(X[later])
-    return _written(bundle, path, output, changed, rest, truth[later], created_at=created_at)
+    return _written(bundle, path, output, changed, rest, truth[later], created_at=created_at, until_ms=until_ms)
 
 
 def halves(rows: int) -> tuple[slice, slice]:
@@ -161,7 +196,16 @@ def refitted(X: np.ndarray, target: np.ndarray) -> Callable[[Table], Calibration
 
 
 def student(
-    path: Path, output: Path, X: np.ndarray, truth: np.ndarray, *, trees: int, depth: int, seed: int, created_at: str
+    path: Path,
+    output: Path,
+    X: np.ndarray,
+    truth: np.ndarray,
+    *,
+    trees: int,
+    depth: int,
+    seed: int,
+    created_at: str,
+    until_ms: int | None = None,
 ) -> Compiled:
     """A small student of the bundle's scores. The earlier half of the rows teaches, the later one measures."""
     if not (1 <= trees <= 1_000 and 1 <= depth <= 8):
@@ -173,11 +217,19 @@ def student(
     teacher = bundle.scores(bundle.model.margins(later))
     own = changed.calibration.apply(CompiledModel.from_bytes(changed.data).margins(later), "logistic")
     changed.detail["score_correlation"] = float(np.corrcoef(_ranks(teacher), _ranks(own))[0, 1])
-    return _written(bundle, path, output, changed, later, there, created_at=created_at)
+    return _written(bundle, path, output, changed, later, there, created_at=created_at, until_ms=until_ms)
 
 
 def isolate(
-    path: Path, output: Path, X: np.ndarray, truth: np.ndarray, *, trees: int, seed: int, created_at: str
+    path: Path,
+    output: Path,
+    X: np.ndarray,
+    truth: np.ndarray,
+    *,
+    trees: int,
+    seed: int,
+    created_at: str,
+    until_ms: int | None = None,
 ) -> Compiled:
     """An isolation forest with the bundle's features, as a challenger that has learned from no label. It and its curve
     are made of the earlier half of the rows, the later one measures. Raises UsageError or BundleError."""
@@ -194,7 +246,7 @@ def isolate(
             "no isolation forest is written: in the earlier half of the rows frauds look no more unusual than other "
             "payments, so its scores would mean nothing; choose features in which they do"
         )
-    return _written(bundle, path, output, changed, rest, truth[later], created_at=created_at)
+    return _written(bundle, path, output, changed, rest, truth[later], created_at=created_at, until_ms=until_ms)
 
 
 def early_exit(path: Path, X: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
@@ -267,6 +319,17 @@ def _open(path: Path, X: np.ndarray, truth: np.ndarray) -> tuple[Bundle, bytes]:
     return bundle, checked(path, name, bundle.manifest.files[name])
 
 
+def _window(before: TrainingWindow | None, lever: str, until_ms: int | None) -> TrainingWindow | None:
+    """The account of the rows used, up to `until_ms`: the changed model has seen them, so none of them can measure it.
+    Its trees have learned from those that made the whole model's alone, unless they are new ones."""
+    if before is None or until_ms is None or until_ms <= before.validation_until_ms:
+        return before
+    learned = before.validation_until_ms if before.learned_until_ms is None else before.learned_until_ms
+    return before.model_copy(
+        update={"validation_until_ms": until_ms, "learned_until_ms": None if lever in _NEW_TREES else learned}
+    )
+
+
 def _written(
     bundle: Bundle,
     path: Path,
@@ -276,9 +339,11 @@ def _written(
     truth: np.ndarray,
     *,
     created_at: str,
+    until_ms: int | None = None,
     loss_max: float | None = None,
 ) -> Compiled:
     """Measure the changed model beside the bundle's own on rows float32 [n, k] with truth bool [n], and write it.
+    `until_ms`: after the last row that it was made of or measured on.
 
     Raises PromiseBroken, and writes nothing, where average precision falls by more than `loss_max`.
     """
@@ -307,7 +372,7 @@ def _written(
         saving_min=manifest.saving_min,
         calibration=curve,
         golden=compiled.golden(X),
-        training=manifest.training,
+        training=_window(manifest.training, changed.lever, until_ms),
         metrics={
             "average_precision": after.average_precision,
             "auc": after.auc,

@@ -41,11 +41,11 @@ def split_in_time(rows: TrainingRows, settings: TrainingSettings, unseen_from_ms
     is older; None: of all rows.
     """
     label, known_at = rows.label, rows.label_known_at_ms
-    usable = label >= 0
-    if settings.as_of_ms is not None:
-        usable &= known_at <= settings.as_of_ms
+    usable, as_of_ms = label >= 0, day_of_training(rows, settings)
+    if as_of_ms is not None:
+        usable &= known_at <= as_of_ms
         if settings.genuine_after_ms is not None:
-            usable &= rows.event_time_ms <= settings.as_of_ms - settings.genuine_after_ms
+            usable &= rows.event_time_ms <= as_of_ms - settings.genuine_after_ms
     known = np.flatnonzero(usable)
     if not len(known):
         later = int((label >= 0).sum())
@@ -78,6 +78,15 @@ def split_in_time(rows: TrainingRows, settings: TrainingSettings, unseen_from_ms
     )
     _check_parts(label, split)
     return split
+
+
+def day_of_training(rows: TrainingRows, settings: TrainingSettings) -> int | None:
+    """Epoch ms: labels that became known later are not used; None: all are. Where rows without a report count as
+    genuine after a time and no day is named, it is that of the last payment or of the last report of a fraud: of the
+    rows just before it the frauds are yet to be reported."""
+    if settings.as_of_ms is not None or settings.genuine_after_ms is None or not len(rows.label):
+        return settings.as_of_ms
+    return max(int(rows.event_time_ms.max()), int(rows.label_known_at_ms[rows.fraud].max(initial=0)))
 
 
 def _border(times: np.ndarray, fraud: np.ndarray, share: float, most: int) -> int:

@@ -1,6 +1,7 @@
 """From a feature matrix in time order to a bundle whose compiled model equals xgboost bit for bit.
 
     rows of known label ─▶ split by time ─▶ boost by several recipes, each stopped early on AP ─▶ the best of them
+        its rounds, and recipe ◀─ looked at again by rows that reach into later days (scorer/training/second_fit.py)
         the best ─▶ measure, calibrate, threshold ─┐
         the same recipe on all known rows ─▶ gate ─┴▶ bundle
 
@@ -30,6 +31,7 @@ from scorer.training.feature_selection import FeatureWorth, TrainingPartFigures,
 from scorer.training.leakage_suspects import precision_alone, refuse_leakage
 from scorer.training.ranking import summary, threshold_for_share
 from scorer.training.recipe_search import Trial, TrialProgress, compare, recipes_for, search
+from scorer.training.second_fit import second_fit
 from scorer.training.time_split import Split, refuse_infinite, split_in_time
 from scorer.training.training_errors import TrainError
 from scorer.training.training_libraries import import_optuna, import_xgboost, versions
@@ -157,12 +159,23 @@ def train(
         chosen = choose(boosting, data, newer, before, fitted, progress)
         booster, recipe = chosen.booster, chosen.recipe
 
+    refitting = settings.refit and (chosen is None or chosen.made != "kept")
+    onto = before if _continued(chosen) else None
+    if refitting:
+        was = recipe, _rounds(booster)
+        recipe, rounds = second_fit(
+            boosting, rows, split, recipe, booster, onto=onto, seconds_max=settings.search_s_max, progress=progress
+        )
+        # Calibration and threshold fit the second model only where the measured one is of its recipe and rounds.
+        if (recipe, rounds) != was:
+            learned = data if onto is None or newer is None else newer
+            booster = _boosted(boosting, learned, recipe, rounds, onto)
     measured = _measured(boosting, data, booster, policy, _money(rows, split))
     known = TrainingPartFigures(measured.gain, alone, empty)
     features = worth(measured.booster.model, names, known, data.held_out, data.held_out_fraud, settings.seed)
     written = measured.booster
-    if settings.refit and (chosen is None or chosen.made != "kept"):
-        written = _refitted(boosting, rows, split, recipe, measured.rounds, before if _continued(chosen) else None)
+    if refitting:
+        written = _refitted(boosting, rows, split, recipe, measured.rounds, onto)
         written.proved_margins(data.held_out)
     window, lineage, metrics = _window(rows, split, settings), None, measured.metrics
     if before is not None and chosen is not None:
@@ -257,7 +270,7 @@ def _measured(boosting: Boosting, data: Data, booster: Any, policy: Policy, mone
         }
     )
     gain: dict[str, float] = booster.get_score(importance_type="total_gain")
-    return _Measured(compiled, booster.num_boosted_rounds(), gain, calibration, float(threshold), saving_min, metrics)
+    return _Measured(compiled, _rounds(booster), gain, calibration, float(threshold), saving_min, metrics)
 
 
 def _by_cost(cost: FlagCost, scores: np.ndarray, money: _Money) -> tuple[float, np.ndarray]:
@@ -282,12 +295,20 @@ def _refitted(
     known = split.known if onto is None else split.known[rows.event_time_ms[split.known] >= onto.learned_until_ms]
     data = Data(rows.X[known], rows.fraud[known], rows.X[:0], rows.fraud[:0])
     refuse_infinite(data.X, boosting.feature_set.names)
+    return CompiledBooster.of(boosting.xgboost, _boosted(boosting, data, recipe, rounds, onto), boosting.threads)
+
+
+def _boosted(boosting: Boosting, data: Data, recipe: Recipe, rounds: int, onto: Present | None) -> Any:
+    """A booster of so many rounds, those of `onto` first. Raises GateError where xgboost changed one of them."""
     if onto is None:
-        booster = boost_rounds(boosting, data, recipe, rounds)
-    else:
-        booster = boost_rounds(boosting, data, recipe, rounds - onto.bundle.model.tree_count, onto.booster)
-        check_kept(boosting, booster, onto)
-    return CompiledBooster.of(boosting.xgboost, booster, boosting.threads)
+        return boost_rounds(boosting, data, recipe, rounds)
+    booster = boost_rounds(boosting, data, recipe, rounds - onto.bundle.model.tree_count, onto.booster)
+    check_kept(boosting, booster, onto)
+    return booster
+
+
+def _rounds(booster: Any) -> int:
+    return int(booster.num_boosted_rounds())
 
 
 def _continued(chosen: Continued | None) -> bool:

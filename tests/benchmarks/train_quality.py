@@ -10,6 +10,7 @@ Plain xgboost: 300 trees, depth 6, rate 0.1, hist, all else by default, on every
     simulated-S-SEED   the demo's simulator, S = share of fraud: 0.2 %, 1 %, 5 %
     drift-SEED         of the Handbook's kind: prices rise by 0.6 % a day, a kind of fraud ends, another one begins
     sharp-SEED         narrow bands of amount by category, at night: deep trees find them; half a million rows
+    new-kind-SEED      the same bands, but others before: they begin in the last fifth of the payments to learn from
     few-SEED           the same with 90 frauds, one a card: some 60 to learn from. The default for few frauds was chosen
                        on such sets, and is plain xgboost: .000 there is so by construction and shows nothing
 
@@ -61,6 +62,7 @@ FRESH_SEEDS, SIMULATED_SEEDS, DRIFT_SEEDS, FEW_SEEDS = (
     (7411, 7412, 7413),
 )
 SHARP_SEEDS = (7511, 7512, 7513)
+NEW_KIND_SEEDS = (7601, 7602, 7603)
 DRAWS = 200
 SHARP = """\
 name: sharp
@@ -205,9 +207,10 @@ def _in_time(table: TrainingTable, feature_set: str, policy: str, customer: np.n
     return Part(feature_set, policy, learn, X, fraud[tested], customer[tested], LABEL_DELAY_MS)
 
 
-def _sharp(seed: int, *, customers: int, days: int, frauds: int | None = None) -> Part:
+def _sharp(seed: int, *, customers: int, days: int, frauds: int | None = None, new_kind: bool = False) -> Part:
     """Stolen cards spend in narrow bands of amount by category, mostly at night; each card is stolen once at most.
-    `frauds`: so many in all, one a card."""
+    `frauds`: so many in all, one a card. `new_kind`: before the last fifth of the days to learn from
+    the bands are others."""
     random = np.random.default_rng(seed)
     mccs = np.array([f"{number:04d}" for number in range(5000, 5014)])
     usual, taken = random.uniform(1.5, 4.5, len(mccs)), random.uniform(2.0, 7.0, len(mccs))
@@ -223,6 +226,10 @@ def _sharp(seed: int, *, customers: int, days: int, frauds: int | None = None) -
     thefts = np.repeat(victims, random.integers(6, 14, stolen) if frauds is None else 1)
     begin = np.repeat(random.uniform(0, days - 2, len(victims)), np.bincount(thefts, minlength=customers)[victims])
     at = random.choice(len(mccs), len(thefts), p=np.full(len(mccs), 1 / len(mccs)))
+    bands = taken[at]
+    if new_kind:
+        learned = 0.7 * days - LABEL_DELAY_MS / DAY_MS  # see _in_time
+        bands = np.where(begin < 0.8 * learned, np.random.default_rng([seed, 1]).permutation(taken)[at], bands)
     day = np.floor(begin) + random.integers(0, 2, len(thefts))
     night = np.where(
         random.random(len(thefts)) < 0.8, random.uniform(22, 28, len(thefts)), random.uniform(0, 24, len(thefts))
@@ -230,7 +237,7 @@ def _sharp(seed: int, *, customers: int, days: int, frauds: int | None = None) -
     columns = (
         np.concatenate([who, thefts]),
         np.concatenate([second, (day * 24 + night) * 3600]),
-        np.concatenate([amount, np.exp(random.normal(taken[at], 0.12))]),
+        np.concatenate([amount, np.exp(random.normal(bands, 0.12))]),
         np.concatenate([kind, at]),
         np.repeat([0, 1], [len(who), len(thefts)]),
     )
@@ -276,6 +283,8 @@ def sets(data: Path, *, long: bool) -> dict[str, Callable[[], Part]]:
     few = {"customers": 300, "days": 100, "frauds": 90}
     wide = {"customers": 1000, "days": 180 if long else 120}
     made |= {f"sharp-{seed}": partial(_sharp, seed, **wide) for seed in SHARP_SEEDS[:seeds]}
+    narrow = wide | {"customers": 1000 if long else 400}
+    made |= {f"new-kind-{seed}": partial(_sharp, seed, **narrow, new_kind=True) for seed in NEW_KIND_SEEDS[:seeds]}
     return made | {f"few-{seed}": partial(_sharp, seed, **few) for seed in FEW_SEEDS}
 
 

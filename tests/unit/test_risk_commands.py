@@ -471,6 +471,29 @@ def test_what_cannot_be_compared_is_refused(place: Path, both: Path, case: str) 
     assert message in _compared(place, *(text.format(place=place) for text in arguments), refused=True)["error"]
 
 
+def test_a_smaller_model_is_measured_on_payments_that_no_model_has_seen(place: Path) -> None:
+    """`bundle compile` leaves out payments of the training, those held back there included, and refuses where no other
+    is there; what it makes has seen the payments that it was made of, and learned from those of the training."""
+    trained = Bundle.load(place / "bundle").manifest.training
+    assert trained is not None
+    common = ["--input", f"{place}/history.parquet", "--mapping", f"{place}/mapping.yaml", "--json"]
+    compiled = ["bundle", "compile", f"{place}/bundle", *common]
+    whole = _run(*compiled, "--quantise-leaves", "--output", f"{place}/coarse")
+    times = pq.read_table(place / "history.parquet", columns=["at"])["at"].cast(pa.int64()).to_numpy()
+    assert whole["rows"] == (times >= trained.validation_until_ms).sum()
+    early = [*compiled, "--quantise-leaves", "--output", f"{place}/none", "--until", "2024-02-01"]
+    refused = _run(*early, refused=True)["error"]
+    assert "nothing can be measured on them: give later payments" in refused
+    assert not (place / "none").exists()
+    _run(*compiled, "--prune", "--accept-loss", "--until", "2024-02-25", "--output", f"{place}/pruned")
+    window = Bundle.load(place / "pruned").manifest.training
+    assert window is not None
+    last = times[times < START_MS + 55 * DAY_MS].max()
+    assert (window.validation_until_ms, window.learned_until_ms) == (last + 1, trained.validation_until_ms)
+    again = _run("bundle", "compile", f"{place}/pruned", *common, "--early-exit")
+    assert again["rows"] == (times > last).sum()
+
+
 def test_levers_are_reported_with_labels_and_without(place: Path) -> None:
     """`bundle compile --report` measures on the file's labelled payments; on a file without labels it says what
     changes. It writes no bundle, and takes no --output."""

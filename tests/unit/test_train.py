@@ -29,6 +29,8 @@ from scorer.training import (
     TrainingSettings,
     area_under_roc,
     average_precision,
+    boosting,
+    leakage_suspects,
     threshold_for_share,
     train,
 )
@@ -107,8 +109,8 @@ def test_the_bundle_is_what_the_report_says(
     assert {name for name, _ in report.gain_by_feature[:2]} == {"amount", "customer_count_1h"}
     begins = [place for place, step in enumerate(steps) if step[0] == 1]
     parts = [steps[a:b] for a, b in itertools.pairwise([*begins, len(steps)])]
-    assert len(parts) == len(report.trials)
-    for part, trial in zip(parts, report.trials, strict=True):
+    assert len(parts) == len(report.trials) + 1  # after the trials the look at the last days
+    for part, trial in zip(parts[:-1], report.trials, strict=True):
         assert [step[0] for step in part] == list(range(1, len(part) + 1))
         assert trial.rounds <= len(part)
     assert report.trees in {trial.rounds for trial in report.trials}
@@ -195,6 +197,11 @@ def test_frauds_without_their_genuine_neighbours_are_not_trained_on(data: Traini
     assert (data.event_time_ms[split.train] <= split.validation_from_ms - week).all()
     assert (data.event_time_ms[split.known] <= as_of - week).all()
     assert (data.label[split.validation][data.event_time_ms[split.validation] > end - DAY_MS] == 0).any()
+    undated = split_in_time(rows, replace(settings, as_of_ms=None))  # then the last payment's time
+    assert (undated.known == split.known).all()
+    known_at[np.flatnonzero(data.label == 1)[-1]] = as_of + week  # a report after it: all days are whole
+    late = replace(rows, label_known_at_ms=known_at)
+    assert len(split_in_time(late, replace(settings, as_of_ms=None)).known) == (rows.label >= 0).sum()
     tail = split_in_time(rows, replace(settings, genuine_after_ms=None)).validation
     assert (data.label[tail[data.event_time_ms[tail] > as_of - week]] == 1).all()
 
@@ -210,6 +217,30 @@ def test_a_feature_that_knows_the_label_is_refused(data: TrainingRows, tmp_path:
         with pytest.raises(LeakageError, match=r"customer_count_7d .*--accept customer_count_7d"):
             _train(replace(data, X=X), tmp_path / "leak")
     assert _train(replace(data, X=X), tmp_path / "leak", accepted=["customer_count_7d"]).metrics["auc"] > 0.99
+
+
+def test_a_feature_of_many_genuine_payments_is_not_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A feature that singles out as many genuine payments as frauds reaches an average precision of .5 alone, however
+    many other payments there are."""
+    monkeypatch.setattr(leakage_suspects, "_GENUINE_MAX", 5_000)
+    fraud = np.zeros(100_000, dtype=np.bool_)
+    fraud[:500] = True
+    X = np.zeros((len(fraud), 1), dtype=np.float32)
+    X[:1_000] = 1.0
+    (alone,) = leakage_suspects.precision_alone(X, fraud, seed=1)
+    assert alone == pytest.approx(0.5, abs=0.15)
+    X[500:] = 0.0
+    assert leakage_suspects.precision_alone(X, fraud, seed=1) == [1.0]
+
+
+def test_one_payment_more_does_not_drop_most_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of more genuine payments than are taken whole, as many are kept, and count as all; plain xgboost keeps all."""
+    monkeypatch.setattr(boosting, "GENUINE_WHOLE", 1_000)
+    fraud = np.arange(1_012) < 10
+    assert len(boosting.sampled(fraud[:1_010], Recipe().genuine_per_fraud, 1)[0]) == 1_010
+    rows, weight = boosting.sampled(fraud, Recipe().genuine_per_fraud, 1)
+    assert (len(rows), weight) == (1_010, 1.002)
+    assert len(boosting.sampled(fraud, RECIPE_OF_FEW.genuine_per_fraud, 1)[0]) == 1_012
 
 
 def test_the_search_is_bounded_and_repeats_itself(data: TrainingRows, tmp_path: Path) -> None:
