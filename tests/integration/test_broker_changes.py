@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -20,6 +21,7 @@ from scorer.local_services import Services
 from scorer.operate.loss_acceptance import Recovery
 from scorer.operate.setup import APPEND_TIME, setup
 from scorer.replay import replay_topic
+from scorer.runtime.fault_points import SETTING
 from scorer.runtime.settings import PREFIX, Settings
 from tests.integration.running import TopicReader, environment, metrics, process, test_settings, wait_for
 from tests.record_ways import BOTH_WAYS, RECORD_ACCESS
@@ -49,7 +51,8 @@ class Application:
         setup(self.settings)
         self.decisions = TopicReader(self.settings, self.topics.decisions)
 
-    def send(self, ids: Iterable[str], *, partitions: int = PARTITIONS) -> None:
+    def send(self, ids: Iterable[str], *, partitions: int = PARTITIONS, first: int = 0) -> None:
+        """To so many partitions, from number `first` on."""
         producer = kafka.plain_producer(self.settings.kafka)
         refused: list[Any] = []
         for i, name in enumerate(ids):
@@ -60,7 +63,7 @@ class Application:
             producer.produce(
                 self.topics.payments,
                 json.dumps(payment).encode(),
-                partition=i % partitions,
+                partition=first + i % partitions,
                 on_delivery=lambda error, _: refused.append(error) if error is not None else None,
             )
         assert producer.flush(30) == 0
@@ -236,16 +239,10 @@ def test_lag_reaches_zero_over_markers_and_aborted_records_and_their_removal_is_
 ) -> None:
     """A transaction that an upstream system aborts leaves nothing to decide: lag is 0, and when retention takes its
     records and markers, the worker starts again. Its metrics show which way it reads."""
-    producer = kafka.transactional_producer(app.settings, "upstream")
-    producer.init_transactions(30)
     with app.worker() as worker:
         app.send(ids("decided", 10))
         app.wait_decided(ids("decided", 10))
-        producer.begin_transaction()
-        for i in range(6):
-            producer.produce(app.topics.payments, b"{}", partition=i % PARTITIONS)
-        producer.flush(30)
-        producer.abort_transaction(30)
+        abort_transaction(app)
         lag = 'fraud_scorer_lag_payments{shard="0"}'
         wait_for(lambda: metrics(worker.port).get(lag) == 0, 60, "lag 0")
         shown = metrics(worker.port)
@@ -262,6 +259,75 @@ def test_lag_reaches_zero_over_markers_and_aborted_records_and_their_removal_is_
     with app.worker():
         app.send(ids("last", 4))
         app.wait_decided(ids("last", 4))
+
+
+@pytest.mark.parametrize(
+    "snapshots",
+    [{"EVERY_S": "1"}, {"EVERY_PAYMENTS": "1", "EVERY_S": "0"}],
+    ids=["in a snapshot", "behind the newest one"],
+)
+def test_markers_alone_that_retention_takes_are_no_loss_to_a_shard_without_payments(
+    app: Application, snapshots: dict[str, str]
+) -> None:
+    """The last that a shard reads are aborted payments, and then retention takes them, with all before them. Whether a
+    snapshot was taken since or not, a worker starts again, with its windows."""
+    more = {f"{PREFIX}SNAPSHOTS__{name}": value for name, value in snapshots.items()}
+    where = [TopicPartition(app.topics.payments, p) for p in range(PARTITIONS)]
+    with app.worker(**more) as worker:
+        app.send(ids("decided", 10))
+        app.wait_decided(ids("decided", 10))
+        wait_snapshot(worker.port)
+        kept = 'fraud_scorer_snapshot_sequence{shard="0"}'
+        before = metrics(worker.port)[kept]
+        abort_transaction(app)
+        wait_for(lambda: _positions(app) == kafka.ends(app.admin, where), 60, "positions past the markers")
+        ends = kafka.ends(app.admin, where)
+        if "EVERY_PAYMENTS" not in snapshots:
+            wait_for(lambda: metrics(worker.port)[kept] > before, 60, "a snapshot of the positions")
+            wait_snapshot(worker.port)
+    _delete_before(app.settings, where, ends)
+    with app.worker(**more):
+        app.send(ids("last", 4))
+        app.wait_decided(ids("last", 4))
+    assert app.log.read_text().count("snapshot.restored") == 1
+
+
+def test_what_one_partition_lost_gives_up_no_ordered_batch_of_another(app: Application) -> None:
+    """A worker is killed with an ordered batch of one partition, and another lost payments that were not decided.
+    `recover` names those alone; the batch is decided as it was, and all that is still there."""
+    first, ordered, lost = ids("first", 20), ids("ordered", 4), ids("lost", 10)
+    with app.worker(**{f"{PREFIX}SNAPSHOTS__EVERY_PAYMENTS": "1"}) as worker:
+        app.send(first)
+        app.wait_decided(first)
+        wait_snapshot(worker.port)
+    with app.worker(**{SETTING: "before_commit:1:kill"}) as worker:
+        app.send(ordered, partitions=1)
+        assert worker.wait(60) == -signal.SIGKILL
+    other = TopicPartition(app.topics.payments, 1)
+    (end,) = kafka.ends(app.admin, [other])
+    app.send(lost, partitions=1, first=1)
+    _delete_before(app.settings, [other], [end + 3])
+    shown = app.command("recover", "--json")
+    findings = json.loads(shown.stdout.splitlines()[-1])["findings"]
+    found = [finding["command"] for finding in findings if finding["trouble"] != "ok"]
+    assert found == [f"--accept-loss {app.topics.payments}:1:{end}-{end + 3}"]
+    option, value = found[0].split()
+    accepted = app.command("recover", "--bundle", str(app.bundle), option, value, "--reason", "deleted by mistake")
+    assert accepted.returncode == 0, accepted.stderr
+    with app.worker():
+        app.wait_decided([*ordered, *lost[3:]])
+    assert sorted(app.decided()) == sorted([*first, *ordered, *lost[3:]])
+
+
+def abort_transaction(app: Application) -> None:
+    """As an upstream system that takes its payments back."""
+    producer = kafka.transactional_producer(app.settings, "upstream")
+    producer.init_transactions(30)
+    producer.begin_transaction()
+    for i in range(6):
+        producer.produce(app.topics.payments, b"{}", partition=i % PARTITIONS)
+    producer.flush(30)
+    producer.abort_transaction(30)
 
 
 def wait_snapshot(port: int) -> None:

@@ -80,3 +80,54 @@ def test_an_order_log_made_anew_stops_the_shard_until_what_was_answered_is_accep
     assert new_decisions() == {*lost, *later}
     report = replay_topic(Bundle.load(app.bundle), app.settings, app.folder / "replay.parquet")
     assert report.decisions == len(first) + len(lost) + len(later)
+
+
+@pytest.mark.decided_anew("lost-")
+def test_a_strangers_record_in_the_order_log_stops_the_shard_until_it_is_accepted(app: Application) -> None:
+    """A worker is killed when its decisions have left and are not committed, and somebody writes to topic order. A
+    start is refused and names the place; what `recover` shows helps, windows stay, and each payment is decided once on
+    topic decisions. Windows could be given up instead: that way is no dead end either."""
+    first, lost, later = ids("first", 20), ids("lost", 4), ids("later", 20)
+    with app.worker():
+        app.send(first)
+        app.wait_decided(first)
+    with app.worker(**{SETTING: "before_commit:1:kill"}) as worker:
+        app.send(lost)
+        assert worker.wait(60) == -signal.SIGKILL
+    place = TopicPartition(app.topics.order, 0)
+    (strange,) = kafka.ends(app.admin, [place])
+    producer = kafka.plain_producer(app.settings.kafka)
+    producer.produce(app.topics.order, b"hello", partition=0)
+    assert producer.flush(30) == 0
+
+    refused = app.command("run", "--bundle", str(app.bundle))
+    assert refused.returncode == 1, refused.stderr
+    assert f"{app.topics.order}/0 offset {strange}" in refused.stderr
+    assert "fraud-scorer recover" in refused.stderr
+    found = _found(app)
+    assert [finding["place"] for finding in found] == [f"{app.topics.order}/0"]
+    option, value = found[0]["command"].split()
+    assert value.startswith("batches:0:")
+    accepted = app.command("recover", "--bundle", str(app.bundle), option, value, "--reason", "a console producer")
+    assert accepted.returncode == 0, accepted.stderr
+    assert _found(app) == []
+    with app.worker():
+        app.send(later)
+        app.wait_decided([*lost, *later])
+    assert sorted(app.decided()) == sorted([*first, *lost, *later])
+
+    producer.produce(app.topics.order, b"hello again", partition=0)
+    assert producer.flush(30) == 0
+    assert len(_found(app)) == 1
+    accepted = app.command("recover", "--bundle", str(app.bundle), "--new-journal", "--reason", "a console producer")
+    assert accepted.returncode == 0, accepted.stderr
+    with app.worker():
+        app.send(ids("last", 20))
+        app.wait_decided(ids("last", 20))
+
+
+def _found(app: Application) -> list[dict[str, str]]:
+    """What `recover` shows that does not fit."""
+    shown = app.command("recover", "--json")
+    findings = json.loads(shown.stdout.splitlines()[-1])["findings"]
+    return [finding for finding in findings if finding["trouble"] != "ok"]

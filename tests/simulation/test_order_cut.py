@@ -55,7 +55,7 @@ class Directed:
 
         def reading(world: World) -> None:
             read(world)
-            if not (refused or world.spoilt):
+            if not (refused or world.operated or world.spoilt):  # an operator may be the first to meet it
                 invariants.check_answers(world)
 
         with ExitStack() as stack:
