@@ -53,8 +53,9 @@ class TrainingReport:
     """Of a policy by cost: a payment is flagged when its expected saving is above this."""
     training: TrainingWindow
     metrics: dict[str, float]
-    """On validation: average_precision, auc, recall, precision, flagged_share, rows, frauds, flagged, true_flagged,
-    calibration_error and, of the uncalibrated score, calibration_error_before."""
+    """On validation: average_precision, auc, recall, precision, rows, frauds, flagged, true_flagged, calibration_error
+    and, of the uncalibrated score, calibration_error_before; flagged_share of all payments of those days, those without
+    a known label too."""
     rows_without_label: int
     """Rows whose label is not known, or became known after the day of training, or that had too little time before it
     to count as genuine."""
@@ -90,10 +91,14 @@ class _Measured:
 
 
 @dataclass(frozen=True)
-class _Money:
-    """Amounts of the validation rows, float64 [n] in major units, and over how many days they spread."""
+class _Days:
+    """All payments of the validation days, those without a known label too: a team's capacity and a share to flag are
+    of all that is decided. X float32 [n, k]; `labelled` bool [n]: the validation rows, in their order; amounts float64
+    [n] in major units; over how many days they spread."""
 
-    amounts: np.ndarray
+    X: np.ndarray
+    labelled: np.ndarray
+    amounts: np.ndarray | None
     days: float
 
 
@@ -170,7 +175,7 @@ def train(
         if (recipe, rounds) != was:
             learned = data if onto is None or newer is None else newer
             booster = _boosted(boosting, learned, recipe, rounds, onto)
-    measured = _measured(boosting, data, booster, policy, _money(rows, split))
+    measured = _measured(boosting, data, booster, policy, _days(rows, split, names))
     known = TrainingPartFigures(measured.gain, alone, empty)
     features = worth(measured.booster.model, names, known, data.held_out, data.held_out_fraud, settings.seed)
     written = measured.booster
@@ -235,34 +240,41 @@ def _parts(rows: TrainingRows, split: Split, names: list[str]) -> Data:
     return data
 
 
-def _money(rows: TrainingRows, split: Split) -> _Money | None:
-    if rows.amount is None:
-        return None
-    times = rows.event_time_ms[split.validation]
-    return _Money(rows.amount[split.validation], (int(times.max()) + 1 - split.validation_from_ms) / DAY_MS)
+def _days(rows: TrainingRows, split: Split, names: list[str]) -> _Days:
+    times, from_ms = rows.event_time_ms, split.validation_from_ms
+    until_ms = int(times[split.validation].max()) + 1
+    there = np.flatnonzero((times >= from_ms) & (times < until_ms))
+    X = rows.X[there]
+    refuse_infinite(X, names)
+    amounts = None if rows.amount is None else rows.amount[there]
+    return _Days(X, np.isin(there, split.validation), amounts, (until_ms - from_ms) / DAY_MS)
 
 
-def _measured(boosting: Boosting, data: Data, booster: Any, policy: Policy, money: _Money | None) -> _Measured:
+def _measured(boosting: Boosting, data: Data, booster: Any, policy: Policy, days: _Days) -> _Measured:
     """Calibrate, choose the threshold and measure a booster of the training part on the validation part."""
     compiled = CompiledBooster.of(boosting.xgboost, booster, boosting.threads)
-    margins, fraud, link = compiled.proved_margins(data.held_out), data.held_out_fraud, compiled.model.link
+    everything, fraud, link = compiled.proved_margins(days.X), data.held_out_fraud, compiled.model.link
+    margins = everything[days.labelled]
     # Two numbers, fitted on rows that the model has not seen: the score becomes a probability, the ranking stays.
     calibration = fit_platt(margins, fraud.astype(np.float64))
-    scores = calibration.apply(margins, link)
+    scores = calibration.apply(everything, link)
     threshold, saving_min, saved = policy.flag.score, None, {}
-    if policy.flag.cost is not None and money is not None:
-        saving_min, flagged = _by_cost(policy.flag.cost, scores, money)
+    if policy.flag.cost is not None and days.amounts is not None:
+        saving_min, flagged = _by_cost(policy.flag.cost, scores, days.amounts, days.days)
         threshold = score_of_as_many(scores, int(flagged.sum()))
+        amounts = days.amounts[days.labelled]
         saved = {
-            name: float(money_saved(policy.flag.cost, fraud, by, money.amounts).sum())
+            name: float(money_saved(policy.flag.cost, fraud, by[days.labelled], amounts).sum())
             for name, by in (("money_saved", flagged), ("money_saved_by_score", scores >= threshold))
         }
     else:
         if threshold is None:
             threshold = threshold_for_share(scores, float(policy.flag.share or 0))
         flagged = scores >= threshold
+    flagged_share, scores, flagged = float(flagged.mean()), scores[days.labelled], flagged[days.labelled]
     metrics = (
         summary(fraud, scores, flagged)
+        | {"flagged_share": flagged_share}
         | saved
         | {
             "calibration_error": calibration_error(scores, fraud),
@@ -273,15 +285,15 @@ def _measured(boosting: Boosting, data: Data, booster: Any, policy: Policy, mone
     return _Measured(compiled, _rounds(booster), gain, calibration, float(threshold), saving_min, metrics)
 
 
-def _by_cost(cost: FlagCost, scores: np.ndarray, money: _Money) -> tuple[float, np.ndarray]:
+def _by_cost(cost: FlagCost, scores: np.ndarray, amounts: np.ndarray, days: float) -> tuple[float, np.ndarray]:
     """The least saving that the team's capacity allows, and the payments flagged, bool [n]. Raises TrainError."""
-    savings = expected_saving(cost, scores, money.amounts)
-    saving_min = saving_min_for(cost, savings, money.days)
+    savings = expected_saving(cost, scores, amounts)
+    saving_min = saving_min_for(cost, savings, days)
     flagged = savings > saving_min
     if not flagged.any():
         raise TrainError(
-            f"flag.cost flags none of the {len(savings)} validation payments: the best one saves an expected "
-            f"{savings.max():.2f} {cost.currency}, more than {saving_min:.2f} is wanted; lower review or "
+            f"flag.cost flags none of the {len(savings)} payments of the validation days: the best one saves an "
+            f"expected {savings.max():.2f} {cost.currency}, more than {saving_min:.2f} is wanted; lower review or "
             "good_customer, or raise reviews_a_day"
         )
     return saving_min, flagged

@@ -186,11 +186,17 @@ def test_a_change_is_counted_in_money_whatever_flags(place: Path) -> None:
     result = _run(*arguments, "--cost", cost)
     effects = {effect["figure"]: effect for effect in result["effects"]}
     first, second = result["sides"]
-    days = first["flagged"] / first["flagged_a_day"]
+    stored = pq.read_table(place / "decided.parquet")
+    day = stored["event_time"].cast(pa.int64()).to_numpy() // DAY_MS
+    measured = np.unique(day[(day >= START_MS // DAY_MS + 42) & (day < day.max() - 1)])  # labels take two days
+    days = len(measured)
+    # Flagged a day are all payments of a measured day, those too whose label is not known by the end.
+    flagged = np.isin(day, measured) & (np.array(stored["decision"].to_pylist()) == "flag")
+    assert flagged.sum() / days == pytest.approx(first["flagged_a_day"]) == effects["flagged"]["before"]
     more = effects["loss_prevented"]["change"] - effects["cost_of_reviews"]["change"]
     assert effects["money_saved"]["change"] == pytest.approx(more - effects["cost_of_good_customers"]["change"])
     assert effects["money_saved"]["change"] * days == pytest.approx(second["money_saved"] - first["money_saved"])
-    assert effects["cost_of_reviews"]["after"] == pytest.approx(2 * second["flagged_a_day"])
+    assert effects["cost_of_reviews"]["after"] * days == pytest.approx(2 * second["flagged"])
     assert "EUR a day" in result["summary"][0]
     assert "leave it out" in _run(*arguments, "--cost", cost[:-1] + ", reviews_a_day: 5}", refused=True)["error"]
     assert "give the costs in EUR" in _run(*arguments, "--cost", cost.replace("EUR", "USD"), refused=True)["error"]
