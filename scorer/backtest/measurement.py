@@ -16,6 +16,7 @@ from scorer.backtest import backtest_figures as figures
 from scorer.backtest.decided_payments import DAY_MS, BacktestError, Decided
 from scorer.backtest.effects import Effect, effects_of, sentences_of
 from scorer.policy import FlagCost, money_saved
+from scorer.training.label_delays import late_reports
 from scorer.training.ranking import card_precision
 
 REFERENCE_ROWS_MAX = 200_000
@@ -326,6 +327,12 @@ def backtest(
                 f"{side.name}: {without:,} payments were decided without the model (degraded); they count as decided, "
                 "and have no part in what ranks: average precision, AUC, alerts, thresholds, calibration."
             )
+    at_ms = int(current.time_ms.max()) if as_of_ms is None else as_of_ms
+    known = current.known_by(at_ms)
+    known_at_ms = np.asarray(known.numbers("label_known_at"), dtype=np.int64)
+    if (late := late_reports(known.label, known.time_ms, known_at_ms, at_ms)) is not None:
+        as_of = np.datetime64(at_ms, "ms").astype("datetime64[s]")
+        notes.append(f"{late.sentence()[0].upper()}{late.sentence()[1:]}; give --until {late.day} --as-of {as_of}Z.")
     if first.genuine_after_ms is not None:
         notes.append(
             f"Measured are payments that had {first.genuine_after_ms / DAY_MS:g} days to count as genuine "

@@ -28,16 +28,21 @@ from scorer.training.boosting import Boosting, Data, Progress, Recipe, boost_rou
 from scorer.training.compiled_booster import CompiledBooster
 from scorer.training.continuation import Continued, Present, check_kept, check_newer, choose
 from scorer.training.feature_selection import FeatureWorth, TrainingPartFigures, worth
+from scorer.training.label_delays import late_reports
 from scorer.training.leakage_suspects import precision_alone, refuse_leakage
 from scorer.training.ranking import summary, threshold_for_share
 from scorer.training.recipe_search import Trial, TrialProgress, compare, recipes_for, search
 from scorer.training.second_fit import second_fit
-from scorer.training.time_split import Split, refuse_infinite, split_in_time
+from scorer.training.time_split import Split, day_of_training, refuse_infinite, split_in_time
 from scorer.training.training_errors import TrainError
 from scorer.training.training_libraries import import_optuna, import_xgboost, versions
 from scorer.training.training_settings import TrainingRows, TrainingSettings
 
 DAY_MS = 86_400_000
+UNCALIBRATED = (
+    "the scores are no probabilities: on the validation part they do not rise with the share of frauds, so nothing "
+    "could be calibrated"
+)
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,8 @@ class TrainingReport:
     candidates: dict[str, float] = field(default_factory=dict)
     """Then: average precision on the held-back rows of the present model (kept), of that with new trees (continued),
     and of a new fit (anew)."""
+    notes: list[str] = field(default_factory=list)
+    """What of the rows makes the figures, or the model, other than they seem."""
 
 
 @dataclass(frozen=True)
@@ -221,6 +228,7 @@ def train(
         features=features,
         lineage=lineage,
         candidates={} if chosen is None else {str(name): value for name, value in chosen.candidates.items()},
+        notes=_notes(rows, settings, measured.calibration),
     )
 
 
@@ -257,6 +265,8 @@ def _measured(boosting: Boosting, data: Data, booster: Any, policy: Policy, days
     margins = everything[days.labelled]
     # Two numbers, fitted on rows that the model has not seen: the score becomes a probability, the ranking stays.
     calibration = fit_platt(margins, fraud.astype(np.float64))
+    if calibration.kind == "identity" and policy.flag.cost is not None:
+        raise TrainError(f"{UNCALIBRATED}; flag.cost weighs them as such: give more or other features, or flag a share")
     scores = calibration.apply(everything, link)
     threshold, saving_min, saved = policy.flag.score, None, {}
     if policy.flag.cost is not None and days.amounts is not None:
@@ -321,6 +331,17 @@ def _boosted(boosting: Boosting, data: Data, recipe: Recipe, rounds: int, onto: 
 
 def _rounds(booster: Any) -> int:
     return int(booster.num_boosted_rounds())
+
+
+def _notes(rows: TrainingRows, settings: TrainingSettings, calibration: Calibration) -> list[str]:
+    at_ms = day_of_training(rows, settings)
+    if at_ms is None:
+        at_ms = max(int(rows.event_time_ms.max()), int(rows.label_known_at_ms[rows.label >= 0].max()))
+    late = late_reports(rows.label, rows.event_time_ms, rows.label_known_at_ms, at_ms)
+    notes = [] if late is None else [f"{late.sentence()}; leave them out: --until {late.day}"]
+    if calibration.kind == "identity":
+        notes.append(UNCALIBRATED)
+    return notes
 
 
 def _continued(chosen: Continued | None) -> bool:
