@@ -17,6 +17,8 @@ from schemas.durations import parse_duration_ms
 from scorer.cli.command_support import (
     Counting,
     Json,
+    check_new_bundle,
+    check_output,
     counting,
     date_of,
     err,
@@ -130,6 +132,9 @@ def train(
     from scorer.training.boosting import STOP_FRAUDS_MIN  # noqa: PLC0415
     from scorer.training.time_split import day_of_training  # noqa: PLC0415
 
+    check_new_bundle(output)
+    if report_file is not None:
+        check_output(report_file, "--report")
     declared, text, policy_text = _declared(feature_set, policy, present)
     genuine_ms = parse_duration_option(genuine_after, "--genuine-after")
     settings = TrainingSettings(

@@ -300,6 +300,53 @@ def test_what_does_not_fit_is_refused(place: Path) -> None:
     assert "matured" in error or "known by the end" in error
 
 
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("train --feature-set {place}/set.yaml --policy {place}/policy.yaml --output {place}/bundle", "overwritten"),
+        (
+            "train --feature-set {place}/set.yaml --policy {place}/policy.yaml --output {place}/other --report "
+            "{place}/none/x.json",
+            "--report .*there is no folder",
+        ),
+        ("train --continue {place}/bundle --output {place}/set.yaml/bundle", "no folder can be made in"),
+        ("backtest --bundle {place}/bundle --output {place}/none/x.html", "there is no folder"),
+        ("backtest --bundle {place}/bundle --output {place}", "is a folder; name a file in it"),
+        ("backtest --bundle {place}/bundle --output {place}/taken.html", "taken_numbers, where a file is"),
+        ("bundle compile {place}/bundle --prune --output {place}/bundle", "overwritten"),
+    ],
+)
+def test_where_a_result_goes_is_checked_before_the_work(place: Path, command: str, message: str) -> None:
+    """A mistyped place of an output is refused before the input is read, of which none is there."""
+    (place / "taken_numbers").touch()
+    given = command.format(place=place).split()
+    empty = place / "empty.parquet"
+    empty.touch()
+    assert re.search(message, _run(*given, "--input", str(empty), refused=True)["error"])
+
+
+def test_where_what_needs_no_payments_goes_is_checked_too(place: Path) -> None:
+    """`what-if`, `simulate` and `bundle import` refuse a place that cannot be written before they begin."""
+    decided = ["--bundle", f"{place}/bundle", "--decided", f"{place}/decided.parquet"]
+    tried = ["what-if", *decided, "--policy", f"{place}/other.yaml", "--output", f"{place}/none/x.html"]
+    assert "there is no folder" in _run(*tried, refused=True)["error"]
+    for output in (
+        ["--output", f"{place}/none/x.jsonl"],
+        ["--output", f"{place}/x.jsonl", "--labels", f"{place}/no/l"],
+    ):
+        assert "there is no folder" in _run("simulate", "--count", "5", *output, refused=True)["error"]
+    imported = [
+        "--model",
+        f"{place}/set.yaml",
+        "--feature-set",
+        f"{place}/set.yaml",
+        "--policy",
+        f"{place}/policy.yaml",
+    ]
+    refused = _run("bundle", "import", *imported, "--output", f"{place}/bundle", refused=True)
+    assert "never overwritten" in refused["error"]
+
+
 def test_a_bundle_learns_on_from_the_command_line(place: Path) -> None:
     """`train --continue` takes feature set and policy from the bundle, learns from the file's newer payments, and shows
     what was compared; other features are refused by name, and without a bundle the two files have to be named."""
