@@ -24,7 +24,7 @@ from features.feature_set import FeatureSet
 from scorer.bundle import Calibration, Lineage, TrainingWindow, write_bundle
 from scorer.model.calibration import calibration_error, fit_platt
 from scorer.policy import CostRule, FlagCost, Policy, expected_saving, money_saved, saving_min_for, score_of_as_many
-from scorer.training.boosting import Boosting, Data, Progress, Recipe, boost_rounds
+from scorer.training.boosting import STOP_FRAUDS_MIN, Boosting, Data, Progress, Recipe, boost_rounds
 from scorer.training.compiled_booster import CompiledBooster
 from scorer.training.continuation import Continued, Present, check_kept, check_newer, choose
 from scorer.training.feature_selection import FeatureWorth, TrainingPartFigures, worth
@@ -148,27 +148,31 @@ def train(
     before = None if present is None else Present.load(Path(present), feature_set, xgboost, settings.threads)
     split = split_in_time(rows, settings, None if before is None else before.seen_until_ms)
     data = _parts(rows, split, names)
-    newer = None if before is None else _newer(rows, split, before)
+    # Of a continued bundle new models are stopped and chosen on earlier held-back rows, and compared on later ones.
+    stopping, comparing = (data, data) if before is None else _apart(rows, split, data)
+    newer = None if before is None else _newer(rows, split, before, stopping)
     alone = precision_alone(data.X, data.fraud, settings.seed)
     refuse_leakage(alone, names, settings.accepted)
     empty = np.isnan(data.X).all(axis=0)
 
     boosting = Boosting(xgboost, feature_set, settings.seed, settings.threads)
-    recipes = recipes_for(data)
+    recipes = recipes_for(stopping)
     trials: list[Trial] = []
     seconds_max = settings.search_s_max
     if optuna is not None and len(recipes) > 1:  # few frauds can't choose
         trials = search(
-            boosting, optuna, data, trials=settings.trials, seconds_max=seconds_max, progress=trial_progress
+            boosting, optuna, stopping, trials=settings.trials, seconds_max=seconds_max, progress=trial_progress
         )
         best = max(trials, key=lambda trial: trial.average_precision).recipe
         recipes = list(dict.fromkeys([recipes[0], best]))
         seconds_max, trial_progress = None, None
-    fitted = compare(boosting, data, recipes, seconds_max=seconds_max, progress=progress, trial_progress=trial_progress)
+    fitted = compare(
+        boosting, stopping, recipes, seconds_max=seconds_max, progress=progress, trial_progress=trial_progress
+    )
     recipe, trials = fitted.recipe, trials or fitted.trials
     booster, chosen = fitted.booster, None
     if before is not None and newer is not None:
-        chosen = choose(boosting, data, newer, before, fitted, progress)
+        chosen = choose(boosting, comparing, newer, before, fitted, progress)
         booster, recipe = chosen.booster, chosen.recipe
 
     refitting = settings.refit and (chosen is None or chosen.made != "kept")
@@ -228,7 +232,7 @@ def train(
         features=features,
         lineage=lineage,
         candidates={} if chosen is None else {str(name): value for name, value in chosen.candidates.items()},
-        notes=_notes(rows, settings, measured.calibration),
+        notes=_notes(rows, settings, measured.calibration) + _of_comparison(before, stopping, comparing),
     )
 
 
@@ -348,13 +352,38 @@ def _continued(chosen: Continued | None) -> bool:
     return chosen is not None and chosen.made == "continued"
 
 
-def _newer(rows: TrainingRows, split: Split, before: Present) -> Data:
-    """Training rows that the present model has not learned from, and the held-back ones. Raises TrainError for too
-    few."""
+def _apart(rows: TrainingRows, split: Split, data: Data) -> tuple[Data, Data]:
+    """The data with the earlier held-back rows, and with the later ones: up to the middle fraud, and from there on.
+    With too few frauds for both, the same twice: all of them."""
+    times = rows.event_time_ms[split.validation]
+    middle = int(np.sort(times[data.held_out_fraud])[data.held_out_fraud.sum() // 2])
+    parts = times < middle, times >= middle
+    if min(int(data.held_out_fraud[part].sum()) for part in parts) < STOP_FRAUDS_MIN:
+        return data, data
+    earlier, later = (
+        Data(data.X, data.fraud, np.ascontiguousarray(data.held_out[part]), data.held_out_fraud[part]) for part in parts
+    )
+    return earlier, later
+
+
+def _of_comparison(before: Present | None, stopping: Data, comparing: Data) -> list[str]:
+    if before is None or stopping is not comparing:
+        return []
+    return [
+        f"the new models were stopped on the payments that they were compared on with {before.bundle.id}, which "
+        f"favours them a little: {int(comparing.held_out_fraud.sum())} frauds held back are too few to do both apart, "
+        f"{2 * STOP_FRAUDS_MIN} are enough"
+    ]
+
+
+def _newer(rows: TrainingRows, split: Split, before: Present, stopping: Data) -> Data:
+    """Training rows that the present model has not learned from, and those of `stopping` held back. Raises TrainError
+    for too few."""
     train = split.train[rows.event_time_ms[split.train] >= before.learned_until_ms]
-    fraud, held_out_fraud = rows.fraud[train], rows.fraud[split.validation]
-    check_newer(fraud, held_out_fraud, str(np.datetime64(before.learned_until_ms, "ms").astype("datetime64[s]")))
-    return Data(rows.X[train], fraud, rows.X[split.validation], held_out_fraud)
+    fraud = rows.fraud[train]
+    seen_until = str(np.datetime64(before.learned_until_ms, "ms").astype("datetime64[s]"))
+    check_newer(fraud, rows.fraud[split.validation], seen_until)
+    return Data(rows.X[train], fraud, stopping.held_out, stopping.held_out_fraud)
 
 
 def _window_of(
