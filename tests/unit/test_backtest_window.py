@@ -170,7 +170,7 @@ def test_payments_decided_without_the_model_have_no_part_in_its_ranking() -> Non
 
 def test_frauds_that_are_reported_late_are_warned_about() -> None:
     """Genuine labels come after a day, chargebacks after ten: the newest ten days look almost without fraud. A note
-    says so, and how to leave them out; then nothing is said."""
+    says so, and how to leave them out; then there is none."""
     decided = _decided(days=60)
     delay = np.where(decided.fraud, 10, 1) * DAY_MS
     late = _with(decided, label=decided.fraud.astype(int), label_known_at=decided.time_ms + delay)
