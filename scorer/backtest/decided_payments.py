@@ -20,9 +20,11 @@ from scorer.replay.replay_output import part_files
 
 DAY_MS = 86_400_000
 SEGMENT_FIELDS = ("channel", "country", "mcc")
-# Bounds of the amount bands, major units of the base currency.
 BY_SCORE = "flagged_by_score"
+# Bounds of the amount bands, major units of the base currency, where a usual payment is near AMOUNT_USUAL; elsewhere
+# times the power of ten that is nearest: 3,000 yen are no "1000 and more".
 AMOUNT_BANDS = (10.0, 50.0, 100.0, 200.0, 500.0, 1000.0)
+AMOUNT_USUAL = 50.0
 
 
 class BacktestError(FraudScorerError):
@@ -189,9 +191,12 @@ class Decided:
     def segments(self) -> dict[str, tuple[npt.NDArray[np.int64], list[str]]]:
         """Codes and names by kind of segment: channel, country, mcc where the payments have them, and amount bands."""
         found = {name: self.codes(name) for name in SEGMENT_FIELDS if self.table[name].null_count < len(self)}
-        bounds = np.array(AMOUNT_BANDS)
-        names = [f"below {bounds[0]:g}", *(f"{a:g} to {b:g}" for a, b in pairwise(bounds))]
-        found["amount"] = (np.searchsorted(bounds, self.money, side="right"), [*names, f"{bounds[-1]:g} and more"])
+        usual = self.money[self.money > 0]
+        scale = 10.0 ** np.rint(np.log10(np.median(usual) / AMOUNT_USUAL)) if len(usual) else 1.0
+        bounds = np.array(AMOUNT_BANDS) * scale
+        texts = [f"{bound:.12g}" for bound in bounds]
+        names = [f"below {texts[0]}", *(f"{a} to {b}" for a, b in pairwise(texts)), f"{texts[-1]} and more"]
+        found["amount"] = (np.searchsorted(bounds, self.money, side="right"), names)
         return found
 
     @property

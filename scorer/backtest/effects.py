@@ -37,22 +37,37 @@ class Effect:
 
 
 def effects_of(
-    before: Decided | None, after: Decided, cost: FlagCost | None, *, rounds: int, seed: int
+    before: Decided | None,
+    after: Decided,
+    cost: FlagCost | None,
+    *,
+    rounds: int,
+    seed: int,
+    whole: tuple[Decided | None, Decided] | None = None,
 ) -> list[Effect]:
     """What each day brings by `after` and by `before`, n matured payments each and the same ones; None: flagging
-    nothing. By `cost` also the money that a decision saves, in its parts."""
+    nothing. By `cost` also the money that a decision saves, in its parts. `whole`: the same of all payments of those
+    days, those without a matured label too, which count as flagged."""
     days = max(1, len(np.unique(after.day)))
     now = _values(after, after.flagged, cost)
-    then = _values(after, np.zeros(len(after), np.bool_) if before is None else before.flagged, cost)
+    then = _values(after, _flags(before, after), cost)
     ranges = figures.day_intervals(
         after.day, {name: now[name][1] - then[name][1] for name in now}, rounds=rounds, seed=seed
     )
+    if whole is not None:
+        was, flags = (np.asarray(side, np.float64) for side in (_flags(*whole), whole[1].flagged))
+        now["flagged"], then["flagged"] = ("payments", flags), ("payments", was)
+        ranges |= figures.day_intervals(whole[1].day, {"flagged": flags - was}, rounds=rounds, seed=seed)
     found = []
     for name, (unit, values) in now.items():
         had, has = float(then[name][1].sum()) / days, float(values.sum()) / days
         low, high = (bound / days for bound in ranges[name]) if name in ranges else (None, None)
         found.append(Effect(name, unit, had, has, has - had, low, high))
     return found
+
+
+def _flags(before: Decided | None, after: Decided) -> npt.NDArray[np.bool_]:
+    return np.zeros(len(after), np.bool_) if before is None else before.flagged
 
 
 def _values(decided: Decided, flagged: npt.NDArray[np.bool_], cost: FlagCost | None) -> dict[str, tuple[str, Floats]]:
@@ -87,7 +102,9 @@ def sentences_of(
     found = [] if saved is None else [_of_money(what, saved, alone=changed is None)]
     if changed is None:
         flagged, hits, stopped = (_number(effect.after) for effect in counts)
-        found.append(f"{names[0]} flags {flagged} payments a day: {hits} frauds and {stopped} genuine payments.")
+        unknown = counts[0].after - counts[1].after - counts[2].after
+        rest = f", and {_number(unknown)} without a matured label" if unknown > 1e-9 else ""
+        found.append(f"{names[0]} flags {flagged} payments a day: {hits} frauds and {stopped} genuine payments{rest}.")
     else:
         parts = ", ".join(_more(effect, *_COUNTS[effect.figure]) for effect in counts)
         found.append(f"Each day {parts}." if saved is not None else f"{what}: each day {parts}.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from scorer.backtest import backtest_figures as figures
 from scorer.backtest.decided_payments import DAY_MS, BacktestError, Decided
 from scorer.backtest.effects import Effect, effects_of, sentences_of
 from scorer.policy import FlagCost, money_saved
+from scorer.training.label_delays import late_reports
 from scorer.training.ranking import card_precision
 
 REFERENCE_ROWS_MAX = 200_000
@@ -99,7 +100,32 @@ def measure(
     cost: FlagCost | None = None,
 ) -> Side:
     """Figures of one side. `decided`: matured payments; `everything`: all of the window, for drift against `reference`,
-    payments before it. `cost`: what money saved is counted by."""
+    payments before it, and for what is flagged a day. `cost`: what money saved is counted by. What ranks is of the
+    payments that the model scored: those decided without it have a student's score, or none."""
+    saved = {} if cost is None else _saved(decided, cost)
+    side = _measured(name, decided, alerts=alerts, cards=cards, rounds=rounds, seed=seed)
+    if decided.degraded.any():
+        model = decided.take(~decided.degraded)
+        of_model = _measured(name, model, alerts=alerts, cards=cards, rounds=rounds, seed=seed) if len(model) else None
+        side = _ranked_by(side, of_model)
+    there = of_days(everything, decided)
+    return replace(
+        side,
+        overall=side.overall
+        | {"flagged_a_day": float(there.flagged.sum()) / len(np.unique(decided.day))}
+        | {figure: float(values.sum()) for figure, values in saved.items()},
+        intervals=side.intervals | figures.day_intervals(decided.day, saved, rounds=rounds, seed=seed),
+        drift=_drift(everything, reference),
+    )
+
+
+def of_days(everything: Decided, decided: Decided) -> Decided:
+    """All payments of the days that `decided`, some of them, lie on."""
+    return everything.take(np.isin(everything.day, np.unique(decided.day)))
+
+
+def _measured(name: str, decided: Decided, *, alerts: int, cards: int, rounds: int, seed: int) -> Side:
+    """The figures that need neither money saved nor another time."""
     fraud, score, flagged, amount = decided.fraud, decided.score, decided.flagged, decided.money
     # The margin ranks: a calibrated score may tie where margins differ.
     rank = decided.margin
@@ -113,21 +139,47 @@ def measure(
         row[f"card_precision_{cards}"] = value
         for rate in figures.FALSE_POSITIVE_RATES:
             row[f"recall_at_fpr_{rate:g}"] = figures.recall_at(fraud[at], rank[at], rate)
-    sweep = figures.sweep(decided.day, fraud, score, amount)
-    saved = {} if cost is None else _saved(decided, cost)
     return Side(
         name=name,
-        overall=figures.overall(decided.day, decided.customer, *common, alerts=alerts, cards=cards)
-        | {figure: float(values.sum()) for figure, values in saved.items()},
-        intervals=figures.intervals(decided.customer, *common, rounds=rounds, seed=seed)
-        | figures.day_intervals(decided.day, saved, rounds=rounds, seed=seed),
+        overall=figures.overall(decided.day, decided.customer, *common, alerts=alerts, cards=cards),
+        intervals=figures.intervals(decided.customer, *common, rounds=rounds, seed=seed),
         days=daily,
         segments={
             kind: figures.by_group(codes, values, *common) for kind, (codes, values) in decided.segments().items()
         },
-        sweep=sweep,
+        sweep=figures.sweep(decided.day, fraud, score, amount),
         calibration=figures.calibration(fraud, score),
-        drift=_drift(everything, reference),
+        drift=[],
+    )
+
+
+_OF_RANKS = ("average_precision", "auc", "recall_at_fpr_", "card_precision_", "precision_of_", "recall_of_")
+
+
+def _ranked_by(side: Side, model: Side | None) -> Side:
+    """`side` with what ranks, thresholds and calibration taken from `model`, of the payments that the model scored;
+    None: of none."""
+
+    def row(of: dict[str, Any], found: dict[str, Any] | None) -> dict[str, Any]:
+        ranks = [name for name in of if name.startswith(_OF_RANKS)]
+        return of | {name: float("nan") if found is None else found[name] for name in ranks}
+
+    def rows(of: list[dict[str, Any]], found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        by_name = {item["name"]: item for item in found}
+        return [row(item, by_name.get(item["name"])) for item in of]
+
+    ranges = {name: bounds for name, bounds in side.intervals.items() if not name.startswith(_OF_RANKS)}
+    of_model = {} if model is None else model.intervals
+    ranges |= {name: bounds for name, bounds in of_model.items() if name.startswith(_OF_RANKS)}
+    segments = {} if model is None else model.segments
+    return replace(
+        side,
+        overall=row(side.overall, None if model is None else model.overall),
+        intervals=ranges,
+        days=rows(side.days, [] if model is None else model.days),
+        segments={kind: rows(found, segments.get(kind, [])) for kind, found in side.segments.items()},
+        sweep=[] if model is None else model.sweep,
+        calibration=[] if model is None else model.calibration,
     )
 
 
@@ -258,8 +310,29 @@ def backtest(
     for name in {name for side in sides for name in side.overall}:
         for side in sides:  # what one side has and the other has not
             side.overall.setdefault(name, float("nan"))
-    effects = effects_of(measured[0] if second is not None else None, measured[-1], cost, rounds=rounds, seed=seed)
+    whole = [of_days(run.take(window), done) for run, done in zip((first, second or first), measured, strict=False)]
+    effects = effects_of(
+        measured[0] if second is not None else None, measured[-1], cost, rounds=rounds, seed=seed,
+        whole=(whole[0] if second is not None else None, whole[-1]),
+    )  # fmt: skip
     notes = [f"{len(current) - len(current.matured(as_of_ms)):,} payments are left out: their labels had not matured."]
+    if (without := len(whole[-1]) - len(measured[-1])) > 0:
+        notes.append(
+            f"{without:,} of the {len(whole[-1]):,} payments of the measured days have no matured label: what is "
+            "flagged a day counts them; frauds, money, alerts and thresholds are of the others."
+        )
+    for side, run in zip(sides, measured, strict=True):
+        if without := int(run.degraded.sum()):
+            notes.append(
+                f"{side.name}: {without:,} payments were decided without the model (degraded); they count as decided, "
+                "and have no part in what ranks: average precision, AUC, alerts, thresholds, calibration."
+            )
+    at_ms = int(current.time_ms.max()) if as_of_ms is None else as_of_ms
+    known = current.known_by(at_ms)
+    known_at_ms = np.asarray(known.numbers("label_known_at"), dtype=np.int64)
+    if (late := late_reports(known.label, known.time_ms, known_at_ms, at_ms)) is not None:
+        as_of = np.datetime64(at_ms, "ms").astype("datetime64[s]")
+        notes.append(f"{late.sentence()[0].upper()}{late.sentence()[1:]}; give --until {late.day} --as-of {as_of}Z.")
     if first.genuine_after_ms is not None:
         notes.append(
             f"Measured are payments that had {first.genuine_after_ms / DAY_MS:g} days to count as genuine "

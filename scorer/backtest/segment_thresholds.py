@@ -20,6 +20,8 @@ from scorer.policy import FlagCost, Policy, money_saved
 
 FRAUDS_MIN = 30
 """Frauds of a segment on the first days, at least: with fewer a threshold follows single payments."""
+LATER_FRAUDS_MIN = 10
+"""Frauds of a segment on the later days, at least: without any, a higher threshold always saves the reviews."""
 ROUNDS_MIN = 1_000
 """Draws, at least: the ends of narrow tails are the means of few draws."""
 LABELLED_RATIO_MAX = 1.25
@@ -171,6 +173,8 @@ def _finding(
         reason = "no value: the common threshold is for those"
     elif frauds < FRAUDS_MIN:
         reason = f"{frauds} frauds on the first days, {FRAUDS_MIN} are needed"
+    elif later_frauds < LATER_FRAUDS_MIN:
+        reason = f"{later_frauds} frauds on the later days, {LATER_FRAUDS_MIN} are needed"
     elif not more.any():
         reason = "on the later days its own flags the same"
     else:

@@ -13,7 +13,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from scorer.cli.command_support import Json, counting, err, out, parse_time_ms, read_mapping, show
+from scorer.cli.command_support import Json, check_output, counting, err, out, parse_time_ms, read_mapping, show
 from scorer.cli.command_support import settings as load_settings
 from scorer.cli.risk_options import (
     FileRun,
@@ -94,6 +94,7 @@ def backtest_command(
 
     if against is not None and policy is not None:
         raise UsageError("give --against (another bundle) or --policy (this bundle, another policy), not both")
+    _check_page(output)
     loaded = Bundle.load(bundle)
     other = Bundle.load(against) if against is not None else None
     second_policy = None if policy is None else read_policy(policy, loaded.feature_set.names)
@@ -175,6 +176,8 @@ def what_if_command(
     from scorer.backtest import backtest, flagged_by_score, what_if  # noqa: PLC0415
     from scorer.bundle import Bundle  # noqa: PLC0415
 
+    if output is not None:
+        _check_page(output)
     loaded = Bundle.load(bundle)
     begin_ms, until_ms = parse_time_ms(begin, "--from"), parse_time_ms(until, "--until")
     counted_by = _read_cost(cost)
@@ -291,6 +294,18 @@ def read_decided(bundle: Bundle, stored: Path) -> Decided:
     return Decided.read(stored, feature_set.names, feature_set.currency, conversion_factors(feature_set))
 
 
+def _numbers_of(page: Path) -> Path:
+    """The folder of a page's figures."""
+    return page.with_name(f"{page.stem}_numbers")
+
+
+def _check_page(page: Path) -> None:
+    """Refuse a page that cannot be written, or its figures, before anything is measured. Raises UsageError."""
+    check_output(page)
+    if (numbers := _numbers_of(page)).exists() and not numbers.is_dir():
+        raise UsageError(f"--output {page}: its figures go to the folder {numbers}, where a file is; name another page")
+
+
 def _report(
     result: Backtest, output: Path | None, title: str, more: dict[str, Any] | None = None, *, as_json: bool
 ) -> None:
@@ -300,7 +315,7 @@ def _report(
         err.print(f"note: {note}", markup=False)
     summary: dict[str, Any] = {"payments": result.payments, "matured": result.matured} | (more or {})
     if output is not None:
-        numbers = output.with_name(f"{output.stem}_numbers")
+        numbers = _numbers_of(output)
         result.write_numbers(numbers)
         write_page(result, output, title)
         summary |= {"page": str(output), "numbers": str(numbers)}

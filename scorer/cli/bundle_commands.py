@@ -14,6 +14,7 @@ from rich.table import Table
 
 from scorer.cli.command_support import (
     Json,
+    check_new_bundle,
     counting,
     date_of,
     err,
@@ -267,6 +268,8 @@ def compile_bundle(
         raise UsageError("--output: name the folder of the new bundle")
     if output is not None and report:
         raise UsageError("--report writes no bundle: leave --output out, and give it to the lever that you choose")
+    if output is not None and not early_exit:
+        check_new_bundle(output)
     X, truth, until_ms = _held_out(folder, file, mapping, begin, until, unlabelled=report, quiet=as_json)
     if report:
         show_report(folder, X, truth if len(truth) else None, loss=loss, seed=seed, as_json=as_json)
@@ -339,6 +342,7 @@ def challenge(
     """
     from scorer.bundle.challengers import with_challengers  # noqa: PLC0415
 
+    check_new_bundle(output)
     created_at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     with counting("checking the bundles", quiet=as_json):
         made = with_challengers(folder, challenger or [], output, created_at=created_at, student=student)

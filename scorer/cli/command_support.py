@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import threading
@@ -261,6 +262,18 @@ def check_output(path: Path, option: str = "--output") -> None:
         raise UsageError(f"{option} {path} is a folder; name a file in it")
     if not path.parent.is_dir():
         raise UsageError(f"{option} {path}: there is no folder {path.parent}; make it first (mkdir -p {path.parent})")
+    if not os.access(path.parent, os.W_OK):
+        raise UsageError(f"{option} {path}: the folder {path.parent} may not be written to; name another one")
+
+
+def check_new_bundle(path: Path, option: str = "--output") -> None:
+    """Refuse a bundle's folder that is there before anything is computed for it, or has a file in its way. Raises
+    UsageError."""
+    if os.path.lexists(path):
+        raise UsageError(f"{option} {path} exists already; bundles are never overwritten, choose another place")
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise UsageError(f"{option} {path}: no folder can be made in {above}; choose another place")
 
 
 def read_text(path: Path, what: str) -> str:

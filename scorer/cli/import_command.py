@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from scorer.cli.command_support import Json, counting, read_text, show
+from scorer.cli.command_support import Json, check_new_bundle, counting, read_text, show
 from scorer.cli.risk_options import PolicyOption, SetOption, read_feature_set, read_policy
 
 
@@ -59,6 +59,7 @@ def import_bundle(
     from scorer.bundle.gate import verify  # noqa: PLC0415
     from scorer.model_import import ImportOptions, MissingValue, import_model  # noqa: PLC0415 - rarely needed
 
+    check_new_bundle(output)
     declared = read_feature_set(feature_set)
     text, policy_text = read_text(feature_set, "feature set"), read_text(policy, "policy")
     read_policy(policy, declared.names)

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from scorer.cli.command_support import (
     Json,
+    check_output,
     counting,
     err,
     out,
@@ -121,6 +122,9 @@ def simulate(
     if output is not None:
         if count is None:
             raise UsageError("--output needs --count: the simulation itself has no end")
+        for path, option in ((output, "--output"), (labels, "--labels")):
+            if path is not None:
+                check_output(path, option)
         write = write_table if output.suffix == ".parquet" else _write
         with counting("payments", quiet=as_json) as progress:
             progress.expect(count)

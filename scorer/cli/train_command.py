@@ -17,6 +17,8 @@ from schemas.durations import parse_duration_ms
 from scorer.cli.command_support import (
     Counting,
     Json,
+    check_new_bundle,
+    check_output,
     counting,
     date_of,
     err,
@@ -130,6 +132,9 @@ def train(
     from scorer.training.boosting import STOP_FRAUDS_MIN  # noqa: PLC0415
     from scorer.training.time_split import day_of_training  # noqa: PLC0415
 
+    check_new_bundle(output)
+    if report_file is not None:
+        check_output(report_file, "--report")
     declared, text, policy_text = _declared(feature_set, policy, present)
     genuine_ms = parse_duration_option(genuine_after, "--genuine-after")
     settings = TrainingSettings(
@@ -187,10 +192,13 @@ def train(
     with counting("training", quiet=as_json) as progress:
         rounds, tried = _progress(progress)
         report = fit(rows, text, policy_text, output, settings, present=present, progress=rounds, trial_progress=tried)
-    if trials and report.training.validation_frauds < STOP_FRAUDS_MIN:
+    for note in report.notes:
+        err.print(f"note: {note}", markup=False)
+    fewest = min(report.training.validation_frauds, report.training.train_frauds)
+    if trials and fewest < STOP_FRAUDS_MIN:
         err.print(
-            f"note: --trials searched nothing: {report.training.validation_frauds} frauds in the later days can not "
-            f"choose a recipe, {STOP_FRAUDS_MIN} can"
+            f"note: --trials searched nothing: {fewest} frauds in the later days, or before them, can not choose a "
+            f"recipe, {STOP_FRAUDS_MIN} can"
         )
     if present is not None and (dropped := Bundle.load(present).challengers):
         names = ", ".join(item.id for item in dropped)

@@ -27,6 +27,10 @@ from scorer.training import average_precision, import_xgboost, threshold_for_sha
 from scorer.training.compiled_booster import CompiledBooster
 
 ROWS_MIN, FRAUDS_MIN = 200, 5
+UNCALIBRATED = (
+    "the scores are no probabilities: on the rows that calibrate they do not rise with the share of frauds, so nothing "
+    "could be calibrated"
+)
 _NEW_TREES = ("distil", "isolation-forest")
 
 
@@ -354,6 +358,11 @@ def _written(
     data, model = compiled.raw, compiled.model
     scores = curve.apply(model.margins(X), model.link)
     manifest = bundle.manifest
+    notes = [note for note in (bundle.policy.without_segments(),) if note is not None]
+    if curve.kind == "identity" != manifest.calibration.kind:
+        if bundle.policy.flag.cost is not None:
+            raise UsageError(f"{UNCALIBRATED}; {bundle.id} flags by cost, which weighs them: nothing was written")
+        notes.append(UNCALIBRATED)
     threshold = threshold_of(bundle, X, scores)
     old = checked(path, manifest.model_file, manifest.files[manifest.model_file])
     before = measure(old, bundle.model, manifest.calibration, float(bundle.threshold_margin), X, truth)
@@ -394,5 +403,5 @@ def _written(
         decisions_changed=int((flags[0] != flags[1]).sum()),
         score_distance_max=float(np.abs(scores - bundle.scores(bundle.model.margins(X))).max()),
         detail=changed.detail,
-        notes=[note for note in (bundle.policy.without_segments(),) if note is not None],
+        notes=notes,
     )

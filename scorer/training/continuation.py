@@ -3,10 +3,13 @@
     payments that the present model has seen ──┬── newer ones: training part ──┤ gap ├── held back ──┤
                                                └ seen_until_ms
 
-Three models meet on the held-back rows, which none of them has learned from: the present one as it is; the present one
-with new trees on top, learned from the newer rows; and a new fit on all rows of the training part. Another than the
-present one takes its place only where it is better there by more than chance (`outranks`, the guard of the recipes). So
-no model is taken that is worse than the present one beyond noise, and where newer payments teach nothing, it stays.
+The earlier of the held-back rows stop and choose the new models, the later ones compare, where there are frauds enough
+for both; else all of them do both, and the report has a note.
+
+Three models meet on those rows, which none of them has learned from: the present one as it is; the present one with new
+trees on top, learned from the newer rows; and a new fit on all rows of the training part. Another than the present one
+takes its place only where it is better there by more than chance (`outranks`, the guard of the recipes). So no model is
+taken that is worse than the present one beyond noise, and where newer payments teach nothing, it stays.
 """
 
 from __future__ import annotations
@@ -124,7 +127,8 @@ def choose(
 ) -> Continued:
     """The present model, the present one continued by the rows `newer`, or the new fit `anew` on the rows of `data`.
 
-    All are compared on the held-back rows of `data`. Raises GateError where xgboost changed a tree of the present one.
+    All are compared on the held-back rows of `data`; new trees are stopped on those of `newer`. Raises GateError where
+    xgboost changed a tree of the present one.
     """
     recipe = Recipe()
     matrices = Matrices(boosting, newer, recipe)

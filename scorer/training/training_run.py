@@ -24,20 +24,25 @@ from features.feature_set import FeatureSet
 from scorer.bundle import Calibration, Lineage, TrainingWindow, write_bundle
 from scorer.model.calibration import calibration_error, fit_platt
 from scorer.policy import CostRule, FlagCost, Policy, expected_saving, money_saved, saving_min_for, score_of_as_many
-from scorer.training.boosting import Boosting, Data, Progress, Recipe, boost_rounds
+from scorer.training.boosting import STOP_FRAUDS_MIN, Boosting, Data, Progress, Recipe, boost_rounds
 from scorer.training.compiled_booster import CompiledBooster
 from scorer.training.continuation import Continued, Present, check_kept, check_newer, choose
 from scorer.training.feature_selection import FeatureWorth, TrainingPartFigures, worth
+from scorer.training.label_delays import late_reports
 from scorer.training.leakage_suspects import precision_alone, refuse_leakage
 from scorer.training.ranking import summary, threshold_for_share
 from scorer.training.recipe_search import Trial, TrialProgress, compare, recipes_for, search
 from scorer.training.second_fit import second_fit
-from scorer.training.time_split import Split, refuse_infinite, split_in_time
+from scorer.training.time_split import Split, day_of_training, refuse_infinite, split_in_time
 from scorer.training.training_errors import TrainError
 from scorer.training.training_libraries import import_optuna, import_xgboost, versions
 from scorer.training.training_settings import TrainingRows, TrainingSettings
 
 DAY_MS = 86_400_000
+UNCALIBRATED = (
+    "the scores are no probabilities: on the validation part they do not rise with the share of frauds, so nothing "
+    "could be calibrated"
+)
 
 
 @dataclass(frozen=True)
@@ -53,8 +58,9 @@ class TrainingReport:
     """Of a policy by cost: a payment is flagged when its expected saving is above this."""
     training: TrainingWindow
     metrics: dict[str, float]
-    """On validation: average_precision, auc, recall, precision, flagged_share, rows, frauds, flagged, true_flagged,
-    calibration_error and, of the uncalibrated score, calibration_error_before."""
+    """On validation: average_precision, auc, recall, precision, rows, frauds, flagged, true_flagged, calibration_error
+    and, of the uncalibrated score, calibration_error_before; flagged_share of all payments of those days, those without
+    a known label too."""
     rows_without_label: int
     """Rows whose label is not known, or became known after the day of training, or that had too little time before it
     to count as genuine."""
@@ -74,6 +80,8 @@ class TrainingReport:
     candidates: dict[str, float] = field(default_factory=dict)
     """Then: average precision on the held-back rows of the present model (kept), of that with new trees (continued),
     and of a new fit (anew)."""
+    notes: list[str] = field(default_factory=list)
+    """What of the rows makes the figures, or the model, other than they seem."""
 
 
 @dataclass(frozen=True)
@@ -90,10 +98,14 @@ class _Measured:
 
 
 @dataclass(frozen=True)
-class _Money:
-    """Amounts of the validation rows, float64 [n] in major units, and over how many days they spread."""
+class _Days:
+    """All payments of the validation days, those without a known label too: a team's capacity and a share to flag are
+    of all that is decided. X float32 [n, k]; `labelled` bool [n]: the validation rows, in their order; amounts float64
+    [n] in major units; over how many days they spread."""
 
-    amounts: np.ndarray
+    X: np.ndarray
+    labelled: np.ndarray
+    amounts: np.ndarray | None
     days: float
 
 
@@ -136,27 +148,31 @@ def train(
     before = None if present is None else Present.load(Path(present), feature_set, xgboost, settings.threads)
     split = split_in_time(rows, settings, None if before is None else before.seen_until_ms)
     data = _parts(rows, split, names)
-    newer = None if before is None else _newer(rows, split, before)
+    # Of a continued bundle new models are stopped and chosen on earlier held-back rows, and compared on later ones.
+    stopping, comparing = (data, data) if before is None else _apart(rows, split, data)
+    newer = None if before is None else _newer(rows, split, before, stopping)
     alone = precision_alone(data.X, data.fraud, settings.seed)
     refuse_leakage(alone, names, settings.accepted)
     empty = np.isnan(data.X).all(axis=0)
 
     boosting = Boosting(xgboost, feature_set, settings.seed, settings.threads)
-    recipes = recipes_for(data)
+    recipes = recipes_for(stopping)
     trials: list[Trial] = []
     seconds_max = settings.search_s_max
     if optuna is not None and len(recipes) > 1:  # few frauds can't choose
         trials = search(
-            boosting, optuna, data, trials=settings.trials, seconds_max=seconds_max, progress=trial_progress
+            boosting, optuna, stopping, trials=settings.trials, seconds_max=seconds_max, progress=trial_progress
         )
         best = max(trials, key=lambda trial: trial.average_precision).recipe
         recipes = list(dict.fromkeys([recipes[0], best]))
         seconds_max, trial_progress = None, None
-    fitted = compare(boosting, data, recipes, seconds_max=seconds_max, progress=progress, trial_progress=trial_progress)
+    fitted = compare(
+        boosting, stopping, recipes, seconds_max=seconds_max, progress=progress, trial_progress=trial_progress
+    )
     recipe, trials = fitted.recipe, trials or fitted.trials
     booster, chosen = fitted.booster, None
     if before is not None and newer is not None:
-        chosen = choose(boosting, data, newer, before, fitted, progress)
+        chosen = choose(boosting, comparing, newer, before, fitted, progress)
         booster, recipe = chosen.booster, chosen.recipe
 
     refitting = settings.refit and (chosen is None or chosen.made != "kept")
@@ -170,7 +186,7 @@ def train(
         if (recipe, rounds) != was:
             learned = data if onto is None or newer is None else newer
             booster = _boosted(boosting, learned, recipe, rounds, onto)
-    measured = _measured(boosting, data, booster, policy, _money(rows, split))
+    measured = _measured(boosting, data, booster, policy, _days(rows, split, names))
     known = TrainingPartFigures(measured.gain, alone, empty)
     features = worth(measured.booster.model, names, known, data.held_out, data.held_out_fraud, settings.seed)
     written = measured.booster
@@ -216,6 +232,7 @@ def train(
         features=features,
         lineage=lineage,
         candidates={} if chosen is None else {str(name): value for name, value in chosen.candidates.items()},
+        notes=_notes(rows, settings, measured.calibration) + _of_comparison(before, stopping, comparing),
     )
 
 
@@ -235,34 +252,43 @@ def _parts(rows: TrainingRows, split: Split, names: list[str]) -> Data:
     return data
 
 
-def _money(rows: TrainingRows, split: Split) -> _Money | None:
-    if rows.amount is None:
-        return None
-    times = rows.event_time_ms[split.validation]
-    return _Money(rows.amount[split.validation], (int(times.max()) + 1 - split.validation_from_ms) / DAY_MS)
+def _days(rows: TrainingRows, split: Split, names: list[str]) -> _Days:
+    times, from_ms = rows.event_time_ms, split.validation_from_ms
+    until_ms = int(times[split.validation].max()) + 1
+    there = np.flatnonzero((times >= from_ms) & (times < until_ms))
+    X = rows.X[there]
+    refuse_infinite(X, names)
+    amounts = None if rows.amount is None else rows.amount[there]
+    return _Days(X, np.isin(there, split.validation), amounts, (until_ms - from_ms) / DAY_MS)
 
 
-def _measured(boosting: Boosting, data: Data, booster: Any, policy: Policy, money: _Money | None) -> _Measured:
+def _measured(boosting: Boosting, data: Data, booster: Any, policy: Policy, days: _Days) -> _Measured:
     """Calibrate, choose the threshold and measure a booster of the training part on the validation part."""
     compiled = CompiledBooster.of(boosting.xgboost, booster, boosting.threads)
-    margins, fraud, link = compiled.proved_margins(data.held_out), data.held_out_fraud, compiled.model.link
+    everything, fraud, link = compiled.proved_margins(days.X), data.held_out_fraud, compiled.model.link
+    margins = everything[days.labelled]
     # Two numbers, fitted on rows that the model has not seen: the score becomes a probability, the ranking stays.
     calibration = fit_platt(margins, fraud.astype(np.float64))
-    scores = calibration.apply(margins, link)
+    if calibration.kind == "identity" and policy.flag.cost is not None:
+        raise TrainError(f"{UNCALIBRATED}; flag.cost weighs them as such: give more or other features, or flag a share")
+    scores = calibration.apply(everything, link)
     threshold, saving_min, saved = policy.flag.score, None, {}
-    if policy.flag.cost is not None and money is not None:
-        saving_min, flagged = _by_cost(policy.flag.cost, scores, money)
+    if policy.flag.cost is not None and days.amounts is not None:
+        saving_min, flagged = _by_cost(policy.flag.cost, scores, days.amounts, days.days)
         threshold = score_of_as_many(scores, int(flagged.sum()))
+        amounts = days.amounts[days.labelled]
         saved = {
-            name: float(money_saved(policy.flag.cost, fraud, by, money.amounts).sum())
+            name: float(money_saved(policy.flag.cost, fraud, by[days.labelled], amounts).sum())
             for name, by in (("money_saved", flagged), ("money_saved_by_score", scores >= threshold))
         }
     else:
         if threshold is None:
             threshold = threshold_for_share(scores, float(policy.flag.share or 0))
         flagged = scores >= threshold
+    flagged_share, scores, flagged = float(flagged.mean()), scores[days.labelled], flagged[days.labelled]
     metrics = (
         summary(fraud, scores, flagged)
+        | {"flagged_share": flagged_share}
         | saved
         | {
             "calibration_error": calibration_error(scores, fraud),
@@ -273,15 +299,15 @@ def _measured(boosting: Boosting, data: Data, booster: Any, policy: Policy, mone
     return _Measured(compiled, _rounds(booster), gain, calibration, float(threshold), saving_min, metrics)
 
 
-def _by_cost(cost: FlagCost, scores: np.ndarray, money: _Money) -> tuple[float, np.ndarray]:
+def _by_cost(cost: FlagCost, scores: np.ndarray, amounts: np.ndarray, days: float) -> tuple[float, np.ndarray]:
     """The least saving that the team's capacity allows, and the payments flagged, bool [n]. Raises TrainError."""
-    savings = expected_saving(cost, scores, money.amounts)
-    saving_min = saving_min_for(cost, savings, money.days)
+    savings = expected_saving(cost, scores, amounts)
+    saving_min = saving_min_for(cost, savings, days)
     flagged = savings > saving_min
     if not flagged.any():
         raise TrainError(
-            f"flag.cost flags none of the {len(savings)} validation payments: the best one saves an expected "
-            f"{savings.max():.2f} {cost.currency}, more than {saving_min:.2f} is wanted; lower review or "
+            f"flag.cost flags none of the {len(savings)} payments of the validation days: the best one saves an "
+            f"expected {savings.max():.2f} {cost.currency}, more than {saving_min:.2f} is wanted; lower review or "
             "good_customer, or raise reviews_a_day"
         )
     return saving_min, flagged
@@ -311,17 +337,53 @@ def _rounds(booster: Any) -> int:
     return int(booster.num_boosted_rounds())
 
 
+def _notes(rows: TrainingRows, settings: TrainingSettings, calibration: Calibration) -> list[str]:
+    at_ms = day_of_training(rows, settings)
+    if at_ms is None:
+        at_ms = max(int(rows.event_time_ms.max()), int(rows.label_known_at_ms[rows.label >= 0].max()))
+    late = late_reports(rows.label, rows.event_time_ms, rows.label_known_at_ms, at_ms)
+    notes = [] if late is None else [f"{late.sentence()}; leave them out: --until {late.day}"]
+    if calibration.kind == "identity":
+        notes.append(UNCALIBRATED)
+    return notes
+
+
 def _continued(chosen: Continued | None) -> bool:
     return chosen is not None and chosen.made == "continued"
 
 
-def _newer(rows: TrainingRows, split: Split, before: Present) -> Data:
-    """Training rows that the present model has not learned from, and the held-back ones. Raises TrainError for too
-    few."""
+def _apart(rows: TrainingRows, split: Split, data: Data) -> tuple[Data, Data]:
+    """The data with the earlier held-back rows, and with the later ones: up to the middle fraud, and from there on.
+    With too few frauds for both, the same twice: all of them."""
+    times = rows.event_time_ms[split.validation]
+    middle = int(np.sort(times[data.held_out_fraud])[data.held_out_fraud.sum() // 2])
+    parts = times < middle, times >= middle
+    if min(int(data.held_out_fraud[part].sum()) for part in parts) < STOP_FRAUDS_MIN:
+        return data, data
+    earlier, later = (
+        Data(data.X, data.fraud, np.ascontiguousarray(data.held_out[part]), data.held_out_fraud[part]) for part in parts
+    )
+    return earlier, later
+
+
+def _of_comparison(before: Present | None, stopping: Data, comparing: Data) -> list[str]:
+    if before is None or stopping is not comparing:
+        return []
+    return [
+        f"the new models were stopped on the payments that they were compared on with {before.bundle.id}, which "
+        f"favours them a little: {int(comparing.held_out_fraud.sum())} frauds held back are too few to do both apart, "
+        f"{2 * STOP_FRAUDS_MIN} are enough"
+    ]
+
+
+def _newer(rows: TrainingRows, split: Split, before: Present, stopping: Data) -> Data:
+    """Training rows that the present model has not learned from, and those of `stopping` held back. Raises TrainError
+    for too few."""
     train = split.train[rows.event_time_ms[split.train] >= before.learned_until_ms]
-    fraud, held_out_fraud = rows.fraud[train], rows.fraud[split.validation]
-    check_newer(fraud, held_out_fraud, str(np.datetime64(before.learned_until_ms, "ms").astype("datetime64[s]")))
-    return Data(rows.X[train], fraud, rows.X[split.validation], held_out_fraud)
+    fraud = rows.fraud[train]
+    seen_until = str(np.datetime64(before.learned_until_ms, "ms").astype("datetime64[s]"))
+    check_newer(fraud, rows.fraud[split.validation], seen_until)
+    return Data(rows.X[train], fraud, stopping.held_out, stopping.held_out_fraud)
 
 
 def _window_of(

@@ -10,7 +10,8 @@ Plain xgboost: 300 trees, depth 6, rate 0.1, hist, all else by default, on every
     simulated-S-SEED   the demo's simulator, S = share of fraud: 0.2 %, 1 %, 5 %
     drift-SEED         of the Handbook's kind: prices rise by 0.6 % a day, a kind of fraud ends, another one begins
     sharp-SEED         narrow bands of amount by category, at night: deep trees find them; half a million rows
-    new-kind-SEED      the same bands, but others before: they begin in the last fifth of the payments to learn from
+    new-kind-SEED      one theft a card; in the last fifth of the days to learn from another kind takes the place of
+                       the old one: other bands, and by day
     few-SEED           the same with 90 frauds, one a card: some 60 to learn from. The default for few frauds was chosen
                        on such sets, and is plain xgboost: .000 there is so by construction and shows nothing
 
@@ -209,8 +210,8 @@ def _in_time(table: TrainingTable, feature_set: str, policy: str, customer: np.n
 
 def _sharp(seed: int, *, customers: int, days: int, frauds: int | None = None, new_kind: bool = False) -> Part:
     """Stolen cards spend in narrow bands of amount by category, mostly at night; each card is stolen once at most.
-    `frauds`: so many in all, one a card. `new_kind`: before the last fifth of the days to learn from
-    the bands are others."""
+    `frauds`: so many in all, one a card. `new_kind`: in the last fifth of the days to learn from, and after them, the
+    bands are others, by day."""
     random = np.random.default_rng(seed)
     mccs = np.array([f"{number:04d}" for number in range(5000, 5014)])
     usual, taken = random.uniform(1.5, 4.5, len(mccs)), random.uniform(2.0, 7.0, len(mccs))
@@ -227,13 +228,15 @@ def _sharp(seed: int, *, customers: int, days: int, frauds: int | None = None, n
     begin = np.repeat(random.uniform(0, days - 2, len(victims)), np.bincount(thefts, minlength=customers)[victims])
     at = random.choice(len(mccs), len(thefts), p=np.full(len(mccs), 1 / len(mccs)))
     bands = taken[at]
-    if new_kind:
-        learned = 0.7 * days - LABEL_DELAY_MS / DAY_MS  # see _in_time
-        bands = np.where(begin < 0.8 * learned, np.random.default_rng([seed, 1]).permutation(taken)[at], bands)
     day = np.floor(begin) + random.integers(0, 2, len(thefts))
     night = np.where(
         random.random(len(thefts)) < 0.8, random.uniform(22, 28, len(thefts)), random.uniform(0, 24, len(thefts))
     )
+    if new_kind:
+        learned = 0.7 * days - LABEL_DELAY_MS / DAY_MS  # see _in_time
+        is_new, other = begin >= 0.8 * learned, np.random.default_rng([seed, 1])
+        bands = np.where(is_new, other.permutation(taken)[at], bands)
+        night = np.where(is_new, other.uniform(10, 16, len(thefts)), night)
     columns = (
         np.concatenate([who, thefts]),
         np.concatenate([second, (day * 24 + night) * 3600]),
@@ -283,8 +286,8 @@ def sets(data: Path, *, long: bool) -> dict[str, Callable[[], Part]]:
     few = {"customers": 300, "days": 100, "frauds": 90}
     wide = {"customers": 1000, "days": 180 if long else 120}
     made |= {f"sharp-{seed}": partial(_sharp, seed, **wide) for seed in SHARP_SEEDS[:seeds]}
-    narrow = wide | {"customers": 1000 if long else 400}
-    made |= {f"new-kind-{seed}": partial(_sharp, seed, **narrow, new_kind=True) for seed in NEW_KIND_SEEDS[:seeds]}
+    single = {"customers": 2000 if long else 600, "days": 60, "frauds": 1900 if long else 580, "new_kind": True}
+    made |= {f"new-kind-{seed}": partial(_sharp, seed, **single) for seed in NEW_KIND_SEEDS[:seeds]}
     return made | {f"few-{seed}": partial(_sharp, seed, **few) for seed in FEW_SEEDS}
 
 

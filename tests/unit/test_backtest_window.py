@@ -115,3 +115,81 @@ def test_guests_are_not_one_customer() -> None:
     assert of_guests.overall["card_precision_1"] == of_named.overall["card_precision_1"] > 0.3
     assert of_guests.overall == of_named.overall
     assert of_guests.intervals == of_named.intervals
+
+
+def _with(decided: Decided, **columns: object) -> Decided:
+    """The payments with some columns changed."""
+    table = decided.table
+    for name, values in columns.items():
+        column = pa.array(values).cast(table.schema.field(name).type)
+        table = table.set_column(table.column_names.index(name), name, column)
+    return replace(decided, table=table)
+
+
+def _half_labelled() -> Decided:
+    """Of ten payments a day the first five have a label on the same day; one of those and another are flagged."""
+    decided = _decided()
+    place = np.arange(len(decided)) % 10
+    label = [int(n == 4) if n < 5 else None for n in place]
+    known_at = [int(at) if n < 5 else None for n, at in zip(place, decided.time_ms, strict=True)]
+    return _with(decided, label=label, label_known_at=known_at)
+
+
+def test_what_is_flagged_a_day_counts_payments_without_a_label() -> None:
+    """A team looks at every payment flagged: two a day, one of which never gets a label. A note says what counts."""
+    result = backtest(_half_labelled(), rounds=50)
+    (side,) = result.sides
+    assert (side.overall["flagged"], side.overall["flagged_a_day"]) == (20, 2)
+    effects = {effect.figure: effect.after for effect in result.effects}
+    assert (effects["flagged"], effects["frauds_found"], effects["genuine_stopped"]) == (2, 1, 0)
+    assert "2 payments a day: 1 frauds and 0 genuine payments, and 1 without a matured label." in result.summary[0]
+    assert any("100 of the 200 payments of the measured days have no matured label" in note for note in result.notes)
+
+
+def test_payments_decided_without_the_model_have_no_part_in_its_ranking() -> None:
+    """Margins of degraded payments are the student's: the highest of all, on genuine ones, they leave the model's
+    average precision as it is. They count as decided, and a note says how many they are."""
+    decided = _half_labelled()
+    plain = backtest(_with(decided, margin=decided.fraud.astype(float)), rounds=20)
+    without = np.arange(len(decided)) % 10 == 0
+    margin = np.where(without, 9.0, decided.fraud)
+    mode = np.where(without, "degraded", "normal").tolist()
+    result = backtest(_with(decided, margin=margin, mode=mode), rounds=20)
+    (side,), (other,) = result.sides, plain.sides
+    for name in ("average_precision", "auc"):
+        assert side.overall[name] == other.overall[name] == 1.0
+        assert side.intervals[name] == (1.0, 1.0)
+        assert [row[name] for row in side.days] == [1.0] * 20
+    assert side.overall["payments"] == 100
+    assert side.overall["flagged"] == other.overall["flagged"]
+    assert sum(row["payments"] for row in side.calibration) == 80
+    assert any("20 payments were decided without the model" in note for note in result.notes)
+    everything = backtest(_with(decided, mode=["degraded"] * len(decided)), rounds=20)
+    assert np.isnan(everything.sides[0].overall["average_precision"])
+
+
+def test_frauds_that_are_reported_late_are_warned_about() -> None:
+    """Genuine labels come after a day, chargebacks after ten: the newest ten days look almost without fraud. A note
+    says so, and how to leave them out; then there is none."""
+    decided = _decided(days=60)
+    delay = np.where(decided.fraud, 10, 1) * DAY_MS
+    late = _with(decided, label=decided.fraud.astype(int), label_known_at=decided.time_ms + delay)
+    result = backtest(late, rounds=0)
+    (note,) = (note for note in result.notes if "--until" in note)
+    assert note.startswith("Labels of frauds take 10.0 days, those of genuine payments 1.0")
+    assert "give --until 1970-02-19 --as-of 1970-03-01" in note
+    matured = late.take(late.time_ms < 49 * DAY_MS)
+    assert not any("--until" in note for note in backtest(matured, rounds=0, as_of_ms=60 * DAY_MS).notes)
+
+
+def test_bands_of_amounts_fit_the_currency() -> None:
+    """Payments of thousands of yen are spread over bands as payments of tens of euros are."""
+    decided = _decided()
+    euros = np.arange(1, len(decided) + 1) * 100
+    codes, names = _with(decided, amount_minor=euros).segments()["amount"]
+    assert names[0] == "below 10"
+    assert names[-1] == "1000 and more"
+    yen = replace(_with(decided, amount_minor=euros, currency=["JPY"] * len(decided)), currency="JPY")
+    yen_codes, yen_names = replace(yen, factors={"JPY": 1.0}).segments()["amount"]
+    assert (yen_codes == codes).all()
+    assert (yen_names[0], yen_names[-1]) == ("below 1000", "100000 and more")

@@ -87,6 +87,27 @@ def test_what_has_changed_is_learned(continued: TrainingReport, present: Path) -
     assert continued.metrics["average_precision"] > continued.metrics["average_precision_before"] + 0.2
 
 
+def test_what_compares_models_did_not_choose_them(present: Path, continued: TrainingReport, tmp_path: Path) -> None:
+    """Where frauds enough are held back, labels of the later ones change which model is taken, and nothing about the
+    new models. With few frauds the same rows do both, and a note says so."""
+    (note,) = continued.notes
+    assert "too few to do both apart, 100 are enough" in note
+    rows = _joined(EARLIER, _rows(2, 14_000, (BORDER_DAY, DAYS), drifted=True))
+    report = _train(rows, tmp_path / "as_they_are", present)
+    frauds = np.flatnonzero(rows.fraud & (rows.event_time_ms >= report.training.validation_from_ms))
+    later = frauds[len(frauds) // 2 + 1 :]
+    others = np.setdiff1d(np.arange(later[0], len(rows.label)), later)
+    label = rows.label.copy()
+    label[later], label[others[: len(later)]] = 0, 1  # as many, on payments like any other
+    turned = _train(replace(rows, label=label), tmp_path / "turned", present, refit=False)
+    assert report.notes == turned.notes == []
+    assert turned.trials == report.trials
+    assert turned.candidates["anew"] < report.candidates["anew"] - 0.2
+    assert report.lineage is not None
+    assert turned.lineage is not None
+    assert (report.lineage.made != "kept", turned.lineage.made) == (True, "kept")
+
+
 def test_nothing_held_back_was_seen(continued: TrainingReport, present: Path, drifted: TrainingRows) -> None:
     """Though the file holds the first month too, the rows that compare the models are a fifth of the newer ones: none
     is older than what the present model has seen."""

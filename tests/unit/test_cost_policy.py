@@ -31,7 +31,7 @@ from scorer.errors import UsageError
 from scorer.files.mapping import Mapping
 from scorer.model.calibration import Calibration
 from scorer.pipeline import Batch, Pipeline
-from scorer.policy import CostRule, FlagCost, Policy, PolicyError, money_saved, saving_min_for
+from scorer.policy import CostRule, FlagCost, Policy, PolicyError, expected_saving, money_saved, saving_min_for
 from scorer.replay import file_batches, replay_file, training_table
 from scorer.training import TrainError, TrainingRows, TrainingSettings, train
 
@@ -175,6 +175,40 @@ def test_a_bundle_by_cost_keeps_to_the_capacity(place: Path) -> None:
     free = _train(rows, f"name: money\n{COST % ''}\n", place / "free")
     assert free.manifest.saving_min == 0
     assert free.manifest.metrics["flagged"] > metrics["flagged"]
+
+
+def test_the_capacity_is_of_all_payments_of_a_day(place: Path, tmp_path: Path) -> None:
+    """The team reviews what is flagged, whether its label ever becomes known or not: with labels of every fourth
+    payment alone no more are flagged than with those of all."""
+    rows = _rows(place / "history.parquet")
+    label = np.where(np.arange(len(rows.label)) % 4 == 0, rows.label, -1).astype(np.int8)
+    settings = TrainingSettings("money", "2025-01-01T00:00:00Z", threads=1, search_s_max=0, refit=False)
+    bundle = Bundle.load(train(replace(rows, label=label), FEATURE_SET, POLICY, tmp_path / "few", settings).output)
+    window, cost, amount = bundle.manifest.training, bundle.policy.flag.cost, rows.amount
+    assert window is not None
+    assert cost is not None
+    assert amount is not None
+    times = rows.event_time_ms
+    there = (times >= window.validation_from_ms) & (times < window.validation_until_ms)
+    scores = bundle.scores(bundle.model.margins(rows.X[there]))
+    flagged = expected_saving(cost, scores, amount[there]) > float(bundle.manifest.saving_min or 0)
+    days = (window.validation_until_ms - window.validation_from_ms) / DAY_MS
+    assert 4 * days < flagged.sum() <= 5 * days
+    assert bundle.manifest.metrics["flagged_share"] == pytest.approx(flagged.mean())
+
+
+def test_scores_that_are_no_probabilities_weigh_no_money(place: Path, tmp_path: Path) -> None:
+    """Where on later days frauds score lower than other payments nothing can be calibrated: a policy by cost is
+    refused, another one has a note."""
+    rows = _rows(place / "history.parquet")
+    later = rows.event_time_ms >= START_MS + 30 * DAY_MS
+    small = np.nan_to_num(rows.X[:, 2], nan=1.0) < np.nanquantile(rows.X[:, 2], 0.03)  # against the usual amount
+    turned = replace(rows, label=np.where(later, small, rows.label).astype(np.int8))
+    settings = TrainingSettings("money", "2025-01-01T00:00:00Z", threads=1, search_s_max=0, refit=False)
+    with pytest.raises(TrainError, match=r"the scores are no probabilities: .* flag a share"):
+        train(turned, FEATURE_SET, POLICY, tmp_path / "cost", settings)
+    report = train(turned, FEATURE_SET, SHARE_POLICY.replace("0.02", "0.2"), tmp_path / "share", settings)
+    assert any("the scores are no probabilities" in note for note in report.notes)
 
 
 def test_live_and_replayed_decisions_are_the_rule(place: Path) -> None:

@@ -186,11 +186,17 @@ def test_a_change_is_counted_in_money_whatever_flags(place: Path) -> None:
     result = _run(*arguments, "--cost", cost)
     effects = {effect["figure"]: effect for effect in result["effects"]}
     first, second = result["sides"]
-    days = first["flagged"] / first["flagged_a_day"]
+    stored = pq.read_table(place / "decided.parquet")
+    day = stored["event_time"].cast(pa.int64()).to_numpy() // DAY_MS
+    measured = np.unique(day[(day >= START_MS // DAY_MS + 42) & (day < day.max() - 1)])  # labels take two days
+    days = len(measured)
+    # Flagged a day are all payments of a measured day, those too whose label is not known by the end.
+    flagged = np.isin(day, measured) & (np.array(stored["decision"].to_pylist()) == "flag")
+    assert flagged.sum() / days == pytest.approx(first["flagged_a_day"]) == effects["flagged"]["before"]
     more = effects["loss_prevented"]["change"] - effects["cost_of_reviews"]["change"]
     assert effects["money_saved"]["change"] == pytest.approx(more - effects["cost_of_good_customers"]["change"])
     assert effects["money_saved"]["change"] * days == pytest.approx(second["money_saved"] - first["money_saved"])
-    assert effects["cost_of_reviews"]["after"] == pytest.approx(2 * second["flagged_a_day"])
+    assert effects["cost_of_reviews"]["after"] * days == pytest.approx(2 * second["flagged"])
     assert "EUR a day" in result["summary"][0]
     assert "leave it out" in _run(*arguments, "--cost", cost[:-1] + ", reviews_a_day: 5}", refused=True)["error"]
     assert "give the costs in EUR" in _run(*arguments, "--cost", cost.replace("EUR", "USD"), refused=True)["error"]
@@ -292,6 +298,53 @@ def test_what_does_not_fit_is_refused(place: Path) -> None:
         f"{place}/mapping.yaml", "--as-of", "2024-01-01", "--output", f"{place}/x.html", refused=True,
     )["error"]  # fmt: skip
     assert "matured" in error or "known by the end" in error
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("train --feature-set {place}/set.yaml --policy {place}/policy.yaml --output {place}/bundle", "overwritten"),
+        (
+            "train --feature-set {place}/set.yaml --policy {place}/policy.yaml --output {place}/other --report "
+            "{place}/none/x.json",
+            "--report .*there is no folder",
+        ),
+        ("train --continue {place}/bundle --output {place}/set.yaml/bundle", "no folder can be made in"),
+        ("backtest --bundle {place}/bundle --output {place}/none/x.html", "there is no folder"),
+        ("backtest --bundle {place}/bundle --output {place}", "is a folder; name a file in it"),
+        ("backtest --bundle {place}/bundle --output {place}/taken.html", "taken_numbers, where a file is"),
+        ("bundle compile {place}/bundle --prune --output {place}/bundle", "overwritten"),
+    ],
+)
+def test_where_a_result_goes_is_checked_before_the_work(place: Path, command: str, message: str) -> None:
+    """A mistyped place of an output is refused before the input is read, of which none is there."""
+    (place / "taken_numbers").touch()
+    given = command.format(place=place).split()
+    empty = place / "empty.parquet"
+    empty.touch()
+    assert re.search(message, _run(*given, "--input", str(empty), refused=True)["error"])
+
+
+def test_where_what_needs_no_payments_goes_is_checked_too(place: Path) -> None:
+    """`what-if`, `simulate` and `bundle import` refuse a place that cannot be written before they begin."""
+    decided = ["--bundle", f"{place}/bundle", "--decided", f"{place}/decided.parquet"]
+    tried = ["what-if", *decided, "--policy", f"{place}/other.yaml", "--output", f"{place}/none/x.html"]
+    assert "there is no folder" in _run(*tried, refused=True)["error"]
+    for output in (
+        ["--output", f"{place}/none/x.jsonl"],
+        ["--output", f"{place}/x.jsonl", "--labels", f"{place}/no/l"],
+    ):
+        assert "there is no folder" in _run("simulate", "--count", "5", *output, refused=True)["error"]
+    imported = [
+        "--model",
+        f"{place}/set.yaml",
+        "--feature-set",
+        f"{place}/set.yaml",
+        "--policy",
+        f"{place}/policy.yaml",
+    ]
+    refused = _run("bundle", "import", *imported, "--output", f"{place}/bundle", refused=True)
+    assert "never overwritten" in refused["error"]
 
 
 def test_a_bundle_learns_on_from_the_command_line(place: Path) -> None:

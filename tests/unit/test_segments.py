@@ -328,6 +328,21 @@ def test_chance_gives_no_segment_a_threshold() -> None:
     assert sum(own) <= 3
 
 
+def test_a_higher_threshold_is_not_believed_on_days_without_fraud() -> None:
+    """Where no fraud of a segment is known on the later days, flagging less saves its reviews on each of them, and
+    shows nothing: the common threshold holds, with the reason."""
+    decided, from_ms = _made(120, 2, lower=2.5), START_MS + 60 * DAY_MS
+    shop = np.array(decided.texts("channel")) == "shop"
+    label = np.where(shop & (decided.time_ms >= from_ms), 0, decided.label).astype(np.int8)
+    place = decided.table.schema.get_field_index("label")
+    unknown = replace(decided, table=decided.table.set_column(place, "label", pa.array(label)))
+    found = segment_thresholds(unknown, "channel", COST, from_ms)
+    (finding,) = (finding for finding in found.findings if finding.value == "shop")
+    assert finding.score > found.score
+    assert finding.saved_more > 0
+    assert (finding.own, finding.reason) == (False, "0 frauds on the later days, 10 are needed")
+
+
 def test_days_that_measure_have_no_part_in_the_threshold() -> None:
     """With the later days' labels turned round the thresholds stay, and no segment is believed."""
     decided, from_ms = _made(120, 1, lower=2.5), START_MS + 60 * DAY_MS

@@ -206,6 +206,18 @@ def test_frauds_without_their_genuine_neighbours_are_not_trained_on(data: Traini
     assert (data.label[tail[data.event_time_ms[tail] > as_of - week]] == 1).all()
 
 
+def test_frauds_that_are_reported_late_are_warned_about(data: TrainingRows, tmp_path: Path) -> None:
+    """Where labels of frauds take ten days and those of genuine payments one, the newest ten days are almost without
+    fraud: a note says how to leave them out. Where both take as long there is none."""
+    delay = np.where(data.label == 1, 10, 1) * DAY_MS
+    end = int(data.event_time_ms.max())
+    late = replace(data, label_known_at_ms=data.event_time_ms + delay)
+    (note,) = _train(late, tmp_path / "late", as_of_ms=end, search_s_max=0).notes
+    assert note.startswith("labels of frauds take 10.0 days, those of genuine payments 1.0")
+    assert note.endswith(f"--until {np.datetime64(end - 10 * DAY_MS, 'ms').astype('datetime64[D]')}")
+    assert _train(data, tmp_path / "soon", as_of_ms=end, search_s_max=0).notes == []
+
+
 def test_a_feature_that_knows_the_label_is_refused(data: TrainingRows, tmp_path: Path) -> None:
     """A column made from the label is refused as suspected leakage, upward, downward or by its gaps, until accepted."""
     noise = np.random.default_rng(3).random(len(data.label)).astype(np.float32)
