@@ -90,7 +90,7 @@ def train(
         typer.Option(
             "--as-of",
             help="Day of training: labels known later are not used. By default all of the window; with "
-            "--genuine-after the time of the last payment or report.",
+            "--genuine-after the time of the last payment, or by which nearly all frauds were reported.",
         ),
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the bundle; the feature set's by default.")] = None,
@@ -187,7 +187,7 @@ def train(
         table.amount[kept],
     )
     if genuine_ms is not None and (day := day_of_training(rows, settings)) is not None:
-        what = "--as-of" if as_of is not None else f"{date_of(day)}, the last payment or report (no --as-of)"
+        what = "--as-of" if as_of is not None else f"{date_of(day)}, the last payment or report of fraud (no --as-of)"
         err.print(f"note: rows of the last {genuine_after} before {what} are not used: only frauds have a label there")
     with counting("training", quiet=as_json) as progress:
         rounds, tried = _progress(progress)
@@ -229,7 +229,12 @@ def train(
     }
     result = with_report(result, table.report)
     if as_json:
-        selection = {"recipe": document["recipe"], "trials": document["trials"], "selection": document["features"]}
+        selection = {
+            "recipe": document["recipe"],
+            "trials": document["trials"],
+            "late_trials": document["late_trials"],
+            "selection": document["features"],
+        }
         selection |= {} if lineage is None else {"lineage": lineage, "candidates": report.candidates}
         show(result | selection, as_json=True, title="")
         return

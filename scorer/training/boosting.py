@@ -35,6 +35,7 @@ LEAF_WEIGHT_MAX = 100.0
 # On simulated card data (900 frauds among 268,000 payments, 26 features) all of them gave average precision .799 on
 # later days, 100,000 gave .781, 20,000 gave .774; plain xgboost on all .788.
 GENUINE_WHOLE = 400_000
+GENUINE_WHOLE_OF_TRIALS = 100_000  # which compare recipes, and are many
 
 Progress = Callable[[int, int, float], None]
 """Called after each round with (round, rounds at most, average precision on validation so far)."""
@@ -125,15 +126,19 @@ class Matrices:
     """The data sampled and binned once, for any number of fits."""
 
     def __init__(self, boosting: Boosting, data: Data, recipe: Recipe, *, genuine_per_fraud: int | None = None) -> None:
-        """`genuine_per_fraud`: sample size, the recipe's by default."""
+        """`genuine_per_fraud`: sample size of a trial; None: that of a fit, by the recipe."""
         self._xgboost = boosting.xgboost
         self._common = {
             "feature_names": boosting.feature_set.names,
             "nthread": boosting.threads,
             "max_bin": recipe.max_bin,
         }
-        rows, self._genuine_weight = sampled(data.fraud, genuine_per_fraud or recipe.genuine_per_fraud, boosting.seed)
-        X, self.fraud = data.X[rows], data.fraud[rows]
+        whole = None if genuine_per_fraud is None else GENUINE_WHOLE_OF_TRIALS
+        per_fraud = genuine_per_fraud or recipe.genuine_per_fraud
+        rows, self._genuine_weight = sampled(data.fraud, per_fraud, boosting.seed, whole=whole)
+        all_kept = len(rows) == len(data.fraud)  # then without a copy
+        X = data.X if all_kept else data.X[rows]
+        self.fraud: np.ndarray = data.fraud if all_kept else data.fraud[rows]
         reference = self._reference(X, self.fraud, boosting.seed) if recipe.balanced_bins else None
         self.train = self._matrix(X, self.fraud, ref=reference)
         self.weigh(recipe.fraud_weight)
@@ -159,12 +164,16 @@ class Matrices:
         self.train.set_weight(np.where(self.fraud, fraud_weight, self._genuine_weight).astype(np.float32))
 
 
-def sampled(fraud: np.ndarray, genuine_per_fraud: int | None, seed: int) -> tuple[np.ndarray, float]:
-    """Rows to keep, int64, of `fraud` bool [n]: all frauds and at most so many genuine payments per fraud, of
-    GENUINE_WHOLE or fewer all (None: all in any case); and the weight of a genuine payment kept."""
+def sampled(
+    fraud: np.ndarray, genuine_per_fraud: int | None, seed: int, *, whole: int | None = None
+) -> tuple[np.ndarray, float]:
+    """Rows to keep, int64, of `fraud` bool [n], and the weight of a genuine payment kept. All frauds, and at most so
+    many genuine payments per fraud; of `whole` (None: GENUINE_WHOLE) or fewer all, and without `genuine_per_fraud` too.
+    """
     genuine = np.flatnonzero(~fraud)
     frauds = np.flatnonzero(fraud)
-    keep = len(genuine) if genuine_per_fraud is None else max(len(frauds) * genuine_per_fraud, GENUINE_WHOLE)
+    least = GENUINE_WHOLE if whole is None else whole
+    keep = len(genuine) if genuine_per_fraud is None else max(len(frauds) * genuine_per_fraud, least)
     if len(genuine) <= keep:
         return np.arange(len(fraud)), 1.0
     chosen = np.random.default_rng(seed).choice(genuine, keep, replace=False)
@@ -173,13 +182,14 @@ def sampled(fraud: np.ndarray, genuine_per_fraud: int | None, seed: int) -> tupl
 
 def boost(
     boosting: Boosting, matrices: Matrices, parameters: dict[str, Any], *, rounds_max: int, progress: Progress | None,
-    onto: Any = None, patience: int = PATIENCE_ROUNDS,
+    onto: Any = None, patience: int = PATIENCE_ROUNDS, stops: bool = True,
 ) -> tuple[Any, float]:  # fmt: skip
     """Boost until average precision on the held-out rows stops rising; the best rounds, and their average precision.
 
     With fewer than STOP_FRAUDS_MIN frauds held out the number of rounds is that of `plain_rounds`: where average
     precision rises and falls by chance, stopping at its highest point is choosing by chance. `onto`: a booster whose
-    trees come first; rounds are those that come to it. `patience`: rounds without a rise that end it.
+    trees come first; rounds are those that come to it. `patience`: rounds without a rise that end it. `stops`: False
+    for that fixed number in any case.
     """
     xgboost: Any = boosting.xgboost
 
@@ -189,7 +199,7 @@ def boost(
                 progress(epoch + 1, rounds_max, float(evals_log["validation"]["aucpr"][-1]))
             return False
 
-    stops = matrices.held_out_frauds >= STOP_FRAUDS_MIN
+    stops = stops and matrices.held_out_frauds >= STOP_FRAUDS_MIN
     rounds_max = rounds_max if stops else plain_rounds(parameters["eta"])
     stop = xgboost.callback.EarlyStopping(rounds=patience, metric_name="aucpr", data_name="validation", maximize=True)
     evaluated: dict[str, Any] = {}

@@ -103,7 +103,12 @@ def compare(
             break
         matrices.weigh(recipe.fraud_weight)
         booster, precision = boost(
-            boosting, matrices, boosting.parameters(recipe, data.fraud), rounds_max=ROUNDS_MAX, progress=progress
+            boosting,
+            matrices,
+            boosting.parameters(recipe, data.fraud),
+            rounds_max=ROUNDS_MAX,
+            progress=progress,
+            stops=recipe != RECIPE_OF_FEW,
         )
         boosters.append(booster)
         trials.append(Trial(recipe, precision, booster.num_boosted_rounds()))

@@ -20,6 +20,7 @@ TRAIN_ROWS_MIN, VALIDATION_ROWS_MIN, FRAUDS_MIN = 100, 50, 5
 # Where the last rows hold fewer frauds than this, validation begins earlier: with so many frauds or a third of all,
 # whichever is less, but with half of the rows at most.
 VALIDATION_FRAUDS = 20
+REPORTED = 0.99
 
 
 @dataclass(frozen=True)
@@ -41,11 +42,11 @@ def split_in_time(rows: TrainingRows, settings: TrainingSettings, unseen_from_ms
     is older; None: of all rows.
     """
     label, known_at = rows.label, rows.label_known_at_ms
-    usable, as_of_ms = label >= 0, day_of_training(rows, settings)
-    if as_of_ms is not None:
-        usable &= known_at <= as_of_ms
-        if settings.genuine_after_ms is not None:
-            usable &= rows.event_time_ms <= as_of_ms - settings.genuine_after_ms
+    usable, day_ms = label >= 0, day_of_training(rows, settings)
+    if settings.as_of_ms is not None:
+        usable &= known_at <= settings.as_of_ms
+    if settings.genuine_after_ms is not None and day_ms is not None:
+        usable &= rows.event_time_ms <= day_ms - settings.genuine_after_ms
     known = np.flatnonzero(usable)
     if not len(known):
         later = int((label >= 0).sum())
@@ -81,12 +82,14 @@ def split_in_time(rows: TrainingRows, settings: TrainingSettings, unseen_from_ms
 
 
 def day_of_training(rows: TrainingRows, settings: TrainingSettings) -> int | None:
-    """Epoch ms: labels that became known later are not used; None: all are. Where rows without a report count as
-    genuine after a time and no day is named, it is that of the last payment or of the last report of a fraud: of the
-    rows just before it the frauds are yet to be reported."""
+    """Epoch ms of the day before which rows have to be so old that their frauds are reported: that of training; where
+    none is named, that of the last payment or, if later, by when nearly all frauds were reported (a single report of a
+    wrong year names no day). None where every row has a report of its own."""
     if settings.as_of_ms is not None or settings.genuine_after_ms is None or not len(rows.label):
         return settings.as_of_ms
-    return max(int(rows.event_time_ms.max()), int(rows.label_known_at_ms[rows.fraud].max(initial=0)))
+    reported = np.sort(rows.label_known_at_ms[rows.fraud])
+    nearly_all = int(reported[int((len(reported) - 1) * REPORTED)]) if len(reported) else 0
+    return max(int(rows.event_time_ms.max()), nearly_all)
 
 
 def _border(times: np.ndarray, fraud: np.ndarray, share: float, most: int) -> int:

@@ -14,6 +14,7 @@ xgboost is imported when training starts, never by serving.
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,8 @@ class TrainingReport:
     recipe: Recipe
     trials: list[Trial] = field(default_factory=list)
     """The recipes compared or searched, in their order."""
+    late_trials: list[Trial] = field(default_factory=list)
+    """Those looked at again by rows that reach into the later days, for the model that is written."""
     features: list[FeatureWorth] = field(default_factory=list)
     """The feature selection report, of the measured model."""
     lineage: Lineage | None = None
@@ -156,6 +159,7 @@ def train(
     empty = np.isnan(data.X).all(axis=0)
 
     boosting = Boosting(xgboost, feature_set, settings.seed, settings.threads)
+    began = time.monotonic()
     recipes = recipes_for(stopping)
     trials: list[Trial] = []
     seconds_max = settings.search_s_max
@@ -177,15 +181,15 @@ def train(
 
     refitting = settings.refit and (chosen is None or chosen.made != "kept")
     onto = before if _continued(chosen) else None
-    if refitting:
+    late_trials: list[Trial] = []
+    if refitting and before is None:  # what was compared with a present model is written as it was compared
         was = recipe, _rounds(booster)
-        recipe, rounds = second_fit(
-            boosting, rows, split, recipe, booster, onto=onto, seconds_max=settings.search_s_max, progress=progress
-        )
+        left = None if settings.search_s_max is None else settings.search_s_max - (time.monotonic() - began)
+        late = second_fit(boosting, rows, split, recipe, booster, seconds_max=left, progress=progress)
+        recipe, late_trials = late.recipe, late.trials
         # Calibration and threshold fit the second model only where the measured one is of its recipe and rounds.
-        if (recipe, rounds) != was:
-            learned = data if onto is None or newer is None else newer
-            booster = _boosted(boosting, learned, recipe, rounds, onto)
+        if (recipe, late.rounds) != was:
+            booster = boost_rounds(boosting, data, recipe, late.rounds)
     measured = _measured(boosting, data, booster, policy, _days(rows, split, names))
     known = TrainingPartFigures(measured.gain, alone, empty)
     features = worth(measured.booster.model, names, known, data.held_out, data.held_out_fraud, settings.seed)
@@ -229,6 +233,7 @@ def train(
         gain_by_feature=_gain_shares(measured.gain),
         recipe=recipe,
         trials=trials,
+        late_trials=late_trials,
         features=features,
         lineage=lineage,
         candidates={} if chosen is None else {str(name): value for name, value in chosen.candidates.items()},

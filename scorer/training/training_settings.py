@@ -87,7 +87,7 @@ class TrainingSettings:
     """The model that is written has seen all known rows, validation included."""
     as_of_ms: int | None = None
     """Day of training: labels that became known later are not used. None: all are used; with `genuine_after_ms` the
-    time of the last payment or of the last report of a fraud, whichever is later."""
+    time of the last payment or the one by which nearly all frauds were reported, whichever is later."""
     genuine_after_ms: int | None = None
     """The rows of unknown label were made genuine so long after their event time: rows so near to the validation part
     or to `as_of_ms` are not used, of which frauds alone would have a label."""

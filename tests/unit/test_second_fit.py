@@ -11,7 +11,8 @@ from features.feature_set import FeatureSet
 from scorer.bundle import Bundle
 from scorer.model.calibration import fit_platt
 from scorer.training import TrainingReport, TrainingRows, TrainingSettings, average_precision, train
-from scorer.training.boosting import Boosting, Data, boost_rounds, plain_rounds
+from scorer.training.boosting import ROUNDS_FEW, Boosting, Data, boost_rounds, plain_rounds
+from scorer.training.recipe_search import RECIPE_OF_FEW
 
 xgb = pytest.importorskip("xgboost")
 
@@ -80,3 +81,20 @@ def test_the_model_measured_is_made_as_the_one_written(tmp_path: Path) -> None:
     margins = measured.inplace_predict(held_out, predict_type="margin")
     assert report.metrics["average_precision"] == pytest.approx(average_precision(truth, margins))
     assert Bundle.load(report.output).manifest.calibration == fit_platt(margins, truth.astype(np.float64))
+
+
+def test_few_frauds_before_the_later_days_choose_nothing(tmp_path: Path) -> None:
+    """However many come later, the model is plain xgboost, as the guide for risk teams says."""
+    rng = np.random.default_rng(3)
+    learned = [_part(rng, 4_000, old=40, new=0, days=(0, 60)), _part(rng, 1_000, old=0, new=120, days=(60, 80))]
+    report = _trained(learned, tmp_path / "bundle")
+    assert (report.recipe, report.trees, report.late_trials) == (RECIPE_OF_FEW, ROUNDS_FEW, [])
+
+
+def test_the_report_says_which_recipes_were_looked_at_again(tmp_path: Path) -> None:
+    """Repeatable by what the report names: the chosen one first, and the written one among them."""
+    rng = np.random.default_rng(1)
+    learned = [_part(rng, 8_000, old=60, new=0, days=(0, 60)), _part(rng, 2_000, old=0, new=150, days=(60, 80))]
+    report = _trained(learned, tmp_path / "bundle")
+    assert report.recipe in [trial.recipe for trial in report.late_trials]
+    assert report.trees >= max(trial.rounds for trial in report.late_trials if trial.recipe == report.recipe)
