@@ -21,7 +21,7 @@ from tests.faults.run import Application
 
 Make = Callable[..., Application]
 SHARDS = range(2)
-SESSION_MS = 20_000  # in which the shard of a worker that was killed is nobody's
+SESSION_MS = 20_000  # so long the shard of a worker that was killed has no owner
 
 
 def test_row_26_what_shards_lack_of_a_topic_that_all_read_is_accepted_range_by_range(
