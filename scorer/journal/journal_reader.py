@@ -351,7 +351,7 @@ def fetch(record: BatchOrder, inputs: ShardInputs, wait_s: float) -> int:
         inputs.resume(buffer)
     empty = [r for r in record.inputs if _holds_no_payment(record, r)]
     unread = [inputs.buffers[r.partition] for r in empty]
-    # Of a partition that the record does not need nothing is said here: what it lacks is shown where it is needed.
+    # What a partition lacks that the record does not need is raised where it is needed.
     count = inputs.fill(wait_s, [buffer for buffer in inputs.lacking(record) if buffer not in unread])
     inputs.pass_gone(empty)
     return count

@@ -415,9 +415,10 @@ class ShardInputs:
                 "accept that"
             )
             place = message.topic(), message.partition()
-            if (known := next((buffer.place for buffer in self._all if buffer.place == place), None)) is None:
+            if all(buffer.place != place for buffer in self._all):
                 raise MissingRange(reason)
-            self._gone[known] = reason  # the others are read on
+            # The others are read on.
+            self._gone |= {buffer.place: reason for buffer in self._all if buffer.place == place}
             return
         if not isinstance(failed, Away):  # what passes by itself is waited for
             raise failed

@@ -70,7 +70,7 @@ class Snapshotter:
     ) -> None:
         """`former`: what a snapshotter of this shard before this one has left running; nothing is begun beside it.
         `kept`: the positions in the snapshot that the state was made from, as `places` gives them; None without one.
-        `last_commit`: as `committed` is told, of the last batch that was decided again."""
+        `last_commit`: what `committed` is given, of the last batch that was decided again."""
         self._threads, self._states = ports.threads, ports.states
         self._every_payments = settings.snapshots.every_payments
         self._every_s = settings.snapshots.every_s

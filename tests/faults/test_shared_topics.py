@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from confluent_kafka import TopicPartition
+from pydantic import SecretStr
 
 from scorer import kafka
 from scorer.bundle import Bundle
 from scorer.errors import UsageError
 from scorer.journal.journal_reader import journal_records
 from scorer.operate.loss_acceptance import Loss, Recovery, by_shard
-from tests.faults.payments import payments
+from scorer.runtime.settings import SnapshotSettings
+from tests.faults.payments import Payment, payments
 from tests.faults.run import Application
 
 Make = Callable[..., Application]
 SHARDS = range(2)
-TRIES = 8
+SESSION_MS = 20_000  # so long the shard of a worker that was killed has no owner
 
 
 def test_row_26_what_shards_lack_of_a_topic_that_all_read_is_accepted_range_by_range(
@@ -28,44 +29,44 @@ def test_row_26_what_shards_lack_of_a_topic_that_all_read_is_accepted_range_by_r
 ) -> None:
     """Two shards stand at different places of topic control, and records beyond both are gone. Each lacks a range of
     its own; both are accepted, whichever comes first, and the shards go on. A range that no shard lacks is refused."""
-    app = application(shards=2, partitions=2, standby_shards_max=0, fast_decisions=False)
-    given = payments(61, TRIES + 200)
-    app.start("a")
-    app.ready("a")
+    app = application(
+        shards=2, partitions=2, standby_shards_max=0, fast_decisions=False, snapshot_every=1,
+        session_timeout_ms=SESSION_MS,
+    )  # fmt: skip
+    given = payments(61, 3_000)
+    for name in ("a", "b"):
+        app.start(name)
+        app.ready(name, 90)
     _control(app, 1)
-    app.wait(lambda: _positions(app) == [1, 1], 60, "both shards to read the first record")
-    app.stop()
-    while len(set(_positions(app))) == 1:  # until the worker is killed when one of them alone has committed the next
-        assert len(given) > 200
-        child = app.start("a", "after_commit:1:kill")
-        app.ready("a")
-        _control(app, 1)
-        time.sleep(0.3)
-        app.pay([given.pop()])
-        app.wait(lambda child=child: child.poll() is not None, 60, "the worker to end")
-        assert child.code == -signal.SIGKILL, child.log_end()
-    del app.workers["a"]
-    lower, upper = sorted(_positions(app))
+    _pay_until(app, given, lambda: _kept(app) == [1, 1], "both shards to keep the first record")
+    app.kill("b", signal.SIGKILL)
+    _control(app, 1)
+    _pay_until(app, given, lambda: 2 in _kept(app), "the other shard to keep the next one")
+    app.kill("a", signal.SIGKILL)
+    app.workers.clear()
+    assert sorted(_kept(app)) == [1, 2]
     _control(app, 3)
     place = TopicPartition(app.topics.control, 0)
     client = kafka.admin(app.settings.kafka)
     place.offset = kafka.ends(client, [place])[0] - 1
     client.delete_records([place])[place].result(15)
     refused = app.beside("a")
-    assert refused.wait(60) == 1, refused.log_end()
+    assert refused.wait(90) == 1, refused.log_end()
     assert "are gone" in refused.log_end()
 
-    with pytest.raises(UsageError, match=f"{lower}-{place.offset} and {upper}-{place.offset} is missing"):
+    with pytest.raises(UsageError, match=f"1-{place.offset} and 2-{place.offset} is missing"):
         by_shard([Loss(app.topics.control, 0, 0, place.offset)], app.settings)
-    for start in (lower, upper):
-        losses = by_shard([Loss(app.topics.control, 0, start, place.offset)], app.settings)
+    snapshots = SnapshotSettings(url=SecretStr(app.snapshots.as_uri()))
+    settings = app.settings.model_copy(update={"snapshots": snapshots})
+    for start in (1, 2):
+        losses = by_shard([Loss(app.topics.control, 0, start, place.offset)], settings)
         assert len(losses) == 1
         for shard, of_shard in losses.items():
-            Recovery(app.settings, shard).accept_loss(Bundle.load(bundle), of_shard, "deleted by mistake")
-    assert [finding for shard in SHARDS for finding in Recovery(app.settings, shard).lost_of_all()] == []
+            Recovery(settings, shard).accept_loss(Bundle.load(bundle), of_shard, "deleted by mistake")
+    assert [loss for shard in SHARDS for loss in Recovery(app.settings, shard).lost_of_all()] == []
     app.start("a")
     app.pay(given[:200])
-    app.wait(lambda: app.decisions.fill() >= len(app.sent), 60, "all payments to be decided")
+    app.wait(lambda: app.decided() >= len(app.sent), 90, "all payments to be decided")
     app.stop()
 
 
@@ -77,8 +78,25 @@ def _control(app: Application, count: int) -> None:
     assert producer.flush(30) == 0
 
 
-def _positions(app: Application) -> list[int]:
-    """Up to where the journals say that topic control was read, by shard."""
+def _pay_until(app: Application, given: list[Payment], condition: Callable[[], bool], what: str) -> None:
+    """Pay a few again and again, so that snapshots are due."""
+
+    def paid() -> bool:
+        app.pay([given.pop() for _ in range(4)])
+        return condition()
+
+    app.wait(paid, 60, what)
+
+
+def _kept(app: Application) -> list[int]:
+    """By shard, up to where topic control was read before the newest snapshot that the journal names."""
     clients, patience_s = kafka.RealClients(app.settings), app.settings.worker.no_progress_s
-    journals = (journal_records(app.settings.kafka, clients, shard, no_progress_s=patience_s) for shard in SHARDS)
-    return [max((record.control.end for _, record in journal), default=0) for journal in journals]
+    found = []
+    for shard in SHARDS:
+        ends, kept = [0], 0
+        for _, record in journal_records(app.settings.kafka, clients, shard, no_progress_s=patience_s):
+            ends.append(record.control.end)
+            if record.snapshot is not None:
+                kept = ends[record.snapshot.sequence]
+        found.append(kept)
+    return found

@@ -133,7 +133,7 @@ def test_batches_are_split_for_topics_with_a_small_limit(application: Make) -> N
 def test_recover_splits_what_it_settles_for_topics_with_a_small_limit(application: Make, bundle: Path) -> None:
     """An owner is killed when a large batch is answered and not committed. `recover` commits it before it accepts
     anything, in records as small as the topics take them."""
-    app = application(batch_payments_max=2048, **PATIENT)
+    app = application(batch_payments_max=2048, session_timeout_ms=6_000, transaction_timeout_ms=10_000)
     app.pay(payments(73, 1500))
     app.wait(app.flushed, WAIT_S, "the payments to reach Kafka")
     child = app.start("a", "before_commit:1:kill")

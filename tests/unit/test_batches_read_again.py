@@ -78,7 +78,7 @@ OTHERS = InputRange(partition=1, start=50, end=52)
 @pytest.mark.parametrize("last", [600, 590])
 def test_a_batch_that_moved_past_markers_alone_needs_none_of_them(last: int) -> None:
     """Retention has taken what stood before offset 611, where nothing was decided: the batch is decided again, of
-    journal and order log alike, and reading goes on behind it. Whatever is said of the last record before them."""
+    journal and order log alike, and reading goes on behind it, wherever the last record before them stood."""
     for record, reread in (
         (journalled(MARKERS, decisions=0), journal_reader.reread),
         (
