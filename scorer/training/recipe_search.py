@@ -120,11 +120,11 @@ def compare(
     return Fitted(boosters[best], trials[best].recipe, trials)
 
 
-def outranks(fraud: np.ndarray, scores: np.ndarray, others: np.ndarray, seed: int) -> bool:
-    """Whether average precision is higher with `scores` than with `others`, float [n], on OUTRANKED of the resamples of
-    the rows."""
+def outranks(fraud: np.ndarray, scores: np.ndarray, others: np.ndarray, seed: int, share: float = OUTRANKED) -> bool:
+    """Whether average precision is higher with `scores` than with `others`, float [n], on this `share` of the resamples
+    of the rows."""
     drawn = resampled_precisions(fraud, (scores, others), RESAMPLES, seed)
-    return int((drawn[:, 0] > drawn[:, 1]).sum()) >= OUTRANKED * RESAMPLES
+    return int((drawn[:, 0] > drawn[:, 1]).sum()) >= share * RESAMPLES
 
 
 def search(

@@ -5,9 +5,9 @@
 The measured model has seen none of the validation part. A kind of fraud that began there is one that it can't rank: its
 rounds end early, and the recipes are compared on what none of them could find. The second fit learns that kind. So the
 chosen recipe is boosted once more by rows that reach into the validation part, up to the middle one of its frauds.
-Where that ranks the days after them better than the measured model does, by more than chance (`outranks`), there was
-something new to learn: then the rounds are those of this model, and the other recipes are compared with it by the same
-rows. Else all stays as it was.
+Where that ranks the days after them better than the measured model does, on LEARNED of the resamples, there was
+something new to learn: then the rounds are those of this model, and the other recipes, plain boosting among them, are
+compared with it by the same rows and the guard of all recipes (`outranks`). Else all stays as it was.
 
 This chooses, and measures nothing: it learns from labels that were not known on the day of the middle, as the second
 fit does that of its own days, so newer rows alone may make it the better one. That costs rounds, not truth: figures,
@@ -31,11 +31,16 @@ from scorer.training.boosting import (
     Progress,
     Recipe,
     boost,
-    plain_rounds,
 )
 from scorer.training.recipe_search import RECIPE_OF_FEW, RECIPES, Trial, outranks
 from scorer.training.time_split import Split, refuse_infinite
 from scorer.training.training_settings import TrainingRows
+
+# More rounds than needed cost a little, too few of them a new kind of fraud: so this asks for less than the guard of
+# the recipes does.
+LEARNED = 0.8
+# What a new kind of few frauds adds comes late and in steps.
+PATIENCE_ROUNDS = 100
 
 
 @dataclass(frozen=True)
@@ -77,16 +82,16 @@ def second_fit(
         """Rounds of a model that has seen late days, and its margins of the days after them."""
         fitted, precision = boost(
             boosting, Matrices(boosting, data, one), boosting.parameters(one, data.fraud), rounds_max=ROUNDS_MAX,
-            progress=progress, patience=plain_rounds(one.eta),
+            progress=progress, patience=PATIENCE_ROUNDS,
         )  # fmt: skip
         trials.append(Trial(one, precision, int(fitted.num_boosted_rounds())))
         return trials[-1].rounds, _margins(fitted, data.held_out)
 
     found, margins = late(recipe)
-    if not outranks(data.held_out_fraud, margins, _margins(booster, data.held_out), boosting.seed):
+    if not outranks(data.held_out_fraud, margins, _margins(booster, data.held_out), boosting.seed, LEARNED):
         return SecondFit(recipe, rounds, trials)
     best, best_margins = SecondFit(recipe, max(rounds, found), trials), margins
-    for other in RECIPES if int(data.held_out_fraud.sum()) >= STOP_FRAUDS_MIN else ():
+    for other in (*RECIPES, RECIPE_OF_FEW) if int(data.held_out_fraud.sum()) >= STOP_FRAUDS_MIN else ():
         if other == recipe or (seconds_max is not None and time.monotonic() - began >= seconds_max):
             continue
         found, margins = late(other)
