@@ -33,6 +33,9 @@ def _root() -> None:
     """Makes the application a group, though its commands come later."""
 
 
+INTERRUPTED = 130
+
+
 def main() -> None:
     """Entry point of the console script and of `python -m scorer`."""
     compile_notice.watch(sys.argv[1:])
@@ -49,4 +52,8 @@ def main() -> None:
         sys.exit(1)
     except KeyboardInterrupt:
         print("fraud-scorer: interrupted", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
+    except SystemExit as ended:  # typer's, without a word
+        if ended.code == INTERRUPTED:
+            print("fraud-scorer: interrupted", file=sys.stderr)
+        raise

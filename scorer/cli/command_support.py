@@ -199,6 +199,19 @@ class Counting:
         self._look.of(rows, total)
 
 
+LINE_EVERY_S = 5.0
+
+
+def _lines(progress: Progress, ended: threading.Event) -> None:
+    """Print how far the newest part is, until `ended`."""
+    began_at = time.monotonic()
+    while not ended.wait(LINE_EVERY_S):
+        task = progress.tasks[-1]
+        count = f" {task.completed:,.0f}" if task.completed or task.total else ""
+        of = "" if task.total is None else f" of {task.total:,.0f}"
+        err.print(f"{task.description}{count}{of}, {time.monotonic() - began_at:.0f} s so far", markup=False)
+
+
 class _Count(ProgressColumn):
     """The count with what it is of, as far as they are known."""
 
@@ -211,10 +224,22 @@ class _Count(ProgressColumn):
 
 @contextmanager
 def counting(what: str, *, quiet: bool) -> Iterator[Counting]:
-    """A progress line on stderr for a terminal, the same in every command that can take longer than two seconds; gives
-    what to call with the count so far. What has no count shows the time that it has taken."""
-    if quiet or not err.is_terminal:
+    """A progress line on stderr, the same in every command that can take longer than two seconds; gives what to call
+    with the count so far. What has no count shows the time that it has taken. Where stderr is no terminal, a line every
+    LINE_EVERY_S."""
+    if quiet:
         yield Counting(None, what)
+        return
+    if not err.is_terminal:
+        tracked = Progress(disable=True)
+        ended = threading.Event()
+        lines = threading.Thread(target=_lines, args=(tracked, ended), name="progress", daemon=True)
+        lines.start()
+        try:
+            yield Counting(tracked, what)
+        finally:
+            ended.set()
+            lines.join()
         return
     with Progress(
         SpinnerColumn(),

@@ -285,7 +285,9 @@ def _figures(
             low, high = np.percentile(drawn[:, 0] - drawn[:, 1], [2.5, 97.5])
             interval = float(low), float(high)
     deflated = made.measure.deflated_bytes / own.measure.deflated_bytes
-    pays = _pays(min(batch_ratio, single_ratio), deflated)
+    # Times of one run scatter: they count where there is less to do.
+    less = made.measure.nodes <= WORTH * own.measure.nodes
+    pays = _pays(min(batch_ratio, single_ratio) if less else 1.0, deflated)
     if (changed > CHANGES[-1] * max(1, int(own.flags.sum()))) if lost is None else lost > loss:
         pays = "no"
     elif pays != "no" and interval is not None and interval[1] > loss:
@@ -355,7 +357,7 @@ def _early_exit(bundle: Bundle, rows: _Rows) -> LeverFigures:
         lost=None if precision is None else 0.0,
         flagged=int(flags.sum()),
         decisions_changed=int((flags != (margins >= bundle.threshold_margin)).sum()),
-        pays=_pays(min(batch_ratio, single_ratio), 1.0),
+        pays=_pays(min(batch_ratio, single_ratio) if trees.mean() <= WORTH * bundle.model.tree_count else 1.0, 1.0),
         detail={"mean_trees": float(trees.mean())},
     )
 

@@ -40,6 +40,7 @@ from scorer.training.training_libraries import import_optuna, import_xgboost, ve
 from scorer.training.training_settings import TrainingRows, TrainingSettings
 
 DAY_MS = 86_400_000
+SILENT_MAX = 0.1  # share of the time range, at its end, without a fraud
 UNCALIBRATED = (
     "the scores are no probabilities: on the validation part they do not rise with the share of frauds, so nothing "
     "could be calibrated"
@@ -237,7 +238,7 @@ def train(
         features=features,
         lineage=lineage,
         candidates={} if chosen is None else {str(name): value for name, value in chosen.candidates.items()},
-        notes=_notes(rows, settings, measured.calibration) + _of_comparison(before, stopping, comparing),
+        notes=_notes(rows, split, settings, measured.calibration) + _of_comparison(before, stopping, comparing),
     )
 
 
@@ -342,7 +343,7 @@ def _rounds(booster: Any) -> int:
     return int(booster.num_boosted_rounds())
 
 
-def _notes(rows: TrainingRows, settings: TrainingSettings, calibration: Calibration) -> list[str]:
+def _notes(rows: TrainingRows, split: Split, settings: TrainingSettings, calibration: Calibration) -> list[str]:
     at_ms = day_of_training(rows, settings)
     if at_ms is None:
         at_ms = max(int(rows.event_time_ms.max()), int(rows.label_known_at_ms[rows.label >= 0].max()))
@@ -350,6 +351,20 @@ def _notes(rows: TrainingRows, settings: TrainingSettings, calibration: Calibrat
     notes = [] if late is None else [f"{late.sentence()}; leave them out: --until {late.day}"]
     if calibration.kind == "identity":
         notes.append(UNCALIBRATED)
+    frauds = int(rows.fraud[split.validation].sum())
+    if frauds < STOP_FRAUDS_MIN:
+        notes.append(
+            f"the figures are of {frauds} frauds in the later days, which chance moves far, so nothing was chosen by "
+            f"them ({STOP_FRAUDS_MIN} would): give a longer time range"
+        )
+    times = rows.event_time_ms[split.known]
+    last = int(times[rows.fraud[split.known]].max())
+    if (silent := int(times.max()) - last) > SILENT_MAX * (int(times.max()) - int(times.min())):
+        day = str(np.datetime64(last, "ms").astype("datetime64[D]"))
+        notes.append(
+            f"the last fraud is of {day}, and {silent / DAY_MS:.0f} days of payments follow without one: if reports "
+            "stopped arriving, their frauds are learned as genuine"
+        )
     return notes
 
 

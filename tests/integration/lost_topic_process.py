@@ -158,8 +158,8 @@ def read_through(way: str, loss: str) -> None:
         _read(inputs, lambda: len(inputs.buffers[0].records) == 2 * RECORDS)
     came = len(inputs.buffers[0].records)
     inputs.close()
-    said = {"loss": loss, "way": reader.way, "codes": reader.names(), "failed": failed, "came": came}
-    print(json.dumps(said), flush=True)
+    result = {"loss": loss, "way": reader.way, "codes": reader.names(), "failed": failed, "came": came}
+    print(json.dumps(result), flush=True)
 
 
 def _read(inputs: ShardInputs, done: Callable[[], bool]) -> None:

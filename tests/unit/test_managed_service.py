@@ -22,7 +22,7 @@ from scorer.local_services.service_errors import ServiceNotReadyError
 from scorer.local_services.services import prepare
 
 Make = Callable[..., ManagedService]
-# Told to end it works on for a second, as a broker does that writes its logs.
+# Asked to end it works on for a second, as a broker does that writes its logs.
 SLOW_TO_END = "trap 'sleep 1; echo ended; exit 0' TERM; echo began; while :; do sleep 0.05; done"
 # As Kafka where a former life has its folder, once; then it runs.
 LOCKED_ONCE = "[ -e tried ] || { touch tried; echo 'KafkaException: Failed to acquire lock on file .lock'; exit 1; }; "

@@ -8,6 +8,7 @@ import os
 import pty
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -56,14 +57,27 @@ def test_what_has_no_count_shows_its_time(terminal: io.StringIO) -> None:
     assert " 0 " not in terminal.getvalue()
 
 
-def test_programs_see_no_progress(terminal: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With --json, or where stderr is no terminal, there is no line."""
+def test_programs_see_no_progress(terminal: io.StringIO) -> None:
+    """With --json there is no line."""
     with counting("payments", quiet=True) as progress:
         progress.of(1, 2)
-    monkeypatch.setattr(command_support, "err", PlainConsole(file=terminal))
+    assert terminal.getvalue() == ""
+
+
+def test_a_log_gets_a_plain_line_every_few_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where stderr is no terminal, what takes long says how far it is, and what is short says nothing."""
+    text = io.StringIO()
+    monkeypatch.setattr(command_support, "err", PlainConsole(file=text))
     with counting("payments", quiet=False) as progress:
         progress.of(1, 2)
-    assert terminal.getvalue() == ""
+    assert text.getvalue() == ""
+    monkeypatch.setattr(command_support, "LINE_EVERY_S", 0.01)
+    with counting("payments", quiet=False) as progress:
+        progress.of(1_000, 2_000)
+        deadline = time.monotonic() + 60
+        while "\n" not in text.getvalue() and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert text.getvalue().splitlines()[0] == "payments 1,000 of 2,000, 0 s so far"
 
 
 def test_every_long_command_shows_its_progress_in_the_same_way() -> None:
