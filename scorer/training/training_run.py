@@ -359,7 +359,8 @@ def _notes(rows: TrainingRows, split: Split, settings: TrainingSettings, calibra
         )
     times = rows.event_time_ms[split.known]
     last = int(times[rows.fraud[split.known]].max())
-    if (silent := int(times.max()) - last) > SILENT_MAX * (int(times.max()) - int(times.min())):
+    silent = int(times.max()) - last
+    if late is None and silent > SILENT_MAX * (int(times.max()) - int(times.min())):
         day = str(np.datetime64(last, "ms").astype("datetime64[D]"))
         notes.append(
             f"the last fraud is of {day}, and {silent / DAY_MS:.0f} days of payments follow without one: if reports "

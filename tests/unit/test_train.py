@@ -221,6 +221,17 @@ def test_frauds_that_are_reported_late_are_warned_about(data: TrainingRows, tmp_
     assert _train(data, tmp_path / "soon", as_of_ms=end, search_s_max=0).notes == []
 
 
+def test_days_without_a_fraud_at_the_end_are_noted(data: TrainingRows, tmp_path: Path) -> None:
+    """Reports that stopped arriving look like genuine payments: the note names the day of the last fraud."""
+    times = data.event_time_ms
+    stopped = times.min() + (times.max() - times.min()) * 0.85
+    silent = replace(data, label=np.where(times > stopped, 0, data.label).astype(np.int8))
+    last = np.datetime64(int(times[silent.label == 1].max()), "ms").astype("datetime64[D]")
+    notes = _train(silent, tmp_path / "silent", search_s_max=0).notes
+    assert any(note.startswith(f"the last fraud is of {last}") for note in notes)
+    assert _train(data, tmp_path / "all", search_s_max=0).notes == []
+
+
 def test_a_feature_that_knows_the_label_is_refused(data: TrainingRows, tmp_path: Path) -> None:
     """A column made from the label is refused as suspected leakage, upward, downward or by its gaps, until accepted."""
     noise = np.random.default_rng(3).random(len(data.label)).astype(np.float32)
