@@ -25,6 +25,7 @@ from scorer.errors import UsageError
 from scorer.journal import journal_reader, order_reader
 from scorer.journal.activated_bundles import Bundles
 from scorer.journal.answered_batches import AnsweredBatches
+from scorer.journal.order_reader import OrderUnreadable
 from scorer.journal.partition_buffers import MissingRange, PartitionBuffer, ShardInputs
 from scorer.kafka import Topics
 from scorer.operate.journal_summary import JournalSummary
@@ -252,22 +253,30 @@ class Recovery:
         both."""
         name = f"{self._topics.order}/{self._shard}"
         newest, following = self._newest_answered(), self._journal.count
+        found = []
         try:
             missing = self._unsettled(self._broker.ends([TopicPartition(self._topics.order, self._shard)])[0])
+        except OrderUnreadable as exc:
+            missing = exc.before  # these are settled when the rest is accepted
+            behind = following + len(missing)
+            way_out = self._way_out(behind, max(newest, behind) + 1, str(exc))
+            if exc.later_release:
+                way_out = f"{exc}; only where no release of fraud-scorer wrote it: {way_out[1]}", ""
+            found.append(Finding(name, "lost", f"ordered to batch {behind - 1}", *way_out))
+            newest = -1  # is part of that
         except (MissingRange, kafka.SourceChanged) as exc:
             end = max(newest, following) + 1
             return [
                 Finding(name, "lost", f"decided to batch {following - 1}", *self._way_out(following, end, str(exc)))
             ]
         following += len(missing)
-        found = []
         if reason := self._unreadable([record for _, record in missing]):
             first, last = missing[0], missing[-1]
             holds = (
                 f"the order of batches {first[1].sequence} to {last[1].sequence}, which were perhaps answered: {reason}"
             )
             command = f"--accept-loss {name.replace('/', ':')}:{first[0]}-{last[0] + 1}"
-            found.append(Finding(name, "lost", f"decided to batch {first[1].sequence - 1}", holds, command))
+            found.insert(0, Finding(name, "lost", f"decided to batch {first[1].sequence - 1}", holds, command))
         if newest >= following:
             ends = f"journal and order log end with batch {following - 1}"
             holds = f"decisions of batches up to {newest}, whose order is gone"
@@ -447,22 +456,37 @@ class Recovery:
             def settled(log: OrderLog) -> _Claimed:
                 commits = PendingCommits(writer, 1, 1, lambda *_: None)
                 claim, following = log.claim(OPERATOR, state.pipeline.sequence), state.pipeline.sequence
-                newest = self._newest_answered()
+                newest, end = self._newest_answered(), claim
                 if batches:
                     try:
-                        state.unsettled(claim)
+                        _, end = readable(claim)
                     except (MissingRange, kafka.SourceChanged):  # what the log still holds is given up with them
                         return _Claimed(claim, self._lost_batches(following, max(newest, following), batches))
                 tracer = Tracer(self._settings, self._ports, self._shard)
                 settle(
-                    log, claim, state, writer, commits, stop, settings=self._settings, ports=self._ports, tracer=tracer
+                    log, end, state, writer, commits, stop, settings=self._settings, ports=self._ports, tracer=tracer
                 )
                 commits.finish()
-                return _Claimed(claim, self._lost_batches(state.pipeline.sequence, newest, batches))
+                following = state.pipeline.sequence
+                return _Claimed(claim, self._lost_batches(following, last_lost(following, newest, end, claim), batches))
+
+            def readable(claim: int) -> tuple[list[order_reader.Ordered], int]:
+                """The batches that follow the journal, and the offset before which they stand: with `batches`, that of
+                a record that cannot be read."""
+                try:
+                    return state.unsettled(claim), claim
+                except OrderUnreadable as exc:
+                    if not batches:
+                        raise
+                    return exc.before, exc.offset
+
+            def last_lost(following: int, newest: int, end: int, claim: int) -> int:
+                """Behind a record that cannot be read one number at least is given up, as `survey` says."""
+                return newest if end == claim else max(newest, following)
 
             def passed_over(log: OrderLog) -> _Claimed:
                 claim = log.claim(OPERATOR, state.pipeline.sequence)
-                orders = state.unsettled(claim)
+                orders, end = readable(claim)
                 missing = [offset for offset, _ in orders]
                 for loss in given_up:
                     if not missing or (loss.start, loss.end) != (missing[0], missing[-1] + 1):
@@ -470,7 +494,8 @@ class Recovery:
                         raise UsageError(
                             f"{loss.topic}/{loss.partition}: {found} is not decided, not {loss.start}-{loss.end}"
                         )
-                lost = self._lost_batches(state.pipeline.sequence + len(missing), self._newest_answered(), batches)
+                following = state.pipeline.sequence + len(missing)
+                lost = self._lost_batches(following, last_lost(following, self._newest_answered(), end, claim), batches)
                 return _Claimed(claim, len(missing) + lost, _starts(orders))
 
             yield _Settled(state, writer, self._claimed(passed_over if given_up else settled))
