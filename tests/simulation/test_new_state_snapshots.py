@@ -29,9 +29,9 @@ class _NewState(Operator):
 
 
 class Directed:
-    """Schedules of chance; when all is decided and calm, the state begins anew, and once it is kept in a snapshot all
-    workers are killed. `refused`: snapshots of that state, refused as if they were older; `restored`: schedules in which
-    one was used whose own record is the beginning."""
+    """Schedules of chance; when all is decided and calm the state begins anew, and once it is kept in a snapshot all
+    workers are killed. `refused`: snapshots of that state, refused as if they were older; `restored`: schedules in
+    which one was used whose own record is the beginning."""
 
     def __init__(self) -> None:
         self.refused: list[str] = []
