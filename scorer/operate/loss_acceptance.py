@@ -142,6 +142,10 @@ class Recovery:
                 "needs it whole; workers go on from a snapshot as long as there is one. Restore the journal topic"
             ) from exc
 
+    def close(self) -> None:
+        """Let its client of the broker go."""
+        self._broker.close()
+
     @property
     def _last(self) -> JournalRecord:
         if self._journal.last is None:
@@ -679,26 +683,45 @@ def _of_log(place: TopicPartition, start: int, end: int, written: int, refused: 
     return Finding(name, "ok", decided, holds)
 
 
-def shards(settings: Settings) -> Sequence[int]:
-    """All shards, by number."""
-    return range(settings.worker.shards)
+class Recoveries:
+    """Of the shards that a command looks at: the journal of each is read when it is first asked for."""
+
+    def __init__(self, settings: Settings, *, signer: Signer | None = None) -> None:
+        self.settings, self._signer = settings, signer
+        self._made: dict[int, Recovery] = {}
+
+    def of(self, shard: int) -> Recovery:
+        """That of one shard."""
+        if shard not in self._made:
+            self._made[shard] = Recovery(self.settings, shard, signer=self._signer)
+        return self._made[shard]
+
+    @property
+    def shards(self) -> Sequence[int]:
+        """All shards, by number."""
+        return range(self.settings.worker.shards)
+
+    def close(self) -> None:
+        """Close those that were asked for."""
+        for recovery in self._made.values():
+            recovery.close()
 
 
-def unfit_shards(settings: Settings) -> Sequence[int]:
+def unfit_shards(recoveries: Recoveries) -> Sequence[int]:
     """Those whose journal stands on something that is made anew, lost or cut; all, where nothing is found to be."""
     unfit = [
         shard
-        for shard in shards(settings)
-        if any(finding.trouble in ("made anew", "lost", "cut") for finding in Recovery(settings, shard).survey())
+        for shard in recoveries.shards
+        if any(finding.trouble in ("made anew", "lost", "cut") for finding in recoveries.of(shard).survey())
     ]
-    return unfit or shards(settings)
+    return unfit or recoveries.shards
 
 
-def by_shard(losses: Sequence[Loss], settings: Settings, *, ports: Ports | None = None) -> Mapping[int, list[Loss]]:
+def by_shard(losses: Sequence[Loss], recoveries: Recoveries) -> Mapping[int, list[Loss]]:
     """Losses by the shard that reads the partition. Topics control and labels are read by every shard, each from where
     it has decided to: a loss there is that of the shards that lack this very range. Raises UsageError where none does.
     """
-    topics, count = Topics.of(settings.kafka), settings.worker.shards
+    topics, count = Topics.of(recoveries.settings.kafka), len(recoveries.shards)
     lost: dict[int, list[Loss]] | None = None
     found: dict[int, list[Loss]] = {}
     for loss in losses:
@@ -706,7 +729,7 @@ def by_shard(losses: Sequence[Loss], settings: Settings, *, ports: Ports | None 
             raise UsageError(f"{loss.topic}:{loss.partition}: there are shards 0 to {count - 1}")
         of: Sequence[int] = (loss.partition % count,)
         if loss.topic not in (topics.payments, topics.order, BATCHES):
-            lost = lost or {shard: Recovery(settings, shard, ports=ports).lost_of_all() for shard in range(count)}
+            lost = lost or {shard: recoveries.of(shard).lost_of_all() for shard in recoveries.shards}
             of = [shard for shard, lacking in lost.items() if loss in lacking]
             if not of:
                 lacks = {
