@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from schemas.field_types import Contract
 from schemas.journal_record import BatchOrder, Count, Offset, canonical_json, present_fields
@@ -18,6 +18,11 @@ from schemas.journal_record import BatchOrder, Count, Offset, canonical_json, pr
 
 class OrderError(ValueError):
     """Bytes on the order topic that are no record of it. Nothing can be skipped there, so its reader stops."""
+
+    def __init__(self, message: str, *, later_version: bool = False) -> None:
+        """`later_version`: whether the record says that it is of a later version of this contract."""
+        super().__init__(message)
+        self.later_version = later_version
 
 
 class ClaimRecord(Contract):
@@ -63,8 +68,26 @@ def order_log_record(raw: bytes | None) -> ClaimRecord | OrderRecord:
     except ValidationError as exc:
         where: set[str] = {".".join(map(str, error["loc"])) or "the record" for error in _errors(exc)}
         raise OrderError(
-            f"a value of {len(raw or b'')} bytes is no record of the order log: see {', '.join(sorted(where))[:200]}"
+            f"a value of {len(raw or b'')} bytes is no record of the order log: see {', '.join(sorted(where))[:200]}",
+            later_version=_is_later(raw or b""),
         ) from None
+
+
+class _Versioned(BaseModel):
+    """What tells the records of a later version."""
+
+    model_config = ConfigDict(strict=True)
+
+    version: int = Field(gt=1)
+    kind: str
+
+
+def _is_later(raw: bytes) -> bool:
+    try:
+        _Versioned.model_validate_json(raw)
+    except ValidationError:
+        return False
+    return True
 
 
 def _errors(exc: ValidationError) -> list[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -48,13 +49,13 @@ def recover(
     from scorer.audit.signed.signatures import Signer  # noqa: PLC0415
     from scorer.bundle import Bundle  # noqa: PLC0415
     from scorer.kafka import Fenced, Topics  # noqa: PLC0415
-    from scorer.operate.loss_acceptance import Loss, Recovery, by_shard, shards, unfit_shards  # noqa: PLC0415
+    from scorer.operate.loss_acceptance import Loss, Recoveries, by_shard, unfit_shards  # noqa: PLC0415
 
     settings = load_settings()
     asked = [bool(accept_loss), adopt_partitions, new_journal]
     if not any(asked):
-        with counting("comparing journal and topics", quiet=as_json):
-            found = [finding for shard in shards(settings) for finding in Recovery(settings, shard).survey()]
+        with counting("comparing journal and topics", quiet=as_json), closing(Recoveries(settings)) as recoveries:
+            found = [finding for shard in recoveries.shards for finding in recoveries.of(shard).survey()]
         _show(found, as_json=as_json)
         if any(finding.trouble != "ok" for finding in found):
             raise StateUnfit("the journal and the topics do not fit each other; see the table for what can be accepted")
@@ -66,12 +67,16 @@ def recover(
     key = settings.audit.signing_key
     signer = None if key is None else Signer.from_pem(key.get_secret_value())
     loaded = Bundle.load(bundle, trusted_keys=settings.bundle.trusted_keys)
-    losses = by_shard([Loss.parse(text, Topics.of(settings.kafka)) for text in accept_loss or ()], settings)
+    given = [Loss.parse(text, Topics.of(settings.kafka)) for text in accept_loss or ()]
     done: dict[str, object] = {}
-    with counting("deciding the journal again", quiet=as_json):
+    with (
+        counting("deciding the journal again", quiet=as_json),
+        closing(Recoveries(settings, signer=signer)) as recoveries,
+    ):
+        losses = by_shard(given, recoveries)
         # A shard that fits goes on with its windows.
-        for shard in losses if accept_loss else unfit_shards(settings) if new_journal else shards(settings):
-            recovery = Recovery(settings, shard, signer=signer)
+        for shard in losses if accept_loss else unfit_shards(recoveries) if new_journal else recoveries.shards:
+            recovery = recoveries.of(shard)
             try:
                 if accept_loss:
                     record = recovery.accept_loss(loaded, losses[shard], reason)

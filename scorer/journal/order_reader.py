@@ -43,6 +43,12 @@ class OrdersLost(kafka.SourceChanged):
 class OrderUnreadable(kafka.SourceChanged):
     """The order log holds what is no record of it: a stranger has written there, or a later release."""
 
+    def __init__(self, message: str, *, offset: int, later_release: bool) -> None:
+        """`offset`: of that record. `later_release`: whether it says that it is of a later version of the contract."""
+        super().__init__(message)
+        self.offset, self.later_release = offset, later_release
+        self.before: list[Ordered] = []  # batches that follow the journal and can be read: no later record changes them
+
 
 class Epochs:
     """Which batches of the log count, record after record. The first record that is given counts, or is a claim; what
@@ -87,7 +93,8 @@ def unsettled(
     ends with; each with its offset.
 
     Raises MissingRange when what is needed is gone, SourceChanged when the log is another one, when batches of it are
-    gone (OrdersLost) or when it holds what is no record of it (OrderUnreadable), NoProgress when reading stalls.
+    gone (OrdersLost) or when it holds what is no record of it (OrderUnreadable, with the batches before that),
+    NoProgress when reading stalls.
     """
     place = TopicPartition(kafka.Topics.of(settings).order, shard)
     name = f"{place.topic}/{place.partition}"
@@ -102,10 +109,19 @@ def unsettled(
             raise _claimed(name, end)
         raise _changed(name, f"it ends at {end}", settled)
     place.offset = first
-    found = list(_read(settings, clients, place, end, threads, no_progress_s))
+    found, unreadable = list[Found](), None
+    try:
+        for each in _read(settings, clients, place, end, threads, no_progress_s):
+            found.append(each)  # what was read before an error counts
+    except OrderUnreadable as exc:
+        unreadable = exc
     if settled is not None and not _is_settled_by(found[0] if found else None, settled):
-        raise _changed(name, "it holds another record there", settled)
-    return following(counting(found), sequence, name)
+        raise _changed(name, "it holds another record there", settled) from unreadable
+    pending = following(counting(found), sequence, name)
+    if unreadable is not None:
+        unreadable.before = pending
+        raise unreadable
+    return pending
 
 
 def check_newest(claim: int, settings: Settings, clients: kafka.Clients, shard: int, cause: Exception) -> None:
@@ -230,8 +246,10 @@ def _read(
             consumer.assign([place])
         while position < end:
             for message in kafka.take(consumer, WAIT_S, messages_max=RECORDS_MAX):
+                if message.error() is None and kafka.present(message.offset(), "offset") >= end:
+                    return  # it is not looked at: what cannot be read there is the next reader's
                 position, record = _taken(message, position, place)
-                if record is not None and record[0] < end:
+                if record is not None:
                     yield record
                 deadline = threads.monotonic() + no_progress_s
             if threads.monotonic() > deadline:
@@ -247,6 +265,15 @@ def _reader(settings: KafkaSettings, clients: kafka.Clients) -> kafka.Reader:
     return clients.reader(f"{settings.topic_prefix}fraud-scorer-order-reader", memory_kib=4096)
 
 
+def _unreadable(place: TopicPartition, offset: int, exc: OrderError) -> OrderUnreadable:
+    found = f"{place.topic}/{place.partition} offset {offset}: {exc}. "
+    if exc.later_version:
+        found += "A later release has written it: upgrade this one, which then reads it"
+    else:
+        found += f"A stranger has written to the order log, or a later release (then upgrade this one). {WAY_OUT}"
+    return OrderUnreadable(found, offset=offset, later_release=exc.later_version)
+
+
 def _taken(message: Message, position: int, place: TopicPartition) -> tuple[int, Found | None]:
     """The next position, and the record that a message holds."""
     error = message.error()
@@ -255,10 +282,7 @@ def _taken(message: Message, position: int, place: TopicPartition) -> tuple[int,
         try:
             return offset + 1, (offset, order_log_record(message.value()))
         except OrderError as exc:
-            name = f"{place.topic}/{place.partition}"
-            raise OrderUnreadable(
-                f"{name} offset {offset}: {exc}. A stranger has written to the order log, or a later release. {WAY_OUT}"
-            ) from exc
+            raise _unreadable(place, offset, exc) from exc
     if error.code() == KafkaError._PARTITION_EOF:
         return max(position, kafka.present(message.offset(), "offset")), None
     failed = kafka.read_failure(error, f"{place.topic}/{place.partition}")

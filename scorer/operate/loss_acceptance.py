@@ -25,6 +25,7 @@ from scorer.errors import UsageError
 from scorer.journal import journal_reader, order_reader
 from scorer.journal.activated_bundles import Bundles
 from scorer.journal.answered_batches import AnsweredBatches
+from scorer.journal.order_reader import OrderUnreadable
 from scorer.journal.partition_buffers import MissingRange, PartitionBuffer, ShardInputs
 from scorer.kafka import Topics
 from scorer.operate.journal_summary import JournalSummary
@@ -141,6 +142,10 @@ class Recovery:
                 "needs it whole; workers go on from a snapshot as long as there is one. Restore the journal topic"
             ) from exc
 
+    def close(self) -> None:
+        """Let its client of the broker go."""
+        self._broker.close()
+
     @property
     def _last(self) -> JournalRecord:
         if self._journal.last is None:
@@ -252,22 +257,30 @@ class Recovery:
         both."""
         name = f"{self._topics.order}/{self._shard}"
         newest, following = self._newest_answered(), self._journal.count
+        found = []
         try:
             missing = self._unsettled(self._broker.ends([TopicPartition(self._topics.order, self._shard)])[0])
+        except OrderUnreadable as exc:
+            missing = exc.before  # these are settled when the rest is accepted
+            behind = following + len(missing)
+            way_out = self._way_out(behind, max(newest, behind) + 1, str(exc))
+            if exc.later_release:
+                way_out = f"{exc}; only where no release of fraud-scorer wrote it: {way_out[1]}", ""
+            found.append(Finding(name, "lost", f"ordered to batch {behind - 1}", *way_out))
+            newest = -1  # is part of that
         except (MissingRange, kafka.SourceChanged) as exc:
             end = max(newest, following) + 1
             return [
                 Finding(name, "lost", f"decided to batch {following - 1}", *self._way_out(following, end, str(exc)))
             ]
         following += len(missing)
-        found = []
         if reason := self._unreadable([record for _, record in missing]):
             first, last = missing[0], missing[-1]
             holds = (
                 f"the order of batches {first[1].sequence} to {last[1].sequence}, which were perhaps answered: {reason}"
             )
             command = f"--accept-loss {name.replace('/', ':')}:{first[0]}-{last[0] + 1}"
-            found.append(Finding(name, "lost", f"decided to batch {first[1].sequence - 1}", holds, command))
+            found.insert(0, Finding(name, "lost", f"decided to batch {first[1].sequence - 1}", holds, command))
         if newest >= following:
             ends = f"journal and order log end with batch {following - 1}"
             holds = f"decisions of batches up to {newest}, whose order is gone"
@@ -447,22 +460,37 @@ class Recovery:
             def settled(log: OrderLog) -> _Claimed:
                 commits = PendingCommits(writer, 1, 1, lambda *_: None)
                 claim, following = log.claim(OPERATOR, state.pipeline.sequence), state.pipeline.sequence
-                newest = self._newest_answered()
+                newest, end = self._newest_answered(), claim
                 if batches:
                     try:
-                        state.unsettled(claim)
+                        _, end = readable(claim)
                     except (MissingRange, kafka.SourceChanged):  # what the log still holds is given up with them
                         return _Claimed(claim, self._lost_batches(following, max(newest, following), batches))
                 tracer = Tracer(self._settings, self._ports, self._shard)
                 settle(
-                    log, claim, state, writer, commits, stop, settings=self._settings, ports=self._ports, tracer=tracer
+                    log, end, state, writer, commits, stop, settings=self._settings, ports=self._ports, tracer=tracer
                 )
                 commits.finish()
-                return _Claimed(claim, self._lost_batches(state.pipeline.sequence, newest, batches))
+                following = state.pipeline.sequence
+                return _Claimed(claim, self._lost_batches(following, last_lost(following, newest, end, claim), batches))
+
+            def readable(claim: int) -> tuple[list[order_reader.Ordered], int]:
+                """The batches that follow the journal, and the offset before which they stand: with `batches`, that of
+                a record that cannot be read."""
+                try:
+                    return state.unsettled(claim), claim
+                except OrderUnreadable as exc:
+                    if not batches:
+                        raise
+                    return exc.before, exc.offset
+
+            def last_lost(following: int, newest: int, end: int, claim: int) -> int:
+                """Behind a record that cannot be read one number at least is given up, as `survey` says."""
+                return newest if end == claim else max(newest, following)
 
             def passed_over(log: OrderLog) -> _Claimed:
                 claim = log.claim(OPERATOR, state.pipeline.sequence)
-                orders = state.unsettled(claim)
+                orders, end = readable(claim)
                 missing = [offset for offset, _ in orders]
                 for loss in given_up:
                     if not missing or (loss.start, loss.end) != (missing[0], missing[-1] + 1):
@@ -470,7 +498,8 @@ class Recovery:
                         raise UsageError(
                             f"{loss.topic}/{loss.partition}: {found} is not decided, not {loss.start}-{loss.end}"
                         )
-                lost = self._lost_batches(state.pipeline.sequence + len(missing), self._newest_answered(), batches)
+                following = state.pipeline.sequence + len(missing)
+                lost = self._lost_batches(following, last_lost(following, self._newest_answered(), end, claim), batches)
                 return _Claimed(claim, len(missing) + lost, _starts(orders))
 
             yield _Settled(state, writer, self._claimed(passed_over if given_up else settled))
@@ -654,26 +683,45 @@ def _of_log(place: TopicPartition, start: int, end: int, written: int, refused: 
     return Finding(name, "ok", decided, holds)
 
 
-def shards(settings: Settings) -> Sequence[int]:
-    """All shards, by number."""
-    return range(settings.worker.shards)
+class Recoveries:
+    """Of the shards that a command looks at: the journal of each is read when it is first asked for."""
+
+    def __init__(self, settings: Settings, *, signer: Signer | None = None) -> None:
+        self.settings, self._signer = settings, signer
+        self._made: dict[int, Recovery] = {}
+
+    def of(self, shard: int) -> Recovery:
+        """That of one shard."""
+        if shard not in self._made:
+            self._made[shard] = Recovery(self.settings, shard, signer=self._signer)
+        return self._made[shard]
+
+    @property
+    def shards(self) -> Sequence[int]:
+        """All shards, by number."""
+        return range(self.settings.worker.shards)
+
+    def close(self) -> None:
+        """Close those that were asked for."""
+        for recovery in self._made.values():
+            recovery.close()
 
 
-def unfit_shards(settings: Settings) -> Sequence[int]:
+def unfit_shards(recoveries: Recoveries) -> Sequence[int]:
     """Those whose journal stands on something that is made anew, lost or cut; all, where nothing is found to be."""
     unfit = [
         shard
-        for shard in shards(settings)
-        if any(finding.trouble in ("made anew", "lost", "cut") for finding in Recovery(settings, shard).survey())
+        for shard in recoveries.shards
+        if any(finding.trouble in ("made anew", "lost", "cut") for finding in recoveries.of(shard).survey())
     ]
-    return unfit or shards(settings)
+    return unfit or recoveries.shards
 
 
-def by_shard(losses: Sequence[Loss], settings: Settings, *, ports: Ports | None = None) -> Mapping[int, list[Loss]]:
+def by_shard(losses: Sequence[Loss], recoveries: Recoveries) -> Mapping[int, list[Loss]]:
     """Losses by the shard that reads the partition. Topics control and labels are read by every shard, each from where
     it has decided to: a loss there is that of the shards that lack this very range. Raises UsageError where none does.
     """
-    topics, count = Topics.of(settings.kafka), settings.worker.shards
+    topics, count = Topics.of(recoveries.settings.kafka), len(recoveries.shards)
     lost: dict[int, list[Loss]] | None = None
     found: dict[int, list[Loss]] = {}
     for loss in losses:
@@ -681,7 +729,7 @@ def by_shard(losses: Sequence[Loss], settings: Settings, *, ports: Ports | None 
             raise UsageError(f"{loss.topic}:{loss.partition}: there are shards 0 to {count - 1}")
         of: Sequence[int] = (loss.partition % count,)
         if loss.topic not in (topics.payments, topics.order, BATCHES):
-            lost = lost or {shard: Recovery(settings, shard, ports=ports).lost_of_all() for shard in range(count)}
+            lost = lost or {shard: recoveries.of(shard).lost_of_all() for shard in recoveries.shards}
             of = [shard for shard, lacking in lost.items() if loss in lacking]
             if not of:
                 lacks = {

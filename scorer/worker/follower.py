@@ -257,7 +257,7 @@ class Follower:
                 raise StateMismatch(
                     f"{name} ends with head {known['head'][:12]}, the journal has {last.head[:12]} there"
                 )
-            if self._new_state(offset) is not None:
+            if self._new_state(offset + 1) is not None:  # its own record may be that very beginning
                 # Its positions may be of a log that is no more.
                 raise StateMismatch(f"{name} is of the time before an operator let the state begin anew")
             if known.get("sources") is not None:

@@ -88,7 +88,9 @@ class Shard:
         *,
         group_metadata: Callable[[], Any],
         watch: TopicWatch,
+        left: Thread | None = None,
     ) -> None:
+        """`left`: what this process has left running of this shard's snapshots when it owned it before."""
         self._settings = settings
         self._ports = ports
         self._threads = ports.threads
@@ -104,7 +106,9 @@ class Shard:
         self._gauges_at = 0.0
         self._lag = LagGauges(number, ports.threads)
         self._snapshotter: Snapshotter | None = None
-        self._left: Thread | None = None  # a copy or a write of a snapshot that has not ended with its state
+        # A copy or a write of a snapshot that has not ended with its state: its store alone, or the end of the process,
+        # ends it.
+        self.left = left
         self._batcher: Batcher | None = None
         self._steps = _Steps(ports.threads)
         self.waits_for = ""  # what keeps it from recovering, for people
@@ -167,7 +171,7 @@ class Shard:
             if store is not None:
                 self._snapshotter = Snapshotter(
                     self._settings, self._number, store, self._bundles.location, self._ports,
-                    kept=follower.snapshot_places, last_commit=follower.last_commit, former=self._left,
+                    kept=follower.snapshot_places, last_commit=follower.last_commit, former=self.left,
                 )  # fmt: skip
             commits = PendingCommits(publisher, *ahead_max(worker), self._committed)
             if not worker.fast_decisions and not stop.is_set():
@@ -212,18 +216,13 @@ class Shard:
                     answered.close()
                 if self._snapshotter is not None:
                     self._snapshotter.close()
-                    self._left, self._snapshotter = self._snapshotter.running, None
+                    self.left, self._snapshotter = self._snapshotter.running, None
             finally:
                 clients.close()
                 if standby is not None:
                     standby.close()
                 if follower is not None:
                     follower.close()
-
-    @property
-    def left_running(self) -> bool:
-        """Whether a copy or a write of a snapshot runs on, which only its store or the end of the process ends."""
-        return self._left is not None and self._left.is_alive()
 
     def _wait(self, reason: str) -> None:
         self.waits_for = reason

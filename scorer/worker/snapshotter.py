@@ -244,7 +244,8 @@ class Snapshotter:
         try:
             self._store.prune(self._kept + 1)  # this one is of no use until the journal names it
         except SnapshotError as exc:  # a damaged one among those to keep: nothing is deleted until it has aged out
-            log.warning("snapshot.not_pruned", shard=self._shard, reason=str(exc))
+            note = log.info if self._ending else log.warning  # an ordinary end gives the rest up
+            note("snapshot.not_pruned", shard=self._shard, reason=str(exc))
         seconds = self._threads.monotonic() - started
         worker_metrics.SNAPSHOT_SEQUENCE.labels(self._label).set(written.sequence)
         worker_metrics.SNAPSHOT_BYTES.labels(self._label).set(written.bytes)

@@ -19,7 +19,7 @@ from scorer.errors import UsageError
 from scorer.journal.activated_bundles import Bundles
 from scorer.runtime import fault_points, span_export
 from scorer.runtime.settings import Settings
-from scorer.runtime.threads import Event
+from scorer.runtime.threads import Event, Thread
 from scorer.worker import worker_metrics
 from scorer.worker.compilation import Compilation
 from scorer.worker.group_admission import Admission
@@ -75,6 +75,7 @@ class Worker:
         self._compilation = Compilation(bundle, self._threads)
         self._bundles = Bundles(bundle, settings.bundle, self._threads)
         self._owned: dict[int, ShardThread] = {}
+        self._left: dict[int, Thread] = {}  # by shard, a snapshot's copy or write that did not end with its shard
         self._standbys: dict[int, Standby] = {}
         self._warmth = StandbyWarmth(settings, self._threads, self._standbys)
         self._was_ready = self._left_running = False
@@ -132,7 +133,8 @@ class Worker:
     @property
     def left_running(self) -> bool:
         """Whether a compiler, a shard or a standby runs on a thread, which only the end of the process ends."""
-        return self._compilation.running or self._left_running
+        left = any(thread.is_alive() for thread in list(self._left.values()))
+        return self._compilation.running or self._left_running or left
 
     def take_part(self, stop: Event) -> None:
         """Take part in the group until `stop` is set, then drain and leave. Raises what ended a shard, or makes its
@@ -272,6 +274,7 @@ class Worker:
                 self._ports,
                 group_metadata=lambda: self._membership.metadata,
                 watch=self._watch,
+                left=self._left.pop(number, None),
             )
             standby = self._standbys.get(number)
             self._owned[number] = ShardThread(self._settings, shard, number, self._membership, standby, self._ports)
@@ -359,7 +362,8 @@ class Worker:
                 self._failures.append(kafka.KafkaFailure(f"shard {number} did not end within {bound_s:g} s"))
             elif owned.failure is not None:
                 self._failures.append(owned.failure)
-            self._left_running |= owned.shard.left_running
+            if owned.shard.left is not None:
+                self._left[number] = owned.shard.left
             worker_metrics.forget(number)
             log.info("shard.released", shard=number)
         worker_metrics.OWNED.set(len(self._owned))

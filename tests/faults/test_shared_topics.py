@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from scorer import kafka
 from scorer.bundle import Bundle
 from scorer.errors import UsageError
 from scorer.journal.journal_reader import journal_records
-from scorer.operate.loss_acceptance import Loss, Recovery, by_shard
+from scorer.operate.loss_acceptance import Loss, Recoveries, by_shard
 from scorer.runtime.settings import SnapshotSettings
 from tests.faults.payments import Payment, payments
 from tests.faults.run import Application
@@ -54,16 +55,21 @@ def test_row_26_what_shards_lack_of_a_topic_that_all_read_is_accepted_range_by_r
     assert refused.wait(90) == 1, refused.log_end()
     assert "are gone" in refused.log_end()
 
-    with pytest.raises(UsageError, match=f"1-{place.offset} and 2-{place.offset} is missing"):
-        by_shard([Loss(app.topics.control, 0, 0, place.offset)], app.settings)
+    with (
+        closing(Recoveries(app.settings)) as recoveries,
+        pytest.raises(UsageError, match=f"1-{place.offset} and 2-{place.offset} is missing"),
+    ):
+        by_shard([Loss(app.topics.control, 0, 0, place.offset)], recoveries)
     snapshots = SnapshotSettings(url=SecretStr(app.snapshots.as_uri()))
     settings = app.settings.model_copy(update={"snapshots": snapshots})
     for start in (1, 2):
-        losses = by_shard([Loss(app.topics.control, 0, start, place.offset)], settings)
-        assert len(losses) == 1
-        for shard, of_shard in losses.items():
-            Recovery(settings, shard).accept_loss(Bundle.load(bundle), of_shard, "deleted by mistake")
-    assert [loss for shard in SHARDS for loss in Recovery(app.settings, shard).lost_of_all()] == []
+        with closing(Recoveries(settings)) as recoveries:
+            losses = by_shard([Loss(app.topics.control, 0, start, place.offset)], recoveries)
+            assert len(losses) == 1
+            for shard, of_shard in losses.items():
+                recoveries.of(shard).accept_loss(Bundle.load(bundle), of_shard, "deleted by mistake")
+    with closing(Recoveries(app.settings)) as recoveries:
+        assert [loss for shard in SHARDS for loss in recoveries.of(shard).lost_of_all()] == []
     app.start("a")
     app.pay(given[:200])
     app.wait(lambda: app.decided() >= len(app.sent), 90, "all payments to be decided")

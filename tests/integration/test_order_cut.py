@@ -82,11 +82,11 @@ def test_an_order_log_made_anew_stops_the_shard_until_what_was_answered_is_accep
     assert report.decisions == len(first) + len(lost) + len(later)
 
 
-@pytest.mark.decided_anew("lost-")
 def test_a_strangers_record_in_the_order_log_stops_the_shard_until_it_is_accepted(app: Application) -> None:
     """A worker is killed when its decisions have left and are not committed, and somebody writes to topic order. A
-    start is refused and names the place; what `recover` shows helps, windows stay, and each payment is decided once on
-    topic decisions. Windows could be given up instead: that way is no dead end either."""
+    start is refused and names the place; what `recover` shows helps, windows stay, and each payment is decided once, as
+    it was answered. A record of a later release asks for an upgrade. Windows could be given up instead: that
+    way is no dead end either."""
     first, lost, later = ids("first", 20), ids("lost", 4), ids("later", 20)
     with app.worker():
         app.send(first)
@@ -116,10 +116,12 @@ def test_a_strangers_record_in_the_order_log_stops_the_shard_until_it_is_accepte
         app.wait_decided([*lost, *later])
     assert sorted(app.decided()) == sorted([*first, *lost, *later])
 
-    producer.produce(app.topics.order, b"hello again", partition=0)
+    producer.produce(app.topics.order, b'{"kind":"batch","version":2}', partition=0)
     assert producer.flush(30) == 0
-    assert len(_found(app)) == 1
-    accepted = app.command("recover", "--bundle", str(app.bundle), "--new-journal", "--reason", "a console producer")
+    (finding,) = _found(app)
+    assert finding["command"] == ""
+    assert "upgrade" in finding["broker"]
+    accepted = app.command("recover", "--bundle", str(app.bundle), "--new-journal", "--reason", "a later release")
     assert accepted.returncode == 0, accepted.stderr
     with app.worker():
         app.send(ids("last", 20))

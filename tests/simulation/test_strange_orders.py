@@ -8,6 +8,7 @@ from typing import Any
 from unittest.mock import patch
 
 from scorer.journal.order_reader import OrderUnreadable
+from tests.simulation import invariants
 from tests.simulation.broker import COMMITTED, Entry
 from tests.simulation.chaos import Chaos
 from tests.simulation.incarnation import Incarnation
@@ -30,7 +31,7 @@ class Directed:
 
     def violation(self, seed: int) -> Violation | None:
         """What the schedule breaks."""
-        rng, between, refuses = random.Random(seed), World._between, Incarnation._may_refuse
+        rng, between, read, refuses = random.Random(seed), World._between, World._read, Incarnation._may_refuse
         written = refused = False
 
         def writing(world: World) -> None:
@@ -47,11 +48,17 @@ class Directed:
             refused |= isinstance(exc, OrderUnreadable)
             return refuses(process, exc)
 
+        def reading(world: World) -> None:
+            read(world)
+            if not world.spoilt:
+                invariants.check_answers(world)
+
         with ExitStack() as stack:
             use = stack.enter_context(product())
             for name in UNREADABLE:
                 stack.enter_context(patch.object(Chaos, name, lambda *_: None))
             stack.enter_context(patch.object(World, "_between", writing))
+            stack.enter_context(patch.object(World, "_read", reading))
             stack.enter_context(patch.object(Incarnation, "_may_refuse", may_refuse))
             use(world := World(seed))
             found = world.violation()
@@ -61,7 +68,7 @@ class Directed:
 
 def test_a_strangers_record_stops_the_shard_until_an_operator_accepts_it() -> None:
     """Workers do not go on beyond what they cannot read; `recover` shows a way out that can be taken, and after it each
-    payment is decided once, and shards and standbys go on."""
+    payment is decided once, as it was answered if it was, and shards and standbys go on."""
     directed = Directed()
     assert [(seed, found) for seed in range(SCHEDULES) if (found := directed.violation(seed))] == []
     assert directed.refused >= REFUSED_MIN

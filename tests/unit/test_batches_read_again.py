@@ -13,7 +13,7 @@ from schemas.journal_record import FIRST_PREVIOUS, ControlRange, InputRange, Jou
 from schemas.order_record import OrderRecord
 from scorer.journal import journal_reader
 from scorer.journal.partition_buffers import MissingRange, ShardInputs
-from scorer.kafka import Found, LastRecord, RecordBlock
+from scorer.kafka import Found, LastRecord, RecordBlock, SourceChanged
 from scorer.runtime.threads import SYSTEM
 from tests.unit.test_shard_inputs import Given
 
@@ -40,11 +40,11 @@ class Log(Given):
         return
 
 
-def block(partition: int, *offsets: int) -> RecordBlock:
+def block(partition: int, *offsets: int, epoch: int = 3) -> RecordBlock:
     n = len(offsets)
     return RecordBlock(
         "payments", partition, offset=np.array(offsets, np.int64), timestamp_ms=np.zeros(n, np.int64),
-        created=np.zeros(n, np.bool_), epoch=np.full(n, 3, np.int32), keys=ByteColumn.of([b"k"] * n),
+        created=np.zeros(n, np.bool_), epoch=np.full(n, epoch, np.int32), keys=ByteColumn.of([b"k"] * n),
         values=ByteColumn.of([b"{}"] * n),
     )  # fmt: skip
 
@@ -115,10 +115,15 @@ def test_payments_that_are_gone_stop_the_batch_that_read_them_and_no_other() -> 
         journal_reader.reread_order(ordered(MARKERS, records=5), 8, inputs, no_progress_s=5.0, threads=SYSTEM)
 
 
-def test_markers_that_are_still_there_are_read() -> None:
-    """So that a log that was cut and filled again is recognised."""
-    reader = Log(block(0, 611), start=600)
-    inputs = made(reader, 600)
-    journal_reader.reread(journalled(MARKERS, decisions=0), inputs, no_progress_s=5.0, threads=SYSTEM)
-    assert len(reader.assigned) == 1
-    assert inputs.buffered == 1
+def test_a_log_that_was_cut_and_filled_again_is_recognised_by_what_stands_where_markers_were() -> None:
+    """What is still there is read, though the batch needs none of it: here records of a later leader."""
+    for record, reread in (
+        (journalled(BEHIND, decisions=0), journal_reader.reread),
+        (
+            ordered(BEHIND, records=0),
+            lambda record, inputs, **more: journal_reader.reread_order(record, 7, inputs, **more),
+        ),
+    ):
+        inputs = made(Log(block(0, 605, 611, epoch=4), start=600), 590)
+        with pytest.raises(SourceChanged, match="filled again"):
+            reread(record, inputs, no_progress_s=5.0, threads=SYSTEM)  # type: ignore[arg-type, operator]

@@ -118,3 +118,14 @@ def test_a_reader_takes_each_fast_decision_once_and_in_order() -> None:
     decision = again.new(1, record(6, 0))
     assert type(decision) is Decision
     assert decision.payment_id == "p6-0"
+
+
+@pytest.mark.parametrize(
+    ("raw", "later"),
+    [(b'{"version":2,"kind":"batch","new":1}', True), (b'{"version":1,"kind":"batch"}', False), (b"hello", False)],
+)
+def test_a_record_of_a_later_version_is_told_from_a_strangers(raw: bytes, *, later: bool) -> None:
+    """Else an operator would be advised to give up batches where an upgrade helps."""
+    with pytest.raises(OrderError) as caught:
+        order_log_record(raw)
+    assert caught.value.later_version is later

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from features.snapshot_store import SnapshotStoreError
 from scorer.runtime.settings import load
@@ -47,12 +48,17 @@ class _States:
 
     def __init__(self) -> None:
         self.written: list[tuple[int, Mapping[str, Any]]] = []
+        self.captured = 0  # states that were kept to be written
         self.fails = False
         self.answers = threading.Event()  # a call of the store comes back
         self.answers.set()
-        self.given_up = False
+        self.given_up = self.prune_fails = False
+        self.pruning = threading.Event()
+        self.prunes = threading.Event()  # old ones are deleted
+        self.prunes.set()
 
     def capture(self, pipeline: Any) -> _Capture:
+        self.captured += 1
         return _Capture()
 
     def facts(self, pipeline: Any) -> dict[str, Any]:
@@ -69,6 +75,10 @@ class _States:
         return SimpleNamespace(sequence=sequence, digest="d" * 64, bytes=0, bytes_uploaded=0)
 
     def prune(self, keep: int) -> int:
+        self.pruning.set()
+        self.prunes.wait()
+        if self.given_up or self.prune_fails:
+            raise SnapshotStoreError("given up by its writer" if self.given_up else "the store is away")
         return 0
 
 
@@ -102,8 +112,8 @@ class Made:
         for _ in range(8):
             self.threads.now += seconds / 8
             self.snapshotter.between_batches(self.pipeline, self._inputs(), 0)
-            thread = self.snapshotter._thread
-            if thread is not None and self.states.answers.is_set():
+            thread = self.snapshotter.running
+            if thread is not None and self.states.answers.is_set() and self.states.prunes.is_set():
                 thread.join()
 
     def positions(self) -> list[tuple[int, int]]:
@@ -174,10 +184,29 @@ def test_a_store_that_hangs_holds_up_no_end_of_a_shard(monkeypatch: pytest.Monke
     assert left is not None
     made.snapshotter = made.another(None, left)
     made.idle(2 * EVERY_S)
-    assert made.snapshotter._thread is None
+    assert made.states.captured == 1
     made.states.answers.set()
     left.join()
     made.idle(2 * EVERY_S)
     assert made.positions() == [(6, 640)] * 2
     made.snapshotter.close()
     assert made.snapshotter.running is None
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_old_snapshots_that_are_left_at_an_ordinary_end_are_no_warning(ends: bool) -> None:
+    """The end of a shard gives up what its store does. A store that fails while the shard goes on is one."""
+    made = Made(kept=places(600), sequence=5)
+    made.states.prune_fails = not ends
+    made.states.prunes.clear()
+    with capture_logs() as logged:
+        made.moved(640)
+        made.idle(2 * EVERY_S)
+        assert made.states.pruning.wait(30)
+        if ends:
+            made.snapshotter.end()
+        made.states.prunes.set()
+        made.idle(1.0)
+        made.snapshotter.close()
+    levels = [entry["log_level"] for entry in logged if entry["event"] == "snapshot.not_pruned"]
+    assert levels == ["info" if ends else "warning"]

@@ -271,6 +271,23 @@ def test_a_standby_does_not_hold_up_the_end() -> None:
     assert made.threads.spawned["standby-0"].joined == [2.0]
 
 
+def test_a_shard_that_is_given_back_knows_the_snapshot_that_is_still_being_written() -> None:
+    """It was revoked while its store hung: another snapshot beside that would keep another state, and write to the same
+    store. The process ends such a thread with itself."""
+    made, writer, given = Made(), _Thread(), list[Any]()
+    writer.hangs = True
+    made.then(
+        lambda: setattr(made.worker._owned[0].shard, "left", writer),
+        lambda: made.member.called_back("revoke", 0),
+        lambda: made.member.called_back("assign", 0),
+        lambda: given.append(made.worker._owned[0].shard.left),
+    ).run()
+    assert given == [writer]
+    assert made.worker.left_running
+    writer.hangs = False
+    assert not made.worker.left_running
+
+
 # before it joins
 
 
