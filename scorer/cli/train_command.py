@@ -100,7 +100,8 @@ def train(
         int, typer.Option(min=0, help="Recipes to search on later days; 0: three known ones are compared.")
     ] = 0,
     search_time: Annotated[
-        str, typer.Option("--search-time", help="No further recipe is begun after this time; 0s: the first one only.")
+        str,
+        typer.Option("--search-time", help="No further recipe is begun after this time; 0s: the first one only, once."),
     ] = "30m",
     refit: Annotated[
         bool, typer.Option("--refit/--no-refit", help="Fit once more on all known rows, validation included.")

@@ -183,9 +183,10 @@ def train(
     refitting = settings.refit and (chosen is None or chosen.made != "kept")
     onto = before if _continued(chosen) else None
     late_trials: list[Trial] = []
-    if refitting and before is None:  # what was compared with a present model is written as it was compared
+    left = None if settings.search_s_max is None else settings.search_s_max - (time.monotonic() - began)
+    # What was compared with a present model is written as it was compared.
+    if refitting and before is None and (left is None or left > 0):
         was = recipe, _rounds(booster)
-        left = None if settings.search_s_max is None else settings.search_s_max - (time.monotonic() - began)
         late = second_fit(boosting, rows, split, recipe, booster, seconds_max=left, progress=progress)
         recipe, late_trials = late.recipe, late.trials
         # Calibration and threshold fit the second model only where the measured one is of its recipe and rounds.

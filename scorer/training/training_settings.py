@@ -81,8 +81,8 @@ class TrainingSettings:
     trials: int = 0
     """Recipes that a search proposes and tries on later days; 0: the three known ones are compared."""
     search_s_max: float | None = None
-    """No further recipe is begun after so many seconds, but the first; None: all. Where time ends it, the same rows may
-    give another recipe: the report's trials say which were tried."""
+    """No further recipe is begun after so many seconds, but the first, and none is looked at again for the second fit;
+    None: all. Where time ends it, the same rows may give another recipe: the report's trials say which were tried."""
     refit: bool = True
     """The model that is written has seen all known rows, validation included."""
     as_of_ms: int | None = None
