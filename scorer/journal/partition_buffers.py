@@ -316,21 +316,22 @@ class ShardInputs:
         if ends is None:
             self._created = _CreatedAllowed(None, None)
             return
-        places = [(buffer.partition.topic, buffer.partition.partition) for buffer in self._all]
+        places = [buffer.place for buffer in self._all]
         self._created = _CreatedAllowed(dict(zip(places, ends, strict=True)), now_ms)
 
     @property
     def last_records(self) -> dict[str, LastRecord]:
         """The newest record handed out of each partition, where its leader epoch is known, named as `last` has them."""
-        named = {str(p): buffer for p, buffer in self.buffers.items()}
-        named |= {"control": self.control, "labels": self.labels}
-        return {name: last for name, buffer in named.items() if (last := buffer.last_taken) is not None}
+        return {name: last for name, buffer in self._named.items() if (last := buffer.last_taken) is not None}
 
     @property
     def places(self) -> dict[str, int]:
         """Up to where each partition was handed out, named as `last` has them."""
-        payments = {str(p): buffer.position for p, buffer in self.buffers.items()}
-        return payments | {"control": self.control.position, "labels": self.labels.position}
+        return {name: buffer.position for name, buffer in self._named.items()}
+
+    @property
+    def _named(self) -> dict[str, PartitionBuffer]:
+        return {str(p): buffer for p, buffer in self.buffers.items()} | {"control": self.control, "labels": self.labels}
 
     @property
     def all_buffers(self) -> Sequence[PartitionBuffer]:
@@ -415,10 +416,10 @@ class ShardInputs:
                 "accept that"
             )
             place = message.topic(), message.partition()
-            if all(buffer.place != place for buffer in self._all):
+            gone = {buffer.place: reason for buffer in self._all if buffer.place == place}
+            if not gone:
                 raise MissingRange(reason)
-            # The others are read on.
-            self._gone |= {buffer.place: reason for buffer in self._all if buffer.place == place}
+            self._gone |= gone  # the others are read on
             return
         if not isinstance(failed, Away):  # what passes by itself is waited for
             raise failed

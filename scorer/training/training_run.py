@@ -328,16 +328,12 @@ def _refitted(
     known = split.known if onto is None else split.known[rows.event_time_ms[split.known] >= onto.learned_until_ms]
     data = Data(rows.X[known], rows.fraud[known], rows.X[:0], rows.fraud[:0])
     refuse_infinite(data.X, boosting.feature_set.names)
-    return CompiledBooster.of(boosting.xgboost, _boosted(boosting, data, recipe, rounds, onto), boosting.threads)
-
-
-def _boosted(boosting: Boosting, data: Data, recipe: Recipe, rounds: int, onto: Present | None) -> Any:
-    """A booster of so many rounds, those of `onto` first. Raises GateError where xgboost changed one of them."""
     if onto is None:
-        return boost_rounds(boosting, data, recipe, rounds)
-    booster = boost_rounds(boosting, data, recipe, rounds - onto.bundle.model.tree_count, onto.booster)
-    check_kept(boosting, booster, onto)
-    return booster
+        booster = boost_rounds(boosting, data, recipe, rounds)
+    else:
+        booster = boost_rounds(boosting, data, recipe, rounds - onto.bundle.model.tree_count, onto.booster)
+        check_kept(boosting, booster, onto)
+    return CompiledBooster.of(boosting.xgboost, booster, boosting.threads)
 
 
 def _rounds(booster: Any) -> int:
