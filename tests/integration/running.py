@@ -96,14 +96,14 @@ def metrics(port: int) -> dict[str, float]:
     }
 
 
-def wait_for(condition: Callable[[], bool], seconds: float, what: str) -> None:
+def wait_for(condition: Callable[[], object], seconds: float, what: str, *, every_s: float = 0.1) -> None:
     """Poll until `condition` holds; fail the test naming `what` otherwise. A process that was asked and did not answer,
     being busy, is asked again; when the time is up its error is raised."""
     deadline = time.monotonic() + seconds
     while not holds(condition, deadline):
         if time.monotonic() > deadline:
-            raise WaitEnded(f"waited {seconds} s for {what}")
-        time.sleep(0.1)
+            raise WaitEnded(f"waited {seconds:g} s for {what}")
+        time.sleep(every_s)
 
 
 def holds(condition: Callable[[], object], deadline: float) -> bool:

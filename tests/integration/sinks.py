@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Self
@@ -18,19 +17,15 @@ from scorer.sink import AuditSink, SinkError
 from scorer.trail import audit_database, audit_tables
 from tests.integration.audit_batches import CONTEXT, Shard
 from tests.integration.running import test_settings
+from tests.integration.running import wait_for as wait_within
 from tests.integration.stored_batch import read_batch
-from tests.waits import WaitEnded
 
 DEADLINE_S = 120.0
 
 
 def wait_for(condition: Callable[[], object], what: str) -> None:
     """Waits for what other processes do; the deadline only bounds a failure."""
-    end = time.monotonic() + DEADLINE_S
-    while not condition():
-        if time.monotonic() > end:
-            raise WaitEnded(f"waited {DEADLINE_S:.0f} s for {what}")
-        time.sleep(0.02)
+    wait_within(condition, DEADLINE_S, what, every_s=0.02)
 
 
 def slowed(url: str, table: str, seconds: float) -> None:

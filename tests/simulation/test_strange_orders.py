@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import random
-from contextlib import ExitStack
 from typing import Any
-from unittest.mock import patch
 
 from scorer.journal.order_reader import OrderUnreadable
-from tests.simulation import invariants
+from tests.simulation import directed
 from tests.simulation.broker import COMMITTED, Entry
-from tests.simulation.chaos import Chaos
-from tests.simulation.incarnation import Incarnation
 from tests.simulation.invariants import Violation
-from tests.simulation.rules import product
-from tests.simulation.test_order_cut import UNREADABLE
 from tests.simulation.world import World
 
 SCHEDULES = 60
@@ -31,7 +25,7 @@ class Directed:
 
     def violation(self, seed: int) -> Violation | None:
         """What the schedule breaks."""
-        rng, between, read, refuses = random.Random(seed), World._between, World._read, Incarnation._may_refuse
+        rng = random.Random(seed)
         written = refused = False
 
         def writing(world: World) -> None:
@@ -41,27 +35,12 @@ class Directed:
                 written = world.disturbed = True
                 world.note(None, "a stranger writes to the order log of shard 0")
                 log.append(Entry(None, b"hello", COMMITTED, world.broker.timestamp_ms()))
-            between(world)
 
-        def may_refuse(process: Incarnation, exc: Any) -> bool:
+        def met(exc: Any) -> None:
             nonlocal refused
             refused |= isinstance(exc, OrderUnreadable)
-            return refuses(process, exc)
 
-        def reading(world: World) -> None:
-            read(world)
-            if not world.spoilt:
-                invariants.check_answers(world)
-
-        with ExitStack() as stack:
-            use = stack.enter_context(product())
-            for name in UNREADABLE:
-                stack.enter_context(patch.object(Chaos, name, lambda *_: None))
-            stack.enter_context(patch.object(World, "_between", writing))
-            stack.enter_context(patch.object(World, "_read", reading))
-            stack.enter_context(patch.object(Incarnation, "_may_refuse", may_refuse))
-            use(world := World(seed))
-            found = world.violation()
+        found = directed.violation(seed, before_step=writing, compares=lambda world: not world.spoilt, met=met)
         self.refused += refused
         return found
 
@@ -69,6 +48,6 @@ class Directed:
 def test_a_strangers_record_stops_the_shard_until_an_operator_accepts_it() -> None:
     """Workers do not go on beyond what they cannot read; `recover` shows a way out that can be taken, and after it each
     payment is decided once, as it was answered if it was, and shards and standbys go on."""
-    directed = Directed()
-    assert [(seed, found) for seed in range(SCHEDULES) if (found := directed.violation(seed))] == []
-    assert directed.refused >= REFUSED_MIN
+    chance = Directed()
+    assert [(seed, found) for seed in range(SCHEDULES) if (found := chance.violation(seed))] == []
+    assert chance.refused >= REFUSED_MIN
