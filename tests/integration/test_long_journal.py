@@ -80,16 +80,22 @@ def short_reads(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Alive:
-    """Objects of a class in memory, counted at every 25th batch that a command reports."""
+    """Objects of a class in memory, counted at every 25th batch that a command reports; without those that were there
+    before, which other tests of this process left."""
 
     def __init__(self, name: str = JournalRecord.__name__) -> None:
         self._name = name
         self.calls = self.most = 0
+        gc.collect()
+        self._before = self._count()
 
     def __call__(self, *_: int) -> None:
         self.calls += 1
         if self.calls % 25 == 0:
-            self.most = max(self.most, sum(type(item).__name__ == self._name for item in gc.get_objects()))
+            self.most = max(self.most, self._count() - self._before)
+
+    def _count(self) -> int:
+        return sum(type(item).__name__ == self._name for item in gc.get_objects())
 
 
 def whole_journal(running: Running) -> list[tuple[int, JournalRecord]]:
