@@ -15,7 +15,6 @@ a boundary is prefetched a few rows early, so that with millions of keys the wai
 
 from __future__ import annotations
 
-import numba as nb
 import numpy as np
 import numpy.typing as npt
 
@@ -26,7 +25,7 @@ from features.feature_values import NO_KEY, NO_SLOT, key_of, read_all, word
 from features.group_updates import lacks_room
 from features.hash_table import get
 from features.label_corrections import apply_label
-from features.raw_memory import CACHE_LINE, inlined, kernel, peek64, poke64, prefetch
+from features.raw_memory import CACHE_LINE, entry, inlined, peek64, poke64, prefetch
 from features.row_insertion import insert
 from features.window_boundaries import advance
 
@@ -115,7 +114,7 @@ def _look_up(t: kt.Tables, s: State, payment: int, kept: int, slots: int) -> Non
         poke64(slots + 8 * e, slot)
 
 
-@nb.njit(cache=True, nogil=True)
+@entry
 def apply(
     context: npt.NDArray[np.int64],
     b: npt.NDArray[np.uint64],
@@ -136,11 +135,7 @@ def apply(
     when pool, distinct table or late list must grow first: then everything before `progress` is done, and calling again
     goes on.
     """
-    return _run(np.int64(context.ctypes.data), b, labels, out, late, progress, scratch, space)
-
-
-@kernel
-def _run(c: int, b, labels, out, late, progress, scratch, space) -> int:  # type: ignore[no-untyped-def]
+    c = np.int64(context.ctypes.data)
     t, s = view_tables(c), view_state(c)
     arena = np.int64(s.arena.ctypes.data)
     i = progress[PAYMENTS_DONE]

@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from features.raw_memory import peek64
+from features.raw_memory import inlined, peek64
 from schemas.screened import LENGTH_MASK, PLACE_BITS
 
 U64 = npt.NDArray[np.uint64]
@@ -65,12 +65,12 @@ class HashKey(NamedTuple):
 PUBLIC_KEY = HashKey.from_bytes(bytes(range(16)))
 
 
-@nb.njit(inline="always")
-def _rotl(x: np.uint64, b: int) -> np.uint64:
+@inlined
+def _rotl(x: Any, b: int) -> Any:
     return np.uint64((x << np.uint64(b)) | (x >> np.uint64(64 - b)))
 
 
-@nb.njit(inline="always")
+@inlined
 def _round(v0, v1, v2, v3):  # type: ignore[no-untyped-def]
     v0 += v1
     v1 = _rotl(v1, 13) ^ v0
@@ -85,7 +85,7 @@ def _round(v0, v1, v2, v3):  # type: ignore[no-untyped-def]
     return v0, v1, v2, v3
 
 
-@nb.njit(inline="always")
+@inlined
 def _siphash(data, address, start, end, k0, k1):  # type: ignore[no-untyped-def]
     """(Low, high) of the bytes data[start:end], which begins at `address`."""
     v0 = k0 ^ np.uint64(0x736F6D6570736575)

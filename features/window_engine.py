@@ -180,14 +180,20 @@ class WindowEngine:
         known now replace earlier ones of their payments whenever those became known, as in releases before 0.2. Raises
         SegmentError when the log's disk is full; then nothing has changed.
         """
-        n = len(batch)
-        out = np.empty((n, len(self._tables.reads)), dtype=np.float32)
-        if n == 0:
-            return out, np.zeros(0, dtype=np.bool_)
+        if not len(batch):
+            return np.empty((0, len(self._tables.reads)), dtype=np.float32), np.zeros(0, dtype=np.bool_)
+        rows, out = self.prepare(batch, amount, ids)
+        return out, self.apply_prepared(rows, out, labels_by_arrival=labels_by_arrival)
+
+    def prepare(
+        self, batch: PaymentBatch, amount: npt.NDArray[np.int64], ids: npt.NDArray[np.uint64]
+    ) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.float32]]:
+        """What `apply` gives to `apply_prepared`: prepared payments, uint64 [n, ·], and their features, float32 [n, F],
+        of which the payments' own columns are filled in. Reads no state."""
+        out = np.empty((len(batch), len(self._tables.reads)), dtype=np.float32)
         if self.plan.payment_columns:
             self._preparer.fill(batch, amount, out)
-        rows = self._preparer.prepare(batch, amount, ids)
-        return out, self.apply_prepared(rows, out, labels_by_arrival=labels_by_arrival)
+        return self._preparer.prepare(batch, amount, ids), out
 
     def apply_prepared(
         self, rows: npt.NDArray[np.uint64], out: npt.NDArray[np.float32], *, labels_by_arrival: bool = False

@@ -8,9 +8,10 @@ from collections.abc import Callable
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
 from features.hash_table import grown, new_table
-from features.hashing import hash_strings
+from features.hashing import hash_places, hash_strings
 from schemas.byte_column import ByteColumn
 from schemas.dead_letter import dead_letter_record
 from schemas.decision_bytes import encode_decisions
@@ -84,8 +85,7 @@ def warm_up(bundle: Bundle, begin: Callable[[str], object] = len) -> None:
         value = _REFUSED[item.index]
         dead_letter_record("payments", 0, 0, b"4111 1111 1111 1111", value, item.error, cards=refused.cards)
     begin("growing tables")
-    grown(new_table(8), 0, 64)
-    pipeline.dedupe.known(np.zeros((1, 2), np.uint64), 0)
+    _grow_tables(pipeline)
     # A snapshot's kernels, too: the first one must not wait for a compiler while payments wait for it.
     begin("a snapshot")
     capture = ShardCapture(pipeline)
@@ -94,23 +94,45 @@ def warm_up(bundle: Bundle, begin: Callable[[str], object] = len) -> None:
     if images is not None:
         restored(bundle, facts(pipeline), images, keys=_KEYS)
     begin("contributions")
-    nothing = np.zeros((64, bundle.model.feature_count), np.float32)
-    bundle.model.contributions(nothing[:1])
+    bundle.model.contributions(_nothing(bundle)[:1])
     begin("the degraded model")
-    # The student is asked when time is short already.
-    bundle.degraded(nothing[:1])
-    bundle.degraded(nothing)
+    _degrade(bundle)
 
 
 def compile_beside_windows(bundle: Bundle) -> None:
-    """Compile what `warm_up` compiles but for the kernels of the windows (`WindowEngine.compile`), half of the work:
-    for a second process beside one that compiles those."""
+    """Compile what `warm_up` compiles but for the kernels of the windows (`WindowEngine.compile`) and of masks: for a
+    second process beside one that compiles those."""
     pipeline = Pipeline(bundle, keys=_KEYS)
+    engine, model = pipeline.engine, bundle.model
     for size in _SIZES.values():
-        payments = _records(bundle, [f"warm-up-{i}" for i in range(size)], 0).decode(bundle.feature_set.cards)
-        hash_strings(payments.text("payment_id"), pipeline.engine.hash_key)
-    ids = np.zeros((0, 2), np.uint64)
-    pipeline.dedupe.scan(ids, np.zeros(0, np.uint64), np.zeros(0, np.int64), _TIME_MS)
+        records = _records(bundle, [f"warm-up-{i}" for i in range(size)], 0)
+        payments = records.decode(bundle.feature_set.cards)
+        records.payload(payments.index.astype(np.int64))
+        ids, _ = hash_strings(payments.text("payment_id"), engine.hash_key)
+        hash_places(*payments.placed("payment_id"), engine.hash_key, ids, False)
+        amount, _ = engine.convert(payments)
+        engine.prepare(payments, amount, ids)
+        model.margins(_nothing(bundle)[:size])
+    pipeline.dedupe.scan(np.zeros((0, 2), np.uint64), np.zeros(0, np.uint64), np.zeros(0, np.int64), _TIME_MS)
+    _grow_tables(pipeline)
+    model.contributions(_nothing(bundle)[:1])
+    _degrade(bundle)
+
+
+def _nothing(bundle: Bundle) -> npt.NDArray[np.float32]:
+    return np.zeros((64, bundle.model.feature_count), np.float32)
+
+
+def _grow_tables(pipeline: Pipeline) -> None:
+    grown(new_table(8), 0, 64)
+    pipeline.dedupe.known(np.zeros((1, 2), np.uint64), 0)
+
+
+def _degrade(bundle: Bundle) -> None:
+    # The student is asked when time is short already.
+    nothing = _nothing(bundle)
+    bundle.degraded(nothing[:1])
+    bundle.degraded(nothing)
 
 
 def _records(bundle: Bundle, ids: list[str], start: int) -> Records:
