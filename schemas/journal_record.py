@@ -20,6 +20,7 @@ INPUTS_MAX: Final = 4_096  # partitions of one shard
 ACTIVATIONS_MAX: Final = 64  # of one batch
 LOCATION_MAX: Final = 1_024  # characters of the place of an activated bundle
 _INT64_END: Final = 2**63
+_NAMES_A_HEAD: Final = b'"previous"'  # in the bytes of a record of any release
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Offset = Annotated[int, Field(ge=0, lt=_INT64_END)]
@@ -32,10 +33,13 @@ Refusal = Literal[
 
 
 class JournalError(ValueError):
-    """Bytes on the journal topic that are not a journal record.
+    """Bytes on the journal topic that are not a journal record."""
 
-    Nothing can be skipped there, so its reader stops.
-    """
+    def __init__(self, message: str, *, foreign: bool = False) -> None:
+        """`foreign`: whether no worker of any release has written them, because they name no head before them. A reader
+        of the chain may pass over those alone: nothing that follows can depend on them."""
+        super().__init__(message)
+        self.foreign = foreign
 
 
 class _Range(Contract):
@@ -291,7 +295,8 @@ class JournalRecord(BatchOrder):
         except ValidationError as exc:
             where = ", ".join(sorted({".".join(map(str, error["loc"])) or "the record" for error in exc.errors()}))
             raise JournalError(
-                f"a value of {len(raw)} bytes is not a journal record of version 1: see {where[:200]}"
+                f"a value of {len(raw)} bytes is not a journal record of version 1: see {where[:200]}",
+                foreign=_NAMES_A_HEAD not in raw,
             ) from None
         if record.to_bytes() != raw:
             raise JournalError(f"a value of {len(raw)} bytes is a journal record, but not in its canonical form")

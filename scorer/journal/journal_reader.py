@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
+import structlog
 from confluent_kafka import KafkaError, Message, TopicPartition
 
 from schemas import row_set
@@ -20,6 +21,7 @@ from schemas.journal_record import (
     Change,
     ControlRange,
     InputRange,
+    JournalError,
     JournalRecord,
     Sources,
 )
@@ -30,6 +32,8 @@ from scorer.journal.partition_buffers import MissingRange, ShardInputs, no_recor
 from scorer.pipeline.records import Batch
 from scorer.runtime.settings import KafkaSettings
 from scorer.runtime.threads import SYSTEM, Threads
+
+log = structlog.get_logger()
 
 # What one read of a journal gives: records, each with its offset.
 Found = list[tuple[int, JournalRecord]]
@@ -75,8 +79,10 @@ class JournalReader:
 
     def read(self, wait_s: float, *, records_max: int = 1000) -> list[tuple[int, JournalRecord]]:
         """What has come, each with its offset, waiting at most `wait_s` for the first; about `records_max` at most.
+        What no worker has written is passed over, and logged.
 
-        Raises MissingRange when records before it are gone, PromiseBroken when the chain does not hold, KafkaFailure.
+        Raises MissingRange when records before it are gone, PromiseBroken when the chain does not hold or a record of
+        it cannot be read, KafkaFailure.
         """
         found = []
         for message in kafka.take(self._consumer, wait_s, messages_max=records_max):
@@ -85,11 +91,11 @@ class JournalReader:
                 self._on_error(error, message)
                 continue
             self.at_end, offset = False, kafka.present(message.offset(), "offset")
-            value = message.value()
-            if value is not None and self._containing is None:
-                found.append((offset, self._checked(JournalRecord.from_bytes(value))))
-            elif value is not None and self._containing is not None and self._containing in value:
-                found.append((offset, JournalRecord.from_bytes(value)))
+            value = message.value() or b""
+            if self._containing is None or self._containing in value:
+                record = self._parsed(offset, value)
+                if record is not None:
+                    found.append((offset, self._checked(record) if self._containing is None else record))
             self.position = offset + 1
         return found
 
@@ -108,12 +114,32 @@ class JournalReader:
                 deadline = self._threads.monotonic() + no_progress_s
             elif self._threads.monotonic() > deadline:
                 raise kafka.NoProgress(
-                    f"{self._partition.topic}/{self._partition.partition}: no progress towards offset {end} for "
+                    f"{self._name}: no progress towards offset {end} for "
                     f"{no_progress_s:.0f} s; an open transaction may hold it up, or the log was truncated"
                 )
 
+    def _parsed(self, offset: int, value: bytes) -> JournalRecord | None:
+        """The record that `value` is; None where a stranger has written it, which the chain goes on without."""
+        try:
+            return JournalRecord.from_bytes(value)
+        except JournalError as exc:
+            if exc.foreign:
+                log.warning(
+                    "journal.foreign_record", topic=self._partition.topic, partition=self._partition.partition,
+                    offset=offset, bytes=len(value),
+                )  # fmt: skip
+                return None
+            raise PromiseBroken(
+                f"{self._name} offset {offset}: {exc}. A later release has written it (then upgrade this one), or the "
+                "journal was changed"
+            ) from exc
+
+    @property
+    def _name(self) -> str:
+        return f"{self._partition.topic}/{self._partition.partition}"
+
     def _checked(self, record: JournalRecord) -> JournalRecord:
-        name = f"{self._partition.topic}/{self._partition.partition}"
+        name = self._name
         if self._sequence == 0 and record.sequence != 0:
             raise MissingRange(
                 f"{name} begins with batch {record.sequence}: batches 0 to {record.sequence - 1} are gone, and no "
@@ -134,7 +160,7 @@ class JournalReader:
             self.position = max(self.position, kafka.present(message.offset(), "offset"))
             self.at_end = True
             return
-        place = f"{self._partition.topic}/{self._partition.partition}"
+        place = self._name
         failed = kafka.read_failure(error, place)
         if kafka.log_was_cut(error):
             raise kafka.SourceChanged(

@@ -76,5 +76,6 @@ class JournalLookup:
             try:
                 return kafka.present(message.offset(), "offset"), JournalRecord.from_bytes(message.value() or b"")
             except JournalError as exc:
-                raise KafkaUnavailable(f"{self._topic}/{shard}: {exc}") from exc
+                if not exc.foreign:
+                    raise KafkaUnavailable(f"{self._topic}/{shard}: {exc}") from exc
         return None

@@ -177,9 +177,10 @@ def test_impossible_journal_records_are_refused(changes: dict[str, object]) -> N
     [lambda raw: raw + b" ", lambda raw: raw[:-1], lambda raw: raw.replace(b'"shard":0', b'"shard":-1'), lambda _: b""],
 )
 def test_journal_bytes_that_are_not_a_record(change: object) -> None:
-    """Anything but the canonical bytes is a JournalError."""
-    with pytest.raises(JournalError):
+    """Anything but the canonical bytes is a JournalError; only what names no head before it may be passed over."""
+    with pytest.raises(JournalError) as refused:
         JournalRecord.from_bytes(change(journal().to_bytes()))  # type: ignore[operator]
+    assert refused.value.foreign == (change(journal().to_bytes()) == b"")  # type: ignore[operator]
 
 
 def test_dead_letter_keeps_value_and_origin() -> None:

@@ -300,7 +300,7 @@ def check_journal(found: Diagnosis, settings: Settings, client: AdminClient, fac
     except UsageError:
         known = None  # reported with the settings
     try:
-        for record in _newest(settings, client, range(facts[topics.journal].partitions)):
+        for record in _newest(found, settings, client, range(facts[topics.journal].partitions)):
             what = f"batch {record.sequence} of shard {record.shard}"
             if record.sources is not None:
                 journal_reader.check_sources(record.sources, now, what)
@@ -321,8 +321,10 @@ def _check_key(found: Diagnosis, key_id: str, named: Any, what: str) -> None:
         found.error("keys", f"{what}: {exc}", f"add the key to {PREFIX}CARDS__KEYS_FILE")
 
 
-def _newest(settings: Settings, client: AdminClient, partitions: Iterable[int]) -> Iterable[JournalRecord]:
-    """The newest record of each journal partition that has one."""
+def _newest(
+    diagnosis: Diagnosis, settings: Settings, client: AdminClient, partitions: Iterable[int]
+) -> Iterable[JournalRecord]:
+    """The newest record of each journal partition that has one. What no worker has written there is a warning."""
     topic = kafka.Topics.of(settings.kafka).journal
     places = [TopicPartition(topic, partition) for partition in partitions]
     starts, ends = kafka.starts(client, places), kafka.stable_ends(client, places)
@@ -332,8 +334,17 @@ def _newest(settings: Settings, client: AdminClient, partitions: Iterable[int]) 
             place.offset = max(start, end - _TAIL)
             newest = None
             for message in kafka.read_range(reader, place, end, no_progress_s=TIMEOUT_S):
-                newest = message.value()
+                try:
+                    newest = JournalRecord.from_bytes(message.value() or b"")
+                except JournalError as exc:
+                    if not exc.foreign:
+                        raise
+                    diagnosis.warning(
+                        "journal",
+                        f"topic {topic}/{place.partition} offset {message.offset()}: {exc}; workers pass over it",
+                        "find out who else writes to it, and take that right away",
+                    )
             if newest is not None:
-                yield JournalRecord.from_bytes(newest)
+                yield newest
     finally:
         reader.close()
