@@ -23,6 +23,9 @@ VALUE_BYTES_MAX: Final = (
     262_144  # 256 KiB: a quarter of what a broker takes by default, and enough to see what was wrong
 )
 KEY_BYTES_MAX: Final = 4_096  # part of the contract: a longer key is refused, for a decision has its payment's key
+_BEYOND_CUT: Final = (
+    16_384  # a number or name that begins before the cut, in whatever disguise, ends within so many bytes
+)
 REDRIVEN: Final = "fraud_scorer.redriven"  # header of a note on the same topic: that a letter was sent again
 
 # Fixed on the topic: it stays as it is wherever the class moves.
@@ -120,7 +123,10 @@ def dead_letter_record(
     and pseudonyms stand for those of tokens, so that a letter can be sent again.
     A null value stays null: the dead-letter topic is kept by time, not compacted, so a null deletes nothing there.
     """
-    # Mask first, cut after: a number that lies across the cut must not survive in part.
+    # Mask first, cut after: a number that lies across the cut must not survive in part. What lies far behind the cut is
+    # not looked at: a look takes time, and nothing of it is kept.
+    whole_key, whole_value = key, value
+    key, value = _beginning(key, KEY_BYTES_MAX), _beginning(value, value_bytes_max)
     mask = _mask(value, error)
     key_masked, value_masked = key, value
     masked = False
@@ -130,7 +136,7 @@ def dead_letter_record(
         if mask is mask_card_numbers and (masked or cards.need_key):
             value_masked, masked = _declared_kept(value, cards)
     if key is not None:
-        key_masked = _masked_key(key, value, error, cards)
+        key_masked = _masked_key(key, value, error, cards, mask)
         masked |= key_masked != key and not is_pseudonym(key_masked.decode("utf-8", "replace"))
     # As DeadLetter(...).to_headers() writes them, without the checks of a model: a burst of refused records must cost
     # little, and every field here is the worker's own. A test compares the two.
@@ -148,9 +154,9 @@ def dead_letter_record(
     if timestamp_ms is not None:
         headers.append(("fraud_scorer.timestamp_ms", b"%d" % timestamp_ms))
     headers += [
-        ("fraud_scorer.value_bytes", b"-1" if value is None else b"%d" % len(value)),
+        ("fraud_scorer.value_bytes", b"-1" if whole_value is None else b"%d" % len(whole_value)),
         ("fraud_scorer.masked", _truth(masked)),
-        ("fraud_scorer.truncated", _truth(len(key or b"") > KEY_BYTES_MAX or len(value or b"") > value_bytes_max)),
+        ("fraud_scorer.truncated", _truth(_longer(whole_key, KEY_BYTES_MAX) or _longer(whole_value, value_bytes_max))),
     ]
     return (
         None if key_masked is None else key_masked[:KEY_BYTES_MAX],
@@ -189,11 +195,25 @@ def _mask(value: bytes | None, error: ContractError) -> Callable[[bytes], bytes]
 
 def answer_key(key: bytes | None, value: bytes | None, error: ContractError, cards: CardFields) -> bytes | None:
     """The key of the answer to a refused record: as its dead letter's; none where the key itself was refused."""
-    return None if key is None or error.field == "key" else _masked_key(key, value, error, cards)
+    if key is None or error.field == "key":
+        return None
+    value = _beginning(value, VALUE_BYTES_MAX)
+    return _masked_key(key, value, error, cards, _mask(value, error))
 
 
-def _masked_key(key: bytes, value: bytes | None, error: ContractError, cards: CardFields) -> bytes:
-    masked = _mask(value, error)(key)
+def _beginning(text: bytes | None, kept: int) -> bytes | None:
+    """As much of `text` as decides how its first `kept` bytes are masked."""
+    return text if text is None or len(text) <= kept + _BEYOND_CUT else text[: kept + _BEYOND_CUT]
+
+
+def _longer(text: bytes | None, kept: int) -> bool:
+    return text is not None and len(text) > kept
+
+
+def _masked_key(
+    key: bytes, value: bytes | None, error: ContractError, cards: CardFields, mask: Callable[[bytes], bytes]
+) -> bytes:
+    masked = mask(key)
     if error.field != "key" and (masked != key or cards.need_key):
         return _key_as_declared(key, value, cards, masked)
     return masked

@@ -50,8 +50,10 @@ _LIKELY = re.compile(
     r"|\\|[^\0-\x7f]",
     re.IGNORECASE,
 )
+# Each part is read once: a long text without a name must not cost its square, nor what comes back to it.
+_END = r"""\s"':=,;&{}<>\[\]"""
 _NAME = re.compile(
-    r"""["']((?:[^"'\\]|\\.){1,256})["']\s*[:=]|([^\s"':=,;&{}<>\[\]]{1,128})\s*[:=]|<\s*([^\s<>/]{1,128})"""
+    rf"""["']((?:[^"'\\]|\\.){{1,256}}+)["']\s*+[:=]|(?<![^{_END}])([^{_END}]++)\s*+[:=]|<\s*+(?=([^\s<>/]{{1,128}}+))"""
 )
 
 
@@ -82,7 +84,13 @@ def names_verification(raw: bytes) -> bool:
     text = raw.decode("utf-8", "surrogateescape").replace("\0", "")  # UTF-16 text
     if _LIKELY.search(text) is None:
         return False
-    return any(is_verification_name(_unescaped(found[found.lastindex or 1])) for found in _NAME.finditer(text))
+    found = (each[each.lastindex or 1][-_NAME_CHARACTERS_MAX:] for each in _NAME.finditer(text))
+    return any(
+        is_verification_name(_unescaped(part))
+        for name in found
+        if _LIKELY.search(name) is not None
+        for part in {name, name.rpartition("/")[2]}
+    )
 
 
 def _unescaped(name: str) -> str:

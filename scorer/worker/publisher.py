@@ -35,7 +35,6 @@ from scorer.kafka import (
     reported_offset,
 )
 from scorer.pipeline import Outcomes
-from scorer.pipeline.records import ControlRecord, Rejected
 from scorer.runtime import fault_points
 from scorer.runtime.threads import Empty, Future, Queue, Threads
 from scorer.runtime.trace_context import header_bytes
@@ -58,6 +57,9 @@ GENERATION_WAIT_S = 5.0
 GENERATION_RETRY_S = 0.05
 # No decision is larger: a key of 4 KiB, two ids of 128 characters, 16 reasons.
 DECISION_BYTES_MAX = 8_192
+
+
+_Letter = tuple[bytes | None, bytes | None, Headers]  # key, value, headers
 
 
 @dataclass(frozen=True)
@@ -233,18 +235,19 @@ class Publisher:
 
     def _commit(self, works: Sequence[_Work]) -> list[Committed]:
         started = self._threads.monotonic()
-        audits = [self._audit(work.outcomes) for work in works]
+        # Before the transaction begins, which ends by time: masking what is refused may take seconds.
+        made = [(self._audit(work.outcomes), self._dead_letters(work.outcomes)) for work in works]
         until = self._threads.monotonic() + GENERATION_WAIT_S
         while True:
             try:
-                reports = self._transaction(works, audits)
+                reports = self._transaction(works, made)
                 self._producer.poll(0)  # delivery reports of what the commit has flushed
                 ended = self._threads.monotonic()
                 return [
                     Committed(
                         work.outcomes, ended - started, sum(map(len, audit)), report.journal_offset, len(works), ended
                     )
-                    for work, audit, report in zip(works, audits, reports, strict=True)
+                    for work, (audit, _), report in zip(works, made, reports, strict=True)
                 ]
             except KafkaException as exc:
                 if not _of_an_older_generation(exc) or self._threads.monotonic() > until:
@@ -284,12 +287,13 @@ class Publisher:
         except KafkaException as exc:
             raise failure(exc) from exc
 
-    def _transaction(self, works: Sequence[_Work], audits: Sequence[list[bytes]]) -> list[_Reports]:
+    def _transaction(self, works: Sequence[_Work], made: Sequence[tuple[list[bytes], list[_Letter]]]) -> list[_Reports]:
+        """`made`: the audit chunks and dead letters of each."""
         self._producer.begin_transaction()
         reports: list[_Reports] = []
         ends: dict[int, int] = {}
-        for work, audit in zip(works, audits, strict=True):
-            reports.append(self._produce_batch(work, audit))
+        for work, (audit, letters) in zip(works, made, strict=True):
+            reports.append(self._produce_batch(work, audit, letters))
             ends |= {r.partition: r.end for r in work.outcomes.journal.inputs}
         positions = [TopicPartition(self._topics.payments, partition, end) for partition, end in ends.items()]
         metadata = self._group_metadata()  # none without a membership: what a command commits
@@ -312,11 +316,12 @@ class Publisher:
         fault_points.point("after_commit")
         return reports
 
-    def _produce_batch(self, work: _Work, audit: list[bytes]) -> _Reports:
+    def _produce_batch(self, work: _Work, audit: list[bytes], letters: list[_Letter]) -> _Reports:
         outcomes, reports = work.outcomes, _Reports()
         self._produce_decisions(work.answers)
         fault_points.point("in_transaction")
-        self._produce_dead_letters(outcomes)
+        for key, value, letter_headers in letters:
+            self._produce(self._topics.dead_letters, value, key=key, headers=letter_headers)
         for number, chunk in enumerate(audit):
             headers = list(work.answers.audit_headers) if number == 0 else []
             if len(chunk) + header_bytes(headers) + RECORD_OVERHEAD_BYTES > self._limit(self._topics.audit):
@@ -341,11 +346,11 @@ class Publisher:
         except KafkaException as exc:
             raise self._refused(topic, exc.args[0]) from exc
 
-    def _produce_dead_letters(self, outcomes: Outcomes) -> None:
-        records, rejected = outcomes.records, outcomes.rejected
-        topic = self._topics.dead_letters
+    def _dead_letters(self, outcomes: Outcomes) -> list[_Letter]:
+        """Dead letters of everything that was refused."""
+        records, rejected, letters = outcomes.records, outcomes.rejected, list[_Letter]()
         # What could be sent again is kept whole, whatever the topic takes: a longer value would be refused once more.
-        room = self._limit(topic) - 2 * DECISION_BYTES_MAX
+        room = self._limit(self._topics.dead_letters) - 2 * DECISION_BYTES_MAX
         value_bytes_max = min(VALUE_BYTES_MAX, max(DECODED_BYTES_MAX, room))
         if rejected:
             at = np.fromiter((item.index for item in rejected), np.int64, len(rejected))
@@ -357,39 +362,38 @@ class Publisher:
                 strict=True,
             )
             for item, (partition, offset, timestamp_ms) in zip(rejected, origins, strict=True):
-                key, value, headers = dead_letter_record(
-                    topic=self._topics.payments,
-                    partition=partition,
-                    offset=offset,
-                    key=records.keys[item.index],
-                    value=records.values[item.index],
-                    error=item.error,
-                    timestamp_ms=timestamp_ms,
-                    value_bytes_max=value_bytes_max,
-                    cards=outcomes.cards,
+                letters.append(
+                    dead_letter_record(
+                        topic=self._topics.payments,
+                        partition=partition,
+                        offset=offset,
+                        key=records.keys[item.index],
+                        value=records.values[item.index],
+                        error=item.error,
+                        timestamp_ms=timestamp_ms,
+                        value_bytes_max=value_bytes_max,
+                        cards=outcomes.cards,
+                    )
                 )
-                self._produce(topic, value, key=key, headers=headers)
         # Every shard reads the topics control and labels; one speaks for all, so that a record has one dead letter.
         if self._shard == 0:
-            self._produce_refused(self._topics.control, outcomes.control, outcomes.rejected_control, value_bytes_max)
-            self._produce_refused(self._topics.labels, outcomes.labels, outcomes.rejected_labels, value_bytes_max)
-
-    def _produce_refused(
-        self, origin: str, records: Sequence[ControlRecord], rejected: Sequence[Rejected], value_bytes_max: int
-    ) -> None:
-        """Dead letters of a topic that every shard reads."""
-        for item in rejected:
-            record = records[item.index]
-            key, value, headers = dead_letter_record(
-                topic=origin,
-                partition=0,
-                offset=record.offset,
-                key=record.key,
-                value=record.value,
-                error=item.error,
-                value_bytes_max=value_bytes_max,
-            )
-            self._produce(self._topics.dead_letters, value, key=key, headers=headers)
+            for origin, shared, refused in (
+                (self._topics.control, outcomes.control, outcomes.rejected_control),
+                (self._topics.labels, outcomes.labels, outcomes.rejected_labels),
+            ):
+                letters += [
+                    dead_letter_record(
+                        topic=origin,
+                        partition=0,
+                        offset=shared[item.index].offset,
+                        key=shared[item.index].key,
+                        value=shared[item.index].value,
+                        error=item.error,
+                        value_bytes_max=value_bytes_max,
+                    )
+                    for item in refused
+                ]
+        return letters
 
     def _produce(
         self, topic: str, value: bytes | None, *, key: bytes | None = None, headers: Headers | None = None, **more: Any

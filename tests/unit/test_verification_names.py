@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
+import re
+import time
 
 import numpy as np
 import pyarrow as pa
@@ -13,10 +16,12 @@ from hypothesis import strategies as st
 
 from features import FeatureSet
 from features.feature_set import FeatureSetError
+from schemas import dead_letter
+from schemas.card_mask import mask_card_numbers
 from schemas.column_check import check
 from schemas.contract_error import ContractError, DeadLetterReason
 from schemas.control_record import parse_control
-from schemas.dead_letter import dead_letter_record
+from schemas.dead_letter import VALUE_BYTES_MAX, dead_letter_record
 from schemas.payment import Payment
 from schemas.payment_columns import PaymentColumns
 from schemas.payment_decoder import decode_payments
@@ -133,6 +138,68 @@ def test_a_dead_letter_keeps_no_code(raw: bytes) -> None:
         assert value is not None
         assert not {*b"889"} & {*value}
         assert dict(headers)["fraud_scorer.masked"] == b"true"
+
+
+FRAGMENTS = (
+    "cvv", "xcvv", "cvc2", "track2", "card_security_code", "pin_block", "pan", "a", '"', "'", ":", "=", "<", ">", " ",
+    "\n", "\\", ",", "{", "}", "[", "]", ";", "/", "&", "é", "\\u0063vv", "0" * 130 + "cvv",
+)  # fmt: skip
+_PLAIN = re.compile(
+    r"""["']((?:[^"'\\]|\\.){1,256})["']\s*[:=]|([^\s"':=,;&{}<>\[\]]{1,128})\s*[:=]|<\s*([^\s<>/]{1,128})"""
+)
+
+
+@settings(max_examples=3_000)
+@given(st.lists(st.sampled_from(FRAGMENTS), min_size=1, max_size=9).map("".join))
+def test_whatever_a_plain_search_finds_is_found_in_one_reading(text: str) -> None:
+    """The pattern that reads each part once finds at least what one finds that tries every place."""
+    names = [found[found.lastindex or 1] for found in _PLAIN.finditer(text)]
+    if any(is_verification_name(name) for name in names):
+        assert names_verification(text.encode())
+
+
+HALF = b"QmFzZTY0" * 2**16  # 512 KiB without a delimiter
+LONG = (
+    HALF, b'{"image":"' + HALF + b'"}', b"cvv" + b"x" * len(HALF), b"cvv" + b'"a' * (len(HALF) // 2),
+    b"cvv" + b" " * len(HALF), b"cvv" + b"< " * (len(HALF) // 2), b'cvv"' + b"\\" * len(HALF),
+    b"cvv" + (b'"' + b"a" * 256) * (len(HALF) // 257),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("raw", LONG, ids=lambda raw: repr(raw[:12]))
+def test_a_long_value_takes_time_in_proportion_to_its_length(raw: bytes) -> None:
+    """No text takes much more than ordinary JSON of its length: the search holds the interpreter, and other shards wait
+    meanwhile."""
+    ordinary = (b'{"cvv_result":"M","note":"one word and another"},' * (len(raw) // 49))[: len(raw)]
+
+    def seconds(value: bytes) -> float:
+        best = math.inf
+        for _ in range(3):
+            before = time.thread_time()
+            names_verification(value)
+            best = min(best, time.thread_time() - before)
+        return best
+
+    assert seconds(raw) < 10 * seconds(ordinary)
+
+
+def test_what_lies_far_behind_the_cut_is_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dead letter is the same for a record that goes on for a megabyte, and a number across the cut is masked."""
+    looked_at = list[int]()
+
+    def mask(raw: bytes) -> bytes:
+        looked_at.append(len(raw))
+        return mask_card_numbers(raw)
+
+    monkeypatch.setattr(dead_letter, "mask_card_numbers", mask)
+    number = b"4111 1111 1111 1111"
+    raw = b"-" * (VALUE_BYTES_MAX - 8) + number + b"-" * 2**20
+    error = ContractError(DeadLetterReason.NOT_JSON, None, "m")
+    _, value, headers = dead_letter_record("payments", 0, 1, b"k", raw, error)
+    assert value == b"-" * (VALUE_BYTES_MAX - 8) + b"**** ***"
+    assert dict(headers)["fraud_scorer.value_bytes"] == b"%d" % len(raw)
+    assert dict(headers)["fraud_scorer.truncated"] == b"true"
+    assert max(looked_at) < VALUE_BYTES_MAX + 2**15
 
 
 def test_a_dead_letter_without_a_code_stays_as_it_is() -> None:
