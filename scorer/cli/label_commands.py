@@ -15,13 +15,14 @@ from rich.table import Table
 from schemas.contract_error import ContractError
 from scorer.cli.command_support import Json, counting, out, show
 from scorer.cli.command_support import settings as load_settings
-from scorer.errors import FraudScorerError, UsageError
+from scorer.errors import UsageError
 
 if TYPE_CHECKING:
     from schemas.label_record import Label
 
 app = typer.Typer(help="Verdicts on payments: chargebacks, analysts.", no_args_is_help=True)
 _VERDICTS = {"fraud": True, "genuine": False, "true": True, "false": False, "1": True, "0": False}
+_ENCODING = "utf-8-sig"  # with the mark before it that spreadsheets write, or without
 _FLUSH_S = 30.0
 _SHOWN_EACH = 1_000
 
@@ -77,17 +78,15 @@ def history(payment_id: Annotated[str, typer.Argument(help="The payment.")], as_
     """
     import psycopg  # noqa: PLC0415
 
+    from scorer.cli.audit_output import postgres_errors  # noqa: PLC0415
     from scorer.trail.audit_database import connect_text  # noqa: PLC0415
 
     names = ("fraud", "known_at", "source", "analyst", "recorded_at")
-    try:
-        with psycopg.connect(connect_text(load_settings().postgres_url)) as connection:
-            rows = connection.execute(
-                f'SELECT {", ".join(names)} FROM labels WHERE payment_id = %s ORDER BY known_at, "offset"',  # noqa: S608
-                (payment_id,),
-            ).fetchall()
-    except psycopg.Error as exc:
-        raise FraudScorerError(f"Postgres: {type(exc).__name__}") from exc
+    with postgres_errors(), psycopg.connect(connect_text(load_settings().postgres_url)) as connection:
+        rows = connection.execute(
+            f'SELECT {", ".join(names)} FROM labels WHERE payment_id = %s ORDER BY known_at, "offset"',  # noqa: S608
+            (payment_id,),
+        ).fetchall()
     found = [
         {n: v.isoformat() if isinstance(v, datetime) else v for n, v in zip(names, row, strict=True)} for row in rows
     ]
@@ -114,26 +113,41 @@ def _label(document: dict[str, Any], where: str) -> Label:
 
 def _lines(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """The file's labels with their line numbers; empty cells are left out."""
+    from pyarrow import ArrowInvalid  # noqa: PLC0415
+
+    try:
+        for number, row in _rows(file):
+            if None in row:
+                raise UsageError(f"{file}, line {number}: more cells than the header has; nothing was sent")
+            yield number, _plain(row, f"{file}, line {number}")
+    except UnicodeDecodeError as exc:
+        raise UsageError(
+            f"{file}: not UTF-8 (byte {exc.start} of a block); convert it first: iconv -f cp1252 -t utf-8; nothing was "
+            "sent"
+        ) from None
+    except csv.Error as exc:
+        raise UsageError(f"{file}: not readable as CSV: {exc}; nothing was sent") from None
+    except ArrowInvalid:
+        raise UsageError(f"{file}: not readable as Parquet; nothing was sent") from None
+
+
+def _rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     import pyarrow.parquet as pq  # noqa: PLC0415
 
     kind = file.suffix.lower()
     if kind == ".csv":
-        with file.open(newline="", encoding="utf-8") as text:
-            rows: Iterator[tuple[int, dict[str, Any]]] = iter(list(enumerate(csv.DictReader(text), start=2)))
+        with file.open(newline="", encoding=_ENCODING) as text:
+            yield from enumerate(csv.DictReader(text), start=2)
     elif kind == ".parquet":
-        rows = iter(enumerate(pq.read_table(file).to_pylist(), start=1))
+        yield from enumerate(pq.read_table(file).to_pylist(), start=1)
     elif kind in {".jsonl", ".ndjson", ".json"}:
-        rows = enumerate((_json(line, file, n) for n, line in _texts(file)), start=1)
+        yield from ((number, _json(line, file, number)) for number, line in _texts(file))
     else:
         raise UsageError(f"{file}: neither .jsonl, .csv nor .parquet")
-    for number, row in rows:
-        if None in row:
-            raise UsageError(f"{file}, line {number}: more cells than the header has; nothing was sent")
-        yield number, _plain(row, f"{file}, line {number}")
 
 
 def _texts(file: Path) -> Iterator[tuple[int, str]]:
-    with file.open(encoding="utf-8") as text:
+    with file.open(encoding=_ENCODING) as text:
         for number, line in enumerate(text, start=1):
             if line.strip():
                 yield number, line
@@ -166,7 +180,7 @@ def _plain(row: dict[str, Any], where: str) -> dict[str, Any]:
         if isinstance(result.get(name), datetime):
             moment: datetime = result[name]
             result[name] = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).isoformat()
-        elif isinstance(result.get(name), str) and result[name].isdigit():
+        elif isinstance(result.get(name), str) and result[name].isascii() and result[name].isdigit():
             result[name] = int(result[name])  # epoch milliseconds in a CSV
     return result
 

@@ -102,6 +102,7 @@ def _replayed(
     labels: Path | None,
     run: FileRun,
 ) -> Report:
+    from scorer.cli.audit_output import postgres_errors  # noqa: PLC0415
     from scorer.replay import replay_audit, replay_file, replay_shares, replay_topic  # noqa: PLC0415
 
     options: dict[str, Any] = {"progress": progress, "expect": progress.expect}
@@ -115,7 +116,8 @@ def _replayed(
     if source == "audit":
         settings = load_settings()
         options["keys"] = settings.pseudonym_keys
-        return replay_audit(bundle, settings.postgres_url, target, shard=shard, window=window, **options)
+        with postgres_errors():
+            return replay_audit(bundle, settings.postgres_url, target, shard=shard, window=window, **options)
     if window.offsets:
         raise UsageError("--offsets are of topics; with a file use --from and --until")
     options |= {"begin_ms": window.begin_ms, "until_ms": window.until_ms}

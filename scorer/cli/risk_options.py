@@ -157,5 +157,5 @@ def with_report(result: dict[str, Any], report: Report) -> dict[str, Any]:
         **counts,
         **result,
         **{f"refused_{reason}": count for reason, count in sorted(report.reasons_refused.items())},
-        **({"refused": report.refusals.described()} if report.refusals.total else {}),
+        **({"refusals": report.refusals.described()} if report.refusals.total else {}),
     }

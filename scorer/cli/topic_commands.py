@@ -237,11 +237,13 @@ def send(
     if rate is not None and speed is not None:
         raise UsageError("give --rate or --speed, not both")
 
-    run = FileRun.of(refused, refused_max)
+    run, rows_read = FileRun.of(refused, refused_max), 0
     sender = Sender(load_settings())
 
     def blocks() -> Iterator[Outgoing]:
+        nonlocal rows_read
         for number, block in enumerate(read):
+            rows_read += len(block.values) + len(block.refused)
             if number == 0:
                 _warn_of_cards(block.keys, block.values)
             for one in block.refused:
@@ -259,9 +261,9 @@ def send(
     run.refusals.close()
     for line in refused_lines(run.refusals):
         err.print(f"refused: {line}")
-    refusals = {"refused": run.refusals.described(), "rows_refused": run.refusals.total} if run.refusals.total else {}
+    refusals = {"refusals": run.refusals.described(), "rows_refused": run.refusals.total} if run.refusals.total else {}
     show({"payments": sent.payments, "labels": sent.labels} | refusals, as_json=as_json, title="Sent")
-    run.check(run.refusals, run.refusals.total + sent.payments)
+    run.check(run.refusals, rows_read)
 
 
 def _warn_of_cards(keys: Sequence[bytes | None], values: Sequence[bytes]) -> None:

@@ -14,12 +14,14 @@ from schemas.pseudonym import PseudonymKeys
 from scorer.bundle import Bundle
 from scorer.files.mapping import Mapping
 from scorer.files.payment_file import ReadOptions
+from scorer.files.refusals import Refusals
 from scorer.pipeline import DUPLICATE, REFUSED, Outcomes, Pipeline
 from scorer.pipeline.card_keys import NO_KEYS, cards_of
 from scorer.proof import comparison as compare
 from scorer.proof.differences import Cause, Difference, Differences
 from scorer.proof.live_trail import Int64s, LiveBatch, Trail
 from scorer.replay.file_batches import file_batches
+from scorer.replay.replay_report import Report
 
 _IDS_PER_QUERY = 4096
 _PAYMENT = tuple(name for name in compare.PAYMENT if name != "payment_id")
@@ -40,18 +42,22 @@ def prove_file(
     progress: Progress = lambda _: None,
     expect: Progress = lambda _: None,
     options: ReadOptions = _DEFAULTS,
-) -> None:
-    """Decide a file's payments and compare those of [begin_ms, until_ms), epoch ms, with the trail at `url`.
+    refusals: Refusals | None = None,
+) -> Report:
+    """Decide a file's payments and compare those of [begin_ms, until_ms), epoch ms, with the trail at `url`. Repeated
+    and refused rows are counted and not compared; `refusals` takes the refused ones, and is closed.
 
     The file must reach back as far as the longest window. Raises FileError and MappingError.
     """
-    pipeline, done, cards = Pipeline(bundle, keys=keys), 0, cards_of(bundle.feature_set, keys)
+    pipeline, cards = Pipeline(bundle, keys=keys), cards_of(bundle.feature_set, keys)
+    report = Report(refusals=refusals or Refusals())
     options = replace(options, lateness_ms=bundle.feature_set.allowed_lateness)
     batches = file_batches(path, mapping, until_ms=until_ms, cards=cards, options=options, expect=expect)
     with Trail(url) as trail:
         proof = _File(trail, bundle, found)
         for labelled in batches:
             outcomes = pipeline.run(labelled.batch)
+            report.add(outcomes, labelled.row)
             times, modes = outcomes.columns.event_time_ms, outcomes.columns.mode
             inside = (modes != DUPLICATE) & (modes != REFUSED)
             if begin_ms is not None:
@@ -61,8 +67,10 @@ def prove_file(
             rows = np.flatnonzero(inside)
             for start in range(0, len(rows), _IDS_PER_QUERY):
                 proof.compare(outcomes, rows[start : start + _IDS_PER_QUERY].tolist())
-            done += len(outcomes.rows)
-            progress(done)
+            progress(report.payments)
+    report.refusals.close()
+    report.count_labels(pipeline.engine.counts())
+    return report
 
 
 class _File:

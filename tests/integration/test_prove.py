@@ -129,6 +129,28 @@ def test_what_was_decided_live_comes_out_again(running: Running, bundles: dict[s
     assert result["compared"] == 60
 
 
+def test_a_file_of_which_nothing_is_compared_proves_nothing(running: Running, bundles: dict[str, Path]) -> None:
+    """Refused and repeated rows are counted; where too many are refused, or no payment is left, the command fails."""
+    table = pq.read_table(running.folder / "payments.parquet")
+    last = table.slice(PAYMENTS - 1)
+    wrong = last.set_column(table.schema.get_field_index("paid"), "paid", pa.array([-1.0]))
+    wrong = wrong.set_column(table.schema.get_field_index("id"), "id", pa.array(["p_wrong"]))
+    path = running.folder / "some.parquet"
+    pq.write_table(pa.concat_tables([table, last, last, wrong]), path)
+    more = ["--input", str(path), "--mapping", str(running.folder / "mapping.yaml")]
+    result, _ = prove(running, bundles["decides"], *more)
+    assert (result["payments"], result["compared"], result["duplicates"]) == (PAYMENTS + 3, PAYMENTS, 2)
+    assert (result["dead_letters"], [one["rows"] for one in result["refusals"]]) == (1, [1])
+
+    pq.write_table(wrong, path)
+    failed, _ = prove(running, bundles["decides"], *more, code=1)
+    assert failed["compared"] == 0
+    result, _ = prove(
+        running, bundles["decides"], *of_file(running, "mapping.yaml"), "--from", "2031-01-01T00:00:00Z", code=1
+    )
+    assert result["compared"] == 0
+
+
 def test_a_late_label_is_named(running: Running, bundles: dict[str, Path]) -> None:
     """A label that came after the decisions it would have changed is the cause of exactly those differences."""
     result, found = prove(running, bundles["decides"], *of_file(running, "with_labels.yaml"))

@@ -21,7 +21,7 @@ from tests.simulation.rules import product
 from tests.simulation.world import World
 
 SCHEDULES = 40
-BROKEN_SCHEDULES = range(790, 1_790)  # the first one that is met today is 797
+BROKEN_SCHEDULES = range(1_010, 2_010)  # the first one that is met today is 1,017
 MET_MIN = 3
 
 

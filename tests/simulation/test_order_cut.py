@@ -15,9 +15,9 @@ from tests.simulation import directed, invariants
 from tests.simulation.invariants import Violation
 from tests.simulation.world import World
 
-SCHEDULES = 200
-CUT_MIN = 60  # of them
-ACCEPTED_MIN = 30
+SCHEDULES = 100
+CUT_MIN = 25  # of them
+ACCEPTED_MIN = 15
 CUT_CHANCE = 0.02
 
 

@@ -13,8 +13,8 @@ from tests.simulation.invariants import Violation
 from tests.simulation.rules import product
 from tests.simulation.world import World
 
-SCHEDULES = 150
-TRIMMED_MIN = 70
+SCHEDULES = 80
+TRIMMED_MIN = 35
 STANDBYS_MAX = 10
 TRIM_CHANCE = 0.02
 

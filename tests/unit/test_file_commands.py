@@ -62,7 +62,7 @@ def test_what_was_refused_is_counted_named_and_written(place: Path) -> None:
     rows(place, 2, 1000)
     result, output = features(place, "--refused", place / "refused.parquet")
     assert result["rows"] == 1000
-    (one,) = result["refused"]  # type: ignore[misc]
+    (one,) = result["refusals"]  # type: ignore[misc]
     assert (one["field"], one["reason"], one["rows"], one["examples"]) == ("amount", "invalid_value", 2, [1, 2])  # type: ignore[index]
     written = pq.read_table(place / "refused.parquet").to_pylist()
     assert [(row["row"], row["field"], row["reason"]) for row in written] == [

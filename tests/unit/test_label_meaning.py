@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from features.feature_set import FeatureSet
 from scorer.backtest.decided_payments import Decided
 from scorer.bundle import Bundle, write_bundle
+from scorer.cli import label_commands
 from scorer.errors import UsageError
 from scorer.files.mapping import Mapping
 from scorer.files.payment_file import ReadOptions
@@ -200,3 +201,16 @@ def test_a_label_file_finds_the_payments_that_the_declared_fields_let_in(tmp_pat
     table = training_table(declared, batches, source=tmp_path / "payments.jsonl", keys=PseudonymKeys((b"k" * 32,)))
     assert (table.label.tolist(), table.features[:, 1].tolist()) == ([1, -1, -1], [0.0, 1.0, 1.0])
     assert unmatched == [1]
+
+
+def test_a_file_of_labels_is_read_whatever_a_spreadsheet_writes_before_it(tmp_path: Path) -> None:
+    """The byte-order mark of a spreadsheet is no part of a name; what is not UTF-8 is refused with the way out."""
+    text = "payment_id,fraud,analyst\np1,fraud,Müller\n"
+    for name in ("labels.csv", "labels.jsonl"):
+        line = '{"payment_id": "p1", "fraud": true, "analyst": "Müller"}\n' if name.endswith("l") else text
+        (tmp_path / name).write_text(line, encoding="utf-8-sig")
+        ((_, found),) = label_commands._lines(tmp_path / name)
+        assert found == {"payment_id": "p1", "fraud": True, "analyst": "Müller"}
+        (tmp_path / name).write_text(line, encoding="cp1252")
+        with pytest.raises(UsageError, match=r"not UTF-8 .* iconv -f cp1252"):
+            list(label_commands._lines(tmp_path / name))

@@ -149,7 +149,7 @@ _PLAIN = re.compile(
 )
 
 
-@settings(max_examples=3_000)
+@settings(max_examples=3_000, deadline=None)
 @given(st.lists(st.sampled_from(FRAGMENTS), min_size=1, max_size=9).map("".join))
 def test_whatever_a_plain_search_finds_is_found_in_one_reading(text: str) -> None:
     """The pattern that reads each part once finds at least what one finds that tries every place."""
