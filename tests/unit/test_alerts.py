@@ -22,7 +22,7 @@ from tests.metrics_table import ROOT, documented
 
 FOLDER = ROOT / "deploy/prometheus"
 RULES = FOLDER / "alerts.yaml"
-CASES = (FOLDER / "alerts_test.yaml", FOLDER / "alerts_days_test.yaml")
+CASES = tuple(FOLDER / f"alerts_{part}test.yaml" for part in ("", "hours_", "days_"))
 _NAME = re.compile(r"\bfraud_scorer[_:][\w:]*\b")
 
 
