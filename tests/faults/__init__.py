@@ -55,6 +55,7 @@ Rows of FAULTS.md that a worker meets, and their tests with such a reader:
     27    integration/test_fencing.py
           integration/test_broker_limits.py
           faults/test_group_protocols.py::test_another_application_is_refused
+          faults/test_foreign_journal_records.py
     28    faults/test_cluster.py::test_row_28_too_few_replicas_in_sync_are_named_and_waited_for
           integration/test_broker_limits.py
     29    integration/test_broker_limits.py
