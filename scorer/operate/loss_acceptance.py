@@ -38,7 +38,7 @@ from scorer.worker.owner_clients import OwnerClients
 from scorer.worker.pending_commits import PendingCommits
 from scorer.worker.ports import Ports
 from scorer.worker.publisher import Publisher
-from scorer.worker.settlement import order_log, settle
+from scorer.worker.settlement import claimable, order_log, settle
 
 OPERATOR = "fraud-scorer recover"
 BATCHES = "batches"
@@ -502,7 +502,9 @@ class Recovery:
                 lost = self._lost_batches(following, last_lost(following, self._newest_answered(), end, claim), batches)
                 return _Claimed(claim, len(missing) + lost, _starts(orders))
 
-            yield _Settled(state, writer, self._claimed(passed_over if given_up else settled))
+            yield _Settled(
+                state, writer, self._claimed(passed_over if given_up else settled, lost=bool(given_up or batches))
+            )
         finally:
             if publisher is not None:
                 publisher.close()
@@ -525,10 +527,16 @@ class Recovery:
             )
         return max(0, end - following)
 
-    def _claimed(self, use: Callable[[OrderLog], _Claimed]) -> _Claimed:
-        """What `use` gives for the shard's order log, if it has one."""
-        limits = self._clients.limits()
-        log = order_log(self._settings, self._ports, self._shard, limits, producer=self._clients.log_producer)
+    def _claimed(self, use: Callable[[OrderLog], _Claimed], *, lost: bool = False) -> _Claimed:
+        """What `use` gives for the shard's order log, if it has one. `lost`: whether something of it is given up.
+
+        With fast decisions off an empty log is claimed too where the journal names a record of it: it was made anew,
+        and only a change that names its claim lets the next owner go on.
+        """
+        opened = claimable if lost or self._journal.ordered is not None else order_log
+        log = opened(
+            self._settings, self._ports, self._shard, self._clients.limits(), producer=self._clients.log_producer
+        )
         if log is None:
             return _Claimed(None, 0)
         try:
