@@ -7,6 +7,7 @@ own transactional producer, which fences a worker that still runs.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
@@ -46,6 +47,9 @@ BATCHES = "batches"
 BATCHES_LOST_MAX = 10_000
 READ_AGAIN_S = 10.0  # without progress, a batch cannot be read again
 TIMEOUT_S = 30.0
+# `int` takes neither every digit of Unicode nor a number of any length.
+_PARTITION = re.compile(r"[0-9]{1,9}")
+_SPAN = re.compile(r"([0-9]{1,19})-([0-9]{1,19})")
 Trouble = Literal["ok", "made anew", "lost", "cut", "added"]
 
 
@@ -78,13 +82,13 @@ class Loss:
     def parse(cls, text: str, topics: Topics) -> Loss:
         """From TOPIC:PARTITION:FROM-TO, or batches:SHARD:FROM-TO. Raises UsageError."""
         topic, _, rest = text.rpartition(":")[0].partition(":")
-        span = text.rpartition(":")[2].split("-")
+        span = _SPAN.fullmatch(text.rpartition(":")[2])
         names = ("payments", "control", "labels", "order")
         known = {name: getattr(topics, name) for name in names} | {BATCHES: BATCHES}
         topic = known.get(topic, topic)
-        if topic not in known.values() or not rest.isdigit() or len(span) != 2 or not all(s.isdigit() for s in span):
+        if topic not in known.values() or span is None or not _PARTITION.fullmatch(rest):
             raise UsageError("a loss is TOPIC:PARTITION:FROM-TO, such as payments:0:1200-1350 (TO is the first kept)")
-        loss = cls(topic, int(rest), int(span[0]), int(span[1]))
+        loss = cls(topic, int(rest), int(span[1]), int(span[2]))
         if loss.end <= loss.start:
             raise UsageError(f"the range {loss.start}-{loss.end} is empty")
         return loss
