@@ -36,7 +36,7 @@ from scorer.worker.batch_traces import Tracer
 from scorer.worker.follower import Follower, shard_partitions
 from scorer.worker.order_log import OrderLog
 from scorer.worker.owner_clients import OwnerClients
-from scorer.worker.pending_commits import PendingCommits
+from scorer.worker.pending_commits import AheadMax, PendingCommits
 from scorer.worker.ports import Ports
 from scorer.worker.publisher import Publisher
 from scorer.worker.settlement import claimable, order_log, settle
@@ -462,7 +462,7 @@ class Recovery:
             state.release_journal()
 
             def settled(log: OrderLog) -> _Claimed:
-                commits = PendingCommits(writer, 1, 1, lambda *_: None)
+                commits = PendingCommits(writer, AheadMax(1, 1), lambda *_: None)
                 claim, following = log.claim(OPERATOR, state.pipeline.sequence), state.pipeline.sequence
                 newest, end = self._newest_answered(), claim
                 if batches:

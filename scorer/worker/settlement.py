@@ -115,7 +115,7 @@ def settle(
             delivery = order.publish(answers, sequence)
             traces.reached(PUBLISHED, ports.threads.epoch_s())
         commits.make_room()
-        commits.add(publisher.submit(outcomes, answers, delivery), closed_at, len(outcomes.records))
+        commits.add(publisher.submit(outcomes, answers, delivery), closed_at, outcomes)
 
     pending = follower.unsettled(claim)
     if answered is not None:
