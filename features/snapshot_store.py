@@ -210,7 +210,14 @@ class SnapshotStore:
 
     def prune(self, keep: int) -> int:
         """Delete all but the newest `keep` snapshots, and the blocks that none of those needs; how many blocks that
-        were."""
+        were. Raises SnapshotStoreError where the store does not let it, SnapshotError for a damaged one among those to
+        keep."""
+        try:
+            return self._prune(keep)
+        except OSError as exc:
+            raise SnapshotStoreError(f"old snapshots cannot be deleted from {self._root}: {exc}") from exc
+
+    def _prune(self, keep: int) -> int:
         kept = self.sequences()
         needed: set[str] = set()
         for sequence in kept[:keep]:

@@ -32,6 +32,7 @@ from scorer.policy.policy_document import DEGRADED_REASON, LATE_REASON, REFUSED_
 from scorer.proof.differences import SENTENCES
 from scorer.runtime.process_limits import SINK_MEMORY_MIB, WORKER_MEMORY_MIB
 from scorer.runtime.settings import PREFIX, Section, Settings
+from scorer.worker.pending_commits import BYTES_AHEAD_MAX
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 ALERTS: Final = ROOT / "deploy/prometheus/alerts.yaml"
@@ -272,11 +273,13 @@ def memory() -> str:
     declared = FeatureSet.from_yaml(ROOT / "deploy/examples/demo/feature_set.yaml")
     cost, keys, payments = describe(declared), 5_000_000, 50_000_000
     key_bytes, log_bytes = state_bytes(declared, keys, payments)
+    ahead = BYTES_AHEAD_MAX // 2**20
     rows = [(f"a key of entity `{entity}`", f"{size} bytes") for entity, size in cost.bytes_per_key.items()]
     rows += [
         ("a payment in the event log", f"{cost.bytes_per_payment} bytes"),
         ("log kept", duration(cost.log_kept_ms)),
         ("the worker's process itself, at least", f"{WORKER_MEMORY_MIB} MiB"),
+        ("records of batches that are not committed yet, of a shard, at most", f"{ahead} MiB and one batch"),
         ("the sink's process, at least", f"{SINK_MEMORY_MIB} MiB"),
         (f"together: {keys:,} keys, evenly of all entities", f"{key_bytes / 2**30:.1f} GiB"),
         (f"together: {payments:,} payments in the log", f"{log_bytes / 2**30:.1f} GiB"),

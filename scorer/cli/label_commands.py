@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -180,7 +181,7 @@ def _plain(row: dict[str, Any], where: str) -> dict[str, Any]:
         if isinstance(result.get(name), datetime):
             moment: datetime = result[name]
             result[name] = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).isoformat()
-        elif isinstance(result.get(name), str) and result[name].isascii() and result[name].isdigit():
+        elif isinstance(result.get(name), str) and re.fullmatch(r"[0-9]{1,19}", result[name]):
             result[name] = int(result[name])  # epoch milliseconds in a CSV
     return result
 

@@ -93,6 +93,7 @@ class LogProducer(Protocol):
         headers: Any = None,
     ) -> None: ...
     def produce_batch(self, topic: str, messages: list[dict[str, Any]], partition: int) -> int: ...
+    def list_topics(self, topic: str, timeout: float) -> Any: ...
     def poll(self, timeout: float) -> int: ...
     def purge(self) -> None: ...
 
@@ -118,6 +119,10 @@ class ColumnProducer(Protocol):
     @property
     def way(self) -> str:
         """As of a FlatReader."""
+
+    def know(self, topic: str, partitions: int) -> None:
+        """Have the client know so many partitions of the topic, before any message goes to one of them by the
+        producer's own call. Raises KafkaException where the topic has fewer, or the broker does not answer."""
 
     def produce(
         self,

@@ -36,6 +36,12 @@ class PlainColumns:
 
     def __init__(self, producer: LogProducer) -> None:
         self._producer = producer
+        self._partitions: dict[str, int] = {}
+
+    def know(self, topic: str, partitions: int) -> None:
+        """As of a ColumnProducer."""
+        if self._partitions.get(topic, 0) < partitions:
+            self._partitions[topic] = _shown(self._producer, topic, partitions)
 
     def produce(
         self,
@@ -47,6 +53,7 @@ class PlainColumns:
     ) -> None:
         """Hand over one message for each value, `headers` by row. Raises BufferError when the client's queue does not
         drain, KafkaException when it refuses a message."""
+        self.know(topic, int(partitions.max(initial=-1)) + 1)
         if headers:  # which a call for many messages drops
             for row, (value, key, partition) in enumerate(zip(values, keys, partitions.tolist(), strict=True)):
                 self._producer.produce(topic, value, key, partition, headers=headers.get(row))
@@ -84,6 +91,10 @@ class BorrowedColumns:
         nothing = ByteColumn.of([])  # compiles the kernel, or finds it in its cache, before there is a transaction
         self._refused(0, nothing, nothing, np.zeros(0, dtype=np.int32))
 
+    def know(self, topic: str, partitions: int) -> None:
+        """As of a ColumnProducer."""
+        self._known(topic, partitions)
+
     def produce(
         self,
         topic: str,
@@ -96,10 +107,10 @@ class BorrowedColumns:
         drain, KafkaException when it refuses a message."""
         if not len(values):
             return
+        pointer = self._known(topic, int(partitions.max()) + 1)
         if headers:
             self._with_headers(topic, values, keys, partitions, headers)
             return
-        pointer = self._known(topic, int(partitions.max()) + 1)
         refused = self._refused(pointer, values, keys, partitions)
         while len(refused):
             # The queue holds several whole batches: it drains in a moment, or the transaction times out.
@@ -170,14 +181,22 @@ class BorrowedColumns:
         pointer, known = self._topics.get(topic, (0, 0))
         if known >= partitions:
             return pointer
-        shown = self._producer.list_topics(topic, timeout=METADATA_TIMEOUT_S).topics[topic]
-        if shown.error is not None:
-            raise KafkaException(shown.error)
-        if len(shown.partitions) < partitions:
-            raise KafkaException(KafkaError(KafkaError._UNKNOWN_PARTITION))
+        shown = _shown(self._producer, topic, partitions)
         if not pointer:
             pointer = self._library.topic_new(self._handle, topic.encode(), None)
             if not pointer:
                 raise KafkaException(KafkaError(KafkaError._UNKNOWN_TOPIC))
-        self._topics[topic] = pointer, len(shown.partitions)
+        self._topics[topic] = pointer, shown
         return pointer
+
+
+def _shown(producer: LogProducer, topic: str, partitions: int) -> int:
+    """How many partitions the topic has, which the client knows from here on: by itself it asks every five minutes, and
+    refuses a message to a partition that was added since. Raises KafkaException where it has fewer than `partitions`,
+    or the broker does not answer."""
+    shown = producer.list_topics(topic, timeout=METADATA_TIMEOUT_S).topics[topic]
+    if shown.error is not None:
+        raise KafkaException(shown.error)
+    if len(shown.partitions) < partitions:
+        raise KafkaException(KafkaError(KafkaError._UNKNOWN_PARTITION))
+    return len(shown.partitions)

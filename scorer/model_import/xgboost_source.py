@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import struct
 from itertools import pairwise
 from typing import Any
@@ -77,7 +78,7 @@ def _best_rounds(learner: dict[str, Any], rounds: int) -> int | None:
     text = attributes.get("best_iteration") if isinstance(attributes, dict) else None
     if text is None:
         return None
-    if not str(text).isdigit() or not int(text) < rounds:
+    if not re.fullmatch(r"[0-9]{1,19}", str(text)) or not int(text) < rounds:
         raise ModelFormatError(f"best_iteration is {str(text)[:20]!r}, the model has {rounds} rounds")
     return int(text) + 1
 

@@ -7,6 +7,7 @@ own transactional producer, which fences a worker that still runs.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
@@ -35,10 +36,10 @@ from scorer.worker.batch_traces import Tracer
 from scorer.worker.follower import Follower, shard_partitions
 from scorer.worker.order_log import OrderLog
 from scorer.worker.owner_clients import OwnerClients
-from scorer.worker.pending_commits import PendingCommits
+from scorer.worker.pending_commits import AheadMax, PendingCommits
 from scorer.worker.ports import Ports
 from scorer.worker.publisher import Publisher
-from scorer.worker.settlement import order_log, settle
+from scorer.worker.settlement import claimable, order_log, settle
 
 OPERATOR = "fraud-scorer recover"
 BATCHES = "batches"
@@ -46,6 +47,9 @@ BATCHES = "batches"
 BATCHES_LOST_MAX = 10_000
 READ_AGAIN_S = 10.0  # without progress, a batch cannot be read again
 TIMEOUT_S = 30.0
+# `int` takes neither every digit of Unicode nor a number of any length.
+_PARTITION = re.compile(r"[0-9]{1,9}")
+_SPAN = re.compile(r"([0-9]{1,19})-([0-9]{1,19})")
 Trouble = Literal["ok", "made anew", "lost", "cut", "added"]
 
 
@@ -78,13 +82,13 @@ class Loss:
     def parse(cls, text: str, topics: Topics) -> Loss:
         """From TOPIC:PARTITION:FROM-TO, or batches:SHARD:FROM-TO. Raises UsageError."""
         topic, _, rest = text.rpartition(":")[0].partition(":")
-        span = text.rpartition(":")[2].split("-")
+        span = _SPAN.fullmatch(text.rpartition(":")[2])
         names = ("payments", "control", "labels", "order")
         known = {name: getattr(topics, name) for name in names} | {BATCHES: BATCHES}
         topic = known.get(topic, topic)
-        if topic not in known.values() or not rest.isdigit() or len(span) != 2 or not all(s.isdigit() for s in span):
+        if topic not in known.values() or span is None or not _PARTITION.fullmatch(rest):
             raise UsageError("a loss is TOPIC:PARTITION:FROM-TO, such as payments:0:1200-1350 (TO is the first kept)")
-        loss = cls(topic, int(rest), int(span[0]), int(span[1]))
+        loss = cls(topic, int(rest), int(span[1]), int(span[2]))
         if loss.end <= loss.start:
             raise UsageError(f"the range {loss.start}-{loss.end} is empty")
         return loss
@@ -458,7 +462,7 @@ class Recovery:
             state.release_journal()
 
             def settled(log: OrderLog) -> _Claimed:
-                commits = PendingCommits(writer, 1, 1, lambda *_: None)
+                commits = PendingCommits(writer, AheadMax(1, 1), lambda *_: None)
                 claim, following = log.claim(OPERATOR, state.pipeline.sequence), state.pipeline.sequence
                 newest, end = self._newest_answered(), claim
                 if batches:
@@ -502,7 +506,9 @@ class Recovery:
                 lost = self._lost_batches(following, last_lost(following, self._newest_answered(), end, claim), batches)
                 return _Claimed(claim, len(missing) + lost, _starts(orders))
 
-            yield _Settled(state, writer, self._claimed(passed_over if given_up else settled))
+            yield _Settled(
+                state, writer, self._claimed(passed_over if given_up else settled, lost=bool(given_up or batches))
+            )
         finally:
             if publisher is not None:
                 publisher.close()
@@ -525,10 +531,16 @@ class Recovery:
             )
         return max(0, end - following)
 
-    def _claimed(self, use: Callable[[OrderLog], _Claimed]) -> _Claimed:
-        """What `use` gives for the shard's order log, if it has one."""
-        limits = self._clients.limits()
-        log = order_log(self._settings, self._ports, self._shard, limits, producer=self._clients.log_producer)
+    def _claimed(self, use: Callable[[OrderLog], _Claimed], *, lost: bool = False) -> _Claimed:
+        """What `use` gives for the shard's order log, if it has one. `lost`: whether something of it is given up.
+
+        With fast decisions off an empty log is claimed too where the journal names a record of it: it was made anew,
+        and only a change that names its claim lets the next owner go on.
+        """
+        opened = claimable if lost or self._journal.ordered is not None else order_log
+        log = opened(
+            self._settings, self._ports, self._shard, self._clients.limits(), producer=self._clients.log_producer
+        )
         if log is None:
             return _Claimed(None, 0)
         try:

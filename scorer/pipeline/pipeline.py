@@ -82,6 +82,12 @@ class Decided:
     cards: CardFields
     salt: bytes | None = None  # of the journal record's digest, for the audit record alone
 
+    @property
+    def record_bytes(self) -> int:
+        """Bytes of the keys and values of all records that this keeps, of every topic."""
+        others = sum(len(r.key or b"") + len(r.value or b"") for r in (*self.control, *self.labels))
+        return self.records.size_bytes + others
+
     def text(self, name: str) -> pa.StringArray:
         """A text field of each row; null for a refused record."""
         column = self.payments.text(name)

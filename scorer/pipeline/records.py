@@ -41,6 +41,11 @@ class Records:
     def __len__(self) -> int:
         return len(self.values)
 
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all keys and values."""
+        return sum(int(c.offsets[-1] - c.offsets[0]) for c in map(ByteColumn.of, (self.keys, self.values)))
+
     def decode(self, cards: CardFields = UNDECLARED) -> PaymentBatch:
         """The payments among them, and the refusals; `cards` declares what may hold a card number."""
         return decode_payments(self.values, self.keys, cards=cards)

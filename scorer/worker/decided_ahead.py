@@ -17,18 +17,19 @@ from scorer import kafka
 from scorer.journal.rerun import differs
 from scorer.pipeline import Outcomes
 from scorer.runtime.trace_context import Carried
+from scorer.worker.pending_commits import AheadMax
 
 # What came of a batch, and the trace contexts that its payments carried, by their place in it.
 Ahead = tuple[Outcomes, Mapping[int, Carried]]
 
 
 class DecidedAhead:
-    """In their order, and bounded: `full` once there are so many batches or payments."""
+    """In their order, and bounded: `full` once there is so much of them."""
 
-    def __init__(self, batches_max: int, payments_max: int) -> None:
-        self._batches_max, self._payments_max = batches_max, payments_max
+    def __init__(self, ahead: AheadMax) -> None:
+        self._max = ahead
         self._waiting: deque[Ahead] = deque()
-        self._payments = 0
+        self._payments = self._record_bytes = 0
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -36,12 +37,17 @@ class DecidedAhead:
     @property
     def full(self) -> bool:
         """Whether the journal has to come on before another batch is decided."""
-        return len(self._waiting) >= self._batches_max or self._payments >= self._payments_max
+        return (
+            len(self._waiting) >= self._max.batches
+            or self._payments >= self._max.payments
+            or self._record_bytes >= self._max.record_bytes
+        )
 
     def add(self, outcomes: Outcomes, carried: Mapping[int, Carried]) -> None:
         """What came of the batch that follows."""
         self._waiting.append((outcomes, carried))
         self._payments += len(outcomes.records)
+        self._record_bytes += outcomes.record_bytes
 
     def confirm(self, record: JournalRecord) -> None:
         """Drop the first one, which the journal holds as `record`.
@@ -61,6 +67,7 @@ class DecidedAhead:
             )
         self._waiting.popleft()
         self._payments -= len(outcomes.records)
+        self._record_bytes -= outcomes.record_bytes
 
     def take(self, head: str) -> list[Ahead]:
         """All, the first one chained on the journal record with this head, each other one on the one before."""
@@ -70,7 +77,7 @@ class DecidedAhead:
             outcomes = replace(outcomes, journal=_changed(outcomes.journal, previous=head))
             head = outcomes.journal.head
             taken.append((outcomes, carried))
-        self._payments = 0
+        self._payments = self._record_bytes = 0
         return taken
 
 

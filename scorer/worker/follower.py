@@ -104,9 +104,11 @@ class Follower:
         self._orders: order_reader.OrderLogReader | None = None
         self._orders_from: order_reader.Settled | None = None  # where they were read from
         self._held: deque[order_reader.Ordered] = deque()  # orders, read and not decided yet
-        batches_max, payments_max = ahead_max(settings.worker)
+        owner = ahead_max(settings.worker)
         # The owner has the next batch ordered before it waits for room.
-        self._ahead = DecidedAhead(batches_max + 1, payments_max + 2 * settings.worker.batch_payments_max)
+        self._ahead = DecidedAhead(
+            owner._replace(batches=owner.batches + 1, payments=owner.payments + 2 * settings.worker.batch_payments_max)
+        )
         partitions = shard_partitions(settings, shard, payments.partitions)
         self._journal_start, self._journal_end = journal_reader.journal_bounds(settings.kafka, self._broker, shard)
         self._released = False

@@ -198,6 +198,7 @@ class OrderLog:
         report = _Report(len(last), self._cause)
         of_others = headers and {at: headers[row] for at, row in enumerate(others.tolist()) if row in headers}
         try:
+            self._columns.know(topic, int(partitions.max(initial=-1)) + 1)  # `others` may lack the newest of them
             self._columns.produce(topic, values.take(others), keys.take(others), partitions[others], of_others)
             for row in last.tolist():
                 self._produce(topic, values[row], keys[row], int(partitions[row]), report, headers.get(row))

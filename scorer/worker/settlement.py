@@ -44,8 +44,8 @@ def order_log(
 
     With them off it is claimed as well: a worker that still has them on must not go on publishing.
     """
-    topics, worker = kafka.Topics.of(settings.kafka), settings.worker
-    if not worker.fast_decisions:
+    topics = kafka.Topics.of(settings.kafka)
+    if not settings.worker.fast_decisions:
         broker = ports.clients.broker()
         try:
             if broker.ends([TopicPartition(topics.order, shard)]) == [0]:
@@ -57,14 +57,26 @@ def order_log(
                 return None
         finally:
             broker.close()
+    return claimable(settings, ports, shard, limits, producer=producer)
+
+
+def claimable(
+    settings: Settings,
+    ports: Ports,
+    shard: int,
+    limits: Mapping[str, int],
+    *,
+    producer: Callable[[], kafka.LogProducer],
+) -> OrderLog:
+    """The shard's order log, also where it was never written. Arguments as for `order_log`."""
     return OrderLog(
         producer(),
-        topics,
+        kafka.Topics.of(settings.kafka),
         ports.threads,
         shard=shard,
         columns=ports.clients.columns,
         limits=limits,
-        timeout_s=worker.transaction_timeout_ms / 1000.0,
+        timeout_s=settings.worker.transaction_timeout_ms / 1000.0,
     )
 
 
@@ -103,7 +115,7 @@ def settle(
             delivery = order.publish(answers, sequence)
             traces.reached(PUBLISHED, ports.threads.epoch_s())
         commits.make_room()
-        commits.add(publisher.submit(outcomes, answers, delivery), closed_at, len(outcomes.records))
+        commits.add(publisher.submit(outcomes, answers, delivery), closed_at, outcomes)
 
     pending = follower.unsettled(claim)
     if answered is not None:

@@ -173,7 +173,7 @@ class Shard:
                     self._settings, self._number, store, self._bundles.location, self._ports,
                     kept=follower.snapshot_places, last_commit=follower.last_commit, former=self.left,
                 )  # fmt: skip
-            commits = PendingCommits(publisher, *ahead_max(worker), self._committed)
+            commits = PendingCommits(publisher, ahead_max(worker), self._committed)
             if not worker.fast_decisions and not stop.is_set():
                 order = order_log(
                     self._settings, self._ports, self._number, limits,
@@ -322,7 +322,7 @@ class Shard:
             commits.make_room()
             self._watch.check()
             commit = publisher.submit(outcomes, answers, delivery)
-            commits.add(commit, closed_at, len(outcomes.records))
+            commits.add(commit, closed_at, outcomes)
             # At once: should this commit hang, the next call that waits for it is the last one for long.
             worker_metrics.IN_FLIGHT.labels(self._label).set(len(commits))
             batcher.submitted(commit.done if delivery is None else delivery.done, compute_s=compute_s)

@@ -20,10 +20,16 @@ from schemas.byte_column import ByteColumn
 from scorer import kafka
 from scorer.kafka.borrowed_library import NotBorrowed
 from scorer.kafka.column_producer import BorrowedColumns, PlainColumns
+from scorer.kafka.real_clients import LOG_PRODUCER
 from scorer.local_services import Services
 from scorer.runtime.settings import Settings
+from scorer.runtime.threads import SystemThreads
+from scorer.runtime.trace_context import NO_HEADERS, HeadersOfRows
+from scorer.worker.answers import Answers
+from scorer.worker.order_log import OrderLog
 from tests.integration.running import test_settings, wait_for
 from tests.integration.test_record_access import Topic, read
+from tests.topic_made_anew import grow
 
 PARTITIONS = 3
 TEXT = st.none() | st.just(b"") | st.binary(max_size=40)
@@ -58,13 +64,16 @@ def producer(where: Settings) -> Iterator[Producer]:
     del made
 
 
-def produce(columns: kafka.ColumnProducer, topic: str, messages: Sequence[Message]) -> None:
+def produce(
+    columns: kafka.ColumnProducer, topic: str, messages: Sequence[Message], headers: HeadersOfRows = NO_HEADERS
+) -> None:
     """The messages, as columns."""
     columns.produce(
         topic,
         ByteColumn.of([value for _, _, value in messages]),
         ByteColumn.of([key for _, key, _ in messages]),
         np.array([partition for partition, _, _ in messages], dtype=np.int32),
+        headers,
     )
 
 
@@ -165,23 +174,47 @@ def test_a_topic_made_a_moment_ago_takes_the_first_transaction(where: Settings, 
     assert len(stored(topic, dict.fromkeys(range(PARTITIONS), 0))) == PARTITIONS
 
 
-def test_a_partition_that_was_added_is_known_before_it_is_written(where: Settings, producer: Producer) -> None:
+@WAYS
+@pytest.mark.parametrize("headers", [{}, {0: [("traceparent", b"t")]}], ids=["plain", "with headers"])
+def test_a_partition_that_was_added_is_known_before_it_is_written(
+    where: Settings, producer: Producer, way: Way, headers: HeadersOfRows
+) -> None:
     """Beyond the partitions that the client knows it asks; for one that is not there it says so."""
     name = f"{where.kafka.topic_prefix}grown"
     client = kafka.admin(where.kafka)
     client.create_topics([NewTopic(name, 1, 1)])[name].result(30)
-    columns = borrowed(producer)
+    columns = way(producer)
     for partitions in (1, 2):
         producer.begin_transaction()
-        produce(columns, name, [(partitions - 1, None, b"v")])
+        produce(columns, name, [(partitions - 1, None, b"v")], headers)
         producer.commit_transaction(30)
         with pytest.raises(KafkaException) as refused:
-            produce(columns, name, [(partitions, None, b"v")])
+            produce(columns, name, [(partitions, None, b"v")], headers)
         assert refused.value.args[0].code() == KafkaError._UNKNOWN_PARTITION
         if partitions == 1:
             client.create_partitions([NewPartitions(name, 2)])[name].result(30)
             wait_for(lambda: kafka.topic_facts(client, [name])[name].partitions == 2, 30, "the partition")
     columns.close()
+
+
+@WAYS
+def test_the_first_decision_of_a_partition_that_was_added_leaves(where: Settings, way: Way) -> None:
+    """A decision of a batch may be the only one of a partition that the client does not know yet, which it refuses."""
+    topics = kafka.Topics.of(where.kafka)
+    client = kafka.admin(where.kafka)
+    client.create_topics([NewTopic(topics.decisions_fast, 1, 1)])[topics.decisions_fast].result(30)
+    kafka.wait_until_visible(where.kafka, {topics.decisions_fast: 1}, timeout_s=30.0)
+    log = OrderLog(kafka.plain_producer(where.kafka, **LOG_PRODUCER), topics, SystemThreads(), shard=0, columns=way)
+    try:
+        for sequence, partitions in enumerate(([0, 0], [0, 0, 1])):
+            values = ByteColumn.of([b'{"payment_id":"p"}'] * len(partitions))
+            keys = ByteColumn.absent_everywhere(len(partitions))
+            log.publish(Answers(values, keys, np.array(partitions, dtype=np.int32)), sequence).wait()
+            grow(where.kafka, topics.decisions_fast, 2 + sequence)
+    finally:
+        log.close()
+    places = [TopicPartition(topics.decisions_fast, partition) for partition in range(2)]
+    assert kafka.ends(client, places) == [4, 1]
 
 
 @WAYS

@@ -15,6 +15,7 @@ from scorer.bundle import Bundle
 from scorer.local_services import Services
 from scorer.replay import replay_topic
 from scorer.runtime.fault_points import SETTING
+from scorer.runtime.settings import PREFIX
 from tests.integration.running import TopicReader, wait_for
 from tests.integration.test_broker_changes import PARTITIONS, Application, ids
 
@@ -126,6 +127,62 @@ def test_a_strangers_record_in_the_order_log_stops_the_shard_until_it_is_accepte
     with app.worker():
         app.send(ids("last", 20))
         app.wait_decided(ids("last", 20))
+
+
+@pytest.mark.decided_anew("lost-")
+@pytest.mark.parametrize("killed", [True, False], ids=["answered and not committed", "all committed"])
+def test_an_order_log_made_anew_is_accepted_with_fast_decisions_off(app: Application, killed: bool) -> None:
+    """Fast decisions are turned off, and topic order is made anew. A start is refused; a range that is not the one
+    shown is refused as well; what `recover` shows helps for good, windows stay, and each payment is decided once."""
+    first, lost, later = ids("first", 20), ids("lost", 4), ids("later", 20)
+    with app.worker():
+        app.send(first)
+        app.wait_decided(first)
+    if killed:
+        with app.worker(**{SETTING: "before_commit:1:kill"}) as worker:
+            app.send(lost)
+            assert worker.wait(60) == -signal.SIGKILL
+    app.make_anew(app.topics.order, 1)
+    app.more[f"{PREFIX}WORKER__FAST_DECISIONS"] = "false"
+
+    refused = app.command("run", "--bundle", str(app.bundle))
+    assert refused.returncode == 1, refused.stderr
+    assert "the journal names a record of it" in refused.stderr
+    wrong = app.command(
+        "recover", "--bundle", str(app.bundle), "--accept-loss", "batches:0:90-91", "--reason", "a test"
+    )
+    assert wrong.returncode == 2, wrong.stderr
+    assert "not 90-91" in wrong.stderr
+    (finding,) = _found(app)
+    option, value = finding["command"].split()
+    assert value.startswith("batches:0:")
+    accepted = app.command("recover", "--bundle", str(app.bundle), option, value, "--reason", "the disk is gone")
+    assert accepted.returncode == 0, accepted.stderr
+    assert _found(app) == []
+    expected = [*first, *(lost if killed else []), *later]
+    with app.worker():
+        app.send(later)
+        app.wait_decided(expected)
+    with app.worker():
+        app.send(ids("last", 4))
+        app.wait_decided(ids("last", 4))
+    assert sorted(app.decided()) == sorted([*expected, *ids("last", 4)])
+
+
+def test_windows_given_up_with_fast_decisions_off_leave_no_loss_in_an_order_log_made_anew(app: Application) -> None:
+    """Fast decisions are turned off, topic order is made anew, and an operator lets the windows begin anew. `recover`
+    finds nothing afterwards, and a worker decides."""
+    with app.worker():
+        app.send(ids("first", 20))
+        app.wait_decided(ids("first", 20))
+    app.make_anew(app.topics.order, 1)
+    app.more[f"{PREFIX}WORKER__FAST_DECISIONS"] = "false"
+    anew = app.command("recover", "--bundle", str(app.bundle), "--new-journal", "--reason", "the disk is gone")
+    assert anew.returncode == 0, anew.stderr
+    assert _found(app) == []
+    with app.worker():
+        app.send(ids("later", 20))
+        app.wait_decided(ids("later", 20))
 
 
 def _found(app: Application) -> list[dict[str, str]]:

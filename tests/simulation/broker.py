@@ -12,6 +12,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 from confluent_kafka import KafkaError
@@ -206,6 +207,11 @@ class Broker:
 
     def facts(self, names: Sequence[str]) -> dict[str, TopicFacts]:
         return {name: TopicFacts(name, topic_id(self.topics[name].id), self.partition_count(name)) for name in names}
+
+    def metadata(self, topic: str) -> Any:
+        """What a client is shown of the topic."""
+        shown = SimpleNamespace(error=None, partitions=range(self.partition_count(topic)))
+        return SimpleNamespace(topics={topic: shown})
 
     def partition_count(self, topic: str) -> int:
         return len(self.topics[topic].logs)

@@ -74,6 +74,10 @@ class Appends:
             self.produce(topic, message["value"], message["key"], partition)
         return len(messages)
 
+    def list_topics(self, topic: str, timeout: float) -> Any:
+        self._scheduler.check()
+        return self._world.broker.metadata(topic)
+
     def poll(self, timeout: float) -> int:
         self._scheduler.check()
         for place in list(self._queues):

@@ -70,6 +70,10 @@ class Transactions:
             self.produce(topic, message["value"], message["key"], partition)
         return len(messages)
 
+    def list_topics(self, topic: str, timeout: float) -> Any:
+        self._scheduler.check()
+        return self._world.broker.metadata(topic)
+
     def send_offsets_to_transaction(self, positions: list[TopicPartition], metadata: Any, timeout: float) -> None:
         self._scheduler.check()
         if metadata is None:

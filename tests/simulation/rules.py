@@ -91,6 +91,7 @@ def _state_kept_after_a_failure(stack: ExitStack) -> None:
         except kafka.Rebuild:
             self._waiting.remove(first)
             self._payments -= first.payments
+            self._record_bytes -= first.record_bytes
             self._publisher._failed = False
 
     stack.enter_context(patch.object(PendingCommits, "_finish", finish))
@@ -331,7 +332,9 @@ def _ahead_not_compared(stack: ExitStack) -> None:
     """What a standby has decided along the order log is taken for what the journal holds."""
 
     def confirm(self: Any, record: Any) -> None:
-        self._payments -= len(self._waiting.popleft()[0].records)
+        outcomes, _ = self._waiting.popleft()
+        self._payments -= len(outcomes.records)
+        self._record_bytes -= outcomes.record_bytes
 
     stack.enter_context(patch.object(DecidedAhead, "confirm", confirm))
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 
 from features.engine_image import Image, StateMismatch, strings_as_arrays, strings_from_arrays
 from features.feature_set import FeatureSet
@@ -20,6 +21,7 @@ from features.snapshot_store import (
     SnapshotError,
     SnapshotMissing,
     SnapshotStore,
+    SnapshotStoreError,
     SnapshotVersion,
 )
 from features.window_engine import WindowEngine
@@ -191,6 +193,29 @@ def test_pruning_keeps_what_the_kept_snapshots_need(stream: np.ndarray, tmp_path
     assert store.prune(1) > 0
     assert store.sequences() == [2]
     WindowEngine.restore(SET, store.read(2)[1]["engine"])
+
+
+@pytest.mark.parametrize("folder", ["/manifests/", "/blocks/"])
+def test_a_store_that_refuses_deletion_raises_its_own_error(
+    stream: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str
+) -> None:
+    """A store without the right to delete is an error of the store, which names it; what was written reads back."""
+    engine = WindowEngine(SET, segment_shift=9)
+    store = SnapshotStore(str(tmp_path))
+    for n in range(2):
+        play(engine, stream[n * 2_000 : (n + 1) * 2_000])
+        store.write(n, {}, {"engine": image_of(engine)})
+    real = LocalFileSystem.rm_file
+
+    def refused(fs: LocalFileSystem, path: str) -> None:
+        if folder in path:
+            raise PermissionError(13, "Access Denied")
+        real(fs, path)
+
+    monkeypatch.setattr(LocalFileSystem, "rm_file", refused)
+    with pytest.raises(SnapshotStoreError, match=f"cannot be deleted from {tmp_path}.*Access Denied"):
+        store.prune(1)
+    WindowEngine.restore(SET, store.read(1)[1]["engine"])
 
 
 @pytest.mark.parametrize("steps", [1, 3])

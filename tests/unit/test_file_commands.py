@@ -292,3 +292,11 @@ def test_a_draft_overwrites_nothing(tmp_path: Path) -> None:
     assert "payment_id:" in (tmp_path / "m.yaml").read_text()
     with pytest.raises(UsageError, match="exists"):
         run("mapping", path, "--output", tmp_path / "m.yaml")
+
+
+def test_a_time_of_a_label_that_is_no_number_names_its_line(tmp_path: Path) -> None:
+    """Digits that Python's int does not take are refused by the contract, with line and field."""
+    path = tmp_path / "labels.csv"
+    path.write_text("payment_id,fraud,known_at\np1,1,²\n", encoding="utf-8")
+    with pytest.raises(UsageError, match=r"labels\.csv, line 2: known_at"):
+        run("labels", "add", "--input", path)

@@ -127,6 +127,18 @@ def test_only_the_rounds_up_to_the_best_iteration_are_kept(tmp_path: Path) -> No
     assert (again.inplace_predict(X, predict_type="margin") == bundle.model.margins(X)).all()
 
 
+@pytest.mark.parametrize("text", ["²", "9" * 5000])
+def test_a_best_iteration_that_is_no_number_is_refused(tmp_path: Path, text: str) -> None:
+    """Digits that Python's int does not take are an error about the model, not a traceback."""
+    X, y = rows()
+    data = xgb.DMatrix(X, y, feature_names=NAMES, nthread=1)
+    source = xgb.train({"objective": "binary:logistic", "nthread": 1}, data, 2)
+    source.set_attr(best_iteration=text)
+    source.save_model(tmp_path / "model.json")
+    with pytest.raises(ModelFormatError, match="best_iteration is"):
+        imported(tmp_path / "model.json", tmp_path)
+
+
 def _lightgbm(y: np.ndarray, X: np.ndarray, *, categories: str = "auto", **parameters: Any) -> Any:
     data = lgb.Dataset(X[:, ORDER], y, feature_name=OTHER_ORDER, categorical_feature=categories)
     common = {"objective": "binary", "num_leaves": 15, "verbose": -1, "num_threads": 1}

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from scorer.errors import UsageError
+from scorer.kafka import Topics
 from scorer.operate import loss_acceptance
 from scorer.operate.loss_acceptance import Loss, Recoveries, by_shard
 from scorer.runtime.settings import load
@@ -40,3 +42,15 @@ def test_each_journal_is_read_once_and_each_client_closed(monkeypatch: pytest.Mo
         for shard in losses:
             recoveries.of(shard)
     assert read == closed == {0: 1, 1: 1, 2: 1}
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["payments:²:1-2", "payments:0:1-²", "payments:0:٣-٤", f"payments:0:1-{'9' * 5000}", f"payments:{'9' * 19}:1-2"],
+)
+def test_digits_that_are_no_offset_are_refused_with_what_a_loss_is(text: str) -> None:
+    """Digits of other scripts and numbers of any length are a mistake of the operator, not a traceback."""
+    topics = Topics.of(load().kafka)
+    with pytest.raises(UsageError, match="a loss is TOPIC:PARTITION:FROM-TO"):
+        Loss.parse(text, topics)
+    assert Loss.parse("payments:0:1200-1350", topics) == Loss(topics.payments, 0, 1200, 1350)

@@ -169,9 +169,8 @@ def _check_order_retention(
             f"topic {name} is kept for {_length(kept_ms)}: a shard that is idle for longer cannot be started any more",
             f"kafka-configs.sh --alter --topic {name} --add-config retention.ms=-1",
         )
-    batches_max, _ = ahead_max(settings.worker)
     size = int(configured.get("max.message.bytes", topic_limits.RECORD_BYTES_MAX))
-    kept, needed = int(configured.get("retention.bytes", -1)), (batches_max + 2) * size
+    kept, needed = int(configured.get("retention.bytes", -1)), (ahead_max(settings.worker).batches + 2) * size
     if 0 <= kept < needed:
         found.error(
             "topics",
