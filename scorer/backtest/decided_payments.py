@@ -25,6 +25,11 @@ BY_SCORE = "flagged_by_score"
 # times the power of ten that is nearest: 3,000 yen are no "1000 and more".
 AMOUNT_BANDS = (10.0, 50.0, 100.0, 200.0, 500.0, 1000.0)
 AMOUNT_USUAL = 50.0
+LABELLED_RATIO_MAX = 1.25
+"""So many times as many of the flagged payments as of the approved ones may have a label, or the other way round. Where
+genuine payments are those without one, frauds look so many times as frequent as they are."""
+FLAGGED_MIN = 30
+"""Flagged payments, at least, from which shares of few days alone are compared."""
 
 
 class BacktestError(FraudScorerError):
@@ -224,6 +229,14 @@ class Decided:
             kind = table.schema.field(name).type
             table = table.set_column(table.column_names.index(name), name, values.cast(kind))
         return replace(self, table=table)
+
+    def labelled_by_decision(self) -> tuple[float, float] | None:
+        """The shares of the flagged and of the approved payments that have a label, where they are so different that
+        who has one depends on what was flagged (LABELLED_RATIO_MAX); else None."""
+        if not self.flagged.any() or self.flagged.all():
+            return None
+        flagged, approved = (float((self.label[side] >= 0).mean()) for side in (self.flagged, ~self.flagged))
+        return (flagged, approved) if max(flagged, approved) > LABELLED_RATIO_MAX * min(flagged, approved) else None
 
     def matured(self, as_of_ms: int | None) -> Decided:
         """The payments whose label was known by `as_of_ms` (default: the last event time). Where the others count as

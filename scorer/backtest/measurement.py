@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from scorer.backtest import backtest_figures as figures
-from scorer.backtest.decided_payments import DAY_MS, BacktestError, Decided
+from scorer.backtest.decided_payments import DAY_MS, FLAGGED_MIN, BacktestError, Decided
 from scorer.backtest.effects import Effect, effects_of, sentences_of
 from scorer.policy import FlagCost, money_saved
 from scorer.training.label_delays import late_reports
@@ -257,6 +257,17 @@ def _check_currencies(first: Decided, second: Decided | None, cost: FlagCost | N
         )
 
 
+def _check_classes(matured: Decided) -> None:
+    """Raise BacktestError where the matured payments are all fraud or all genuine."""
+    if not matured.fraud.any():
+        raise BacktestError(f"none of the {len(matured)} matured payments is fraud: nothing can be measured")
+    if matured.fraud.all():
+        raise BacktestError(
+            f"none of the {len(matured)} matured payments is genuine, so nothing that flags would cost anything: where "
+            "only frauds are reported, give --genuine-after 60d (as long as reports take)"
+        )
+
+
 def backtest(
     first: Decided,
     second: Decided | None = None,
@@ -287,8 +298,7 @@ def backtest(
             continue
         current, reference = run.take(window), run.take(~window) if not window.all() else None
         matured = current.matured(as_of_ms)
-        if not matured.fraud.any():
-            raise BacktestError(f"none of the {len(matured)} matured payments is fraud: nothing can be measured")
+        _check_classes(matured)
         sides.append(
             measure(name, matured, current, reference, alerts=alerts, cards=cards, rounds=rounds, seed=seed, cost=cost)
         )
@@ -329,6 +339,13 @@ def backtest(
             )
     at_ms = int(current.time_ms.max()) if as_of_ms is None else as_of_ms
     known = current.known_by(at_ms)
+    labelled = None if int(current.flagged.sum()) < FLAGGED_MIN else known.labelled_by_decision()
+    if labelled is not None and first.genuine_after_ms is None:
+        notes.append(
+            f"{labelled[0]:.1%} of the payments that {names[0]} flags have a label, {labelled[1]:.1%} of those that it "
+            "approves: who has one depends on what is flagged, and the figures are of those alone. Where every fraud "
+            "is reported sooner or later, give --genuine-after 60d, else labels of all payments."
+        )
     known_at_ms = np.asarray(known.numbers("label_known_at"), dtype=np.int64)
     if (late := late_reports(known.label, known.time_ms, known_at_ms, at_ms)) is not None:
         as_of = np.datetime64(at_ms, "ms").astype("datetime64[s]")

@@ -161,6 +161,7 @@ def what_if_command(
     decided: Annotated[Path, typer.Option("--decided", exists=True, help="Output of `replay` with the bundle.")],
     policy: Annotated[Path, typer.Option("--policy", exists=True, dir_okay=False, help="The policy to try.")],
     output: Annotated[Path | None, typer.Option(help="HTML to write; the figures go to a folder next to it.")] = None,
+    genuine_after: GenuineOption = None,
     begin: FromOption = None,
     until: UntilOption = None,
     as_of: AsOfOption = None,
@@ -181,10 +182,13 @@ def what_if_command(
     loaded = Bundle.load(bundle)
     begin_ms, until_ms = parse_time_ms(begin, "--from"), parse_time_ms(until, "--until")
     counted_by = _read_cost(cost)
+    second, as_of_ms = read_policy(policy, loaded.feature_set.names), parse_time_ms(as_of, "--as-of")
+    genuine_ms = parse_duration_option(genuine_after, "--genuine-after")
     stored = read_decided(loaded, decided)
     if until_ms is not None:
         stored = stored.take(stored.time_ms < until_ms)
-    second, as_of_ms = read_policy(policy, loaded.feature_set.names), parse_time_ms(as_of, "--as-of")
+    if genuine_ms is not None:
+        stored = stored.genuine_after(genuine_ms)
     with counting("measuring", quiet=as_json):
         changed = what_if(stored, loaded, second, begin_ms)
         names = (loaded.id, f"policy {changed.policy}")

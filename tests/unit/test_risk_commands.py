@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 import pytest
@@ -222,6 +223,31 @@ def test_what_if_equals_deciding_again(place: Path) -> None:
     blocked = [row for row in changed.values() if "blocked" in row["fired_after"]]
     assert blocked
     assert all("BLOCKED" in row["reasons_after"] for row in blocked)
+
+
+def test_what_if_counts_payments_that_nobody_reported_as_genuine(place: Path) -> None:
+    """Where only frauds have a label, flagging everything is not free: refused without --genuine-after, and with it
+    measured as where genuine payments have their labels."""
+    stored = pq.read_table(place / "decided.parquet")
+    for name in ("label", "label_known_at"):
+        at, fraud = stored.schema.get_field_index(name), pc.equal(stored["label"], 1)
+        missing = pa.scalar(None, stored.schema.field(name).type)
+        if name == "label_known_at":
+            stored = stored.set_column(at, name, pc.if_else(pc.is_valid(stored["label"]), stored[name], missing))
+            continue
+        stored = stored.set_column(at, name, pc.if_else(fraud, stored[name], missing))
+    pq.write_table(stored, place / "reported.parquet")
+    (place / "all.yaml").write_text("name: all\nflag: {score: 0.0000001}\n")
+    given = [
+        "what-if", "--bundle", f"{place}/bundle", "--policy", f"{place}/all.yaml", "--from", "2024-02-12", "--rounds",
+        "20", "--cost", "{currency: EUR, review: 2, good_customer: 10}", "--json", "--decided",
+    ]  # fmt: skip
+    assert "--genuine-after" in _run(*given, f"{place}/reported.parquet", refused=True)["error"]
+    reported = _run(*given, f"{place}/reported.parquet", "--genuine-after", "2d")
+    known = _run(*given, f"{place}/decided.parquet")
+    assert reported["matured"] == known["matured"]
+    assert reported["sides"][1]["precision"] == known["sides"][1]["precision"] < 0.2
+    assert reported["sides"][1]["money_saved"] == known["sides"][1]["money_saved"] < 0
 
 
 def test_the_bundles_own_policy_changes_nothing(place: Path) -> None:
