@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from schemas.currencies import CURRENCY_EXPONENT
 from scorer.errors import FraudScorerError
-from scorer.replay.replay_output import part_files
+from scorer.replay.replay_output import is_complete, part_files
 
 DAY_MS = 86_400_000
 SEGMENT_FIELDS = ("channel", "country", "mcc")
@@ -57,10 +57,16 @@ class Decided:
 
     @classmethod
     def read(cls, path: Path, feature_names: list[str], currency: str, factors: dict[str, float]) -> Decided:
-        """The rows of a replay's output: a Parquet file or a folder of parts. Raises BacktestError."""
+        """The rows of a replay's output: a Parquet file or a folder of parts. Raises BacktestError, also for a folder
+        whose replay has not ended."""
         files = part_files(path) if path.is_dir() else [path]
         if not files:
             raise BacktestError(f"{path} holds no day=*/part-*.parquet: replay into it first")
+        if path.is_dir() and not is_complete(path):
+            raise BacktestError(
+                f"{path} does not hold a whole replay (`complete` in its _replay.json is not true): it still runs or "
+                "was interrupted; run the replay into this folder again, it is resumed"
+            )
         try:
             table = pa.concat_tables([pq.ParquetFile(file, memory_map=True).read() for file in files])
         except (pa.ArrowException, OSError) as exc:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -281,12 +282,14 @@ def backtest(
     rounds: int = 200,
     seed: int = 1,
     cost: FlagCost | None = None,
+    seen_until_ms: Mapping[str, int | None] | None = None,
 ) -> Backtest:
     """Measure `first`, and `second` if given, on payments from `from_ms` on whose label was known by `as_of_ms`.
 
     Payments before `from_ms` are the reference of the drift figures. `reasons`: as `changes` takes them. `alerts`: how
     many payments a team looks at in a day; `cards`: k of the card precision; `rounds`: draws of the bootstrap. `cost`:
-    money saved is counted by these costs, on both sides.
+    money saved is counted by these costs, on both sides. `seen_until_ms`: by bundle, before which event time payments
+    had a part in its training, epoch ms; None: unknown.
     Raises BacktestError.
     """
     _check_currencies(first, second, cost)
@@ -331,6 +334,7 @@ def backtest(
             f"{without:,} of the {len(whole[-1]):,} payments of the measured days have no matured label: what is "
             "flagged a day counts them; frauds, money, alerts and thresholds are of the others."
         )
+    notes += [_seen(measured[0], name, until) for name, until in (seen_until_ms or {}).items()]
     for side, run in zip(sides, measured, strict=True):
         if without := int(run.degraded.sum()):
             notes.append(
@@ -373,9 +377,22 @@ def backtest(
         cards=cards,
         sides=sides,
         changes=table,
-        notes=notes,
+        notes=[note for note in notes if note],
         effects=effects,
         summary=sentences_of(effects, [side.name for side in sides], _counted(len(current), table), cost),
+    )
+
+
+def _seen(measured: Decided, name: str, until_ms: int | None) -> str:
+    """What to know of measured payments that a bundle has learned from or was chosen by; empty: there are none."""
+    if until_ms is None:
+        return f"{name}: which payments it has learned from is not known; figures on those would flatter it."
+    if not (seen := int((measured.time_ms < until_ms).sum())):
+        return ""
+    day = np.datetime64(-(-until_ms // DAY_MS), "D")
+    return (
+        f"{name}: {seen:,} of the {len(measured):,} measured payments had a part in its training, so that the figures "
+        f"flatter it; give --from {day}, or decisions of later days."
     )
 
 

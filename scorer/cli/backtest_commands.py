@@ -151,6 +151,7 @@ def backtest_command(
                 cards=cards,
                 rounds=rounds,
                 cost=counted_by or _cost(second_policy, None if other is None else other.policy, loaded.policy),
+                seen_until_ms=_seen_until_ms(loaded, other),
             )
     result.notes.extend(notes)
     _report(result, output, f"Backtest of {loaded.id}", as_json=as_json)
@@ -205,6 +206,7 @@ def what_if_command(
             alerts=alerts,
             rounds=rounds,
             cost=counted_by or _cost(second, loaded.policy),
+            seen_until_ms=_seen_until_ms(loaded),
         )
     result.notes.extend(changed.notes)
     _report(
@@ -269,6 +271,12 @@ def segments_command(
             print(f"  - {json.dumps(segment)}")
     else:
         print("No segment gets a threshold of its own: the common one is for all.")
+
+
+def _seen_until_ms(*bundles: Bundle | None) -> dict[str, int | None]:
+    """By bundle: until when payments had a part in its training, epoch ms; None: unknown (an imported model)."""
+    windows = {bundle.id: bundle.manifest.training for bundle in bundles if bundle is not None}
+    return {name: None if window is None else window.validation_until_ms for name, window in windows.items()}
 
 
 def _cost(*policies: Policy | None) -> FlagCost | None:

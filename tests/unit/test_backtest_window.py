@@ -94,6 +94,22 @@ def test_labels_that_depend_on_what_is_flagged_are_warned_about(kept: int) -> No
     assert not any("depends on what is flagged" in note for note in later.notes)
 
 
+@pytest.mark.parametrize(("until_ms", "seen"), [(5 * DAY_MS, 0), (10 * DAY_MS - 1, 50), (None, None)])
+def test_payments_that_a_bundle_has_learned_from_are_counted(until_ms: int | None, seen: int | None) -> None:
+    """A note for each bundle says how many of the measured payments these are and from which day on there are none;
+    where the bundle does not say, that it is not known."""
+    decided = _decided(20).genuine_after(0)
+    result = backtest(decided, rounds=0, from_ms=5 * DAY_MS, seen_until_ms={"new": 0, "old": until_ms})
+    assert not any(note.startswith("new") for note in result.notes)
+    found = [note for note in result.notes if note.startswith("old")]
+    assert len(found) == (seen != 0)
+    if seen is None:
+        assert "is not known" in found[0]
+    elif seen:
+        assert f"{seen} of the 150 measured payments had a part" in found[0]
+        assert "give --from 1970-01-11, or" in found[0]
+
+
 def test_few_days_give_no_interval_of_money() -> None:
     """From fewer than ten days none is drawn, and a note names the reason."""
     for days, there in ((9, False), (10, True)):
