@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
@@ -156,14 +156,26 @@ class Decided:
         """bool [n]: decided without the model; margin and score are the student's, or those before the first tree."""
         return np.asarray(pc.equal(self.table["mode"], "degraded").to_numpy())
 
+    def fired(self, name: str) -> npt.NDArray[np.bool_]:
+        """bool [n]: the list or rule of that name fired."""
+        return self._fired(lambda names: pc.equal(names, name))
+
+    def with_values(self, field: str, values: Collection[str]) -> npt.NDArray[np.bool_]:
+        """bool [n]: the text field has one of the values."""
+        if not values:
+            return np.zeros(len(self), dtype=np.bool_)
+        return np.asarray(pc.is_in(self.table[field], value_set=pa.array(sorted(values), pa.string())).to_numpy())
+
     def by_list_or_rule(self, segments: Collection[str]) -> npt.NDArray[np.bool_]:
         """bool [n]: a list or a rule fired, so that any model's decision is the same. `segments`: names of the policy's
         segments, which stand in `fired` as well where their threshold made a difference: there the score decided."""
+        return self._fired(lambda names: pc.invert(pc.is_in(names, value_set=pa.array(list(segments), pa.string()))))
+
+    def _fired(self, wanted: Callable[[pa.Array], pa.Array]) -> npt.NDArray[np.bool_]:
+        """bool [n]: one of the names that fired is wanted; `wanted`: bool [k] of k names."""
         fired = self.table["fired"].combine_chunks()
-        names = pc.list_flatten(fired)
-        others = pc.invert(pc.is_in(names, value_set=pa.array(list(segments), pa.string())))
         found = np.zeros(len(self), dtype=np.bool_)
-        found[pc.list_parent_indices(fired).filter(others).to_numpy()] = True
+        found[pc.list_parent_indices(fired).filter(wanted(pc.list_flatten(fired))).to_numpy()] = True
         return found
 
     def beside(self, flagged_by_score: npt.NDArray[np.bool_]) -> Decided:
@@ -265,6 +277,15 @@ class Decided:
                 "rows (--input audit), which have labels; a topic has none"
             )
         return self.take(keep)
+
+
+def of_both(first: Decided, second: Decided) -> tuple[Decided, Decided, int]:
+    """Two runs over one file without the payments that one of them refused, and how many these are."""
+    ids = [run.table["payment_id"] for run in (first, second)]
+    if ids[0].equals(ids[1]):
+        return first, second, 0
+    one, two = (pc.is_in(ids[i], value_set=pc.unique(ids[1 - i])).to_numpy() for i in (0, 1))
+    return first.take(one), second.take(two), int((~one).sum() + (~two).sum())
 
 
 def _corrections(table: pa.Table) -> Corrections:

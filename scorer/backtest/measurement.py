@@ -244,17 +244,17 @@ def changes(before: Decided, after: Decided, reasons: dict[int, tuple[str, ...]]
     )
 
 
-def _check_currencies(first: Decided, second: Decided | None, cost: FlagCost | None) -> None:
-    """Raise BacktestError where money of two currencies would be counted together."""
-    if second is not None and second.currency != first.currency:
+def check_currencies(first: str, second: str | None, cost: FlagCost | None) -> None:
+    """Raise BacktestError where money of two currencies would be counted together: those in which the bundles count
+    (None: there is one), and that of the costs."""
+    if second is not None and second != first:
         raise BacktestError(
-            f"the bundles count in {first.currency} and {second.currency}: their money can not be compared; train one "
+            f"the bundles count in {first} and {second}: their money can not be compared; train one "
             "of them with a feature set whose currency is the other's"
         )
-    if cost is not None and cost.currency != first.currency:
+    if cost is not None and cost.currency != first:
         raise BacktestError(
-            f"flag.cost.currency is {cost.currency}, the bundle counts in {first.currency}: give the costs in "
-            f"{first.currency}"
+            f"flag.cost.currency is {cost.currency}, the bundle counts in {first}: give the costs in {first}"
         )
 
 
@@ -292,7 +292,7 @@ def backtest(
     had a part in its training, epoch ms; None: unknown.
     Raises BacktestError.
     """
-    _check_currencies(first, second, cost)
+    check_currencies(first.currency, None if second is None else second.currency, cost)
     sides: list[Side] = []
     measured: list[Decided] = []
     window = first.time_ms >= (from_ms or 0)
