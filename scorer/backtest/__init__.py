@@ -5,9 +5,9 @@ It may read the decisions that a replay stored, bundles and policies, and write 
 
 from __future__ import annotations
 
-from scorer.backtest.decided_payments import BacktestError, Decided
-from scorer.backtest.measurement import Backtest, backtest
-from scorer.backtest.policy_trial import WhatIf, flagged_by_score, what_if
+from scorer.backtest.decided_payments import BacktestError, Decided, of_both
+from scorer.backtest.measurement import Backtest, backtest, check_currencies
+from scorer.backtest.policy_trial import WhatIf, check_lists, flagged_by_score, what_if
 from scorer.backtest.report_page import write_page
 from scorer.backtest.segment_thresholds import judged, policy_segments, segment_thresholds
 
@@ -17,8 +17,11 @@ __all__ = [
     "Decided",
     "WhatIf",
     "backtest",
+    "check_currencies",
+    "check_lists",
     "flagged_by_score",
     "judged",
+    "of_both",
     "policy_segments",
     "segment_thresholds",
     "what_if",

@@ -171,7 +171,7 @@ def intervals(
 ) -> dict[str, tuple[float, float]]:
     """95 % intervals by drawing customers with replacement: payments of one customer are not independent.
 
-    average_precision, auc, recall, precision, money_caught, money_blocked.
+    average_precision, auc, recall, precision, money_caught, money_blocked; without those that no draw defines.
     """
     rng = np.random.default_rng(seed)
     who, group = np.unique(customer, return_inverse=True)
@@ -201,8 +201,9 @@ def intervals(
     names = ("average_precision", "auc", "recall", "precision", "money_caught", "money_blocked")
     if not drawn:
         return {}
-    low, high = np.nanpercentile(np.array(drawn), [2.5, 97.5], axis=0)
-    return {name: (float(low[i]), float(high[i])) for i, name in enumerate(names)}
+    columns = {name: column[~np.isnan(column)] for name, column in zip(names, np.array(drawn).T, strict=True)}
+    ends = {name: np.percentile(column, [2.5, 97.5]) for name, column in columns.items() if len(column)}
+    return {name: (float(low), float(high)) for name, (low, high) in ends.items()}
 
 
 DAYS_MIN = 10

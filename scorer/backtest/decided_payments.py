@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from schemas.currencies import CURRENCY_EXPONENT
 from scorer.errors import FraudScorerError
-from scorer.replay.replay_output import part_files
+from scorer.replay.replay_output import is_complete, part_files
 
 DAY_MS = 86_400_000
 SEGMENT_FIELDS = ("channel", "country", "mcc")
@@ -25,6 +25,11 @@ BY_SCORE = "flagged_by_score"
 # times the power of ten that is nearest: 3,000 yen are no "1000 and more".
 AMOUNT_BANDS = (10.0, 50.0, 100.0, 200.0, 500.0, 1000.0)
 AMOUNT_USUAL = 50.0
+LABELLED_RATIO_MAX = 1.25
+"""So many times as many of the flagged payments as of the approved ones may have a label, or the other way round. Where
+genuine payments are those without one, frauds look so many times as frequent as they are."""
+FLAGGED_MIN = 30
+"""Flagged payments, at least, from which shares of few days alone are compared."""
 
 
 class BacktestError(FraudScorerError):
@@ -52,10 +57,16 @@ class Decided:
 
     @classmethod
     def read(cls, path: Path, feature_names: list[str], currency: str, factors: dict[str, float]) -> Decided:
-        """The rows of a replay's output: a Parquet file or a folder of parts. Raises BacktestError."""
+        """The rows of a replay's output: a Parquet file or a folder of parts. Raises BacktestError, also for a folder
+        whose replay has not ended."""
         files = part_files(path) if path.is_dir() else [path]
         if not files:
             raise BacktestError(f"{path} holds no day=*/part-*.parquet: replay into it first")
+        if path.is_dir() and not is_complete(path):
+            raise BacktestError(
+                f"{path} does not hold a whole replay (`complete` in its _replay.json is not true): it still runs or "
+                "was interrupted; run the replay into this folder again, it is resumed"
+            )
         try:
             table = pa.concat_tables([pq.ParquetFile(file, memory_map=True).read() for file in files])
         except (pa.ArrowException, OSError) as exc:
@@ -145,14 +156,26 @@ class Decided:
         """bool [n]: decided without the model; margin and score are the student's, or those before the first tree."""
         return np.asarray(pc.equal(self.table["mode"], "degraded").to_numpy())
 
+    def fired(self, name: str) -> npt.NDArray[np.bool_]:
+        """bool [n]: the list or rule of that name fired."""
+        return self._fired(lambda names: pc.equal(names, name))
+
+    def with_values(self, field: str, values: Collection[str]) -> npt.NDArray[np.bool_]:
+        """bool [n]: the text field has one of the values."""
+        if not values:
+            return np.zeros(len(self), dtype=np.bool_)
+        return np.asarray(pc.is_in(self.table[field], value_set=pa.array(sorted(values), pa.string())).to_numpy())
+
     def by_list_or_rule(self, segments: Collection[str]) -> npt.NDArray[np.bool_]:
         """bool [n]: a list or a rule fired, so that any model's decision is the same. `segments`: names of the policy's
         segments, which stand in `fired` as well where their threshold made a difference: there the score decided."""
+        return self._fired(lambda names: pc.invert(pc.is_in(names, value_set=pa.array(list(segments), pa.string()))))
+
+    def _fired(self, wanted: Callable[[pa.Array], pa.Array]) -> npt.NDArray[np.bool_]:
+        """bool [n]: one of the names that fired is wanted; `wanted`: bool [k] of k names."""
         fired = self.table["fired"].combine_chunks()
-        names = pc.list_flatten(fired)
-        others = pc.invert(pc.is_in(names, value_set=pa.array(list(segments), pa.string())))
         found = np.zeros(len(self), dtype=np.bool_)
-        found[pc.list_parent_indices(fired).filter(others).to_numpy()] = True
+        found[pc.list_parent_indices(fired).filter(wanted(pc.list_flatten(fired))).to_numpy()] = True
         return found
 
     def beside(self, flagged_by_score: npt.NDArray[np.bool_]) -> Decided:
@@ -225,6 +248,14 @@ class Decided:
             table = table.set_column(table.column_names.index(name), name, values.cast(kind))
         return replace(self, table=table)
 
+    def labelled_by_decision(self) -> tuple[float, float] | None:
+        """The shares of the flagged and of the approved payments that have a label, where they are so different that
+        who has one depends on what was flagged (LABELLED_RATIO_MAX); else None."""
+        if not self.flagged.any() or self.flagged.all():
+            return None
+        flagged, approved = (float((self.label[side] >= 0).mean()) for side in (self.flagged, ~self.flagged))
+        return (flagged, approved) if max(flagged, approved) > LABELLED_RATIO_MAX * min(flagged, approved) else None
+
     def matured(self, as_of_ms: int | None) -> Decided:
         """The payments whose label was known by `as_of_ms` (default: the last event time). Where the others count as
         genuine after a time, those that had so long: of later ones frauds alone would have a label. Raises
@@ -246,6 +277,15 @@ class Decided:
                 "rows (--input audit), which have labels; a topic has none"
             )
         return self.take(keep)
+
+
+def of_both(first: Decided, second: Decided) -> tuple[Decided, Decided, int]:
+    """Two runs over one file without the payments that one of them refused, and how many these are."""
+    ids = [run.table["payment_id"] for run in (first, second)]
+    if ids[0].equals(ids[1]):
+        return first, second, 0
+    one, two = (pc.is_in(ids[i], value_set=pc.unique(ids[1 - i])).to_numpy() for i in (0, 1))
+    return first.take(one), second.take(two), int((~one).sum() + (~two).sum())
 
 
 def _corrections(table: pa.Table) -> Corrections:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from scorer.backtest import backtest_figures as figures
-from scorer.backtest.decided_payments import DAY_MS, BacktestError, Decided
+from scorer.backtest.decided_payments import DAY_MS, FLAGGED_MIN, BacktestError, Decided
 from scorer.backtest.effects import Effect, effects_of, sentences_of
 from scorer.policy import FlagCost, money_saved
 from scorer.training.label_delays import late_reports
@@ -243,17 +244,28 @@ def changes(before: Decided, after: Decided, reasons: dict[int, tuple[str, ...]]
     )
 
 
-def _check_currencies(first: Decided, second: Decided | None, cost: FlagCost | None) -> None:
-    """Raise BacktestError where money of two currencies would be counted together."""
-    if second is not None and second.currency != first.currency:
+def check_currencies(first: str, second: str | None, cost: FlagCost | None) -> None:
+    """Raise BacktestError where money of two currencies would be counted together: those in which the bundles count
+    (None: there is one), and that of the costs."""
+    if second is not None and second != first:
         raise BacktestError(
-            f"the bundles count in {first.currency} and {second.currency}: their money can not be compared; train one "
+            f"the bundles count in {first} and {second}: their money can not be compared; train one "
             "of them with a feature set whose currency is the other's"
         )
-    if cost is not None and cost.currency != first.currency:
+    if cost is not None and cost.currency != first:
         raise BacktestError(
-            f"flag.cost.currency is {cost.currency}, the bundle counts in {first.currency}: give the costs in "
-            f"{first.currency}"
+            f"flag.cost.currency is {cost.currency}, the bundle counts in {first}: give the costs in {first}"
+        )
+
+
+def _check_classes(matured: Decided) -> None:
+    """Raise BacktestError where the matured payments are all fraud or all genuine."""
+    if not matured.fraud.any():
+        raise BacktestError(f"none of the {len(matured)} matured payments is fraud: nothing can be measured")
+    if matured.fraud.all():
+        raise BacktestError(
+            f"none of the {len(matured)} matured payments is genuine, so nothing that flags would cost anything: where "
+            "only frauds are reported, give --genuine-after 60d (as long as reports take)"
         )
 
 
@@ -270,15 +282,17 @@ def backtest(
     rounds: int = 200,
     seed: int = 1,
     cost: FlagCost | None = None,
+    seen_until_ms: Mapping[str, int | None] | None = None,
 ) -> Backtest:
     """Measure `first`, and `second` if given, on payments from `from_ms` on whose label was known by `as_of_ms`.
 
     Payments before `from_ms` are the reference of the drift figures. `reasons`: as `changes` takes them. `alerts`: how
     many payments a team looks at in a day; `cards`: k of the card precision; `rounds`: draws of the bootstrap. `cost`:
-    money saved is counted by these costs, on both sides.
+    money saved is counted by these costs, on both sides. `seen_until_ms`: by bundle, before which event time payments
+    had a part in its training, epoch ms; None: unknown.
     Raises BacktestError.
     """
-    _check_currencies(first, second, cost)
+    check_currencies(first.currency, None if second is None else second.currency, cost)
     sides: list[Side] = []
     measured: list[Decided] = []
     window = first.time_ms >= (from_ms or 0)
@@ -287,8 +301,7 @@ def backtest(
             continue
         current, reference = run.take(window), run.take(~window) if not window.all() else None
         matured = current.matured(as_of_ms)
-        if not matured.fraud.any():
-            raise BacktestError(f"none of the {len(matured)} matured payments is fraud: nothing can be measured")
+        _check_classes(matured)
         sides.append(
             measure(name, matured, current, reference, alerts=alerts, cards=cards, rounds=rounds, seed=seed, cost=cost)
         )
@@ -321,6 +334,7 @@ def backtest(
             f"{without:,} of the {len(whole[-1]):,} payments of the measured days have no matured label: what is "
             "flagged a day counts them; frauds, money, alerts and thresholds are of the others."
         )
+    notes += [_seen(measured[0], name, until) for name, until in (seen_until_ms or {}).items()]
     for side, run in zip(sides, measured, strict=True):
         if without := int(run.degraded.sum()):
             notes.append(
@@ -329,6 +343,13 @@ def backtest(
             )
     at_ms = int(current.time_ms.max()) if as_of_ms is None else as_of_ms
     known = current.known_by(at_ms)
+    labelled = None if int(current.flagged.sum()) < FLAGGED_MIN else known.labelled_by_decision()
+    if labelled is not None and first.genuine_after_ms is None:
+        notes.append(
+            f"{labelled[0]:.1%} of the payments that {names[0]} flags have a label, {labelled[1]:.1%} of those that it "
+            "approves: who has one depends on what is flagged, and the figures are of those alone. Where every fraud "
+            "is reported sooner or later, give --genuine-after 60d, else labels of all payments."
+        )
     known_at_ms = np.asarray(known.numbers("label_known_at"), dtype=np.int64)
     if (late := late_reports(known.label, known.time_ms, known_at_ms, at_ms)) is not None:
         as_of = np.datetime64(at_ms, "ms").astype("datetime64[s]")
@@ -356,9 +377,22 @@ def backtest(
         cards=cards,
         sides=sides,
         changes=table,
-        notes=notes,
+        notes=[note for note in notes if note],
         effects=effects,
         summary=sentences_of(effects, [side.name for side in sides], _counted(len(current), table), cost),
+    )
+
+
+def _seen(measured: Decided, name: str, until_ms: int | None) -> str:
+    """What to know of measured payments that a bundle has learned from or was chosen by; empty: there are none."""
+    if until_ms is None:
+        return f"{name}: which payments it has learned from is not known; figures on those would flatter it."
+    if not (seen := int((measured.time_ms < until_ms).sum())):
+        return ""
+    day = np.datetime64(-(-until_ms // DAY_MS), "D")
+    return (
+        f"{name}: {seen:,} of the {len(measured):,} measured payments had a part in its training, so that the figures "
+        f"flatter it; give --from {day}, or decisions of later days."
     )
 
 

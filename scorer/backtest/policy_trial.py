@@ -1,13 +1,15 @@
 """What-if for policies: another threshold, rule or list over decided payments, from stored margins and features.
 
-Engine and model are not run again: everything that a policy uses is stored with the decision. Lists are those of the
-policy's file, without what control records added while workers ran.
+Engine and model are not run again: everything that a policy uses is stored with the decision. A list that the bundle
+has on the same field was on the payments where it fired, with what control records had changed by then; what the
+policy's text adds to the bundle's values is added, what it leaves out is taken away. Another list has the values of its
+text.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +30,8 @@ from scorer.policy import (
     saving_min_for,
     score_of_as_many,
 )
-from scorer.policy.policy_document import FlagBy
+from scorer.policy.policy_document import FlagBy, ListRule
+from scorer.replay.replay_output import KEPT_FIELDS
 from scorer.training.ranking import threshold_for_share
 
 
@@ -49,7 +52,7 @@ class WhatIf:
 
 
 class Stored:
-    """The part of a payment batch that a policy reads: columns of text fields, amounts and their currencies."""
+    """The part of a payment batch that a policy reads, lists apart: text fields of segments, amounts, currencies."""
 
     def __init__(self, decided: Decided) -> None:
         self._decided = decided
@@ -61,12 +64,54 @@ class Stored:
     def placed(self, name: str) -> Placed:
         return places_of(pc.cast(self._decided.table[name], pa.string()).combine_chunks())
 
-    def column(self, name: str) -> npt.NDArray[Any]:
-        if name not in self._decided.table.column_names:
-            raise BacktestError(f"the stored decisions have no column {name!r}, which a list of the policy is on")
-        values = np.empty(len(self._decided), dtype=object)
-        values[:] = self._decided.texts(name)
-        return values
+
+_LISTED_FIELDS = ("payment_id", "currency", *KEPT_FIELDS)
+
+
+def check_lists(policy: Policy, bundle: Bundle) -> None:
+    """Raise BacktestError where a list's values would be compared with a field that stored decisions do not have."""
+    for item in policy.lists:
+        fired, added, taken = _list_against(item, bundle)
+        if item.field not in _LISTED_FIELDS and (added or taken):
+            raise BacktestError(
+                f"policy {policy.name}: list {item.name} is on {item.field}, which stored decisions do not keep, and "
+                f"its values are not {'those' if fired else 'of a list'} of the bundle's policy: leave the list as the "
+                "bundle has it, or give `backtest --against` a bundle that was trained with this policy"
+            )
+
+
+def _list_against(item: ListRule, bundle: Bundle) -> tuple[bool, set[str], set[str]]:
+    """Whether the bundle's policy has this list, of that name on that field, so that it fired on stored decisions; the
+    values that `item` has beyond the bundle's, and those that it lacks."""
+    for before in bundle.policy.lists:
+        if (before.name, before.field) == (item.name, item.field):
+            return True, set(item.values) - set(before.values), set(before.values) - set(item.values)
+    return False, set(item.values), set()
+
+
+def _members(policy: Policy, bundle: Bundle, decided: Decided) -> dict[str, npt.NDArray[np.bool_]]:
+    """bool [n] by list of the policy: the payments on it."""
+    found = {}
+    for item in policy.lists:
+        fired, added, taken = _list_against(item, bundle)
+        there = decided.fired(item.name) if fired else np.zeros(len(decided), np.bool_)
+        found[item.name] = (there | decided.with_values(item.field, added)) & ~decided.with_values(item.field, taken)
+    return found
+
+
+def _notes_on_lists(policy: Policy, bundle: Bundle, decided: Decided) -> list[str]:
+    """What a list of the policy cannot know of the stored decisions."""
+    notes, fields = [], {item.name: item.field for item in bundle.policy.lists}
+    for item in policy.lists:
+        fired, added, _ = _list_against(item, bundle)
+        if added and decided.table[item.field].null_count == len(decided):
+            notes.append(f"List {item.name} is on {item.field}, which none of the stored payments has.")
+        if not fired and item.name in fields and (count := int(decided.fired(item.name).sum())):
+            notes.append(
+                f"List {item.name} is on {item.field}, that of the bundle on {fields[item.name]}: it has the values of "
+                f"its text alone, and the {count:,} payments on which it fired count without it."
+            )
+    return notes
 
 
 def threshold_of(policy: Policy, bundle: Bundle, seen: Decided) -> float:
@@ -150,7 +195,7 @@ def _verdicts(
     """Verdicts of n payments as they are live: those decided without the model by the student or as the policy says.
     `threshold_score`: of a policy with another `flag` than the bundle's, from which its student flags then."""
     payments = cast(PaymentBatch, Stored(decided))
-    lists = {item.name: set(item.values) for item in runner.policy.lists}
+    lists = _members(runner.policy, bundle, decided)
     verdicts = runner.decide(payments, features, decided.margin, decided.score, lists)
     degraded = decided.degraded
     if not degraded.any():
@@ -167,8 +212,10 @@ def _verdicts(
 
 def what_if(decided: Decided, bundle: Bundle, policy: Policy, from_ms: int | None = None) -> WhatIf:
     """`decided` by `policy` instead, of which those from `from_ms` on are measured (None: all). Raises BacktestError
-    where the rows are another bundle's, PolicyError for features that the bundle does not have."""
+    where the rows are another bundle's or lack the field of a list, PolicyError for features that the bundle does not
+    have."""
     policy.check(bundle.feature_set.names)
+    check_lists(policy, bundle)
     others = set(decided.table["bundle"].unique().to_pylist()) - {bundle.id}
     if others:
         raise BacktestError(
@@ -179,6 +226,7 @@ def what_if(decided: Decided, bundle: Bundle, policy: Policy, from_ms: int | Non
         seen, days = _seen(decided, bundle, from_ms)
         limit = "threshold of the share" if policy.flag.cost is None else "limit of the policy by cost"
         notes = [f"The {limit} was found on the days {days}."]
+    notes += _notes_on_lists(policy, bundle, decided)
     rule = cost_rule_of(policy, bundle, seen)
     by_cost = rule is not None and not own
     threshold = _score_of_as_many(policy, bundle, seen) if by_cost else threshold_of(policy, bundle, seen)

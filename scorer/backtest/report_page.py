@@ -11,11 +11,11 @@ import dataclasses
 import hashlib
 import html
 import json
-import math
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from schemas.finite_json import finite
 from scorer.backtest.measurement import Backtest
 
 CHANGES_SHOWN_MAX = 2_000
@@ -26,7 +26,7 @@ _UPLOT = _FOLDER / "uplot"  # as published; ORIGIN.json has its version and hash
 def write_page(result: Backtest, path: Path, title: str) -> None:
     """Write the page. It holds figures and, of changed payments, ids, amounts and reasons; no other field of them."""
     # "</" would end the script element early, also inside a string.
-    data = json.dumps(_finite(document_of(result, title)), allow_nan=False).replace("<", "\\u003c")
+    data = json.dumps(finite(document_of(result, title)), allow_nan=False).replace("<", "\\u003c")
     script, style = _script(), _style()
     policy = f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(style)}; base-uri 'none'"
     path.write_text(
@@ -87,17 +87,6 @@ def _changes(result: Backtest) -> list[dict[str, Any]]:
     rows = result.changes.to_pylist()
     rows.sort(key=lambda row: -(row["money"] or 0.0))
     return [row | {"event_time": row["event_time"].isoformat()} for row in rows[:CHANGES_SHOWN_MAX]]
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no NaN: a figure that is not defined becomes null."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return value
 
 
 def _day(epoch_ms: int) -> str:

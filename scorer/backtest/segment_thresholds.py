@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from scorer.backtest import backtest_figures as figures
-from scorer.backtest.decided_payments import BacktestError, Decided
+from scorer.backtest.decided_payments import FLAGGED_MIN, BacktestError, Decided
 from scorer.policy import FlagCost, Policy, money_saved
 
 FRAUDS_MIN = 30
@@ -24,11 +24,6 @@ LATER_FRAUDS_MIN = 10
 """Frauds of a segment on the later days, at least: without any, a higher threshold always saves the reviews."""
 ROUNDS_MIN = 1_000
 """Draws, at least: the ends of narrow tails are the means of few draws."""
-LABELLED_RATIO_MAX = 1.25
-"""So many times as many of the flagged payments as of the approved ones may have a label, or the other way round. Where
-genuine payments are those without one, frauds look so many times as frequent as they are."""
-FLAGGED_MIN = 30
-"""Flagged payments, at least, from which shares of the earlier or the later days alone are compared."""
 SUSPECT_FRAUDS = 20
 """So many known frauds that were flagged, and none that was approved: then labels are those of flagged payments
 alone."""
@@ -88,11 +83,9 @@ def judged(
         return decided.genuine_after(genuine_ms).matured(as_of_ms)
     earlier = known.time_ms < from_ms
     for part, days in ((earlier, " before --from"), (~earlier, " from --from on"), (earlier | ~earlier, "")):
-        sides = known.flagged & part, ~known.flagged & part
-        if not sides[0].any() or not sides[1].any() or (days and sides[0].sum() < FLAGGED_MIN):
-            continue
-        flagged, approved = (float((known.label[side] >= 0).mean()) for side in sides)
-        if max(flagged, approved) > LABELLED_RATIO_MAX * min(flagged, approved):
+        labelled = known.take(part).labelled_by_decision()
+        if labelled is not None and not (days and (known.flagged & part).sum() < FLAGGED_MIN):
+            flagged, approved = labelled
             raise BacktestError(
                 f"{flagged:.1%} of the flagged payments{days} have a label, {approved:.1%} of the approved ones: what "
                 "was flagged decides who has one, and thresholds found on that flag far too much; where every fraud is "

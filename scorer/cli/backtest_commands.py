@@ -88,7 +88,7 @@ def backtest_command(
     Example: fraud-scorer backtest --bundle bundles/cards --against bundles/next --input h.parquet --mapping m.yaml
     --from 2018-08-29 --output report.html
     """
-    from scorer.backtest import backtest, flagged_by_score, what_if  # noqa: PLC0415
+    from scorer.backtest import backtest, flagged_by_score, of_both, what_if  # noqa: PLC0415
     from scorer.bundle import Bundle  # noqa: PLC0415
     from scorer.replay import replay_file  # noqa: PLC0415
 
@@ -99,8 +99,9 @@ def backtest_command(
     other = Bundle.load(against) if against is not None else None
     second_policy = None if policy is None else read_policy(policy, loaded.feature_set.names)
     genuine_ms = parse_duration_option(genuine_after, "--genuine-after")
-    begin_ms, until_ms = parse_time_ms(begin, "--from"), parse_time_ms(until, "--until")
-    counted_by = _read_cost(cost)
+    begin_ms, until_ms, as_of_ms = _times(begin, until, as_of)
+    counted_by = _read_cost(cost) or _cost(second_policy, None if other is None else other.policy, loaded.policy)
+    _check_fit(loaded, other, second_policy, counted_by)
     keys = load_settings().pseudonym_keys
     with tempfile.TemporaryDirectory(dir=output.resolve().parent, prefix=".backtest-") as folder:
         runs = []
@@ -132,12 +133,15 @@ def backtest_command(
         first, second, reasons = runs[0], runs[1] if other else None, None
         notes: list[str] = []
         names = (loaded.id, other.id if other else "")
-        as_of_ms = parse_time_ms(as_of, "--as-of")
+        if second is not None:
+            first, second, left_out = of_both(first, second)
+            if left_out:
+                notes.append(f"{left_out:,} payments are left out: one of the bundles refuses them.")
         with counting("measuring", quiet=as_json):
             if second_policy is not None:
                 changed = what_if(first, loaded, second_policy, begin_ms)
                 second, reasons, names = changed.decided, changed.reasons, (loaded.id, f"policy {changed.policy}")
-                notes = changed.notes
+                notes += changed.notes
                 if second_policy.flag.cost is not None:
                     second = second.beside(flagged_by_score(first, loaded, second_policy, begin_ms))
             result = backtest(
@@ -150,7 +154,8 @@ def backtest_command(
                 alerts=alerts,
                 cards=cards,
                 rounds=rounds,
-                cost=counted_by or _cost(second_policy, None if other is None else other.policy, loaded.policy),
+                cost=counted_by,
+                seen_until_ms=_seen_until_ms(loaded, other),
             )
     result.notes.extend(notes)
     _report(result, output, f"Backtest of {loaded.id}", as_json=as_json)
@@ -161,6 +166,7 @@ def what_if_command(
     decided: Annotated[Path, typer.Option("--decided", exists=True, help="Output of `replay` with the bundle.")],
     policy: Annotated[Path, typer.Option("--policy", exists=True, dir_okay=False, help="The policy to try.")],
     output: Annotated[Path | None, typer.Option(help="HTML to write; the figures go to a folder next to it.")] = None,
+    genuine_after: GenuineOption = None,
     begin: FromOption = None,
     until: UntilOption = None,
     as_of: AsOfOption = None,
@@ -179,12 +185,16 @@ def what_if_command(
     if output is not None:
         _check_page(output)
     loaded = Bundle.load(bundle)
-    begin_ms, until_ms = parse_time_ms(begin, "--from"), parse_time_ms(until, "--until")
-    counted_by = _read_cost(cost)
+    begin_ms, until_ms, as_of_ms = _times(begin, until, as_of)
+    second = read_policy(policy, loaded.feature_set.names)
+    genuine_ms = parse_duration_option(genuine_after, "--genuine-after")
+    counted_by = _read_cost(cost) or _cost(second, loaded.policy)
+    _check_fit(loaded, None, second, counted_by)
     stored = read_decided(loaded, decided)
     if until_ms is not None:
         stored = stored.take(stored.time_ms < until_ms)
-    second, as_of_ms = read_policy(policy, loaded.feature_set.names), parse_time_ms(as_of, "--as-of")
+    if genuine_ms is not None:
+        stored = stored.genuine_after(genuine_ms)
     with counting("measuring", quiet=as_json):
         changed = what_if(stored, loaded, second, begin_ms)
         names = (loaded.id, f"policy {changed.policy}")
@@ -200,7 +210,8 @@ def what_if_command(
             as_of_ms=as_of_ms,
             alerts=alerts,
             rounds=rounds,
-            cost=counted_by or _cost(second, loaded.policy),
+            cost=counted_by,
+            seen_until_ms=_seen_until_ms(loaded),
         )
     result.notes.extend(changed.notes)
     _report(
@@ -249,7 +260,7 @@ def segments_command(
     segments = policy_segments(by.value, found)
     if as_json:
         rows = [asdict(finding) for finding in found.findings]
-        print(json.dumps({"score": found.score, "findings": rows, "segments": segments}), flush=True)
+        show({"score": found.score, "findings": rows, "segments": segments}, as_json=True, title="")
         return
     title = f"Common threshold {found.score:.4g}, on the days before; later days, {counted_by.currency} a day"
     table = Table(by.value, "frauds", "later", "own threshold", "saves more", "interval", "result", title=title)
@@ -265,6 +276,35 @@ def segments_command(
             print(f"  - {json.dumps(segment)}")
     else:
         print("No segment gets a threshold of its own: the common one is for all.")
+
+
+def _times(begin: str | None, until: str | None, as_of: str | None) -> tuple[int | None, int | None, int | None]:
+    """--from, --until and --as-of, epoch ms. Raises UsageError where no payment can lie between them."""
+    begin_ms, until_ms = parse_time_ms(begin, "--from"), parse_time_ms(until, "--until")
+    as_of_ms = parse_time_ms(as_of, "--as-of")
+    if begin_ms is not None and until_ms is not None and until_ms <= begin_ms:
+        raise UsageError(f"--until {until} is not after --from {begin}: no payment lies between them")
+    if begin_ms is not None and as_of_ms is not None and as_of_ms < begin_ms:
+        raise UsageError(f"--as-of {as_of} is before --from {begin}: no label of those days is known by then")
+    return begin_ms, until_ms, as_of_ms
+
+
+def _check_fit(bundle: Bundle, other: Bundle | None, policy: Policy | None, cost: FlagCost | None) -> None:
+    """Refuse, before anything is decided, what could not be measured then. Raises BacktestError."""
+    from scorer.backtest import check_currencies, check_lists  # noqa: PLC0415
+
+    currency = bundle.feature_set.currency
+    check_currencies(currency, None if other is None else other.feature_set.currency, cost)
+    if policy is not None:
+        check_currencies(currency, None, policy.flag.cost)
+        check_lists(policy, bundle)
+        bundle.segment_margins(policy)
+
+
+def _seen_until_ms(*bundles: Bundle | None) -> dict[str, int | None]:
+    """By bundle: until when payments had a part in its training, epoch ms; None: unknown (an imported model)."""
+    windows = {bundle.id: bundle.manifest.training for bundle in bundles if bundle is not None}
+    return {name: None if window is None else window.validation_until_ms for name, window in windows.items()}
 
 
 def _cost(*policies: Policy | None) -> FlagCost | None:
@@ -322,13 +362,7 @@ def _report(
     if result.changes is not None:
         summary["decided_otherwise"] = result.changes.num_rows
     if as_json:
-        # JSON has no NaN.
-        sides = [
-            {"name": side.name}
-            | {key: None if value != value else value for key, value in side.overall.items()}  # noqa: PLR0124
-            | {"intervals": side.intervals}
-            for side in result.sides
-        ]
+        sides = [{"name": side.name} | side.overall | {"intervals": side.intervals} for side in result.sides]
         effects = [asdict(effect) for effect in result.effects]
         show(summary | {"summary": result.summary, "effects": effects, "sides": sides}, as_json=True, title="")
         return

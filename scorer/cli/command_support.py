@@ -33,6 +33,7 @@ from rich.text import Text
 from schemas.contract_error import ContractError
 from schemas.durations import parse_duration_ms
 from schemas.event_time import event_time_ms
+from schemas.finite_json import finite
 from scorer.errors import UsageError
 from scorer.runtime import logs, stop_signals
 from scorer.runtime.settings import Settings, load
@@ -121,7 +122,7 @@ def moment_of(at_ms: int) -> str:
 def show(result: dict[str, Any], *, as_json: bool, title: str) -> None:
     """A result: one JSON line for programs, a table for people."""
     if as_json:
-        print(json.dumps(result), flush=True)
+        print(json.dumps(finite(result), allow_nan=False), flush=True)
         return
     table = Table(title=title, show_header=False, title_justify="left")
     for name, value in result.items():

@@ -14,6 +14,7 @@ import typer
 from rich.table import Table
 
 from schemas.durations import parse_duration_ms
+from schemas.finite_json import finite
 from scorer.cli.command_support import (
     Counting,
     Json,
@@ -217,7 +218,7 @@ def train(
     }
     document["history"] = table.report.counts()
     if report_file is not None:
-        report_file.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        report_file.write_text(json.dumps(finite(document), indent=2, allow_nan=False) + "\n", encoding="utf-8")
     result: dict[str, Any] = {
         "bundle": report.bundle_id,
         "output": str(output),

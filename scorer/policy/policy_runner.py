@@ -15,6 +15,8 @@ from scorer.policy.cost_rule import CostRule
 from scorer.policy.policy_document import DEGRADED_REASON, SCORE_REASON, Policy
 
 APPROVE, FLAG = 0, 1
+Members = AbstractSet[str] | npt.NDArray[np.bool_]
+"""Which payments are on a list: those with one of its values, or bool [n]."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ class PolicyRunner:
         features: npt.NDArray[np.float32],
         margins: npt.NDArray[np.float32],
         scores: npt.NDArray[np.float64],
-        lists: Mapping[str, AbstractSet[str]],
+        lists: Mapping[str, Members],
     ) -> Verdicts:
         """Decide n payments. Margins are compared, not scores: float32 that are bit-equal on every machine. By cost the
         scores decide, with the amounts.
@@ -138,7 +140,7 @@ class PolicyRunner:
         self,
         batch: PaymentBatch,
         features: npt.NDArray[np.float32],
-        lists: Mapping[str, AbstractSet[str]],
+        lists: Mapping[str, Members],
         scores: npt.NDArray[np.float64],
         by_student: npt.NDArray[np.bool_] | None = None,
     ) -> Verdicts:
@@ -162,7 +164,7 @@ class PolicyRunner:
         batch: PaymentBatch,
         features: npt.NDArray[np.float32],
         by_score: npt.NDArray[np.bool_],
-        lists: Mapping[str, AbstractSet[str]],
+        lists: Mapping[str, Members],
     ) -> Verdicts:
         n = len(by_score)
         decision = by_score.astype(np.uint8)
@@ -183,16 +185,16 @@ class PolicyRunner:
             reasons[i] = tuple(codes)[: self.policy.reason_count_max]
         return Verdicts(decision, reasons, fired, by_score & (decision == FLAG))
 
-    def _hits(
-        self, batch: PaymentBatch, features: npt.NDArray[np.float32], lists: Mapping[str, AbstractSet[str]]
-    ) -> list[_Hit]:
+    def _hits(self, batch: PaymentBatch, features: npt.NDArray[np.float32], lists: Mapping[str, Members]) -> list[_Hit]:
         """The lists and rules that apply to any of the payments, lists first, each kind in the policy's order."""
         hits: list[_Hit] = []
         for item in self.policy.lists:
-            values = lists.get(item.name)
-            if values:
-                members = (value in values for value in batch.column(item.field))
-                hits.append(_Hit(item.name, item.then, item.reason, np.fromiter(members, np.bool_, len(features))))
+            members = lists.get(item.name, frozenset())
+            if isinstance(members, np.ndarray):
+                hits.append(_Hit(item.name, item.then, item.reason, members))
+            elif members:
+                found = (value in members for value in batch.column(item.field))
+                hits.append(_Hit(item.name, item.then, item.reason, np.fromiter(found, np.bool_, len(features))))
         for rule in self.policy.rules:
             conditions = [c.holds(features[:, self._column[c.feature]]) for c in rule.when]
             hits.append(_Hit(rule.name, rule.then, rule.reason, np.logical_and.reduce(conditions)))

@@ -300,6 +300,15 @@ class FolderOutput:
         self._files = {}
 
 
+def is_complete(folder: Path) -> bool:
+    """Whether a replay into this folder ran to its end; else some of its decisions are missing."""
+    try:
+        state = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(state, dict) and state.get("complete") is True
+
+
 def part_files(folder: Path) -> list[Path]:
     """The Parquet files of a replay's folder, parts in their order, days in theirs."""
     return sorted(folder.glob("day=*/part-*.parquet"), key=lambda path: (path.name, path.parent.name))

@@ -72,6 +72,44 @@ def test_frauds_without_their_genuine_neighbours_are_not_measured() -> None:
     assert any("5 days to count as genuine" in note for note in result.notes)
 
 
+def test_frauds_alone_are_not_measured() -> None:
+    """Without a genuine payment nothing that flags would cost anything: the error names the option."""
+    with pytest.raises(BacktestError, match=r"none of the 20 matured payments is genuine.* --genuine-after"):
+        backtest(_decided(20), rounds=0)
+
+
+@pytest.mark.parametrize("kept", [2, 9])
+def test_labels_that_depend_on_what_is_flagged_are_warned_about(kept: int) -> None:
+    """Where two of ten approved payments have a label, and all that are flagged, a note says so; where all have one, or
+    those without count as genuine after a time, there is none."""
+    decided, place = _decided(20), np.arange(200) % 10
+    there = (place < kept) | decided.flagged | (kept == 9)
+    label = [int(fraud) if known else None for fraud, known in zip(decided.fraud, there, strict=True)]
+    known_at = [int(at) if known else None for at, known in zip(decided.time_ms, there, strict=True)]
+    labelled = _with(decided, label=label, label_known_at=known_at)
+    found = [note for note in backtest(labelled, rounds=0).notes if "depends on what is flagged" in note]
+    assert len(found) == (kept == 2)
+    assert all("100.0% of the payments that bundle flags have a label, 25.0% of those" in note for note in found)
+    later = backtest(labelled.genuine_after(0), rounds=0)
+    assert not any("depends on what is flagged" in note for note in later.notes)
+
+
+@pytest.mark.parametrize(("until_ms", "seen"), [(5 * DAY_MS, 0), (10 * DAY_MS - 1, 50), (None, None)])
+def test_payments_that_a_bundle_has_learned_from_are_counted(until_ms: int | None, seen: int | None) -> None:
+    """A note for each bundle says how many of the measured payments these are and from which day on there are none;
+    where the bundle does not say, that it is not known."""
+    decided = _decided(20).genuine_after(0)
+    result = backtest(decided, rounds=0, from_ms=5 * DAY_MS, seen_until_ms={"new": 0, "old": until_ms})
+    assert not any(note.startswith("new") for note in result.notes)
+    found = [note for note in result.notes if note.startswith("old")]
+    assert len(found) == (seen != 0)
+    if seen is None:
+        assert "is not known" in found[0]
+    elif seen:
+        assert f"{seen} of the 150 measured payments had a part" in found[0]
+        assert "give --from 1970-01-11, or" in found[0]
+
+
 def test_few_days_give_no_interval_of_money() -> None:
     """From fewer than ten days none is drawn, and a note names the reason."""
     for days, there in ((9, False), (10, True)):

@@ -10,15 +10,18 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
+from scorer.backtest import BacktestError
 from scorer.backtest.comparison_findings import Seen
 from scorer.backtest.shadow_trial import seen_of
 from scorer.bundle import Bundle
 from scorer.cli import app
+from scorer.cli.backtest_commands import read_decided
 from scorer.errors import FraudScorerError, UsageError
 from scorer.files.mapping import Mapping
 from scorer.replay import part_files, replay_file, replay_output
@@ -224,14 +227,54 @@ def test_what_if_equals_deciding_again(place: Path) -> None:
     assert all("BLOCKED" in row["reasons_after"] for row in blocked)
 
 
+def test_what_if_counts_payments_that_nobody_reported_as_genuine(place: Path) -> None:
+    """Where only frauds have a label, flagging everything is not free: refused without --genuine-after, and with it
+    measured as where genuine payments have their labels."""
+    stored = pq.read_table(place / "decided.parquet")
+    for name in ("label", "label_known_at"):
+        at, fraud = stored.schema.get_field_index(name), pc.equal(stored["label"], 1)
+        missing = pa.scalar(None, stored.schema.field(name).type)
+        if name == "label_known_at":
+            stored = stored.set_column(at, name, pc.if_else(pc.is_valid(stored["label"]), stored[name], missing))
+            continue
+        stored = stored.set_column(at, name, pc.if_else(fraud, stored[name], missing))
+    pq.write_table(stored, place / "reported.parquet")
+    (place / "all.yaml").write_text("name: all\nflag: {score: 0.0000001}\n")
+    given = [
+        "what-if", "--bundle", f"{place}/bundle", "--policy", f"{place}/all.yaml", "--from", "2024-02-12", "--rounds",
+        "20", "--cost", "{currency: EUR, review: 2, good_customer: 10}", "--json", "--decided",
+    ]  # fmt: skip
+    assert "--genuine-after" in _run(*given, f"{place}/reported.parquet", refused=True)["error"]
+    reported = _run(*given, f"{place}/reported.parquet", "--genuine-after", "2d")
+    known = _run(*given, f"{place}/decided.parquet")
+    assert reported["matured"] == known["matured"]
+    assert reported["sides"][1]["precision"] == known["sides"][1]["precision"] < 0.2
+    assert reported["sides"][1]["money_saved"] == known["sides"][1]["money_saved"] < 0
+
+
 def test_the_bundles_own_policy_changes_nothing(place: Path) -> None:
     """The threshold that training gave a share stays; only what differs in a policy makes a difference."""
-    result = _run(
+    given = [
         "what-if", "--bundle", f"{place}/bundle", "--decided", f"{place}/decided.parquet", "--policy",
         f"{place}/policy.yaml", "--rounds", "20", "--json",
-    )  # fmt: skip
+    ]  # fmt: skip
+    result = _run(*given)
     assert result["decided_otherwise"] == 0
     assert result["threshold_score"] == result["threshold_score_before"]
+
+
+def test_days_that_the_bundle_learned_from_are_named(place: Path) -> None:
+    """`what-if` and `backtest` without --from count them in a note, with the --from that leaves them out; then there is
+    none."""
+    what = ["--decided", f"{place}/decided.parquet", "--policy", f"{place}/policy.yaml"]
+    back = ["--input", f"{place}/history.parquet", "--mapping", f"{place}/mapping.yaml", "--output", f"{place}/n.html"]
+    for given in (["what-if", *what], ["backtest", *back]):
+        command = [*given, "--bundle", f"{place}/bundle", "--rounds", "0"]
+        assert re.search(
+            r"[\d,]+ of the 1[\d,]+ measured payments had a part in its training.*give --from 2024-02-10,",
+            CliRunner().invoke(app, command).output,
+        )
+        assert "had a part" not in CliRunner().invoke(app, [*command, "--from", "2024-02-10"]).output
 
 
 def test_two_bundles_are_compared_payment_by_payment(place: Path) -> None:
@@ -270,7 +313,10 @@ def test_a_replay_into_a_folder_goes_on_where_it_was_interrupted(place: Path, mo
     (folder / "day=2024-02-20" / ".part-00002.partial").parent.mkdir(exist_ok=True)
     (folder / "day=2024-02-20" / ".part-00002.partial").write_bytes(b"PAR1")
     (folder / "day=2024-02-20" / "part-00002.parquet").write_bytes(b"PAR1")
+    with pytest.raises(BacktestError, match="run the replay into this folder again"):
+        read_decided(bundle, folder)
     replay_file(bundle, place / "history.parquet", mapping, folder)
+    assert len(read_decided(bundle, folder)) == 12_000
     parts = part_files(folder)
     assert {path: path.stat().st_mtime_ns for path in parts if path in first} == first
     by_day = pads.dataset(folder, partitioning="hive", exclude_invalid_files=False, ignore_prefixes=[".", "_"])
