@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -17,21 +17,15 @@ from scorer.cli.command_support import (
     check_new_bundle,
     counting,
     date_of,
-    err,
-    moment_of,
     out,
-    parse_time_ms,
-    read_mapping,
-    read_options,
     show,
 )
 from scorer.cli.command_support import settings as load_settings
+from scorer.cli.compile_command import compile_bundle
 from scorer.cli.import_command import import_bundle
-from scorer.cli.lever_tables import show_report
 from scorer.errors import UsageError
 
 if TYPE_CHECKING:
-    import numpy as np
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
     from scorer.bundle import Bundle
@@ -40,6 +34,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     help="Show, verify, sign, activate, import, compile, challenge and export bundles.", no_args_is_help=True
 )
+app.command("compile")(compile_bundle)
 app.command("import")(import_bundle)
 
 Folder = Annotated[Path, typer.Argument(exists=True, file_okay=False, help="The bundle's folder.")]
@@ -206,118 +201,6 @@ def activate(
     )
 
 
-@app.command("compile")
-def compile_bundle(
-    folder: Folder,
-    file: Annotated[Path, typer.Option("--input", exists=True, dir_okay=False, help="Held-out payments with labels.")],
-    output: Annotated[Path | None, typer.Option(help="Folder of the new bundle (not for --early-exit).")] = None,
-    mapping: Annotated[Path | None, typer.Option("--mapping", help="Which column is which field (YAML).")] = None,
-    begin: Annotated[
-        str | None, typer.Option("--from", help="First day to measure on; earlier ones fill the windows.")
-    ] = None,
-    until: Annotated[str | None, typer.Option("--until", help="Day after the last one to measure on.")] = None,
-    quantise_leaves: Annotated[
-        bool, typer.Option("--quantise-leaves", help="Leaves on a grid of --bits bits (lossy).")
-    ] = False,
-    prune: Annotated[bool, typer.Option("--prune", help="Leave out trees and merge leaves within --loss.")] = False,
-    distil: Annotated[bool, typer.Option("--distil", help="Train a small student of the bundle's scores.")] = False,
-    first_trees: Annotated[
-        int | None, typer.Option("--first-trees", help="Keep so many trees, the first: a student without training.")
-    ] = None,
-    isolation_forest: Annotated[
-        bool,
-        typer.Option("--isolation-forest", help="An isolation forest of the rows instead, as a challenger: no labels."),
-    ] = False,
-    early_exit: Annotated[
-        bool, typer.Option("--early-exit", help="Measure decisions without the rest of the trees.")
-    ] = False,
-    report: Annotated[
-        bool,
-        typer.Option(
-            "--report", help="Try every lever and print what each costs and gives; writes nothing. Labels may lack."
-        ),
-    ] = False,
-    bits: Annotated[int, typer.Option(help="Bits of a leaf for --quantise-leaves.")] = 10,
-    loss: Annotated[
-        float, typer.Option(help="Average precision that --prune may give up, and a lever of --report may cost.")
-    ] = 0.005,
-    accept_loss: Annotated[
-        bool, typer.Option("--accept-loss", help="Write it even where the rows that measure lose more than --loss.")
-    ] = False,
-    trees: Annotated[
-        int | None, typer.Option(help="Trees of the student (40 by default) or of the isolation forest (100).")
-    ] = None,
-    depth: Annotated[int, typer.Option(help="Depth of the student's trees.")] = 4,
-    seed: Annotated[int, typer.Option(help="Seed of the student or of the isolation forest.")] = 1,
-    as_json: Json = False,
-) -> None:
-    """Apply one lever and print size, speed and quality before and after, on held-out payments; or report on all.
-
-    Example: fraud-scorer bundle compile bundles/cards --prune --input later.parquet --mapping m.yaml --output
-    bundles/cards-small
-    """
-    from scorer.compress import levers  # noqa: PLC0415 - needs a training library
-
-    chosen = [quantise_leaves, prune, distil, first_trees is not None, isolation_forest, early_exit, report]
-    if sum(chosen) != 1:
-        raise UsageError(
-            "give exactly one of --quantise-leaves, --prune, --distil, --first-trees, --isolation-forest, --early-exit "
-            "and --report"
-        )
-    if output is None and not (early_exit or report):
-        raise UsageError("--output: name the folder of the new bundle")
-    if output is not None and report:
-        raise UsageError("--report writes no bundle: leave --output out, and give it to the lever that you choose")
-    if output is not None and not early_exit:
-        check_new_bundle(output)
-    X, truth, until_ms = _held_out(folder, file, mapping, begin, until, unlabelled=report, quiet=as_json)
-    if report:
-        show_report(folder, X, truth if len(truth) else None, loss=loss, seed=seed, as_json=as_json)
-        return
-    created_at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    if early_exit or output is None:
-        with counting("measuring", quiet=as_json):
-            measured = levers.early_exit(folder, X, truth)
-        show(measured, as_json=as_json, title="Early exit")
-        return
-    with counting("making the bundle smaller", quiet=as_json):
-        if quantise_leaves:
-            done = levers.quantise(folder, output, X, truth, bits=bits, created_at=created_at, until_ms=until_ms)
-        elif prune:
-            done = levers.prune(
-                folder, output, X, truth, loss=loss, created_at=created_at, accept=accept_loss, until_ms=until_ms
-            )
-        elif first_trees is not None:
-            done = levers.shorten(folder, output, X, truth, trees=first_trees, created_at=created_at, until_ms=until_ms)
-        elif isolation_forest:
-            many = 100 if trees is None else trees
-            done = levers.isolate(
-                folder, output, X, truth, trees=many, seed=seed, created_at=created_at, until_ms=until_ms
-            )
-        else:
-            many = 40 if trees is None else trees
-            done = levers.student(
-                folder, output, X, truth, trees=many, depth=depth, seed=seed, created_at=created_at, until_ms=until_ms
-            )
-    for note in done.notes:
-        err.print(f"note: {note}", markup=False)
-    if as_json:
-        show(asdict(done), as_json=True, title="")
-        return
-    table = Table("", "before", "after", title=f"{done.lever}: {output}", title_justify="left")
-    after = done.after.document()
-    for name, value in done.before.document().items():
-        table.add_row(name.replace("_", " "), f"{value:,.6g}", f"{after[name]:,.6g}")
-    out.print(table)
-    changed = {
-        "rows": done.rows,
-        "frauds": done.frauds,
-        "decisions_changed": done.decisions_changed,
-        "score_distance_max": done.score_distance_max,
-    }
-    show({"bundle": done.bundle_id, **changed, **done.detail}, as_json=False, title="On the held-out rows")
-
-
 @app.command()
 def challenge(
     folder: Folder,
@@ -429,56 +312,3 @@ def _report(verdict: Verdict, folder: Path, *, as_json: bool) -> None:
     for check in verdict.checks:
         table.add_row(check.name, "passed" if check.passed else "FAILED", check.detail)
     out.print(table)
-
-
-def _held_out(
-    folder: Path, file: Path, mapping: Path | None, begin: str | None, until: str | None, *, unlabelled: bool,
-    quiet: bool,
-) -> tuple[np.ndarray, np.ndarray, int]:  # fmt: skip
-    """Rows float32 [n, k] and truth bool [n] of payments of known label, and the first time after them; with
-    `unlabelled`, where none is known, all rows and a truth of length 0. Payments that the bundle's model has seen in
-    training are left out. Raises UsageError where it has seen all of them."""
-    import numpy as np  # noqa: PLC0415
-
-    from scorer.bundle import Bundle  # noqa: PLC0415
-    from scorer.pipeline.card_keys import cards_of  # noqa: PLC0415 - as below
-    from scorer.replay import file_batches, training_table  # noqa: PLC0415 - the whole pipeline
-
-    bundle = Bundle.load(folder)
-    declared, keys, training = bundle.feature_set, load_settings().pseudonym_keys, bundle.manifest.training
-    with counting("payments", quiet=quiet) as progress:
-        options = replace(read_options(), lateness_ms=declared.allowed_lateness, looking=progress.looking)
-        batches = file_batches(
-            file, read_mapping(mapping), cards=cards_of(declared, keys), options=options, expect=progress.expect
-        )
-        table = training_table(declared, batches, source=file, keys=keys, progress=progress)
-    keep = table.label >= 0
-    without = unlabelled and not keep.any()
-    keep |= without
-    for bound, option, after in ((begin, "--from", True), (until, "--until", False)):
-        at = parse_time_ms(bound, option)
-        if at is not None:
-            keep &= (table.event_time_ms >= at) if after else (table.event_time_ms < at)
-    if not keep.any():
-        raise UsageError("no payment of known label lies in the window: check --from and --until")
-    if training is not None:
-        keep = _unseen(keep, table.event_time_ms, bundle.id, training.validation_until_ms)
-    truth, until_ms = np.asarray(table.label[keep] == 1), int(table.event_time_ms[keep].max()) + 1
-    return np.ascontiguousarray(table.features[keep]), truth[:0] if without else truth, until_ms
-
-
-def _unseen(keep: np.ndarray, times_ms: np.ndarray, name: str, seen_until_ms: int) -> np.ndarray:
-    """bool [n]: those of `keep` that the bundle called `name` has not seen in training; of those before it a model
-    ranks and rates too well. Raises UsageError where none is left."""
-    seen = keep & (times_ms < seen_until_ms)
-    if not seen.any():
-        return keep
-    day = moment_of(seen_until_ms)
-    if not (keep & ~seen).any():
-        raise UsageError(
-            f"{name} has seen all of the {int(seen.sum()):,} payments (those before {day}) in training or in a `bundle "
-            "compile` before, so nothing can be measured on them: give later payments, or train with an earlier "
-            "--until and keep the days after it for this"
-        )
-    err.print(f"note: {int(seen.sum()):,} payments before {day} are left out: {name} has seen them in training")
-    return keep & ~seen

@@ -8,23 +8,36 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from scorer.cli.command_support import counting, err, out, show
+from scorer.cli.risk_options import with_report
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from scorer.compress.held_out import Payments
     from scorer.compress.lever_report import LeverReport
+    from scorer.replay import Report
 
 
 def show_report(
-    folder: Path, X: np.ndarray, truth: np.ndarray | None, *, loss: float, seed: int, as_json: bool
+    folder: Path,
+    X: np.ndarray,
+    truth: np.ndarray | None,
+    payments: Payments,
+    read: Report,
+    *,
+    loss: float,
+    seed: int,
+    as_json: bool,
 ) -> None:
-    """Measure and print. X float32 [n, k], truth bool [n] or None. Raises UsageError or BundleError."""
+    """Measure and print. X float32 [n, k], truth bool [n] or None; `payments`: all of their time; `read`: the counts of
+    the file. Raises UsageError or BundleError."""
     from scorer.compress.lever_report import report  # noqa: PLC0415 - needs a training library
 
     with counting("measuring", quiet=as_json) as progress:
-        found = report(folder, X, truth, loss=loss, seed=seed, progress=progress.describe)
+        found = report(folder, X, truth, loss=loss, seed=seed, payments=payments, progress=progress.describe)
+    document = with_report(found.document(), read)
     if as_json:
-        show(found.document(), as_json=True, title="")
+        show(document, as_json=True, title="")
         return
     out.print(_levers(found))
     out.print(_batches(found))
@@ -90,5 +103,6 @@ def _degraded(found: LeverReport) -> Table:
         known = [
             "" if value is None else f"{value:.3f}" for value in (one.recall, one.precision, one.average_precision)
         ]
-        table.add_row(one.name, f"{one.threshold_score:.4g}", f"{one.flagged_share:.2%}", *known)
+        threshold = "by cost" if one.threshold_score is None else f"{one.threshold_score:.4g}"
+        table.add_row(one.name, threshold, f"{one.flagged_share:.2%}", *known)
     return table

@@ -129,7 +129,7 @@ def train(
     from scorer.pipeline.card_keys import cards_of  # noqa: PLC0415
     from scorer.policy import Policy  # noqa: PLC0415
     from scorer.replay import file_batches, training_table  # noqa: PLC0415
-    from scorer.training import TrainingRows, TrainingSettings  # noqa: PLC0415 - only this command trains
+    from scorer.training import TrainingRows, TrainingSettings, prepare  # noqa: PLC0415 - only this command trains
     from scorer.training import train as fit  # noqa: PLC0415
     from scorer.training.boosting import STOP_FRAUDS_MIN  # noqa: PLC0415
     from scorer.training.time_split import day_of_training  # noqa: PLC0415
@@ -155,6 +155,7 @@ def train(
     begin_ms, end_ms = parse_time_ms(begin, "--from"), parse_time_ms(until, "--until")
     if begin_ms is not None and end_ms is not None and begin_ms >= end_ms:
         raise UsageError(f"--from {begin} is not before --until {until}")
+    prepare(text, policy_text, output, settings, present)
     keys = load_settings().pseudonym_keys
     run = FileRun.of(refused, refused_max)
     with counting("payments", quiet=as_json) as progress:

@@ -8,7 +8,7 @@ decisions change. Times are ratios to the bundle's own model in the same run, tu
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -16,9 +16,9 @@ from typing import Any, Final, Literal
 import numpy as np
 
 from scorer.bundle import Bundle
-from scorer.bundle.bundle_folder import checked
 from scorer.compress import levers
 from scorer.compress.evaluator_times import BatchTime, ExportFigures, batch_times, exports
+from scorer.compress.held_out import Decided, Payments, rule_of, threshold_of
 from scorer.compress.levers import FRAUDS_MIN, ROWS_MIN, Changed
 from scorer.compress.model_figures import BATCH, Measure, measure, ratio
 from scorer.errors import FraudScorerError, UsageError
@@ -67,7 +67,8 @@ class LeverFigures:
     margin_distance_mean: float = 0.0
     margin_distance_max: float = 0.0
     flagged: int = 0
-    """By the threshold that a bundle of it would have: that of the policy's share, found on these rows."""
+    """Of all payments of the time, by what a bundle of it would have: the policy's costs, or the threshold of its share
+    found on them."""
     decisions_changed: int = 0
     """By as many flags as the bundle's own."""
     pays: Pays = "no"
@@ -81,8 +82,10 @@ class Degraded:
     """What decides payments whose deadline leaves no time for the model."""
 
     name: str
-    threshold_score: float
+    threshold_score: float | None
+    """None where the policy's costs decide, with the amounts."""
     flagged_share: float
+    """Of all payments of the time, those without a known label too."""
     recall: float | None
     precision: float | None
     average_precision: float | None
@@ -94,6 +97,8 @@ class LeverReport:
 
     bundle: str
     rows: int
+    payments_decided: int
+    """All of the time of the measuring rows, those without a known label too."""
     frauds: int | None
     """Among the measuring rows; None without labels."""
     allowed: str
@@ -110,33 +115,33 @@ class LeverReport:
 
 @dataclass(frozen=True, eq=False)
 class _Rows:
-    """Rows float32 [n, k] and, where there are labels, truth bool [n]."""
+    """Rows float32 [n, k] and, where there are labels, truth bool [n]; all payments of their time."""
 
     X: np.ndarray
     truth: np.ndarray | None
+    payments: Payments
 
     @classmethod
-    def of(cls, X: np.ndarray, truth: np.ndarray | None, part: slice) -> _Rows:
-        return cls(np.ascontiguousarray(X[part]), None if truth is None else truth[part])
+    def of(cls, X: np.ndarray, truth: np.ndarray | None, part: slice, payments: Payments) -> _Rows:
+        return cls(np.ascontiguousarray(X[part]), None if truth is None else truth[part], payments)
 
 
 def report(
-    path: Path, X: np.ndarray, truth: np.ndarray | None, *, loss: float, seed: int,
+    path: Path, X: np.ndarray, truth: np.ndarray | None, *, loss: float, seed: int, payments: Payments | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> LeverReport:  # fmt: skip
     """Try the levers on the bundle in folder `path`, with rows float32 [n, k] in order of time and truth bool [n] or
-    None. `loss`: average precision that a lever may cost and still pay. `progress` is called with the name of each
-    part.
+    None. `loss`: average precision that a lever may cost and still pay. `payments`: all of that time, those without a
+    known label too; None: the rows are all. `progress` is called with the name of each part.
 
     Raises UsageError for rows that cannot measure, BundleError.
     """
-    if not 0.0 <= loss < 1.0:
-        raise UsageError(f"--loss {loss}: average precision may fall by 0 to 1; give a value such as 0.005")
+    levers.check_loss(loss)
     bundle = Bundle.load(path)
-    choosing, measuring = _halves(bundle, X, truth)
-    manifest = bundle.manifest
-    source = checked(path, manifest.model_file, manifest.files[manifest.model_file])
-    own = _Measured.of(bundle, Changed("as it is", source, manifest.calibration, {}), measuring, own_threshold=True)
+    choosing, measuring = _halves(bundle, X, truth, payments or Payments.all_of(X))
+    source = levers.source_of(bundle, path)
+    unchanged = Changed("as it is", source, bundle.manifest.calibration, {})
+    own = _Measured.of(bundle, unchanged, measuring, own_threshold=True)
     figures = [_figures(own, own, measuring, loss, seed)]
     students: list[tuple[str, _Measured]] = []
     for name, make in _levers(bundle, source, choosing, seed):
@@ -156,6 +161,7 @@ def report(
     return LeverReport(
         bundle=bundle.id,
         rows=len(measuring.X),
+        payments_decided=len(measuring.payments.X),
         frauds=None if measuring.truth is None else int(measuring.truth.sum()),
         allowed=(
             f"average precision may fall by {loss:g}"
@@ -170,19 +176,21 @@ def report(
     )
 
 
-def _halves(bundle: Bundle, X: np.ndarray, truth: np.ndarray | None) -> tuple[_Rows, _Rows]:
+def _halves(bundle: Bundle, X: np.ndarray, truth: np.ndarray | None, payments: Payments) -> tuple[_Rows, _Rows]:
     """The rows that choose, and those that measure. Raises UsageError."""
     if X.shape[1] != bundle.model.feature_count:
         raise UsageError(f"the rows have {X.shape[1]} features, the bundle {bundle.model.feature_count}")
     if len(X) < 2 * ROWS_MIN:
         raise UsageError(f"{len(X)} rows are too few to choose and to measure on: {2 * ROWS_MIN} at least")
     earlier, later = levers.halves(len(X))
-    parts = _Rows.of(X, truth, earlier), _Rows.of(X, truth, later)
+    sides = payments.halves(later.start)
+    parts = _Rows.of(X, truth, earlier, sides[0]), _Rows.of(X, truth, later, sides[1])
     for part in parts:
         if part.truth is not None and not FRAUDS_MIN <= int(part.truth.sum()) < len(part.truth):
             raise UsageError(
-                f"{int(part.truth.sum())} frauds in a half of the rows, {FRAUDS_MIN} at least are needed; give more "
-                "rows, or a file without labels to see how far decisions change"
+                f"{int(part.truth.sum())} frauds in a half of the rows, {FRAUDS_MIN} at least are needed, and a "
+                "genuine payment; give more rows, --genuine-after 60d where frauds alone are reported, or a file "
+                "without labels to see how far decisions change"
             )
     return parts
 
@@ -197,9 +205,9 @@ def _levers(bundle: Bundle, source: bytes, choosing: _Rows, seed: int) -> list[t
         quality, target = levers.precision_of(choosing.X, choosing.truth), choosing.truth.astype(np.float64)
         limits, name = LOSSES, "pruned within {:g} AP"
     else:
-        quality, target = _agreement(bundle, choosing.X), bundle.scores(bundle.model.margins(choosing.X))
+        quality, target = _agreement(bundle, choosing), bundle.scores(bundle.model.margins(choosing.X))
         limits, name = CHANGES, "pruned within {:.0%} of decisions"
-    calibrated, as_whole = levers.refitted(choosing.X, target), levers.as_the_whole(bundle, choosing.X)
+    calibrated, as_whole = levers.refitted(choosing.X, target), levers.as_the_whole(bundle, choosing.payments.X)
     found += [
         (name.format(limit), partial(levers.pruned, bundle, source, quality, limit, calibrated)) for limit in limits
     ]
@@ -210,16 +218,15 @@ def _levers(bundle: Bundle, source: bytes, choosing: _Rows, seed: int) -> list[t
     ]
     return found + [
         (f"student, {trees} trees of depth {depth}",
-         partial(levers.taught, bundle, choosing.X, trees=trees, depth=depth, seed=seed))
+         partial(levers.taught, bundle, choosing.payments.X, trees=trees, depth=depth, seed=seed))
         for trees, depth in STUDENTS
     ]  # fmt: skip
 
 
-def _agreement(bundle: Bundle, X: np.ndarray) -> Callable[[Table], float]:
-    """1 less the share of decisions that change by as many flags, by each payment flagged."""
-    margins = bundle.model.margins(X)
-    flags = margins >= bundle.threshold_margin
-    count = max(1, int(flags.sum()))
+def _agreement(bundle: Bundle, rows: _Rows) -> Callable[[Table], float]:
+    """1 less the share of decisions that change by as many flags, of the highest margins, by each payment flagged."""
+    X, own = rows.payments.X, Decided.by_bundle(bundle, rows.payments)
+    margins, count = own.margins, max(1, int(own.flags.sum()))
     first = np.argsort(-margins, kind="stable")[:count]
 
     def quality(table: Table) -> float:
@@ -231,19 +238,18 @@ def _agreement(bundle: Bundle, X: np.ndarray) -> Callable[[Table], float]:
 
 @dataclass(frozen=True, eq=False)
 class _Measured:
-    """A model on the measuring rows: its margins float32 [n], its threshold, and what it flags, bool [n]."""
+    """A model on the measuring rows: its margins float32 [n]; and how it decides all payments of their time."""
 
     changed: Changed
     model: CompiledModel
     margins: np.ndarray
-    threshold_score: float
-    flags: np.ndarray
+    decided: Decided
     measure: Measure
 
     @classmethod
     def of(cls, bundle: Bundle, changed: Changed, rows: _Rows, *, own_threshold: bool = False) -> _Measured:
         """`own_threshold`: the bundle itself; else what the lever's bundle would be, its threshold found on the
-        rows."""
+        payments."""
         data, model = changed.data, bundle.model
         if not own_threshold:
             xgboost = import_xgboost()
@@ -251,21 +257,26 @@ class _Measured:
             booster.load_model(bytearray(changed.data))
             compiled = CompiledBooster.of(xgboost, booster, threads=1)
             data, model = compiled.raw, compiled.model
-        margins, curve = model.margins(rows.X), changed.calibration
-        threshold = bundle.manifest.threshold_score
-        if not own_threshold:
-            threshold = levers.threshold_of(bundle, rows.X, curve.apply(margins, model.link))
-        least = curve.margin_for(threshold, model.link)
+        payments, curve = rows.payments, changed.calibration
+        if own_threshold:
+            decided = Decided.by_bundle(bundle, payments)
+        else:
+            everything = model.margins(payments.X)
+            scores = curve.apply(everything, model.link)
+            threshold = threshold_of(bundle, payments, scores)
+            least = float(threshold), float(curve.margin_for(threshold, model.link))
+            decided = Decided.of(bundle, payments, everything, scores, least)
+        margins = decided.margins[payments.measuring]
         truth = np.zeros(len(margins), bool) if rows.truth is None else rows.truth
-        found = measure(data, model, curve, float(least), rows.X, truth)
-        return cls(changed, model, margins, float(threshold), margins >= least, found)
+        found = measure(data, model, curve, rows.X, truth, int(decided.flags.sum()))
+        return cls(changed, model, margins, decided, found)
 
 
 def _figures(
     made: _Measured, own: _Measured, rows: _Rows, loss: float, seed: int, name: str = "as it is"
 ) -> LeverFigures:
     distance = np.abs(made.margins.astype(np.float64) - own.margins)
-    changed = _changed(made.margins, own.flags)
+    changed = _changed(made.decided.rank, own.decided.flags)
     batch = np.ascontiguousarray(np.resize(rows.X, (BATCH, rows.X.shape[1])))
     one = batch[:1].copy()
     batch_ratio = single_ratio = 1.0
@@ -288,7 +299,7 @@ def _figures(
     # Times of one run scatter: they count where there is less to do.
     less = made.measure.nodes <= WORTH * own.measure.nodes
     pays = _pays(min(batch_ratio, single_ratio) if less else 1.0, deflated)
-    if (changed > CHANGES[-1] * max(1, int(own.flags.sum()))) if lost is None else lost > loss:
+    if (changed > CHANGES[-1] * max(1, int(own.decided.flags.sum()))) if lost is None else lost > loss:
         pays = "no"
     elif pays != "no" and interval is not None and interval[1] > loss:
         pays = "not shown"
@@ -306,19 +317,18 @@ def _figures(
         lost_interval=interval,
         margin_distance_mean=float(distance.mean()),
         margin_distance_max=float(distance.max()),
-        flagged=int(made.flags.sum()),
+        flagged=int(made.decided.flags.sum()),
         decisions_changed=changed,
         pays=pays,
         detail=made.changed.detail,
     )
 
 
-def _changed(margins: np.ndarray, flags: np.ndarray) -> int:
-    """Decisions that differ from `flags`, bool [n], where the margins float32 [n] flag as many payments."""
+def _changed(rank: np.ndarray, flags: np.ndarray) -> int:
+    """Decisions that differ from `flags`, bool [m], where as many are flagged, those of highest rank, float64 [m]."""
     if not flags.any():
         return 0
-    least = score_of_as_many(margins.astype(np.float64), int(flags.sum()))
-    return int(((margins >= least) != flags).sum())
+    return int(((rank >= score_of_as_many(rank, int(flags.sum()))) != flags).sum())
 
 
 def _pays(time_ratio: float, size_ratio: float) -> Pays:
@@ -364,27 +374,34 @@ def _early_exit(bundle: Bundle, rows: _Rows) -> LeverFigures:
 
 def _degraded(bundle: Bundle, own: _Measured, students: list[tuple[str, _Measured]], rows: _Rows) -> list[Degraded]:
     """The model itself for comparison, the bundle's student, and each one made here: at its own threshold, and at the
-    model's, by which a poor one flags another share."""
-    found = [_deciding("the model, in time", own.margins, own.flags, own.threshold_score, rows)]
+    model's, by which a poor one flags another share. By cost all decide with the amounts, and there is no threshold."""
+    by_cost = rule_of(bundle, rows.payments) is not None
+    found = [_deciding("the model, in time", own.decided, rows, by_cost=by_cost)]
     if bundle.student is not None:
-        margins, _, flags = bundle.degraded(rows.X)
-        assert flags is not None
-        found.append(_deciding("the bundle's student", margins, flags, bundle.student_threshold_score, rows))
+        margins, scores, _ = bundle.degraded(rows.payments.X)
+        least = bundle.student_threshold_score, bundle.student_threshold_margin
+        student = Decided.of(bundle, rows.payments, margins, scores, least)
+        found.append(_deciding("the bundle's student", student, rows, by_cost=by_cost))
     for name, made in students:
-        found.append(_deciding(name, made.margins, made.flags, made.threshold_score, rows))
-        scores = made.changed.calibration.apply(made.margins, made.model.link)
-        flags = scores >= own.threshold_score
-        found.append(_deciding(f"{name}, by the model's threshold", made.margins, flags, own.threshold_score, rows))
+        found.append(_deciding(name, made.decided, rows, by_cost=by_cost))
+        if not by_cost:
+            threshold = own.decided.threshold_score
+            flags = made.decided.scores >= threshold
+            other = replace(made.decided, threshold_score=threshold, flags=flags)
+            found.append(_deciding(f"{name}, by the model's threshold", other, rows, by_cost=False))
     return found
 
 
-def _deciding(name: str, margins: np.ndarray, flags: np.ndarray, threshold: float, rows: _Rows) -> Degraded:
+def _deciding(name: str, decided: Decided, rows: _Rows, *, by_cost: bool) -> Degraded:
     recall = precision = ranked = None
+    measuring = rows.payments.measuring
     if rows.truth is not None:
+        flags = decided.flags[measuring]
         hits = int((rows.truth & flags).sum())
-        recall, ranked = hits / int(rows.truth.sum()), average_precision(rows.truth, margins)
+        recall, ranked = hits / int(rows.truth.sum()), average_precision(rows.truth, decided.margins[measuring])
         precision = hits / int(flags.sum()) if flags.any() else None
-    return Degraded(name, float(threshold), float(flags.mean()), recall, precision, ranked)
+    threshold = None if by_cost else float(decided.threshold_score)
+    return Degraded(name, threshold, float(decided.flags.mean()), recall, precision, ranked)
 
 
 def _notes(bundle: Bundle, rows: _Rows) -> list[str]:
@@ -398,6 +415,4 @@ def _notes(bundle: Bundle, rows: _Rows) -> list[str]:
         notes.append(
             f"{int(rows.truth.sum())} frauds measured it: an average precision over so few is uncertain, see intervals."
         )
-    if (segments := bundle.policy.without_segments()) is not None:
-        notes.append(f"{segments[0].upper()}{segments[1:]}.")
-    return notes
+    return notes + [f"{note[0].upper()}{note[1:]}." for note in levers.notes_of(bundle, rows.payments)]

@@ -14,16 +14,16 @@ from scorer.bundle.bundle_folder import checked
 from scorer.bundle.manifest import FEATURE_SET, POLICY
 from scorer.compress import tree_levers
 from scorer.compress.distillation import distil
+from scorer.compress.held_out import Decided, Payments, threshold_of
 from scorer.compress.isolation_forest import SAMPLE_ROWS, isolation_forest
 from scorer.compress.model_figures import Measure, measure, seconds
-from scorer.compress.rewritten_model import first_trees, xgboost_bytes
+from scorer.compress.rewritten_model import first_trees, require_xgboost, xgboost_bytes
 from scorer.errors import PromiseBroken, UsageError
 from scorer.model import CompiledModel
 from scorer.model.calibration import fit_platt
 from scorer.model.early_exit import EarlyExit
 from scorer.model.tree_table import Table
-from scorer.policy import score_of_as_many
-from scorer.training import average_precision, import_xgboost, threshold_for_share, versions
+from scorer.training import average_precision, import_xgboost, versions
 from scorer.training.compiled_booster import CompiledBooster
 
 ROWS_MIN, FRAUDS_MIN = 200, 5
@@ -54,6 +54,8 @@ class Compiled:
     after: Measure
     rows: int
     frauds: int
+    payments_decided: int
+    """Those without a known label too: what is flagged and what changes is of all of them."""
     decisions_changed: int
     score_distance_max: float
     detail: dict[str, Any]
@@ -83,8 +85,7 @@ def pruned(
 def shortened(bundle: Bundle, source: bytes, trees: int, calibrated: Callable[[Table], Calibration]) -> Changed:
     """The first `trees` trees, which correct the most; `calibrated` gives the curve of what is left. Raises
     UsageError."""
-    if not 1 <= trees <= bundle.model.tree_count:
-        raise UsageError(f"--first-trees {trees}: {bundle.id} has {bundle.model.tree_count} trees; give 1 to as many")
+    check(bundle, "first-trees", source, trees=trees)
     table = first_trees(bundle.model.table, trees)
     return Changed("first-trees", xgboost_bytes(source, table), calibrated(table), {"trees_kept": trees})
 
@@ -123,13 +124,14 @@ def quantise(
     bits: int,
     created_at: str,
     until_ms: int | None = None,
+    payments: Payments | None = None,
 ) -> Compiled:
     """Leaves on a grid of `bits` bits. The calibration stays. Raises UsageError or BundleError."""
     bundle, source = _open(path, X, truth)
+    check(bundle, "quantise-leaves", source, bits=bits)
     own = None if bundle.policy.flag.score is not None else until_ms  # then no row has a part in the bundle
-    return _written(
-        bundle, path, output, quantised(bundle, source, bits), X, truth, created_at=created_at, until_ms=own
-    )
+    changed, decided = quantised(bundle, source, bits), payments or Payments.all_of(X)
+    return _written(bundle, path, output, changed, X, truth, decided, created_at=created_at, until_ms=own)
 
 
 def prune(
@@ -141,6 +143,7 @@ def prune(
     loss: float,
     created_at: str,
     until_ms: int | None = None,
+    payments: Payments | None = None,
     accept: bool = False,
 ) -> Compiled:
     """Trees left out at the end, then sibling leaves merged, as far as average precision on the rows falls by at most
@@ -149,19 +152,20 @@ def prune(
     The earlier half of the rows chooses, the later one measures. Where the measuring rows lose more than `loss` nothing
     is written and PromiseBroken is raised, unless `accept`. Raises UsageError or BundleError too.
     """
-    if not 0.0 <= loss < 1.0:
-        raise UsageError(f"--loss {loss}: average precision may fall by 0 to 1; give a value such as 0.005")
     bundle, source = _open(path, X, truth)
-    earlier, later = halves(len(X))
+    check(bundle, "prune", source, loss=loss)
+    earlier, later = _halves(truth)
     if min(int(truth[earlier].sum()), int(truth[later].sum())) < FRAUDS_MIN:
         raise UsageError(f"each half of the rows needs {FRAUDS_MIN} frauds: one chooses, the other measures")
     here, there = np.ascontiguousarray(X[earlier]), truth[earlier]
     # Pruning moves all margins: the calibration is fitted again.
     changed = pruned(bundle, source, precision_of(here, there), loss, refitted(here, there))
     rest, loss_max = np.ascontiguousarray(X[later]), None if accept else loss
+    _, decided = (payments or Payments.all_of(X)).halves(later.start)
     return _written(
-        bundle, path, output, changed, rest, truth[later], created_at=created_at, until_ms=until_ms, loss_max=loss_max
-    )
+        bundle, path, output, changed, rest, truth[later], decided,
+        created_at=created_at, until_ms=until_ms, loss_max=loss_max,
+    )  # fmt: skip
 
 
 def shorten(
@@ -173,14 +177,18 @@ def shorten(
     trees: int,
     created_at: str,
     until_ms: int | None = None,
+    payments: Payments | None = None,
 ) -> Compiled:
     """The first `trees` trees: a small model, such as a student for degraded mode. The earlier half of the rows
     calibrates it, the later one measures."""
     bundle, source = _open(path, X, truth)
-    earlier, later = halves(len(X))
-    changed = shortened(bundle, source, trees, as_the_whole(bundle, np.ascontiguousarray(X[earlier])))
+    _, later = _halves(truth)
+    calibrating, decided = (payments or Payments.all_of(X)).halves(later.start)
+    changed = shortened(bundle, source, trees, as_the_whole(bundle, calibrating.X))
     rest = np.ascontiguousarray(X[later])
-    return _written(bundle, path, output, changed, rest, truth[later], created_at=created_at, until_ms=until_ms)
+    return _written(
+        bundle, path, output, changed, rest, truth[later], decided, created_at=created_at, until_ms=until_ms
+    )
 
 
 def halves(rows: int) -> tuple[slice, slice]:
@@ -210,18 +218,19 @@ def student(
     seed: int,
     created_at: str,
     until_ms: int | None = None,
+    payments: Payments | None = None,
 ) -> Compiled:
     """A small student of the bundle's scores. The earlier half of the rows teaches, the later one measures."""
-    if not (1 <= trees <= 1_000 and 1 <= depth <= 8):
-        raise UsageError(f"--trees {trees} --depth {depth}: 1 to 1,000 trees of depth 1 to 8")
-    bundle, _ = _open(path, X, truth)
-    earlier, rest = halves(len(X))
-    changed = taught(bundle, X[earlier], trees=trees, depth=depth, seed=seed)
+    bundle, source = _open(path, X, truth)
+    check(bundle, "distil", source, trees=trees, depth=depth)
+    _, rest = _halves(truth)
+    teaching, decided = (payments or Payments.all_of(X)).halves(rest.start)
+    changed = taught(bundle, teaching.X, trees=trees, depth=depth, seed=seed)
     later, there = np.ascontiguousarray(X[rest]), truth[rest]
     teacher = bundle.scores(bundle.model.margins(later))
     own = changed.calibration.apply(CompiledModel.from_bytes(changed.data).margins(later), "logistic")
     changed.detail["score_correlation"] = float(np.corrcoef(_ranks(teacher), _ranks(own))[0, 1])
-    return _written(bundle, path, output, changed, later, there, created_at=created_at, until_ms=until_ms)
+    return _written(bundle, path, output, changed, later, there, decided, created_at=created_at, until_ms=until_ms)
 
 
 def isolate(
@@ -234,38 +243,32 @@ def isolate(
     seed: int,
     created_at: str,
     until_ms: int | None = None,
+    payments: Payments | None = None,
 ) -> Compiled:
     """An isolation forest with the bundle's features, as a challenger that has learned from no label. It and its curve
     are made of the earlier half of the rows, the later one measures. Raises UsageError or BundleError."""
-    if not 1 <= trees <= 1_000:
-        raise UsageError(f"--trees {trees}: 1 to 1,000 trees")
     bundle, source = _open(path, X, truth)
-    earlier, later = halves(len(X))
+    check(bundle, "isolation-forest", source, trees=trees)
+    earlier, later = _halves(truth)
     if int(truth[earlier].sum()) < FRAUDS_MIN:
         raise UsageError(f"the earlier half of the rows needs {FRAUDS_MIN} frauds: they give the scores their meaning")
     here, rest = np.ascontiguousarray(X[earlier]), np.ascontiguousarray(X[later])
-    changed = isolated(bundle, source, here, refitted(here, truth[earlier]), trees=trees, seed=seed)
+    cut, decided = (payments or Payments.all_of(X)).halves(later.start)
+    changed = isolated(bundle, source, cut.X, refitted(here, truth[earlier]), trees=trees, seed=seed)
     if changed.calibration.kind == "identity":
         raise UsageError(
             "no isolation forest is written: in the earlier half of the rows frauds look no more unusual than other "
             "payments, so its scores would mean nothing; choose features in which they do"
         )
-    return _written(bundle, path, output, changed, rest, truth[later], created_at=created_at, until_ms=until_ms)
+    return _written(
+        bundle, path, output, changed, rest, truth[later], decided, created_at=created_at, until_ms=until_ms
+    )
 
 
 def early_exit(path: Path, X: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
     """What early exit saves at the bundle's threshold, and that every decision is the same. Writes nothing."""
-    bundle, _ = _open(path, X, truth)
-    if bundle.policy.flag.cost is not None:
-        raise UsageError(
-            f"{bundle.id} flags by cost: how many trees decide depends on each amount; early exit needs flag: "
-            "{score: …} or {share: …}"
-        )
-    if bundle.policy.segments:
-        raise UsageError(
-            f"{bundle.id} has segments with thresholds of their own; early exit needs one threshold for all: give a "
-            "bundle whose policy has no segments"
-        )
+    bundle, source = _open(path, X, truth)
+    check(bundle, "early-exit", source)
     early = EarlyExit(bundle.model.table, float(bundle.threshold_margin))
     flags, trees = early.decide(X)
     wanted = bundle.model.margins(X) >= bundle.threshold_margin
@@ -283,16 +286,47 @@ def early_exit(path: Path, X: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
     }
 
 
-def threshold_of(bundle: Bundle, X: np.ndarray, scores: np.ndarray) -> float:
-    """The score from which the policy flags by scores float64 [n] of rows float32 [n, k]. By cost the rule itself stays
-    as it is: scores are probabilities; the threshold is that of as many payments as the bundle's own flags here."""
-    flag = bundle.policy.flag
-    if flag.score is not None:
-        return flag.score
-    if flag.cost is not None:
-        flagged = int((bundle.model.margins(X) >= bundle.threshold_margin).sum())
-        return score_of_as_many(scores, max(1, flagged))
-    return threshold_for_share(scores, float(flag.share or 0))
+def check(
+    bundle: Bundle, lever: str, source: bytes, *, bits: int = 8, loss: float = 0.0, trees: int = 1, depth: int = 1
+) -> None:
+    """Raise UsageError or TrainError for what no payments are needed to know: options out of range, a bundle that the
+    lever, as `Changed.lever` names it, does not work on, no xgboost. `source`: the bundle's model file."""
+    if lever == "early-exit":
+        _check_early_exit(bundle)
+        return
+    import_xgboost()
+    if lever == "distil":
+        if not (1 <= trees <= 1_000 and 1 <= depth <= 8):
+            raise UsageError(f"--trees {trees} --depth {depth}: 1 to 1,000 trees of depth 1 to 8")
+        return
+    check_loss(loss)
+    tree_levers.check_bits(bits)
+    if lever == "first-trees" and not 1 <= trees <= bundle.model.tree_count:
+        raise UsageError(f"--first-trees {trees}: {bundle.id} has {bundle.model.tree_count} trees; give 1 to as many")
+    if lever == "isolation-forest" and not 1 <= trees <= 1_000:
+        raise UsageError(f"--trees {trees}: 1 to 1,000 trees")
+    if lever != "report":  # there each lever says it of itself
+        require_xgboost(source, bundle.model.table)
+
+
+def check_loss(loss: float) -> None:
+    """Raise UsageError for a loss of average precision that none can be."""
+    if not 0.0 <= loss < 1.0:
+        raise UsageError(f"--loss {loss}: average precision may fall by 0 to 1; give a value such as 0.005")
+
+
+def _check_early_exit(bundle: Bundle) -> None:
+    if bundle.policy.flag.cost is not None:
+        raise UsageError(
+            f"{bundle.id} flags by cost: how many trees decide depends on each amount; early exit needs flag: "
+            "{score: …} or {share: …}"
+        )
+    if bundle.policy.segments:
+        raise UsageError(
+            f"{bundle.id} has segments with thresholds of their own; early exit needs one threshold for all: give a "
+            "bundle whose policy has no segments"
+        )
+    EarlyExit(bundle.model.table, float(bundle.threshold_margin))
 
 
 def _refuse_loss(before: Measure, after: Measure, loss_max: float, truth: np.ndarray) -> None:
@@ -319,8 +353,31 @@ def _open(path: Path, X: np.ndarray, truth: np.ndarray) -> tuple[Bundle, bytes]:
             f"{len(X)} rows with {int(truth.sum())} frauds are too few to measure on: "
             f"{ROWS_MIN} and {FRAUDS_MIN} at least"
         )
+    _require_genuine(truth, "the rows")
+    return bundle, source_of(bundle, path)
+
+
+def source_of(bundle: Bundle, path: Path) -> bytes:
+    """The model file of the bundle in folder `path`."""
     name = bundle.manifest.model_file
-    return bundle, checked(path, name, bundle.manifest.files[name])
+    return checked(path, name, bundle.manifest.files[name])
+
+
+def _halves(truth: np.ndarray) -> tuple[slice, slice]:
+    """As `halves`, of rows with truth bool [n]. Raises UsageError where the later one cannot measure."""
+    earlier, later = halves(len(truth))
+    if not truth[later].any():
+        raise UsageError("no fraud in the later half of the rows, which measures: give rows of a longer time")
+    _require_genuine(truth[later], "the later half of the rows, which measures")
+    return earlier, later
+
+
+def _require_genuine(truth: np.ndarray, which: str) -> None:
+    if truth.all():
+        raise UsageError(
+            f"no genuine payment in {which}, {len(truth):,} frauds alone: nothing can be measured; where frauds "
+            "alone are reported give --genuine-after 60d"
+        )
 
 
 def _window(before: TrainingWindow | None, lever: str, until_ms: int | None) -> TrainingWindow | None:
@@ -341,13 +398,15 @@ def _written(
     changed: Changed,
     X: np.ndarray,
     truth: np.ndarray,
+    payments: Payments,
     *,
     created_at: str,
     until_ms: int | None = None,
     loss_max: float | None = None,
 ) -> Compiled:
     """Measure the changed model beside the bundle's own on rows float32 [n, k] with truth bool [n], and write it.
-    `until_ms`: after the last row that it was made of or measured on.
+    `payments`: all of the time of these rows, of which the share to flag is. `until_ms`: after the last row that it was
+    made of or measured on.
 
     Raises PromiseBroken, and writes nothing, where average precision falls by more than `loss_max`.
     """
@@ -356,17 +415,20 @@ def _written(
     booster.load_model(bytearray(changed.data))
     compiled = CompiledBooster.of(xgboost, booster, threads=1)
     data, model = compiled.raw, compiled.model
-    scores = curve.apply(model.margins(X), model.link)
+    margins = model.margins(payments.X)
+    scores = curve.apply(margins, model.link)
     manifest = bundle.manifest
-    notes = [note for note in (bundle.policy.without_segments(),) if note is not None]
+    notes = notes_of(bundle, payments)
     if curve.kind == "identity" != manifest.calibration.kind:
         if bundle.policy.flag.cost is not None:
             raise UsageError(f"{UNCALIBRATED}; {bundle.id} flags by cost, which weighs them: nothing was written")
         notes.append(UNCALIBRATED)
-    threshold = threshold_of(bundle, X, scores)
-    old = checked(path, manifest.model_file, manifest.files[manifest.model_file])
-    before = measure(old, bundle.model, manifest.calibration, float(bundle.threshold_margin), X, truth)
-    after = measure(data, model, curve, float(curve.margin_for(threshold, model.link)), X, truth)
+    threshold = threshold_of(bundle, payments, scores)
+    least = float(threshold), float(curve.margin_for(threshold, model.link))
+    was = Decided.by_bundle(bundle, payments)
+    now = Decided.of(bundle, payments, margins, scores, least)
+    before = measure(source_of(bundle, path), bundle.model, manifest.calibration, X, truth, int(was.flags.sum()))
+    after = measure(data, model, curve, X, truth, int(now.flags.sum()))
     if loss_max is not None:
         _refuse_loss(before, after, loss_max, truth)
     read = {name: checked(path, name, manifest.files[name]).decode() for name in (FEATURE_SET, POLICY)}
@@ -392,7 +454,6 @@ def _written(
         },
         versions=versions() | {"lever": changed.lever, "from": bundle.id},
     )
-    flags = [m.margins(X) >= b for m, b in ((bundle.model, bundle.threshold_margin), (model, made.threshold_margin))]
     return Compiled(
         bundle_id=made.id,
         lever=changed.lever,
@@ -400,8 +461,20 @@ def _written(
         after=after,
         rows=len(X),
         frauds=int(truth.sum()),
-        decisions_changed=int((flags[0] != flags[1]).sum()),
-        score_distance_max=float(np.abs(scores - bundle.scores(bundle.model.margins(X))).max()),
+        payments_decided=len(payments.X),
+        decisions_changed=int((was.flags != now.flags).sum()),
+        score_distance_max=float(np.abs(scores - was.scores).max()),
         detail=changed.detail,
         notes=notes,
     )
+
+
+def notes_of(bundle: Bundle, payments: Payments) -> list[str]:
+    """What of the bundle and the payments makes the figures other than they seem."""
+    found = [bundle.policy.without_segments(), payments.note()]
+    if bundle.policy.flag.cost is not None and payments.amounts is None:
+        found.append(
+            f"{bundle.id} flags by cost, and no amounts are known here: what is flagged and what changes is by a score "
+            "from which as many are flagged, not as payments are decided"
+        )
+    return [note for note in found if note is not None]

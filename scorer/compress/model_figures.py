@@ -36,7 +36,7 @@ class Measure:
     average_precision: float
     auc: float
     flagged: int
-    """Rows at or above the threshold."""
+    """Of all payments of the time of the rows, by the policy."""
 
     def document(self) -> dict[str, Any]:
         """Plain numbers for people and --json."""
@@ -44,7 +44,7 @@ class Measure:
 
 
 def measure(
-    data: bytes, model: CompiledModel, calibration: Calibration, threshold: float, X: np.ndarray, truth: np.ndarray
+    data: bytes, model: CompiledModel, calibration: Calibration, X: np.ndarray, truth: np.ndarray, flagged: int
 ) -> Measure:
     """Figures on rows float32 [n, k] with truth bool [n]; speeds are medians of 15 turns."""
     margins = model.margins(X)
@@ -61,7 +61,7 @@ def measure(
         single_us=seconds(lambda: [model.margins(one) for _ in range(50)]) / 50 * 1e6,
         average_precision=average_precision(truth, scores),
         auc=area_under_roc(truth, scores),
-        flagged=int((margins >= np.float32(threshold)).sum()),
+        flagged=flagged,
     )
 
 

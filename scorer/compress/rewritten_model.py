@@ -20,13 +20,18 @@ def is_xgboost(data: bytes) -> bool:
     return is_ubj(data) or data[:1] == b"{"
 
 
+def require_xgboost(source: bytes, table: Table) -> None:
+    """Raise UsageError for a model file, or a table of one, that no lever can rewrite."""
+    if not is_xgboost(source) or table.wide:
+        raise UsageError("this lever works on xgboost models; the bundle holds a LightGBM or treelite model")
+
+
 def xgboost_bytes(source: bytes, table: Table) -> bytes:
     """The xgboost model `source` with the trees of `table`, as JSON. Dart weights are in the table's leaves already.
 
     Raises UsageError for a source of another kind: its margins are added in another order.
     """
-    if not is_xgboost(source) or table.wide:
-        raise UsageError("this lever works on xgboost models; the bundle holds a LightGBM or treelite model")
+    require_xgboost(source, table)
     document = read_document(source)
     learner = document["learner"]
     trees = [_tree(table, index) for index in range(table.tree_count)]

@@ -19,14 +19,19 @@ def quantise_leaves(table: Table, bits: int) -> Table:
 
     The step is a power of two: sums of such leaves are exact in float32 (2^24 steps), whatever the order of additions.
     """
-    if not 2 <= bits <= 16:
-        raise UsageError(f"--bits {bits}: wanted 2 to 16")
+    check_bits(bits)
     largest = float(np.abs(table.value).max()) if len(table.value) else 0.0
     if largest == 0.0:
         return table
     step = 2.0 ** np.ceil(np.log2(largest / (2 ** (bits - 1) - 1)))
     value = np.where(table.feature < 0, np.round(table.value.astype(np.float64) / step) * step, 0.0)
     return replace(table, value=value.astype(np.float32))
+
+
+def check_bits(bits: int) -> None:
+    """Raise UsageError for bits that no leaf is rounded to."""
+    if not 2 <= bits <= 16:
+        raise UsageError(f"--bits {bits}: wanted 2 to 16")
 
 
 def truncate(table: Table, quality: Callable[[Table], float], least: float) -> Table:

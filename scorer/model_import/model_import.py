@@ -31,6 +31,10 @@ GOLDEN_ROWS = 256
 # A share of fewer rows than this is a guess.
 SHARE_ROWS_MIN = 1_000
 _SAMPLED_ROWS = 2_000
+_CHECKPOINT = (
+    "a checkpoint does not tell which library made it: give --golden ROWS with a column score, which is that library's "
+    "own (predict_proba(X)[:, 1])"
+)
 # A score that was given may be a float32's, and a margin a double's.
 _SCORE_DISTANCE_MAX, _MARGIN_DISTANCE_MAX = 2e-6, 1e-6
 
@@ -101,6 +105,8 @@ def import_model(
     compiled = CompiledModel.from_bytes(data)
     missing = options.missing or MissingValue("nan")
     given = None if options.golden is None else read_golden(options.golden, feature_set.names)
+    if source.kind == "treelite" and (given is None or given.score is None):  # treelite's own margins prove nothing
+        raise ModelImportError(_CHECKPOINT)
     missing.check(None if given is None else given.rows, feature_set.names)
     rows = sample_rows(compiled, _SAMPLED_ROWS)
     if given is not None:
@@ -148,10 +154,7 @@ def import_model(
 
 def _placement(source: SourceModel, names: list[str], options: ImportOptions) -> Placement:
     if source.kind == "treelite" and options.golden is None:
-        raise ModelImportError(
-            "a checkpoint does not tell which library made it: give --golden ROWS with a column score, which is "
-            "that library's own (predict_proba(X)[:, 1])"
-        )
+        raise ModelImportError(_CHECKPOINT)
     columns = options.columns or source.names
     if columns is None and options.same_order:
         columns = list(names)

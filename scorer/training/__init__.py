@@ -10,7 +10,7 @@ from scorer.training.boosting import Recipe
 from scorer.training.ranking import area_under_roc, average_precision, card_precision, threshold_for_share
 from scorer.training.training_errors import GateError, LeakageError, TrainError
 from scorer.training.training_libraries import import_optuna, import_xgboost, versions
-from scorer.training.training_run import TrainingReport, train
+from scorer.training.training_run import TrainingReport, prepare, train
 from scorer.training.training_settings import TrainingRows, TrainingSettings
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "card_precision",
     "import_optuna",
     "import_xgboost",
+    "prepare",
     "threshold_for_share",
     "train",
     "versions",

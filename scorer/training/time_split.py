@@ -87,9 +87,14 @@ def day_of_training(rows: TrainingRows, settings: TrainingSettings) -> int | Non
     wrong year names no day). None where every row has a report of its own."""
     if settings.as_of_ms is not None or settings.genuine_after_ms is None or not len(rows.label):
         return settings.as_of_ms
-    reported = np.sort(rows.label_known_at_ms[rows.fraud])
+    return reported_by_ms(rows.event_time_ms, rows.label_known_at_ms[rows.fraud])
+
+
+def reported_by_ms(event_time_ms: np.ndarray, fraud_known_at_ms: np.ndarray) -> int:
+    """Epoch ms of the last of n payments or, if later, by when nearly all m frauds were reported; int64 [n], [m]."""
+    reported = np.sort(fraud_known_at_ms)
     nearly_all = int(reported[int((len(reported) - 1) * REPORTED)]) if len(reported) else 0
-    return max(int(rows.event_time_ms.max()), nearly_all)
+    return max(int(event_time_ms.max()), nearly_all)
 
 
 def _border(times: np.ndarray, fraud: np.ndarray, share: float, most: int) -> int:

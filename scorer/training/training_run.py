@@ -13,6 +13,7 @@ xgboost is imported when training starts, never by serving.
 
 from __future__ import annotations
 
+import difflib
 import os
 import time
 from dataclasses import dataclass, field
@@ -29,7 +30,7 @@ from scorer.training.boosting import STOP_FRAUDS_MIN, Boosting, Data, Progress, 
 from scorer.training.compiled_booster import CompiledBooster
 from scorer.training.continuation import Continued, Present, check_kept, check_newer, choose
 from scorer.training.feature_selection import FeatureWorth, TrainingPartFigures, worth
-from scorer.training.label_delays import late_reports
+from scorer.training.label_delays import late_confirmations, late_reports, unlabelled
 from scorer.training.leakage_suspects import precision_alone, refuse_leakage
 from scorer.training.ranking import summary, threshold_for_share
 from scorer.training.recipe_search import Trial, TrialProgress, compare, recipes_for, search
@@ -40,6 +41,7 @@ from scorer.training.training_libraries import import_optuna, import_xgboost, ve
 from scorer.training.training_settings import TrainingRows, TrainingSettings
 
 DAY_MS = 86_400_000
+UNLABELLED_MAX = 0.1  # share of the validation payments, old enough for a label, that may lack one without a note
 SILENT_MAX = 0.1  # share of the time range, at its end, without a fraud
 UNCALIBRATED = (
     "the scores are no probabilities: on the validation part they do not rise with the share of frauds, so nothing "
@@ -89,6 +91,18 @@ class TrainingReport:
 
 
 @dataclass(frozen=True)
+class Prepared:
+    """What a run needs beside its rows: the libraries (optuna where recipes are searched), what is trained for, and the
+    bundle that is continued."""
+
+    xgboost: Any
+    optuna: Any
+    feature_set: FeatureSet
+    policy: Policy
+    before: Present | None
+
+
+@dataclass(frozen=True)
 class _Measured:
     """The model that never saw the validation part, and all that was measured and fitted with it there."""
 
@@ -132,24 +146,15 @@ def train(
     Raises TrainError (data or settings that cannot be trained with), LeakageError, GateError, BundleError,
     FeatureSetError or PolicyError.
     """
-    _check_types(rows=(rows, TrainingRows), settings=(settings, TrainingSettings))
-    _check_types(feature_set_yaml=(feature_set_yaml, str), policy_yaml=(policy_yaml, str))
-    xgboost = import_xgboost()
-    feature_set = FeatureSet.from_yaml(feature_set_yaml)
+    _check_types(rows=(rows, TrainingRows))
+    prepared = prepare(feature_set_yaml, policy_yaml, output, settings, present)
+    xgboost, optuna, before = prepared.xgboost, prepared.optuna, prepared.before
+    feature_set, policy = prepared.feature_set, prepared.policy
     names = feature_set.names
-    policy = Policy.from_yaml(policy_yaml)
-    policy.check(names)
-    if policy.flag.cost is not None:
-        CostRule.of(policy.flag.cost, 0.0, feature_set)
-        if rows.amount is None:
-            raise TrainError(f"policy {policy.name} flags by cost: the rows need the amount of each payment")
-    if os.path.lexists(output):  # before the work, not after it
-        raise TrainError(f"{output} exists already; bundles are never overwritten, choose another place")
-    settings.check()
-    optuna = import_optuna() if settings.trials else None
+    if policy.flag.cost is not None and rows.amount is None:
+        raise TrainError(f"policy {policy.name} flags by cost: the rows need the amount of each payment")
     rows.check(names)
 
-    before = None if present is None else Present.load(Path(present), feature_set, xgboost, settings.threads)
     split = split_in_time(rows, settings, None if before is None else before.seen_until_ms)
     data = _parts(rows, split, names)
     # Of a continued bundle new models are stopped and chosen on earlier held-back rows, and compared on later ones.
@@ -239,8 +244,33 @@ def train(
         features=features,
         lineage=lineage,
         candidates={} if chosen is None else {str(name): value for name, value in chosen.candidates.items()},
-        notes=_notes(rows, split, settings, measured.calibration) + _of_comparison(before, stopping, comparing),
+        notes=_notes(rows, split, settings, measured.calibration, by_cost=policy.flag.cost is not None)
+        + _of_comparison(before, stopping, comparing),
     )
+
+
+def prepare(
+    feature_set_yaml: str, policy_yaml: str, output: Path, settings: TrainingSettings, present: Path | None = None
+) -> Prepared:
+    """What `train` needs but its rows, checked: to be called before hours of reading. Raises as `train` does."""
+    _check_types(settings=(settings, TrainingSettings))
+    _check_types(feature_set_yaml=(feature_set_yaml, str), policy_yaml=(policy_yaml, str))
+    xgboost = import_xgboost()
+    feature_set = FeatureSet.from_yaml(feature_set_yaml)
+    policy = Policy.from_yaml(policy_yaml)
+    policy.check(feature_set.names)
+    if policy.flag.cost is not None:
+        CostRule.of(policy.flag.cost, 0.0, feature_set)
+    if os.path.lexists(output):
+        raise TrainError(f"{output} exists already; bundles are never overwritten, choose another place")
+    settings.check()
+    for name in settings.accepted:
+        if name not in feature_set.names:
+            near = difflib.get_close_matches(name, feature_set.names, n=3) or feature_set.names
+            raise TrainError(f"--accept {name}: {feature_set.name} has no such feature; it has {', '.join(near)}")
+    optuna = import_optuna() if settings.trials else None
+    before = None if present is None else Present.load(Path(present), feature_set, xgboost, settings.threads)
+    return Prepared(xgboost, optuna, feature_set, policy, before)
 
 
 def _check_types(**arguments: tuple[object, type]) -> None:
@@ -340,12 +370,18 @@ def _rounds(booster: Any) -> int:
     return int(booster.num_boosted_rounds())
 
 
-def _notes(rows: TrainingRows, split: Split, settings: TrainingSettings, calibration: Calibration) -> list[str]:
+def _notes(
+    rows: TrainingRows, split: Split, settings: TrainingSettings, calibration: Calibration, *, by_cost: bool
+) -> list[str]:
     at_ms = day_of_training(rows, settings)
     if at_ms is None:
         at_ms = max(int(rows.event_time_ms.max()), int(rows.label_known_at_ms[rows.label >= 0].max()))
     late = late_reports(rows.label, rows.event_time_ms, rows.label_known_at_ms, at_ms)
     notes = [] if late is None else [f"{late.sentence()}; leave them out: --until {late.day}"]
+    if settings.genuine_after_ms is None:  # else no row so new is used
+        early = late_confirmations(rows.label, rows.event_time_ms, rows.label_known_at_ms, at_ms)
+        notes += [] if early is None else [early.sentence()]
+    notes += _of_selection(rows, split, at_ms, by_cost=by_cost)
     if calibration.kind == "identity":
         notes.append(UNCALIBRATED)
     frauds = int(rows.fraud[split.validation].sum())
@@ -364,6 +400,25 @@ def _notes(rows: TrainingRows, split: Split, settings: TrainingSettings, calibra
             "stopped arriving, their frauds are learned as genuine"
         )
     return notes
+
+
+def _of_selection(rows: TrainingRows, split: Split, at_ms: int, *, by_cost: bool) -> list[str]:
+    """A note where many validation payments have no label though they are old enough for one: who has one was selected,
+    mostly by what was investigated."""
+    times = rows.event_time_ms
+    days = (times >= split.validation_from_ms) & (times <= times[split.validation].max())
+    known = np.isin(np.flatnonzero(days), split.known)
+    without, old = unlabelled(known, times[days], rows.label_known_at_ms[days], at_ms)
+    if without <= UNLABELLED_MAX * old:
+        return []
+    rate = float(rows.fraud[split.validation].mean())
+    money = "; flag.cost weighs them as those of all payments and then flags far too much" if by_cost else ""
+    return [
+        f"{without:,} of {old:,} payments of the validation days have no label: scores are probabilities of fraud "
+        f"among those that have one ({rate:.2%} frauds), too high if the others are mostly genuine{money}. Where "
+        "every fraud is reported sooner or later, give --genuine-after 60d (as long as reports take), else labels of "
+        "all payments"
+    ]
 
 
 def _continued(chosen: Continued | None) -> bool:

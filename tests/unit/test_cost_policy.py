@@ -183,7 +183,9 @@ def test_the_capacity_is_of_all_payments_of_a_day(place: Path, tmp_path: Path) -
     rows = _rows(place / "history.parquet")
     label = np.where(np.arange(len(rows.label)) % 4 == 0, rows.label, -1).astype(np.int8)
     settings = TrainingSettings("money", "2025-01-01T00:00:00Z", threads=1, search_s_max=0, refit=False)
-    bundle = Bundle.load(train(replace(rows, label=label), FEATURE_SET, POLICY, tmp_path / "few", settings).output)
+    report = train(replace(rows, label=label), FEATURE_SET, POLICY, tmp_path / "few", settings)
+    assert any("flag.cost weighs them as those of all payments" in note for note in report.notes)
+    bundle = Bundle.load(report.output)
     window, cost, amount = bundle.manifest.training, bundle.policy.flag.cost, rows.amount
     assert window is not None
     assert cost is not None

@@ -18,6 +18,7 @@ from scorer.bundle import Bundle, Calibration, NewChallenger, write_bundle
 from scorer.bundle.challengers import with_challengers
 from scorer.bundle.gate import verify
 from scorer.compress import levers
+from scorer.compress.held_out import Payments
 from scorer.compress.source_export import to_c, to_python
 from scorer.compress.tree_levers import merged, quantise_leaves
 from scorer.errors import PromiseBroken, UsageError
@@ -378,3 +379,47 @@ def test_pruning_that_loses_more_where_it_is_measured_writes_nothing(folder: Pat
     assert not (tmp_path / "p").exists()
     done = levers.prune(folder, tmp_path / "p", X, truth, loss=0.2, created_at="x", accept=True)
     assert done.before.average_precision - done.after.average_precision > 0.2
+
+
+def test_a_share_is_of_all_payments_and_not_of_those_with_a_label(folder: Path, tmp_path: Path) -> None:
+    """Labels are mostly of payments that were flagged: the threshold of a share is found on all payments of the days,
+    average precision measured on the labelled ones, and the first trees mean what the whole model does on all."""
+    source = Bundle.load(folder)
+    policy = tmp_path / "policy"
+    write_bundle(
+        policy, name="cards", created_at="x", model=(folder / "model.ubj").read_bytes(), feature_set_yaml=FEATURE_SET,
+        policy_yaml="name: cards\nflag: {share: 0.02}\n", threshold_score=0.4, calibration=source.manifest.calibration,
+        golden=golden_rows((folder / "model.ubj").read_bytes()),
+    )  # fmt: skip
+    X, truth = _data(7, 6_000)
+    scores = source.scores(source.model.margins(X))
+    labelled = (scores >= np.quantile(scores, 0.9)) | (np.arange(6_000) % 50 == 0)
+    payments = Payments(X, labelled)
+    rows, known = np.ascontiguousarray(X[labelled]), truth[labelled]
+    border = np.flatnonzero(labelled)[len(rows) // 2]
+    done = levers.quantise(policy, tmp_path / "q", rows, known, bits=8, created_at="x", payments=payments)
+    assert (done.rows, done.payments_decided) == (len(rows), 6_000)
+    assert any("have no known label" in note for note in done.notes)
+    levers.shorten(policy, tmp_path / "f", rows, known, trees=40, created_at="x", payments=payments)
+    levers.student(policy, tmp_path / "s", rows, known, trees=30, depth=3, seed=1, created_at="x", payments=payments)
+    for name, there in (("q", X), ("f", X[border:]), ("s", X[border:])):
+        made = Bundle.load(tmp_path / name)
+        flagged = (made.model.margins(np.ascontiguousarray(there)) >= made.threshold_margin).mean()
+        assert 0.015 < flagged <= 0.02
+    (without,) = levers.notes_of(source, payments)
+    assert without.startswith(f"{int((~labelled).sum()):,} of 6,000 payments have no known label")
+    assert levers.notes_of(source, Payments.all_of(X)) == []
+
+
+def test_rows_of_frauds_alone_measure_nothing(folder: Path, tmp_path: Path) -> None:
+    """Without a genuine payment, in all rows or in the half that measures, the refusal comes before the work."""
+    X, truth = _data(2, 3_000)
+    with pytest.raises(UsageError, match="no genuine payment in the rows, 3,000 frauds alone"):
+        levers.quantise(folder, tmp_path / "n", X, np.ones(3_000, bool), bits=8, created_at="x")
+    with pytest.raises(
+        UsageError, match="no genuine payment in the later half of the rows, which measures, 1,500 frauds"
+    ):
+        levers.student(
+            folder, tmp_path / "n", X, truth | (np.arange(3_000) >= 1_500), trees=9, depth=2, seed=1, created_at="x"
+        )
+    assert not (tmp_path / "n").exists()

@@ -197,6 +197,10 @@ def test_a_scikit_learn_model_comes_as_a_checkpoint_without_a_pickle(tmp_path: P
         imported(tmp_path / "model.tl", tmp_path, golden=golden_file(golden, tried, score=theirs[::-1]))
     with pytest.raises(ModelImportError, match=r"give --golden ROWS with a column score"):
         imported(tmp_path / "model.tl", tmp_path)
+    # Rows alone, or with margins, would compare treelite with itself.
+    for more in ({}, {"margin": bundle.model.margins(tried).astype(np.float64)}):
+        with pytest.raises(ModelImportError, match=r"give --golden ROWS with a column score"):
+            imported(tmp_path / "model.tl", tmp_path, golden=golden_file(golden, tried, **more))
 
 
 def test_a_missing_or_extra_name_shows_both_lists(tmp_path: Path) -> None:

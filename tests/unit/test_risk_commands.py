@@ -614,3 +614,101 @@ def test_levers_are_reported_with_labels_and_without(place: Path) -> None:
     assert shown.exit_code == 0, shown.output
     for title in ("Batch sizes", "Exports", "Degraded mode"):
         assert title in shown.output
+
+
+def test_rows_that_compile_refuses_are_counted_and_fail_it(place: Path) -> None:
+    """`bundle compile` names rows that it could not read, counts them, and measures nothing where more than one in a
+    hundred is refused."""
+    history = pq.read_table(place / "history.parquet")
+    kinds = [*("EUR" for _ in range(history.num_rows - 300)), *("euros" for _ in range(300))]
+    pq.write_table(history.append_column("money", pa.array(kinds)), place / "mixed.parquet")
+    (place / "mixed.yaml").write_text(MAPPING.replace("{constant: EUR}", "money"))
+    common = ["bundle", "compile", f"{place}/bundle", "--input", f"{place}/mixed.parquet"]
+    common += ["--mapping", f"{place}/mixed.yaml", "--from", "2024-02-12", "--json"]
+    for lever in ("--report", "--early-exit"):
+        assert "300 of 12,000 rows were refused" in _run(*common, lever, refused=True)["error"]
+        found = _run(*common, lever, "--refused-max", "0.5", "--refused", f"{place}/refused.parquet")
+        assert [(one["field"], one["rows"]) for one in found["refused"]] == [("currency", 300)]
+        assert pq.read_table(place / "refused.parquet").num_rows == 300
+
+
+TRAIN = "train --feature-set {place}/set.yaml --policy {place}/policy.yaml --output {place}/none"
+COMPILE = "bundle compile {place}/bundle"
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (f"{TRAIN} --name Shop", "name does not match"),
+        (f"{TRAIN} --accept amont", "--accept amont: shop has no such feature; it has amount"),
+        (
+            "train --continue {place}/bundle --feature-set {place}/wider.yaml --output {place}/none",
+            "same features only",
+        ),
+        ("train --continue {place}/bundle --policy {place}/dollars.yaml --output {place}/none", "cost.currency is USD"),
+        (f"{COMPILE} --quantise-leaves --bits 40 --output {{place}}/none", "--bits 40"),
+        (f"{COMPILE} --prune --loss 2 --output {{place}}/none", "--loss 2"),
+        (f"{COMPILE} --report --loss 2", "--loss 2"),
+        (f"{COMPILE} --first-trees 9999 --output {{place}}/none", "--first-trees 9999: shop-"),
+        (f"{COMPILE} --distil --depth 99 --output {{place}}/none", "--depth 99"),
+        (f"{COMPILE} --isolation-forest --trees 0 --output {{place}}/none", "--trees 0"),
+        (f"{COMPILE} --early-exit --from then", "--from: write a day"),
+        (f"{COMPILE} --early-exit --until then", "--until: write a day"),
+        (f"{COMPILE} --early-exit --from 2024-02-12 --until 2024-02-12", "is not before --until"),
+        (f"{COMPILE} --early-exit --genuine-after soon", "--genuine-after"),
+    ],
+)
+def test_what_needs_no_payments_is_checked_before_they_are_read(place: Path, command: str, message: str) -> None:
+    """Options out of range, and bundles and policies that do not fit, are refused before the input is read, of which
+    none is there."""
+    wider = "  - {name: customer_count_1h, entity: customer, aggregate: count, window: 1h}\n"
+    (place / "wider.yaml").write_text(FEATURE_SET + wider)
+    (place / "dollars.yaml").write_text("name: shop\nflag: {cost: {currency: USD, review: 1, good_customer: 2}}\n")
+    empty = place / "nothing.parquet"
+    empty.touch()
+    assert message in _run(*command.format(place=place).split(), "--input", str(empty), refused=True)["error"]
+    assert not (place / "none").exists()
+
+
+def test_compile_takes_payments_without_a_label_as_genuine_after_a_time(place: Path) -> None:
+    """Where frauds alone are reported nothing can be measured without --genuine-after; with it the last days, of which
+    frauds alone would be known, are left out."""
+    history = pq.read_table(place / "history.parquet")
+    fraud = history["fraud"].to_numpy()
+    frauds_alone = history.drop(["fraud"]).append_column("fraud", pa.array(fraud, mask=fraud == 0))
+    pq.write_table(frauds_alone, place / "frauds.parquet")
+    common = ["bundle", "compile", f"{place}/bundle", "--quantise-leaves", "--input", f"{place}/frauds.parquet"]
+    common += ["--mapping", f"{place}/mapping.yaml", "--from", "2024-02-12", "--output", f"{place}/after", "--json"]
+    times = history["at"].cast(pa.int64()).to_numpy()
+    since = times >= 1_707_696_000_000
+    error = _run(*common, refused=True)["error"]
+    assert f"all {int(fraud[since].sum()):,} payments of known label are frauds" in error
+    assert "--genuine-after" in error
+    found = _run(*common, "--genuine-after", "3d")
+    old = since & (times <= times.max() - DAY_MS)  # the last fraud is reported two days after it
+    assert 0 < found["rows"] <= old.sum()
+    assert found["rows"] == found["payments_decided"]
+    assert found["frauds"] == fraud[since][: found["rows"]].sum()
+
+
+def test_compile_flags_its_share_of_all_payments(place: Path) -> None:
+    """Labels of frauds and of few genuine payments measure, but the share is of all payments of those days."""
+    history = pq.read_table(place / "history.parquet")
+    fraud = history["fraud"].to_numpy()
+    unknown = (fraud == 0) & (np.arange(len(fraud)) % 20 != 0)
+    pq.write_table(history.drop(["fraud"]).append_column("fraud", pa.array(fraud, mask=unknown)), place / "few.parquet")
+    found = _run(
+        "bundle", "compile", f"{place}/bundle", "--quantise-leaves", "--input", f"{place}/few.parquet", "--mapping",
+        f"{place}/mapping.yaml", "--output", f"{place}/share", "--json",
+    )  # fmt: skip
+    made = Bundle.load(place / "share").manifest.training
+    seen = Bundle.load(place / "bundle").manifest.training
+    assert made is not None
+    assert seen is not None
+    times = history["at"].cast(pa.int64()).to_numpy()
+    there = (times >= seen.validation_until_ms) & (times < made.validation_until_ms)
+    assert found["rows"] == (there & ~unknown).sum()
+    first = times[there & ~unknown].min()
+    assert found["payments_decided"] == (there & (times >= first)).sum()
+    assert 0.015 < found["after"]["flagged"] / found["payments_decided"] <= 0.02
+    assert any("have no known label" in note for note in found["notes"])

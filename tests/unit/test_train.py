@@ -36,6 +36,7 @@ from scorer.training import (
 )
 from scorer.training.boosting import ROUNDS_FEW
 from scorer.training.compiled_booster import CompiledBooster
+from scorer.training.label_delays import late_confirmations
 from scorer.training.recipe_search import RECIPE_OF_FEW, RECIPES, outranks
 from scorer.training.time_split import split_in_time
 
@@ -219,6 +220,46 @@ def test_frauds_that_are_reported_late_are_warned_about(data: TrainingRows, tmp_
     assert note.startswith("labels of frauds take 10.0 days, those of genuine payments 1.0")
     assert note.endswith(f"--until {np.datetime64(end - 10 * DAY_MS, 'ms').astype('datetime64[D]')}")
     assert _train(data, tmp_path / "soon", as_of_ms=end, search_s_max=0).notes == []
+
+
+def test_genuine_payments_that_are_confirmed_late_are_warned_about(data: TrainingRows, tmp_path: Path) -> None:
+    """Where labels of genuine payments take ten days and those of frauds one, all that is known of the newest nine days
+    is fraud: a note says how to leave them out, and none is there once they are, or with --genuine-after."""
+    delay = np.where(data.label == 1, 1, 10) * DAY_MS
+    end = int(data.event_time_ms.max())
+    late = replace(data, label_known_at_ms=data.event_time_ms + delay)
+    found = late_confirmations(late.label, late.event_time_ms, late.label_known_at_ms, end)
+    assert found is not None
+    newest = (data.event_time_ms > end - 10 * DAY_MS) & (late.label_known_at_ms <= end)
+    assert (found.rows, found.frauds) == (newest.sum(), newest.sum())
+    notes = _train(late, tmp_path / "late", as_of_ms=end, search_s_max=0).notes
+    (note,) = (one for one in notes if "genuine payments take 10.0 days, those of frauds 1.0" in one)
+    day = np.datetime64(end - 10 * DAY_MS, "ms").astype("datetime64[D]")
+    assert note.endswith(f"--until {day}")
+    kept = data.event_time_ms < day.astype("datetime64[ms]").astype(np.int64)
+    columns = ("X", "label", "event_time_ms", "label_known_at_ms")
+    older = TrainingRows(*(getattr(late, name)[kept] for name in columns))
+    assert late_confirmations(older.label, older.event_time_ms, older.label_known_at_ms, end) is None
+    notes = _train(late, tmp_path / "after", as_of_ms=end, search_s_max=0, genuine_after_ms=10 * DAY_MS).notes
+    assert not any("genuine payments take" in one for one in notes)
+
+
+def test_validation_payments_without_a_label_are_noted(data: TrainingRows, tmp_path: Path) -> None:
+    """Where few genuine payments are confirmed, scores are probabilities among the labelled ones: a note counts the
+    others. Payments that are too young for a label are none of them."""
+    confirmed = (data.label == 1) | ((data.label == 0) & (np.random.default_rng(3).random(len(data.label)) < 0.3))
+    few = replace(data, label=np.where(confirmed, data.label, -1).astype(np.int8))
+    report = _train(few, tmp_path / "few", search_s_max=0)
+    times, window = data.event_time_ms, report.training
+    there = (times >= window.validation_from_ms) & (times < window.validation_until_ms)
+    without = int((few.label[there] < 0).sum())
+    (note,) = (one for one in report.notes if "have no label" in one)
+    assert note.startswith(f"{without:,} of {int(there.sum()):,} payments of the validation days have no label")
+    assert "--genuine-after" in note
+    assert "flag.cost" not in note
+    slow = replace(data, label_known_at_ms=data.event_time_ms + 5 * DAY_MS)
+    end = int(data.event_time_ms.max())
+    assert _train(slow, tmp_path / "slow", as_of_ms=end, search_s_max=0).notes == []
 
 
 def test_days_without_a_fraud_at_the_end_are_noted(data: TrainingRows, tmp_path: Path) -> None:
@@ -480,6 +521,7 @@ def test_threshold_is_the_lowest_that_keeps_the_share(values: list[float], share
     [
         ({"name": "Cards 1"}, "name does not match"),
         ({"created_at": ""}, "created_at has 0 characters"),
+        ({"accepted": ["amont"]}, "--accept amont: cards has no such feature; it has amount"),
         ({"feature_set_yaml": Path("cards.yaml")}, "feature_set_yaml is of type PosixPath, wanted str"),
     ],
 )
