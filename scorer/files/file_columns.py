@@ -119,8 +119,8 @@ def shared_blocks(rows: Shared, rows_per_block: int, cards: CardFields = UNDECLA
 def _blocks(facts: RowFacts, batches: Iterator[pa.RecordBatch], cards: CardFields) -> Iterator[DecodedBlock]:
     for batch in batches:
         yield _decoded(facts, batch, cards)
-    if facts.lines_left_out:
-        yield _left_out(facts.lines_left_out)
+    if facts.rows_left_out:
+        yield _left_out(facts.rows_left_out)
 
 
 def _of_lines(source: ContractLines, rows_per_block: int) -> Iterator[DecodedBlock]:
@@ -248,9 +248,9 @@ def _merged(
     return merged
 
 
-def _left_out(lines: Sequence[int]) -> DecodedBlock:
-    """Lines that are no rows, as refused records."""
-    count = len(lines)
+def _left_out(rows: Sequence[int]) -> DecodedBlock:
+    """What cannot be read as rows, as refused records."""
+    count = len(rows)
     empty = PaymentColumns(
         np.empty(0, np.int64),
         np.empty(0, np.int64),
@@ -268,7 +268,7 @@ def _left_out(lines: Sequence[int]) -> DecodedBlock:
         payloads=nothing.astype(np.uint64),
     )
     none = np.full(count, -1, np.int64)
-    return DecodedBlock(records, (), none.astype(np.int8), none, np.array(lines, np.int64))
+    return DecodedBlock(records, (), none.astype(np.int8), none, np.array(rows, np.int64))
 
 
 @dataclass(frozen=True)

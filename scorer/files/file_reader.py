@@ -96,9 +96,9 @@ def closing_after(items: Iterable[_Item], workspace: Workspace) -> Iterator[_Ite
 def _mapped(file: PaymentFile, rows_per_block: int) -> Iterator[FileBlock]:
     for batch in file.batches(rows_per_block):
         yield json_block(file.facts, batch)
-    if file.facts.lines_left_out:
+    if file.facts.rows_left_out:
         empty = np.empty(0, np.int64)
-        refused = [RowRefused(line, UNREADABLE) for line in file.facts.lines_left_out]
+        refused = [RowRefused(row, UNREADABLE) for row in file.facts.rows_left_out]
         yield FileBlock([], [], [], empty, empty.astype(np.int8), empty, empty, refused)
 
 

@@ -223,8 +223,16 @@ def _kind(path: Path, name: str) -> Kind:
 
 def _guessed(path: Path) -> Kind:
     """Text without a name is JSON when it begins so."""
+    return "json" if begins_with(path) in (b"{", b"[") else "csv"
+
+
+def begins_with(path: Path) -> bytes:
+    """The first byte of a text that is no blank and no byte order mark; none where there is none."""
     with unpacked(path) as raw:
-        return "json" if raw.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")[:1] in (b"{", b"[") else "csv"
+        while chunk := raw.read(4096):
+            if found := chunk.lstrip(b"\xef\xbb\xbf \t\r\n"):
+                return found[:1]
+    return b""
 
 
 def _packing(path: Path) -> str | None:

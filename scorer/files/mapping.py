@@ -23,9 +23,11 @@ where: "status <> 'declined'"       # rows to read
 nothing: ["", "NULL", "n/a"]        # cells of a CSV that stand for nothing
 encoding: cp1252                    # of a text file
 csv: {delimiter: ";", quote: "'", header: false, skip: 3}       # lines before the header, or before the first row
+csv: {escape: "\\", lines_in_cells: true}   # \\" as Spark and MySQL write; text whose lines look like rows
 
-In a CSV every column is text, in an expression too: write step::BIGINT to calculate with it. Attributes keep the type
-that the file gives them; an attribute of a CSV whose cells are all numbers is a number, all true or false a boolean.
+In a CSV every column is text without spaces around it, in an expression too: write step::BIGINT to calculate with it.
+Attributes keep the type that the file gives them; an attribute of a CSV whose cells are all numbers is a number, all
+true or false a boolean.
 """
 
 from __future__ import annotations
@@ -158,6 +160,8 @@ class CsvForm(Strict):
 
     delimiter: str | None = Field(default=None, min_length=1, max_length=1)
     quote: str | None = Field(default=None, max_length=1)
+    escape: str | None = Field(default=None, min_length=1, max_length=1)
+    lines_in_cells: bool = False
     header: bool = True
     skip: int = Field(default=0, ge=0, le=SKIP_MAX)
 

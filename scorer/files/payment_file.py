@@ -141,7 +141,9 @@ class PaymentFile:
             condition = checked(connection, "where", self.mapping.where, known.types)
             # Numbers of rows are those of the file, so the condition comes after them.
             marked = f"select {', '.join(parts)}, {condition} as __where from ({known.sql})"
-            query = f"select * exclude (__where) from ({marked}) where __where"
+            # What is no row at all is refused, whatever the condition makes of its cells.
+            kept = " or ".join(["__where", *(f"b{number}" for number in range(len(known.broken)))])
+            query = f"select * exclude (__where) from ({marked}) where {kept}"
         if self.options.rows_max is not None:
             query = f"select * from ({query}) limit {self.options.rows_max}"
         try:
@@ -305,9 +307,8 @@ class PaymentFile:
             survey.found(self._times),
             types,
             tuple(self._problems),
-            self._lines_left_out(),
+            self._rows_left_out(),
             len(self.opened.paths),
-            self.mapping.csv.header,
         )
 
     def _keep_rows(self, survey: TimeSurvey) -> dict[str, str]:
@@ -457,12 +458,15 @@ class PaymentFile:
                 last = max(last, int(pc.max(rows.column("row")).as_py()))
         return last
 
-    def _lines_left_out(self) -> list[int]:
-        """Numbers of the lines that the reader could not take as rows."""
+    def _rows_left_out(self) -> list[int]:
+        """Places, each in its file, of what the reader could not take as rows."""
         made = self._one("select count(*) from duckdb_tables() where table_name = 'reject_errors'")
         if not self._relation.rejects or not made[0]:
             return []
-        return [line for _, line in self._all("select distinct file_id, line from reject_errors order by all")]
+        # The reader's lines are rows too, of several lines or of one, and those before the first row.
+        before = self.mapping.csv.skip + self.mapping.csv.header
+        found = self._all("select distinct file_id, line from reject_errors order by all")
+        return [line - before for _, line in found]
 
     def _stream(self, query: str, rows: int) -> Iterator[pa.RecordBatch]:
         try:

@@ -25,8 +25,8 @@ class RowFacts:
     """Of one file, with its mapping. It pickles, for the processes that share a file.
 
     attribute_types: of attributes whose cells have no type, what all of them are: BIGINT, DOUBLE, BOOLEAN, VARCHAR, or
-    each something else (MIXED, JSON) · problems: by their numbers in REFUSED, from 1 · lines_left_out: lines that are
-    no rows at all, refused like rows · files: how many are read as one · header: whether the first line is no row
+    each something else (MIXED, JSON) · problems: by their numbers in REFUSED, from 1 · rows_left_out: places of what
+    cannot be read as a row, refused like rows · files: how many are read as one
     """
 
     name: str
@@ -34,9 +34,8 @@ class RowFacts:
     survey: Survey
     attribute_types: dict[str, str]
     problems: tuple[Problem, ...]
-    lines_left_out: Sequence[int]
+    rows_left_out: Sequence[int]
     files: int
-    header: bool
 
     def finished(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """A batch with attributes of their types, and with the rows of the far future refused."""
@@ -62,9 +61,9 @@ class RowFacts:
 
     def row_numbers(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Places in the file of the rows with these numbers, which the reader counted without what it left out."""
-        if not self.lines_left_out or self.files > 1:
+        if not self.rows_left_out or self.files > 1:
             return rows
-        left_out = np.array(self.lines_left_out) - self.header
+        left_out = np.array(self.rows_left_out)
         return rows + np.searchsorted(left_out - 1 - np.arange(len(left_out)), rows, side="left")
 
 

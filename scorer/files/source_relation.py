@@ -1,7 +1,7 @@
 """The files of a source as one relation of the database: SQL that gives every row with its number, and its columns.
 
 parquet   as it is
-csv       every column as text; rows that do not fit their header are kept and marked
+csv       every column as text, without spaces around it; rows that do not fit their header are kept and marked
 json      lines (or one list) of objects; types are those of all values together, texts stay texts
 """
 
@@ -20,7 +20,7 @@ import duckdb
 
 from schemas.card_numbers import holds_card_number
 from schemas.contract_error import DeadLetterReason
-from scorer.files.file_source import FileError, Opened, names_of, unpacked
+from scorer.files.file_source import FileError, Opened, begins_with, names_of, unpacked
 from scorer.files.mapping import CsvForm, Mapping, MappingError
 
 ROW = "__row"
@@ -103,6 +103,8 @@ def plain_reason(exc: BaseException) -> str:
         return "more memory is needed than FRAUD_SCORER_FILES__MEMORY_MIB allows"
     if isinstance(exc, duckdb.BinderException | duckdb.CatalogException | duckdb.ParserException):
         return re.sub(r"^\w+ Error: ", "", line)[:200]
+    if "Error when sniffing" in line:
+        return "its form cannot be seen; write it into the mapping (csv: {delimiter: ..., quote: ...})"
     found = re.search(r"on Line: (\d+)", line)
     if found:
         return f"line {found[1]} cannot be read"
@@ -150,6 +152,7 @@ def _csv(connection: duckdb.DuckDBPyConnection, opened: Opened, mapping: Mapping
             + (f", skip={form.skip}" if form.skip else "")  # given as 0, another separator may be found
             + (f", delim={text(delimiter)}" if delimiter is not None else "")
             + (f", quote={text(quote)}" if quote is not None else "")
+            + (f", escape={text(form.escape)}" if form.escape is not None else "")
             + ")",
         )
         assert seen is not None
@@ -157,33 +160,68 @@ def _csv(connection: duckdb.DuckDBPyConnection, opened: Opened, mapping: Mapping
         # Where no quote was seen in the sample, one may still come.
         quote = quote if quote is not None else seen[1] if len(seen[1]) == 1 else '"'
     options = (
-        f"delim={text(delimiter)}, quote={text(quote)}, escape={text(quote)}, auto_detect=false, null_padding=true,"
+        f"delim={text(delimiter)}, quote={text(quote)}, escape={text(quote if form.escape is None else form.escape)},"
+        " auto_detect=false, null_padding=true,"
         f" maximum_line_size={LINE_BYTES_MAX}, nullstr={text(_NEVER)}, parallel=false, skip={form.skip}"
     )
     heads = _heads(opened, delimiter, quote, form)
     names, repeated = _distinct(heads)
-    columns = ", ".join(f"{text(name)}: 'VARCHAR'" for name in [*names, _MORE])
+    typed = ", ".join(f"{text(name)}: 'VARCHAR'" for name in [*names, _MORE])
     read = (
         f"read_csv({names_of(opened.paths)}, {options}, header={str(form.header).lower()}, store_rejects=true,"
-        f" columns={{{columns}}})"
+        f" columns={{{typed}}})"
     )
-    nothing = ", ".join(text(word) for word in mapping.nothing)
-    last = quoted(names[-1])
+    columns, width = [quoted(name) for name in names], len(names)
+    checks = {
+        "__long": (f"{quoted(_MORE)} is not null", f"the row has more than the {width} cells of the header"),
+        "__short": (f"{columns[-1]} is null", f"the row has fewer than the {width} cells of the header"),
+    }
+    if quote and width > 1 and not form.lines_in_cells:
+        checks["__swallowed"] = (_holds_rows(columns, delimiter), _SWALLOWED.format(width))
+    trimmed = ", ".join(f"{_trimmed(column)} as {column}" for column in columns)
+    marks = ", ".join(f"{condition} as {name}" for name, (condition, _) in checks.items())
+    nothing = ", ".join(text(word.strip()) for word in mapping.nothing)
     cells = ", ".join(
-        f"case when {quoted(n)} in ({nothing}) then null else {quoted(n)} end as {quoted(n)}" if nothing else quoted(n)
-        for n in names
+        f"case when {column} in ({nothing}) then null else {column} end as {column}" if nothing else column
+        for column in columns
     )
     sql = (
-        f"select row_number() over () as {ROW}, {cells}, {quoted(_MORE)} is not null as __long,"
-        f" {last} is null as __short from {read}"
+        f"select {ROW}, {cells}, {', '.join(checks)} from"
+        f" (select row_number() over () as {ROW}, {trimmed}, {marks} from {read})"
     )
-    broken = (
-        Broken("__long", DeadLetterReason.INVALID_VALUE, f"the row has more than the {len(names)} cells of the header"),
-        Broken(
-            "__short", DeadLetterReason.INVALID_VALUE, f"the row has fewer than the {len(names)} cells of the header"
-        ),
-    )
-    return Relation(sql, dict.fromkeys(names, "VARCHAR"), True, broken, repeated, rejects=True)
+    broken = [Broken(name, DeadLetterReason.INVALID_VALUE, message) for name, (_, message) in checks.items()]
+    return Relation(sql, dict.fromkeys(names, "VARCHAR"), True, tuple(broken), repeated, rejects=True)
+
+
+_SWALLOWED = (
+    "a cell holds line breaks, and a line in it has the {} cells of the header: it looks like rows between two stray"
+    ' quotes, which begin here; correct these, or write into the mapping csv: {{quote: ""}} if the file quotes nothing,'
+    " csv: {{lines_in_cells: true}} if this is text"
+)
+_BREAKS = ("chr(10)", "chr(13)")
+
+
+def _trimmed(cell: str) -> str:
+    """The cell without spaces around it. trim() with characters of one's own is slow, and tabs are rare."""
+    return f"case when contains({cell}, chr(9)) then trim({cell}, ' ' || chr(9)) else trim({cell}) end"
+
+
+def _holds_rows(columns: Sequence[str], delimiter: str) -> str:
+    """SQL of whether a cell of several lines looks like rows between two stray quotes: a line of it splits into as many
+    cells as the header has, or its first and last line are the end and the beginning of a row."""
+    last = len(columns) - 1
+
+    def looks_so(place: int, cell: str) -> str:
+        lines = f"string_split(replace({cell}, chr(13), chr(10)), chr(10))"
+        found = f"list_transform({lines}, lambda l: length(l) - length(replace(l, {text(delimiter)}, '')))"
+        between = f"list_contains({found}, {last})"
+        ends = f"(({found})[1] = {last - place} and ({found})[-1] = {place})"
+        several = " or ".join(f"contains({cell}, {one})" for one in _BREAKS)
+        return f"coalesce(case when {several} then {between} or {ends} end, false)"
+
+    some = " or ".join(f"contains({cell}, {one})" for cell in columns for one in _BREAKS)
+    every = " or ".join(looks_so(place, cell) for place, cell in enumerate(columns))
+    return f"case when {some} then {every} else false end"
 
 
 _EMPTY = "{}: the file is empty: it has no line with the names of its columns"
@@ -193,7 +231,7 @@ def _heads(opened: Opened, delimiter: str, quote: str, form: CsvForm) -> list[st
     """The cells of the first line, which is the same in every file; names of our own where it is no header. No cell is
     in a message, for it may be one of a payment. Raises MappingError."""
     files = opened.paths if form.header else opened.paths[:1]
-    every = [_first_line(path, delimiter, quote, form.skip) for path in files]
+    every = [_first_line(path, delimiter, quote, form) for path in files]
     if not every[0]:
         raise MappingError(_EMPTY.format(opened.name))
     for shown, cells in zip(opened.shown, every, strict=False):
@@ -213,10 +251,15 @@ def _heads(opened: Opened, delimiter: str, quote: str, form: CsvForm) -> list[st
     return [cell if form.header and cell else f"column{i}" for i, cell in enumerate(every[0])]
 
 
-def _first_line(path: Path, delimiter: str, quote: str, skip: int) -> list[str]:
+def _first_line(path: Path, delimiter: str, quote: str, form: CsvForm) -> list[str]:
+    skip = form.skip
     with unpacked(path) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as lines:
         reader = csv.reader(
-            lines, delimiter=delimiter, quotechar=quote or None, quoting=csv.QUOTE_MINIMAL if quote else csv.QUOTE_NONE
+            lines,
+            delimiter=delimiter,
+            quotechar=quote or None,
+            quoting=csv.QUOTE_MINIMAL if quote else csv.QUOTE_NONE,
+            escapechar=form.escape if form.escape != quote else None,
         )
         with suppress(csv.Error):  # a cell that does not end
             for _ in range(skip):
@@ -246,7 +289,7 @@ def _distinct(names: list[str]) -> tuple[list[str], frozenset[str]]:
 
 
 def _json(connection: duckdb.DuckDBPyConnection, opened: Opened) -> Relation:
-    if _is_list(connection, opened):
+    if begins_with(opened.paths[0]) == b"[":
         read = (
             f"read_json({names_of(opened.paths)}, format='array', records=false, columns={{'__line': 'JSON'}},"
             f" maximum_object_size={LINE_BYTES_MAX})"
@@ -270,13 +313,3 @@ def _json(connection: duckdb.DuckDBPyConnection, opened: Opened) -> Relation:
         types.pop(name, None)
     broken = (Broken("__bad", DeadLetterReason.NOT_JSON, "the line is not a JSON object"),)
     return Relation(sql, types, False, broken)
-
-
-def _is_list(connection: duckdb.DuckDBPyConnection, opened: Opened) -> bool:
-    row = first_row(
-        connection,
-        f"select trim(__line) from read_csv({names_of(opened.paths[:1])}, {_LINES},"
-        f" maximum_line_size={LINE_BYTES_MAX}, columns={{'__line': 'VARCHAR'}}) where trim(__line) <> ''"
-        " limit 1",
-    )
-    return row is not None and str(row[0]).lstrip("\ufeff").startswith("[")
