@@ -25,6 +25,10 @@ encoding: cp1252                    # of a text file
 csv: {delimiter: ";", quote: "'", header: false, skip: 3}       # lines before the header, or before the first row
 csv: {escape: "\\", lines_in_cells: true}   # \\" as Spark and MySQL write; text whose lines look like rows
 
+A thousands mark stands between groups of three digits, or as in India (1,00,000.00); an amount that has one elsewhere
+is refused, for it may be a decimal mark. A zone in the text of a time (an offset, UTC, GMT, Europe/Berlin) is that of
+the time; abbreviations such as EST or BST are refused, for they stand for several.
+
 In a CSV every column is text without spaces around it, in an expression too: write step::BIGINT to calculate with it.
 Attributes keep the type that the file gives them; an attribute of a CSV whose cells are all numbers is a number, all
 true or false a boolean.

@@ -128,8 +128,6 @@ class PaymentFile:
             self._register_pseudonym()
         for place, (name, source) in enumerate(self._all_sources()):
             sql, fails = self._value_sql(name, source)
-            if isinstance(source, Token):
-                sql = f"pseudonym(cast({sql} as varchar))"
             self._places[name] = f"v{place}"
             parts.append(f"try({sql}) as v{place}" if fails else f"{sql} as v{place}")
             if fails:
@@ -218,7 +216,7 @@ class PaymentFile:
 
     def _value(self, name: str, source: Any) -> Value:
         place = self._places[name]
-        plain = isinstance(source, str) or getattr(source, "column", None) is not None
+        plain = isinstance(source, str | Token) or getattr(source, "column", None) is not None
         shown = f"column {source}" if isinstance(source, str) else "its value"
         return Value(place, self._types[place], shown, self._relation.of_text and plain)
 
@@ -242,7 +240,9 @@ class PaymentFile:
         columns["event_time"] = steps.let(self._add("event_time", made))
         for name in TEXT_FIELDS:
             source = getattr(mapping, name)
-            if source is not None:
+            if isinstance(source, Token):
+                columns[name] = self._add(name, fields.as_token(steps, name, self._value(name, source)))
+            elif source is not None:
                 made = fields.as_text(steps, name, self._value(name, source), digits=4 if name == "mcc" else 0)
                 columns[name] = self._add(name, made)
         columns["currency"] = steps.let(f"upper({columns['currency']})")
@@ -281,7 +281,9 @@ class PaymentFile:
             typeless = json or (value.type == "VARCHAR" and self._relation.of_text)
             if isinstance(source, Flag):
                 made = fields.as_flag(self._steps, full, value)
-            elif typeless and not isinstance(source, Token | Constant):
+            elif isinstance(source, Token):
+                made = fields.as_token(self._steps, full, value)
+            elif typeless and not isinstance(source, Constant):
                 cell = f"cast({value.sql} as varchar)" if json else value.sql
                 made = fields.as_untyped(full, cell, json=json)
                 self._untyped[full] = fields.class_of(cell)

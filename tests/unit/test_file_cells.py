@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from schemas.card_fields import token_text
+from schemas.pseudonym import pseudonym
 from scorer.files import source_relation
 from scorer.files.file_reader import FileError, read_payments
 from scorer.files.mapping import Mapping
@@ -15,6 +20,7 @@ from scorer.files.payment_file import ReadOptions
 from tests.file_layouts import RFC, SIMPLE
 
 KEY = b"a key of thirty-two bytes or more"
+CARD = "4111111111111111"
 
 
 def read(path: Path, text: str = SIMPLE) -> tuple[list[dict[str, Any]], list[tuple[int, str | None, str]]]:
@@ -100,3 +106,99 @@ def test_a_form_that_cannot_be_seen_is_named_as_such(tmp_path: Path) -> None:
     )
     with pytest.raises(FileError, match=r"csv: \{delimiter: \.\.\., quote: \.\.\.\}"):
         read(path, SIMPLE + 'csv: {skip: 3, delimiter: ","}\n')
+
+
+@pytest.mark.parametrize(
+    ("options", "good", "wrong"),
+    [
+        (
+            'thousands_mark: ","',
+            {"12.50": 1250, "1,234.50": 123450, "-1,234,567": -123456700, "1,00,000.00": 10000000, "1234.5": 123450},
+            ["12,50", "1,23,45", "1234,567.00", "1.234,50", "1,2345", ",500"],
+        ),
+        (
+            'decimal_mark: ","',
+            {"12,50": 1250, "1.234,50": 123450, "1.234": 123400, "1234,5": 123450},
+            ["12.50", "1.5", "1,234.50", "1.00.000,00", "1.23"],
+        ),
+        ('decimal_mark: ",", thousands_mark: "\'"', {"1'234,50": 123450}, ["12.50", "1'23,50", "1.234'567"]),
+        (
+            'decimal_mark: ",", currency_sign: "€"',
+            {"1 234,50 €": 123450, "- € 5": -500, "€1.234": 123400},
+            ["1 23 €", "€ 12.5", "1.234 567 €"],
+        ),
+    ],
+)
+def test_a_mark_groups_thousands_or_refuses_its_amount(
+    tmp_path: Path, options: str, good: dict[str, int], wrong: list[str]
+) -> None:
+    """A thousands mark stands between groups of three digits, or as in India: elsewhere it may be a decimal mark, and
+    the amount would be a hundred times too large."""
+    cells = [*good, *wrong]
+    path = csv(tmp_path, "id|ts|amount", *(f"{cell}|{RFC}|{cell}" for cell in cells))
+    text = SIMPLE.replace("amount: amount", f"amount: {{column: amount, refunds: attribute, {options}}}")
+    values, refused = read(path, text + 'csv: {delimiter: "|"}\n')
+    signed = {v["payment_id"]: v["amount_minor"] * (-1 if v["attributes"]["refund"] else 1) for v in values}
+    assert signed == good
+    assert [(cells[row - 1], field) for row, field, _ in refused] == [(cell, "amount") for cell in wrong]
+
+
+TIMES = {
+    "10:00": 8, "10:00:00.0": 8, "10:00:00Z": 10, "10:00:00+05:00": 5, "10:00 GMT": 10, "10:00:00 UTC": 10,
+    "10:00:00 UTC+2": 8, "10:00:00 America/New_York": 14, "10:00:00 EST": None, "10:00:00 BST": None,
+    "10:00:00 PM": None, "10:00:00 Nowhere/City": None, "10:00:00 -": None,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("zone", ["UTC", "Europe/Berlin"])
+def test_the_zone_in_a_text_is_its_zone(tmp_path: Path, zone: str) -> None:
+    """A text that names its zone is of that zone, whatever the mapping's is; one that ends in other letters, which may
+    stand for several zones or for the afternoon, is refused."""
+    path = csv(tmp_path, "id,ts,amount", *(f"{cell},2024-07-01 {cell},1" for cell in TIMES))
+    values, refused = read(path, SIMPLE + f"time_zone: {zone}\n")
+    hours = {value["payment_id"]: (value["event_time"] - DAY_MS) / 3_600_000 for value in values}
+    local = 10 if zone == "UTC" else 8
+    assert hours == {cell: hour if hour != 8 or "+" in cell else local for cell, hour in TIMES.items() if hour}
+    assert [(list(TIMES)[row - 1], field) for row, field, _ in refused] == [
+        (cell, "event_time") for cell, hour in TIMES.items() if hour is None
+    ]
+
+
+DAY_MS = 1_719_792_000_000  # 2024-07-01
+
+
+@pytest.mark.parametrize("zone", ["UTC", "Europe/Berlin"])
+def test_formats_with_and_without_a_zone_are_read_each_by_itself(tmp_path: Path, zone: str) -> None:
+    """A row without an offset is of the mapping's zone, whatever the row before it had; %Z is a zone as %z is."""
+    cells = ["12:00+0500", "12:00", "12:00+0200", "12:00 UTC", "12:00 Asia/Tokyo", "12:00", "12:00 BST", "noon"]
+    path = csv(tmp_path, "id,ts,amount", *(f"{i},01.07.2024 {cell},1" for i, cell in enumerate(cells, 1)))
+    form = ", ".join(f'"%d.%m.%Y %H:%M{end}"' for end in ("%z", "", " %Z"))
+    text = SIMPLE.replace("event_time: ts", f"event_time: {{column: ts, format: [{form}]}}")
+    values, refused = read(path, text + f"time_zone: {zone}\n")
+    local = 12 if zone == "UTC" else 10
+    hours = {value["payment_id"]: (value["event_time"] - DAY_MS) / 3_600_000 for value in values}
+    assert hours == {"1": 7, "2": local, "3": 10, "4": 12, "5": 3, "6": local}
+    assert [row for row, _, _ in refused] == [7, 8]
+
+
+@pytest.mark.parametrize("place", ["card_token: {token: cc}\n", "attributes: {card_token: {token: cc}}\n"])
+def test_a_token_is_the_same_whatever_type_its_column_has(tmp_path: Path, place: str) -> None:
+    """A card number as text, as a whole number, as a float because its column has gaps, or among texts of JSON has the
+    pseudonym that its payment on the topic has."""
+    live = pseudonym(KEY, token_text(float(CARD)))
+    text, rows = SIMPLE + place, {"id": ["1", "2"], "ts": [RFC, RFC], "amount": [1, 1]}
+    lines = [json.dumps({"id": 3, "ts": RFC, "amount": 1, "cc": cell}) for cell in (CARD, int(CARD), float(CARD))]
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+    for number, column in enumerate((
+        pa.array([int(CARD), None]), pa.array([float(CARD), None]), pa.array([f" {CARD} ", None]),
+        pa.array([Decimal(CARD), None]), pa.array(["4111 1111 1111 1111", None]),
+    )):  # fmt: skip
+        pq.write_table(pa.table(rows | {"cc": column}), tmp_path / f"{number}.parquet")
+    cells = (CARD, f"{CARD}.0", f" {CARD} ", "4111-1111-1111-1111")
+    csv(tmp_path, "id,ts,amount,cc", *(f"{i},{RFC},1,{cell}" for i, cell in enumerate(cells)))
+    for path in sorted(tmp_path.iterdir()):
+        values, refused = read(path, text)
+        tokens = [value["card_token"] for value in (v.get("attributes", v) for v in values) if "card_token" in value]
+        assert (set(tokens), refused) == ({live}, []), path.name
+    pq.write_table(pa.table(rows | {"cc": [float(CARD) + 0.5, 1.0]}), tmp_path / "0.parquet")
+    assert [row for row, _, _ in read(tmp_path / "0.parquet", text)[1]] == [1]
