@@ -360,7 +360,6 @@ def not_long_ago(steps: Steps, time: Field) -> Field:
 
 
 def _text_time(steps: Steps, v: str, zone: str, repeated_hour: str) -> Field:
-    v = steps.let(f"trim({v})")
     numeric = f"regexp_full_match({v}, '[+-]?[0-9]{{1,19}}(\\.[0-9]+)?')"
     # In steps of a nanosecond, so that fractions of a second are exact.
     nanos = steps.let(f"case when {numeric} then cast(try_cast({v} as decimal(38, 9)) * 1000000000 as hugeint) end")
@@ -369,21 +368,23 @@ def _text_time(steps: Steps, v: str, zone: str, repeated_hour: str) -> Field:
         "the text is not a time; write it like 2026-01-31T12:34:56Z, or give the mapping its format; " + _ABBREVIATIONS
     )
     if zone == "UTC":
-        certain = f"right({v}, 1) between '0' and '9' or ends_with({v}, 'Z') or regexp_matches({v}, '\\s({_ZONE})$')"
+        # The first two are those of nearly all texts, and quick.
+        zoned = f"regexp_matches({v}, '([0-9Z]|\\s({_ZONE}))\\s*$')"
+        certain = f"ends_with({v}, 'Z') or right({v}, 1) between '0' and '9' or {zoned}"
         sql = steps.let(
             f"coalesce(epoch_us(case when {certain} then try_cast({v} as timestamptz) end) // 1000, {number})"
         )
-        return Field(sql, (Problem("event_time", f"{v} <> '' and {sql} is null", NO_TIME, message),))
+        return Field(sql, (Problem("event_time", f"trim({v}) <> '' and {sql} is null", NO_TIME, message),))
     offset = "[+-][0-9]{2}(:?[0-9]{2}){0,2}"
-    has_offset = steps.let(f"contains({v}, ':') and regexp_matches({v}, '[0-9:.]\\s*(Z|{offset}|{_ZONE})$')")
+    has_offset = steps.let(f"contains({v}, ':') and regexp_matches({v}, '[0-9:.]\\s*(Z|{offset}|{_ZONE})\\s*$')")
     # Behind a time the database passes over any word, PM and EST too.
-    plain = f"regexp_full_match({v}, '[0-9]+[-/\\\\ ][0-9]+[-/\\\\ ][0-9]+([ T]+[0-9:.]*)?')"
+    plain = f"regexp_full_match({v}, '\\s*[0-9]+[-/\\\\ ][0-9]+[-/\\\\ ][0-9]+([ T]+[0-9:.]*)?\\s*')"
     local = steps.let(f"case when not {has_offset} and {plain} then try_cast({v} as timestamp) end")
     there = _local(steps, local, zone, repeated_hour)
     zoned = f"case when {has_offset} then epoch_us(try_cast({v} as timestamptz)) // 1000 end"
     sql = steps.let(f"coalesce({zoned}, {there.sql}, {number})")
     # A local time that is not there, or is there twice, has a reason of its own.
-    wrong = f"{v} <> '' and {sql} is null and {local} is null"
+    wrong = f"trim({v}) <> '' and {sql} is null and {local} is null"
     return Field(sql, (Problem("event_time", wrong, NO_TIME, message), *there.problems))
 
 
@@ -448,7 +449,7 @@ def as_label(steps: Steps, value: Value, form: LabelSource | None = None) -> Fie
         yes, no, written = TRUE_LABELS, FALSE_LABELS, steps.let(f"lower({v})")
     else:
         yes, no, written = form.fraud, form.genuine, v
-    genuine = f"{written} in ({_listed(no)})" if no else f"{written} <> ''"
+    genuine = f"{written} in ({_listed(no)})" if no else f"({written} <> '' and lower({written}) <> 'nan')"
     sql = steps.let(f"cast(case when {written} in ({_listed(yes)}) then 1 when {genuine} then 0 end as tinyint)")
     message = (
         "the cell is not a label; write 1 for fraud, 0 for genuine, nothing where it is not known, or name the words "

@@ -19,7 +19,7 @@ label: {column: status, fraud: [chargeback], genuine: [settled]}
 time_zone: Europe/Berlin            # of times without an offset; UTC by default
 repeated_hour: earlier              # or later; by default such a time is refused, as one that does not exist is
 order_by: file                      # event_time by default; a column, or an expression
-where: "status <> 'declined'"       # rows to read
+where: "status is distinct from 'declined'"   # rows to read; with <> those without a status are left out too
 nothing: ["", "NULL", "n/a"]        # cells of a CSV that stand for nothing
 encoding: cp1252                    # of a text file
 csv: {delimiter: ";", quote: "'", header: false, skip: 3}       # lines before the header, or before the first row

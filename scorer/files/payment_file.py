@@ -51,6 +51,7 @@ from scorer.files.title_lines import title_lines
 
 DAY_MS = 86_400_000
 _ORDER = "__order"
+_WHERE = "kept_by_where"
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,9 @@ class ReadOptions:
     than its place a payment may come (the feature set's) · late_share_max: more late rows than that stop the reading ·
     token_key: of pseudonyms · looking: called while rows are looked at before any is given, with how many were and with
     how many there may be, 0 where that cannot be estimated · rows_max: no more rows than the first ones ·
-    labels_unmatched: called with how many payments a file of labels names that were not read, if any
+    labels_unmatched: called with how many payments a file of labels names that were not read, if any · warn: called
+    with a sentence about what was guessed of a file · left_out: called with how many rows `where` leaves out, if any,
+    and of how many of these it has no value
     """
 
     memory_mib: int = 1024
@@ -74,6 +77,8 @@ class ReadOptions:
     looking: Callable[[int, int], None] = lambda _rows, _all: None
     rows_max: int | None = None
     labels_unmatched: Callable[[int], None] = lambda _payments: None
+    warn: Callable[[str], None] = lambda _sentence: None
+    left_out: Callable[[int, int], None] = lambda _rows, _unknown: None
 
 
 @dataclass(frozen=True)
@@ -91,6 +96,8 @@ class PaymentFile:
         self.mapping, self.options = mapping, options
         self.opened: Opened = open_source(source, encoding=mapping.encoding, temp_folder=options.temp_folder)
         self.name = self.opened.name
+        for sentence in self.opened.guesses:
+            options.warn(sentence)
         self._connection = connected(self.opened, options)
         try:
             self._relation = relation(self._connection, self.opened, mapping)
@@ -140,8 +147,9 @@ class PaymentFile:
             # Numbers of rows are those of the file, so the condition comes after them.
             marked = f"select {', '.join(parts)}, {condition} as __where from ({known.sql})"
             # What is no row at all is refused, whatever the condition makes of its cells.
-            kept = " or ".join(["__where", *(f"b{number}" for number in range(len(known.broken)))])
-            query = f"select * exclude (__where) from ({marked}) where {kept}"
+            broken = " or ".join([f"b{number}" for number in range(len(known.broken))] or ["false"])
+            self._register_where()
+            query = f"select * exclude (__where) from ({marked}) where {_WHERE}({broken} or __where)"
         if self.options.rows_max is not None:
             query = f"select * from ({query}) limit {self.options.rows_max}"
         try:
@@ -149,6 +157,21 @@ class PaymentFile:
         except duckdb.Error as exc:
             raise MappingError(f"{self.name}: {self._unbound(exc)}") from None
         return query
+
+    def _register_where(self) -> None:
+        """What `where` leaves out is counted in the stream of rows, for the look reads each of them once."""
+        self._left_out = np.zeros(2, np.int64)
+        self._counting = True
+
+        def kept(column: pa.ChunkedArray | pa.Array) -> pa.Array:
+            column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+            found = column.fill_null(fill_value=False)
+            if self._counting:
+                self._left_out += (len(found) - found.true_count, column.null_count)
+            return found
+
+        create: Any = self._connection.create_function
+        create(_WHERE, kept, ["BOOLEAN"], "BOOLEAN", type="arrow", null_handling="special", side_effects=True)
 
     def _all_sources(self) -> Iterator[tuple[str, Any]]:
         yield from self.mapping.sources
@@ -303,6 +326,10 @@ class PaymentFile:
             self._survey_times(survey)
         else:
             types = self._keep_rows(survey)
+        if self.mapping.where is not None:
+            self._counting = False
+            if self._left_out.any():
+                self.options.left_out(*self._left_out.tolist())
         return RowFacts(
             self.name,
             self.mapping,

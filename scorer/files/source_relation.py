@@ -2,13 +2,15 @@
 
 parquet   as it is
 csv       every column as text, without spaces around it; rows that do not fit their header are kept and marked
-json      lines (or one list) of objects; types are those of all values together, texts stay texts
+json      lines (or one list) of objects; types are those of all values together, texts stay texts; a name that stands
+          twice refuses its line, inside of a nested object the first one counts
 """
 
 from __future__ import annotations
 
 import csv
 import io
+import json
 import re
 from collections.abc import Sequence
 from contextlib import suppress
@@ -75,7 +77,7 @@ def relation(connection: duckdb.DuckDBPyConnection, opened: Opened, mapping: Map
     """The source as a relation. Raises FileError and MappingError."""
     try:
         if opened.kind == "parquet":
-            return _parquet(connection, opened)
+            return _parquet(connection, opened, mapping)
         return _json(connection, opened) if opened.kind == "json" else _csv(connection, opened, mapping)
     except duckdb.Error as exc:
         raise FileError(f"{opened.name}: not readable as {opened.kind}: {plain_reason(exc)}") from None
@@ -133,9 +135,19 @@ def rows_estimated(opened: Opened) -> int:
     return int(sum(path.stat().st_size for path in opened.paths) * lines / len(sample)) if lines else 0
 
 
-def _parquet(connection: duckdb.DuckDBPyConnection, opened: Opened) -> Relation:
+def _parquet(connection: duckdb.DuckDBPyConnection, opened: Opened, mapping: Mapping) -> Relation:
     read = f"read_parquet({names_of(opened.paths)}, union_by_name=true)"
     types = described(connection, f"select * from {read}")
+    named = [name if name in types else name.split(".")[0] for name in mapping.columns]
+    for path, shown in zip(opened.paths, opened.shown, strict=True) if len(opened.paths) > 1 else ():
+        found = {name.lower() for name in described(connection, f"select * from read_parquet({names_of([path])})")}
+        lacking = [name for name in named if name in types and name.lower() not in found]
+        if lacking:
+            raise MappingError(
+                f"{opened.name}: {shown} has no column {lacking[0][:64]!r}, which other files have; if it has another"
+                " name there, rename it or read the files one at a time; if it may be missing, write {sql: ...} with"
+                " its name"
+            )
     return Relation(f"select row_number() over () as {ROW}, * from {read}", types, of_text=False)
 
 
@@ -177,7 +189,7 @@ def _csv(connection: duckdb.DuckDBPyConnection, opened: Opened, mapping: Mapping
         "__short": (f"{columns[-1]} is null", f"the row has fewer than the {width} cells of the header"),
     }
     if quote and width > 1 and not form.lines_in_cells:
-        checks["__swallowed"] = (_holds_rows(columns, delimiter), _SWALLOWED.format(width))
+        checks["__swallowed"] = (_holds_rows(columns, delimiter, _breaks(opened)), _SWALLOWED.format(width))
     trimmed = ", ".join(f"{_trimmed(column)} as {column}" for column in columns)
     marks = ", ".join(f"{condition} as {name}" for name, (condition, _) in checks.items())
     nothing = ", ".join(text(word.strip()) for word in mapping.nothing)
@@ -198,7 +210,15 @@ _SWALLOWED = (
     ' quotes, which begin here; correct these, or write into the mapping csv: {{quote: ""}} if the file quotes nothing,'
     " csv: {{lines_in_cells: true}} if this is text"
 )
-_BREAKS = ("chr(10)", "chr(13)")
+
+
+def _breaks(opened: Opened) -> tuple[str, ...]:
+    """What ends a line, as SQL; both where the beginning of a file does not show it."""
+    for path in opened.paths:
+        with unpacked(path) as raw:
+            if b"\n" not in raw.read(_SAMPLE_BYTES):
+                return ("chr(10)", "chr(13)")
+    return ("chr(10)",)
 
 
 def _trimmed(cell: str) -> str:
@@ -206,7 +226,7 @@ def _trimmed(cell: str) -> str:
     return f"case when contains({cell}, chr(9)) then trim({cell}, ' ' || chr(9)) else trim({cell}) end"
 
 
-def _holds_rows(columns: Sequence[str], delimiter: str) -> str:
+def _holds_rows(columns: Sequence[str], delimiter: str, breaks: Sequence[str]) -> str:
     """SQL of whether a cell of several lines looks like rows between two stray quotes: a line of it splits into as many
     cells as the header has, or its first and last line are the end and the beginning of a row."""
     last = len(columns) - 1
@@ -216,10 +236,10 @@ def _holds_rows(columns: Sequence[str], delimiter: str) -> str:
         found = f"list_transform({lines}, lambda l: length(l) - length(replace(l, {text(delimiter)}, '')))"
         between = f"list_contains({found}, {last})"
         ends = f"(({found})[1] = {last - place} and ({found})[-1] = {place})"
-        several = " or ".join(f"contains({cell}, {one})" for one in _BREAKS)
+        several = " or ".join(f"contains({cell}, {one})" for one in breaks)
         return f"coalesce(case when {several} then {between} or {ends} end, false)"
 
-    some = " or ".join(f"contains({cell}, {one})" for cell in columns for one in _BREAKS)
+    some = " or ".join(f"contains({cell}, {one})" for cell in columns for one in breaks)
     every = " or ".join(looks_so(place, cell) for place, cell in enumerate(columns))
     return f"case when {some} then {every} else false end"
 
@@ -304,12 +324,19 @@ def _json(connection: duckdb.DuckDBPyConnection, opened: Opened) -> Relation:
     )
     structure = row[0] if row and row[0] else '{"__none":"VARCHAR"}'
     parsed = f"case when {good} then json_transform(__line, {text(structure)}) end"
+    # Lines have all names in one order mostly, and looking for equal ones takes as long as reading the line.
+    usual = ", ".join(map(text, json.loads(structure)))
+    twice = f"case when __names = [{usual}] then false else len(__names) <> list_unique(__names) end"
+    names = f"case when {good} then json_keys(__line) end"
     sql = (
-        f"select {ROW}, unnest(__object), __object is null as __bad from"
-        f" (select {ROW}, {parsed} as __object from ({lines}) where trim(__line) <> '')"
+        f"select {ROW}, unnest(__object), __object is null as __bad, coalesce({twice}, false) as __twice from"
+        f" (select {ROW}, {parsed} as __object, {names} as __names from ({lines}) where trim(__line) <> '')"
     )
     types = described(connection, sql)
-    for name in (ROW, "__bad", "__none"):
+    for name in (ROW, "__bad", "__twice", "__none"):
         types.pop(name, None)
-    broken = (Broken("__bad", DeadLetterReason.NOT_JSON, "the line is not a JSON object"),)
+    broken = (
+        Broken("__bad", DeadLetterReason.NOT_JSON, "the line is not a JSON object"),
+        Broken("__twice", DeadLetterReason.DUPLICATE_KEY, "a name stands twice in one object"),
+    )
     return Relation(sql, types, False, broken)

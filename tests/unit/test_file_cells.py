@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 import pytest
 
@@ -15,8 +16,9 @@ from schemas.card_fields import token_text
 from schemas.pseudonym import pseudonym
 from scorer.files import source_relation
 from scorer.files.file_reader import FileError, read_payments
-from scorer.files.mapping import Mapping
+from scorer.files.mapping import Mapping, MappingError
 from scorer.files.payment_file import ReadOptions
+from scorer.files.refusals import Refusals
 from tests.file_layouts import RFC, SIMPLE
 
 KEY = b"a key of thirty-two bytes or more"
@@ -54,6 +56,15 @@ def test_rows_between_two_stray_quotes_are_refused(tmp_path: Path, place: int, e
         ((number, field, message),) = refused
         assert (number, field) == (2, None)
         assert "two stray quotes" in message
+
+
+def test_rows_that_end_in_a_carriage_return_are_found_as_others(tmp_path: Path) -> None:
+    """The same with the line ends of old Macs."""
+    notes = ["", "", '"5 inch', '6"', "", ""]
+    path = csv(tmp_path, "\r".join(["id,ts,amount,note", *(f"{i},{RFC},1,{note}" for i, note in enumerate(notes)), ""]))
+    path.write_bytes(path.read_bytes().strip(b"\n"))
+    values, refused = read(path)
+    assert ([value["payment_id"] for value in values], [row for row, _, _ in refused]) == (["0", "1", "4", "5"], [3])
 
 
 def test_text_of_several_lines_is_text(tmp_path: Path) -> None:
@@ -202,3 +213,85 @@ def test_a_token_is_the_same_whatever_type_its_column_has(tmp_path: Path, place:
         assert (set(tokens), refused) == ({live}, []), path.name
     pq.write_table(pa.table(rows | {"cc": [float(CARD) + 0.5, 1.0]}), tmp_path / "0.parquet")
     assert [row for row, _, _ in read(tmp_path / "0.parquet", text)[1]] == [1]
+
+
+def test_a_text_that_is_not_utf8_is_read_by_a_guess_that_is_named(tmp_path: Path) -> None:
+    """A text in another encoding is read as the usual one, and the guess is a warning; where other lines are UTF-8, one
+    wrong byte would change all their letters, so the file is refused until the mapping says what it is."""
+    rows, text = f"id,ts,amount,shop\n1,{RFC},1,Müller\n2,{RFC},1,Bäcker\n", SIMPLE + "merchant_id: shop\n"
+    path, warnings = tmp_path / "rows.csv", list[str]()
+
+    def shops(more: str = "") -> list[str]:
+        blocks = read_payments(path, Mapping.from_yaml(text + more), options=ReadOptions(warn=warnings.append))
+        return [json.loads(value)["merchant_id"] for block in blocks for value in block.values]
+
+    path.write_bytes(rows.encode("cp1252"))
+    assert shops() == ["Müller", "Bäcker"]
+    (warning,) = warnings
+    assert "rows.csv is not UTF-8 (line 2); it is read as cp1252" in warning
+    assert shops("encoding: cp1252\n") == ["Müller", "Bäcker"]
+    path.write_bytes(rows.encode() + f"3,{RFC},1,caf".encode() + b"\xe9\n")
+    with pytest.raises(FileError, match=r"line 4 is not UTF-8, and line 2 is; .*encoding: NAME"):
+        shops()
+    path.write_bytes(rows.encode())
+    assert shops() == ["Müller", "Bäcker"]
+    assert len(warnings) == 1
+
+
+@pytest.mark.parametrize("order", ["", "order_by: file\n", "order_by: id\n"])
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_rows_that_where_leaves_out_are_counted(tmp_path: Path, suffix: str, order: str) -> None:
+    """Each once, however often the file is read; those that it has no value for, since a cell is empty, apart."""
+    count, path = 5000, tmp_path / f"rows.{suffix}"
+    status = [None if i % 10 == 0 else "declined" if i % 3 == 0 else "ok" for i in range(count)]
+    table = pa.table({"id": range(count), "ts": [RFC] * count, "amount": [1] * count, "status": status})
+    if suffix == "parquet":
+        pq.write_table(table, path)
+    elif suffix == "csv":
+        pa_csv.write_csv(table, path)
+    else:
+        path.write_text("\n".join(map(json.dumps, table.to_pylist())))
+    for where, kept, unknown in (
+        ("status <> 'declined'", status.count("ok"), status.count(None)),
+        ("status is distinct from 'declined'", count - status.count("declined"), 0),
+    ):
+        refusals = Refusals()
+        mapping = Mapping.from_yaml(SIMPLE + f'where: "{where}"\n' + order)
+        blocks = read_payments(path, mapping, options=ReadOptions(left_out=refusals.leave_out, late_share_max=1))
+        assert sum(map(len, blocks)) == kept
+        assert (refusals.left_out, refusals.unknown, refusals.total) == (count - kept, unknown, 0)
+
+
+def test_a_name_twice_in_a_line_of_json_refuses_it(tmp_path: Path) -> None:
+    """As on the topic: it is not clear which of the two values is meant."""
+    path = tmp_path / "rows.jsonl"
+    lines = ['"amount": 1, "amount": 999', '"amount": 1', '"amount": 1, "x": 1, "id": "2"', '"amount": 1, "y": 2']
+    path.write_text("\n".join(f'{{"id": "{i}", "ts": "{RFC}", {line}}}' for i, line in enumerate(lines)) + "\n[1]\n")
+    values, refused = read(path)
+    assert [value["payment_id"] for value in values] == ["1", "3"]
+    assert [(row, message) for row, _, message in refused] == [
+        (1, "a name stands twice in one object"), (3, "a name stands twice in one object"),
+        (5, "the line is not a JSON object"),
+    ]  # fmt: skip
+
+
+def test_a_mapped_column_is_in_every_file_of_a_folder(tmp_path: Path) -> None:
+    """A column that has another name in one of the Parquet files would be empty there: the file is named. What is not
+    mapped may be missing, and an expression may be over what is in some of the files."""
+    for name, columns in (("a", {"customer": ["c1"], "more": [1]}), ("b", {"customer_id": ["c2"]})):
+        pq.write_table(pa.table({"id": [name], "ts": [RFC], "amount": [1.0]} | columns), tmp_path / f"{name}.parquet")
+    with pytest.raises(MappingError, match=r"b\.parquet has no column 'customer', which other files have"):
+        read(tmp_path, SIMPLE + "customer_id: customer\n")
+    values, _ = read(tmp_path, SIMPLE + 'customer_id: {sql: "coalesce(customer, customer_id)"}\n')
+    assert [value["customer_id"] for value in values] == ["c1", "c2"]
+    assert len(read(tmp_path)[0]) == 2
+
+
+def test_no_number_is_no_label(tmp_path: Path) -> None:
+    """A float column of labels with gaps: what is not a number is not known, also where only fraud has words."""
+    path = tmp_path / "rows.parquet"
+    columns = {"id": ["1", "2", "3", "4"], "ts": [RFC] * 4, "amount": [1.0] * 4, "f": [1.0, float("nan"), None, 0.0]}
+    pq.write_table(pa.table(columns), path)
+    for words in ('{column: f, fraud: ["1.0"]}', "f"):
+        (block,) = read_payments(path, Mapping.from_yaml(SIMPLE + f"label: {words}\n"))
+        assert block.label.tolist() == [1, -1, -1, 0]
