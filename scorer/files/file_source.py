@@ -63,7 +63,7 @@ class Opened:
     """Files to read as one: `paths` are in the folder of `workspace`.
 
     `encoding`: what the text was decoded from, None where it is UTF-8. `shown`: what a user calls each of `paths`.
-    `guesses`: sentences about files whose encoding nobody named.
+    `guesses`: sentences about files whose encoding the mapping does not name.
     """
 
     name: str

@@ -141,6 +141,7 @@ class PaymentFile:
                 parts.append(f"(try(({sql}) is null) is null) as x{place}")
                 self._failures[name] = f"x{place}"
         parts += [f"({broken.condition}) as b{number}" for number, broken in enumerate(known.broken)]
+        parts += [known.inside] if known.inside is not None else []
         query = f"select {', '.join(parts)} from ({known.sql})"
         if self.mapping.where is not None:
             condition = checked(connection, "where", self.mapping.where, known.types)
@@ -320,6 +321,7 @@ class PaymentFile:
     def _looked_at(self) -> RowFacts:
         """What the rows are like. Those of a text are parsed here and kept, for parsing is what costs."""
         self._kept: RowSpool | None = None
+        self._rows_inside: list[int] = []
         survey = TimeSurvey(future_gap_ms=self.options.future_gap_ms, lateness_ms=self.options.lateness_ms)
         types: dict[str, str] = {}
         if self.opened.kind == "parquet" and not self._untyped:
@@ -337,6 +339,7 @@ class PaymentFile:
             types,
             tuple(self._problems),
             self._rows_left_out(),
+            self._rows_inside,
             len(self.opened.paths),
         )
 
@@ -344,6 +347,8 @@ class PaymentFile:
         """Parse all rows into the spool; gives the types of the attributes without one."""
         classes = [f"{sql} as __c{i}" for i, sql in enumerate(self._untyped.values())]
         estimated, columns = rows_estimated(self.opened), [f"__c{i}" for i in range(len(classes))]
+        inside = self._relation.inside
+        extra = [*columns, *([inside] if inside is not None else [])]
         counts = np.zeros((len(classes), fields.OTHER_CELL + 1), np.int64)
         done = 0
 
@@ -355,14 +360,18 @@ class PaymentFile:
                 for i, name in enumerate(columns):
                     found = batch.column(name).to_numpy(zero_copy_only=False)
                     counts[i] += np.bincount(found, minlength=fields.OTHER_CELL + 1)
-                yield batch.drop_columns(columns) if columns else batch
+                if inside is not None:
+                    self._rows_inside += _repeated(batch.column("row"), batch.column(inside))
+                yield batch.drop_columns(extra) if extra else batch
                 done += batch.num_rows
                 self.options.looking(done, max(estimated, done) if estimated else 0)
 
         path = self.opened.workspace.folder / "rows.arrow"
         try:
-            reader = self._connection.sql(self._fields_query(classes)).to_arrow_reader(SPOOL_ROWS)
-            schema = pa.schema([one for one in reader.schema if one.name not in columns])
+            reader = self._connection.sql(self._fields_query([*classes, *extra[len(classes) :]])).to_arrow_reader(
+                SPOOL_ROWS
+            )
+            schema = pa.schema([one for one in reader.schema if one.name not in extra])
             self._kept = spooled(self.name, path, schema, kept())
         except (duckdb.Error, pa.ArrowException) as exc:
             raise FileError(f"{self.name}: cannot be read: {plain_reason(exc)}") from None
@@ -512,6 +521,12 @@ class PaymentFile:
     def _one(self, query: str, parameters: Sequence[Any] = ()) -> tuple[Any, ...]:
         (row,) = self._all(query, parameters)
         return row
+
+
+def _repeated(rows: pa.Array, counts: pa.Array) -> list[int]:
+    """Each row as often as its count says."""
+    found = counts.to_numpy(zero_copy_only=False)
+    return np.repeat(rows.to_numpy(), found).tolist() if found.any() else []  # type: ignore[no-any-return]
 
 
 def connected(opened: Opened, options: ReadOptions) -> duckdb.DuckDBPyConnection:

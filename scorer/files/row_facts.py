@@ -10,12 +10,16 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from schemas.contract_error import ContractError
+from schemas.contract_error import ContractError, DeadLetterReason
 from scorer.files.field_sql import FRACTION_CELL, OTHER_CELL, TRUTH_CELL, WHOLE_CELL, Problem
 from scorer.files.mapping import Mapping
 from scorer.files.time_survey import FAR_FUTURE, Survey
 
 REFUSED = "refused"
+_UNREADABLE = ContractError(
+    DeadLetterReason.INVALID_VALUE, None, "the line cannot be read as cells of a CSV; is a quote missing?"
+)
+_INSIDE = ContractError(DeadLetterReason.INVALID_VALUE, None, "a row that stands in a cell of this one")
 # Above every number of a problem.
 _FUTURE_CODE = np.iinfo(np.int16).max
 
@@ -26,7 +30,8 @@ class RowFacts:
 
     attribute_types: of attributes whose cells have no type, what all of them are: BIGINT, DOUBLE, BOOLEAN, VARCHAR, or
     each something else (MIXED, JSON) · problems: by their numbers in REFUSED, from 1 · rows_left_out: places of what
-    cannot be read as a row, refused like rows · files: how many are read as one
+    cannot be read as a row, refused like rows · rows_inside: of each row that became part of a cell the number of the
+    row that this is in · files: how many are read as one
     """
 
     name: str
@@ -35,6 +40,7 @@ class RowFacts:
     attribute_types: dict[str, str]
     problems: tuple[Problem, ...]
     rows_left_out: Sequence[int]
+    rows_inside: Sequence[int]
     files: int
 
     def finished(self, batch: pa.RecordBatch) -> pa.RecordBatch:
@@ -58,6 +64,11 @@ class RowFacts:
             return FAR_FUTURE
         problem = self.problems[code - 1]
         return ContractError(problem.reason, problem.field or None, problem.message)
+
+    def lost(self) -> list[tuple[int, ContractError]]:
+        """Rows that are in no batch, by place and why."""
+        inside = self.row_numbers(np.array(self.rows_inside, np.int64)).tolist()
+        return [(row, _UNREADABLE) for row in self.rows_left_out] + [(row, _INSIDE) for row in inside]
 
     def row_numbers(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Places in the file of the rows with these numbers, which the reader counted without what it left out."""

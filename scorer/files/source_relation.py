@@ -52,7 +52,8 @@ class Relation:
     """`sql` is a query that gives ROW (counted from 1 in the order of the file) and the columns.
 
     types: DuckDB's type of each column · repeated: names that stand more than once · of_text: the file has no types ·
-    rejects: whether the reader leaves out lines that it lists in the table reject_errors
+    rejects: whether the reader leaves out lines that it lists in the table reject_errors · inside: the column that says
+    how many rows became part of a cell, if the file can have such
     """
 
     sql: str
@@ -61,6 +62,7 @@ class Relation:
     broken: tuple[Broken, ...] = ()
     repeated: frozenset[str] = field(default_factory=frozenset)
     rejects: bool = False
+    inside: str | None = None
 
 
 def quoted(name: str) -> str:
@@ -188,8 +190,9 @@ def _csv(connection: duckdb.DuckDBPyConnection, opened: Opened, mapping: Mapping
         "__long": (f"{quoted(_MORE)} is not null", f"the row has more than the {width} cells of the header"),
         "__short": (f"{columns[-1]} is null", f"the row has fewer than the {width} cells of the header"),
     }
-    if quote and width > 1 and not form.lines_in_cells:
-        checks["__swallowed"] = (_holds_rows(columns, delimiter, _breaks(opened)), _SWALLOWED.format(width))
+    inside = "__inside" if quote and width > 1 and not form.lines_in_cells else None
+    if inside is not None:
+        checks[inside] = (_rows_inside(columns, delimiter, _breaks(opened)), _SWALLOWED.format(width))
     trimmed = ", ".join(f"{_trimmed(column)} as {column}" for column in columns)
     marks = ", ".join(f"{condition} as {name}" for name, (condition, _) in checks.items())
     nothing = ", ".join(text(word.strip()) for word in mapping.nothing)
@@ -201,8 +204,11 @@ def _csv(connection: duckdb.DuckDBPyConnection, opened: Opened, mapping: Mapping
         f"select {ROW}, {cells}, {', '.join(checks)} from"
         f" (select row_number() over () as {ROW}, {trimmed}, {marks} from {read})"
     )
-    broken = [Broken(name, DeadLetterReason.INVALID_VALUE, message) for name, (_, message) in checks.items()]
-    return Relation(sql, dict.fromkeys(names, "VARCHAR"), True, tuple(broken), repeated, rejects=True)
+    broken = tuple(
+        Broken(f"{name} > 0" if name == inside else name, DeadLetterReason.INVALID_VALUE, message)
+        for name, (_, message) in checks.items()
+    )
+    return Relation(sql, dict.fromkeys(names, "VARCHAR"), True, broken, repeated, rejects=True, inside=inside)
 
 
 _SWALLOWED = (
@@ -226,9 +232,10 @@ def _trimmed(cell: str) -> str:
     return f"case when contains({cell}, chr(9)) then trim({cell}, ' ' || chr(9)) else trim({cell}) end"
 
 
-def _holds_rows(columns: Sequence[str], delimiter: str, breaks: Sequence[str]) -> str:
-    """SQL of whether a cell of several lines looks like rows between two stray quotes: a line of it splits into as many
-    cells as the header has, or its first and last line are the end and the beginning of a row."""
+def _rows_inside(columns: Sequence[str], delimiter: str, breaks: Sequence[str]) -> str:
+    """SQL of how many line breaks the row holds, where a cell of several lines looks like rows between two stray quotes
+    (a line of it splits into as many cells as the header has, or its first and last line are the end and the beginning
+    of a row); else 0."""
     last = len(columns) - 1
 
     def looks_so(place: int, cell: str) -> str:
@@ -241,7 +248,10 @@ def _holds_rows(columns: Sequence[str], delimiter: str, breaks: Sequence[str]) -
 
     some = " or ".join(f"contains({cell}, {one})" for cell in columns for one in breaks)
     every = " or ".join(looks_so(place, cell) for place, cell in enumerate(columns))
-    return f"case when {some} then {every} else false end"
+    count = " + ".join(
+        f"coalesce(length({cell}) - length(replace({cell}, {one}, '')), 0)" for cell in columns for one in breaks
+    )
+    return f"case when {some} then case when {every} then {count} else 0 end else 0 end"
 
 
 _EMPTY = "{}: the file is empty: it has no line with the names of its columns"
