@@ -275,11 +275,16 @@ def read_options(settings: Settings | None = None) -> ReadOptions:
         late_share_max=files.late_max,
         token_key=keys[0] if keys else None,
         labels_unmatched=_warn_of_unmatched_labels,
+        warn=_warn,
     )
 
 
 def _warn_of_unmatched_labels(payments: int) -> None:
-    err.print(f"warning: --labels names {payments:,} payments that were not read: their labels count for nothing")
+    _warn(f"--labels names {payments:,} payments that were not read: their labels count for nothing")
+
+
+def _warn(sentence: str) -> None:
+    err.print(f"warning: {sentence}")
 
 
 def check_output(path: Path, option: str = "--output") -> None:

@@ -125,7 +125,9 @@ def _replayed(
     options["keys"] = load_settings().pseudonym_keys
     text = read_mapping(mapping)
     if processes > 1:
-        return replay_shares(folder, source, text, target, processes=processes, refused=run.refusals.path, **options)
+        report = replay_shares(folder, source, text, target, processes=processes, refused=run.refusals.path, **options)
+        report.refusals.leave_out(run.refusals.left_out, run.refusals.unknown)
+        return report
     return replay_file(bundle, source, text, target, labels=labels, refusals=run.refusals, **options)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -104,7 +104,8 @@ class FileRun:
             check_output(refused, "--refused")
         settings = load()
         share = settings.files.refused_max if refused_max is None else refused_max
-        return cls(read_options(settings), Refusals(refused), share)
+        refusals = Refusals(refused)
+        return cls(replace(read_options(settings), left_out=refusals.leave_out), refusals, share)
 
     def check(self, refusals: Refusals, rows: int) -> None:
         """Raise FraudScorerError when more of `rows` were refused than may be; all of them are always too many."""
@@ -123,6 +124,16 @@ def refused_lines(refusals: Refusals) -> list[str]:
         f"{', …' if one['rows'] > len(one['examples']) else ''}): {one['message']}"
         for one in refusals.described()
     ]
+
+
+def left_out(refusals: Refusals) -> dict[str, int]:
+    """How many rows `where` leaves out, for a result; empty where there are none. Warns where it had no value."""
+    if refusals.unknown:
+        err.print(
+            f"warning: where leaves out {refusals.unknown:,} rows because a cell that it names is empty; to keep such"
+            " rows, write `is distinct from` for `<>`, or coalesce(column, '')"
+        )
+    return {"rows_left_out": refusals.left_out} if refusals.left_out else {}
 
 
 def with_report(result: dict[str, Any], report: Report) -> dict[str, Any]:
@@ -158,4 +169,5 @@ def with_report(result: dict[str, Any], report: Report) -> dict[str, Any]:
         **result,
         **{f"refused_{reason}": count for reason, count in sorted(report.reasons_refused.items())},
         **({"refusals": report.refusals.described()} if report.refusals.total else {}),
+        **left_out(report.refusals),
     }

@@ -24,7 +24,7 @@ from scorer.cli.command_support import (
     stop_on_signals,
 )
 from scorer.cli.command_support import settings as load_settings
-from scorer.cli.risk_options import FileRun, InputOption, RefusedMaxOption, RefusedOption, refused_lines
+from scorer.cli.risk_options import FileRun, InputOption, RefusedMaxOption, RefusedOption, left_out, refused_lines
 from scorer.errors import UsageError
 from scorer.runtime.settings_listing import described
 
@@ -262,6 +262,7 @@ def send(
     for line in refused_lines(run.refusals):
         err.print(f"refused: {line}")
     refusals = {"refusals": run.refusals.described(), "rows_refused": run.refusals.total} if run.refusals.total else {}
+    refusals |= left_out(run.refusals)
     show({"payments": sent.payments, "labels": sent.labels} | refusals, as_json=as_json, title="Sent")
     run.check(run.refusals, rows_read)
 

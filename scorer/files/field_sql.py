@@ -38,6 +38,11 @@ JSON_NUMBER: Final = r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?"
 NUMBER_CHARACTERS_MAX: Final = 40
 _NUMBER: Final = r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,3})?"
 
+# Zones that mean one thing. Of abbreviations the database takes BST for Bangladesh, and PST for summer time too.
+_ZONE: Final = r"(?i:UTC|GMT)([+-][0-9]{1,2}(:?[0-9]{2})?)?|[A-Za-z_]+(/[A-Za-z0-9_+-]+)+"
+_CERTAIN_ZONE: Final = r"\b(?i:UTC|GMT)\b|[A-Za-z_]/[A-Za-z_]"
+_ABBREVIATIONS: Final = "a zone is an offset, UTC, GMT or like Europe/Berlin, for EST or BST stand for several"
+
 INVALID: Final = DeadLetterReason.INVALID_VALUE
 NO_TIME: Final = DeadLetterReason.EVENT_TIME_INVALID
 OUT_OF_RANGE: Final = DeadLetterReason.EVENT_TIME_OUT_OF_RANGE
@@ -114,21 +119,37 @@ def _text(steps: Steps, name: str, value: Value) -> tuple[str, tuple[Problem, ..
     v, kind = value.sql, value.type
     if kind == "VARCHAR" and value.of_text:
         # A column of whole numbers with gaps, written by a program that holds it as floats.
-        float_like = f"ends_with({v}, '.0') and regexp_full_match({v}, '-?[0-9]{{1,16}}\\.0')"
-        return f"case when {float_like} then {v}[:-3] else {v} end", ()
+        return _without_zero(v), ()
     if kind == "VARCHAR":
         return v, ()
     if kind in WHOLE or kind == "UUID" or kind.startswith("ENUM") or kind in _LOCAL_TIMES or kind == _ZONED:
         return f"cast({v} as varchar)", ()
     if kind == "JSON":
-        return f"({v} ->> '$')", ()
+        written = steps.let(f"({v} ->> '$')")
+        return f"case when json_type({v}) = 'DOUBLE' then {_without_zero(written)} else {written} end", ()
     if kind in FLOATS or kind.startswith("DECIMAL"):
-        good = steps.let(f"({v} = trunc({v}) and abs({v}) < {2**53})")
+        digits = {"FLOAT": 2**24}.get(kind, 2**53)
+        good = steps.let(f"({v} = trunc({v}) and abs({v}) < {digits})")
         wrong = f"{v} is not null and not {good}" + (f" and not isnan({v})" if kind in FLOATS else "")
-        message = "a number with a fraction is not text; store the column as text or whole numbers"
+        message = (
+            "a number with a fraction, or with more digits than a float keeps, is not text; store the column as text or"
+            " whole numbers"
+        )
         whole = f"case when {good} then cast(try_cast({v} as bigint) as varchar) end"
         return whole, (Problem(name, wrong, INVALID, message),)
     raise wrong_type(name, value, "text or whole numbers")
+
+
+def _without_zero(v: str) -> str:
+    """A text as it is, without the .0 of a whole number that was held as a float."""
+    float_like = f"ends_with({v}, '.0') and regexp_full_match({v}, '-?[0-9]{{1,16}}\\.0')"
+    return f"case when {float_like} then {v}[:-3] else {v} end"
+
+
+def as_token(steps: Steps, name: str, value: Value) -> Field:
+    """The pseudonym of what the value is as text: of a card number the same, whatever type and spaces it comes with."""
+    sql, found = _text(steps, name, value)
+    return Field(steps.let(f"pseudonym(trim({sql}))"), found)
 
 
 def as_number(steps: Steps, name: str, value: Value) -> Field:
@@ -176,7 +197,7 @@ def as_amount(steps: Steps, name: str, value: Value, exponent: str, form: Amount
         return _float_amount(steps, name, value, power, rounds=rounds)
     present = f"{v} is not null"
     if kind in ("VARCHAR", "JSON"):
-        v = steps.let(_plain_amount(f"({v} ->> '$')" if kind == "JSON" else v, form))
+        v = steps.let(_plain_amount(steps, f"({v} ->> '$')" if kind == "JSON" else v, form))
         present = f"{v} <> ''"
         own = f"try_cast(try_cast({v} as double) * {power} as decimal(18, 6))"  # a text with an exponent is rare
         shifted = f"try_cast({v} || 'e' || {exponent} as decimal(18, 6))"
@@ -236,16 +257,40 @@ def _too_fine(name: str, condition: str, *, minor: bool) -> Problem:
     return Problem(name, condition, DeadLetterReason.AMOUNT_MINOR_UNITS, message)
 
 
-def _plain_amount(v: str, form: AmountSource | None) -> str:
+# What is no number, where a cell has marks in places where they mean nothing.
+_NO_AMOUNT: Final = "'?'"
+
+
+def _plain_amount(steps: Steps, v: str, form: AmountSource | None) -> str:
+    """The amount with a decimal point and no other mark, as a text."""
     v = f"trim({v})"
     if form is None:
         return v
-    if form.currency_sign is not None:
-        v = f"replace(replace({v}, {text(form.currency_sign)}, ''), ' ', '')"
     thousands = form.thousands_mark or ("." if form.decimal_mark == "," else None)
+    if form.currency_sign is not None:
+        v = f"regexp_replace(trim(replace({v}, {text(form.currency_sign)}, '')), '^([+-]) +', '\\1')"
+        if thousands != " ":  # beside a sign they group digits
+            v = _ungrouped(steps, v, " ", form.decimal_mark)
     if thousands is not None:
-        v = f"replace({v}, {text(thousands)}, '')"
-    return f"replace({v}, ',', '.')" if form.decimal_mark == "," else v
+        v = _ungrouped(steps, v, thousands, form.decimal_mark)
+    if form.decimal_mark == ".":
+        return v
+    v = steps.let(v)
+    return f"case when contains({v}, '.') then {_NO_AMOUNT} else replace({v}, ',', '.') end"
+
+
+def _ungrouped(steps: Steps, v: str, mark: str, decimal: str) -> str:
+    """Digits without the marks between groups of three, or with commas also of India's two (1,00,000.00). Elsewhere a
+    mark may be a decimal one: 12,50 is not 1250."""
+    v = steps.let(v)
+    groups = f"[0-9]{{1,3}}([{mark}][0-9]{{3}})+"
+    if mark == ",":
+        groups = f"({groups}|[0-9]{{1,2}}(,[0-9]{{2}})+,[0-9]{{3}})"
+    grouped = f"regexp_full_match({v}, {text(f'[+-]?{groups}([{decimal}][0-9]*)?')})"
+    return (
+        f"case when not contains({v}, {text(mark)}) then {v} when {grouped} then replace({v}, {text(mark)}, '')"
+        f" when {v} is not null then {_NO_AMOUNT} end"
+    )
 
 
 def as_time(
@@ -257,13 +302,7 @@ def as_time(
         return _since(steps, value, form)
     if form is not None and form.format is not None:
         formats = (form.format,) if isinstance(form.format, str) else form.format
-        parsed = steps.let(f"try_strptime(cast({v} as varchar), [{_listed(formats)}])")
-        wrong = f"{v} is not null and {parsed} is null"
-        problem = Problem("event_time", wrong, NO_TIME, "the text does not have the format of the mapping")
-        if any("%z" in one for one in formats):
-            return Field(f"(epoch_us(cast({parsed} as timestamptz)) // 1000)", (problem,))
-        found = _local(steps, parsed, zone, repeated_hour)
-        return Field(found.sql, (problem, *found.problems))
+        return _formatted_time(steps, v, formats, zone, repeated_hour)
     if kind == _ZONED:
         return Field(f"(epoch_us({v}) // 1000)")
     if kind in _LOCAL_TIMES:
@@ -281,6 +320,37 @@ def as_time(
     raise wrong_type("event_time", value, "times")
 
 
+def _formatted_time(steps: Steps, v: str, formats: tuple[str, ...], zone: str, repeated_hour: str) -> Field:
+    """Each format by itself: in one list, a text without an offset has that of the row before it."""
+    written, zoned, there = steps.let(f"cast({v} as varchar)"), [], []
+    for one in formats:
+        parsed, letters = f"try_strptime({written}, {text(one)})", one.replace("%%", "")
+        if "%Z" in letters:
+            certain = f"regexp_matches({written}, {text(_CERTAIN_ZONE)})"
+            zoned.append(f"case when {certain} then cast({parsed} as timestamptz) end")
+        elif "%z" in letters:
+            zoned.append(f"cast({parsed} as timestamptz)")
+        else:
+            there.append(parsed)
+    found, missing = [], [f"{v} is not null"]
+    problems: tuple[Problem, ...] = ()
+    if zoned:
+        instant = steps.let(f"coalesce({', '.join(zoned)})")
+        found.append(f"epoch_us({instant}) // 1000")
+        missing.append(f"{instant} is null")
+    if there:
+        parsed = steps.let(f"coalesce({', '.join(there)})")
+        local = _local(steps, parsed, zone, repeated_hour)
+        found.append(local.sql)
+        problems = local.problems
+        missing.append(f"{parsed} is null")
+    message = "the text does not have the format of the mapping" + (
+        f"; {_ABBREVIATIONS}" if any("%Z" in one for one in formats) else ""
+    )
+    wrong = Problem("event_time", " and ".join(missing), NO_TIME, message)
+    return Field(f"coalesce({', '.join(found)})", (wrong, *problems))
+
+
 def not_long_ago(steps: Steps, time: Field) -> Field:
     """The time, refused before 2000: what a wrong format or unit makes of a cell. The far future has a rule of its own,
     by the rows around it."""
@@ -294,13 +364,22 @@ def _text_time(steps: Steps, v: str, zone: str, repeated_hour: str) -> Field:
     # In steps of a nanosecond, so that fractions of a second are exact.
     nanos = steps.let(f"case when {numeric} then cast(try_cast({v} as decimal(38, 9)) * 1000000000 as hugeint) end")
     number = _epoch(nanos, scale=10**9)
-    message = "the text is not a time; write it like 2026-01-31T12:34:56Z, or give the mapping its format"
+    message = (
+        "the text is not a time; write it like 2026-01-31T12:34:56Z, or give the mapping its format; " + _ABBREVIATIONS
+    )
     if zone == "UTC":
-        sql = steps.let(f"coalesce((epoch_us(try_cast({v} as timestamptz)) // 1000), {number})")
+        # The first two are those of nearly all texts, and quick.
+        zoned = f"regexp_matches({v}, '([0-9Z]|\\s({_ZONE}))\\s*$')"
+        certain = f"ends_with({v}, 'Z') or right({v}, 1) between '0' and '9' or {zoned}"
+        sql = steps.let(
+            f"coalesce(epoch_us(case when {certain} then try_cast({v} as timestamptz) end) // 1000, {number})"
+        )
         return Field(sql, (Problem("event_time", f"trim({v}) <> '' and {sql} is null", NO_TIME, message),))
-    offset = f"contains({v}, ':') and regexp_matches({v}, '[0-9:.]\\s*(Z|z|UTC|[+-][0-9]{{2}}(:?[0-9]{{2}})?)$')"
-    has_offset = steps.let(offset)
-    local = steps.let(f"case when not {has_offset} then try_cast({v} as timestamp) end")
+    offset = "[+-][0-9]{2}(:?[0-9]{2}){0,2}"
+    has_offset = steps.let(f"contains({v}, ':') and regexp_matches({v}, '[0-9:.]\\s*(Z|{offset}|{_ZONE})\\s*$')")
+    # Behind a time the database passes over any word, PM and EST too.
+    plain = f"regexp_full_match({v}, '\\s*[0-9]+[-/\\\\ ][0-9]+[-/\\\\ ][0-9]+([ T]+[0-9:.]*)?\\s*')"
+    local = steps.let(f"case when not {has_offset} and {plain} then try_cast({v} as timestamp) end")
     there = _local(steps, local, zone, repeated_hour)
     zoned = f"case when {has_offset} then epoch_us(try_cast({v} as timestamptz)) // 1000 end"
     sql = steps.let(f"coalesce({zoned}, {there.sql}, {number})")
@@ -370,7 +449,7 @@ def as_label(steps: Steps, value: Value, form: LabelSource | None = None) -> Fie
         yes, no, written = TRUE_LABELS, FALSE_LABELS, steps.let(f"lower({v})")
     else:
         yes, no, written = form.fraud, form.genuine, v
-    genuine = f"{written} in ({_listed(no)})" if no else f"{written} <> ''"
+    genuine = f"{written} in ({_listed(no)})" if no else f"({written} <> '' and lower({written}) <> 'nan')"
     sql = steps.let(f"cast(case when {written} in ({_listed(yes)}) then 1 when {genuine} then 0 end as tinyint)")
     message = (
         "the cell is not a label; write 1 for fraud, 0 for genuine, nothing where it is not known, or name the words "

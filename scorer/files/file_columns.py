@@ -27,7 +27,6 @@ from schemas.payment_columns import Attribute, ColumnarPayments, PaymentColumns,
 from schemas.payment_decoder import decode_payments
 from scorer.files.contract_lines import ContractLines, open_lines
 from scorer.files.file_reader import (
-    UNREADABLE,
     FileBlock,
     attribute_values,
     closing_after,
@@ -119,8 +118,8 @@ def shared_blocks(rows: Shared, rows_per_block: int, cards: CardFields = UNDECLA
 def _blocks(facts: RowFacts, batches: Iterator[pa.RecordBatch], cards: CardFields) -> Iterator[DecodedBlock]:
     for batch in batches:
         yield _decoded(facts, batch, cards)
-    if facts.lines_left_out:
-        yield _left_out(facts.lines_left_out)
+    if lost := facts.lost():
+        yield _left_out(lost)
 
 
 def _of_lines(source: ContractLines, rows_per_block: int) -> Iterator[DecodedBlock]:
@@ -248,15 +247,15 @@ def _merged(
     return merged
 
 
-def _left_out(lines: Sequence[int]) -> DecodedBlock:
-    """Lines that are no rows, as refused records."""
-    count = len(lines)
+def _left_out(lost: Sequence[tuple[int, ContractError]]) -> DecodedBlock:
+    """What cannot be read as rows, as refused records."""
+    count = len(lost)
     empty = PaymentColumns(
         np.empty(0, np.int64),
         np.empty(0, np.int64),
         {name: pa.array([], pa.string()) for name in ("payment_id", "currency")},
     )
-    payments = ColumnarPayments(np.empty(0, np.int32), empty, [Reject(i, UNREADABLE) for i in range(count)])
+    payments = ColumnarPayments(np.empty(0, np.int32), empty, [Reject(i, error) for i, (_, error) in enumerate(lost)])
     nothing = np.zeros(count, np.int64)
     records = DecodedRecords(
         partition=nothing.astype(np.int32),
@@ -268,7 +267,7 @@ def _left_out(lines: Sequence[int]) -> DecodedBlock:
         payloads=nothing.astype(np.uint64),
     )
     none = np.full(count, -1, np.int64)
-    return DecodedBlock(records, (), none.astype(np.int8), none, np.array(lines, np.int64))
+    return DecodedBlock(records, (), none.astype(np.int8), none, np.array([row for row, _ in lost], np.int64))
 
 
 @dataclass(frozen=True)

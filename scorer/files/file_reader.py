@@ -24,7 +24,6 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from schemas.contract_error import ContractError, DeadLetterReason
 from schemas.field_table import FIELD_NAMES
 from scorer.files.contract_lines import ContractLines, Line, contract_time_ms, open_lines
 from scorer.files.file_source import FileError, Workspace
@@ -96,15 +95,10 @@ def closing_after(items: Iterable[_Item], workspace: Workspace) -> Iterator[_Ite
 def _mapped(file: PaymentFile, rows_per_block: int) -> Iterator[FileBlock]:
     for batch in file.batches(rows_per_block):
         yield json_block(file.facts, batch)
-    if file.facts.lines_left_out:
+    if lost := file.facts.lost():
         empty = np.empty(0, np.int64)
-        refused = [RowRefused(line, UNREADABLE) for line in file.facts.lines_left_out]
+        refused = [RowRefused(row, error) for row, error in lost]
         yield FileBlock([], [], [], empty, empty.astype(np.int8), empty, empty, refused)
-
-
-UNREADABLE = ContractError(
-    DeadLetterReason.INVALID_VALUE, None, "the line cannot be read as cells of a CSV; is a quote missing?"
-)
 
 
 def json_block(facts: RowFacts, batch: pa.RecordBatch) -> FileBlock:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import glob
 import io
+import re
 import shutil
 import sys
 import tempfile
@@ -42,6 +43,7 @@ _PACKED = {".gz": "gzip", ".zst": "zstd"}
 _MAGIC = ((b"\x1f\x8b", "gzip"), (b"\x28\xb5\x2f\xfd", "zstd"))
 _BOMS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 _CHUNK = 1 << 20
+_PIECE = 16 << 20  # of a line, at most
 
 
 class FileError(FraudScorerError):
@@ -61,6 +63,7 @@ class Opened:
     """Files to read as one: `paths` are in the folder of `workspace`.
 
     `encoding`: what the text was decoded from, None where it is UTF-8. `shown`: what a user calls each of `paths`.
+    `guesses`: sentences about files whose encoding the mapping does not name.
     """
 
     name: str
@@ -70,6 +73,7 @@ class Opened:
     encoding: str | None
     bytes_total: int
     shown: tuple[str, ...]
+    guesses: tuple[str, ...] = ()
 
 
 def is_url(source: str | Path) -> bool:
@@ -95,13 +99,16 @@ def open_source(
         (one,) = kinds
         if name == "stdin" and one == "csv":
             one = _guessed(found[0][0])
-        paths, encodings = [], set()
-        for number, (path, _) in enumerate(found):
-            ready, used = _ready(path, folder, number, one, encoding, as_bytes)
-            paths.append(ready)
+        paths, encodings, guesses = [], set(), []
+        for number, (path, shown) in enumerate(found):
+            as_it_is = one == "parquet" or as_bytes
+            used, guess = (None, None) if as_it_is else _encoding(path, shown, encoding)
+            paths.append(_ready(path, folder, number, one, used, guessed=guess is not None))
             encodings.add(used)
+            guesses += [guess] if guess is not None else []
         total, names = sum(path.stat().st_size for path, _ in found), tuple(shown for _, shown in found)
-        return Opened(name, one, tuple(paths), workspace, next(iter(encodings - {None}), None), total, names)
+        decoded_from = next(iter(encodings - {None}), None)
+        return Opened(name, one, tuple(paths), workspace, decoded_from, total, names, tuple(guesses))
     except OSError as exc:
         workspace.close()
         raise FileError(f"{name}: cannot be read: {exc.strerror or exc.__class__.__name__}") from exc
@@ -223,8 +230,16 @@ def _kind(path: Path, name: str) -> Kind:
 
 def _guessed(path: Path) -> Kind:
     """Text without a name is JSON when it begins so."""
+    return "json" if begins_with(path) in (b"{", b"[") else "csv"
+
+
+def begins_with(path: Path) -> bytes:
+    """The first byte of a text that is no blank and no byte order mark; none where there is none."""
     with unpacked(path) as raw:
-        return "json" if raw.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")[:1] in (b"{", b"[") else "csv"
+        while chunk := raw.read(4096):
+            if found := chunk.lstrip(b"\xef\xbb\xbf \t\r\n"):
+                return found[:1]
+    return b""
 
 
 def _packing(path: Path) -> str | None:
@@ -239,17 +254,14 @@ def unpacked(path: Path) -> BinaryIO:
     return cast(BinaryIO, io.BufferedReader(raw, _CHUNK))
 
 
-def _ready(
-    path: Path, folder: Path, number: int, kind: Kind, encoding: str | None, as_bytes: bool
-) -> tuple[Path, str | None]:
-    """A link to the file, or its text as UTF-8; and the encoding that this was."""
+def _ready(path: Path, folder: Path, number: int, kind: Kind, used: str | None, *, guessed: bool) -> Path:
+    """A link to the file, or its text as UTF-8 where it is decoded from `used`."""
     packing = None if kind == "parquet" else _packing(path)
     suffix = {None: "", "gzip": ".gz", "zstd": ".zst"}[packing]
     to = folder / f"{number:06d}.{kind}{suffix}"
-    used = None if kind == "parquet" or as_bytes else _encoding(path, encoding)
     if used is None:
         to.symlink_to(path.resolve())
-        return to, None
+        return to
     to = folder / f"{number:06d}.{kind}"
     decoder = codecs.getincrementaldecoder(used)()
     try:
@@ -258,20 +270,22 @@ def _ready(
                 out.write(decoder.decode(chunk).encode("utf-8"))
             out.write(decoder.decode(b"", final=True).encode("utf-8"))
     except UnicodeError as exc:
-        where = "the text is neither UTF-8 nor" if encoding is None else "the text is not"
+        where = "the text is neither UTF-8 nor" if guessed else "the text is not"
         raise FileError(f"{path.name}: {where} {used}; write its encoding into the mapping (encoding: NAME)") from exc
-    return to, used
+    return to
 
 
-def _encoding(path: Path, encoding: str | None) -> str | None:
-    """What to decode the text from; None where it is UTF-8 without a mark."""
+def _encoding(path: Path, shown: str, encoding: str | None) -> tuple[str | None, str | None]:
+    """What to decode the text from, None where it is UTF-8 without a mark; and a sentence where this is a guess.
+
+    Raises FileError where some of the text is UTF-8 and some is not."""
     with unpacked(path) as raw:
         start = raw.read(4)
         for bom, name in _BOMS:
             if start.startswith(bom):
-                return name
+                return name, None
         if encoding is not None:
-            return None if encoding in ("utf-8", "ascii") else encoding
+            return None if encoding in ("utf-8", "ascii") else encoding, None
         decoder = codecs.getincrementaldecoder("utf-8")()
         chunk: bytes = start
         try:
@@ -280,10 +294,38 @@ def _encoding(path: Path, encoding: str | None) -> str | None:
                 chunk = raw.read(_CHUNK)
             decoder.decode(b"", final=True)
         except UnicodeDecodeError:
-            return FALLBACK_ENCODING
+            return FALLBACK_ENCODING, _guess(path, shown)
         except (OSError, EOFError, pa.ArrowException) as exc:
             raise FileError(f"{path.name}: cannot be read; is the file complete?") from exc
-    return None
+    return None, None
+
+
+# Of a text in another encoding two letters seldom look so.
+_SEVERAL_BYTES = re.compile(rb"[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3}")
+
+
+def _guess(path: Path, shown: str) -> str:
+    """What a user has to know of a text that is not UTF-8. Raises FileError where other lines of it are: one wrong byte
+    would change every letter of them."""
+    wrong = utf8 = None
+    with unpacked(path) as raw:
+        for number, line in enumerate(iter(lambda: raw.readline(_PIECE), b""), 1):
+            if line.isascii():
+                continue
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError:
+                wrong = wrong or number
+            utf8 = utf8 or (number if _SEVERAL_BYTES.search(line) else None)
+            if wrong and utf8:
+                raise FileError(
+                    f"{shown}: line {wrong} is not UTF-8, and line {utf8} is; correct the wrong one, or write into the"
+                    " mapping what all of the text is (encoding: NAME)"
+                )
+    return (
+        f"{shown} is not UTF-8 (line {wrong}); it is read as {FALLBACK_ENCODING}. If it is that, write encoding:"
+        f" {FALLBACK_ENCODING} into the mapping, else its own encoding"
+    )
 
 
 def names_of(paths: Sequence[Path]) -> str:

@@ -19,13 +19,19 @@ label: {column: status, fraud: [chargeback], genuine: [settled]}
 time_zone: Europe/Berlin            # of times without an offset; UTC by default
 repeated_hour: earlier              # or later; by default such a time is refused, as one that does not exist is
 order_by: file                      # event_time by default; a column, or an expression
-where: "status <> 'declined'"       # rows to read
+where: "status is distinct from 'declined'"   # rows to read; with <> those without a status are left out too
 nothing: ["", "NULL", "n/a"]        # cells of a CSV that stand for nothing
 encoding: cp1252                    # of a text file
 csv: {delimiter: ";", quote: "'", header: false, skip: 3}       # lines before the header, or before the first row
+csv: {escape: "\\", lines_in_cells: true}   # \\" as Spark and MySQL write; text whose lines look like rows
 
-In a CSV every column is text, in an expression too: write step::BIGINT to calculate with it. Attributes keep the type
-that the file gives them; an attribute of a CSV whose cells are all numbers is a number, all true or false a boolean.
+A thousands mark stands between groups of three digits, or as in India (1,00,000.00); an amount that has one elsewhere
+is refused, for it may be a decimal mark. A zone in the text of a time (an offset, UTC, GMT, Europe/Berlin) is that of
+the time; abbreviations such as EST or BST are refused, for they stand for several.
+
+In a CSV every column is text without spaces around it, in an expression too: write step::BIGINT to calculate with it.
+Attributes keep the type that the file gives them; an attribute of a CSV whose cells are all numbers is a number, all
+true or false a boolean.
 """
 
 from __future__ import annotations
@@ -158,6 +164,8 @@ class CsvForm(Strict):
 
     delimiter: str | None = Field(default=None, min_length=1, max_length=1)
     quote: str | None = Field(default=None, max_length=1)
+    escape: str | None = Field(default=None, min_length=1, max_length=1)
+    lines_in_cells: bool = False
     header: bool = True
     skip: int = Field(default=0, ge=0, le=SKIP_MAX)
 

@@ -51,6 +51,7 @@ from scorer.files.title_lines import title_lines
 
 DAY_MS = 86_400_000
 _ORDER = "__order"
+_WHERE = "kept_by_where"
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,9 @@ class ReadOptions:
     than its place a payment may come (the feature set's) · late_share_max: more late rows than that stop the reading ·
     token_key: of pseudonyms · looking: called while rows are looked at before any is given, with how many were and with
     how many there may be, 0 where that cannot be estimated · rows_max: no more rows than the first ones ·
-    labels_unmatched: called with how many payments a file of labels names that were not read, if any
+    labels_unmatched: called with how many payments a file of labels names that were not read, if any · warn: called
+    with a sentence about what was guessed of a file · left_out: called with how many rows `where` leaves out, if any,
+    and of how many of these it has no value
     """
 
     memory_mib: int = 1024
@@ -74,6 +77,8 @@ class ReadOptions:
     looking: Callable[[int, int], None] = lambda _rows, _all: None
     rows_max: int | None = None
     labels_unmatched: Callable[[int], None] = lambda _payments: None
+    warn: Callable[[str], None] = lambda _sentence: None
+    left_out: Callable[[int, int], None] = lambda _rows, _unknown: None
 
 
 @dataclass(frozen=True)
@@ -91,6 +96,8 @@ class PaymentFile:
         self.mapping, self.options = mapping, options
         self.opened: Opened = open_source(source, encoding=mapping.encoding, temp_folder=options.temp_folder)
         self.name = self.opened.name
+        for sentence in self.opened.guesses:
+            options.warn(sentence)
         self._connection = connected(self.opened, options)
         try:
             self._relation = relation(self._connection, self.opened, mapping)
@@ -128,20 +135,22 @@ class PaymentFile:
             self._register_pseudonym()
         for place, (name, source) in enumerate(self._all_sources()):
             sql, fails = self._value_sql(name, source)
-            if isinstance(source, Token):
-                sql = f"pseudonym(cast({sql} as varchar))"
             self._places[name] = f"v{place}"
             parts.append(f"try({sql}) as v{place}" if fails else f"{sql} as v{place}")
             if fails:
                 parts.append(f"(try(({sql}) is null) is null) as x{place}")
                 self._failures[name] = f"x{place}"
         parts += [f"({broken.condition}) as b{number}" for number, broken in enumerate(known.broken)]
+        parts += [known.inside] if known.inside is not None else []
         query = f"select {', '.join(parts)} from ({known.sql})"
         if self.mapping.where is not None:
             condition = checked(connection, "where", self.mapping.where, known.types)
             # Numbers of rows are those of the file, so the condition comes after them.
             marked = f"select {', '.join(parts)}, {condition} as __where from ({known.sql})"
-            query = f"select * exclude (__where) from ({marked}) where __where"
+            # What is no row at all is refused, whatever the condition makes of its cells.
+            broken = " or ".join([f"b{number}" for number in range(len(known.broken))] or ["false"])
+            self._register_where()
+            query = f"select * exclude (__where) from ({marked}) where {_WHERE}({broken} or __where)"
         if self.options.rows_max is not None:
             query = f"select * from ({query}) limit {self.options.rows_max}"
         try:
@@ -149,6 +158,21 @@ class PaymentFile:
         except duckdb.Error as exc:
             raise MappingError(f"{self.name}: {self._unbound(exc)}") from None
         return query
+
+    def _register_where(self) -> None:
+        """What `where` leaves out is counted in the stream of rows, for the look reads each of them once."""
+        self._left_out = np.zeros(2, np.int64)
+        self._counting = True
+
+        def kept(column: pa.ChunkedArray | pa.Array) -> pa.Array:
+            column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+            found = column.fill_null(fill_value=False)
+            if self._counting:
+                self._left_out += (len(found) - found.true_count, column.null_count)
+            return found
+
+        create: Any = self._connection.create_function
+        create(_WHERE, kept, ["BOOLEAN"], "BOOLEAN", type="arrow", null_handling="special", side_effects=True)
 
     def _all_sources(self) -> Iterator[tuple[str, Any]]:
         yield from self.mapping.sources
@@ -216,7 +240,7 @@ class PaymentFile:
 
     def _value(self, name: str, source: Any) -> Value:
         place = self._places[name]
-        plain = isinstance(source, str) or getattr(source, "column", None) is not None
+        plain = isinstance(source, str | Token) or getattr(source, "column", None) is not None
         shown = f"column {source}" if isinstance(source, str) else "its value"
         return Value(place, self._types[place], shown, self._relation.of_text and plain)
 
@@ -240,7 +264,9 @@ class PaymentFile:
         columns["event_time"] = steps.let(self._add("event_time", made))
         for name in TEXT_FIELDS:
             source = getattr(mapping, name)
-            if source is not None:
+            if isinstance(source, Token):
+                columns[name] = self._add(name, fields.as_token(steps, name, self._value(name, source)))
+            elif source is not None:
                 made = fields.as_text(steps, name, self._value(name, source), digits=4 if name == "mcc" else 0)
                 columns[name] = self._add(name, made)
         columns["currency"] = steps.let(f"upper({columns['currency']})")
@@ -279,7 +305,9 @@ class PaymentFile:
             typeless = json or (value.type == "VARCHAR" and self._relation.of_text)
             if isinstance(source, Flag):
                 made = fields.as_flag(self._steps, full, value)
-            elif typeless and not isinstance(source, Token | Constant):
+            elif isinstance(source, Token):
+                made = fields.as_token(self._steps, full, value)
+            elif typeless and not isinstance(source, Constant):
                 cell = f"cast({value.sql} as varchar)" if json else value.sql
                 made = fields.as_untyped(full, cell, json=json)
                 self._untyped[full] = fields.class_of(cell)
@@ -293,27 +321,34 @@ class PaymentFile:
     def _looked_at(self) -> RowFacts:
         """What the rows are like. Those of a text are parsed here and kept, for parsing is what costs."""
         self._kept: RowSpool | None = None
+        self._rows_inside: list[int] = []
         survey = TimeSurvey(future_gap_ms=self.options.future_gap_ms, lateness_ms=self.options.lateness_ms)
         types: dict[str, str] = {}
         if self.opened.kind == "parquet" and not self._untyped:
             self._survey_times(survey)
         else:
             types = self._keep_rows(survey)
+        if self.mapping.where is not None:
+            self._counting = False
+            if self._left_out.any():
+                self.options.left_out(*self._left_out.tolist())
         return RowFacts(
             self.name,
             self.mapping,
             survey.found(self._times),
             types,
             tuple(self._problems),
-            self._lines_left_out(),
+            self._rows_left_out(),
+            self._rows_inside,
             len(self.opened.paths),
-            self.mapping.csv.header,
         )
 
     def _keep_rows(self, survey: TimeSurvey) -> dict[str, str]:
         """Parse all rows into the spool; gives the types of the attributes without one."""
         classes = [f"{sql} as __c{i}" for i, sql in enumerate(self._untyped.values())]
         estimated, columns = rows_estimated(self.opened), [f"__c{i}" for i in range(len(classes))]
+        inside = self._relation.inside
+        extra = [*columns, *([inside] if inside is not None else [])]
         counts = np.zeros((len(classes), fields.OTHER_CELL + 1), np.int64)
         done = 0
 
@@ -325,14 +360,18 @@ class PaymentFile:
                 for i, name in enumerate(columns):
                     found = batch.column(name).to_numpy(zero_copy_only=False)
                     counts[i] += np.bincount(found, minlength=fields.OTHER_CELL + 1)
-                yield batch.drop_columns(columns) if columns else batch
+                if inside is not None:
+                    self._rows_inside += _repeated(batch.column("row"), batch.column(inside))
+                yield batch.drop_columns(extra) if extra else batch
                 done += batch.num_rows
                 self.options.looking(done, max(estimated, done) if estimated else 0)
 
         path = self.opened.workspace.folder / "rows.arrow"
         try:
-            reader = self._connection.sql(self._fields_query(classes)).to_arrow_reader(SPOOL_ROWS)
-            schema = pa.schema([one for one in reader.schema if one.name not in columns])
+            reader = self._connection.sql(self._fields_query([*classes, *extra[len(classes) :]])).to_arrow_reader(
+                SPOOL_ROWS
+            )
+            schema = pa.schema([one for one in reader.schema if one.name not in extra])
             self._kept = spooled(self.name, path, schema, kept())
         except (duckdb.Error, pa.ArrowException) as exc:
             raise FileError(f"{self.name}: cannot be read: {plain_reason(exc)}") from None
@@ -457,12 +496,15 @@ class PaymentFile:
                 last = max(last, int(pc.max(rows.column("row")).as_py()))
         return last
 
-    def _lines_left_out(self) -> list[int]:
-        """Numbers of the lines that the reader could not take as rows."""
+    def _rows_left_out(self) -> list[int]:
+        """Places, each in its file, of what the reader could not take as rows."""
         made = self._one("select count(*) from duckdb_tables() where table_name = 'reject_errors'")
         if not self._relation.rejects or not made[0]:
             return []
-        return [line for _, line in self._all("select distinct file_id, line from reject_errors order by all")]
+        # The reader's lines are rows too, of several lines or of one, and those before the first row.
+        before = self.mapping.csv.skip + self.mapping.csv.header
+        found = self._all("select distinct file_id, line from reject_errors order by all")
+        return [line - before for _, line in found]
 
     def _stream(self, query: str, rows: int) -> Iterator[pa.RecordBatch]:
         try:
@@ -479,6 +521,12 @@ class PaymentFile:
     def _one(self, query: str, parameters: Sequence[Any] = ()) -> tuple[Any, ...]:
         (row,) = self._all(query, parameters)
         return row
+
+
+def _repeated(rows: pa.Array, counts: pa.Array) -> list[int]:
+    """Each row as often as its count says."""
+    found = counts.to_numpy(zero_copy_only=False)
+    return np.repeat(rows.to_numpy(), found).tolist() if found.any() else []  # type: ignore[no-any-return]
 
 
 def connected(opened: Opened, options: ReadOptions) -> duckdb.DuckDBPyConnection:

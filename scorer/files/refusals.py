@@ -21,11 +21,14 @@ SCHEMA: Final = pa.schema(
 
 @dataclass
 class Refusals:
-    """The refused rows of one run. `path`: Parquet to write them to (row, field, reason, message)."""
+    """The refused rows of one run. `path`: Parquet to write them to (row, field, reason, message). `left_out`: rows
+    that the mapping's `where` leaves out, which are not refused; `unknown`: those of them for which it has no value."""
 
     path: Path | None = None
     counts: Counter[tuple[str, str]] = field(default_factory=Counter)  # by field and reason
     examples: dict[tuple[str, str], tuple[list[int], str]] = field(default_factory=dict)  # rows and the first's message
+    left_out: int = 0
+    unknown: int = 0
     _waiting: list[tuple[int, str | None, str, str]] = field(default_factory=list)
     _writer: pq.ParquetWriter | None = None
 
@@ -45,6 +48,11 @@ class Refusals:
             self._waiting.append((row, error.field, error.reason.value, error.message))
             if len(self._waiting) >= _ROWS_PER_GROUP:
                 self._write()
+
+    def leave_out(self, rows: int, unknown: int) -> None:
+        """Count rows that `where` leaves out, and how many of them because it has no value (a cell is empty)."""
+        self.left_out += rows
+        self.unknown += unknown
 
     def described(self) -> list[dict[str, Any]]:
         """By field and reason, the most frequent first: how many, rows as examples, and the message of the first."""

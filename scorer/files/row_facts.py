@@ -10,12 +10,16 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from schemas.contract_error import ContractError
+from schemas.contract_error import ContractError, DeadLetterReason
 from scorer.files.field_sql import FRACTION_CELL, OTHER_CELL, TRUTH_CELL, WHOLE_CELL, Problem
 from scorer.files.mapping import Mapping
 from scorer.files.time_survey import FAR_FUTURE, Survey
 
 REFUSED = "refused"
+_UNREADABLE = ContractError(
+    DeadLetterReason.INVALID_VALUE, None, "the line cannot be read as cells of a CSV; is a quote missing?"
+)
+_INSIDE = ContractError(DeadLetterReason.INVALID_VALUE, None, "a row that stands in a cell of this one")
 # Above every number of a problem.
 _FUTURE_CODE = np.iinfo(np.int16).max
 
@@ -25,8 +29,9 @@ class RowFacts:
     """Of one file, with its mapping. It pickles, for the processes that share a file.
 
     attribute_types: of attributes whose cells have no type, what all of them are: BIGINT, DOUBLE, BOOLEAN, VARCHAR, or
-    each something else (MIXED, JSON) · problems: by their numbers in REFUSED, from 1 · lines_left_out: lines that are
-    no rows at all, refused like rows · files: how many are read as one · header: whether the first line is no row
+    each something else (MIXED, JSON) · problems: by their numbers in REFUSED, from 1 · rows_left_out: places of what
+    cannot be read as a row, refused like rows · rows_inside: of each row that became part of a cell the number of the
+    row that this is in · files: how many are read as one
     """
 
     name: str
@@ -34,9 +39,9 @@ class RowFacts:
     survey: Survey
     attribute_types: dict[str, str]
     problems: tuple[Problem, ...]
-    lines_left_out: Sequence[int]
+    rows_left_out: Sequence[int]
+    rows_inside: Sequence[int]
     files: int
-    header: bool
 
     def finished(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """A batch with attributes of their types, and with the rows of the far future refused."""
@@ -60,11 +65,16 @@ class RowFacts:
         problem = self.problems[code - 1]
         return ContractError(problem.reason, problem.field or None, problem.message)
 
+    def lost(self) -> list[tuple[int, ContractError]]:
+        """Rows that are in no batch, by place and why."""
+        inside = self.row_numbers(np.array(self.rows_inside, np.int64)).tolist()
+        return [(row, _UNREADABLE) for row in self.rows_left_out] + [(row, _INSIDE) for row in inside]
+
     def row_numbers(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Places in the file of the rows with these numbers, which the reader counted without what it left out."""
-        if not self.lines_left_out or self.files > 1:
+        if not self.rows_left_out or self.files > 1:
             return rows
-        left_out = np.array(self.lines_left_out) - self.header
+        left_out = np.array(self.rows_left_out)
         return rows + np.searchsorted(left_out - 1 - np.arange(len(left_out)), rows, side="left")
 
 

@@ -1,14 +1,16 @@
 """The files of a source as one relation of the database: SQL that gives every row with its number, and its columns.
 
 parquet   as it is
-csv       every column as text; rows that do not fit their header are kept and marked
-json      lines (or one list) of objects; types are those of all values together, texts stay texts
+csv       every column as text, without spaces around it; rows that do not fit their header are kept and marked
+json      lines (or one list) of objects; types are those of all values together, texts stay texts; a name that stands
+          twice refuses its line, inside of a nested object the first one counts
 """
 
 from __future__ import annotations
 
 import csv
 import io
+import json
 import re
 from collections.abc import Sequence
 from contextlib import suppress
@@ -20,7 +22,7 @@ import duckdb
 
 from schemas.card_numbers import holds_card_number
 from schemas.contract_error import DeadLetterReason
-from scorer.files.file_source import FileError, Opened, names_of, unpacked
+from scorer.files.file_source import FileError, Opened, begins_with, names_of, unpacked
 from scorer.files.mapping import CsvForm, Mapping, MappingError
 
 ROW = "__row"
@@ -50,7 +52,8 @@ class Relation:
     """`sql` is a query that gives ROW (counted from 1 in the order of the file) and the columns.
 
     types: DuckDB's type of each column · repeated: names that stand more than once · of_text: the file has no types ·
-    rejects: whether the reader leaves out lines that it lists in the table reject_errors
+    rejects: whether the reader leaves out lines that it lists in the table reject_errors · inside: the column that says
+    how many rows became part of a cell, if the file can have such
     """
 
     sql: str
@@ -59,6 +62,7 @@ class Relation:
     broken: tuple[Broken, ...] = ()
     repeated: frozenset[str] = field(default_factory=frozenset)
     rejects: bool = False
+    inside: str | None = None
 
 
 def quoted(name: str) -> str:
@@ -75,7 +79,7 @@ def relation(connection: duckdb.DuckDBPyConnection, opened: Opened, mapping: Map
     """The source as a relation. Raises FileError and MappingError."""
     try:
         if opened.kind == "parquet":
-            return _parquet(connection, opened)
+            return _parquet(connection, opened, mapping)
         return _json(connection, opened) if opened.kind == "json" else _csv(connection, opened, mapping)
     except duckdb.Error as exc:
         raise FileError(f"{opened.name}: not readable as {opened.kind}: {plain_reason(exc)}") from None
@@ -103,6 +107,8 @@ def plain_reason(exc: BaseException) -> str:
         return "more memory is needed than FRAUD_SCORER_FILES__MEMORY_MIB allows"
     if isinstance(exc, duckdb.BinderException | duckdb.CatalogException | duckdb.ParserException):
         return re.sub(r"^\w+ Error: ", "", line)[:200]
+    if "Error when sniffing" in line:
+        return "its form cannot be seen; write it into the mapping (csv: {delimiter: ..., quote: ...})"
     found = re.search(r"on Line: (\d+)", line)
     if found:
         return f"line {found[1]} cannot be read"
@@ -131,9 +137,19 @@ def rows_estimated(opened: Opened) -> int:
     return int(sum(path.stat().st_size for path in opened.paths) * lines / len(sample)) if lines else 0
 
 
-def _parquet(connection: duckdb.DuckDBPyConnection, opened: Opened) -> Relation:
+def _parquet(connection: duckdb.DuckDBPyConnection, opened: Opened, mapping: Mapping) -> Relation:
     read = f"read_parquet({names_of(opened.paths)}, union_by_name=true)"
     types = described(connection, f"select * from {read}")
+    named = [name if name in types else name.split(".")[0] for name in mapping.columns]
+    for path, shown in zip(opened.paths, opened.shown, strict=True) if len(opened.paths) > 1 else ():
+        found = {name.lower() for name in described(connection, f"select * from read_parquet({names_of([path])})")}
+        lacking = [name for name in named if name in types and name.lower() not in found]
+        if lacking:
+            raise MappingError(
+                f"{opened.name}: {shown} has no column {lacking[0][:64]!r}, which other files have; if it has another"
+                " name there, rename it or read the files one at a time; if it may be missing, write {sql: ...} with"
+                " its name"
+            )
     return Relation(f"select row_number() over () as {ROW}, * from {read}", types, of_text=False)
 
 
@@ -150,6 +166,7 @@ def _csv(connection: duckdb.DuckDBPyConnection, opened: Opened, mapping: Mapping
             + (f", skip={form.skip}" if form.skip else "")  # given as 0, another separator may be found
             + (f", delim={text(delimiter)}" if delimiter is not None else "")
             + (f", quote={text(quote)}" if quote is not None else "")
+            + (f", escape={text(form.escape)}" if form.escape is not None else "")
             + ")",
         )
         assert seen is not None
@@ -157,33 +174,84 @@ def _csv(connection: duckdb.DuckDBPyConnection, opened: Opened, mapping: Mapping
         # Where no quote was seen in the sample, one may still come.
         quote = quote if quote is not None else seen[1] if len(seen[1]) == 1 else '"'
     options = (
-        f"delim={text(delimiter)}, quote={text(quote)}, escape={text(quote)}, auto_detect=false, null_padding=true,"
+        f"delim={text(delimiter)}, quote={text(quote)}, escape={text(quote if form.escape is None else form.escape)},"
+        " auto_detect=false, null_padding=true,"
         f" maximum_line_size={LINE_BYTES_MAX}, nullstr={text(_NEVER)}, parallel=false, skip={form.skip}"
     )
     heads = _heads(opened, delimiter, quote, form)
     names, repeated = _distinct(heads)
-    columns = ", ".join(f"{text(name)}: 'VARCHAR'" for name in [*names, _MORE])
+    typed = ", ".join(f"{text(name)}: 'VARCHAR'" for name in [*names, _MORE])
     read = (
         f"read_csv({names_of(opened.paths)}, {options}, header={str(form.header).lower()}, store_rejects=true,"
-        f" columns={{{columns}}})"
+        f" columns={{{typed}}})"
     )
-    nothing = ", ".join(text(word) for word in mapping.nothing)
-    last = quoted(names[-1])
+    columns, width = [quoted(name) for name in names], len(names)
+    checks = {
+        "__long": (f"{quoted(_MORE)} is not null", f"the row has more than the {width} cells of the header"),
+        "__short": (f"{columns[-1]} is null", f"the row has fewer than the {width} cells of the header"),
+    }
+    inside = "__inside" if quote and width > 1 and not form.lines_in_cells else None
+    if inside is not None:
+        checks[inside] = (_rows_inside(columns, delimiter, _breaks(opened)), _SWALLOWED.format(width))
+    trimmed = ", ".join(f"{_trimmed(column)} as {column}" for column in columns)
+    marks = ", ".join(f"{condition} as {name}" for name, (condition, _) in checks.items())
+    nothing = ", ".join(text(word.strip()) for word in mapping.nothing)
     cells = ", ".join(
-        f"case when {quoted(n)} in ({nothing}) then null else {quoted(n)} end as {quoted(n)}" if nothing else quoted(n)
-        for n in names
+        f"case when {column} in ({nothing}) then null else {column} end as {column}" if nothing else column
+        for column in columns
     )
     sql = (
-        f"select row_number() over () as {ROW}, {cells}, {quoted(_MORE)} is not null as __long,"
-        f" {last} is null as __short from {read}"
+        f"select {ROW}, {cells}, {', '.join(checks)} from"
+        f" (select row_number() over () as {ROW}, {trimmed}, {marks} from {read})"
     )
-    broken = (
-        Broken("__long", DeadLetterReason.INVALID_VALUE, f"the row has more than the {len(names)} cells of the header"),
-        Broken(
-            "__short", DeadLetterReason.INVALID_VALUE, f"the row has fewer than the {len(names)} cells of the header"
-        ),
+    broken = tuple(
+        Broken(f"{name} > 0" if name == inside else name, DeadLetterReason.INVALID_VALUE, message)
+        for name, (_, message) in checks.items()
     )
-    return Relation(sql, dict.fromkeys(names, "VARCHAR"), True, broken, repeated, rejects=True)
+    return Relation(sql, dict.fromkeys(names, "VARCHAR"), True, broken, repeated, rejects=True, inside=inside)
+
+
+_SWALLOWED = (
+    "a cell holds line breaks, and a line in it has the {} cells of the header: it looks like rows between two stray"
+    ' quotes, which begin here; correct these, or write into the mapping csv: {{quote: ""}} if the file quotes nothing,'
+    " csv: {{lines_in_cells: true}} if this is text"
+)
+
+
+def _breaks(opened: Opened) -> tuple[str, ...]:
+    """What ends a line, as SQL; both where the beginning of a file does not show it."""
+    for path in opened.paths:
+        with unpacked(path) as raw:
+            if b"\n" not in raw.read(_SAMPLE_BYTES):
+                return ("chr(10)", "chr(13)")
+    return ("chr(10)",)
+
+
+def _trimmed(cell: str) -> str:
+    """The cell without spaces around it. trim() with characters of one's own is slow, and tabs are rare."""
+    return f"case when contains({cell}, chr(9)) then trim({cell}, ' ' || chr(9)) else trim({cell}) end"
+
+
+def _rows_inside(columns: Sequence[str], delimiter: str, breaks: Sequence[str]) -> str:
+    """SQL of how many line breaks the row holds, where a cell of several lines looks like rows between two stray quotes
+    (a line of it splits into as many cells as the header has, or its first and last line are the end and the beginning
+    of a row); else 0."""
+    last = len(columns) - 1
+
+    def looks_so(place: int, cell: str) -> str:
+        lines = f"string_split(replace({cell}, chr(13), chr(10)), chr(10))"
+        found = f"list_transform({lines}, lambda l: length(l) - length(replace(l, {text(delimiter)}, '')))"
+        between = f"list_contains({found}, {last})"
+        ends = f"(({found})[1] = {last - place} and ({found})[-1] = {place})"
+        several = " or ".join(f"contains({cell}, {one})" for one in breaks)
+        return f"coalesce(case when {several} then {between} or {ends} end, false)"
+
+    some = " or ".join(f"contains({cell}, {one})" for cell in columns for one in breaks)
+    every = " or ".join(looks_so(place, cell) for place, cell in enumerate(columns))
+    count = " + ".join(
+        f"coalesce(length({cell}) - length(replace({cell}, {one}, '')), 0)" for cell in columns for one in breaks
+    )
+    return f"case when {some} then case when {every} then {count} else 0 end else 0 end"
 
 
 _EMPTY = "{}: the file is empty: it has no line with the names of its columns"
@@ -193,7 +261,7 @@ def _heads(opened: Opened, delimiter: str, quote: str, form: CsvForm) -> list[st
     """The cells of the first line, which is the same in every file; names of our own where it is no header. No cell is
     in a message, for it may be one of a payment. Raises MappingError."""
     files = opened.paths if form.header else opened.paths[:1]
-    every = [_first_line(path, delimiter, quote, form.skip) for path in files]
+    every = [_first_line(path, delimiter, quote, form) for path in files]
     if not every[0]:
         raise MappingError(_EMPTY.format(opened.name))
     for shown, cells in zip(opened.shown, every, strict=False):
@@ -213,10 +281,15 @@ def _heads(opened: Opened, delimiter: str, quote: str, form: CsvForm) -> list[st
     return [cell if form.header and cell else f"column{i}" for i, cell in enumerate(every[0])]
 
 
-def _first_line(path: Path, delimiter: str, quote: str, skip: int) -> list[str]:
+def _first_line(path: Path, delimiter: str, quote: str, form: CsvForm) -> list[str]:
+    skip = form.skip
     with unpacked(path) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as lines:
         reader = csv.reader(
-            lines, delimiter=delimiter, quotechar=quote or None, quoting=csv.QUOTE_MINIMAL if quote else csv.QUOTE_NONE
+            lines,
+            delimiter=delimiter,
+            quotechar=quote or None,
+            quoting=csv.QUOTE_MINIMAL if quote else csv.QUOTE_NONE,
+            escapechar=form.escape if form.escape != quote else None,
         )
         with suppress(csv.Error):  # a cell that does not end
             for _ in range(skip):
@@ -246,7 +319,7 @@ def _distinct(names: list[str]) -> tuple[list[str], frozenset[str]]:
 
 
 def _json(connection: duckdb.DuckDBPyConnection, opened: Opened) -> Relation:
-    if _is_list(connection, opened):
+    if begins_with(opened.paths[0]) == b"[":
         read = (
             f"read_json({names_of(opened.paths)}, format='array', records=false, columns={{'__line': 'JSON'}},"
             f" maximum_object_size={LINE_BYTES_MAX})"
@@ -261,22 +334,19 @@ def _json(connection: duckdb.DuckDBPyConnection, opened: Opened) -> Relation:
     )
     structure = row[0] if row and row[0] else '{"__none":"VARCHAR"}'
     parsed = f"case when {good} then json_transform(__line, {text(structure)}) end"
+    # Lines have all names in one order mostly, and looking for equal ones takes as long as reading the line.
+    usual = ", ".join(map(text, json.loads(structure)))
+    twice = f"case when __names = [{usual}] then false else len(__names) <> list_unique(__names) end"
+    names = f"case when {good} then json_keys(__line) end"
     sql = (
-        f"select {ROW}, unnest(__object), __object is null as __bad from"
-        f" (select {ROW}, {parsed} as __object from ({lines}) where trim(__line) <> '')"
+        f"select {ROW}, unnest(__object), __object is null as __bad, coalesce({twice}, false) as __twice from"
+        f" (select {ROW}, {parsed} as __object, {names} as __names from ({lines}) where trim(__line) <> '')"
     )
     types = described(connection, sql)
-    for name in (ROW, "__bad", "__none"):
+    for name in (ROW, "__bad", "__twice", "__none"):
         types.pop(name, None)
-    broken = (Broken("__bad", DeadLetterReason.NOT_JSON, "the line is not a JSON object"),)
-    return Relation(sql, types, False, broken)
-
-
-def _is_list(connection: duckdb.DuckDBPyConnection, opened: Opened) -> bool:
-    row = first_row(
-        connection,
-        f"select trim(__line) from read_csv({names_of(opened.paths[:1])}, {_LINES},"
-        f" maximum_line_size={LINE_BYTES_MAX}, columns={{'__line': 'VARCHAR'}}) where trim(__line) <> ''"
-        " limit 1",
+    broken = (
+        Broken("__bad", DeadLetterReason.NOT_JSON, "the line is not a JSON object"),
+        Broken("__twice", DeadLetterReason.DUPLICATE_KEY, "a name stands twice in one object"),
     )
-    return row is not None and str(row[0]).lstrip("\ufeff").startswith("[")
+    return Relation(sql, types, False, broken)

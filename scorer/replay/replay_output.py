@@ -211,7 +211,7 @@ class FolderOutput:
 
     An interrupted run is resumed: the windows are computed again from the start (they are the state), decisions of
     complete parts are not written again. `_replay.json` states what the folder holds and how far it is complete;
-    another source or bundle is refused.
+    another source or bundle is refused, and so is one whose size and time of change are not known (stdin, a URL).
     """
 
     def __init__(self, folder: Path, schema: pa.Schema, about: dict[str, object]) -> None:
@@ -225,6 +225,11 @@ class FolderOutput:
                 raise UsageError(
                     f"{folder} holds another replay ({different[0]}: {found.get(different[0])!r} there, "
                     f"{about[different[0]]!r} now); choose another folder"
+                )
+            if "source_bytes" in about and about["source_bytes"] is None:
+                raise UsageError(
+                    f"{folder} holds a replay of stdin or of an address: whether that holds the same payments as then"
+                    " is not known, so it cannot go on; choose another folder"
                 )
             if "parts" not in found:
                 raise UsageError(f"{folder} was written by an older version; choose another folder")

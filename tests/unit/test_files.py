@@ -19,7 +19,7 @@ from schemas.label_record import Label
 from schemas.payment_decoder import decode_payments
 from scorer.files.file_columns import decoded_blocks
 from scorer.files.file_reader import FileBlock, FileError, label_records, read_payments
-from scorer.files.mapping import Mapping, MappingError
+from scorer.files.mapping import CsvForm, Mapping, MappingError
 from scorer.files.payment_file import ReadOptions
 from scorer.simulate import World
 from tests import handbook_data
@@ -306,14 +306,19 @@ def test_csv_traps(tmp_path: Path) -> None:
 
 
 def test_a_line_that_cannot_be_read_is_refused_with_its_number(tmp_path: Path) -> None:
-    """A line with a quote that does not close properly is refused; rows after it keep their place in the file."""
+    """A row with a quote that does not close properly is refused by its place, counted as that of every other row: from
+    the header on, however many lines are passed over before it. Rows after it keep their place."""
     mapping = Mapping.from_yaml("{payment_id: id, event_time: at, amount: paid, currency: {constant: EUR}}")
     path = tmp_path / "rows.csv"
     path.write_text('id,at,paid\n1,2026-01-01,1\n"2"x,2026-01-01,1\n3,2026-01-01,oops\n4,2026-01-01,1\n', "utf-8")
+    path.with_name("skip.csv").write_text("Bank\nMay\n" + path.read_text("utf-8"), "utf-8")
+    skip = mapping.model_copy(update={"csv": CsvForm(skip=2, delimiter=",", quote='"')})
+    (whole, left_out) = read_payments(path.with_name("skip.csv"), skip)
+    assert (whole.row.tolist(), [one.row for one in whole.refused + left_out.refused]) == ([1, 4], [3, 2])
     blocks = list(read_payments(path, mapping))
     assert [name for block in blocks for name in block.payment_ids] == ["1", "4"]
     assert blocks[0].row.tolist() == [1, 4]
-    assert [(one.row, one.error.field) for block in blocks for one in block.refused] == [(3, "amount"), (3, None)]
+    assert [(one.row, one.error.field) for block in blocks for one in block.refused] == [(3, "amount"), (2, None)]
 
 
 def test_csv_text_keeps_its_zeros(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from scorer.errors import UsageError
 from scorer.replay import part_files
 from scorer.replay.replay_output import FileOutput, FolderOutput, decision_schema
 
@@ -49,6 +50,15 @@ def folder(path: Path) -> FolderOutput:
 
 def file(path: Path) -> FileOutput:
     return FileOutput(path, decision_schema(NAMES))
+
+
+def test_a_source_that_may_have_changed_does_not_go_on(tmp_path: Path) -> None:
+    """Of stdin and of an address nothing says that it holds the payments of the interrupted run: it is refused to go on
+    with them. A new folder is written."""
+    about: dict[str, object] = {"source": "-", "source_bytes": None, "source_changed_ns": None}
+    FolderOutput(tmp_path / "out", decision_schema(NAMES), about)
+    with pytest.raises(UsageError, match="cannot go on; choose another folder"):
+        FolderOutput(tmp_path / "out", decision_schema(NAMES), about)
 
 
 @pytest.mark.parametrize("make", [file, folder])
