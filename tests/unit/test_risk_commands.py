@@ -628,7 +628,7 @@ def test_rows_that_compile_refuses_are_counted_and_fail_it(place: Path) -> None:
     for lever in ("--report", "--early-exit"):
         assert "300 of 12,000 rows were refused" in _run(*common, lever, refused=True)["error"]
         found = _run(*common, lever, "--refused-max", "0.5", "--refused", f"{place}/refused.parquet")
-        assert [(one["field"], one["rows"]) for one in found["refused"]] == [("currency", 300)]
+        assert [(one["field"], one["rows"]) for one in found["refusals"]] == [("currency", 300)]
         assert pq.read_table(place / "refused.parquet").num_rows == 300
 
 
