@@ -136,7 +136,7 @@ def dead_letter_record(
         if mask is mask_card_numbers and (masked or cards.need_key):
             value_masked, masked = _declared_kept(value, cards)
     if key is not None:
-        key_masked = _masked_key(key, value, error, cards, mask)
+        key_masked = _masked_key(key, whole_value, error, cards, mask)
         masked |= key_masked != key and not is_pseudonym(key_masked.decode("utf-8", "replace"))
     # As DeadLetter(...).to_headers() writes them, without the checks of a model: a burst of refused records must cost
     # little, and every field here is the worker's own. A test compares the two.
@@ -197,8 +197,7 @@ def answer_key(key: bytes | None, value: bytes | None, error: ContractError, car
     """The key of the answer to a refused record: as its dead letter's; none where the key itself was refused."""
     if key is None or error.field == "key":
         return None
-    value = _beginning(value, VALUE_BYTES_MAX)
-    return _masked_key(key, value, error, cards, _mask(value, error))
+    return _masked_key(key, value, error, cards, _mask(_beginning(value, VALUE_BYTES_MAX), error))
 
 
 def _beginning(text: bytes | None, kept: int) -> bytes | None:

@@ -36,10 +36,15 @@ class JournalError(ValueError):
     """Bytes on the journal topic that are not a journal record."""
 
     def __init__(self, message: str, *, foreign: bool = False) -> None:
-        """`foreign`: whether no worker of any release has written them, because they name no head before them. A reader
-        of the chain may pass over those alone: nothing that follows can depend on them."""
+        """`foreign`: as `is_foreign` says of them."""
         super().__init__(message)
         self.foreign = foreign
+
+
+def is_foreign(raw: bytes) -> bool:
+    """Whether no worker of any release has written these bytes of the journal topic: they name no head before them. A
+    reader passes over those, and over nothing else."""
+    return _NAMES_A_HEAD not in raw
 
 
 class _Range(Contract):
@@ -296,7 +301,7 @@ class JournalRecord(BatchOrder):
             where = ", ".join(sorted({".".join(map(str, error["loc"])) or "the record" for error in exc.errors()}))
             raise JournalError(
                 f"a value of {len(raw)} bytes is not a journal record of version 1: see {where[:200]}",
-                foreign=_NAMES_A_HEAD not in raw,
+                foreign=is_foreign(raw),
             ) from None
         if record.to_bytes() != raw:
             raise JournalError(f"a value of {len(raw)} bytes is a journal record, but not in its canonical form")

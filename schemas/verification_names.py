@@ -84,13 +84,9 @@ def names_verification(raw: bytes) -> bool:
     text = raw.decode("utf-8", "surrogateescape").replace("\0", "")  # UTF-16 text
     if _LIKELY.search(text) is None:
         return False
-    found = (each[each.lastindex or 1][-_NAME_CHARACTERS_MAX:] for each in _NAME.finditer(text))
-    return any(
-        is_verification_name(_unescaped(part))
-        for name in found
-        if _LIKELY.search(name) is not None
-        for part in {name, name.rpartition("/")[2]}
-    )
+    # A name in quotes may be longer before its escapes are read.
+    found = (each[1] or each[3] or each[2][-_NAME_CHARACTERS_MAX:] for each in _NAME.finditer(text))
+    return any(is_verification_name(_unescaped(part)) for name in found for part in {name, name.rpartition("/")[2]})
 
 
 def _unescaped(name: str) -> str:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 from confluent_kafka import Consumer, Message, TopicPartition
 
 from schemas.audit_record import AuditColumns, AuditError, AuditHeader, decode
+from schemas.journal_record import is_foreign
 from scorer import kafka
+from scorer.errors import PromiseBroken
 from scorer.runtime.settings import Settings
 
 _NO_PROGRESS_S = 30.0
@@ -29,17 +31,39 @@ class JournalHead:
 
 
 def journal_heads(settings: Settings, shard: int, *, from_sequence: int = 0) -> Iterator[JournalHead]:
-    """The heads on the journal topic from `from_sequence` on, in order; what lies before is not read.
+    """The heads on the journal topic from `from_sequence` on, in order; what lies before is not read, and what no
+    worker has written is passed over.
 
-    Raises KafkaFailure.
+    Raises KafkaFailure, PromiseBroken for a record that cannot be read.
     """
     topic = kafka.Topics.of(settings.kafka).journal
     start = _journal_offset(settings, topic, shard, from_sequence) if from_sequence else 0
-    for _, value in _values(settings, topic, shard, (start, None)):
-        record = json.loads(value)
-        if record["sequence"] >= from_sequence:
-            day = time.strftime("%Y-%m-%d", time.gmtime(max(0, record["stream_time_ms"]) / 1000))
-            yield JournalHead(record["sequence"], hashlib.sha256(value).hexdigest(), day)
+    for offset, value in _values(settings, topic, shard, (start, None)):
+        if is_foreign(value):
+            continue
+        record = _journal_fields(value, f"{topic}/{shard} offset {offset}")
+        if record.sequence >= from_sequence:
+            day = time.strftime("%Y-%m-%d", time.gmtime(max(0, record.stream_time_ms) / 1000))
+            yield JournalHead(record.sequence, hashlib.sha256(value).hexdigest(), day)
+
+
+class _Fields(msgspec.Struct):
+    sequence: int
+    stream_time_ms: int
+
+
+def _journal_fields(value: bytes, where: str) -> _Fields:
+    """What is needed of a journal record. Its other fields are not looked at: the head is over all of them."""
+    try:
+        return _DECODE(value)
+    except msgspec.MsgspecError as exc:
+        raise PromiseBroken(
+            f"{where}: a value of {len(value)} bytes is no journal record, though it names a head; a later release has "
+            "written it (then upgrade this one), or the journal was changed"
+        ) from exc
+
+
+_DECODE = msgspec.json.Decoder(_Fields).decode
 
 
 def audit_rows(
@@ -90,8 +114,8 @@ def _journal_offset(settings: Settings, topic: str, shard: int, sequence: int) -
         while high - low > _NEAR:
             middle = (low + high) // 2
             part = kafka.read_range(consumer, TopicPartition(topic, shard, middle), high, messages_max=1)
-            found = next(part, None)
-            if found is None or json.loads(found.value() or b"{}").get("sequence", -1) >= sequence:
+            found = next((value for one in part if not is_foreign(value := one.value() or b"")), None)
+            if found is None or _journal_fields(found, f"{topic}/{shard}").sequence >= sequence:
                 high = middle
             else:
                 low = middle

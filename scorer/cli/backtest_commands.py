@@ -23,6 +23,7 @@ from scorer.cli.risk_options import (
     MappingOption,
     RefusedMaxOption,
     RefusedOption,
+    left_out,
     parse_duration_option,
     read_policy,
     refused_lines,
@@ -104,7 +105,7 @@ def backtest_command(
     _check_fit(loaded, other, second_policy, counted_by)
     keys = load_settings().pseudonym_keys
     with tempfile.TemporaryDirectory(dir=output.resolve().parent, prefix=".backtest-") as folder:
-        runs = []
+        runs, rows_left_out = [], {}
         for number, one in enumerate(item for item in (loaded, other) if item is not None):
             stored = Path(folder) / f"{number}.parquet"
             with counting(f"payments with {one.id}", quiet=as_json) as progress:
@@ -125,6 +126,7 @@ def backtest_command(
             if number == 0:
                 for line in refused_lines(report.refusals):
                     err.print(f"refused: {line}")
+                rows_left_out = left_out(report.refusals)
             run.check(report.refusals, report.payments)
             decided = read_decided(one, stored)
             if one.policy.flag.cost is not None:
@@ -134,9 +136,9 @@ def backtest_command(
         notes: list[str] = []
         names = (loaded.id, other.id if other else "")
         if second is not None:
-            first, second, left_out = of_both(first, second)
-            if left_out:
-                notes.append(f"{left_out:,} payments are left out: one of the bundles refuses them.")
+            first, second, refused_by_one = of_both(first, second)
+            if refused_by_one:
+                notes.append(f"{refused_by_one:,} payments are left out: one of the bundles refuses them.")
         with counting("measuring", quiet=as_json):
             if second_policy is not None:
                 changed = what_if(first, loaded, second_policy, begin_ms)
@@ -158,7 +160,7 @@ def backtest_command(
                 seen_until_ms=_seen_until_ms(loaded, other),
             )
     result.notes.extend(notes)
-    _report(result, output, f"Backtest of {loaded.id}", as_json=as_json)
+    _report(result, output, f"Backtest of {loaded.id}", rows_left_out, as_json=as_json)
 
 
 def what_if_command(

@@ -86,6 +86,10 @@ def prove(
     finally:
         proof = found.close()
     _report(proof, report, as_json=as_json)
+    if not proof.holds:
+        raise PromiseBroken(
+            "the trail differs from the decisions made again, and not by another bundle, feature set, label or payment"
+        )
     if report is not None:
         run.check(report.refusals, report.payments)
         if not proof.compared:
@@ -93,10 +97,6 @@ def prove(
                 f"nothing was compared: {source} has no payment between --from and --until that is not refused or a "
                 "repetition"
             )
-    if not proof.holds:
-        raise PromiseBroken(
-            "the trail differs from the decisions made again, and not by another bundle, feature set, label or payment"
-        )
 
 
 def _report(proof: Proof, report: Report | None, *, as_json: bool) -> None:

@@ -40,7 +40,7 @@ _NUMBER: Final = r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,3})?"
 
 # Zones that mean one thing. Of abbreviations the database takes BST for Bangladesh, and PST for summer time too.
 _ZONE: Final = r"(?i:UTC|GMT)([+-][0-9]{1,2}(:?[0-9]{2})?)?|[A-Za-z_]+(/[A-Za-z0-9_+-]+)+"
-_CERTAIN_ZONE: Final = r"\b(?i:UTC|GMT)\b|[A-Za-z_]/[A-Za-z_]"
+_CERTAIN_ZONE: Final = r"(^|[^A-Za-z])(?i:UTC|GMT)([^A-Za-z]|$)|[A-Za-z_]/[A-Za-z_]"
 _ABBREVIATIONS: Final = "a zone is an offset, UTC, GMT or like Europe/Berlin, for EST or BST stand for several"
 
 INVALID: Final = DeadLetterReason.INVALID_VALUE
@@ -127,10 +127,14 @@ def _text(steps: Steps, name: str, value: Value) -> tuple[str, tuple[Problem, ..
     if kind == "JSON":
         written = steps.let(f"({v} ->> '$')")
         return f"case when json_type({v}) = 'DOUBLE' then {_without_zero(written)} else {written} end", ()
-    if kind in FLOATS or kind.startswith("DECIMAL"):
+    if kind.startswith("DECIMAL"):
+        good = steps.let(f"({v} = trunc({v}))")
+        problem = Problem(name, f"{v} is not null and not {good}", INVALID, "a number with a fraction is not text")
+        return f"case when {good} then cast(cast({v} as decimal(38, 0)) as varchar) end", (problem,)
+    if kind in FLOATS:
         digits = {"FLOAT": 2**24}.get(kind, 2**53)
         good = steps.let(f"({v} = trunc({v}) and abs({v}) < {digits})")
-        wrong = f"{v} is not null and not {good}" + (f" and not isnan({v})" if kind in FLOATS else "")
+        wrong = f"{v} is not null and not {good} and not isnan({v})"
         message = (
             "a number with a fraction, or with more digits than a float keeps, is not text; store the column as text or"
             " whole numbers"
@@ -369,7 +373,7 @@ def _text_time(steps: Steps, v: str, zone: str, repeated_hour: str) -> Field:
     )
     if zone == "UTC":
         # The first two are those of nearly all texts, and quick.
-        zoned = f"regexp_matches({v}, '([0-9Z]|\\s({_ZONE}))\\s*$')"
+        zoned = f"regexp_matches({v}, '([0-9Z]|[0-9:.]\\s*({_ZONE}))\\s*$')"
         certain = f"ends_with({v}, 'Z') or right({v}, 1) between '0' and '9' or {zoned}"
         sql = steps.let(
             f"coalesce(epoch_us(case when {certain} then try_cast({v} as timestamptz) end) // 1000, {number})"

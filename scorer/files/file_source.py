@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import BinaryIO, Literal, cast
 
 import fsspec
+import numpy as np
 import pyarrow as pa
 
 from scorer.errors import FraudScorerError
@@ -43,6 +44,7 @@ _PACKED = {".gz": "gzip", ".zst": "zstd"}
 _MAGIC = ((b"\x1f\x8b", "gzip"), (b"\x28\xb5\x2f\xfd", "zstd"))
 _BOMS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 _CHUNK = 1 << 20
+_NEWLINE, _RETURN = 10, 13
 _PIECE = 16 << 20  # of a line, at most
 
 
@@ -300,32 +302,56 @@ def _encoding(path: Path, shown: str, encoding: str | None) -> tuple[str | None,
     return None, None
 
 
-# Of a text in another encoding two letters seldom look so.
-_SEVERAL_BYTES = re.compile(rb"[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3}")
+# Letters that texts of payments have. Two letters of another encoding that happen to be UTF-8 are seldom any of these:
+# NESCAFÉ® in cp1252 is one letter of the phonetic alphabet.
+_UNUSUAL = re.compile("[\u0080-\u009f\u0180-\u036f\u0700-\u08ff]")
 
 
 def _guess(path: Path, shown: str) -> str:
-    """What a user has to know of a text that is not UTF-8. Raises FileError where other lines of it are: one wrong byte
-    would change every letter of them."""
-    wrong = utf8 = None
+    """What a user has to know of a text that is not UTF-8. Raises FileError where no fewer lines of it are than are
+    not: one wrong byte would change every letter of them."""
+    first, lines = {True: 0, False: 0}, {True: 0, False: 0}  # by whether it is UTF-8
     with unpacked(path) as raw:
         for number, line in enumerate(iter(lambda: raw.readline(_PIECE), b""), 1):
             if line.isascii():
                 continue
             try:
-                line.decode("utf-8")
+                if _UNUSUAL.search(line.decode("utf-8")) is not None:
+                    continue
+                is_utf8 = True
             except UnicodeDecodeError:
-                wrong = wrong or number
-            utf8 = utf8 or (number if _SEVERAL_BYTES.search(line) else None)
-            if wrong and utf8:
-                raise FileError(
-                    f"{shown}: line {wrong} is not UTF-8, and line {utf8} is; correct the wrong one, or write into the"
-                    " mapping what all of the text is (encoding: NAME)"
-                )
+                is_utf8 = False
+            lines[is_utf8] += 1
+            first[is_utf8] = first[is_utf8] or number
+    if lines[True] >= lines[False] > 0:
+        raise FileError(
+            f"{shown}: line {first[False]} is not UTF-8, and line {first[True]} is; correct the first, or write into"
+            " the mapping what all of the text is (encoding: NAME)"
+        )
     return (
-        f"{shown} is not UTF-8 (line {wrong}); it is read as {FALLBACK_ENCODING}. If it is that, write encoding:"
+        f"{shown} is not UTF-8 (line {first[False]}); it is read as {FALLBACK_ENCODING}. If it is that, write encoding:"
         f" {FALLBACK_ENCODING} into the mapping, else its own encoding"
     )
+
+
+def lines_of(opened: Opened) -> int | None:
+    """How many lines the texts have that are not blank; None where lines end with a carriage return alone."""
+    total = 0
+    for path in opened.paths:
+        ends, last = 0, b"\n\n"
+        with unpacked(path) as raw:
+            while chunk := raw.read(_CHUNK):
+                data = np.frombuffer(last + chunk, dtype=np.uint8)
+                at = np.flatnonzero(data[2:] == _NEWLINE) + 2
+                before, further = data[at - 1], data[at - 2]
+                blank = (before == _NEWLINE) | ((before == _RETURN) & (further == _NEWLINE))
+                ends += len(at)
+                total += int(np.count_nonzero(~blank))
+                last = data[-2:].tobytes()
+        if not ends and last != b"\n\n":
+            return None
+        total += not last.endswith(b"\n")
+    return total
 
 
 def names_of(paths: Sequence[Path]) -> str:

@@ -28,7 +28,7 @@ from schemas.pseudonym import pseudonym
 from scorer.errors import UsageError
 from scorer.files import field_sql as fields
 from scorer.files.field_sql import Field, Problem, Steps, Value
-from scorer.files.file_source import FileError, Opened, open_source
+from scorer.files.file_source import FileError, Opened, lines_of, open_source
 from scorer.files.mapping import (
     BY_EVENT_TIME,
     BY_FILE,
@@ -101,6 +101,7 @@ class PaymentFile:
         self._connection = connected(self.opened, options)
         try:
             self._relation = relation(self._connection, self.opened, mapping)
+            self._line_breaks = 0  # in cells
             self._places: dict[str, str] = {}  # of each source its column in _cells
             self._failures: dict[str, str] = {}  # of each expression the column that says where it failed
             self._cells = self._cells_query()
@@ -150,7 +151,9 @@ class PaymentFile:
             # What is no row at all is refused, whatever the condition makes of its cells.
             broken = " or ".join([f"b{number}" for number in range(len(known.broken))] or ["false"])
             self._register_where()
-            query = f"select * exclude (__where) from ({marked}) where {_WHERE}({broken} or __where)"
+            query = (
+                f"select * exclude (__where) from ({marked}) where {_WHERE}({broken} or __where, {known.inside or 0})"
+            )
         if self.options.rows_max is not None:
             query = f"select * from ({query}) limit {self.options.rows_max}"
         try:
@@ -164,15 +167,16 @@ class PaymentFile:
         self._left_out = np.zeros(2, np.int64)
         self._counting = True
 
-        def kept(column: pa.ChunkedArray | pa.Array) -> pa.Array:
+        def kept(column: pa.ChunkedArray | pa.Array, breaks: pa.ChunkedArray | pa.Array) -> pa.Array:
             column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
             found = column.fill_null(fill_value=False)
             if self._counting:
                 self._left_out += (len(found) - found.true_count, column.null_count)
+                self._line_breaks += _magnitude(breaks)
             return found
 
         create: Any = self._connection.create_function
-        create(_WHERE, kept, ["BOOLEAN"], "BOOLEAN", type="arrow", null_handling="special", side_effects=True)
+        create(_WHERE, kept, ["BOOLEAN", "BIGINT"], "BOOLEAN", type="arrow", null_handling="special", side_effects=True)
 
     def _all_sources(self) -> Iterator[tuple[str, Any]]:
         yield from self.mapping.sources
@@ -322,6 +326,7 @@ class PaymentFile:
         """What the rows are like. Those of a text are parsed here and kept, for parsing is what costs."""
         self._kept: RowSpool | None = None
         self._rows_inside: list[int] = []
+        self._rows_read = 0
         survey = TimeSurvey(future_gap_ms=self.options.future_gap_ms, lateness_ms=self.options.lateness_ms)
         types: dict[str, str] = {}
         if self.opened.kind == "parquet" and not self._untyped:
@@ -338,8 +343,9 @@ class PaymentFile:
             survey.found(self._times),
             types,
             tuple(self._problems),
-            self._rows_left_out(),
+            left_out := self._rows_left_out(),
             self._rows_inside,
+            self._lines_lost(len(left_out)),
             len(self.opened.paths),
         )
 
@@ -362,8 +368,11 @@ class PaymentFile:
                     counts[i] += np.bincount(found, minlength=fields.OTHER_CELL + 1)
                 if inside is not None:
                     self._rows_inside += _repeated(batch.column("row"), batch.column(inside))
+                    if self.mapping.where is None:
+                        self._line_breaks += _magnitude(batch.column(inside))
                 yield batch.drop_columns(extra) if extra else batch
                 done += batch.num_rows
+                self._rows_read = done
                 self.options.looking(done, max(estimated, done) if estimated else 0)
 
         path = self.opened.workspace.folder / "rows.arrow"
@@ -506,6 +515,18 @@ class PaymentFile:
         found = self._all("select distinct file_id, line from reject_errors order by all")
         return [line - before for _, line in found]
 
+    def _lines_lost(self, left_out: int) -> int:
+        """How many lines of a CSV are neither rows, nor in cells of rows, nor among the `left_out` that are refused."""
+        form = self.mapping.csv
+        if self._relation.inside is None or self.options.rows_max is not None:
+            return 0
+        lines = lines_of(self.opened)
+        if lines is None:
+            return 0
+        before = form.skip + (1 + sum(name.count("\n") for name in self._relation.types) if form.header else 0)
+        rows = self._rows_read + (0 if self.mapping.where is None else int(self._left_out[0]))
+        return max(0, lines - before * len(self.opened.paths) - rows - self._line_breaks - left_out)
+
     def _stream(self, query: str, rows: int) -> Iterator[pa.RecordBatch]:
         try:
             yield from self._connection.sql(query).to_arrow_reader(rows)
@@ -523,9 +544,13 @@ class PaymentFile:
         return row
 
 
+def _magnitude(counts: pa.Array) -> int:
+    return int(np.abs(counts.to_numpy(zero_copy_only=False)).sum())
+
+
 def _repeated(rows: pa.Array, counts: pa.Array) -> list[int]:
-    """Each row as often as its count says."""
-    found = counts.to_numpy(zero_copy_only=False)
+    """Each row as often as its count says, where that is above zero."""
+    found = np.maximum(counts.to_numpy(zero_copy_only=False), 0)
     return np.repeat(rows.to_numpy(), found).tolist() if found.any() else []  # type: ignore[no-any-return]
 
 

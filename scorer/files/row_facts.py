@@ -20,6 +20,12 @@ _UNREADABLE = ContractError(
     DeadLetterReason.INVALID_VALUE, None, "the line cannot be read as cells of a CSV; is a quote missing?"
 )
 _INSIDE = ContractError(DeadLetterReason.INVALID_VALUE, None, "a row that stands in a cell of this one")
+_LOST = ContractError(
+    DeadLetterReason.INVALID_VALUE,
+    None,
+    "a line that came out as no row, from a quote that does not end on; correct the quotes, or write into the mapping "
+    'csv: {quote: ""} if the file quotes nothing',
+)
 # Above every number of a problem.
 _FUTURE_CODE = np.iinfo(np.int16).max
 
@@ -41,6 +47,7 @@ class RowFacts:
     problems: tuple[Problem, ...]
     rows_left_out: Sequence[int]
     rows_inside: Sequence[int]
+    lines_lost: int
     files: int
 
     def finished(self, batch: pa.RecordBatch) -> pa.RecordBatch:
@@ -68,7 +75,10 @@ class RowFacts:
     def lost(self) -> list[tuple[int, ContractError]]:
         """Rows that are in no batch, by place and why."""
         inside = self.row_numbers(np.array(self.rows_inside, np.int64)).tolist()
-        return [(row, _UNREADABLE) for row in self.rows_left_out] + [(row, _INSIDE) for row in inside]
+        found = [(row, _UNREADABLE) for row in self.rows_left_out] + [(row, _INSIDE) for row in inside]
+        # Where a line was lost is not known: most often behind the last one that cannot be read.
+        place = self.rows_left_out[-1] if self.rows_left_out else self.survey.rows
+        return found + [(place, _LOST)] * self.lines_lost
 
     def row_numbers(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Places in the file of the rows with these numbers, which the reader counted without what it left out."""

@@ -147,8 +147,7 @@ def _parquet(connection: duckdb.DuckDBPyConnection, opened: Opened, mapping: Map
         if lacking:
             raise MappingError(
                 f"{opened.name}: {shown} has no column {lacking[0][:64]!r}, which other files have; if it has another"
-                " name there, rename it or read the files one at a time; if it may be missing, write {sql: ...} with"
-                " its name"
+                " name there, rename it; if it may be missing, read such files by themselves, with a mapping without it"
             )
     return Relation(f"select row_number() over () as {ROW}, * from {read}", types, of_text=False)
 
@@ -233,9 +232,9 @@ def _trimmed(cell: str) -> str:
 
 
 def _rows_inside(columns: Sequence[str], delimiter: str, breaks: Sequence[str]) -> str:
-    """SQL of how many line breaks the row holds, where a cell of several lines looks like rows between two stray quotes
-    (a line of it splits into as many cells as the header has, or its first and last line are the end and the beginning
-    of a row); else 0."""
+    """SQL of how many line breaks the row holds: above zero where a cell of several lines looks like rows between two
+    stray quotes (a line of it splits into as many cells as the header has, or its first and last line are the end and
+    the beginning of a row), below zero where it does not."""
     last = len(columns) - 1
 
     def looks_so(place: int, cell: str) -> str:
@@ -251,7 +250,7 @@ def _rows_inside(columns: Sequence[str], delimiter: str, breaks: Sequence[str]) 
     count = " + ".join(
         f"coalesce(length({cell}) - length(replace({cell}, {one}, '')), 0)" for cell in columns for one in breaks
     )
-    return f"case when {some} then case when {every} then {count} else 0 end else 0 end"
+    return f"case when {some} then case when {every} then {count} else -({count}) end else 0 end"
 
 
 _EMPTY = "{}: the file is empty: it has no line with the names of its columns"

@@ -84,7 +84,7 @@ class JournalReader:
         Raises MissingRange when records before it are gone, PromiseBroken when the chain does not hold or a record of
         it cannot be read, KafkaFailure.
         """
-        found = []
+        found, foreign = [], list[int]()
         for message in kafka.take(self._consumer, wait_s, messages_max=records_max):
             error = message.error()
             if error is not None:
@@ -94,9 +94,16 @@ class JournalReader:
             value = message.value() or b""
             if self._containing is None or self._containing in value:
                 record = self._parsed(offset, value)
-                if record is not None:
+                if record is None:
+                    foreign.append(offset)
+                else:
                     found.append((offset, self._checked(record) if self._containing is None else record))
             self.position = offset + 1
+        if foreign:
+            log.warning(
+                "journal.foreign_records", topic=self._partition.topic, partition=self._partition.partition,
+                count=len(foreign), first_offset=foreign[0],
+            )  # fmt: skip
         return found
 
     def until(
@@ -124,10 +131,6 @@ class JournalReader:
             return JournalRecord.from_bytes(value)
         except JournalError as exc:
             if exc.foreign:
-                log.warning(
-                    "journal.foreign_record", topic=self._partition.topic, partition=self._partition.partition,
-                    offset=offset, bytes=len(value),
-                )  # fmt: skip
                 return None
             raise PromiseBroken(
                 f"{self._name} offset {offset}: {exc}. A later release has written it (then upgrade this one), or the "

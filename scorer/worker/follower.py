@@ -458,8 +458,11 @@ class Follower:
                 self._log.info(
                     "shard.recovering", batches=batches, offsets_left=end - begin - done, left_s=round(left, 1)
                 )
-        if bounds and not stop.is_set():
-            self._check_bounds()
+        if not stop.is_set():
+            if self.pipeline.sequence == 0 and self._journal_start > 0:  # what is left there is no batch
+                raise journal_reader.emptied(settings.kafka, self._shard, self._journal_start)
+            if bounds:
+                self._check_bounds()
         seconds = monotonic() - started
         worker_metrics.RECOVERY_SECONDS.labels(self._label).set(seconds)
         self._log.info("shard.recovered", batches=batches, sequence=self.pipeline.sequence, seconds=round(seconds, 3))

@@ -143,6 +143,7 @@ def _serve(bundle: str) -> None:
             pid = os.fork()
             if pid == 0:
                 _child(order, bundle)
+            ended.pop(pid, None)  # of an earlier worker, whose number the system has given again
             print(json.dumps({"pid": pid}), flush=True)
             continue
         pid = order["ask"]

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from features import FeatureSet
 from features.feature_set import FeatureSetError
 from schemas import dead_letter
+from schemas.card_fields import CardFields
 from schemas.card_mask import mask_card_numbers
 from schemas.column_check import check
 from schemas.contract_error import ContractError, DeadLetterReason
@@ -25,7 +26,7 @@ from schemas.dead_letter import VALUE_BYTES_MAX, dead_letter_record
 from schemas.payment import Payment
 from schemas.payment_columns import PaymentColumns
 from schemas.payment_decoder import decode_payments
-from schemas.verification_names import is_verification_name, may_end_verification, names_verification
+from schemas.verification_names import _unescaped, is_verification_name, may_end_verification, names_verification
 from scorer.files.mapping import Mapping, MappingError
 
 # fmt: off
@@ -143,6 +144,7 @@ def test_a_dead_letter_keeps_no_code(raw: bytes) -> None:
 FRAGMENTS = (
     "cvv", "xcvv", "cvc2", "track2", "card_security_code", "pin_block", "pan", "a", '"', "'", ":", "=", "<", ">", " ",
     "\n", "\\", ",", "{", "}", "[", "]", ";", "/", "&", "é", "\\u0063vv", "0" * 130 + "cvv",
+    "".join(f"\\u{ord(letter):04x}" for letter in "card_verification_number"), "card (pin)", "c - v - v",
 )  # fmt: skip
 _PLAIN = re.compile(
     r"""["']((?:[^"'\\]|\\.){1,256})["']\s*[:=]|([^\s"':=,;&{}<>\[\]]{1,128})\s*[:=]|<\s*([^\s<>/]{1,128})"""
@@ -153,7 +155,7 @@ _PLAIN = re.compile(
 @given(st.lists(st.sampled_from(FRAGMENTS), min_size=1, max_size=9).map("".join))
 def test_whatever_a_plain_search_finds_is_found_in_one_reading(text: str) -> None:
     """The pattern that reads each part once finds at least what one finds that tries every place."""
-    names = [found[found.lastindex or 1] for found in _PLAIN.finditer(text)]
+    names = [_unescaped(found[found.lastindex or 1]) for found in _PLAIN.finditer(text)]
     if any(is_verification_name(name) for name in names):
         assert names_verification(text.encode())
 
@@ -200,6 +202,18 @@ def test_what_lies_far_behind_the_cut_is_not_looked_at(monkeypatch: pytest.Monke
     assert dict(headers)["fraud_scorer.value_bytes"] == b"%d" % len(raw)
     assert dict(headers)["fraud_scorer.truncated"] == b"true"
     assert max(looked_at) < VALUE_BYTES_MAX + 2**15
+
+
+def test_a_key_that_is_a_token_has_its_pseudonym_wherever_its_field_stands() -> None:
+    """The field that declares a record's key may lie behind what the letter keeps."""
+    cards = CardFields.of({"card_token": "token"}).with_key(b"k" * 32)
+    raw = b'{"note":"' + b"x" * (VALUE_BYTES_MAX + 2**17) + b'","card_token":"tok_of_mine_1"}'
+    error = ContractError(DeadLetterReason.MISSING_FIELD, "payment_id", "m")
+    short = b'{"card_token":"tok_of_mine_1"}'
+    (wanted, *_), (found, *_) = (
+        dead_letter_record("payments", 0, 1, b"tok_of_mine_1", value, error, cards=cards) for value in (short, raw)
+    )
+    assert found == wanted != b"tok_of_mine_1"
 
 
 def test_a_dead_letter_without_a_code_stays_as_it_is() -> None:

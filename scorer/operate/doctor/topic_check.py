@@ -331,18 +331,22 @@ def _newest(
     try:
         for place, start, end in zip(places, starts, ends, strict=True):
             place.offset = max(start, end - _TAIL)
-            newest = None
+            newest, foreign = None, list[int]()
             for message in kafka.read_range(reader, place, end, no_progress_s=TIMEOUT_S):
                 try:
                     newest = JournalRecord.from_bytes(message.value() or b"")
                 except JournalError as exc:
                     if not exc.foreign:
                         raise
-                    diagnosis.warning(
-                        "journal",
-                        f"topic {topic}/{place.partition} offset {message.offset()}: {exc}; workers pass over it",
-                        "find out who else writes to it, and take that right away",
-                    )
+                    foreign.append(kafka.present(message.offset(), "offset"))
+            if foreign:
+                unseen = "" if newest is not None else f", and its last {_TAIL} offsets hold no batch to look at"
+                diagnosis.warning(
+                    "journal",
+                    f"topic {topic}/{place.partition}: {len(foreign)} records from offset {foreign[0]} on are no "
+                    f"journal records; workers pass over them{unseen}",
+                    "find out who else writes to it, and take that right away",
+                )
             if newest is not None:
                 yield newest
     finally:
