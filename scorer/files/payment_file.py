@@ -345,6 +345,7 @@ class PaymentFile:
             tuple(self._problems),
             left_out := self._rows_left_out(),
             self._rows_inside,
+            self._all_rows,
             self._lines_lost(len(left_out)),
             len(self.opened.paths),
         )
@@ -524,8 +525,12 @@ class PaymentFile:
         if lines is None:
             return 0
         before = form.skip + (1 + sum(name.count("\n") for name in self._relation.types) if form.header else 0)
-        rows = self._rows_read + (0 if self.mapping.where is None else int(self._left_out[0]))
-        return max(0, lines - before * len(self.opened.paths) - rows - self._line_breaks - left_out)
+        return max(0, lines - before * len(self.opened.paths) - self._all_rows - self._line_breaks - left_out)
+
+    @property
+    def _all_rows(self) -> int:
+        """Rows that the look has read, those that `where` leaves out among them."""
+        return self._rows_read + (0 if self.mapping.where is None else int(self._left_out[0]))
 
     def _stream(self, query: str, rows: int) -> Iterator[pa.RecordBatch]:
         try:

@@ -37,7 +37,8 @@ class RowFacts:
     attribute_types: of attributes whose cells have no type, what all of them are: BIGINT, DOUBLE, BOOLEAN, VARCHAR, or
     each something else (MIXED, JSON) · problems: by their numbers in REFUSED, from 1 · rows_left_out: places of what
     cannot be read as a row, refused like rows · rows_inside: of each row that became part of a cell the number of the
-    row that this is in · files: how many are read as one
+    row that this is in · rows_read: with those that `where` leaves out · lines_lost: lines that came out as no row ·
+    files: how many are read as one
     """
 
     name: str
@@ -47,6 +48,7 @@ class RowFacts:
     problems: tuple[Problem, ...]
     rows_left_out: Sequence[int]
     rows_inside: Sequence[int]
+    rows_read: int
     lines_lost: int
     files: int
 
@@ -77,7 +79,7 @@ class RowFacts:
         inside = self.row_numbers(np.array(self.rows_inside, np.int64)).tolist()
         found = [(row, _UNREADABLE) for row in self.rows_left_out] + [(row, _INSIDE) for row in inside]
         # Where a line was lost is not known: most often behind the last one that cannot be read.
-        place = self.rows_left_out[-1] if self.rows_left_out else self.survey.rows
+        place = self.rows_left_out[-1] if self.rows_left_out else self.rows_read
         return found + [(place, _LOST)] * self.lines_lost
 
     def row_numbers(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

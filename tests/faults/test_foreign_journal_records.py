@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from scorer import kafka
+from scorer.audit import topic_history
 from scorer.journal.journal_reader import journal_records
 from tests.faults.payments import payments
 from tests.faults.run import Application
 from tests.faults.test_order_rows import Make
 from tests.faults.test_rows import decided, stream
 
-FOREIGN = (b"", b"hello", b'{"shard":0,"sequence":7}', b"\xff\xfe", b"[]", None)
+FOREIGN = (b"", b"hello", b'{"shard":0,"sequence":7}', b'{"sequence":1,"stream_time_ms":0}', b"\xff\xfe", b"[]", None)
 
 
 def write(app: Application, *values: bytes | None) -> None:
@@ -22,9 +25,11 @@ def write(app: Application, *values: bytes | None) -> None:
     assert producer.flush(20) == 0
 
 
-def test_what_no_worker_has_written_to_the_journal_is_passed_over(application: Make) -> None:
+def test_what_no_worker_has_written_to_the_journal_is_passed_over(
+    application: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A standby that follows, a take-over, and a cold start read on behind such records, which are logged; the outcome
-    is equal."""
+    is equal, and `audit verify` finds every head."""
     app = application()
     given = payments(46, 300)
     write(app, *FOREIGN)
@@ -49,6 +54,13 @@ def test_what_no_worker_has_written_to_the_journal_is_passed_over(application: M
     decided(app, 300)
     app.finish(supervised=False)
     app.check()
+    write(app, *FOREIGN)
+    monkeypatch.setattr(topic_history, "_NEAR", 1)
+    sequences = [head.sequence for head in topic_history.journal_heads(app.settings, 0)]
+    assert sequences == list(range(len(sequences)))
+    assert len(sequences) > 3
+    for begin in sequences:
+        assert next(topic_history.journal_heads(app.settings, 0, from_sequence=begin)).sequence == begin
 
 
 def test_a_journal_record_of_a_later_release_is_not_passed_over(application: Make) -> None:

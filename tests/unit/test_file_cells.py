@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from decimal import Decimal
 from pathlib import Path
@@ -295,3 +296,68 @@ def test_no_number_is_no_label(tmp_path: Path) -> None:
     for words in ('{column: f, fraud: ["1.0"]}', "f"):
         (block,) = read_payments(path, Mapping.from_yaml(SIMPLE + f"label: {words}\n"))
         assert block.label.tolist() == [1, -1, -1, 0]
+
+
+@pytest.mark.parametrize("more", ["", "where: coalesce(note, '') <> 'out'\n"])
+@pytest.mark.parametrize(
+    ("closing", "lost"), [('"ok, text"', 24), ('said "hi" now', 24), (None, 34)], ids=["quoted", "within", "never"]
+)
+def test_all_lines_behind_a_stray_quote_are_refused(tmp_path: Path, closing: str | None, lost: int, more: str) -> None:
+    """Whether another cell closes it or none, each line that came out as no row counts as refused."""
+    notes = ["out", "", *["x"] * 38]
+    notes[6], notes[29] = '"5 inch', closing or "x"
+    rows = [f"p{i},{RFC},1,{note}" for i, note in enumerate(notes)]
+    for name in ("rows.csv", "rows.csv.gz"):
+        path = csv(tmp_path, "id,ts,amount,note", *rows)
+        if name.endswith("gz"):
+            path = tmp_path / name
+            path.write_bytes(gzip.compress((tmp_path / "rows.csv").read_bytes()))
+        values, refused = read(path, SIMPLE + more)
+        assert len(values) + len(refused) + bool(more) == 40
+        assert len(refused) == lost
+        assert {row for row, _, _ in refused} == {7}
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("more", ["", "where: id <> '2'\n"])
+def test_lines_that_are_no_rows_are_not_missed(tmp_path: Path, end: str, more: str) -> None:
+    """Blank lines, text of several lines (also where it is left out), a title, and a last line that does not end."""
+    text = f'"a,{end}{end}b"'
+    rows = ["A title", "id,ts,amount,note", f"1,{RFC},1,{text}", "", f"2,{RFC},1,{text}", "", "", f"3,{RFC},1,"]
+    rows.append(f"4,{RFC},1,{text}")
+    path = tmp_path / "rows.csv"
+    for last in ("", end, end * 3):
+        path.write_text(end.join(rows) + last, newline="")
+        values, refused = read(path, SIMPLE + more + "csv: {skip: 1}\n")
+        assert (len(values), refused) == (3 if more else 4, [])
+
+
+def test_a_decimal_is_a_token_with_all_its_digits(tmp_path: Path) -> None:
+    """Decimals are exact: those beyond what a float keeps too, in text fields and tokens."""
+    number = "4111111111111111113"
+    pq.write_table(
+        pa.table({"id": ["1"], "ts": [RFC], "amount": ["1"], "cc": pa.array([Decimal(number)], pa.decimal128(38, 0))}),
+        tmp_path / "rows.parquet",
+    )
+    ((value,), refused) = read(tmp_path / "rows.parquet", SIMPLE + "card_token: {token: cc}\nmerchant_id: cc\n")
+    assert (value["card_token"], value["merchant_id"], refused) == (pseudonym(KEY, number), number, [])
+
+
+@pytest.mark.parametrize("zone", ["UTC", "Europe/Berlin"])
+def test_a_zone_of_a_format_needs_no_blank_before_it(tmp_path: Path, zone: str) -> None:
+    """UTC right behind the time, where the format says so; without a format such a text is refused in every zone."""
+    path = csv(tmp_path, "id,ts,amount", "1,2026-01-05T10:00:00UTC,1")
+    formatted = SIMPLE.replace("event_time: ts", 'event_time: {column: ts, format: "%Y-%m-%dT%H:%M:%S%Z"}')
+    values, refused = read(path, f"{formatted}time_zone: {zone}\n")
+    assert ([value["event_time"] for value in values], refused) == ([1_767_607_200_000], [])
+    values, refused = read(path, f"{SIMPLE}time_zone: {zone}\n")
+    assert (values, len(refused)) == ([], 1)
+
+
+def test_a_word_that_looks_like_utf8_makes_no_mixed_file(tmp_path: Path) -> None:
+    """cp1252 in which two letters happen to be UTF-8 is cp1252."""
+    path = tmp_path / "rows.csv"
+    for word in ("NESCAFÉ®", "CAFÉ’S", "LIBERTÉ\u00a0!", "„Spaß“"):
+        path.write_text(f"id,ts,amount,shop\n1,{RFC},1,{word}\n2,{RFC},1,Müller\n", encoding="cp1252")
+        values, refused = read(path, SIMPLE + "merchant_id: shop\n")
+        assert ([value["merchant_id"] for value in values], refused) == ([word.strip(), "Müller"], [])
