@@ -300,7 +300,7 @@ def test_no_number_is_no_label(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("more", ["", "where: coalesce(note, '') <> 'out'\n"])
 @pytest.mark.parametrize(
-    ("closing", "lost"), [('"ok, text"', 24), ('said "hi" now', 24), (None, 34)], ids=["quoted", "within", "never"]
+    ("closing", "lost"), [('"ok, text"', 24), ('a "word" now', 24), (None, 34)], ids=["quoted", "within", "never"]
 )
 def test_all_lines_behind_a_stray_quote_are_refused(tmp_path: Path, closing: str | None, lost: int, more: str) -> None:
     """Whether another cell closes it or none, each line that came out as no row counts as refused."""
