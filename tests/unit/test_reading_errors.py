@@ -16,8 +16,9 @@ from scorer.journal.order_reader import OrderLogReader, Settled
 from scorer.journal.partition_buffers import ShardInputs
 from scorer.runtime.settings import Settings, load
 from tests.refusing_cluster import FIND_COORDINATOR, RefusingCluster, held_by_each_client
+from tests.waits import WaitEnded
 
-WAIT_S = 120.0
+WAIT_S = 60.0
 Read = Callable[[], object]
 
 
@@ -79,6 +80,7 @@ def test_a_right_that_is_missing_on_a_readers_group_is_named(reading: Read) -> N
         until = time.monotonic() + WAIT_S
         while time.monotonic() < until:
             reading()
+        raise WaitEnded(f"no refusal within {WAIT_S} s")
 
     with pytest.raises(kafka.Denied):
         wait()
