@@ -42,10 +42,10 @@ def late_reports(label: np.ndarray, time_ms: np.ndarray, known_at_ms: np.ndarray
     """Of rows whose labels (int8 [n], -1 unknown) were known by `at_ms`, epoch ms int64 [n]; None where frauds are
     known as soon, or no genuine row is so new."""
     known = (label >= 0) & (known_at_ms <= at_ms)
-    delays = [(known_at_ms - time_ms)[known & (label == kind)] for kind in (1, 0)]
-    if min(len(delay) for delay in delays) < ROWS_MIN:
+    delays = _delays(label, known_at_ms - time_ms, known)
+    if delays is None:
         return None
-    fraud_ms, genuine_ms = (int(np.quantile(delay, 0.9)) for delay in delays)
+    fraud_ms, genuine_ms = delays
     newer = known & (label == 0) & (time_ms > at_ms - fraud_ms)
     if fraud_ms <= genuine_ms + LONGER_MS or not newer.any():
         return None
@@ -79,15 +79,25 @@ def late_confirmations(
 ) -> LateConfirmations | None:
     """Of rows as in `late_reports`; None where genuine payments are known as soon as frauds, or no fraud is so new."""
     known = (label >= 0) & (known_at_ms <= at_ms)
-    delays = [(known_at_ms - time_ms)[known & (label == kind)] for kind in (1, 0)]
-    if min(len(delay) for delay in delays) < ROWS_MIN:
+    delays = _delays(label, known_at_ms - time_ms, known)
+    if delays is None:
         return None
-    fraud_ms, genuine_ms = (int(np.quantile(delay, 0.9)) for delay in delays)
+    fraud_ms, genuine_ms = delays
     newer = known & (time_ms > at_ms - genuine_ms)
     frauds = int((newer & (label == 1)).sum())
     if genuine_ms <= fraud_ms + LONGER_MS or not frauds:
         return None
     return LateConfirmations(fraud_ms, genuine_ms, at_ms - genuine_ms, int(newer.sum()), frauds)
+
+
+def _delays(label: np.ndarray, delay_ms: np.ndarray, known: np.ndarray) -> tuple[int, int] | None:
+    """90th percentiles of the delays of frauds and of genuine payments among the rows `known`, bool [n]; None where
+    those of a kind are too few."""
+    delays = [delay_ms[known & (label == kind)] for kind in (1, 0)]
+    if min(len(delay) for delay in delays) < ROWS_MIN:
+        return None
+    fraud_ms, genuine_ms = (int(np.quantile(delay, 0.9)) for delay in delays)
+    return fraud_ms, genuine_ms
 
 
 def unlabelled(known: np.ndarray, time_ms: np.ndarray, known_at_ms: np.ndarray, at_ms: int) -> tuple[int, int]:

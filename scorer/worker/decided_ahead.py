@@ -37,11 +37,7 @@ class DecidedAhead:
     @property
     def full(self) -> bool:
         """Whether the journal has to come on before another batch is decided."""
-        return (
-            len(self._waiting) >= self._max.batches
-            or self._payments >= self._max.payments
-            or self._record_bytes >= self._max.record_bytes
-        )
+        return self._max.reached(len(self._waiting), self._payments, self._record_bytes)
 
     def add(self, outcomes: Outcomes, carried: Mapping[int, Carried]) -> None:
         """What came of the batch that follows."""

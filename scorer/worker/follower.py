@@ -438,8 +438,6 @@ class Follower:
         begin = self._journal.position
         _, end = journal_reader.journal_bounds(settings.kafka, self._broker, self._shard)
         batches = self._rerun([], stop)  # what a standby has read and not decided again yet
-        if self.pipeline.sequence == 0 and self._journal_start > 0 and self._journal_start == end:
-            raise journal_reader.emptied(settings.kafka, self._shard, end)
         worker_metrics.RECOVERY_OFFSETS.labels(self._label, "all").set(max(0, end - begin))
         shown = monotonic()
         for records in self._journal.until(end, no_progress_s=settings.worker.no_progress_s, wait_s=WAIT_S):

@@ -27,6 +27,10 @@ class AheadMax(NamedTuple):
     payments: int
     record_bytes: int = BYTES_AHEAD_MAX
 
+    def reached(self, batches: int, payments: int, record_bytes: int) -> bool:
+        """Whether there is so much of any."""
+        return batches >= self.batches or payments >= self.payments or record_bytes >= self.record_bytes
+
 
 def ahead_max(worker: WorkerSettings) -> AheadMax:
     """Of an owner: a transaction that runs, and one that waits."""
@@ -64,11 +68,7 @@ class PendingCommits:
     def make_room(self) -> None:
         """Wait until another batch may be handed over. What made a commit fail is raised here, before anything else is
         done with the state."""
-        while self._waiting and (
-            len(self._waiting) >= self._max.batches
-            or self._payments >= self._max.payments
-            or self._record_bytes >= self._max.record_bytes
-        ):
+        while self._waiting and self._max.reached(len(self._waiting), self._payments, self._record_bytes):
             self._finish()
 
     def see(self) -> None:

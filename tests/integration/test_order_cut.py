@@ -56,14 +56,7 @@ def test_an_order_log_made_anew_stops_the_shard_until_what_was_answered_is_accep
     assert answered
     app.make_anew(app.topics.order, 1)
 
-    refused = app.command("run", "--bundle", str(app.bundle))
-    assert refused.returncode == 1, refused.stderr
-    assert "fraud-scorer recover" in refused.stderr
-    wrong = app.command(
-        "recover", "--bundle", str(app.bundle), "--accept-loss", "batches:0:90-91", "--reason", "a test"
-    )
-    assert wrong.returncode == 2, wrong.stderr
-    assert "not 90-91" in wrong.stderr
+    _refused(app, "fraud-scorer recover")
 
     shown = app.command("recover", "--json")
     assert shown.returncode == 1
@@ -145,14 +138,7 @@ def test_an_order_log_made_anew_is_accepted_with_fast_decisions_off(app: Applica
     app.make_anew(app.topics.order, 1)
     app.more[f"{PREFIX}WORKER__FAST_DECISIONS"] = "false"
 
-    refused = app.command("run", "--bundle", str(app.bundle))
-    assert refused.returncode == 1, refused.stderr
-    assert "the journal names a record of it" in refused.stderr
-    wrong = app.command(
-        "recover", "--bundle", str(app.bundle), "--accept-loss", "batches:0:90-91", "--reason", "a test"
-    )
-    assert wrong.returncode == 2, wrong.stderr
-    assert "not 90-91" in wrong.stderr
+    _refused(app, "the journal names a record of it")
     (finding,) = _found(app)
     option, value = finding["command"].split()
     assert value.startswith("batches:0:")
@@ -183,6 +169,18 @@ def test_windows_given_up_with_fast_decisions_off_leave_no_loss_in_an_order_log_
     with app.worker():
         app.send(ids("later", 20))
         app.wait_decided(ids("later", 20))
+
+
+def _refused(app: Application, words: str) -> None:
+    """A start is refused with these words, and `recover` accepts no batches but those that it names."""
+    refused = app.command("run", "--bundle", str(app.bundle))
+    assert refused.returncode == 1, refused.stderr
+    assert words in refused.stderr
+    wrong = app.command(
+        "recover", "--bundle", str(app.bundle), "--accept-loss", "batches:0:90-91", "--reason", "a test"
+    )
+    assert wrong.returncode == 2, wrong.stderr
+    assert "not 90-91" in wrong.stderr
 
 
 def _found(app: Application) -> list[dict[str, str]]:

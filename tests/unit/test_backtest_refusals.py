@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -12,16 +11,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from typer.testing import CliRunner
 
 from scorer.backtest import Decided, what_if
 from scorer.bundle import Bundle, write_bundle
-from scorer.cli import app
 from scorer.cli.backtest_commands import read_decided
-from scorer.errors import FraudScorerError
 from scorer.files.mapping import Mapping
 from scorer.policy import Policy
 from scorer.replay import replay_file
+from tests.command_results import ran
 
 xgb = pytest.importorskip("xgboost")
 
@@ -86,24 +83,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _run(*arguments: str, refused: bool = False) -> dict[str, Any]:
-    """The JSON of a command, which has no NaN; refused: its error."""
-    done = CliRunner().invoke(app, list(arguments))
-    if refused:
-        assert isinstance(done.exception, FraudScorerError), done.output
-        return {"error": str(done.exception)}
-    if done.exception is not None:
-        raise done.exception
-
-    def fail(constant: str) -> None:
-        pytest.fail(f"{constant} is no JSON")
-
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1], parse_constant=fail)
-    return result | {"output": done.output}
-
-
 def _backtest(place: Path, *more: str, file: str = "history.parquet", refused: bool = False) -> dict[str, Any]:
-    return _run(
+    return ran(
         "backtest", "--bundle", f"{place}/bundle", "--input", f"{place}/{file}", "--mapping", f"{place}/mapping.yaml",
         "--output", f"{place}/page.html", "--rounds", "20", "--json", *more, refused=refused,
     )  # fmt: skip
@@ -138,7 +119,7 @@ def test_a_list_that_cannot_be_tried_is_refused_before_the_replay(place: Path, v
     """Other values of a field that stored decisions lack: `backtest` does not read its input, which is no Parquet."""
     given = _policy(place, POLICY.replace("[d1, d2]", values))
     what = ["what-if", "--bundle", f"{place}/bundle", "--decided", f"{place}/decided.parquet", *given]
-    for refused in (_backtest(place, *given, file="empty.parquet", refused=True), _run(*what, refused=True)):
+    for refused in (_backtest(place, *given, file="empty.parquet", refused=True), ran(*what, refused=True)):
         assert re.search("list devices is on device_id, .*leave the list as the bundle has it", refused["error"])
 
 
@@ -226,7 +207,7 @@ def test_payments_that_one_bundle_refuses_are_left_out(place: Path) -> None:
 def test_what_flags_nothing_has_no_interval_of_its_precision(place: Path) -> None:
     """Figures that are not defined are null in JSON, and have no interval; nothing warns."""
     text = "name: none\nflag: {score: 0.99999}\n"
-    result = _run(
+    result = ran(
         "what-if", "--bundle", f"{place}/bundle", "--decided", f"{place}/decided.parquet", *_policy(place, text),
         "--rounds", "20", "--json",
     )  # fmt: skip

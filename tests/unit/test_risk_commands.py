@@ -22,10 +22,11 @@ from scorer.backtest.shadow_trial import seen_of
 from scorer.bundle import Bundle
 from scorer.cli import app
 from scorer.cli.backtest_commands import read_decided
-from scorer.errors import FraudScorerError, UsageError
+from scorer.errors import UsageError
 from scorer.files.mapping import Mapping
 from scorer.replay import part_files, replay_file, replay_output
 from scorer.training import threshold_for_share
+from tests.command_results import ran
 
 pytest.importorskip("xgboost")
 
@@ -94,23 +95,13 @@ def _write_history(path: Path, payments: int = 12_000) -> pa.Table:
     return table
 
 
-def _run(*arguments: str, refused: bool = False) -> dict[str, Any]:
-    done = CliRunner().invoke(app, list(arguments))
-    if refused:
-        assert isinstance(done.exception, FraudScorerError), done.output
-        return {"error": str(done.exception)}
-    if done.exception is not None:
-        raise done.exception
-    return json.loads(done.stdout.splitlines()[-1])  # type: ignore[no-any-return]
-
-
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("risk")
     _write_history(folder / "history.parquet")
     for name, text in (("set", FEATURE_SET), ("policy", POLICY), ("other", OTHER_POLICY), ("mapping", MAPPING)):
         (folder / f"{name}.yaml").write_text(text)
-    trained = _run(
+    trained = ran(
         "train", "--feature-set", f"{folder}/set.yaml", "--policy", f"{folder}/policy.yaml",
         "--input", f"{folder}/history.parquet", "--mapping", f"{folder}/mapping.yaml", "--from", "2024-01-05",
         "--threads", "1",
@@ -122,7 +113,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert {row["name"] for row in report["features"]} == set(re.findall(r"name: (\w+),", FEATURE_SET))
     assert report["history"]["labels_unmatched"] == trained["labels_unmatched"] == 0
     assert {"labels_refused", "labels_invalid"} <= report["history"].keys() & trained.keys()
-    replayed = _run(
+    replayed = ran(
         "replay", "--bundle", f"{folder}/bundle", "--input", f"{folder}/history.parquet", "--mapping",
         f"{folder}/mapping.yaml", "--output", f"{folder}/decided.parquet", "--json",
     )  # fmt: skip
@@ -131,7 +122,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _backtest(place: Path, output: str, *more: str) -> dict[str, Any]:
-    return _run(
+    return ran(
         "backtest", "--bundle", f"{place}/bundle", "--input", f"{place}/history.parquet", "--mapping",
         f"{place}/mapping.yaml", "--from", "2024-02-12", "--alerts", "10", "--cards", "5", "--rounds", "50",
         "--output", f"{place}/{output}", "--json", *more,
@@ -184,9 +175,9 @@ def test_a_change_is_counted_in_money_whatever_flags(place: Path) -> None:
         "what-if", "--bundle", f"{place}/bundle", "--decided", f"{place}/decided.parquet", "--policy",
         f"{place}/other.yaml", "--from", "2024-02-12", "--rounds", "50", "--json",
     ]  # fmt: skip
-    assert "--cost" in _run(*arguments)["summary"][-1]
+    assert "--cost" in ran(*arguments)["summary"][-1]
     cost = "{currency: EUR, review: 2, good_customer: 10}"
-    result = _run(*arguments, "--cost", cost)
+    result = ran(*arguments, "--cost", cost)
     effects = {effect["figure"]: effect for effect in result["effects"]}
     first, second = result["sides"]
     stored = pq.read_table(place / "decided.parquet")
@@ -201,13 +192,13 @@ def test_a_change_is_counted_in_money_whatever_flags(place: Path) -> None:
     assert effects["money_saved"]["change"] * days == pytest.approx(second["money_saved"] - first["money_saved"])
     assert effects["cost_of_reviews"]["after"] * days == pytest.approx(2 * second["flagged"])
     assert "EUR a day" in result["summary"][0]
-    assert "leave it out" in _run(*arguments, "--cost", cost[:-1] + ", reviews_a_day: 5}", refused=True)["error"]
-    assert "give the costs in EUR" in _run(*arguments, "--cost", cost.replace("EUR", "USD"), refused=True)["error"]
+    assert "leave it out" in ran(*arguments, "--cost", cost[:-1] + ", reviews_a_day: 5}", refused=True)["error"]
+    assert "give the costs in EUR" in ran(*arguments, "--cost", cost.replace("EUR", "USD"), refused=True)["error"]
 
 
 def test_what_if_equals_deciding_again(place: Path) -> None:
     """Another policy on stored margins decides each payment by its score, features and lists, as its text says."""
-    result = _run(
+    result = ran(
         "what-if", "--bundle", f"{place}/bundle", "--decided", f"{place}/decided.parquet", "--policy",
         f"{place}/other.yaml", "--output", f"{place}/what.html", "--rounds", "20", "--json",
     )  # fmt: skip
@@ -244,9 +235,9 @@ def test_what_if_counts_payments_that_nobody_reported_as_genuine(place: Path) ->
         "what-if", "--bundle", f"{place}/bundle", "--policy", f"{place}/all.yaml", "--from", "2024-02-12", "--rounds",
         "20", "--cost", "{currency: EUR, review: 2, good_customer: 10}", "--json", "--decided",
     ]  # fmt: skip
-    assert "--genuine-after" in _run(*given, f"{place}/reported.parquet", refused=True)["error"]
-    reported = _run(*given, f"{place}/reported.parquet", "--genuine-after", "2d")
-    known = _run(*given, f"{place}/decided.parquet")
+    assert "--genuine-after" in ran(*given, f"{place}/reported.parquet", refused=True)["error"]
+    reported = ran(*given, f"{place}/reported.parquet", "--genuine-after", "2d")
+    known = ran(*given, f"{place}/decided.parquet")
     assert reported["matured"] == known["matured"]
     assert reported["sides"][1]["precision"] == known["sides"][1]["precision"] < 0.2
     assert reported["sides"][1]["money_saved"] == known["sides"][1]["money_saved"] < 0
@@ -258,7 +249,7 @@ def test_the_bundles_own_policy_changes_nothing(place: Path) -> None:
         "what-if", "--bundle", f"{place}/bundle", "--decided", f"{place}/decided.parquet", "--policy",
         f"{place}/policy.yaml", "--rounds", "20", "--json",
     ]  # fmt: skip
-    result = _run(*given)
+    result = ran(*given)
     assert result["decided_otherwise"] == 0
     assert result["threshold_score"] == result["threshold_score_before"]
 
@@ -281,7 +272,7 @@ def test_days_that_the_bundle_learned_from_are_named(place: Path) -> None:
 
 def test_two_bundles_are_compared_payment_by_payment(place: Path) -> None:
     """--against names every payment that the second bundle decides otherwise, with both scores and reasons."""
-    _run(
+    ran(
         "train", "--feature-set", f"{place}/set.yaml", "--policy", f"{place}/policy.yaml", "--input",
         f"{place}/history.parquet", "--mapping", f"{place}/mapping.yaml", "--until", "2024-01-25", "--label-gap", "2d",
         "--seed", "9", "--threads", "1", "--output", f"{place}/second", "--json",
@@ -294,7 +285,7 @@ def test_two_bundles_are_compared_payment_by_payment(place: Path) -> None:
 
 
 def _names(place: Path) -> list[str]:
-    return [_run("bundle", "show", f"{place}/{name}", "--json")["id"] for name in ("bundle", "second")]
+    return [ran("bundle", "show", f"{place}/{name}", "--json")["id"] for name in ("bundle", "second")]
 
 
 def test_a_replay_into_a_folder_goes_on_where_it_was_interrupted(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -336,12 +327,12 @@ def test_a_replay_into_a_folder_goes_on_where_it_was_interrupted(place: Path, mo
 
 def test_what_does_not_fit_is_refused(place: Path) -> None:
     """Another bundle's decisions, a folder of another replay, and no matured label each get their reason."""
-    error = _run(
+    error = ran(
         "what-if", "--bundle", f"{place}/second", "--decided", f"{place}/decided.parquet", "--policy",
         f"{place}/other.yaml", "--json", refused=True,
     )["error"]  # fmt: skip
     assert "replay with" in error
-    error = _run(
+    error = ran(
         "backtest", "--bundle", f"{place}/bundle", "--input", f"{place}/history.parquet", "--mapping",
         f"{place}/mapping.yaml", "--as-of", "2024-01-01", "--output", f"{place}/x.html", refused=True,
     )["error"]  # fmt: skip
@@ -370,19 +361,19 @@ def test_where_a_result_goes_is_checked_before_the_work(place: Path, command: st
     given = command.format(place=place).split()
     empty = place / "empty.parquet"
     empty.touch()
-    assert re.search(message, _run(*given, "--input", str(empty), refused=True)["error"])
+    assert re.search(message, ran(*given, "--input", str(empty), refused=True)["error"])
 
 
 def test_where_what_needs_no_payments_goes_is_checked_too(place: Path) -> None:
     """`what-if`, `simulate` and `bundle import` refuse a place that cannot be written before they begin."""
     decided = ["--bundle", f"{place}/bundle", "--decided", f"{place}/decided.parquet"]
     tried = ["what-if", *decided, "--policy", f"{place}/other.yaml", "--output", f"{place}/none/x.html"]
-    assert "there is no folder" in _run(*tried, refused=True)["error"]
+    assert "there is no folder" in ran(*tried, refused=True)["error"]
     for output in (
         ["--output", f"{place}/none/x.jsonl"],
         ["--output", f"{place}/x.jsonl", "--labels", f"{place}/no/l"],
     ):
-        assert "there is no folder" in _run("simulate", "--count", "5", *output, refused=True)["error"]
+        assert "there is no folder" in ran("simulate", "--count", "5", *output, refused=True)["error"]
     imported = [
         "--model",
         f"{place}/set.yaml",
@@ -391,7 +382,7 @@ def test_where_what_needs_no_payments_goes_is_checked_too(place: Path) -> None:
         "--policy",
         f"{place}/policy.yaml",
     ]
-    refused = _run("bundle", "import", *imported, "--output", f"{place}/bundle", refused=True)
+    refused = ran("bundle", "import", *imported, "--output", f"{place}/bundle", refused=True)
     assert "never overwritten" in refused["error"]
 
 
@@ -405,10 +396,10 @@ def test_a_bundle_learns_on_from_the_command_line(place: Path) -> None:
     (place / "other_set.yaml").write_text(other)
     (place / "plain.yaml").write_text("name: plain\nflag: {share: 0.02}\n")
     named = ["--feature-set", f"{place}/other_set.yaml", "--policy", f"{place}/plain.yaml"]
-    error = _run(*common, *named, "--continue", f"{place}/bundle", refused=True)["error"]
+    error = ran(*common, *named, "--continue", f"{place}/bundle", refused=True)["error"]
     assert "a model learns on with the same features only" in error
-    assert "--feature-set: name the file, or --continue" in _run(*common, refused=True)["error"]
-    _run(
+    assert "--feature-set: name the file, or --continue" in ran(*common, refused=True)["error"]
+    ran(
         "bundle", "challenge", f"{place}/bundle", "--with", f"{place}/bundle", "--output", f"{place}/carrying", "--json"
     )  # fmt: skip
     shown = CliRunner().invoke(app, [*common, "--continue", f"{place}/carrying"], catch_exceptions=False)
@@ -423,7 +414,7 @@ def test_a_bundle_learns_on_from_the_command_line(place: Path) -> None:
     assert new.manifest.feature_fingerprint == old.manifest.feature_fingerprint
     assert (place / "next" / "policy.yaml").read_text() == POLICY
     assert "trees of it" in CliRunner().invoke(app, ["bundle", "show", f"{place}/next"]).stdout
-    replayed = _run(
+    replayed = ran(
         "replay", "--bundle", f"{place}/next", "--input", f"{place}/longer.parquet", "--mapping",
         f"{place}/mapping.yaml", "--output", f"{place}/next.parquet", "--json",
     )  # fmt: skip
@@ -451,14 +442,14 @@ def test_training_says_that_its_figures_are_without_segments(place: Path) -> Non
 @pytest.fixture(scope="module")
 def both(place: Path) -> Path:
     """The bundle with a challenger of another seed, and what it decided."""
-    _run(
+    ran(
         "train", "--feature-set", f"{place}/set.yaml", "--policy", f"{place}/policy.yaml", "--input",
         f"{place}/history.parquet", "--mapping", f"{place}/mapping.yaml", "--until", "2024-01-25", "--label-gap", "2d",
         "--threads", "1", "--search-time", "0s", "--seed", "9", "--name", "rival", "--output", f"{place}/rival",
         "--json",
     )  # fmt: skip
-    _run("bundle", "challenge", f"{place}/bundle", "--with", f"{place}/rival", "--output", f"{place}/both", "--json")
-    _run(
+    ran("bundle", "challenge", f"{place}/bundle", "--with", f"{place}/rival", "--output", f"{place}/both", "--json")
+    ran(
         "replay", "--bundle", f"{place}/both", "--input", f"{place}/history.parquet", "--mapping",
         f"{place}/mapping.yaml", "--output", f"{place}/both.parquet", "--json",
     )  # fmt: skip
@@ -466,7 +457,7 @@ def both(place: Path) -> Path:
 
 
 def _compared(place: Path, *more: str, refused: bool = False) -> dict[str, Any]:
-    return _run(
+    return ran(
         "compare", "--bundle", f"{place}/both", "--decided", f"{place}/both.parquet", "--rounds", "100", "--json",
         *more, refused=refused,
     )  # fmt: skip
@@ -507,20 +498,20 @@ def test_payments_that_a_model_learned_from_are_not_compared(place: Path, both: 
     later, earlier = Bundle.load(place / "bundle"), Bundle.load(place / "rival")
     assert later.manifest.training is not None
     seen_ms = later.manifest.training.validation_until_ms
-    _run("bundle", "challenge", f"{place}/rival", "--with", f"{place}/bundle", "--output", f"{place}/turned", "--json")
+    ran("bundle", "challenge", f"{place}/rival", "--with", f"{place}/bundle", "--output", f"{place}/turned", "--json")
     turned = Bundle.load(place / "turned")
-    _run(
+    ran(
         "replay", "--bundle", f"{place}/turned", "--input", f"{place}/history.parquet", "--mapping",
         f"{place}/mapping.yaml", "--output", f"{place}/turned.parquet", "--json",
     )  # fmt: skip
     assert earlier.manifest.training is not None
     assert seen_ms > earlier.manifest.training.validation_until_ms
     common = ["compare", "--rounds", "0", "--json", "--decided", f"{place}/turned.parquet", "--bundle"]
-    result = _run(*common, f"{place}/turned")
+    result = ran(*common, f"{place}/turned")
     assert result["from_ms"] >= seen_ms
     (found,) = (one for one in result["findings"] if one["name"] == "training days")
     assert not found["warning"]
-    error = _run(*common, f"{place}/turned", "--until", "2024-02-01", refused=True)["error"]
+    error = ran(*common, f"{place}/turned", "--until", "2024-02-01", refused=True)["error"]
     assert "has learned from all of the payments" in error
     (item,) = turned.manifest.challengers
     assert item.seen_until_ms == seen_ms
@@ -579,19 +570,19 @@ def test_a_smaller_model_is_measured_on_payments_that_no_model_has_seen(place: P
     assert trained is not None
     common = ["--input", f"{place}/history.parquet", "--mapping", f"{place}/mapping.yaml", "--json"]
     compiled = ["bundle", "compile", f"{place}/bundle", *common]
-    whole = _run(*compiled, "--quantise-leaves", "--output", f"{place}/coarse")
+    whole = ran(*compiled, "--quantise-leaves", "--output", f"{place}/coarse")
     times = pq.read_table(place / "history.parquet", columns=["at"])["at"].cast(pa.int64()).to_numpy()
     assert whole["rows"] == (times >= trained.validation_until_ms).sum()
     early = [*compiled, "--quantise-leaves", "--output", f"{place}/none", "--until", "2024-02-01"]
-    refused = _run(*early, refused=True)["error"]
+    refused = ran(*early, refused=True)["error"]
     assert "nothing can be measured on them: give later payments" in refused
     assert not (place / "none").exists()
-    _run(*compiled, "--prune", "--accept-loss", "--until", "2024-02-25", "--output", f"{place}/pruned")
+    ran(*compiled, "--prune", "--accept-loss", "--until", "2024-02-25", "--output", f"{place}/pruned")
     window = Bundle.load(place / "pruned").manifest.training
     assert window is not None
     last = times[times < START_MS + 55 * DAY_MS].max()
     assert (window.validation_until_ms, window.learned_until_ms) == (last + 1, trained.validation_until_ms)
-    again = _run("bundle", "compile", f"{place}/pruned", *common, "--early-exit")
+    again = ran("bundle", "compile", f"{place}/pruned", *common, "--early-exit")
     assert again["rows"] == (times > last).sum()
 
 
@@ -600,16 +591,16 @@ def test_levers_are_reported_with_labels_and_without(place: Path) -> None:
     changes. It writes no bundle, and takes no --output."""
     common = ["bundle", "compile", f"{place}/bundle", "--report", "--input", f"{place}/history.parquet"]
     common += ["--from", "2024-02-12"]
-    found = _run(*common, "--mapping", f"{place}/mapping.yaml", "--json")
+    found = ran(*common, "--mapping", f"{place}/mapping.yaml", "--json")
     assert found["frauds"] > 20
     assert {"leaves of 8 bits", "early exit"} <= {one["lever"] for one in found["levers"]}
     assert all(one["lost"] is not None for one in found["levers"])
     unlabelled = "".join(line for line in MAPPING.splitlines(keepends=True) if not line.startswith("label"))
     (place / "unlabelled.yaml").write_text(unlabelled)
-    without = _run(*common, "--mapping", f"{place}/unlabelled.yaml", "--json")
+    without = ran(*common, "--mapping", f"{place}/unlabelled.yaml", "--json")
     assert without["frauds"] is None
     assert without["rows"] == found["rows"]
-    refused = _run(*common, "--mapping", f"{place}/mapping.yaml", "--output", f"{place}/small", refused=True)
+    refused = ran(*common, "--mapping", f"{place}/mapping.yaml", "--output", f"{place}/small", refused=True)
     assert "--report writes no bundle" in refused["error"]
     assert not (place / "small").exists()
     shown = CliRunner().invoke(app, [*common, "--mapping", f"{place}/mapping.yaml"])
@@ -628,8 +619,8 @@ def test_rows_that_compile_refuses_are_counted_and_fail_it(place: Path) -> None:
     common = ["bundle", "compile", f"{place}/bundle", "--input", f"{place}/mixed.parquet"]
     common += ["--mapping", f"{place}/mixed.yaml", "--from", "2024-02-12", "--json"]
     for lever in ("--report", "--early-exit"):
-        assert "300 of 12,000 rows were refused" in _run(*common, lever, refused=True)["error"]
-        found = _run(*common, lever, "--refused-max", "0.5", "--refused", f"{place}/refused.parquet")
+        assert "300 of 12,000 rows were refused" in ran(*common, lever, refused=True)["error"]
+        found = ran(*common, lever, "--refused-max", "0.5", "--refused", f"{place}/refused.parquet")
         assert [(one["field"], one["rows"]) for one in found["refusals"]] == [("currency", 300)]
         assert pq.read_table(place / "refused.parquet").num_rows == 300
 
@@ -668,7 +659,7 @@ def test_what_needs_no_payments_is_checked_before_they_are_read(place: Path, com
     (place / "dollars.yaml").write_text("name: shop\nflag: {cost: {currency: USD, review: 1, good_customer: 2}}\n")
     empty = place / "nothing.parquet"
     empty.touch()
-    assert message in _run(*command.format(place=place).split(), "--input", str(empty), refused=True)["error"]
+    assert message in ran(*command.format(place=place).split(), "--input", str(empty), refused=True)["error"]
     assert not (place / "none").exists()
 
 
@@ -683,10 +674,10 @@ def test_compile_takes_payments_without_a_label_as_genuine_after_a_time(place: P
     common += ["--mapping", f"{place}/mapping.yaml", "--from", "2024-02-12", "--output", f"{place}/after", "--json"]
     times = history["at"].cast(pa.int64()).to_numpy()
     since = times >= 1_707_696_000_000
-    error = _run(*common, refused=True)["error"]
+    error = ran(*common, refused=True)["error"]
     assert f"all {int(fraud[since].sum()):,} payments of known label are frauds" in error
     assert "--genuine-after" in error
-    found = _run(*common, "--genuine-after", "3d")
+    found = ran(*common, "--genuine-after", "3d")
     old = since & (times <= times.max() - DAY_MS)  # the last fraud is reported two days after it
     assert 0 < found["rows"] <= old.sum()
     assert found["rows"] == found["payments_decided"]
@@ -699,7 +690,7 @@ def test_compile_flags_its_share_of_all_payments(place: Path) -> None:
     fraud = history["fraud"].to_numpy()
     unknown = (fraud == 0) & (np.arange(len(fraud)) % 20 != 0)
     pq.write_table(history.drop(["fraud"]).append_column("fraud", pa.array(fraud, mask=unknown)), place / "few.parquet")
-    found = _run(
+    found = ran(
         "bundle", "compile", f"{place}/bundle", "--quantise-leaves", "--input", f"{place}/few.parquet", "--mapping",
         f"{place}/mapping.yaml", "--output", f"{place}/share", "--json",
     )  # fmt: skip
