@@ -424,7 +424,8 @@ def product(broken: frozenset[str] = frozenset()) -> Iterator[Callable[[World], 
     """The product's code as a simulation runs it: pure encoders cheap, logs into the trace, `broken` rules out.
 
     Gives the function that says which world is the present one. No cycle is collected within a schedule: what lives
-    on in one is kept, as with a collector that comes every few minutes, and it is found in every run or in none.
+    on in one is kept, as with a collector that comes every few minutes, and it is found in every run or in none. What
+    is there before stays frozen: else each use would look through all modules of the process once more.
     """
     present: list[World] = []
     used = itertools.count(1)
@@ -460,7 +461,6 @@ def product(broken: frozenset[str] = frozenset()) -> Iterator[Callable[[World], 
     with ExitStack() as stack:
         gc.collect()
         gc.freeze()
-        stack.callback(gc.unfreeze)
         gc.disable()
         stack.callback(gc.enable)
         stack.enter_context(patch.object(fault_points, "point", passing))
