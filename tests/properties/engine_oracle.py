@@ -26,14 +26,18 @@ class Oracle:
 
     def __init__(self, feature_set: FeatureSet, labels: list[tuple[str, int, bool]], factors: dict[str, float]) -> None:
         self.set, self.factors = feature_set, factors
-        self.labels = sorted(labels, key=lambda label: label[1])  # stable: of equal times the one that came last counts
+        self.labels: dict[str, list[tuple[int, bool]]] = {}  # of a payment, in order of when they were known
+        for id_, known, fraud in sorted(labels, key=lambda label: label[1]):  # stable: of equal times the last counts
+            self.labels.setdefault(id_, []).append((known, fraud))
         self.rows: list[Row] = []
+        self.current: Row | None = None  # the payment whose features are asked for, none of the rows yet
         self.now = -(1 << 60)
 
     def features(self, payment: Row) -> list[float]:
         late = payment["t"] < self.now - self.set.allowed_lateness
         self.now = max(self.now, payment["t"])
         row = {**payment, "amount": int(np.rint(payment["amount"] * self.factors[payment["currency"]])), "own": {}}
+        self.current = row
         for feature in self.set.features:
             row["own"][feature.name] = single(self.value(feature, row))
         if not late:
@@ -93,11 +97,11 @@ class Oracle:
         return True
 
     def known(self, row: Row) -> bool | None:
-        verdicts = [fraud for id_, known, fraud in self.labels if id_ == row["payment_id"] and known <= self.now]
+        verdicts = [fraud for known, fraud in self.labels.get(row["payment_id"], ()) if known <= self.now]
         return verdicts[-1] if verdicts else None
 
     def frauds(self, rows: list[Row]) -> list[Row]:
-        return [r for r in rows if r in self.rows and self.known(r)]
+        return [r for r in rows if r is not self.current and self.known(r)]
 
     def since(self, times: list[int], choose: Any) -> float:
         return (self.now - choose(times)) / 1000 if times else NAN
