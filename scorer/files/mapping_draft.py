@@ -235,12 +235,12 @@ def _times(kind: str, written: Sequence[str], words: str) -> tuple[str | None, i
         return None, 0
     if words == "whole numbers" and (form := _TIME_DIGITS.get(len(some[0]))) is not None:
         year = [cell[:4] for cell in some if len(cell) == len(some[0])]
-        if len(year) == len(some) and all("1990" <= one < "2100" for one in year) and _unread(some, form) == 0:
+        if len(year) == len(some) and all("1990" <= one < "2100" for one in year) and _unread(some, [form]) == [0]:
             return form, 0
     if words in ("whole numbers", "numbers"):
         return ("epoch", 0) if all(9e8 <= float(cell) < 5e18 for cell in some) else (None, 0)
     found = [("", sum(_ISO_DATE.match(cell) is None for cell in some))]
-    found += [(one, _unread(some, one)) for one in _TIME_FORMATS]
+    found += zip(_TIME_FORMATS, _unread(some, _TIME_FORMATS), strict=True)
     form, odd = min(found, key=lambda one: one[1])  # the first of equals
     return (form, odd) if odd * _ODD_SHARE <= len(some) else (None, 0)
 
@@ -249,10 +249,12 @@ def _times(kind: str, written: Sequence[str], words: str) -> tuple[str | None, i
 _TIME_DIGITS: Final = {8: "%Y%m%d", 12: "%Y%m%d%H%M", 14: "%Y%m%d%H%M%S"}
 
 
-def _unread(cells: Sequence[str], form: str) -> int:
-    with duckdb.connect() as connection:
-        query = "select count_if(try_strptime(c, ?) is null) from (select unnest(?::varchar[]) as c)"
-        return int(connection.execute(query, [form, cells]).fetchall()[0][0])
+def _unread(cells: Sequence[str], forms: Sequence[str]) -> list[int]:
+    """How many of the cells each format does not read."""
+    counts = ", ".join("count_if(try_strptime(c, ?) is null)" for _ in forms)
+    with duckdb.connect() as connection:  # one for all formats: it costs more than they do
+        query = f"select {counts} from (select unnest(?::varchar[]) as c)"
+        return list(map(int, connection.execute(query, [*forms, cells]).fetchall()[0]))
 
 
 # Of a column one cell in so many may be no time or no amount: the rest of its name says what it is.
