@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
@@ -21,6 +22,18 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("tests")
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Take what was imported out of each later collection of garbage: hundreds of modules, which live to the end."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Libraries look at the end of the process for objects of theirs that are left."""
+    gc.unfreeze()
+
 
 FAILURES = "FRAUD_SCORER_TEST_FAILURES"
 """Names the file into which .ci/run has each failure written."""
