@@ -2,7 +2,7 @@
 
 Numba compiles each kernel to the end, and links the code of what it calls into it, optimises all of that, and writes
 machine code for all of that. The innermost of nine kernels that call each other was so optimised and written nine
-times, and run as part of the outermost alone. A fifth of a first start's CPU went there. LLVM goes through a module
+times, and run as part of the outermost alone. A sixth of a first start's CPU went there. LLVM goes through a module
 from the innermost function outwards by itself, so the outermost one, which Python calls, loses nothing.
 """
 

@@ -114,7 +114,7 @@ def compile_part(bundle: Path, part: str) -> None:
 
 def _compare_flags_quickly() -> None:
     """Numba compares a kernel's flags for every function that it looks up, 100,000 times, and reads 30 properties of
-    each side for that: a tenth of its time. Most were never set, and are the same on both sides."""
+    each side for that: a tenth of its time in a profile. Most were never set, and are the same on both sides."""
     from numba.core import targetconfig  # noqa: PLC0415
 
     flags: Any = targetconfig.TargetConfig  # numba has no types

@@ -60,7 +60,7 @@ def test_constants_are_no_kernels_of_their_own() -> None:
 
 def test_a_callee_is_no_machine_code_of_its_own() -> None:
     """Only what Python calls is optimised and written as machine code; what it calls is part of it. With each callee
-    written too, and again in each of its callers, a first start compiled a fifth longer."""
+    written too, and again in each of its callers, a first start compiled a sixth longer."""
     made: Any = _squared
     assert _sum_of_squares(np.arange(5)) == 30
     for overload in made.dispatcher.overloads.values():
