@@ -6,7 +6,8 @@ readers, the screening kernel took twice its time for that. A kernel without cou
 one that does only if that is an `array_maker`: a callee takes over its caller's setting otherwise.
 
 Numba also compiles two wrappers for every kernel, through which Python and C call it. Of the 66 s of CPU that a first
-start compiled, 14 went into wrappers that nothing called. So a `Callee` has them only once Python calls it.
+start compiled, 14 went into wrappers that nothing called. So a `Callee` has them only once Python calls it, and until
+then it is compiled as part of its callers alone (`schemas.callee_compiler`).
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from typing import Any, Final, TypeVar
 import numba as nb
 from numba.core import types
 from numba.extending import models, register_model, typeof_impl
+
+from schemas.callee_compiler import CalleeCompiler
 
 F = TypeVar("F", bound=Callable[..., Any])
 _njit: Final[Any] = nb.njit  # its type knows no `_nrt`
@@ -32,7 +35,8 @@ class Callee:
         self.py_func, self.__doc__, self.__name__ = function, function.__doc__, function.__name__
         self.__module__, self.__qualname__, self.__wrapped__ = function.__module__, function.__qualname__, function
         self._options = options | {"cache": True}
-        self.dispatcher = _njit(**self._options, no_cpython_wrapper=True, no_cfunc_wrapper=True)(function)
+        alone = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, "pipeline_class": CalleeCompiler}
+        self.dispatcher = _njit(**self._options, **alone)(function)
         self._with_wrapper: Any = None
 
     def __call__(self, *args: Any) -> Any:

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +24,12 @@ FOLDER = "deploy/examples/demo"
 def demo_bundle() -> Path:
     """The folder of the demo's bundle."""
     return assets.path(f"{FOLDER}/bundle")
+
+
+def demo_bundle_id() -> str:
+    """Its id, `Bundle.load(demo_bundle()).id` without the model's kernels: importing those is most of a start."""
+    manifest = (demo_bundle() / "manifest.json").read_bytes()
+    return f"{json.loads(manifest)['name']}-{hashlib.sha256(manifest).hexdigest()[:12]}"
 
 
 def live_blocks(world: World) -> Iterator[Outgoing]:

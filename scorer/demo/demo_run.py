@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import psycopg
 from confluent_kafka import TopicPartition
@@ -22,7 +21,7 @@ from confluent_kafka import TopicPartition
 from scorer import kafka
 from scorer.demo.broker_warmup import warm_broker
 from scorer.demo.decision_reader import DecisionReader
-from scorer.demo.demo_bundle import CUSTOMERS, LIVE_SEED, demo_bundle, live_blocks
+from scorer.demo.demo_bundle import CUSTOMERS, LIVE_SEED, demo_bundle, demo_bundle_id, live_blocks
 from scorer.demo.demo_processes import answer, command, end, environment_of, free_ports, own_database
 from scorer.demo.start_progress import StartProgress
 from scorer.errors import FraudScorerError, PromiseBroken
@@ -32,9 +31,6 @@ from scorer.operate.record_sender import Sender
 from scorer.operate.setup import setup
 from scorer.runtime.settings import load
 from scorer.simulate import World
-
-if TYPE_CHECKING:
-    from scorer.bundle import Bundle
 
 # How many kernels there are, for a line of progress.
 KERNELS = 250
@@ -140,9 +136,7 @@ class Demo:
         self.worker = stack.enter_context(
             command("run", ["--bundle", str(folder)], environment, self.log_folder / "worker.log")
         )
-        from scorer.bundle import Bundle  # noqa: PLC0415 - its kernels are compiled by now
-
-        self.bundle: Bundle = Bundle.load(folder)
+        self.bundle_id = demo_bundle_id()
         self.reader = DecisionReader(self.settings)
         stack.callback(self.reader.close)
         self.fast_reader: DecisionReader | None = None

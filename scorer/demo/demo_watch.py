@@ -78,7 +78,7 @@ class DemoWatch:
         return DemoState(
             running_s=now - self._began_at,
             phase=self.phase,
-            bundle=demo.bundle.id,
+            bundle=demo.bundle_id,
             sent=sent,
             decisions=seen.decisions,
             flagged=seen.flagged,

@@ -10,6 +10,7 @@ import pytest
 from features.feature_set import FeatureSet
 from scorer.bundle import Bundle
 from scorer.demo import demo_bundle
+from scorer.demo.demo_bundle import demo_bundle_id
 from scorer.demo.demo_processes import environment_of
 from scorer.policy import Policy
 from scorer.runtime.assets import path
@@ -64,7 +65,9 @@ def test_the_bundle_was_made_of_the_files_beside_it() -> None:
     bundle = demo_bundle()
     for name in ("feature_set.yaml", "policy.yaml"):
         assert (bundle / name).read_bytes() == path(f"deploy/examples/demo/{name}").read_bytes(), name
-    assert Bundle.load(bundle).manifest.name == "demo"
+    loaded = Bundle.load(bundle)
+    assert loaded.manifest.name == "demo"
+    assert demo_bundle_id() == loaded.id
 
 
 def test_no_password_setting_reaches_the_demos_own_database(monkeypatch: pytest.MonkeyPatch) -> None:
