@@ -30,7 +30,7 @@ class CurrencyConversion:
         Half-even rounding of one IEEE product: the same on every machine.
         """
         code = self._codes.numbers(*batch.placed("currency"))
-        if not code.any():
+        if not np.count_nonzero(code):  # all in the set's own
             return batch.amount_minor, np.ones(len(code), dtype=np.bool_)
         factors = self._factors[code]
         converted = np.rint(batch.amount_minor * factors)

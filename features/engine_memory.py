@@ -54,10 +54,11 @@ class EngineMemory:
         (`enlarge`). Raises SegmentError."""
         s, t = self.state, self.tables
         following = int(s.scalars[st.NEXT_SEQ])
-        # Snapshots of earlier releases may have boundaries beyond late rows that have not passed them.
-        late = s.late[int(s.passed[:, 1].min()) : int(s.scalars[st.LATE_COUNT]), 1]
-        changed = self.segments.cover(following, following + n, np.append(s.passed[:, 0], late.min(initial=following)))
+        changed = not self.segments.covers(following, following + n)
         if changed:
+            # Snapshots of earlier releases may have boundaries beyond late rows that have not passed them.
+            late = s.late[int(s.passed[:, 1].min()) : int(s.scalars[st.LATE_COUNT]), 1]
+            self.segments.cover(following, following + n, np.append(s.passed[:, 0], late.min(initial=following)))
             s = with_segments(s, self.segments)
         chunks = int(s.scalars[st.CHUNKS]) + 1
         for words in t.entity[:, 0].tolist():

@@ -85,13 +85,20 @@ class Segments:
         """A live segment."""
         return self._live[number]
 
+    def covers(self, first_seq: int, end_seq: int) -> bool:
+        """Whether all that rows `first_seq` to `end_seq` need is mapped."""
+        return all(number in self._live for number in self._needed(first_seq, end_seq))
+
+    def _needed(self, first_seq: int, end_seq: int) -> range:
+        return range(first_seq >> self._shift, ((end_seq - 1) >> self._shift) + 1)
+
     def cover(self, first_seq: int, end_seq: int, passed: npt.NDArray[np.int64]) -> bool:
         """Map what rows `first_seq` to `end_seq` need; whether addresses changed. `passed`: first row not passed, of
         each boundary.
 
         Raises SegmentError when the folder has no room.
         """
-        needed = range(first_seq >> self._shift, ((end_seq - 1) >> self._shift) + 1)
+        needed = self._needed(first_seq, end_seq)
         missing = [number for number in needed if number not in self._live]
         if not missing:
             return False

@@ -88,15 +88,15 @@ class PaymentPreparer:
     def fill(self, batch: PaymentBatch, amount: npt.NDArray[np.int64], out: npt.NDArray[np.float32]) -> None:
         """Write those of the payment's own columns into `out`, float32 [n, F], that the kernel does not compute
         itself."""
-        for column, feature in self._plan.payment_columns:
-            with np.errstate(over="ignore"):
+        with np.errstate(over="ignore"):
+            for column, feature in self._plan.payment_columns:
                 if column in self._categories:
                     number = self._categories[column].numbers(*batch.placed(feature.payment or ""))
                     out[:, column] = np.where(number == NOT_THERE, np.nan, number)
                     continue
                 values = self._payment_column(feature, batch, amount).astype(np.float32)
-            values[np.isinf(values)] = np.nan  # no feature is ever infinite
-            out[:, column] = values
+                values[np.isinf(values)] = np.nan  # no feature is ever infinite
+                out[:, column] = values
 
     def _payment_column(
         self, feature: Feature, batch: PaymentBatch, amount: npt.NDArray[np.int64]

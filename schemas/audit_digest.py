@@ -56,6 +56,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from schemas.flags import some
+
 if sys.byteorder != "little":  # Arrow's buffers are hashed as they stand in memory
     raise ImportError("the audit digest is implemented for little-endian machines only")
 
@@ -87,7 +89,7 @@ type_list = pa.list_(pa.field("item", type_string, nullable=False))
 def canonical32(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """`values` (any shape), C-contiguous, with every NaN as 0x7FC00000; the array itself when it is so already."""
     nan = np.isnan(values)
-    if not nan.any():
+    if not some(nan):
         return np.ascontiguousarray(values, dtype="<f4")
     bits = np.ascontiguousarray(values, dtype="<f4").view(np.uint32)
     return np.where(nan, NAN32_BITS, bits).view(np.float32)
@@ -96,7 +98,7 @@ def canonical32(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 def canonical64(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """`values`, C-contiguous, with every NaN as 0x7FF8000000000000; the array itself when it is so already."""
     nan = np.isnan(values)
-    if not nan.any():
+    if not some(nan):
         return np.ascontiguousarray(values, dtype="<f8")
     bits = np.ascontiguousarray(values, dtype="<f8").view(np.uint64)
     return np.where(nan, NAN64_BITS, bits).view(np.float64)
@@ -132,13 +134,13 @@ def list_parts(column: pa.ListArray) -> tuple[Run, Run, Run]:
 
 def column_parts(column: pa.Array) -> tuple[Run, ...]:
     """The canonical byte runs of one column, in hashing order. NaN must be canonical; only strings may be null."""
-    kind = column.type
-    if kind == type_string:
+    # By their Python classes: a small batch feels each question to an Arrow type.
+    if isinstance(column, pa.StringArray):
         return string_parts(column)
-    if pa.types.is_list(kind):
+    if isinstance(column, pa.ListArray):
         return list_parts(column)
-    values = 1
-    if pa.types.is_fixed_size_list(kind):
+    kind, values = column.type, 1
+    if isinstance(column, pa.FixedSizeListArray):
         values, kind = kind.list_size, kind.value_type
     width = values * kind.bit_width // 8
     data = column.buffers()[-1]
@@ -198,8 +200,8 @@ def _decided(chunks: Sequence[BatchParts], row_count: int, context: bytes) -> by
 
 
 def _update(hasher: hashlib._Hash | hmac.HMAC, columns: Sequence[tuple[tuple[Run, ...], ...]]) -> None:
+    runs: list[Run] = []
     for column in columns:
         # Runs outside, chunks inside: lengths of all chunks come before texts of all chunks.
-        for run in zip(*column, strict=True):
-            for part in run:
-                hasher.update(part)
+        runs += [part for run in zip(*column, strict=True) for part in run]
+    hasher.update(b"".join(runs))  # type: ignore[arg-type]  # each gives its buffer

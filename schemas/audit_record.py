@@ -225,9 +225,9 @@ class AuditColumns:
                 raise AuditError(f"{name} must be a matrix [rows, columns], not {matrix.ndim}-dimensional")
             if len(matrix) != n:
                 raise AuditError(f"column {name} has {len(matrix)} rows, payment_id has {n}")
-        schema = arrow_schema(self.features.shape[1], self.challenger_margins.shape[1])
+        schema, kinds = _columns_of(self.features.shape[1], self.challenger_margins.shape[1])
         arrays = []
-        for name, kind in zip(schema.names, schema.types, strict=True):
+        for name, kind in kinds:
             values = getattr(self, name)
             if len(values) != n:
                 raise AuditError(f"column {name} has {len(values)} rows, payment_id has {n}")
@@ -289,6 +289,13 @@ def arrow_schema(feature_count: int, challenger_count: int = 0) -> pa.Schema:
             kind = type_list if name in {"reasons", "fired"} else type_string
         fields.append(pa.field(name, kind, nullable=name in NULLABLE))
     return pa.schema(fields)
+
+
+@lru_cache(maxsize=64)
+def _columns_of(feature_count: int, challenger_count: int) -> tuple[pa.Schema, tuple[tuple[str, pa.DataType], ...]]:
+    """The schema, and the name and type of each of its columns, which Arrow makes anew whenever it is asked."""
+    schema = arrow_schema(feature_count, challenger_count)
+    return schema, tuple(zip(schema.names, schema.types, strict=True))
 
 
 def digest(columns: AuditColumns, context: AuditContext, salt: bytes | None = None) -> str:
@@ -498,10 +505,11 @@ def _checked_parts(batch: pa.RecordBatch) -> BatchParts:
         if columns[number].values.null_count:
             raise AuditError(f"column {COLUMN_NAMES[number]} holds a null; an undefined value is NaN")
     parts = batch_parts(columns)
-    for number in _TEXT_COLUMNS:
-        text = bytes(memoryview(parts[number][-1]))  # type: ignore[arg-type]  # texts are a buffer or bytes
-        if b"\0" in text:
-            raise AuditError(f"column {COLUMN_NAMES[number]} holds a NUL character, which Postgres cannot store")
+    texts = [memoryview(parts[number][-1]) for number in _TEXT_COLUMNS]  # type: ignore[arg-type]  # a buffer or bytes
+    if b"\0" in b"".join(texts):
+        bad = next(number for number, text in zip(_TEXT_COLUMNS, texts, strict=True) if b"\0" in text.tobytes())
+        raise AuditError(f"column {COLUMN_NAMES[bad]} holds a NUL character, which Postgres cannot store")
+    for number, text in zip(_TEXT_COLUMNS, texts, strict=True):
         nulls = columns[number].null_count
         # Lengths of nulls are -1; a null that owned text would make the digest ambiguous.
         if nulls and int(np.asarray(parts[number][0]).sum(dtype=np.int64)) + nulls != len(text):

@@ -18,6 +18,7 @@ from schemas.byte_codes import BACKSLASH, COMMA, QUOTE, SPACE
 from schemas.byte_column import ByteColumn
 from schemas.byte_copy import move
 from schemas.decision import DECISIONS, MODES
+from schemas.flags import every
 from schemas.kernel_decorators import reader
 from schemas.payment_columns import places_of
 from schemas.row_kinds import numbered
@@ -60,15 +61,15 @@ def encode_decisions(
     if int(decisions.max()) >= len(DECISIONS) or int(modes.max()) >= len(MODES):
         found = f"found {decisions.max()} and {modes.max()}"
         raise ValueError(f"decisions are below {len(DECISIONS)} and modes below {len(MODES)}; {found}")
-    if not (((scores >= 0) & (scores <= 1)).all() and np.isfinite(margins).all()):
+    if not (scores.min() >= 0 and scores.max() <= 1 and every(np.isfinite(margins))):  # NaN is none of these
         raise ValueError("a score lies outside 0..1 or a margin is not finite; JSON has no form for NaN")
     if kinds is None:
         numbers: dict[tuple[int, int, tuple[str, ...], str], int] = {}
         keys = zip(decisions.tolist(), modes.tolist(), map(tuple, reasons), each, strict=True)
         kinds = np.fromiter((numbers.setdefault(key, len(numbers)) for key in keys), np.int32, count)
     rows, kind = numbered(kinds)
-    middle = ByteColumn.of([_MIDDLES[decisions[i]] for i in rows])
-    end = ByteColumn.of([_end(tuple(reasons[i]), each[i], int(modes[i])) for i in rows])
+    middle = ByteColumn.joined([_MIDDLES[decisions[i]] for i in rows])
+    end = ByteColumn.joined([_end(tuple(reasons[i]), each[i], int(modes[i])) for i in rows])
     ids = places_of(payment_ids if isinstance(payment_ids, pa.StringArray) else pa.array(payment_ids, pa.string()))
     if _need_escapes(*ids):
         # The quotes are written with the rest.

@@ -117,11 +117,15 @@ class PaymentBatch(ABC):
 
     def text(self, name: str) -> pa.StringArray:
         """A text field of the contract as Arrow, [n], null where absent; cached. Raises KeyError for any other."""
-        found = self._texts.get(name)
-        if found is None:
-            _check_text(name)
-            found = self._texts[name] = self._text_array(name)
-        return found
+        return self.texts((name,))[0]
+
+    def texts(self, names: Sequence[str]) -> list[pa.StringArray]:
+        """Several text fields, as `text` gives each."""
+        if missing := [name for name in names if name not in self._texts]:
+            for name in missing:
+                _check_text(name)
+            self._texts.update(zip(missing, self._text_arrays(missing), strict=True))
+        return [self._texts[name] for name in names]
 
     def placed(self, name: str) -> Placed:
         """A text field as kernels read it. Raises KeyError for what is no text field."""
@@ -145,7 +149,7 @@ class PaymentBatch(ABC):
         return as_numbers(self.attribute(name))
 
     @abstractmethod
-    def _text_array(self, name: str) -> pa.StringArray: ...
+    def _text_arrays(self, names: Sequence[str]) -> list[pa.StringArray]: ...
     @abstractmethod
     def _placed(self, name: str) -> Placed: ...
     @abstractmethod

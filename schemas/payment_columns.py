@@ -136,9 +136,9 @@ class ColumnarPayments(PaymentBatch):
         """As PaymentBatch.rows."""
         return ColumnRows(self._by_field)
 
-    def _text_array(self, name: str) -> pa.StringArray:
-        text = self._by_field.texts.get(name)
-        return pa.nulls(len(self), pa.string()) if text is None else text
+    def _text_arrays(self, names: Sequence[str]) -> list[pa.StringArray]:
+        found = (self._by_field.texts.get(name) for name in names)
+        return [pa.nulls(len(self), pa.string()) if text is None else text for text in found]
 
     def _placed(self, name: str) -> Placed:
         return places_of(self.text(name))
@@ -164,7 +164,7 @@ def places_of(text: pa.StringArray) -> Placed:
         nothing = np.where(np.asarray(text.is_null()), np.int64(NO_PLACE), np.int64(0)) if n else np.zeros(0, np.int64)
         return Placed(np.frombuffer(b"\0", dtype=np.uint8), nothing)
     offsets = np.frombuffer(offsets_buffer, np.int32, count=n + 1, offset=4 * text.offset).astype(np.int64)
-    places = (offsets[:-1] << PLACE_BITS) | np.diff(offsets)
+    places = (offsets[:-1] << PLACE_BITS) | (offsets[1:] - offsets[:-1])
     if text.null_count:
         present = np.unpackbits(np.frombuffer(validity, np.uint8), bitorder="little")[text.offset : text.offset + n]
         places[present == 0] = NO_PLACE

@@ -6,6 +6,7 @@ No text is copied or made a Python object before somebody asks for its column.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any, Final, overload
 
@@ -20,6 +21,7 @@ from schemas.byte_column import ByteColumn, read_only
 from schemas.byte_copy import move
 from schemas.card_fields import ATTRIBUTE, CardFields
 from schemas.field_table import FIELD_NAMES, POSITION_FIELDS, TEXT_FIELDS
+from schemas.flags import some
 from schemas.kernel_decorators import reader
 from schemas.payment import pseudonyms_of, replaced_key
 from schemas.payment_batch import PaymentBatch, PaymentRow, Placed, Reject, as_numbers, as_objects
@@ -160,20 +162,25 @@ class PlacedPayments(PaymentBatch):
         attribute_numbers(self._data, at, np.frombuffer(name.encode(), dtype=np.uint8), found, unread)
         if self._given or self._changed_attributes:
             unread |= np.isin(self.index, [*self._given, *self._changed_attributes])
-        if unread.any():
+        if some(unread):
             found[unread] = as_numbers(self.attribute(name)[unread])
         return found
 
-    def _text_array(self, name: str) -> pa.StringArray:
-        n = len(self)
-        offsets = np.empty(n + 1, dtype=np.int32)
-        present = np.zeros((n + 7) // 8, dtype=np.uint8)
-        at = self._places[_FIELD[name]]
-        bytes_, absent = _measure(at, offsets, present)
-        text = np.empty(bytes_, dtype=np.uint8)
-        _copy(self._data, at, offsets, text)
-        validity = pa.py_buffer(present) if absent else None
-        return pa.StringArray.from_buffers(n, pa.py_buffer(offsets), pa.py_buffer(text), validity, absent)
+    def _text_arrays(self, names: Sequence[str]) -> list[pa.StringArray]:
+        n, width = len(self), len(names)
+        at = self._places[[_FIELD[name] for name in names]]
+        offsets = np.empty((width, n + 1), dtype=np.int32)
+        present = np.zeros((width, (n + 7) // 8), dtype=np.uint8)
+        begins, absent = np.empty(width + 1, dtype=np.int64), np.empty(width, dtype=np.int64)
+        _measure(at, offsets, present, begins, absent)
+        text = np.empty(begins[-1], dtype=np.uint8)
+        _copy(self._data, at, offsets, begins, text)
+        whole, found = pa.py_buffer(text), []
+        for k, ((begin, end), missing) in enumerate(zip(pairwise(begins.tolist()), absent.tolist(), strict=True)):
+            validity = pa.py_buffer(present[k]) if missing else None
+            own = whole.slice(begin, end - begin)
+            found.append(pa.StringArray.from_buffers(n, pa.py_buffer(offsets[k]), own, validity, missing))
+        return found
 
     def _placed(self, name: str) -> Placed:
         return Placed(self._data, self._places[_FIELD[name]])
@@ -261,23 +268,28 @@ def _without_nulls(attributes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @reader
-def _measure(places: Words, offsets: npt.NDArray[np.int32], present: Bytes) -> tuple[int, int]:
-    """(Bytes of all texts, how many there are not), and Arrow's offsets and validity bits."""
-    end = 0
-    absent = 0
-    offsets[0] = 0
-    for i in range(len(places)):
-        if places[i] < 0:
-            absent += 1
-        else:
-            end += places[i] & LENGTH_MASK
-            present[i >> 3] |= np.uint8(1 << (i & 7))
-        offsets[i + 1] = end
-    return end, absent
+def _measure(places: Words, offsets: npt.NDArray[np.int32], present: Bytes, begins: Words, absent: Words) -> None:
+    """Of each field's places: Arrow's offsets and validity bits, where its texts begin, and how many there are not."""
+    begins[0] = 0
+    for k in range(len(places)):
+        end, missing = 0, 0
+        offsets[k, 0] = 0
+        for i in range(places.shape[1]):
+            place = places[k, i]
+            if place < 0:
+                missing += 1
+            else:
+                end += place & LENGTH_MASK
+                present[k, i >> 3] |= np.uint8(1 << (i & 7))
+            offsets[k, i + 1] = end
+        begins[k + 1] = begins[k] + end
+        absent[k] = missing
 
 
 @reader
-def _copy(data: Bytes, places: Words, offsets: npt.NDArray[np.int32], text: Bytes) -> None:
-    source, target = data.ctypes.data, text.ctypes.data
-    for i in range(len(places)):
-        move(target + offsets[i], source + (places[i] >> PLACE_BITS), offsets[i + 1] - offsets[i])
+def _copy(data: Bytes, places: Words, offsets: npt.NDArray[np.int32], begins: Words, text: Bytes) -> None:
+    source = data.ctypes.data
+    for k in range(len(places)):
+        target = text.ctypes.data + begins[k]
+        for i in range(places.shape[1]):
+            move(target + offsets[k, i], source + (places[k, i] >> PLACE_BITS), offsets[k, i + 1] - offsets[k, i])

@@ -22,6 +22,7 @@ from features.window_engine import WindowEngine
 from schemas.card_fields import CardFields
 from schemas.contract_error import ContractError, DeadLetterReason
 from schemas.field_table import POSITION_FIELDS
+from schemas.flags import every, some
 from schemas.payment_batch import PaymentBatch
 from scorer.pipeline.dedupe import UNKNOWN, Dedupe
 from scorer.pipeline.ordering import journal_order
@@ -114,7 +115,7 @@ class Enricher:
         rejected = [Rejected(r.index, r.error, r.error.payment_id) for r in decoded.rejects]
         payments, amount = self._admissible(decoded, records, rejected)
         order = journal_order(records.partition[payments.index], records.offset[payments.index], payments.event_time_ms)
-        if (order[1:] < order[:-1]).any():
+        if some(order[1:] < order[:-1]):
             payments, amount = payments.take(order), amount[order]
         rows = payments.index.astype(np.int64)
 
@@ -123,11 +124,13 @@ class Enricher:
         selector = self._selector
         stream_ms = self.engine.stream_time_ms if selector is None else selector.stream_time_ms
         stream_ms = _NO_STREAM_TIME if stream_ms is None else stream_ms
-        at = np.fromiter((r.index for r in rejected), np.int64, len(rejected))
-        rejected = [rejected[i] for i in np.lexsort((records.offset[at], records.partition[at])).tolist()]
+        if rejected:
+            at = np.fromiter((r.index for r in rejected), np.int64, len(rejected))
+            rejected = [rejected[i] for i in np.lexsort((records.offset[at], records.partition[at])).tolist()]
         refusals = known_before(rejected, self.dedupe, self.engine.hash_key, stream_ms)
         entry, duplicate, conflict = self.dedupe.scan(ids, records.payload(rows), payments.event_time_ms, stream_ms)
-        refusals = placed(refusals, records, rows, payments.text("payment_id"), entry)
+        if len(refusals):
+            refusals = placed(refusals, records, rows, payments.text("payment_id"), entry)
         if selector is not None:
             own = selector.select(payments, ids, duplicate, stream_ms)
             refusals = self._own_refusals(refusals, entry, duplicate, own, reports=selector.reports_rejected)
@@ -177,8 +180,10 @@ class Enricher:
         admissible = np.ones(len(payments), dtype=np.bool_)
 
         def refuse(which: npt.NDArray[np.bool_], reason: DeadLetterReason, name: str, message: str) -> None:
+            if not some(which):
+                return
             which &= admissible
-            if not which.any():
+            if not some(which):
                 return
             error = ContractError(reason, name, message)
             ids = payments.text("payment_id").filter(pa.array(which)).to_pylist()
@@ -202,7 +207,7 @@ class Enricher:
             "currency",
             "the feature set's rates do not convert this currency",
         )
-        if admissible.all():
+        if every(admissible):
             return payments, amount
         kept = np.flatnonzero(admissible)
         return payments.take(kept), amount[kept]

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import numpy.typing as npt
 
+from schemas.flags import every
+
 
 def running_maximum(partition: npt.NDArray[np.int32], event_time_ms: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """The largest event time so far in each payment's own partition, int64 [n];
-    rows of a partition stand in offset order."""
-    result = event_time_ms.copy()
-    for p in np.unique(partition):
-        rows = partition == p
-        result[rows] = np.maximum.accumulate(event_time_ms[rows])
+    """The largest event time so far in each payment's own partition, int64 [n]; rows of a partition stand together, in
+    offset order."""
+    result = np.empty(len(event_time_ms), dtype=np.int64)
+    ends = np.flatnonzero(partition[1:] != partition[:-1]) + 1
+    for start, end in pairwise([0, *ends.tolist(), len(partition)]):
+        np.maximum.accumulate(event_time_ms[start:end], out=result[start:end])
     return result
 
 
@@ -29,5 +33,7 @@ def journal_order(
     if len(offset) < 2:
         return np.arange(len(offset))
     by_offset = np.lexsort((offset, partition))
+    if every(partition == partition[0]):
+        return by_offset
     maximum = running_maximum(partition[by_offset], event_time_ms[by_offset])
     return by_offset[np.lexsort((offset[by_offset], partition[by_offset], maximum))]

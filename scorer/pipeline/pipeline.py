@@ -26,6 +26,7 @@ from schemas.contract_error import ContractError
 from schemas.control_record import ListAdd, ListRemove
 from schemas.dead_letter import answer_key
 from schemas.decision import DEGRADED, DUPLICATE, LATE, NORMAL
+from schemas.flags import every, some
 from schemas.journal_record import FIRST_PREVIOUS, JournalRecord
 from schemas.label_record import Label
 from schemas.payment_batch import PaymentBatch, as_objects
@@ -49,6 +50,7 @@ from scorer.pipeline.refused_answers import NO_REFUSALS, answered
 from scorer.policy import APPROVE, LATE_REASON, PolicyRunner, Verdicts
 
 LIST_VALUES_MAX = 1_000_000
+_TEXTS = ("payment_id", "currency", *NULLABLE)  # of the audit columns
 # Margins float32 [n], scores float64 [n], outcomes by their number in the dedupe table int32 [n].
 _Scored = tuple[npt.NDArray[np.float32], npt.NDArray[np.float64], npt.NDArray[np.int32]]
 
@@ -115,7 +117,7 @@ class Decided:
     @property
     def _in_place(self) -> bool:
         """Whether the rows are all the records, in their order."""
-        return len(self.rows) == len(self.records) and bool((self.rows == np.arange(len(self.rows))).all())
+        return len(self.rows) == len(self.records) and every(self.rows == np.arange(len(self.rows)))
 
     @property
     def refused(self) -> int:
@@ -240,7 +242,8 @@ class Pipeline:
         """The first part of `run`, all that the answers need; `seal` has to follow."""
         if not isinstance(batch, Batch):
             raise TypeError(f"batch is of type {type(batch).__name__}, wanted a Batch: Batch.of_payments(values)")
-        cards = self._cards.with_key(self._pseudonym_key(batch))
+        key = self._pseudonym_key(batch)
+        cards = self._cards if key == self._cards.pseudonym_key else self._cards.with_key(key)
         if not batch.answer_refused:  # a batch of a release before 0.2, where every field refused what looks like one
             cards = cards.before_0_2()
         rejected_control, rejected_labels = self._apply_control(batch, cards), self._apply_labels(batch, cards)
@@ -262,13 +265,11 @@ class Pipeline:
         modes = np.array([o.mode for o in of_kind], dtype=np.uint8)[kind]
         modes[enriched.duplicate] = DUPLICATE
         columns = AuditColumns(
-            payment_id=payments.text("payment_id"),
+            **dict(zip(_TEXTS, payments.texts(_TEXTS), strict=True)),
             partition=records.partition[rows],
             offset=records.offset[rows],
             event_time_ms=payments.event_time_ms,
             amount_minor=payments.amount_minor,
-            currency=payments.text("currency"),
-            **{name: payments.text(name) for name in NULLABLE},
             decision=np.array([o.decision for o in of_kind], dtype=np.uint8)[kind],
             mode=modes,
             margin=margins,
@@ -290,7 +291,7 @@ class Pipeline:
             decision=self._policy.refused,
             bundle=self.bundle.id,
         )
-        repeated = int((refusals.known >= 0).sum())
+        repeated = int(np.count_nonzero(refusals.known >= 0))
         return Decided(
             records=records,
             control=batch.control,
@@ -305,9 +306,9 @@ class Pipeline:
             labels=batch.labels,
             rejected_labels=rejected_labels,
             answered=len(refusals) if batch.answer_refused and batch.change is None else None,
-            duplicates=int(enriched.duplicate.sum()) + repeated,
-            conflicts=int(enriched.conflict.sum()) + repeated,
-            late=int(enriched.late.sum()),
+            duplicates=int(np.count_nonzero(enriched.duplicate)) + repeated,
+            conflicts=int(np.count_nonzero(enriched.conflict)) + repeated,
+            late=int(np.count_nonzero(enriched.late)),
             context=self._context,
             cards=cards,
             salt=batch.salt,
@@ -324,7 +325,7 @@ class Pipeline:
         """What the challengers say, float32 [n, C]; NaN when a deadline is near: they are what is dropped first."""
         if not self.bundle.challengers:
             return np.empty((len(features), 0), dtype=np.float32)
-        if not degraded.any():
+        if not some(degraded):
             return self.bundle.shadow_margins(features)
         in_time = np.flatnonzero(~degraded)
         if not len(in_time):
@@ -338,7 +339,7 @@ class Pipeline:
 
     def _pseudonym_key(self, batch: Batch) -> bytes | None:
         """The key of this batch: the one that it was read with before, else the first. Raises UsageError."""
-        if batch.change is not None:
+        if batch.change is not None or not self._cards.need_key:
             return None
         return cards_of(self.bundle.feature_set, self._keys, batch.pseudonym_key).pseudonym_key
 
@@ -374,9 +375,9 @@ class Pipeline:
         degraded: npt.NDArray[np.bool_],
     ) -> _Scored:
         """Each payment by the model, or without it where its own deadline is near."""
-        if not degraded.any():
+        if not some(degraded):
             return self._decide(payments, features, late)
-        if degraded.all():
+        if every(degraded):
             return self._decide_degraded(payments, features, late)
         n = len(features)
         margins, scores, outcomes = np.empty(n, np.float32), np.empty(n, np.float64), np.empty(n, np.int32)
@@ -391,7 +392,7 @@ class Pipeline:
         self, payments: PaymentBatch, features: npt.NDArray[np.float32], late: npt.NDArray[np.bool_]
     ) -> _Scored:
         margins = self.bundle.model.margins(features)
-        if not np.isfinite(margins).all():
+        if not every(np.isfinite(margins)):
             raise PromiseBroken(f"bundle {self.bundle.id} gave a margin that is not a number; it is unfit to serve")
         scores = self.bundle.scores(margins)
         verdicts = explained(self.bundle, self._policy, payments, features, margins, scores, self.lists.values)

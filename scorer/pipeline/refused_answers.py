@@ -66,6 +66,8 @@ NO_REFUSALS: Final = Refusals((), np.empty(0, np.int64), np.empty(0))
 
 def known_before(items: Sequence[Rejected], dedupe: Dedupe, hash_key: HashKey, stream_ms: int) -> Refusals:
     """Of the refused records those that name a payment, with what was decided of it before this batch."""
+    if not items:
+        return NO_REFUSALS
     named = [item for item in items if item.payment_id is not None]
     known = np.full(len(named), _NONE, np.int64)
     if named:
@@ -86,8 +88,6 @@ def placed(
 
     A partition keeps its order: a refusal stands behind the last payment before it in its own partition.
     """
-    if not len(refusals):
-        return refusals
     index = refusals.index()
     partition, offset = records.partition[index], records.offset[index]
     rank = np.full(len(index), -0.5)

@@ -19,6 +19,7 @@ groups that pushed the margin up most.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -113,17 +114,15 @@ class FeatureCondition(_Strict):
     def holds(self, values: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
         """Which of `values` satisfy all bounds given; compared as float64, so that 0.1 in YAML is one number."""
         exact = values.astype(np.float64)
-        result = ~np.isnan(exact)
-        for bound, compare in (
+        bounds = (
             (self.at_least, np.greater_equal),
             (self.above, np.greater),
             (self.at_most, np.less_equal),
             (self.below, np.less),
             (self.equals, np.equal),
-        ):
-            if bound is not None:
-                result &= compare(exact, bound)
-        return result
+        )
+        parts = [compare(exact, bound) for bound, compare in bounds if bound is not None]  # NaN satisfies none
+        return reduce(np.logical_and, parts or [~np.isnan(exact)])
 
 
 class Rule(_Strict):

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 import numpy.typing as npt
 
+from schemas.flags import some
 from schemas.payment_batch import PaymentBatch
 from schemas.text_set import NOT_THERE, TextSet
 from scorer.policy.cost_rule import CostRule
@@ -197,8 +199,8 @@ class PolicyRunner:
                 hits.append(_Hit(item.name, item.then, item.reason, np.fromiter(found, np.bool_, len(features))))
         for rule in self.policy.rules:
             conditions = [c.holds(features[:, self._column[c.feature]]) for c in rule.when]
-            hits.append(_Hit(rule.name, rule.then, rule.reason, np.logical_and.reduce(conditions)))
-        return [hit for hit in hits if hit.applies.any()]
+            hits.append(_Hit(rule.name, rule.then, rule.reason, reduce(np.logical_and, conditions)))
+        return [hit for hit in hits if some(hit.applies)]
 
     def explain(self, contributions: npt.NDArray[np.float64], before: tuple[str, ...]) -> tuple[str, ...]:
         """Reason codes of one payment flagged by its score: `before` (lists and rules), then the groups that raise the
