@@ -33,7 +33,7 @@ from tests import handbook_data
 
 DAY_MS = 86_400_000
 WINDOW_DAYS = 70  # what is older says nothing: a campaign of today explains 28 days, its rival causes 28 more
-EXCHANGES = 3  # two and three give the same average precision to four digits
+EXCHANGES = 3
 CUSTOMERS, TERMINALS = 5_000, 10_000
 BELOW_ZERO = 0.02275  # of a normal distribution two deviations above 0: these amounts are drawn anew, from 0 to 2 means
 RATIO_MIN, RATIO_MAX = 1e-12, 1e12

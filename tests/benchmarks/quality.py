@@ -101,7 +101,9 @@ class Fold:
     """By scenario: the share of its frauds among as many best-scored payments as there are frauds."""
 
 
-def read_rows(data: Path, features: Path | None, feature_set: FeatureSet) -> Rows:
+def read_rows(data: Path, features: Path | None, feature_set: FeatureSet | None = None) -> Rows:
+    """Computed from the file, or taken from a file of features. `feature_set`: None is the shipped one."""
+    feature_set = feature_set or FeatureSet.from_yaml(EXAMPLE / "feature_set.yaml")
     if features is None:
         table = training_table(feature_set, file_batches(data, Mapping.from_yaml(EXAMPLE / "mapping.yaml")))
         ids, X, label = table.payment_id, table.features, table.label
@@ -239,7 +241,7 @@ def main() -> None:
             data = handbook_data.write(Path(folder) / "handbook.parquet", arguments.generated)
         elif not data.is_file():
             parser.error(WHERE_DATA_IS.format(path=data, columns=", ".join(handbook_data.SCHEMA.names)))
-        rows = read_rows(data, arguments.features, FeatureSet.from_yaml(EXAMPLE / "feature_set.yaml"))
+        rows = read_rows(data, arguments.features)
         print(
             f"{'training week':36} {'AUC':>6} {'AP':>6} {'best':>6} {'most':>6} {'CP@100':>6} {'trees':>6} "
             f"{'train s':>8}  found of 1, 2, 3"
