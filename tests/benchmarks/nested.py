@@ -2,7 +2,8 @@
 
     python -m tests.benchmarks.nested [--data FILE | --generated SEED] [--thin N] [--threads N]
 
-Every candidate below is looked at, and no other: each list of features with each recipe. The inner folds have the
+The candidates are each list of features below with each recipe; how the lists were found, and on which data, is in
+deploy/docs/pages/benchmarks.md. The inner folds have the
 protocol of the four outer ones (tests/benchmarks/quality.py) four times before them: the last day that they test is the
 day before the first outer fold begins, 2018-07-25. To be quick they learn from all frauds and one in `--thin` of the
 other payments. The candidate with the highest mean average precision there is measured on the outer folds, on all
