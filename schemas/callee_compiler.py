@@ -16,6 +16,11 @@ from llvmlite import binding
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import Compiler
 
+# What this builds on, inside numba: a release without it compiles callees to the end, as numba does by itself.
+AVAILABLE = all(
+    hasattr(JITCodeLibrary, name)
+    for name in ("_optimize_final_module", "_finalize_final_module", "_finalize_dynamic_globals")
+)
 # Numba's name for the constants of a kernel, which it sets when the kernel is loaded.
 _ENVIRONMENT = "_ZN08NumbaEnv"
 

@@ -20,7 +20,7 @@ import numba as nb
 from numba.core import types
 from numba.extending import models, register_model, typeof_impl
 
-from schemas.callee_compiler import CalleeCompiler
+from schemas.callee_compiler import AVAILABLE, CalleeCompiler
 
 F = TypeVar("F", bound=Callable[..., Any])
 _njit: Final[Any] = nb.njit  # its type knows no `_nrt`
@@ -35,8 +35,8 @@ class Callee:
         self.py_func, self.__doc__, self.__name__ = function, function.__doc__, function.__name__
         self.__module__, self.__qualname__, self.__wrapped__ = function.__module__, function.__qualname__, function
         self._options = options | {"cache": True}
-        alone = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, "pipeline_class": CalleeCompiler}
-        self.dispatcher = _njit(**self._options, **alone)(function)
+        compiler = {"pipeline_class": CalleeCompiler} if AVAILABLE else {}
+        self.dispatcher = _njit(**self._options, no_cpython_wrapper=True, no_cfunc_wrapper=True, **compiler)(function)
         self._with_wrapper: Any = None
 
     def __call__(self, *args: Any) -> Any:
