@@ -12,15 +12,18 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+import numpy.typing as npt
 import structlog
 from confluent_kafka import Consumer, KafkaError, Message, Producer, TopicPartition
 
+from schemas.byte_column import ByteColumn
 from scorer.kafka.borrowed_library import NotBorrowed
 from scorer.kafka.borrowed_reader import BorrowedReader
 from scorer.kafka.column_producer import BorrowedColumns, PlainColumns
 from scorer.kafka.plain_reader import PlainReader
 from scorer.kafka.record_blocks import Found, RecordBlock, blocks_of
 from scorer.kafka.topic_errors import TopicErrors
+from scorer.runtime.trace_context import NO_HEADERS, HeadersOfRows
 
 if TYPE_CHECKING:
     from scorer.kafka.client_ports import ColumnProducer, LogProducer
@@ -62,10 +65,15 @@ class RecordAccess:
         """What hands columns of messages to the producer."""
         if not self._refused and isinstance(producer, Producer):
             try:
-                return BorrowedColumns(producer, self._client_id)
+                return ProvedColumns(BorrowedColumns(producer, self._client_id), producer, self)
             except NotBorrowed as exc:
                 self.refuse(str(exc))
         return PlainColumns(producer)
+
+    @property
+    def refused(self) -> bool:
+        """Whether the plain way serves from here on."""
+        return bool(self._refused)
 
     def refuse(self, reason: str) -> None:
         """From here on the plain way serves."""
@@ -77,6 +85,46 @@ class RecordAccess:
         if self._logged != way:
             self._logged = way
             log.info("kafka.record_access", way=way, **({"reason": reason} if reason else {}))
+
+
+class ProvedColumns:
+    """A ColumnProducer of the borrowed way, until a reader finds that the library is not as it is known: producers are
+    made before the first record is read, and write by the same layout."""
+
+    def __init__(self, borrowed: BorrowedColumns, producer: LogProducer, access: RecordAccess) -> None:
+        self._columns: BorrowedColumns | PlainColumns = borrowed
+        self._producer, self._access = producer, access
+
+    @property
+    def way(self) -> str:
+        """`borrowed` or `plain`."""
+        return self._now().way
+
+    def know(self, topic: str, partitions: int) -> None:
+        """As of a ColumnProducer."""
+        self._now().know(topic, partitions)
+
+    def produce(
+        self,
+        topic: str,
+        values: ByteColumn,
+        keys: ByteColumn,
+        partitions: npt.NDArray[np.int32],
+        headers: HeadersOfRows = NO_HEADERS,
+    ) -> None:
+        """As of a ColumnProducer."""
+        self._now().produce(topic, values, keys, partitions, headers)
+
+    def close(self) -> None:
+        """Let the producer go."""
+        self._columns.close()
+        del self._producer
+
+    def _now(self) -> BorrowedColumns | PlainColumns:
+        if self._access.refused and isinstance(self._columns, BorrowedColumns):
+            self._columns.close()
+            self._columns = PlainColumns(self._producer)
+        return self._columns
 
 
 class ProvedReader:

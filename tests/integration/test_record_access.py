@@ -10,12 +10,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 from confluent_kafka import Consumer, KafkaError, Message, Producer, TopicPartition
 from confluent_kafka.admin import NewTopic
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from schemas.byte_column import ByteColumn
 from scorer import kafka
 from scorer.kafka import borrowed_library, record_access
 from scorer.kafka.borrowed_library import NotBorrowed
@@ -479,6 +481,27 @@ def test_what_reads_otherwise_is_not_used(topic: Topic, access: RecordAccess, mo
     later = access.reader(topic.consumer)
     assert later.way == "plain"
     later.close()
+
+
+def test_what_reads_otherwise_writes_no_more(
+    topic: Topic, access: RecordAccess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker's producers are made before its first record is read. What that record refutes serves none of them from
+    then on."""
+    topic.send([(0, None, b"value", [])])
+    where = topic.settings.kafka
+    producer = Producer({"bootstrap.servers": where.bootstrap_servers, "client.id": where.client_id})
+    columns = access.columns(producer)
+    assert columns.way == "borrowed"
+    known = borrowed_library.library()
+    monkeypatch.setattr(known, "addresses", known.addresses._replace(timestamp=known.addresses.leader_epoch))
+    reader = access.reader(topic.consumer)
+    read(reader, topic.places, topic.ends())
+    reader.close()
+    assert (reader.way, columns.way) == ("plain", "plain")
+    columns.produce(topic.name, ByteColumn.of([b"later"]), ByteColumn.of([None]), np.zeros(1, np.int32))
+    columns.close()
+    assert producer.flush(30) == 0
 
 
 def test_a_proof_that_has_no_answer_is_none(
