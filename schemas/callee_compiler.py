@@ -17,11 +17,9 @@ from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import Compiler
 
 # What this builds on, inside numba: a release without it compiles callees to the end, as numba does by itself.
-AVAILABLE = all(
-    hasattr(JITCodeLibrary, name)
-    for name in ("_optimize_final_module", "_finalize_final_module", "_finalize_dynamic_globals")
-)
-# Numba's name for the constants of a kernel, which it sets when the kernel is loaded.
+_METHODS = ("_optimize_final_module", "_finalize_final_module", "_finalize_dynamic_globals", "enable_object_caching")
+AVAILABLE = all(hasattr(JITCodeLibrary, name) for name in _METHODS) and hasattr(Compiler, "_compile_bytecode")
+# How names begin of the constants of a kernel, which numba sets when the kernel is loaded.
 _ENVIRONMENT = "_ZN08NumbaEnv"
 
 
@@ -31,10 +29,13 @@ class _CalleeLibrary(JITCodeLibrary):
     def _optimize_final_module(self) -> None: ...
 
     def _finalize_final_module(self) -> None:
-        self._finalize_dynamic_globals()  # a kernel that has some is not cached
         whole: Any = self._final_module
-        text = [f'target triple = "{whole.triple}"', f'target datalayout = "{whole.data_layout}"']
         names = [item.name for item in whole.global_variables if item.name.startswith(_ENVIRONMENT)]
+        if not names:  # another numba names them otherwise, and would not find them
+            super()._finalize_final_module()
+            return
+        self._finalize_dynamic_globals()  # a kernel that has some is not cached
+        text = [f'target triple = "{whole.triple}"', f'target datalayout = "{whole.data_layout}"']
         text += [f'@"{name}" = common global ptr null' for name in names]
         self._final_module = binding.parse_assembly("\n".join(text))
         self._final_module.name = whole.name

@@ -6,7 +6,7 @@ Every curve never falls when the margin rises, in floating point too, so a thres
 
 from __future__ import annotations
 
-from functools import cached_property
+from functools import lru_cache
 from typing import Annotated, Literal, Self
 
 import numpy as np
@@ -72,15 +72,11 @@ class Calibration(BaseModel):
             line = wide * np.float64(self.slope or 0.0) + np.float64(self.intercept or 0.0)
             # Back to float32: the sigmoid is proved monotone on float32 steps. Its ends are 0 and 1 long before.
             return link_function.sigmoid(np.clip(line, -1e6, 1e6).astype(np.float32))
-        x, y = self._knots
+        x, y = _knots(self.margins or (), self.scores or ())
         at = np.minimum(np.maximum(np.searchsorted(x, wide, side="right") - 1, 0), len(x) - 2)
         left, right, low, high = x[at], x[at + 1], y[at], y[at + 1]
         share = (np.minimum(np.maximum(wide, x[0]), x[-1]) - left) / (right - left)
         return np.asarray(np.minimum(np.maximum(low + (high - low) * share, low), high))
-
-    @cached_property
-    def _knots(self) -> tuple[np.ndarray, np.ndarray]:
-        return np.array(self.margins), np.array(self.scores)
 
     def margin_for(self, score: float, model_link: str) -> np.float32:
         """The smallest finite float32 margin whose score is at least `score`, so that a decision may compare margins.
@@ -104,6 +100,11 @@ class Calibration(BaseModel):
             else:
                 low = middle + 1
         return np.float32(link_function.from_ordered(low))
+
+
+@lru_cache(maxsize=64)
+def _knots(margins: tuple[float, ...], scores: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:
+    return np.array(margins), np.array(scores)
 
 
 def fit_platt(margins: np.ndarray, target: np.ndarray) -> Calibration:
