@@ -1,4 +1,4 @@
-"""The chance that a payment of the Handbook's kind is fraud, from how such data is made: no model can rank better.
+"""The chance that a payment of the Handbook's kind is fraud, from how such data is made: hardly a model ranks better.
 
 A payment is fraud when its amount is above 220, when its terminal is compromised (28 days, all payments), or when its
 customer's data is stolen (14 days) and a thief made it (one in three, 5 times the amount). Everything is known of that
@@ -15,11 +15,12 @@ So customers and terminals explain each other's frauds: they exchange the chance
 times (belief propagation; exact unless known frauds connect customers and terminals to a circle). Within one key the
 days are a chain of states, days left of a campaign, which is summed over exactly (forward and backward).
 
-Ranking by the chance of fraud has the highest average precision that can be expected. It knows more than a model: the
-simulator's rates, and each customer's mean amount, from the genuine payments of all days, later ones too. It does not
-use that a thief's amounts, in cents, are multiples of 5, as amounts are rounded before they are multiplied: an accident
-of the simulator, which says nothing about fraud, and which no feature shows. Chance may still put a ranking above it on
-some hundred frauds.
+Ranking by the chance of fraud has the highest average precision that can be expected where payments are frauds
+independently; frauds of one terminal are not, so that another order could gain a little. It knows more than a model:
+the simulator's rates, and each customer's mean amount, from the genuine payments of all days, later ones too. It does
+not use that a thief's amounts, in cents, are multiples of 5, as amounts are rounded before they are multiplied: an
+accident of the simulator, which says nothing about fraud, and which no feature shows. Chance may still put a ranking
+above it on some hundred frauds.
 """
 
 from __future__ import annotations

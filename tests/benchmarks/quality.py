@@ -6,7 +6,7 @@ Protocol (Fraud Detection Handbook, chapter 5): training from 2018-05-01 to the 
 delay, a test week. On test day d, customers with a fraud in the training week or on a day up to d - 8 are taken out.
 Average precision and AUC over a fold's test rows; card precision at 100 by day. The figure is the mean of the folds.
 `--generated SEED` makes data of the same kind instead (tests/handbook_data.py), so that what was tuned on one seed
-is measured on others. `best` is the average precision of a ranking by the true chance of fraud, which no model can be
+is measured on others. `best` is the average precision of a ranking by the chance of fraud, which hardly a model can be
 expected to exceed (tests/benchmarks/handbook_posterior.py); `most` is a simpler bound above it: every fraud that
 anything known by then points to stands before every genuine payment, the others stand anywhere (`most_precise`).
 Features may be taken from a file that `fraud-scorer features` wrote. The last line is one JSON object. Features and
