@@ -37,6 +37,7 @@ from schemas.payment_decoder import decode_payments
 from tests.benchmarks.streams import ENTITIES, WINDOWS, bench_set, prepared
 
 T = TypeVar("T")
+DEMO_SET = Path(__file__).resolve().parents[2] / "deploy" / "examples" / "demo" / "feature_set.yaml"
 BATCH = 4_096
 DAY_MS = 86_400_000
 SPAN_MS = 45 * DAY_MS
@@ -89,6 +90,13 @@ def by_keys(counts: list[int]) -> dict[str, Any]:
     first, last = result[next(iter(result))], result[list(result)[-1]]
     result["last_to_first"] = round(last["us_per_payment"] / first["us_per_payment"], 2)
     return result
+
+
+def of_the_demo() -> dict[str, Any]:
+    """The demo's own feature set at 10^5 keys, every filter true."""
+    feature_set = FeatureSet.from_yaml(DEMO_SET)
+    engine, rows = filled(feature_set, 1_000_000, 100_000)
+    return {"features": len(feature_set.features), "us_per_payment": round(us_per_payment(engine, rows), 3)}
 
 
 def by_window() -> dict[str, Any]:
@@ -422,7 +430,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a minute: up to 10^6 keys, a short history")
     parser.add_argument("--log-rows", type=int, help="only the log on disk, with so many payments")
-    parser.add_argument("--only", help="one part: snapshot, keys, windows, kinds, apply, chosen, batch, start")
+    parser.add_argument("--only", help="one part: snapshot, keys, windows, demo, kinds, apply, chosen, batch, start")
     parser.add_argument("--folder", type=Path, help="where the log on disk goes")
     options = parser.parse_args()
     if options.log_rows:
@@ -432,6 +440,7 @@ def main() -> None:
     if options.only:
         parts = {
             "snapshot": lambda: snapshots(10**6), "keys": lambda: by_keys([10**4, 10**5, 10**6]), "windows": by_window,
+            "demo": of_the_demo,
             "kinds": by_kind,
             "apply": whole_apply, "chosen": chosen_ids,
             "batch": lambda: against_sql(100_000), "start": second_start,
@@ -444,6 +453,7 @@ def main() -> None:
         "features": 44, "windows": len(WINDOWS), "entities": len(ENTITIES), "batch": BATCH,
         "keys": by_keys(counts),
         "windows_us_per_payment": by_window(),
+        "demo_set": of_the_demo(),
         "kinds": by_kind(),
         "apply": whole_apply(),
         "chosen_ids": chosen_ids(),

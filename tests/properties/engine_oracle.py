@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import math
 import operator
+from bisect import insort
+from collections.abc import Iterable
 from fractions import Fraction
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -27,11 +30,14 @@ class Oracle:
     def __init__(self, feature_set: FeatureSet, labels: list[tuple[str, int, bool]], factors: dict[str, float]) -> None:
         self.set, self.factors = feature_set, factors
         self.labels: dict[str, list[tuple[int, bool]]] = {}  # of a payment, in order of when they were known
-        for id_, known, fraud in sorted(labels, key=lambda label: label[1]):  # stable: of equal times the last counts
-            self.labels.setdefault(id_, []).append((known, fraud))
         self.rows: list[Row] = []
         self.current: Row | None = None  # the payment whose features are asked for, none of the rows yet
         self.now = -(1 << 60)
+        self.learn(labels)
+
+    def learn(self, labels: Iterable[tuple[str, int, bool]]) -> None:
+        for id_, known, fraud in labels:  # of equal times the one that came last counts
+            insort(self.labels.setdefault(id_, []), (known, fraud), key=itemgetter(0))
 
     def features(self, payment: Row) -> list[float]:
         late = payment["t"] < self.now - self.set.allowed_lateness

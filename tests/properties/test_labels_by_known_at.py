@@ -4,6 +4,7 @@ as in the training export. Journals and states of releases in which the one that
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
@@ -81,12 +82,18 @@ def parts(draw: st.DrawFn) -> list[Part]:
 class ByArrival(Oracle):
     """As in releases before 0.2: a label replaces the one before it at the payment from which on it is known."""
 
-    applied: dict[str, bool]
+    def __init__(self, *arguments: Any) -> None:
+        self.applied: dict[str, bool] = {}
+        self.waiting: list[Verdict] = []
+        super().__init__(*arguments)
+
+    def learn(self, labels: Iterable[Verdict]) -> None:
+        self.waiting = sorted([*self.waiting, *labels], key=lambda label: label[1])
 
     def features(self, payment: Row) -> list[float]:
         now = max(self.now, payment["t"])
-        self.applied |= {payment_id: fraud for payment_id, known, fraud in self.labels if known <= now}
-        self.labels = [label for label in self.labels if label[1] > now]
+        self.applied |= {payment_id: fraud for payment_id, known, fraud in self.waiting if known <= now}
+        self.waiting = [label for label in self.waiting if label[1] > now]
         return super().features(payment)
 
     def known(self, row: Row) -> bool | None:
@@ -95,11 +102,9 @@ class ByArrival(Oracle):
 
 def rescanned(made: list[Part], *, by_arrival: bool) -> np.ndarray:
     oracle = (ByArrival if by_arrival else Oracle)(SET, [], {"EUR": 1.0})
-    if isinstance(oracle, ByArrival):
-        oracle.applied = {}
     found = []
     for rows, labels in made:
-        oracle.labels = sorted([*oracle.labels, *labels], key=lambda label: label[1])
+        oracle.learn(labels)
         found += [oracle.features(row) for row in rows]
     return np.array(found, dtype=np.float32)
 
