@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from schemas.byte_column import read_only
 from schemas.card_fields import ATTRIBUTE, CardFields
 from schemas.payment_batch import PaymentBatch, PaymentRow, Placed
 from schemas.screened import NO_PLACE, PLACE_BITS
@@ -168,7 +169,7 @@ def places_of(text: pa.StringArray) -> Placed:
     if text.null_count:
         present = np.unpackbits(np.frombuffer(validity, np.uint8), bitorder="little")[text.offset : text.offset + n]
         places[present == 0] = NO_PLACE
-    return Placed(np.frombuffer(data, dtype=np.uint8), places)
+    return Placed(read_only(np.frombuffer(data, dtype=np.uint8)), places)
 
 
 def _objects(attribute: Attribute) -> npt.NDArray[np.object_]:
