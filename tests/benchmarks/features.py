@@ -52,6 +52,7 @@ def filled(feature_set: FeatureSet, payments: int, keys: int, **options: Any) ->
     rows = np.empty((0, 0))
     for _ in range(0, payments + CHUNK, CHUNK):
         rows = prepared(feature_set, CHUNK, keys=keys, span_ms=step * CHUNK, seed=seed, start_ms=start_ms)
+        rows[:, kt.B_WHERE] = (1 << len(engine.plan.wheres)) - 1  # every filter holds: the most work
         start_ms, seed = int(rows[-1, kt.B_TIME]), seed + 1
         if seed * CHUNK >= payments:
             break

@@ -58,7 +58,6 @@ def prepared(
     rows[:, kt.B_AMOUNT] = np.minimum(np.exp(rng.normal(8, 1.5, count)), 10**10).astype(np.uint64)
     rows[:, kt.B_ID : kt.B_ID + 2] = rng.integers(0, 2**64, (count, 2), dtype=np.uint64)
     rows[:, kt.B_PRESENT] = (1 << entities) - 1
-    rows[:, kt.B_WHERE] = ~np.uint64(0)  # every filter holds: the most work
     for d in range(len(distinct)):  # 40 different texts
         rows[:, kt.B_KEYS + 2 * entities + d] = _mixed(rng.integers(1, 41, count).astype(np.uint64))
     for e in range(entities):
