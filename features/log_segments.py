@@ -92,16 +92,16 @@ class Segments:
     def _needed(self, first_seq: int, end_seq: int) -> range:
         return range(first_seq >> self._shift, ((end_seq - 1) >> self._shift) + 1)
 
-    def cover(self, first_seq: int, end_seq: int, passed: npt.NDArray[np.int64]) -> bool:
-        """Map what rows `first_seq` to `end_seq` need; whether addresses changed. `passed`: first row not passed, of
-        each boundary.
+    def cover(self, first_seq: int, end_seq: int, passed: npt.NDArray[np.int64]) -> None:
+        """Map what rows `first_seq` to `end_seq` need, unless it `covers` them. `passed`: first row not passed, of each
+        boundary.
 
         Raises SegmentError when the folder has no room.
         """
         needed = self._needed(first_seq, end_seq)
         missing = [number for number in needed if number not in self._live]
         if not missing:
-            return False
+            return
         oldest = int(passed.min()) >> self._shift
         for number in [number for number in self._live if number < oldest]:
             self._drop(number)
@@ -109,7 +109,6 @@ class Segments:
             self._live[number] = self._new(number)
         self._cool({*needed, *(int(seq) >> self._shift for seq in passed)})
         self._place()
-        return True
 
     def _place(self) -> None:
         span = max(self._live) - min(self._live) + 1

@@ -23,7 +23,6 @@ from schemas.card_numbers import key_candidates
 from schemas.contract_error import ContractError, without_frames
 from schemas.dead_letter import KEY_BYTES_MAX
 from schemas.field_table import FIELD_NAMES, FIELDS, POSITION_FIELDS, TABLES, card_checks
-from schemas.flags import every, some
 from schemas.json_document import VALUE_BYTES_MAX
 from schemas.payment import Payment, is_declared_value
 from schemas.payment_batch import PaymentBatch, PaymentRow, Reject, as_fields
@@ -63,7 +62,7 @@ def decode_payments(
     accepted = verdict != UNCERTAIN
     rejects: list[Reject] = []
     given: dict[int, PaymentRow] = {}
-    for i in () if every(accepted) else np.flatnonzero(~accepted).tolist():
+    for i in np.flatnonzero(~accepted).tolist():
         key = None if keys is None else keys[i]
         try:
             payment = Payment.from_json(raw[i], key, value_bytes_max=value_bytes_max, cards=cards)
@@ -99,14 +98,12 @@ def decode_payments(
 def _check_keys(keys: ByteColumn, values: ByteColumn, verdict: npt.NDArray[np.uint8], cards: CardFields) -> None:
     """Take the verdict back where the key is too long, or may be a card number and is not what a field of the payment
     declares."""
-    long = keys.lengths > KEY_BYTES_MAX
-    if some(long):
-        verdict[long] = UNCERTAIN
+    verdict[keys.lengths > KEY_BYTES_MAX] = UNCERTAIN
     if cards.key_rule in (CardRule.OPAQUE, CardRule.TOKEN):
         return
     suspicious = np.empty(len(keys), dtype=np.bool_)
     key_candidates(keys.data, keys.offsets, suspicious)
-    for i in np.flatnonzero(suspicious & (verdict != UNCERTAIN)).tolist() if some(suspicious) else ():
+    for i in np.flatnonzero(suspicious & (verdict != UNCERTAIN)).tolist():
         fields = dict(zip(FIELD_NAMES, as_fields(_decode(values[i] or b"")), strict=True))
         if not is_declared_value(keys[i] or b"", fields, cards):
             verdict[i] = UNCERTAIN
@@ -152,7 +149,7 @@ def _screened(raw: ByteColumn, value_bytes_max: int, cards: CardFields) -> Scree
     """What the kernel says of the values, kept with them."""
     tested = card_checks(cards)
     found = raw.screened
-    if found is None or found.value_bytes_max != value_bytes_max or not _same(found.tested, tested):
+    if found is None or found.value_bytes_max != value_bytes_max or not np.array_equal(found.tested, tested):
         count = len(raw)
         found = raw.screened = Screened(
             verdict=np.empty(count, dtype=np.uint8),
@@ -168,10 +165,6 @@ def _screened(raw: ByteColumn, value_bytes_max: int, cards: CardFields) -> Scree
             found.amount_minor, found.places, found.numbers,
         )  # fmt: skip
     return found
-
-
-def _same(tested: npt.NDArray[np.bool_], others: npt.NDArray[np.bool_]) -> bool:
-    return tested is others or np.array_equal(tested, others)
 
 
 def _may_be_payment(value: bytes) -> bool:

@@ -17,6 +17,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from features.feature_set import FeatureSet, FeatureSetError
+from schemas.bundle_id import bundle_id
 from scorer.bundle.bundle_errors import BundleContentError, BundleGateError, BundleManifestError, BundleMismatchError
 from scorer.bundle.bundle_folder import checked, listing, read, write_folder
 from scorer.bundle.manifest import (
@@ -299,7 +300,16 @@ def _assemble(manifest: Manifest, raw: bytes, contents: dict[str, bytes], signed
     golden = _golden(contents, GOLDEN, manifest.golden_rows, model) if manifest.golden_rows else None
     student = next((item for item in challengers if item.id == manifest.student), None)
     made = Bundle(
-        _id(manifest, raw), manifest, model, feature_set, policy, tuple(challengers), signed_by, golden, student, raw
+        bundle_id(manifest.name, raw),
+        manifest,
+        model,
+        feature_set,
+        policy,
+        tuple(challengers),
+        signed_by,
+        golden,
+        student,
+        raw,
     )
     try:
         made.segment_margins(policy)
@@ -335,10 +345,6 @@ def _golden(contents: dict[str, bytes], file: str, rows: int, model: CompiledMod
     return golden
 
 
-def _id(manifest: Manifest, raw: bytes) -> str:
-    return f"{manifest.name}-{hashlib.sha256(raw).hexdigest()[:12]}"
-
-
 def parse_manifest(raw: bytes, folder: Path, *, wanted: str | None = None) -> Manifest:
     """The manifest of the bundle in `folder`; with `wanted` it must give that id. Raises BundleManifestError or
     BundleMismatchError.
@@ -357,8 +363,8 @@ def parse_manifest(raw: bytes, folder: Path, *, wanted: str | None = None) -> Ma
         manifest = Manifest.model_validate(document)
     except ValidationError as error:
         raise BundleManifestError(f"{folder / MANIFEST}: {_reason(error)}") from error
-    if wanted is not None and _id(manifest, raw) != wanted:
-        raise BundleMismatchError(f"{folder} holds bundle {_id(manifest, raw)}, wanted is {wanted}")
+    if wanted is not None and bundle_id(manifest.name, raw) != wanted:
+        raise BundleMismatchError(f"{folder} holds bundle {bundle_id(manifest.name, raw)}, wanted is {wanted}")
     return manifest
 
 

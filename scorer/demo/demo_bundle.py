@@ -5,11 +5,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from schemas.bundle_id import bundle_id
 from scorer.operate.record_sender import Outgoing, outgoing_pairs
 from scorer.runtime import assets
 from scorer.simulate import World
@@ -29,7 +29,7 @@ def demo_bundle() -> Path:
 def demo_bundle_id() -> str:
     """Its id, `Bundle.load(demo_bundle()).id` without the model's kernels: importing those is most of a start."""
     manifest = (demo_bundle() / "manifest.json").read_bytes()
-    return f"{json.loads(manifest)['name']}-{hashlib.sha256(manifest).hexdigest()[:12]}"
+    return bundle_id(json.loads(manifest)["name"], manifest)
 
 
 def live_blocks(world: World) -> Iterator[Outgoing]:

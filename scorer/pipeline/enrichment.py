@@ -180,8 +180,6 @@ class Enricher:
         admissible = np.ones(len(payments), dtype=np.bool_)
 
         def refuse(which: npt.NDArray[np.bool_], reason: DeadLetterReason, name: str, message: str) -> None:
-            if not some(which):
-                return
             which &= admissible
             if not some(which):
                 return

@@ -232,8 +232,8 @@ def nested(data: Path, learner: Learner, kinds: list[str]) -> dict[str, Any]:
     """The kinds chosen before the first fold, then measured on all four."""
     feature_set, columns = extended("handbook", {kind: HANDBOOK[kind] for kind in kinds if kind in HANDBOOK})
     table, rows = read_handbook(feature_set, data)
-    first = int(quality.TRAIN_FROM.astype(np.int64))
-    day = {text: int(np.datetime64(text).astype(np.int64)) for text in ("2018-06-30", "2018-07-08", "2018-07-24")}
+    first = quality.day_number(quality.TRAIN_FROM)
+    day = {text: quality.day_number(np.datetime64(text)) for text in ("2018-06-30", "2018-07-08", "2018-07-24")}
     border = (day["2018-06-30"] + 8) * DAY_MS
     learned = (rows.day >= first) & (rows.day <= day["2018-06-30"]) & (rows.known_at_ms <= border)
     compared = np.flatnonzero((rows.day >= day["2018-07-08"]) & (rows.day <= day["2018-07-24"]))
@@ -242,7 +242,7 @@ def nested(data: Path, learner: Learner, kinds: list[str]) -> dict[str, Any]:
     chosen = max(columns, key=lambda name: before[name])
     measured: dict[str, list[float]] = {}
     for start in quality.WEEKS:
-        week = int(start.astype("datetime64[D]").astype(np.int64))
+        week = quality.day_number(start)
         some = {name: columns[name] for name in {"shipped", chosen}}
         found = learner.precisions(table, _learned(rows, first, week), quality.test_rows(rows, week), some)
         print(start, {name: round(value, 4) for name, value in found.items()}, flush=True)

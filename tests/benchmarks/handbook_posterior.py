@@ -134,20 +134,19 @@ def _of_day(payments: Payments, odds: np.ndarray, tested: np.ndarray, today: int
     known = time_ms <= (today - scheme.delay_days) * DAY_MS
     of_terminal = np.full(len(time_ms), scheme.compromised.chance * scheme.compromised.days)
 
-    def messages_to_terminals() -> tuple[np.ndarray, np.ndarray]:
-        """Each payment's ratio stolen : not, label known; chance that a thief made it, whatever its own label."""
-        ratio = np.where(large, stolen_unknown, np.where(fraud, 1 - share + by_amount / of_terminal, 1 - share))
-        before = customers.odds_without(ratio, stolen_unknown, known)
-        return ratio, _bounded(before * by_amount / (1 + before * stolen_unknown))
+    def ratios() -> tuple[np.ndarray, np.ndarray]:
+        """How much likelier each payment is, its label known, where its customer's data is stolen, and where its
+        terminal is compromised, by what is believed of terminals at the moment."""
+        stolen = np.where(large, stolen_unknown, np.where(fraud, 1 - share + by_amount / of_terminal, 1 - share))
+        before = customers.odds_without(stolen, stolen_unknown, known)
+        of_thief = _bounded(before * by_amount / (1 + before * stolen_unknown))
+        return stolen, np.where(large, 1.0, np.where(fraud, 1 / of_thief, 0.0))
 
     nothing = np.ones(len(time_ms))
     for _ in range(EXCHANGES):
-        stolen_ratio, of_thief = messages_to_terminals()
-        terminal_ratio = np.where(large, 1.0, np.where(fraud, 1 / of_thief, 0.0))
-        before = terminals.odds_without(terminal_ratio, nothing, known)
+        before = terminals.odds_without(ratios()[1], nothing, known)
         of_terminal = _bounded(before / (1 + before))
-    stolen_ratio, of_thief = messages_to_terminals()
-    terminal_ratio = np.where(large, 1.0, np.where(fraud, 1 / of_thief, 0.0))
+    stolen_ratio, terminal_ratio = ratios()
 
     here = tested - part.start
     stolen = customers.chance_at(here, stolen_ratio, stolen_unknown)

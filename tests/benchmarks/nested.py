@@ -7,7 +7,7 @@ deploy/docs/pages/benchmarks.md. The inner folds have the
 protocol of the four outer ones (tests/benchmarks/quality.py) four times before them: the last day that they test is the
 day before the first outer fold begins, 2018-07-25. To be quick they learn from all frauds and one in `--thin` of the
 other payments. The candidate with the highest mean average precision there is measured on the outer folds, on all
-payments, and nothing is chosen after that. `best` is what no ranking can be expected to exceed.
+payments, and nothing is chosen after that. `best` is what hardly a ranking can be expected to exceed.
 
 The lines of the shipped set were written with the four folds in view, which no choice among them makes undone: on data
 of other seeds nothing was chosen. The last line is one JSON object.
@@ -15,7 +15,6 @@ of other seeds nothing was chosen. The last line is one JSON object.
 
 from __future__ import annotations
 
-import argparse
 import json
 import tempfile
 from collections.abc import Iterator
@@ -27,9 +26,8 @@ import numpy as np
 from features.feature_set import FeatureSet
 from scorer.training import Recipe, average_precision, import_xgboost
 from scorer.training.boosting import Boosting, Data, boost_rounds
-from tests import handbook_data
 from tests.benchmarks import quality
-from tests.benchmarks.quality import DATA, EXAMPLE, TRAIN_FROM, WEEKS, WHERE_DATA_IS, Rows, test_rows
+from tests.benchmarks.quality import EXAMPLE, WEEKS, Rows, test_rows
 
 # Training weeks. The last tests until 20 days after its first day.
 INNER_WEEKS = [WEEKS[-1] - np.timedelta64(21 + 7 * k, "D") for k in range(4)]
@@ -100,10 +98,9 @@ class Learner:
 
     def precision(self, candidate: Candidate, start: np.datetime64, thin: int = 1) -> float:
         """Average precision on the test week of the fold whose training week begins at `start`."""
-        rows, week = self.rows, int(start.astype("datetime64[D]").astype(np.int64))
+        rows, week = self.rows, quality.day_number(start)
         fraud = rows.label == 1
-        learned = (rows.day >= int(TRAIN_FROM.astype(np.int64))) & (rows.day < week + 7)
-        kept = np.flatnonzero(learned & (fraud | (np.arange(len(fraud)) % thin == 0)))
+        kept = np.flatnonzero(quality.learned_rows(rows, week) & (fraud | (np.arange(len(fraud)) % thin == 0)))
         tested = test_rows(rows, week)
         columns = candidate.columns
         # Not checked again: a line left out may be what another's `where` names, which asks nothing of a learner.
@@ -138,21 +135,13 @@ def select(learner: Learner, thin: int) -> tuple[Candidate, dict[str, float]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    source = parser.add_mutually_exclusive_group()
-    source.add_argument("--data", type=Path, default=DATA)
-    source.add_argument("--generated", type=int, metavar="SEED", help="make data of the same kind from this seed")
+    parser = quality.parser_with_data(__doc__)
     parser.add_argument("--thin", type=int, default=5, help="inner folds learn from one genuine payment in so many")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     feature_set = extended()
     with tempfile.TemporaryDirectory() as folder:
-        data = arguments.data
-        if arguments.generated is not None:
-            data = handbook_data.write(Path(folder) / "handbook.parquet", arguments.generated)
-        elif not data.is_file():
-            parser.error(WHERE_DATA_IS.format(path=data, columns=", ".join(handbook_data.SCHEMA.names)))
-        rows = quality.read_rows(data, None, feature_set)
+        rows = quality.read_rows(quality.data_of(parser, arguments, Path(folder)), None, feature_set)
     report(Learner(rows, feature_set, arguments.threads), arguments.thin)
 
 
@@ -161,8 +150,7 @@ def report(learner: Learner, thin: int) -> None:
     print(f"chosen: {chosen.name}\n{'outer folds, measured once':33} {'AP':>6} {'best':>6}")
     folds = []
     for start in WEEKS:
-        week = int(start.astype("datetime64[D]").astype(np.int64))
-        best = quality.best_precision(learner.rows, test_rows(learner.rows, week))
+        best = quality.best_precision(learner.rows, test_rows(learner.rows, quality.day_number(start)))
         folds.append((learner.precision(chosen, start), best))
         print(f"{start!s:33} {folds[-1][0]:6.4f} {best:6.4f}", flush=True)
     mean, best = (float(value) for value in np.mean(folds, axis=0))

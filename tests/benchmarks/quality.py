@@ -142,6 +142,16 @@ def rows_of(
     return Rows(features, label, known_at_ms, time_ms, customer, terminal, scenario, amount)
 
 
+def day_number(date: np.datetime64) -> int:
+    """Days since 1970, as `Rows.day` has them."""
+    return int(date.astype("datetime64[D]").astype(np.int64))
+
+
+def learned_rows(rows: Rows, week: int) -> np.ndarray:
+    """bool [n]: up to the end of the training week. `week`: its first day."""
+    return np.asarray((rows.day >= day_number(TRAIN_FROM)) & (rows.day < week + 7))
+
+
 def test_rows(rows: Rows, week: int) -> np.ndarray:
     """Row numbers of the test week, without the customers known by then. `week`: first day of the training week."""
     fraud = rows.label == 1
@@ -157,7 +167,7 @@ def test_rows(rows: Rows, week: int) -> np.ndarray:
 def best_precision(rows: Rows, tested: np.ndarray) -> float:
     """The average precision of the test rows by their chance of fraud, from how the payments were made.
 
-    The highest that can be expected of any ranking. Among a few hundred frauds chance may put one above it.
+    Hardly a ranking can be expected to exceed it. Among a few hundred frauds chance may put one above it.
     """
     payments = Payments(rows.time_ms, rows.customer, rows.terminal, rows.amount, rows.label == 1)
     return average_precision(rows.label[tested] == 1, chance_of_fraud(payments, tested))
@@ -186,8 +196,8 @@ def most_precise(rows: Rows, tested: np.ndarray) -> float:
 
 
 def run_fold(rows: Rows, start: np.datetime64, folder: Path, *, seed: int, trials: int, threads: int) -> Fold:
-    week = int(start.astype("datetime64[D]").astype(np.int64))
-    learned = (rows.day >= int(TRAIN_FROM.astype(np.int64))) & (rows.day < week + 7)
+    week = day_number(start)
+    learned = learned_rows(rows, week)
     began = time.perf_counter()
     report = train(
         TrainingRows(rows.features[learned], rows.label[learned], rows.time_ms[learned], rows.known_at_ms[learned]),
@@ -223,11 +233,26 @@ def run_fold(rows: Rows, start: np.datetime64, folder: Path, *, seed: int, trial
     )  # fmt: skip
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parser_with_data(description: str | None) -> argparse.ArgumentParser:
+    """A parser that takes the payments by --data or --generated, for `data_of`."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--data", type=Path, default=DATA)
     source.add_argument("--generated", type=int, metavar="SEED", help="make data of the same kind from this seed")
+    return parser
+
+
+def data_of(parser: argparse.ArgumentParser, arguments: argparse.Namespace, folder: Path) -> Path:
+    """The file of payments, made in `folder` where a seed was given. Ends the program where there is none."""
+    if arguments.generated is not None:
+        return handbook_data.write(folder / "handbook.parquet", arguments.generated)
+    if not arguments.data.is_file():
+        parser.error(WHERE_DATA_IS.format(path=arguments.data, columns=", ".join(handbook_data.SCHEMA.names)))
+    return Path(arguments.data)
+
+
+def main() -> None:
+    parser = parser_with_data(__doc__)
     parser.add_argument("--features", type=Path)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--trials", type=int, default=0)
@@ -236,12 +261,7 @@ def main() -> None:
     arguments = parser.parse_args()
     folds: list[Fold] = []
     with tempfile.TemporaryDirectory() as folder:
-        data = arguments.data
-        if arguments.generated is not None:
-            data = handbook_data.write(Path(folder) / "handbook.parquet", arguments.generated)
-        elif not data.is_file():
-            parser.error(WHERE_DATA_IS.format(path=data, columns=", ".join(handbook_data.SCHEMA.names)))
-        rows = read_rows(data, arguments.features)
+        rows = read_rows(data_of(parser, arguments, Path(folder)), arguments.features)
         print(
             f"{'training week':36} {'AUC':>6} {'AP':>6} {'best':>6} {'most':>6} {'CP@100':>6} {'trees':>6} "
             f"{'train s':>8}  found of 1, 2, 3"

@@ -147,8 +147,8 @@ def _of_handbook(rows: quality.Rows, week: int, begin: int) -> Part:
 
 
 def _handbook(rows: Callable[[], quality.Rows], fold: int) -> Part:
-    week = int(quality.WEEKS[fold].astype(np.int64))
-    return _of_handbook(rows(), week, int(quality.TRAIN_FROM.astype(np.int64)))
+    week = quality.day_number(quality.WEEKS[fold])
+    return _of_handbook(rows(), week, quality.day_number(quality.TRAIN_FROM))
 
 
 def _made(table: pa.Table) -> Part:
